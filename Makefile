@@ -1,0 +1,47 @@
+# Recipes are one line; everything runs from .venv, which is made once from requirements.lock.
+PYTHON ?= python3
+HC18_ROOT ?=
+SWEEP ?= demo
+ARGS ?=
+BIN := .venv/bin
+# Waiting threads sleep instead of spinning: two processes on two cores then do not fight.
+export OMP_WAIT_POLICY = PASSIVE
+export HC18_ROOT
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint lock clean
+
+help: ## Show this help
+	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(ARGS)'
+
+## Set up
+setup: .venv/.installed ## Make .venv from requirements.lock (once; about 5 GB)
+
+.venv/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sonosweep needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Installing the locked packages into .venv (about 6 GB, a few minutes) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+## Run
+demo: .venv/.installed ## The whole job on phantoms, or on HC18 with HC18_ROOT=...
+	@$(BIN)/sonosweep demo $(ARGS)
+
+## Develop
+test: .venv/.installed ## Run the default test suite
+	@$(BIN)/python -m pytest -m "not long"
+
+test-all: .venv/.installed ## Run every test, the long ones too
+	@$(BIN)/python -m pytest
+
+lint: .venv/.installed ## Run the linter
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+lock: ## Compile requirements.lock anew (needs uv; names, versions and hashes only)
+	uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
+
+clean: ## Remove caches of Python and tools; never data, runs or .venv
+	rm -rf .pytest_cache .ruff_cache build *.egg-info && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
