@@ -1,0 +1,237 @@
+"""`HC18DataModule`: the one source of batches for the diffusion model and for the segmenter."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.embeddings import EmbeddingSet
+from datamodules.geometry import Mode
+from datamodules.prepared import PreparedImages, pair_sha256, prepare_images
+from datamodules.samples import Sample
+from datamodules.stream import TrainingStream
+
+
+class FrameDataset(Dataset):
+    """Prepared images as dicts of arrays, addressed by row or by (row, draw).
+
+    Args:
+        rows: Arrays and row of each item.
+        index: The batch's `index` of each item.
+        synthetic_from: Items from here on are synthetic.
+        embeddings: Sets that between them hold every sample, or None for images only.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[tuple[PreparedImages, int]],
+        *,
+        index: Sequence[int],
+        synthetic_from: int,
+        embeddings: Sequence[EmbeddingSet] | None,
+    ) -> None:
+        self.rows = list(rows)
+        self.index = list(index)
+        self.synthetic_from = synthetic_from
+        self.embeddings = embeddings
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
+        """One item: see `HC18DataModule` for the keys. A plain row gets its row as `draw`."""
+        position, draw = key if isinstance(key, tuple) else (key, key)
+        part, row = self.rows[position]
+        sample_id = part.sample_ids[row]
+        item: dict[str, object] = {
+            "image": torch.from_numpy(part.images[row].astype(np.float32) / 255.0)[None],
+            "mask": torch.from_numpy(part.masks[row].astype(np.float32))[None],
+            "index": self.index[position],
+            "is_synthetic": position >= self.synthetic_from,
+            "size_hw": torch.from_numpy(np.array(part.size_hw[row])),
+            "valid_hw": torch.from_numpy(np.array(part.valid_hw[row])),
+            "draw": draw,
+            "sample_id": sample_id,
+        }
+        if self.embeddings is not None:
+            item["embedding"] = torch.from_numpy(np.array(self._embedding(sample_id)))
+        return item
+
+    def _embedding(self, sample_id: str) -> np.ndarray:
+        for embeddings in self.embeddings or ():
+            if sample_id in embeddings:
+                return embeddings[sample_id]
+        raise KeyError(f"{sample_id}: no embedding set holds it")
+
+
+class HC18DataModule(LightningDataModule):
+    """Batches of prepared images, masks and (where cached) embeddings.
+
+    A batch is a dict:
+        image: float32 (B, 1, h, w) in [0, 1], zero in the padding.
+        mask: float32 (B, 1, h, w) in {0, 1}.
+        index: int64 (B,), the image's rank among all real images; synthetic ones follow.
+        is_synthetic: bool (B,).
+        size_hw: int64 (B, 2), the original size.
+        valid_hw: int64 (B, 2), the part of the frame that is image, at its top left.
+        draw: int64 (B,), the item's number in the whole training; keys its randomness.
+        sample_id: list of B names.
+        embedding: fp16 (B, C, eh, ew), where `embeddings` is given.
+
+    Use `Trainer(use_distributed_sampler=False)`: the order is this module's own. `batch_size` is
+    that of all processes together. The training is one epoch of `n_batches` batches.
+
+    Args:
+        samples: All annotated real samples by id; they also give `index`.
+        train_ids: Images to train on.
+        val_ids: Images to validate on; may be empty.
+        test_ids: Images to test on, by cohort.
+        synthetic: Synthetic samples, train only.
+        synthetic_share: Share of each batch that they fill, in [0, 1].
+        frame_hw: Height and width of the frame, px.
+        resize_mode: "pad" or "squash".
+        batch_size: Items in a batch over all processes.
+        n_batches: Batches in the training, accumulated ones counted singly.
+        seed: Seed of the order.
+        cache_dir: Folder for prepared images.
+        embeddings: Sets that hold every image's embedding, or None.
+        content_hashes: `pair_sha256` of every real sample where it is known already.
+        num_workers: Loader processes; 0 loads in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        samples: Mapping[str, Sample],
+        train_ids: Sequence[str],
+        val_ids: Sequence[str],
+        test_ids: Mapping[str, Sequence[str]],
+        frame_hw: tuple[int, int],
+        resize_mode: Mode,
+        batch_size: int,
+        n_batches: int,
+        seed: int,
+        cache_dir: Path,
+        synthetic: Sequence[Sample] = (),
+        synthetic_share: float = 0.5,
+        embeddings: Sequence[EmbeddingSet] | None = None,
+        content_hashes: Mapping[str, str] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        parts = {"train": set(train_ids), "val": set(val_ids)}
+        parts |= {f"test {name}": set(ids) for name, ids in test_ids.items()}
+        _refuse_overlap(parts)
+        self.samples = samples
+        self.train_ids, self.val_ids = list(train_ids), list(val_ids)
+        self.test_ids = {name: list(ids) for name, ids in test_ids.items()}
+        self.synthetic = list(synthetic)
+        self.synthetic_share = synthetic_share
+        self.frame_hw, self.resize_mode = tuple(frame_hw), resize_mode
+        self.batch_size, self.n_batches, self.seed = batch_size, n_batches, seed
+        self.cache_dir = Path(cache_dir)
+        self.embeddings = embeddings
+        self.content_hashes = content_hashes
+        self.num_workers = num_workers
+        self._datasets: dict[str, FrameDataset] = {}
+
+    def prepare_data(self) -> None:
+        """Resize all images once, on one process."""
+        self._real()
+        if self.synthetic:
+            self._prepare(self.synthetic, hashes=None)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the prepared arrays; idempotent."""
+        if self._datasets:
+            return
+        self._datasets["train"] = self._dataset(self.train_ids, synthetic=self.synthetic)
+        if self.val_ids:
+            self._datasets["val"] = self._dataset(self.val_ids)
+        for name, ids in self.test_ids.items():
+            self._datasets[f"test/{name}"] = self._dataset(ids)
+
+    def train_dataloader(self) -> DataLoader:
+        """The training stream; it goes on where an interrupted run had stopped."""
+        world_size = self.trainer.world_size if self.trainer else 1
+        stream = TrainingStream(
+            n_real=len(self.train_ids),
+            n_synthetic=len(self.synthetic),
+            batch_size=self.batch_size,
+            n_batches=self.n_batches,
+            synthetic_share=self.synthetic_share,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=world_size,
+            first_batch=self._batches_seen(),
+        )
+        return self._loader("train", batch_size=self.batch_size // world_size, sampler=stream)
+
+    def val_dataloader(self) -> DataLoader | list:
+        """Validation images in order; an empty list where there are none."""
+        return self._eval_loader("val") if "val" in self._datasets else []
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Test images in order, a loader a cohort."""
+        return [self._eval_loader(f"test/{name}") for name in self.test_ids]
+
+    def _batches_seen(self) -> int:
+        if self.trainer is None or not self.trainer.fit_loop.restarting:
+            return 0
+        # `completed` is one short in a checkpoint that was written at a batch's end.
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+    def _eval_loader(self, name: str) -> DataLoader:
+        # Every process sees every image: exact on uneven sets, where a distributed sampler pads.
+        return self._loader(name, batch_size=self.batch_size, sampler=None)
+
+    def _loader(self, name: str, *, batch_size: int, sampler: object) -> DataLoader:
+        return DataLoader(
+            self._datasets[name],
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            persistent_workers=False,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _real(self) -> PreparedImages:
+        """All real images, whatever the parts: one prepared folder serves every trial."""
+        samples = [self.samples[sample_id] for sample_id in sorted(self.samples)]
+        return self._prepare(samples, hashes=self.content_hashes)
+
+    def _prepare(
+        self, samples: Sequence[Sample], *, hashes: Mapping[str, str] | None
+    ) -> PreparedImages:
+        return prepare_images(
+            samples,
+            content_hashes=[
+                hashes[sample.sample_id] if hashes else pair_sha256(sample) for sample in samples
+            ],
+            frame_hw=self.frame_hw,
+            mode=self.resize_mode,
+            cache_dir=self.cache_dir,
+        )
+
+    def _dataset(self, ids: Sequence[str], *, synthetic: Sequence[Sample] = ()) -> FrameDataset:
+        real = self._real()
+        row_of = {sample_id: row for row, sample_id in enumerate(real.sample_ids)}
+        rows = [(real, row_of[sample_id]) for sample_id in ids]
+        index = [row_of[sample_id] for sample_id in ids]
+        if synthetic:
+            generated = self._prepare(synthetic, hashes=None)
+            rows += [(generated, row) for row in range(len(synthetic))]
+            index += range(len(self.samples), len(self.samples) + len(synthetic))
+        return FrameDataset(rows, index=index, synthetic_from=len(ids), embeddings=self.embeddings)
+
+
+def _refuse_overlap(parts: Mapping[str, set[str]]) -> None:
+    names = list(parts)
+    for position, first in enumerate(names):
+        for second in names[position + 1 :]:
+            shared = parts[first] & parts[second]
+            if shared:
+                raise ValueError(f"{first} and {second} share {len(shared)} images: {min(shared)}")

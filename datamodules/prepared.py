@@ -1,0 +1,132 @@
+"""Images and masks resized once into a network's frame, kept as memory-mapped arrays.
+
+A folder is immutable: it is written under a temporary name and renamed, and its name holds the
+hash of everything that determines its content.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datamodules.annotation import read_annotation, read_image
+from datamodules.geometry import Mode, Placement, image_to_frame, mask_to_frame, place
+from datamodules.samples import Sample
+from datamodules.storage import commit_folder, content_key, file_sha256
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedImages:
+    """Arrays over N images in the order of `sample_ids`, read-only and memory-mapped."""
+
+    sample_ids: list[str]
+    images: np.ndarray
+    """uint8 (N, h, w), zero in the padding."""
+    masks: np.ndarray
+    """uint8 (N, h, w) in {0, 1}."""
+    size_hw: np.ndarray
+    """int64 (N, 2): original sizes."""
+    valid_hw: np.ndarray
+    """int64 (N, 2): part of the frame that is image."""
+
+    def placement(self, row: int, *, mode: Mode) -> Placement:
+        """Where image `row` lies in the frame."""
+        height, width = self.size_hw[row]
+        return place((int(height), int(width)), frame_hw=self.images.shape[1:], mode=mode)
+
+
+def pair_sha256(sample: Sample) -> str:
+    """Hash over the bytes of an annotated sample's image and annotation."""
+    return content_key([file_sha256(sample.image_path), file_sha256(sample.annotation_path)])
+
+
+def prepare_images(
+    samples: Sequence[Sample],
+    *,
+    content_hashes: Sequence[str],
+    frame_hw: tuple[int, int],
+    mode: Mode,
+    cache_dir: Path,
+    progress: Callable[[int, int], None] | None = None,
+) -> PreparedImages:
+    """Read, resize and keep the images and masks, or open what was kept before.
+
+    Args:
+        samples: Annotated samples.
+        content_hashes: `pair_sha256` of each sample, same order.
+        frame_hw: Height and width of the frame, px.
+        mode: "pad" keeps the aspect, "squash" fills the frame.
+        cache_dir: Folder that holds prepared folders.
+        progress: Called with (done, total).
+
+    Returns:
+        The arrays.
+
+    Raises:
+        InputError: For a file that cannot be read, by name.
+    """
+    sample_ids = [sample.sample_id for sample in samples]
+    key = content_key(
+        {
+            "schema": SCHEMA_VERSION,
+            "ids": sample_ids,
+            "content": list(content_hashes),
+            "frame_hw": list(frame_hw),
+            "mode": mode,
+        }
+    )
+    folder = Path(cache_dir) / f"prepared-{key}"
+    if not folder.is_dir():
+        _write(folder, samples, frame_hw=frame_hw, mode=mode, progress=progress)
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Path) -> PreparedImages:
+    """Open a folder that `prepare_images` wrote."""
+    arrays = {
+        name: np.load(folder / f"{name}.npy", mmap_mode="r")
+        for name in ("images", "masks", "size_hw", "valid_hw")
+    }
+    return PreparedImages(sample_ids=json.loads((folder / "ids.json").read_text()), **arrays)
+
+
+def _write(
+    folder: Path,
+    samples: Sequence[Sample],
+    *,
+    frame_hw: tuple[int, int],
+    mode: Mode,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    with commit_folder(folder) as temporary:
+        shape = (len(samples), *frame_hw)
+        images = np.lib.format.open_memmap(
+            temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
+        )
+        masks = np.lib.format.open_memmap(
+            temporary / "masks.npy", mode="w+", dtype=np.uint8, shape=shape
+        )
+        placements = []
+        for row, sample in enumerate(samples):
+            image = read_image(sample.image_path)
+            annotation = read_annotation(
+                sample.annotation_path, filled_bias_px=sample.filled_bias_px
+            )
+            placement = place(image.shape, frame_hw=frame_hw, mode=mode)
+            images[row] = image_to_frame(image, placement)
+            masks[row] = mask_to_frame(annotation.mask, placement)
+            placements.append(placement)
+            if progress is not None:
+                progress(row + 1, len(samples))
+        images.flush()
+        masks.flush()
+        for name in ("size_hw", "valid_hw"):
+            source = "original_hw" if name == "size_hw" else name
+            rows = [getattr(placement, source) for placement in placements]
+            np.save(temporary / f"{name}.npy", np.array(rows, dtype=np.int64).reshape(-1, 2))
+        ids = [sample.sample_id for sample in samples]
+        (temporary / "ids.json").write_text(json.dumps(ids))

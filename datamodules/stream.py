@@ -1,0 +1,87 @@
+"""The order in which training samples are seen: a pure function of (seed, batch number)."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch.utils.data import Sampler
+
+
+def _permutation(n: int, *, seed: int, stream: int, epoch: int) -> list[int]:
+    digest = hashlib.sha256(f"order:{seed}:{stream}:{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randperm(n, generator=generator).tolist()
+
+
+class TrainingStream(Sampler[tuple[int, int]]):
+    """Yields (dataset index, draw) for every item of every batch, real items first.
+
+    Each batch holds `round(synthetic_share * batch_size)` synthetic items where there are any.
+    Both kinds run through their own shuffled passes. `draw` numbers the items of the whole
+    training, whatever the number of processes; it keys their noise, jitter and augmentation.
+    With several processes each takes every world_size-th item of the global batch, so 1 x 8
+    and 2 x 4 see the same items.
+
+    Args:
+        n_real: Real items, dataset indices 0 to n_real - 1; at least one.
+        n_synthetic: Synthetic items, dataset indices from n_real on; may be 0.
+        batch_size: Items in a global batch, over all processes.
+        n_batches: Batches in the whole training.
+        synthetic_share: Share of a batch in [0, 1] that synthetic items fill.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world_size: Number of processes; must divide `batch_size`.
+        first_batch: Batches that an interrupted run has already seen; they are skipped.
+
+    Raises:
+        ValueError: If `world_size` does not divide `batch_size` or there is no real item.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_real: int,
+        n_synthetic: int,
+        batch_size: int,
+        n_batches: int,
+        synthetic_share: float,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        first_batch: int = 0,
+    ) -> None:
+        if n_real < 1:
+            raise ValueError("a training stream needs at least one real item")
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size={batch_size} cannot be divided over {world_size} processes"
+            )
+        self.n_real, self.n_synthetic = n_real, n_synthetic
+        self.batch_size, self.n_batches = batch_size, n_batches
+        self.synthetic_per_batch = round(synthetic_share * batch_size) if n_synthetic else 0
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.first_batch = first_batch
+
+    def __len__(self) -> int:
+        # The full length also on resume: Lightning counts batches from the start of the epoch.
+        return self.n_batches * (self.batch_size // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        real_per_batch = self.batch_size - self.synthetic_per_batch
+        for batch in range(self.first_batch, self.n_batches):
+            real = self._pass(batch * real_per_batch, real_per_batch, stream=0)
+            synthetic = self._pass(
+                batch * self.synthetic_per_batch, self.synthetic_per_batch, stream=1
+            )
+            items = real + [self.n_real + index for index in synthetic]
+            for slot in range(self.rank, self.batch_size, self.world_size):
+                yield items[slot], batch * self.batch_size + slot
+
+    def _pass(self, start: int, count: int, *, stream: int) -> Sequence[int]:
+        n = self.n_synthetic if stream else self.n_real
+        picked: list[int] = []
+        while len(picked) < count:
+            epoch, offset = divmod(start + len(picked), n)
+            order = _permutation(n, seed=self.seed, stream=stream, epoch=epoch)
+            picked += order[offset : offset + count - len(picked)]
+        return picked

@@ -1,0 +1,146 @@
+"""The synthetic set on disk: an external cohort's layout, with a line of metadata a pair.
+
+    image/<name>.png  mask/<name>_Annotation.png (filled)  metadata.jsonl
+
+`metadata.jsonl` follows the image-folder convention (`file_name`). A folder made by others needs
+the two picture folders only.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from datamodules.ellipse import Ellipse
+from datamodules.errors import InputError
+from datamodules.samples import Sample, read_cohort
+
+COHORT = "synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticPair:
+    """What is known of one generated pair."""
+
+    sample_id: str
+    """Name of the pair, unique in its set."""
+    ellipse: Ellipse | None = None
+    """The drawn head outline in pixels of the stored image; None where others made the pair."""
+    seed: int | None = None
+    """Seed of the pair's own noise and outline."""
+    generator_id: str | None = None
+    """Id of the generator's run."""
+    native_size_hw: tuple[int, int] | None = None
+    """Height and width at which the generator works, px; the stored image is resized from it."""
+    gate: dict[str, Any] = field(default_factory=dict)
+    """What the gate measured, by name."""
+    reasons: tuple[str, ...] = ()
+    """Why the gate rejected the pair; empty for an accepted one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSet:
+    """Pairs in the order of their names."""
+
+    root: Path
+    samples: list[Sample]
+    pairs: dict[str, SyntheticPair]
+
+
+def pair_paths(root: Path, sample_id: str) -> tuple[Path, Path]:
+    """Image and mask path of a pair."""
+    return root / "image" / f"{sample_id}.png", root / "mask" / f"{sample_id}_Annotation.png"
+
+
+def write_pair(root: Path, sample_id: str, *, image: np.ndarray, mask: np.ndarray) -> None:
+    """Write a pair's pictures.
+
+    Args:
+        root: Folder of the set.
+        sample_id: Name of the pair.
+        image: uint8 (H, W).
+        mask: uint8 (H, W) in {0, 1}; stored filled as 0 and 255.
+    """
+    for path, picture in zip(pair_paths(root, sample_id), (image, mask * 255), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not cv2.imwrite(str(path), picture):
+            raise OSError(f"{path}: could not be written")
+
+
+def link_pair(source: Path, target: Path, *, sample_id: str) -> None:
+    """Bring a pair's pictures into another set without a copy where the disk allows it."""
+    for old, new in zip(pair_paths(source, sample_id), pair_paths(target, sample_id), strict=True):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(old, new)
+        except OSError:
+            shutil.copyfile(old, new)
+
+
+def write_metadata(path: Path, pairs: Iterable[SyntheticPair]) -> None:
+    """Write one JSON line a pair."""
+    lines = []
+    for pair in pairs:
+        image, mask = pair_paths(Path(), pair.sample_id)
+        row = {"file_name": image.as_posix(), "mask_file_name": mask.as_posix(), **asdict(pair)}
+        lines.append(json.dumps(row, allow_nan=False))
+    path.write_text("".join(line + "\n" for line in lines))
+
+
+def read_metadata(path: Path) -> list[SyntheticPair]:
+    """Read what `write_metadata` wrote.
+
+    Raises:
+        InputError: For a line that is not JSON or names no file.
+    """
+    pairs = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            name = Path(row["file_name"]).stem
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} line {number}: expected a JSON object with `file_name`; "
+                "mend the line or remove metadata.jsonl"
+            ) from error
+        ellipse, size = row.get("ellipse"), row.get("native_size_hw")
+        pairs.append(
+            SyntheticPair(
+                sample_id=row.get("sample_id", name),
+                ellipse=Ellipse(**ellipse) if ellipse else None,
+                seed=row.get("seed"),
+                generator_id=row.get("generator_id"),
+                native_size_hw=tuple(size) if size else None,
+                gate=row.get("gate", {}),
+                reasons=tuple(row.get("reasons", ())),
+            )
+        )
+    return pairs
+
+
+def read_synthetic(root: Path) -> SyntheticSet:
+    """Read a synthetic set, ours or anybody's in the same layout.
+
+    Raises:
+        InputError: For a missing or empty folder, an image without its mask, or metadata of
+            pictures that are not there.
+    """
+    samples = read_cohort(root, name=COHORT)
+    known = {sample.sample_id for sample in samples}
+    pairs = {sample_id: SyntheticPair(sample_id=sample_id) for sample_id in sorted(known)}
+    metadata = root / "metadata.jsonl"
+    if metadata.exists():
+        for pair in read_metadata(metadata):
+            if pair.sample_id not in known:
+                raise InputError(
+                    f"{metadata}: names {pair.sample_id}, but image/{pair.sample_id}.png is not "
+                    "there; restore the picture or remove its line"
+                )
+            pairs[pair.sample_id] = pair
+    return SyntheticSet(root=root, samples=samples, pairs=pairs)
