@@ -1,0 +1,304 @@
+"""From a folder to a list of samples; structural checks only, no image is decoded."""
+
+import csv
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from datamodules.errors import InputError
+
+HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
+HC18_FOLDER = {"training": "training_set", "test": "test_set"}
+ANNOTATION_SUFFIX = "_Annotation"
+
+# HC18 publishes no head circumference for its trimesters. These two give its published counts
+# (165, 693, 141 of 999) within 2 %: about 14 and 28 weeks.
+SECOND_TRIMESTER_FROM_HC_MM = 98.0
+THIRD_TRIMESTER_FROM_HC_MM = 260.0
+
+_HC18_NAME = re.compile(r"(?P<exam>.+)_(?P<frame>\d*)HC")
+_COHORT_EXAM_END = re.compile(r"_(?:[Pp]lane|\d*HC)")
+_COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image, and what is known about it before it is decoded.
+
+    Attributes:
+        sample_id: file name without its ending, unique in its cohort.
+        image_path: the image.
+        annotation_path: the annotation, or None (HC18's test part).
+        exam_id: frames of one exam (or patient) share it.
+        frame: 1 for the first frame of the exam, and so on.
+        pixel_size_mm: side of a pixel, or None where it is unknown.
+        hc_mm: reference head circumference, or None.
+        cohort: name of the data set.
+    """
+
+    sample_id: str
+    image_path: Path
+    annotation_path: Path | None
+    exam_id: str
+    frame: int
+    pixel_size_mm: float | None
+    hc_mm: float | None
+    cohort: str
+
+
+def trimester(hc_mm: float | None) -> Literal[1, 2, 3] | None:
+    """Return the trimester by head circumference; None without one.
+
+    The cut-offs (below 98 mm: first; from 260 mm: third) are derived: HC18 publishes none.
+    """
+    if hc_mm is None:
+        return None
+    if hc_mm < SECOND_TRIMESTER_FROM_HC_MM:
+        return 1
+    return 2 if hc_mm < THIRD_TRIMESTER_FROM_HC_MM else 3
+
+
+def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> list[Sample]:
+    """Read HC18 in its official layout.
+
+    Args:
+        root: the folder that holds training_set/, test_set/ and the two CSV files.
+        part: "training" (with annotations and HC) or "test" (without either).
+
+    Returns:
+        Samples in the order of their names, cohort "hc18".
+
+    Raises:
+        InputError: the folder is not the layout, or the CSV and the files do not match.
+    """
+    if part not in HC18_FOLDER:
+        raise ValueError(f"part must be 'training' or 'test', got {part!r}")
+    root = Path(root)
+    folder, csv_path = root / HC18_FOLDER[part], root / HC18_CSV[part]
+    if not folder.is_dir():
+        raise _not_hc18(root, part=part)
+    if not csv_path.is_file():
+        raise InputError(f"{root}: {csv_path.name} is missing; copy it beside {folder.name}/")
+    columns = _COLUMNS if part == "training" else _COLUMNS[:2]
+    rows = _read_csv(csv_path, required=columns)
+    names = _png_names(folder)
+    images = [name for name in names if not name.endswith(f"{ANNOTATION_SUFFIX}.png")]
+    annotations = set(names) - set(images)
+    _check_match(rows, images=images, csv_path=csv_path, folder=folder)
+    samples = []
+    for name in images:
+        stem = name.removesuffix(".png")
+        match = _HC18_NAME.fullmatch(stem)
+        if match is None:
+            raise InputError(
+                f"{folder / name}: the name is not <exam>_HC.png or <exam>_<n>HC.png; "
+                "rename it, or read the folder as a cohort"
+            )
+        annotation = f"{stem}{ANNOTATION_SUFFIX}.png"
+        if part == "training" and annotation not in annotations:
+            raise InputError(f"{folder / name}: no annotation; put {annotation} beside it")
+        annotations.discard(annotation)
+        samples.append(
+            Sample(
+                sample_id=stem,
+                image_path=folder / name,
+                annotation_path=folder / annotation if part == "training" else None,
+                exam_id=match["exam"],
+                frame=int(match["frame"]) if match["frame"] else 1,
+                pixel_size_mm=rows[name][0],
+                hc_mm=rows[name][1],
+                cohort="hc18",
+            )
+        )
+    if annotations:
+        orphan = min(annotations)
+        raise InputError(
+            f"{folder / orphan}: annotation without its image; "
+            f"add {orphan.replace(ANNOTATION_SUFFIX, '')} or remove the annotation"
+        )
+    return samples
+
+
+def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
+    """Read an external cohort: image/<name>.png and mask/<name>_Annotation.png.
+
+    The exam is the image's name up to the first `_Plane`, `_plane`, `_HC` or `_<n>HC`, else the
+    whole name (`Patient00705_Plane3_2_of_3` and `Patient00705_Plane3_3_of_3` are one exam); frames
+    count up in the order of the names. `pixel_sizes.csv`, or else the one other CSV in the folder,
+    gives pixel size and optionally HC in HC18's columns; without a CSV both are None.
+
+    Args:
+        root: the folder that holds image/ and mask/.
+        name: of the cohort; the folder's own name by default.
+
+    Raises:
+        InputError: the folder is not the layout, or files and CSV do not match.
+    """
+    root = Path(root)
+    _check_folder(root)
+    for folder in ("image", "mask"):
+        if not (root / folder).is_dir():
+            raise InputError(
+                f"{root}: not a cohort, {folder}/ is missing; expected image/<name>.png and "
+                f"mask/<name>{ANNOTATION_SUFFIX}.png"
+            )
+    images, masks = _png_names(root / "image"), set(_png_names(root / "mask"))
+    if not images:
+        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    csv_path = _cohort_csv(root)
+    rows = None if csv_path is None else _read_csv(csv_path, required=_COLUMNS[:2])
+    if rows is not None:
+        _check_match(rows, images=images, csv_path=csv_path, folder=root / "image")
+    samples = []
+    for image in images:
+        stem = image.removesuffix(".png")
+        annotation = f"{stem}{ANNOTATION_SUFFIX}.png"
+        if annotation not in masks:
+            raise InputError(f"{root / 'image' / image}: no annotation; add mask/{annotation}")
+        masks.discard(annotation)
+        end = _COHORT_EXAM_END.search(stem, 1)
+        pixel_size_mm, hc_mm = (None, None) if rows is None else rows[image]
+        samples.append(
+            Sample(
+                sample_id=stem,
+                image_path=root / "image" / image,
+                annotation_path=root / "mask" / annotation,
+                exam_id=stem[: end.start()] if end else stem,
+                frame=1,
+                pixel_size_mm=pixel_size_mm,
+                hc_mm=hc_mm,
+                cohort=root.resolve().name if name is None else name,
+            )
+        )
+    if masks:
+        raise InputError(
+            f"{root / 'mask' / min(masks)}: annotation without its image; "
+            f"expected image/<name>.png for each mask/<name>{ANNOTATION_SUFFIX}.png"
+        )
+    return _number_frames(samples)
+
+
+def _number_frames(samples: list[Sample]) -> list[Sample]:
+    seen: dict[str, int] = {}
+    numbered = []
+    for sample in samples:
+        seen[sample.exam_id] = seen.get(sample.exam_id, 0) + 1
+        numbered.append(replace(sample, frame=seen[sample.exam_id]))
+    return numbered
+
+
+def _check_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; check the path to the data")
+    if not any(root.iterdir()):
+        raise InputError(f"{root}: the folder is empty; check the path to the data")
+
+
+def _not_hc18(root: Path, *, part: str) -> InputError:
+    """Say what is wrong with a root that does not hold the part's folder."""
+    folder = HC18_FOLDER[part]
+    try:
+        _check_folder(root)
+    except InputError as error:
+        return error
+    layout = root.resolve()
+    if layout.name in HC18_FOLDER.values() or any(root.glob("*_HC.png")):
+        return InputError(f"{root}: this is the folder of images; give its parent {layout.parent}")
+    nested = sorted(root.glob(f"*/{folder}")) or sorted(root.glob(f"*/*/{folder}"))
+    if nested:
+        return InputError(f"{root}: HC18 lies further down; give {nested[0].parent}")
+    return InputError(
+        f"{root}: not HC18, {folder}/ is missing; expected {folder}/ and {HC18_CSV[part]} in it"
+    )
+
+
+def _png_names(folder: Path) -> list[str]:
+    """Return the PNG files' names in order; hidden files (`._001_HC.png` of macOS) are left out."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix == ".png" and not path.name.startswith(".")
+    )
+
+
+def _cohort_csv(root: Path) -> Path | None:
+    if (root / "pixel_sizes.csv").is_file():
+        return root / "pixel_sizes.csv"
+    found = sorted(root.glob("*.csv"))
+    if len(found) > 1:
+        raise InputError(
+            f"{root}: {len(found)} CSV files ({found[0].name}, {found[1].name}...); "
+            "name the one with the pixel sizes pixel_sizes.csv"
+        )
+    return found[0] if found else None
+
+
+def _check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, folder: Path) -> None:
+    """Raise InputError for a row without its image or an image without its row."""
+    rows, present = set(rows), set(images)
+    if rows - present:
+        first = min(rows - present)
+        raise InputError(
+            f"{csv_path}: row {first} has no image ({len(rows - present)} such rows); "
+            f"add {folder / first} or remove the row"
+        )
+    if present - rows:
+        first = min(present - rows)
+        raise InputError(
+            f"{folder / first}: no row in {csv_path.name} ({len(present - rows)} such images); "
+            "add the row or remove the image"
+        )
+    if not rows:
+        raise InputError(f"{folder}: no images, and no rows in {csv_path.name}; copy the data")
+
+
+def _read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float, float | None]]:
+    """Return pixel size and HC (None without that column) in mm by file name."""
+    try:
+        # utf-8-sig drops a byte order mark; the csv module takes both line endings.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
+    header = {_plain(cell): index for index, cell in enumerate(table[0])} if table else {}
+    for column in required:
+        if _plain(column) not in header:
+            raise InputError(
+                f"{path}: column {column!r} is missing; expected the header {','.join(required)}"
+            )
+    rows: dict[str, tuple[float, float | None]] = {}
+    for number, row in enumerate(table[1:], start=2):
+        if len(row) < len(table[0]):
+            raise InputError(
+                f"{path}: row {number} has {len(row)} of {len(table[0])} cells; complete it"
+            )
+        name = row[header["filename"]].strip()
+        if name in rows:
+            raise InputError(f"{path}: row {number} repeats {name}; keep one row per file")
+        values = [
+            _positive(
+                row[header[_plain(column)]], where=f"{path}: row {number} ({name})", of=column
+            )
+            for column in _COLUMNS[1:]
+            if _plain(column) in header
+        ]
+        rows[name] = (values[0], values[1] if len(values) > 1 else None)
+    return rows
+
+
+def _plain(column: str) -> str:
+    """HC18 itself writes `pixel size(mm)` and `head circumference (mm)`: spaces do not count."""
+    return "".join(column.split()).lower()
+
+
+def _positive(text: str, *, where: str, of: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise InputError(f"{where}: {of} is {text.strip()!r}; expected a positive number")
+    return value
