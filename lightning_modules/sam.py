@@ -1,0 +1,189 @@
+"""Fine-tune SAM's mask decoder on boxes, with both encoders frozen."""
+
+import math
+from dataclasses import asdict
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch.nn.modules.module import _IncompatibleKeys
+from torchmetrics import MeanMetric
+
+from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.errors import WeightsError
+from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
+from lightning_modules.prompts import prompt_boxes, whole_image_boxes
+from lightning_modules.randomness import keyed_randint, keyed_seed
+from lightning_modules.sam_models import build_sam, decode, encode
+
+Stage = Literal["train", "val", "test"]
+
+UNUSED_DECODER_PARTS = (
+    "iou_prediction_head.",
+    "output_hypernetworks_mlps.1.",
+    "output_hypernetworks_mlps.2.",
+    "output_hypernetworks_mlps.3.",
+)
+"""What the loss of a single mask does not reach; kept as it was, so that DDP waits for nothing."""
+
+
+class SamModule(L.LightningModule):
+    """A SAM whose mask decoder learns from one box an image.
+
+    Batches carry `mask` float32 (B, 1, H, W) {0, 1}, `valid_hw` int64 (B, 2), `draw` int64 (B,)
+    while training, and `embedding` float16 (B, 256, H / 4, W / 4) or else `image` float32
+    (B, 1, H, W) in [0, 1]; the frame is the backbone's (`FRAME_SIDE_PX`). An item's prompt and
+    jitter come from (seed, draw). Validation and test use the whole-image prompt, which leaks
+    nothing; scores under all prompts are the evaluation's business.
+
+    Checkpoints hold the trainable weights only: the frozen ones are rebuilt from the config.
+
+    Args:
+        config: The segmenter's settings, or a plain dict of them as checkpoints hold it.
+        seed: Keys prompts, jitter and dropout.
+
+    Raises:
+        WeightsError: The pretrained weights are missing or others.
+    """
+
+    def __init__(self, config: SegmenterConfig | dict[str, Any], *, seed: int = 0):
+        super().__init__()
+        if isinstance(config, dict):
+            config = SegmenterConfig(**config)
+        self.config = config
+        self.seed = seed
+        # Plain types: a dataclass here makes Lightning refuse to resume from its checkpoints.
+        self.save_hyperparameters({"config": asdict(config), "seed": seed})
+        self.sam = build_sam(config).requires_grad_(False)
+        for name, parameter in self.sam.mask_decoder.named_parameters():
+            parameter.requires_grad_(not name.startswith(UNUSED_DECODER_PARTS))
+        self.train_dice, self.val_dice, self.test_dice = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def forward(
+        self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict logits (B, 1, H, W) of the frame and the IoU (B,) for one box (B, 4) an image."""
+        embedding = batch.get("embedding")
+        if embedding is None:
+            embedding = encode(
+                self.sam,
+                batch["image"],
+                valid_hw=batch["valid_hw"],
+                precision=self.config.encoder_precision,
+            )
+        return decode(self.sam, embedding, boxes_xyxy_px)
+
+    def train(self, mode: bool = True) -> "SamModule":
+        """Switch the decoder only: frozen encoders stay in eval mode, so no statistic moves."""
+        super().train(mode)
+        self.sam.image_encoder.eval()
+        self.sam.prompt_encoder.eval()
+        return self
+
+    def training_boxes(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Draw each item's prompt and make its box (B, 4); a function of (seed, draw) alone."""
+        config, key = self.config, {"seed": self.seed, "draws": batch["draw"]}
+        key["device"] = batch["mask"].device
+        offsets = keyed_randint(0, config.jitter_max_px + 1, (4,), stream="jitter", **key)
+        choice = keyed_randint(0, len(config.train_prompts), (), stream="prompt", **key)
+        boxes = torch.stack(
+            [
+                prompt_boxes(p, mask=batch["mask"], valid_hw=batch["valid_hw"], offsets=offsets)
+                for p in config.train_prompts
+            ]
+        )
+        return boxes[choice, torch.arange(len(choice), device=boxes.device)]
+
+    def _step(self, batch: dict[str, Any], stage: Stage) -> torch.Tensor:
+        mask, valid_hw = batch["mask"], batch["valid_hw"]
+        is_train = stage == "train"
+        boxes = self.training_boxes(batch) if is_train else whole_image_boxes(valid_hw)
+        logits, _ = self(batch, boxes)
+        loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
+        dice = getattr(self, f"{stage}_dice")
+        dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
+        size = len(mask)
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=not is_train)
+        self.log(f"{stage}/dice", dice, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the batch's loss under the drawn prompts."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: dict[str, Any]) -> None:
+        """Log loss and Dice under the whole-image prompt."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: dict[str, Any]) -> None:
+        """Log loss and Dice under the whole-image prompt."""
+        self._step(batch, "test")
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
+        """Seed dropout by where the run is, so that a resumed run drops the same."""
+        torch.manual_seed(keyed_seed(self.seed, self.global_step, batch_idx, "dropout"))
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW on the trainable weights; linear warm-up, then a cosine to zero at `steps`."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, warmup_steps=config.warmup_steps, steps=config.steps
+            ),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen weights out."""
+        trainable = self._trainable_names()
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {name: state[name] for name in state if name in trainable}
+
+    def load_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        strict: bool = True,  # noqa: ARG002
+        assign: bool = False,
+    ) -> _IncompatibleKeys:
+        """Load weights of which only frozen ones may be missing, whatever `strict` says.
+
+        Raises:
+            WeightsError: A trainable weight is missing, or one is unknown.
+        """
+        trainable = self._trainable_names()
+        missing = sorted(trainable - state_dict.keys())
+        unknown = sorted(state_dict.keys() - self.state_dict().keys())
+        if missing or unknown:
+            raise WeightsError(
+                f"the checkpoint is not of this segmenter (backbone {self.config.backbone}): "
+                f"{len(missing)} trainable weights missing, {len(unknown)} unknown, such as "
+                f"{(missing + unknown)[0]}"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def _trainable_names(self) -> set[str]:
+        return {name for name, p in self.named_parameters() if p.requires_grad}
+
+
+def learning_rate_factor(step: int, *, warmup_steps: int, steps: int) -> float:
+    """Scale the peak learning rate: linear warm-up, then a cosine that reaches 0 at `steps`.
+
+    Args:
+        step: Optimiser steps taken before this one, >= 0.
+        warmup_steps: Steps of warm-up, >= 0; the last of them runs at the peak.
+        steps: Steps of the whole training.
+
+    Returns:
+        A factor in [0, 1]; 0 from `steps` on.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if step >= steps:
+        return 0.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
