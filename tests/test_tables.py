@@ -1,0 +1,203 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.statistics import add_trials, aggregate, cluster_bootstrap_ci
+from experiments.tables import blocks, cells, footnotes, to_latex, to_markdown
+
+KEYS = {
+    "condition": "real",
+    "real_fraction": 0.1,
+    "n_real": 40,
+    "n_generator_labels": 0,
+    "n_val_labels": 5,
+    "support": 0,
+    "seed": 0,
+    "generator_seed": np.nan,
+}
+
+
+def scores(dice, *, trial_id, prompt="whole_image", cohort="hc18", mm=2.5, **changes):
+    """Rows of one trial: one image for each of the exams a, b, c..."""
+    keys = KEYS | {"trial_id": trial_id, "test_cohort": cohort, "prompt": prompt, "draw": 0}
+    return pd.DataFrame(
+        [
+            keys
+            | {"sample_id": f"{exam}_HC", "exam_id": exam, "trimester": trimester}
+            | {"dice": d, "dice_256": d - 0.01, "hausdorff_mm": mm}
+            | {"hc_err_mm": -mm, "hc_abs_err_mm": mm}
+            | changes
+            for exam, trimester, d in zip("abcdef", [1, 2, 3, 2, 2, 2], dice, strict=False)
+        ]
+    )
+
+
+def sweep():
+    """Two amounts, two conditions, two prompts, the control, one failed and one pending trial."""
+    made = {"condition": "synthetic", "n_generator_labels": 60, "generator_seed": 0}
+    box = {"condition": "box_only", "real_fraction": np.nan, "n_real": 0, "n_val_labels": 0}
+    rows = []
+    for prompt, shift in (("jittered_box", 0.05), ("whole_image", 0.0)):
+        real = [0.80 + shift, 0.90 + shift, 0.70 + shift]
+        rows.append(scores(real, trial_id="r1", prompt=prompt))
+        better = [d + gain for d, gain in zip(real, [0.02, 0.03, 0.04], strict=True)]
+        rows.append(scores(better, trial_id="s1", prompt=prompt, **made))
+        many = {"real_fraction": 1.0, "n_real": 400}
+        rows.append(scores([0.95, 0.96, 0.94], trial_id="r2", prompt=prompt, **many))
+    rows.append(scores([0.88, 0.89, 0.87], trial_id="box", prompt="jittered_box", **box))
+    per_image = pd.concat(rows, ignore_index=True)
+    listed = [("r1", "done", ""), ("s1", "done", ""), ("r2", "done", "")]
+    trials = [
+        KEYS | {"trial_id": name, "status": status, "reason": why, "steps": 300}
+        for name, status, why in listed
+    ]
+    late = {"real_fraction": 1.0, "n_real": 400, "steps": 0} | made
+    trials.append(
+        KEYS | late | {"trial_id": "s2", "status": "failed", "reason": "loss | NaN at step_7"}
+    )
+    trials.append(KEYS | {"trial_id": "w", "status": "pending", "reason": "", "condition": "weak"})
+    frame = pd.DataFrame(trials).assign(seconds=10.0, peak_memory_mib=500.0)
+    return add_trials(aggregate(per_image), trials=frame), per_image
+
+
+def row_of(block, condition, real):
+    rows = block.rows
+    return rows[(rows["condition"] == condition) & (rows["real"] == real)].iloc[0]
+
+
+def test_blocks_put_the_leak_free_prompt_first_and_the_control_where_a_box_is_given():
+    results, per_image = sweep()
+    made = blocks(results, per_image=per_image)
+    assert [b.prompt for b in made] == ["whole_image", "jittered_box"]
+    assert made[0].title == "hc18, whole-image prompt"
+    assert made[0].rows["condition"].tolist() == [
+        "real only",
+        "weak augmentation",
+        "+ synthetic",
+        "real only",
+        "+ synthetic",
+    ]
+    assert "box only (no image)" not in made[0].rows["condition"].tolist()
+    assert made[1].rows["condition"].iloc[-1] == "box only (no image)"
+    assert made[1].rows["Dice %"].iloc[-1] == "88.0"
+    assert made[1].rows["total labels"].iloc[-1] == ""
+
+
+def test_cells_show_the_numbers_of_the_trial():
+    results, per_image = sweep()
+    row = row_of(blocks(results, per_image=per_image)[0], "+ synthetic", "10 %")
+    # Dice 0.82, 0.93, 0.74 of trimesters 1, 2, 3.
+    assert row["Dice %"] == "83.0"
+    assert row["median %"] == "82.0"
+    assert row["share below 0.9"] == "0.67"
+    weighted = (165 * 82 + 693 * 93 + 141 * 74) / 999
+    assert row["trimester-weighted %"] == f"{weighted:.1f}" == "88.5"
+    assert row["Dice@256 %"] == "82.0"
+    assert (row["HD mm"], row["HC error mm"]) == ("2.50", "2.50")
+    assert (row["n real"], row["generator labels"], row["validation labels"]) == ("40", "60", "5")
+    assert row["total labels"] == "105"
+    low, high = cluster_bootstrap_ci([0.82, 0.93, 0.74], ["a", "b", "c"], seed=0)
+    assert row["95 % CI"] == f"[{100 * low:.1f}, {100 * high:.1f}]"
+    assert (row["exams"], row["trials"]) == ("3", "1")
+
+
+def test_failed_and_pending_trials_stand_in_every_block_with_their_reason():
+    results, per_image = sweep()
+    for block in blocks(results, per_image=per_image):
+        labels = block.rows[["condition", "real"]].itertuples(index=False, name=None)
+        notes = dict(zip(labels, block.notes, strict=True))
+        assert notes["+ synthetic", "100 %"] == "failed: loss | NaN at step_7"
+        assert notes["weak augmentation", "10 %"] == "pending"
+        assert notes["real only", "10 %"] == ""
+        assert row_of(block, "+ synthetic", "100 %")["Dice %"] == ""
+        assert row_of(block, "+ synthetic", "100 %")["n real"] == "400"
+
+
+def test_a_sweep_in_which_everything_failed_still_has_its_table():
+    results = pd.DataFrame([KEYS | {"trial_id": "r", "status": "failed", "reason": "no space"}])
+    results = results.assign(test_cohort=None, prompt=None, n_exams=np.nan)
+    for name in ("dice_mean", "hc_abs_err_mm_mean"):
+        results[name] = np.nan
+    (block,) = blocks(results)
+    assert block.title == "no trial has finished"
+    assert block.notes == ("failed: no space",)
+    assert "failed: no space" in to_markdown([block], notes=footnotes(results))
+
+
+def test_mm_columns_are_absent_without_a_pixel_size():
+    rows = scores([0.8, 0.9], trial_id="r", cohort="es", mm=np.nan, real_fraction=np.nan)
+    (block,) = blocks(aggregate(rows))
+    assert not [name for name in block.rows.columns if name.endswith("mm")]
+    assert "SD of trials" not in block.rows.columns
+    assert block.rows.loc[0, "n real"] == "40"
+    assert block.rows.loc[0, "real"] == ""
+    assert not any("ADF" in note for note in footnotes(aggregate(rows)))
+
+
+def test_several_trials_of_a_cell_are_averaged_with_their_spread():
+    first = scores([0.80, 0.90, 0.70], trial_id="t0")
+    second = scores([0.84, 0.94, 0.74], trial_id="t1", support=1, n_real=42)
+    per_image = pd.concat([first, second])
+    (cell,) = cells(aggregate(per_image), per_image=per_image).to_dict("records")
+    assert cell["dice_mean"] == pytest.approx(0.82)
+    assert cell["dice_sd"] == pytest.approx(0.04 / np.sqrt(2))
+    assert cell["trial_ids"] == ("t0", "t1")
+    interval = cluster_bootstrap_ci([0.82, 0.92, 0.72], ["a", "b", "c"], seed=0)
+    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx(interval)
+    (block,) = blocks(aggregate(per_image), per_image=per_image)
+    assert block.rows.loc[0, "n real"] == "40–42"
+    assert block.rows.loc[0, "SD of trials"] == "2.8"
+    assert block.rows.loc[0, "trials"] == "2"
+    (bare,) = blocks(aggregate(per_image))
+    assert bare.rows.loc[0, "95 % CI"] == ""  # not made up from the trials' own intervals
+
+
+def test_different_label_budgets_are_different_rows():
+    made = {"condition": "synthetic"}
+    per_image = pd.concat(
+        [
+            scores([0.8, 0.9], trial_id="a", n_generator_labels=60, **made),
+            scores([0.8, 0.9], trial_id="b", n_generator_labels=20, **made),
+        ]
+    )
+    (block,) = blocks(aggregate(per_image))
+    assert sorted(block.rows["total labels"]) == ["105", "65"]
+    assert any("saw 20 or 60 labelled images more" in n for n in footnotes(aggregate(per_image)))
+
+
+def test_absent_trimester_is_marked_and_explained():
+    (block,) = blocks(aggregate(scores([0.8, 0.9], trial_id="r")))
+    weighted = (165 * 80 + 693 * 90) / (165 + 693)
+    assert block.rows.loc[0, "trimester-weighted %"] == f"{weighted:.1f}*"
+    notes = footnotes(aggregate(scores([0.8, 0.9], trial_id="r")))
+    assert any(note.startswith("* A trimester") for note in notes)
+
+
+def test_markdown_is_rectangular_and_escaped():
+    results, per_image = sweep()
+    text = to_markdown(blocks(results, per_image=per_image), notes=footnotes(results))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    header = table[0]
+    assert "failed: loss \\| NaN at step_7" in text
+    widths = {line.replace("\\|", "").count("|") for line in table}
+    assert widths == {header.count("|")}
+    assert "| + synthetic | 10 % | 40 | 60 | 5 | 105 | 83.0 |" in text
+    assert text.count("### ") == 2
+    assert "no pixel read" in text
+
+
+def test_latex_has_matching_columns_and_escapes():
+    results, per_image = sweep()
+    text = to_latex(blocks(results, per_image=per_image), notes=footnotes(results))
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == 2
+    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 2
+    spec = text.split("\\begin{tabular}{")[1].split("}")[0]
+    rows = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert {line.replace("\\&", "").count("&") for line in rows} == {len(spec) - 1}
+    assert set(spec) == {"l", "S"}
+    assert "failed: loss | NaN at step\\_7" in text
+    assert "10 \\%" in text
+    assert "& {--} &" in text
+    unescaped = [line for line in text.splitlines()[1:] if "%" in line.replace("\\%", "")]
+    assert unescaped == []
+    assert text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
