@@ -53,6 +53,18 @@ _DIGITS = {
     "hc_abs_err_mm_p95": ("HC error p95 mm", 2),
 }
 _OPTIONAL = ["SD of trials", "HD mm", "HC error mm", "HC error p95 mm"]
+_LATEX_HEADINGS = {
+    "n real": "n",
+    "generator labels": "gen.",
+    "validation labels": "val.",
+    "total labels": "labels",
+    "SD of trials": "SD",
+    "share below 0.9": "share",
+    "trimester-weighted %": "weighted %",
+    "Dice@256 %": "@256 %",
+    "HC error mm": "ADF mm",
+    "HC error p95 mm": "p95 mm",
+}
 COLUMNS = [
     "condition",
     "real",
@@ -305,20 +317,26 @@ def _escape_markdown(text: str) -> str:
 
 
 def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
-    """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below."""
-    parts = [
-        "% Needs \\usepackage{booktabs,siunitx}.",
-        "{\\footnotesize\\setlength{\\tabcolsep}{3pt}",
-    ]
+    """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below.
+
+    Headings are short and the reason of a failure stands below, so that a landscape page holds it.
+    """
+    parts = ["% Needs \\usepackage{booktabs,siunitx}; the tables fit a landscape page."]
+    parts.append("{\\footnotesize\\setlength{\\tabcolsep}{3pt}")
+    reasons = []
     for block in tables:
         frame = block.rows.copy()
-        frame["95 % CI"] = [
-            note or interval for note, interval in zip(block.notes, frame["95 % CI"], strict=True)
-        ]
-        parts.append(
-            latex_table(frame, caption=block.title, label=f"tab:{block.test_cohort}-{block.prompt}")
-        )
-    parts += [f"\\noindent {escape_latex(note)}\\par" for note in notes]
+        for i, note in enumerate(block.notes):
+            if note:
+                frame.loc[i, "95 % CI"] = note.split(":")[0]
+                named = (
+                    f"{frame.loc[i, 'condition']}, {frame.loc[i, 'n real']} real images: {note}."
+                )
+                reasons += [named] if named not in reasons else []
+        frame = frame.rename(columns=_LATEX_HEADINGS)
+        label = f"tab:{block.test_cohort}-{block.prompt}"
+        parts.append(latex_table(frame, caption=block.title, label=label))
+    parts += [f"\\noindent {escape_latex(note)}\\par" for note in [*notes, *reasons]]
     return "\n".join([*parts, "}", ""])
 
 
@@ -328,7 +346,7 @@ def latex_table(frame: pd.DataFrame, *, caption: str, label: str) -> str:
     style = frame.style.hide(axis="index").format(escape="latex")
     style = style.format(lambda text: text or "{--}", subset=numeric)
     style = style.format_index(escape="latex", axis=1)
-    kinds = ["S" if name in numeric else "l" for name in frame.columns]
+    kinds = [_number_column(frame[name]) if name in numeric else "l" for name in frame.columns]
     return style.to_latex(
         hrules=True,
         siunitx=True,
@@ -343,6 +361,12 @@ def latex_table(frame: pd.DataFrame, *, caption: str, label: str) -> str:
 def _is_numeric(cells_of_column: pd.Series) -> bool:
     filled = cells_of_column[cells_of_column != ""]
     return len(filled) > 0 and bool(pd.to_numeric(filled, errors="coerce").notna().all())
+
+
+def _number_column(cells_of_column: pd.Series) -> str:
+    halves = [text.partition(".")[::2] for text in cells_of_column]
+    whole, part = (max(len(half) for half in side) for side in zip(*halves, strict=True))
+    return f"S[table-format={whole}.{part}]"
 
 
 def escape_latex(text: str) -> str:

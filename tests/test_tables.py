@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -191,11 +193,16 @@ def test_latex_has_matching_columns_and_escapes():
     text = to_latex(blocks(results, per_image=per_image), notes=footnotes(results))
     assert text.count("\\begin{table}") == text.count("\\end{table}") == 2
     assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 2
-    spec = text.split("\\begin{tabular}{")[1].split("}")[0]
+    spec = text.split("\\begin{tabular}{")[1].split("}\n")[0]
+    assert spec.startswith("llS[table-format=3.0]S[table-format=2.0]S[table-format=1.0]")
+    assert "S[table-format=2.1]lS[table-format=2.1]" in spec  # Dice, interval, median
+    spec = re.sub(r"\[[^]]*\]", "", spec)
     rows = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert {line.replace("\\&", "").count("&") for line in rows} == {len(spec) - 1}
     assert set(spec) == {"l", "S"}
-    assert "failed: loss | NaN at step\\_7" in text
+    assert "+ synthetic, 400 real images: failed: loss | NaN at step\\_7." in text
+    assert text.count("step\\_7") == 1  # the reason is given once, below the tables
+    assert text.count("& failed &") == 2
     assert "10 \\%" in text
     assert "& {--} &" in text
     unescaped = [line for line in text.splitlines()[1:] if "%" in line.replace("\\%", "")]
