@@ -82,7 +82,8 @@ def _decode(data: bytes, *, name: str) -> np.ndarray:
     return pixels[..., :3] if pixels.ndim == 3 else pixels
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return the file's bytes; InputError where it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -106,12 +107,12 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         InputError: unreadable, not a PNG, cut short, or damaged.
     """
-    return decode_image(_read_bytes(path), name=str(path))
+    return decode_image(read_bytes(path), name=str(path))
 
 
 def read_annotation(path: Path, *, filled_bias_px: float = 0.0) -> Annotation:
     """Read an annotation PNG: an outline or a filled mask of one head. See `parse_annotation`."""
-    return decode_annotation(_read_bytes(path), name=str(path), filled_bias_px=filled_bias_px)
+    return decode_annotation(read_bytes(path), name=str(path), filled_bias_px=filled_bias_px)
 
 
 def decode_annotation(data: bytes, *, name: str, filled_bias_px: float = 0.0) -> Annotation:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from datamodules.annotation import FILLED_BIAS_PX
 from datamodules.errors import InputError
 
 HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
@@ -37,6 +38,7 @@ class Sample:
         pixel_size_mm: side of a pixel, or None where it is unknown.
         hc_mm: reference head circumference, or None.
         cohort: name of the data set.
+        filled_bias_px: by how much a filled annotation reaches beyond the head, in pixels.
     """
 
     sample_id: str
@@ -47,6 +49,7 @@ class Sample:
     pixel_size_mm: float | None
     hc_mm: float | None
     cohort: str
+    filled_bias_px: float = 0.0
 
 
 def trimester(hc_mm: float | None) -> Literal[1, 2, 3] | None:
@@ -111,6 +114,7 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
                 pixel_size_mm=rows[name][0],
                 hc_mm=rows[name][1],
                 cohort="hc18",
+                filled_bias_px=FILLED_BIAS_PX,
             )
         )
     if annotations:

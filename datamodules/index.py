@@ -1,0 +1,307 @@
+"""The index of a data set: every file decoded once, what was found, and its hashes."""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from datamodules.annotation import decode_annotation, decode_image, read_bytes
+from datamodules.duplicates import fingerprint, group_ids, near_duplicate_pairs
+from datamodules.ellipse import Ellipse, perimeter_px
+from datamodules.errors import InputError
+from datamodules.samples import Sample, trimester
+
+# An annotation whose HC differs from the CSV's by more than this is worth a look. Outlines agree
+# to 0.04 mm, corrected filled masks to 0.3 mm.
+_HC_MISMATCH_MM = 2.0
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexRow:
+    """One sample, decoded.
+
+    Attributes:
+        sample_id: see `Sample`; likewise exam_id, frame, cohort, pixel_size_mm, hc_mm and
+            filled_bias_px.
+        size_hw: rows and columns of the image.
+        ellipse: fitted to the annotation, bias corrected; None without an annotation, as are
+            kind, residual_px, hc_fit_mm and annotation_sha256.
+        is_open: see `Annotation`; likewise touches_border (False without an annotation).
+        hc_fit_mm: the ellipse's perimeter; None without a pixel size.
+        image_sha256: of the file's bytes; likewise annotation_sha256.
+        group_id: exams joined by near-duplicates share it: the unit of splitting.
+    """
+
+    sample_id: str
+    exam_id: str
+    frame: int
+    cohort: str
+    size_hw: tuple[int, int]
+    pixel_size_mm: float | None
+    hc_mm: float | None
+    ellipse: Ellipse | None
+    kind: Literal["outline", "filled"] | None
+    is_open: bool
+    touches_border: bool
+    residual_px: float | None
+    hc_fit_mm: float | None
+    filled_bias_px: float
+    image_sha256: str
+    annotation_sha256: str | None
+    group_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """All rows of one cohort in the order of the samples, and the near-duplicates among them."""
+
+    rows: tuple[IndexRow, ...]
+    duplicates: tuple[tuple[str, str], ...]
+
+    def to_json(self) -> str:
+        """Return the index as JSON; the same index gives the same text."""
+        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Index":
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: not an index, or one of another version.
+        """
+        try:
+            content = json.loads(text)
+            if content["version"] != _VERSION:
+                raise ValueError(f"index version {content['version']}, expected {_VERSION}")
+            rows = [_row_from_dict(row) for row in content["rows"]]
+            pairs = tuple((first, second) for first, second in content["duplicates"])
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"not an index ({error}); build it again") from error
+        return cls(rows=tuple(rows), duplicates=pairs)
+
+
+def _row_from_dict(row: dict) -> IndexRow:
+    ellipse = None if row["ellipse"] is None else Ellipse(**row["ellipse"])
+    return IndexRow(**{**row, "size_hw": tuple(row["size_hw"]), "ellipse": ellipse})
+
+
+def build_index(
+    samples: Sequence[Sample], *, progress: Callable[[int, int], None] | None = None
+) -> Index:
+    """Decode every image and annotation once and write down what they are.
+
+    Args:
+        samples: of one cohort, ids unique.
+        progress: called with (done, total) after each sample.
+
+    Raises:
+        InputError: a file is damaged, an annotation is unusable or of another size than its image.
+        ValueError: no samples, several cohorts, or an id twice.
+    """
+    if not samples or len({sample.cohort for sample in samples}) > 1:
+        raise ValueError("an index needs at least one sample, and all from one cohort")
+    if len({sample.sample_id for sample in samples}) < len(samples):
+        raise ValueError("an index needs unique sample ids; index each part of a cohort by itself")
+    rows, prints = [], []
+    threads = cv2.getNumThreads()
+    # One thread per image beats cv2's own threads within an image.
+    cv2.setNumThreads(1)
+    try:
+        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            try:
+                for done, (row, small) in enumerate(pool.map(_decode, samples), start=1):
+                    rows.append(row)
+                    prints.append(small)
+                    if progress is not None:
+                        progress(done, len(samples))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        cv2.setNumThreads(threads)
+    pairs = near_duplicate_pairs(np.stack(prints))
+    groups = group_ids([sample.exam_id for sample in samples], pairs=pairs)
+    return Index(
+        rows=tuple(
+            IndexRow(**row, group_id=group) for row, group in zip(rows, groups, strict=True)
+        ),
+        duplicates=tuple((samples[i].sample_id, samples[j].sample_id) for i, j in pairs),
+    )
+
+
+def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
+    """Return the fields of a row without its group, and the image's fingerprint."""
+    data = read_bytes(sample.image_path)
+    image = decode_image(data, name=str(sample.image_path))
+    row = {
+        "sample_id": sample.sample_id,
+        "exam_id": sample.exam_id,
+        "frame": sample.frame,
+        "cohort": sample.cohort,
+        "size_hw": image.shape,
+        "pixel_size_mm": sample.pixel_size_mm,
+        "hc_mm": sample.hc_mm,
+        "ellipse": None,
+        "kind": None,
+        "is_open": False,
+        "touches_border": False,
+        "residual_px": None,
+        "hc_fit_mm": None,
+        "filled_bias_px": sample.filled_bias_px,
+        "image_sha256": hashlib.sha256(data).hexdigest(),
+        "annotation_sha256": None,
+    }
+    if sample.annotation_path is not None:
+        row |= _decode_annotation(sample, size_hw=image.shape)
+    return row, fingerprint(image)
+
+
+def _decode_annotation(sample: Sample, *, size_hw: tuple[int, int]) -> dict:
+    path, pixel_size_mm = sample.annotation_path, sample.pixel_size_mm
+    data = read_bytes(path)
+    annotation = decode_annotation(data, name=str(path), filled_bias_px=sample.filled_bias_px)
+    if annotation.mask.shape != size_hw:
+        height, width = annotation.mask.shape
+        raise InputError(
+            f"{path}: {width}x{height} px, but its image has {size_hw[1]}x{size_hw[0]}; "
+            "export both at one size"
+        )
+    length_px = perimeter_px(annotation.ellipse)
+    return {
+        "ellipse": annotation.ellipse,
+        "kind": annotation.kind,
+        "is_open": annotation.is_open,
+        "touches_border": annotation.touches_border,
+        "residual_px": annotation.residual_px,
+        "hc_fit_mm": None if pixel_size_mm is None else length_px * pixel_size_mm,
+        "annotation_sha256": hashlib.sha256(data).hexdigest(),
+    }
+
+
+def data_manifest_sha256(index: Index) -> str:
+    """Return one hash over all ids, file hashes, pixel sizes and HCs, in the order of the ids."""
+    lines = [
+        json.dumps(
+            [row.sample_id, row.image_sha256, row.annotation_sha256, row.pixel_size_mm, row.hc_mm]
+        )
+        for row in sorted(index.rows, key=lambda row: row.sample_id)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def summary(index: Index) -> dict:
+    """Count and measure what is in the index, in plain values that go into JSON.
+
+    Returns:
+        images, exams, groups, frames_per_exam, annotations (by kind), open_outlines and
+        touching_border (sample ids), sizes ("800x540": count), pixel_size_mm and hc_mm (min, max,
+        mean; None without any), trimesters ("1", "2", "3": count), hc_error_mm (by kind, see
+        `hc_errors`), duplicates (pairs of ids) and findings (sentences).
+    """
+    rows = index.rows
+    frames = Counter(Counter(row.exam_id for row in rows).values())
+    sizes = Counter(f"{row.size_hw[1]}x{row.size_hw[0]}" for row in rows)
+    trimesters = Counter(trimester(row.hc_mm) for row in rows)
+    return {
+        "images": len(rows),
+        "exams": len({row.exam_id for row in rows}),
+        "groups": len({row.group_id for row in rows}),
+        "frames_per_exam": {str(number): frames[number] for number in sorted(frames)},
+        "annotations": dict(sorted(Counter(row.kind or "none" for row in rows).items())),
+        "open_outlines": [row.sample_id for row in rows if row.is_open],
+        "touching_border": [row.sample_id for row in rows if row.touches_border],
+        "sizes": dict(sizes.most_common()),
+        "pixel_size_mm": _range([row.pixel_size_mm for row in rows]),
+        "hc_mm": _range([row.hc_mm for row in rows]),
+        "trimesters": {str(number): trimesters[number] for number in (1, 2, 3)},
+        "hc_error_mm": hc_errors(index),
+        "duplicates": [list(pair) for pair in index.duplicates],
+        "findings": _findings(index),
+    }
+
+
+def hc_errors(index: Index) -> dict[str, dict[str, float | int]]:
+    """Compare the fitted HC with the CSV's: mean and max of |fit - CSV| in mm, and n.
+
+    Returns:
+        By "outline", "filled" (bias corrected) and "filled_uncorrected"; only those that occur.
+    """
+    errors: dict[str, list[float]] = {"outline": [], "filled": [], "filled_uncorrected": []}
+    for row in index.rows:
+        if row.hc_fit_mm is None or row.hc_mm is None:
+            continue
+        errors[row.kind].append(abs(row.hc_fit_mm - row.hc_mm))
+        if row.kind == "filled" and row.filled_bias_px > 0:
+            uncorrected_mm = _uncorrected_hc_mm(row)
+            errors["filled_uncorrected"].append(abs(uncorrected_mm - row.hc_mm))
+    return {
+        kind: {"mean": float(np.mean(values)), "max": float(np.max(values)), "n": len(values)}
+        for kind, values in errors.items()
+        if values
+    }
+
+
+def _uncorrected_hc_mm(row: IndexRow) -> float:
+    drawn = Ellipse(
+        **{
+            **asdict(row.ellipse),
+            "semi_major_px": row.ellipse.semi_major_px + row.filled_bias_px,
+            "semi_minor_px": row.ellipse.semi_minor_px + row.filled_bias_px,
+        }
+    )
+    return perimeter_px(drawn) * row.pixel_size_mm
+
+
+def _range(values: Sequence[float | None]) -> dict[str, float] | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return {"min": min(known), "max": max(known), "mean": float(np.mean(known))}
+
+
+def _findings(index: Index) -> list[str]:
+    """Return one sentence for each thing that the user should know, with the files' names."""
+    rows = {row.sample_id: row for row in index.rows}
+    found = []
+    filled = [row for row in index.rows if row.kind == "filled"]
+    if filled:
+        corrected = [row for row in filled if row.filled_bias_px > 0]
+        found.append(
+            f"{len(filled)} of {len(rows)} annotations are filled masks, "
+            + (
+                f"made smaller by {corrected[0].filled_bias_px} px on every side"
+                if corrected
+                else "taken as they are"
+            )
+        )
+    found += [
+        f"{row.sample_id}: the outline runs out of the image; its ellipse is used"
+        for row in index.rows
+        if row.is_open
+    ]
+    found += [
+        f"{row.sample_id}: the annotation's HC is {row.hc_fit_mm:.1f} mm, the CSV's {row.hc_mm:.1f}"
+        for row in index.rows
+        if row.hc_fit_mm is not None
+        and row.hc_mm is not None
+        and abs(row.hc_fit_mm - row.hc_mm) > _HC_MISMATCH_MM
+    ]
+    for first, second in index.duplicates:
+        sentence = f"{first} and {second}: the same image"
+        if rows[first].exam_id != rows[second].exam_id:
+            sentence += ", in two exams; they stay in one part of every split"
+        hcs = rows[first].hc_mm, rows[second].hc_mm
+        if None not in hcs and abs(hcs[0] - hcs[1]) > 0:
+            sentence += f"; their HCs differ by {abs(hcs[0] - hcs[1]):.2f} mm"
+        found.append(sentence)
+    if all(row.pixel_size_mm is None for row in index.rows):
+        found.append("no pixel sizes: measures in mm are left out")
+    return found
