@@ -16,7 +16,8 @@ class SubsetConfig:
     def __post_init__(self) -> None:
         if self.n_images is not None and self.n_images < 3:
             raise ValueError(
-                f"data.subset.n_images={self.n_images}: a subset needs at least 3 images, one a part"
+                f"data.subset.n_images={self.n_images}: a subset needs at least 3 images, "
+                "one for each part"
             )
 
 

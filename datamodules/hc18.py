@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embeddings import EmbeddingSet
 from datamodules.geometry import Mode
-from datamodules.prepared import PreparedImages, pair_sha256, prepare_images
+from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.samples import Sample
+from datamodules.storage import files_sha256
 from datamodules.stream import TrainingStream
 
 
@@ -98,7 +99,7 @@ class HC18DataModule(LightningDataModule):
         seed: Seed of the order.
         cache_dir: Folder for prepared images.
         embeddings: Sets that hold every image's embedding, or None.
-        content_hashes: `pair_sha256` of every real sample where it is known already.
+        content_hashes: `files_sha256` of every real pair, where it is known already.
         num_workers: Loader processes; 0 loads in the training process.
     """
 
@@ -144,7 +145,7 @@ class HC18DataModule(LightningDataModule):
         if self.synthetic:
             self._prepare(self.synthetic, hashes=None)
 
-    def setup(self, stage: str | None = None) -> None:
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Open the prepared arrays; idempotent."""
         if self._datasets:
             return
@@ -209,7 +210,8 @@ class HC18DataModule(LightningDataModule):
         return prepare_images(
             samples,
             content_hashes=[
-                hashes[sample.sample_id] if hashes else pair_sha256(sample) for sample in samples
+                hashes[s.sample_id] if hashes else files_sha256(s.image_path, s.annotation_path)
+                for s in samples
             ],
             frame_hw=self.frame_hw,
             mode=self.resize_mode,

@@ -14,7 +14,7 @@ import numpy as np
 from datamodules.annotation import read_annotation, read_image
 from datamodules.geometry import Mode, Placement, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample
-from datamodules.storage import commit_folder, content_key, file_sha256
+from datamodules.storage import commit_folder, content_key
 
 SCHEMA_VERSION = 1
 
@@ -39,11 +39,6 @@ class PreparedImages:
         return place((int(height), int(width)), frame_hw=self.images.shape[1:], mode=mode)
 
 
-def pair_sha256(sample: Sample) -> str:
-    """Hash over the bytes of an annotated sample's image and annotation."""
-    return content_key([file_sha256(sample.image_path), file_sha256(sample.annotation_path)])
-
-
 def prepare_images(
     samples: Sequence[Sample],
     *,
@@ -57,7 +52,7 @@ def prepare_images(
 
     Args:
         samples: Annotated samples.
-        content_hashes: `pair_sha256` of each sample, same order.
+        content_hashes: `files_sha256` of each image and annotation, same order.
         frame_hw: Height and width of the frame, px.
         mode: "pad" keeps the aspect, "squash" fills the frame.
         cache_dir: Folder that holds prepared folders.

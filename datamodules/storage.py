@@ -23,6 +23,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_sha256(*paths: Path) -> str:
+    """Hash over the bytes of several files, in their order; names and places do not count."""
+    return content_key([file_sha256(path) for path in paths])
+
+
 def fsync_path(path: Path) -> None:
     """Ask the system to put a file or a folder's entries on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

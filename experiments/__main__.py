@@ -1,0 +1,20 @@
+"""Entry point: a user's mistake is one line and exit code 2, never a stack trace."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    from datamodules.errors import InputError
+    from experiments.cli import app
+    from lightning_modules.errors import WeightsError
+
+    try:
+        app()
+    except (InputError, WeightsError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

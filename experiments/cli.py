@@ -1,0 +1,128 @@
+"""The command line. Torch-free: a wrong word is refused before anything heavy is imported."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from datamodules.errors import InputError
+
+app = typer.Typer(
+    name="sonosweep",
+    help="How much does diffusion-made ultrasound help fetal head segmentation?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at data, or make a procedural set.")
+app.add_typer(data_app, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
+]
+Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
+
+
+def _console() -> Console:
+    return Console(highlight=False)
+
+
+@app.command()
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole job at a small size, on phantoms or on HC18 (HC18_ROOT or data.root=)."""
+    from experiments.config import load_config
+    from experiments.run import run_sweep
+
+    config = load_config("demo", overrides or [])
+    if config.data.root is None and not os.environ.get("HC18_ROOT"):
+        config.data.root = str(_phantom_for_demo(Path(config.store.root)))
+        config.name = f"{config.name}-phantom"
+    run_sweep(config, _console())
+
+
+@app.command()
+def sweep(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run every trial of a recipe, and write its tables, figures and report."""
+    from experiments.config import load_config
+    from experiments.run import run_sweep
+
+    run_sweep(load_config(recipe, overrides or []), _console())
+
+
+@app.command()
+def diffusion(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Fit the generators of a recipe, and nothing else."""
+    _run_stage(recipe, overrides, stage="generator")
+
+
+@app.command()
+def synthesize(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Make the synthetic sets of a recipe: generator, candidates, gate."""
+    _run_stage(recipe, overrides, stage="gate")
+
+
+@app.command()
+def segment(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Fit and score the segmenters of a recipe, without tables and report."""
+    _run_stage(recipe, overrides, stage="trial")
+
+
+@app.command()
+def report(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Write the tables, figures and report of a sweep again, from what is done."""
+    from experiments.config import load_config
+    from experiments.run import write_again
+
+    write_again(load_config(recipe, overrides or []), _console())
+
+
+def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
+    from experiments.config import load_config
+    from experiments.run import run_stage
+
+    run_stage(load_config(recipe, overrides or []), _console(), stage=stage)
+
+
+@data_app.command("index")
+def data_index(
+    root: Annotated[Path, typer.Argument(help="Folder of the data.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
+) -> None:
+    """Say what a data folder holds, after reading every image and annotation."""
+    from experiments.data_report import index_folder, print_summary
+
+    summary = index_folder(root, layout=layout, console=Console(stderr=True, highlight=False))
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary, _console())
+
+
+@data_app.command("phantom")
+def data_phantom(
+    root: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
+    n_exams: Annotated[int, typer.Option(min=3, max=5000, help="Number of exams.")] = 66,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other phantoms.")] = 0,
+) -> None:
+    """Write a procedural fetal-head set in HC18's layout."""
+    from datamodules.phantom import write_phantom
+
+    write_phantom(root, n_exams=n_exams, seed=seed)
+    _console().print(f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index")
+
+
+def _phantom_for_demo(store_root: Path) -> Path:
+    from datamodules.phantom import write_phantom
+
+    root = store_root / "phantom-data"
+    if not root.exists():
+        with _console().status("no HC18_ROOT: drawing phantoms"):
+            write_phantom(root, n_exams=60, seed=0)
+    if not root.is_dir():
+        raise InputError(f"{root}: is not a folder; remove it and try again")
+    return root

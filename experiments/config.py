@@ -1,0 +1,372 @@
+"""The schema of a recipe, and the one way from YAML and `key=value` to a typed config.
+
+Torch-free, so that a wrong key is refused at once.
+"""
+
+import difflib
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datamodules.config import DataConfig, SplitConfig
+from datamodules.errors import InputError
+from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
+from lightning_modules.config_sam import SegmenterConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Condition = Literal["real", "synthetic", "synthetic_same_budget"]
+Prompt = Literal["whole_image", "jittered_box", "tight_box"]
+
+
+@dataclass(kw_only=True)
+class SynthesisConfig:
+    """Which generator is fitted on what, and how many pairs it makes."""
+
+    generator_count: int = 60
+    """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
+    generator_support: int = 0
+    """Which images those are: the first ones of this support."""
+    n_candidates: int = 200
+    """Pairs to draw before the gate."""
+    image_hw: tuple[int, int] = (540, 800)
+    """Height and width of the stored pairs, px; the generator's squash is undone to this size."""
+    folder: str | None = None
+    """Folder of somebody else's pairs (image/, mask/) to use instead of a generator."""
+    folder_labels: int | None = None
+    """Labelled images that the maker of `folder` used; null prints as unknown."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the generator is sampled."""
+
+    def __post_init__(self) -> None:
+        self.image_hw = tuple(self.image_hw)
+        if self.n_candidates < 1 or self.generator_count < 1:
+            raise ValueError(
+                "synthesis.n_candidates and synthesis.generator_count must be at least 1"
+            )
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """Which candidates are refused. Limits come from the generator's own images."""
+
+    enabled: bool = True
+    """Whether candidates are refused at all; what is measured is recorded either way."""
+    min_agreement: float = 0.7
+    """Least Dice between the label and a segmenter fitted on exactly the generator's images."""
+    prompt: Literal["whole_image", "jittered_box", "tight_box"] = "tight_box"
+    """Prompt of that segmenter."""
+    intensity_quantile: float = 0.01
+    """Mean and spread must lie within these quantiles of the real ones, with the slack below."""
+    intensity_slack: float = 0.25
+    """Widening of the intensity range on either side, as a share of its width."""
+    copy_quantile: float = 0.99
+    """A candidate more similar to a real image than this quantile of the similarities between
+    each real image and its nearest neighbour of another exam is a near-copy."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_agreement", "intensity_quantile", "copy_quantile"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"gate.{name}={value}: must lie in [0, 1]")
+
+
+@dataclass(kw_only=True)
+class GridConfig:
+    """The axes of a sweep; every combination is a trial."""
+
+    condition: list[Condition] = field(default_factory=lambda: ["real"])
+    """What a trial is trained on."""
+    real_fraction: list[float] = field(default_factory=list)
+    """Amounts as shares of the train part, in (0, 1]."""
+    real_count: list[int] = field(default_factory=list)
+    """Amounts as numbers of images."""
+    support: list[int] = field(default_factory=lambda: [0])
+    """Which images are drawn: each number is another nested order."""
+    seed: list[int] = field(default_factory=lambda: [0])
+    """Order, prompts and initialisation of the segmenter's training."""
+    generator_seed: list[int] = field(default_factory=lambda: [0])
+    """Initialisation, noise and drawn outlines of the generator."""
+    workers: int = 1
+    """Stages that run at the same time, each in a process of its own."""
+
+    def __post_init__(self) -> None:
+        if not self.real_fraction and not self.real_count:
+            raise ValueError("sweep: give real_fraction or real_count at least one amount")
+        for value in self.real_fraction:
+            if not 0 < value <= 1:
+                raise ValueError(
+                    f"sweep.real_fraction={value}: must be above 0 and at most 1 (5 % is 0.05)"
+                )
+        for value in self.real_count:
+            if value < 1:
+                raise ValueError(f"sweep.real_count={value}: must be at least 1")
+        for name in ("condition", "support", "seed", "generator_seed"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"sweep.{name}: give at least one value")
+            if len(set(values)) != len(values):
+                raise ValueError(f"sweep.{name}={values}: a value stands there twice")
+        if self.workers < 1:
+            raise ValueError(f"sweep.workers={self.workers}: must be at least 1")
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """How a trained model is scored."""
+
+    prompts: list[Prompt] = field(default_factory=lambda: ["whole_image", "jittered_box"])
+    """Prompt protocols; each is a block of the table."""
+    jitter_draws: int = 3
+    """Fixed draws of the jittered box, the same for every trial."""
+    bootstrap_samples: int = 2000
+    """Resamples of exams for an interval."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts or self.jitter_draws < 1 or self.bootstrap_samples < 100:
+            raise ValueError(
+                "evaluation: needs at least one prompt, jitter_draws >= 1 and "
+                "bootstrap_samples >= 100"
+            )
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Where and how training runs. Nothing here changes what is computed beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Lightning's accelerator."""
+    devices: int = 1
+    """Devices of one stage; more than one is DDP."""
+    threads: int | None = None
+    """CPU threads of a stage; null shares the cores between `sweep.workers`."""
+    num_workers: int = 0
+    """Loader processes of a stage."""
+    checkpoint_every: int = 100
+    """Optimiser steps between checkpoints; at most this many are lost by a kill."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
+
+
+@dataclass(kw_only=True)
+class StoreConfig:
+    """Where runs go."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Weights & Biases, a view on the runs."""
+
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """`auto`: online where the user is logged in, offline otherwise."""
+    project: str = "sonosweep"
+    """Project."""
+    entity: str | None = None
+    """User or team; null takes the login's default."""
+
+
+@dataclass(kw_only=True)
+class ExperimentConfig:
+    """A recipe: everything that one sweep is."""
+
+    name: str = "sweep"
+    """Name of the sweep and of its folder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The images."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """Train, validation and test."""
+    segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
+    """SAM and its fine-tuning."""
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The diffusion model and its training."""
+    synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
+    """Synthetic pairs."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """What is refused of them."""
+    sweep: GridConfig = field(default_factory=GridConfig)
+    """The grid."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """The scores."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """Devices."""
+    store: StoreConfig = field(default_factory=StoreConfig)
+    """Where runs go."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Dashboards."""
+
+    def __post_init__(self) -> None:
+        if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
+            raise ValueError(f"name={self.name!r}: letters, digits, '-', '_' and '.' only")
+        if self.name == "store" or self.name.startswith("."):
+            raise ValueError(f"name={self.name!r}: reserved; choose another name")
+
+    def data_root(self) -> Path:
+        """The data folder: `data.root`, or HC18_ROOT.
+
+        Raises:
+            InputError: If neither is given.
+        """
+        root = self.data.root if self.data.root is not None else os.environ.get("HC18_ROOT")
+        if not root:
+            raise InputError(
+                "data.root: no data folder is given; add data.root=/path/to/hc18 or set HC18_ROOT "
+                "(`sonosweep data phantom FOLDER` makes a procedural set to try with)"
+            )
+        return Path(root)
+
+
+def find_recipe(recipe: str) -> Path:
+    """Path of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for path in (Path(recipe), RECIPES / recipe, RECIPES / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise InputError(f"recipe {recipe}: no such file; shipped recipes: {', '.join(names)}")
+
+
+def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
+    """Merge the schema, a recipe and `key=value` overrides into a checked config.
+
+    Args:
+        recipe: Path or shipped name; None starts from the defaults.
+        overrides: Strings `key.sub=value`, values in YAML.
+
+    Raises:
+        InputError: For an unknown key, a value of the wrong kind or out of range, or broken YAML.
+    """
+    merged: dict[str, Any] = {}
+    if recipe is not None:
+        path = find_recipe(recipe)
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not valid YAML ({_one_line(error)}); mend it") from error
+        if not isinstance(loaded, dict):
+            raise InputError(f"{path}: a recipe is a mapping of keys to values; mend it")
+        merged = loaded
+        _check_keys(merged, ExperimentConfig, where=str(path))
+    for override in overrides:
+        _set_override(merged, override)
+    schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
+    if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
+        merged["sweep"]["real_fraction"] = []
+    try:
+        typed = OmegaConf.merge(schema, OmegaConf.create(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(_explain(error)) from error
+    for section in fields(ExperimentConfig):
+        # Section by section, so that a room's own message gets the section's name in front.
+        if is_dataclass(section.type):
+            try:
+                OmegaConf.to_object(typed[section.name])
+            except ValueError as error:
+                message = _one_line(error)
+                prefix = "" if message.startswith(section.name) else f"{section.name}."
+                raise InputError(prefix + message) from error
+    try:
+        return OmegaConf.to_object(typed)
+    except ValueError as error:
+        raise InputError(_one_line(error)) from error
+
+
+def resolved(config: ExperimentConfig) -> dict[str, Any]:
+    """The config as plain JSON types."""
+    return _plain(asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _set_override(merged: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: expected key=value, as in segmenter.steps=80")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{override}: the value is not valid YAML; a list is written [a,b]"
+        ) from error
+    if text.strip() == "":
+        raise InputError(f"{override}: no value after '='; write null for none")
+    _check_path(key)
+    node = merged
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{key}: {parent} is not a group of keys in the recipe")
+    if is_dataclass(_type_at(key)) and not isinstance(value, dict):
+        raise InputError(f"{key}={text}: {key} is a group; set one of its keys, as {key}.KEY=...")
+    node[leaf] = value
+
+
+def _type_at(key: str) -> Any:
+    node: Any = ExperimentConfig
+    for part in key.split("."):
+        node = {f.name: f.type for f in fields(node)}[part]
+    return node
+
+
+def _check_path(key: str) -> None:
+    node: Any = ExperimentConfig
+    for depth, part in enumerate(key.split(".")):
+        if not is_dataclass(node):
+            parent = ".".join(key.split(".")[:depth])
+            raise InputError(f"{key}: {parent} is a single value; write {parent}=...")
+        types = {f.name: f.type for f in fields(node)}
+        if part not in types:
+            prefix = ".".join(key.split(".")[:depth])
+            raise InputError(_unknown(key, part, names=list(types), prefix=prefix))
+        node = types[part]
+
+
+def _check_keys(content: dict[str, Any], schema: Any, *, where: str, prefix: str = "") -> None:
+    types = {f.name: f.type for f in fields(schema)}
+    for name, value in content.items():
+        if name not in types:
+            unknown = _unknown(prefix + str(name), str(name), names=list(types), prefix=prefix[:-1])
+            raise InputError(f"{where}: {unknown}")
+        if is_dataclass(types[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {prefix}{name} must be a group of keys")
+            _check_keys(value, types[name], where=where, prefix=f"{prefix}{name}.")
+
+
+def _unknown(key: str, part: str, *, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(part, names, n=1)
+    full = [f"{prefix}.{name}" if prefix else name for name in (close or names)]
+    hint = f"did you mean {full[0]}?" if close else f"known keys: {', '.join(full)}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    message = str(error).split("\n", 1)[0]
+    return f"{key}: {message}" if key and key not in message else _one_line(message)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

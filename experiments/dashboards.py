@@ -1,0 +1,97 @@
+"""Weights & Biases: a view on the runs, never in their way.
+
+Offline unless the user is logged in. Whatever goes wrong here is printed to the run's log, and the
+run goes on without it.
+"""
+
+import netrc
+import os
+from typing import Any
+from urllib.parse import urlparse
+
+from lightning.pytorch.loggers import WandbLogger
+
+from experiments.config import WandbConfig, resolved
+from experiments.context import StageContext
+
+INIT_TIMEOUT_S = 20
+
+
+def is_logged_in() -> bool:
+    """Whether a key for W&B's host is in the environment or in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def resolve_mode(config: WandbConfig) -> str:
+    """online, offline or disabled; the environment's WANDB_MODE decides where config is auto."""
+    if config.mode != "auto":
+        return config.mode
+    mode = os.environ.get("WANDB_MODE")
+    if mode in ("online", "offline", "disabled"):
+        return mode
+    return "online" if is_logged_in() else "offline"
+
+
+def run_id(context: StageContext) -> str:
+    """`<sweep>-<hash>-s<seed>`: the same for a continued run, free of W&B's forbidden signs."""
+    seed = context.node.content.get("seed", 0)
+    return f"{context.sweep}-{context.node.id}-s{seed}"[:128]
+
+
+def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
+    """Start a W&B run for a stage; None where it is switched off or cannot be started."""
+    config = context.config.wandb
+    mode = resolve_mode(config)
+    if mode == "disabled":
+        return None
+    for attempt in dict.fromkeys((mode, "offline")):
+        try:
+            return _start(context, job_type=job_type, mode=attempt)
+        except Exception as error:  # W&B raises many kinds, and none may stop a trial.
+            print(f"W&B could not start {attempt}: {type(error).__name__}: {error}", flush=True)
+    return None
+
+
+def _start(context: StageContext, *, job_type: str, mode: str) -> WandbLogger:
+    import wandb
+
+    folder = context.run_dir / "wandb"
+    folder.mkdir(exist_ok=True)
+    # Artefacts are otherwise staged in the user's home.
+    os.environ["WANDB_DATA_DIR"] = str(folder)
+    config = context.config.wandb
+    run = wandb.init(
+        dir=str(context.run_dir),
+        project=config.project,
+        entity=config.entity,
+        id=run_id(context),
+        name=context.node.label,
+        group=context.sweep,
+        job_type=job_type,
+        tags=[tag[:64] for tag in context.tags],
+        config=_config(context),
+        resume="allow",
+        mode=mode,
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=INIT_TIMEOUT_S, x_disable_meta=True
+        ),
+    )
+    run.define_metric("*", step_metric="trainer/global_step")
+    return WandbLogger(experiment=run)
+
+
+def _config(context: StageContext) -> dict[str, Any]:
+    return {
+        **resolved(context.config),
+        "stage": context.node.stage,
+        "store_id": context.node.id,
+        "upstream": context.node.upstream,
+        "seed": context.node.content.get("seed"),
+        "n_images": len(context.node.content.get("images", [])),
+    }

@@ -1,0 +1,170 @@
+"""From `data.root` to what a plan needs: samples, index, subset, split. Torch-free."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.errors import InputError
+from datamodules.index import Index, IndexRow, build_index
+from datamodules.samples import Sample, read_cohort, read_hc18, trimester
+from datamodules.splits import Split, Unit, choose_subset, make_split
+from datamodules.storage import content_key, files_sha256, write_atomic, write_json
+from datamodules.synthetic import read_synthetic
+from experiments.config import ExperimentConfig
+from experiments.plan import DataView
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """All that a sweep knows of its images."""
+
+    name: str
+    """Cohort of the main data."""
+    samples: dict[str, Sample]
+    rows: dict[str, IndexRow]
+    view: DataView
+    indices: dict[str, Index]
+    """Index by cohort."""
+
+
+def read_samples(root: Path, *, layout: str) -> list[Sample]:
+    """Annotated samples of a folder.
+
+    Raises:
+        InputError: For a folder that is not of the layout.
+    """
+    return read_hc18(root) if layout == "hc18" else read_cohort(root)
+
+
+def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
+    """Read, check, index and split the data of a sweep.
+
+    The structure is checked before any image is decoded. An index is kept in the store under the
+    hash of its files, so unchanged files are not decoded again.
+
+    Raises:
+        InputError: For anything wrong with the data or with what is asked of them.
+    """
+    root = config.data_root()
+    main = read_samples(root, layout=config.data.layout)
+    chosen = choose_subset(
+        [_early_unit(sample) for sample in main],
+        name=config.data.subset.name,
+        n_images=config.data.subset.n_images,
+    )
+    keep = set(chosen)
+    cohorts = {main[0].cohort: [sample for sample in main if sample.sample_id in keep]}
+    name = main[0].cohort
+    for folder in config.data.test_cohorts:
+        samples = read_cohort(Path(folder))
+        if samples[0].cohort in cohorts:
+            raise InputError(
+                f"data.test_cohorts: two cohorts are named {samples[0].cohort}; rename {folder}"
+            )
+        cohorts[samples[0].cohort] = samples
+    samples: dict[str, Sample] = {}
+    for cohort, members in cohorts.items():
+        for sample in members:
+            if sample.sample_id in samples:
+                raise InputError(
+                    f"data.test_cohorts: {cohort} holds an image named {sample.sample_id}, as "
+                    f"{samples[sample.sample_id].cohort} does; rename one"
+                )
+            samples[sample.sample_id] = sample
+    foreign = _foreign_pairs(config)
+    content = {
+        sample_id: files_sha256(sample.image_path, sample.annotation_path)
+        for sample_id, sample in samples.items()
+    }
+    indices = {
+        cohort: cached_index(
+            members, content=content, folder=Path(config.store.root), progress=progress
+        )
+        for cohort, members in cohorts.items()
+    }
+    rows = {row.sample_id: row for index in indices.values() for row in index.rows}
+    units = {row.sample_id: _unit(row) for row in indices[name].rows}
+    return Data(
+        name=name,
+        samples=samples,
+        rows=rows,
+        indices=indices,
+        view=DataView(
+            name=name,
+            units=units,
+            content=content,
+            split=make_split(list(units.values()), config.split),
+            cohorts={
+                cohort: [s.sample_id for s in members]
+                for cohort, members in cohorts.items()
+                if cohort != name
+            },
+            foreign_pairs=foreign,
+        ),
+    )
+
+
+def cached_index(
+    samples: Sequence[Sample],
+    *,
+    content: Mapping[str, str],
+    folder: Path,
+    progress: Progress | None = None,
+) -> Index:
+    """The index of the samples, from the store where the same files were indexed before."""
+    key = content_key(
+        [
+            [
+                s.sample_id,
+                s.exam_id,
+                s.frame,
+                s.pixel_size_mm,
+                s.hc_mm,
+                s.cohort,
+                content[s.sample_id],
+            ]
+            for s in samples
+        ]
+    )
+    path = folder / "store" / "index" / f"{key}.json"
+    if path.is_file():
+        return Index.from_json(path.read_text())
+    index = build_index(samples, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, index.to_json())
+    return index
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Write the lists of ids into a sweep's folder."""
+    write_json(path, {"train": split.train, "val": split.val, "test": split.test})
+
+
+def _foreign_pairs(config: ExperimentConfig) -> dict[str, str] | None:
+    if config.synthesis.folder is None:
+        return None
+    pairs = read_synthetic(Path(config.synthesis.folder))
+    return {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs.samples}
+
+
+def _early_unit(sample: Sample) -> Unit:
+    """A unit before anything is decoded: the exam is the group."""
+    return Unit(
+        sample_id=sample.sample_id,
+        group_id=sample.exam_id,
+        exam_id=sample.exam_id,
+        frame=sample.frame,
+        stratum=trimester(sample.hc_mm) or 0,
+    )
+
+
+def _unit(row: IndexRow) -> Unit:
+    return Unit(
+        sample_id=row.sample_id,
+        group_id=row.group_id,
+        exam_id=row.exam_id,
+        frame=row.frame,
+        stratum=trimester(row.hc_mm) or 0,
+    )

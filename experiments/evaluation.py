@@ -1,0 +1,173 @@
+"""Score a segmenter, or a control, image by image at the original size."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from datamodules.annotation import read_annotation
+from datamodules.geometry import logits_to_original, place
+from datamodules.samples import Sample, trimester
+from lightning_modules.metrics import (
+    dice_at_256,
+    dice_score,
+    hausdorff_distance_mm,
+    head_circumference_mm,
+)
+from lightning_modules.prompts import ellipse_in_box_mask, prompt_boxes
+from lightning_modules.randomness import keyed_generator
+
+# What segments a batch under boxes: (batch, boxes (B, 4)) -> frame logits (B, 1, h, w).
+Segment = Callable[[dict[str, Any], torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The prompts of an evaluation."""
+
+    prompts: Sequence[str]
+    jitter_draws: int
+    jitter_max_px: int
+
+    def passes(self) -> Iterator[tuple[str, int]]:
+        """Every (prompt, draw); only the jittered box has more than one draw."""
+        for prompt in self.prompts:
+            for draw in range(self.jitter_draws if prompt == "jittered_box" else 1):
+                yield prompt, draw
+
+    def offsets(self, sample_ids: Sequence[str], *, draw: int) -> torch.Tensor:
+        """Jitter (B, 4) of a fixed draw: the same for every model, so trials stay paired."""
+        return torch.stack(
+            [
+                torch.randint(
+                    0,
+                    self.jitter_max_px + 1,
+                    (4,),
+                    generator=keyed_generator("evaluation", draw, sample_id),
+                ).float()
+                for sample_id in sample_ids
+            ]
+        )
+
+
+@dataclass(kw_only=True)
+class Scorer:
+    """References at the original size, read once, and the scores against them."""
+
+    samples: Mapping[str, Sample]
+    frame_hw: tuple[int, int]
+    mode: str
+
+    def __post_init__(self) -> None:
+        self._masks: dict[str, np.ndarray] = {}
+
+    def reference(self, sample_id: str) -> np.ndarray:
+        """Reference mask uint8 (H, W) {0, 1} as annotated, never through the frame."""
+        if sample_id not in self._masks:
+            sample = self.samples[sample_id]
+            annotation = read_annotation(
+                sample.annotation_path, filled_bias_px=sample.filled_bias_px
+            )
+            self._masks[sample_id] = annotation.mask
+        return self._masks[sample_id]
+
+    def predicted_mask(self, logits: torch.Tensor, sample_id: str) -> np.ndarray:
+        """Frame logits (1, h, w) -> uint8 (H, W) {0, 1} at the original size."""
+        reference = self.reference(sample_id)
+        placement = place(reference.shape, frame_hw=self.frame_hw, mode=self.mode)
+        return (logits_to_original(logits, placement)[0] > 0).numpy().astype(np.uint8)
+
+    def row(self, sample_id: str, predicted: np.ndarray) -> dict[str, Any]:
+        """Scores of one image; the mm columns are None without a pixel size."""
+        sample, reference = self.samples[sample_id], self.reference(sample_id)
+        row: dict[str, Any] = {
+            "sample_id": sample_id,
+            "exam_id": sample.exam_id,
+            "trimester": trimester(sample.hc_mm) if sample.hc_mm is not None else None,
+            "dice": dice_score(predicted, reference),
+            "dice_256": dice_at_256(predicted, reference),
+        }
+        pixel_size_mm = sample.pixel_size_mm
+        if pixel_size_mm is None:
+            return row
+        hc_pred_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
+        # The published circumference is the reference; our own fit only where there is none.
+        hc_ref_mm = (
+            sample.hc_mm
+            if sample.hc_mm is not None
+            else head_circumference_mm(reference, pixel_size_mm=pixel_size_mm)
+        )
+        return row | {
+            "hausdorff_mm": hausdorff_distance_mm(
+                predicted, reference, pixel_size_mm=pixel_size_mm
+            ),
+            "hc_pred_mm": hc_pred_mm,
+            "hc_ref_mm": hc_ref_mm,
+            "hc_err_mm": hc_pred_mm - hc_ref_mm,
+            "hc_abs_err_mm": abs(hc_pred_mm - hc_ref_mm),
+        }
+
+
+def evaluate(
+    segment: Segment,
+    loaders: Mapping[str, DataLoader],
+    *,
+    protocol: Protocol,
+    scorer: Scorer,
+    keep: Callable[[str, str, np.ndarray], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Score every image of every cohort under every prompt.
+
+    Args:
+        segment: Gives frame logits for a batch and its boxes.
+        loaders: Test loaders by cohort.
+        protocol: Prompts.
+        scorer: References and metrics.
+        keep: Called with (prompt, sample_id, mask) for the first draw of each prompt.
+        progress: Called with (images scored, images in all), passes counted singly.
+
+    Returns:
+        Rows with the keys of `columns.PER_IMAGE`; absent keys mean not available.
+    """
+    passes = list(protocol.passes())
+    total = len(passes) * sum(len(loader.dataset) for loader in loaders.values())
+    rows: list[dict[str, Any]] = []
+    for cohort, loader in loaders.items():
+        for batch in loader:
+            for prompt, draw in passes:
+                boxes = prompt_boxes(
+                    prompt,
+                    mask=batch["mask"],
+                    valid_hw=batch["valid_hw"],
+                    offsets=protocol.offsets(batch["sample_id"], draw=draw),
+                )
+                logits = segment(batch, boxes).float().cpu()
+                for item, sample_id in enumerate(batch["sample_id"]):
+                    predicted = scorer.predicted_mask(logits[item], sample_id)
+                    key = {"test_cohort": cohort, "prompt": prompt, "draw": draw}
+                    rows.append(key | scorer.row(sample_id, predicted))
+                    if keep is not None and draw == 0:
+                        keep(prompt, sample_id, predicted)
+                if progress is not None:
+                    progress(len(rows), total)
+    return rows
+
+
+def box_only_logits(*, jitter_max_px: int, prompt: str) -> Segment:
+    """The control that reads no pixel: the ellipse in the box, pulled in by the mean jitter."""
+    shrink_px = jitter_max_px / 2 if prompt == "jittered_box" else 0.0
+
+    def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
+        mask = ellipse_in_box_mask(
+            boxes,
+            size_hw=tuple(batch["mask"].shape[-2:]),
+            valid_hw=batch["valid_hw"],
+            shrink_px=shrink_px,
+        )
+        return mask.float() * 2 - 1
+
+    return segment

@@ -1,0 +1,157 @@
+"""The live table of a sweep, and its plain lines where there is no terminal."""
+
+import time
+from collections import defaultdict
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from experiments.sweep import FINISHED, NodeRun, Sweep
+
+# Seconds a unit of work before anything was measured: two CPU cores and LiteMedSAM.
+FIRST_GUESS_S = {
+    "embed": 1.0,
+    "generator": 0.35,
+    "synthesize": 0.8,
+    "import_pairs": 0.05,
+    "gate": 0.2,
+    "trial": 1.1,
+    "control": 0.2,
+}
+PLAIN_EVERY_S = 15.0
+MARKS = {
+    "waiting": ("·", "dim"),
+    "running": ("▶", "bold cyan"),
+    "done": ("✓", "green"),
+    "reused": ("=", "green"),
+    "failed": ("✗", "bold red"),
+    "blocked": ("-", "red"),
+}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+def seconds_left(sweep: Sweep) -> float:
+    """Estimate from measured seconds a unit of work, first guesses where nothing was measured."""
+    spent: dict[str, float] = defaultdict(float)
+    units: dict[str, int] = defaultdict(int)
+    for run in sweep.runs.values():
+        if run.state == "done":
+            spent[run.node.stage] += run.seconds
+            units[run.node.stage] += run.node.steps
+    left = 0.0
+    for run in sweep.runs.values():
+        if run.state in FINISHED:
+            continue
+        stage = run.node.stage
+        each = spent[stage] / units[stage] if units[stage] else FIRST_GUESS_S[stage]
+        expected = each * run.node.steps
+        if run.state == "running":
+            elapsed = time.monotonic() - run.started
+            expected = max(expected - elapsed, 0.05 * expected)
+        left += expected
+    return left / sweep.config.sweep.workers
+
+
+class LiveProgress:
+    """Draws a sweep while it runs: a live table, or lines in a log."""
+
+    def __init__(self, sweep: Sweep, console: Console) -> None:
+        self._sweep, self._console = sweep, console
+        self._began = time.monotonic()
+        self._printed: dict[str, str] = {
+            key: run.state for key, run in sweep.runs.items() if run.state == "reused"
+        }
+        self._last_plain = 0.0
+        self._live = (
+            Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+        else:
+            self.update()
+
+    def update(self) -> None:
+        """Print what changed, where there is no terminal; the live table draws itself."""
+        if self._live is not None:
+            return
+        for key, run in self._sweep.runs.items():
+            if self._printed.get(key) != run.state and run.state != "waiting":
+                self._printed[key] = run.state
+                self._line(run)
+        now = time.monotonic()
+        if now - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = now
+            for run in self._sweep.runs.values():
+                if run.state == "running" and run.total:
+                    self._line(run)
+
+    def _line(self, run: NodeRun) -> None:
+        elapsed = clock(time.monotonic() - self._began)
+        left = f", about {clock(seconds_left(self._sweep))} left" if self._sweep.pending else ""
+        detail = _detail(run)
+        self._console.print(
+            f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _draw(self) -> Group:
+        runs = list(self._sweep.runs.values())
+        finished = sum(run.state in FINISHED for run in runs)
+        left = seconds_left(self._sweep)
+        share = finished / len(runs)
+        head = Text.assemble(
+            (f" {self._sweep.config.name} ", "bold"),
+            f"{finished} of {len(runs)} stages, {clock(time.monotonic() - self._began)} elapsed, "
+            f"about {clock(left)} left ({share:.0%})",
+        )
+        table = Table.grid(padding=(0, 1))
+        for run in runs:
+            mark, style = MARKS[run.state]
+            bar: ProgressBar | Text = Text("")
+            if run.state == "running" and run.total:
+                bar = ProgressBar(total=run.total, completed=run.done, width=16)
+            table.add_row(
+                Text(mark, style=style),
+                Text(run.node.label, style="" if run.state != "waiting" else "dim"),
+                bar,
+                Text(_detail(run), style=style if run.state in ("failed", "blocked") else "dim"),
+            )
+        return Group(head, table)
+
+
+def _detail(run: NodeRun) -> str:
+    if run.state == "running":
+        elapsed = clock(time.monotonic() - run.started)
+        return f"{run.what} {run.done}/{run.total}, {elapsed}" if run.total else elapsed
+    if run.state == "done":
+        return clock(run.seconds)
+    if run.state == "reused":
+        return "done before"
+    return run.reason

@@ -1,0 +1,158 @@
+"""Run a recipe from its config to its outputs: what `sweep`, `demo` and the single stages share."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from datamodules.errors import InputError
+from datamodules.storage import write_atomic
+from experiments.config import ExperimentConfig, resolved
+from experiments.data import Data, load_data, write_split
+from experiments.plan import Plan, make_plan
+from experiments.progress import LiveProgress, clock
+from experiments.sweep import Sweep, SweepInterruptedError
+from lightning_modules.weights import find_lite_weights
+
+
+def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
+    """Check everything that can be checked before torch is imported, then plan.
+
+    Raises:
+        InputError, WeightsError: For a user's mistake.
+    """
+    if config.segmenter.backbone == "lite":
+        find_lite_weights(config.segmenter.weights_path)
+    _check_writable(Path(config.store.root))
+    with console.status("reading the data") as status:
+        data = load_data(
+            config,
+            progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
+        )
+        plan = make_plan(config, data.view)
+    return data, plan
+
+
+def execute(config: ExperimentConfig, console: Console, *, data: Data, plan: Plan) -> Sweep:
+    """Run a plan's stages with live progress, after writing down what the sweep is.
+
+    Raises:
+        SystemExit: With code 130 after a signal; everything finished is kept.
+    """
+    sweep = Sweep(config, data=data, plan=plan)
+    folder = sweep.store.sweep_dir(config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+    write_split(data.view.split, folder / "split.json")
+    split = data.view.split
+    console.print(
+        f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation and "
+        f"{len(split.test)} test images; {len(plan.trials)} trials in {len(plan.nodes)} stages, "
+        f"{sweep.pending} to do",
+        highlight=False,
+    )
+    try:
+        with LiveProgress(sweep, console) as progress:
+            sweep.run(progress.update)
+    except SweepInterruptedError:
+        done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
+        console.print(
+            f"stopped: {done} of {len(sweep.runs)} stages are done and kept; the same command "
+            "goes on from here"
+        )
+        raise SystemExit(130) from None
+    return sweep
+
+
+def narrow(plan: Plan, *, stage: str) -> Plan:
+    """The part of a plan that leads to the stages of one kind."""
+    wanted = [key for key, node in plan.nodes.items() if node.stage == stage]
+    keep: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in keep:
+            keep.add(key)
+            wanted += plan.nodes[key].upstream.values()
+    nodes = {key: node for key, node in plan.nodes.items() if key in keep}
+    trials = [spec for spec in plan.trials if spec.node_key in keep] if stage == "trial" else []
+    control = plan.control_key if plan.control_key in keep else None
+    return dataclasses.replace(plan, nodes=nodes, trials=trials, control_key=control)
+
+
+def report_failures(sweep: Sweep, console: Console) -> bool:
+    """Name what failed; whether anything did."""
+    failed = [run for run in sweep.runs.values() if run.state in ("failed", "blocked")]
+    for run in failed:
+        log = sweep.store.run_dir(run.node.stage, run.node.id) / "log.txt"
+        console.print(
+            f"{run.state}: {run.node.label}: {run.reason} (log: {os.path.relpath(log)})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return bool(failed)
+
+
+def spent(sweep: Sweep) -> str:
+    """Time that this call's stages took."""
+    seconds = sum(run.seconds for run in sweep.runs.values())
+    n = sum(run.state == "done" for run in sweep.runs.values())
+    return f"{n} stages in {clock(seconds)}" if n else "nothing was left to do"
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"store.root={root}: cannot be made ({error.strerror}); choose a folder you may write"
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise InputError(f"store.root={root}: not writable; choose another folder")
+
+
+def run_sweep(config: ExperimentConfig, console: Console) -> None:
+    """Run a recipe to its report; exit code 1 where a stage failed."""
+    data, plan = prepare(config, console)
+    sweep = execute(config, console, data=data, plan=plan)
+    failed = report_failures(sweep, console)
+    _write_outputs(sweep, console)
+    if failed:
+        raise SystemExit(1)
+
+
+def write_again(config: ExperimentConfig, console: Console) -> None:
+    """Write a sweep's outputs from what is done, without running anything."""
+    data, plan = prepare(config, console)
+    _write_outputs(Sweep(config, data=data, plan=plan), console)
+
+
+def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None:
+    """Run what leads to the stages of one kind, and say where they are.
+
+    Raises:
+        InputError: If the recipe has no such stage.
+    """
+    data, plan = prepare(config, console)
+    narrowed = narrow(plan, stage=stage)
+    if not narrowed.nodes:
+        raise InputError(
+            f"sweep.condition={config.sweep.condition}: these conditions need no generator; add "
+            "sweep.condition=[synthetic]"
+        )
+    sweep = execute(config, console, data=data, plan=narrowed)
+    failed = report_failures(sweep, console)
+    for run in sweep.runs.values():
+        if run.node.stage == stage and run.state in ("done", "reused"):
+            run_dir = sweep.store.run_dir(stage, run.node.id)
+            console.print(f"{run.node.label}: {os.path.relpath(run_dir)}", soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def _write_outputs(sweep: Sweep, console: Console) -> None:
+    from experiments.results import write_outputs
+
+    write_outputs(sweep, console)

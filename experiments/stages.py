@@ -1,0 +1,294 @@
+"""The stages: each a function from its context to the result that its marker holds."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lightning import seed_everything
+
+from datamodules.annotation import read_image
+from datamodules.ellipse import EllipseDistribution, rasterise
+from datamodules.embeddings import open_embeddings, write_embeddings
+from datamodules.geometry import image_to_original, mask_to_frame, place
+from datamodules.hc18 import HC18DataModule
+from datamodules.prepared import PreparedImages, prepare_images
+from datamodules.samples import Sample
+from datamodules.storage import files_sha256
+from datamodules.synthetic import (
+    SyntheticPair,
+    link_pair,
+    pair_paths,
+    read_synthetic,
+    write_metadata,
+    write_pair,
+)
+from experiments.context import StageContext, StageError
+from experiments.dashboards import stage_logger
+from experiments.gate import (
+    GateMeasurement,
+    fingerprints,
+    limits_from_real,
+    nearest_real,
+    reasons,
+)
+from experiments.training import fit, make_trainer
+from experiments.trial import fitted_segmenter, run_control, run_trial
+from lightning_modules.config_sam import FRAME_SIDE_PX
+from lightning_modules.diffusion import DiffusionModule, load_generator
+from lightning_modules.prompts import prompt_boxes
+from lightning_modules.randomness import keyed_seed
+from lightning_modules.sam_models import build_sam, decode, encode
+
+EMBED_BATCH = 4
+
+
+def run_embed(context: StageContext) -> dict[str, Any]:
+    """Embed real images, or the pairs of a synthetic set, once for all trials."""
+    config = context.config.segmenter
+    prepared = _images_to_embed(context)
+    sam = build_sam(config)
+    device = _device(context)
+    sam.to(device)
+    status = context.status()
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in range(0, len(prepared.sample_ids), EMBED_BATCH):
+            part = slice(start, start + EMBED_BATCH)
+            image = torch.from_numpy(prepared.images[part].astype(np.float32) / 255.0)[:, None]
+            embedding = encode(
+                sam,
+                image.to(device),
+                valid_hw=torch.from_numpy(np.array(prepared.valid_hw[part])).to(device),
+                precision=config.encoder_precision,
+            )
+            yield embedding.cpu().numpy()
+
+    side = FRAME_SIDE_PX[config.backbone] // 4
+    write_embeddings(
+        context.run_dir / "embeddings",
+        sample_ids=prepared.sample_ids,
+        batches=batches(),
+        shape=(256, side, side),
+        progress=lambda done, total: status.update("images", done=done, total=total),
+    )
+    return {"images": len(prepared.sample_ids)}
+
+
+def _images_to_embed(context: StageContext) -> PreparedImages:
+    side = FRAME_SIDE_PX[context.config.segmenter.backbone]
+    if "pairs" in context.node.upstream:
+        samples = read_synthetic(context.upstream_dir("pairs")).samples
+        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    else:
+        samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
+        hashes = [context.content[sample.sample_id] for sample in samples]
+    return prepare_images(
+        samples,
+        content_hashes=hashes,
+        frame_hw=(side, side),
+        mode="pad",
+        cache_dir=context.cache_dir,
+    )
+
+
+def run_generator(context: StageContext) -> dict[str, Any]:
+    """Fit the mask-guided generator on its labelled images and keep its averaged weights."""
+    config, seed = context.config.generator, context.node.content["seed"]
+    ids = context.pick(context.node.content["images"])
+    datamodule = HC18DataModule(
+        samples=context.samples,
+        train_ids=ids,
+        val_ids=[],
+        test_ids={},
+        frame_hw=config.size_hw,
+        resize_mode="squash",
+        batch_size=config.batch_size,
+        n_batches=config.steps,
+        seed=seed,
+        cache_dir=context.cache_dir,
+        content_hashes=context.content,
+        num_workers=context.config.trainer.num_workers,
+    )
+    seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
+    module = DiffusionModule(config, seed=seed)
+    trainer = make_trainer(
+        run_dir=context.run_dir,
+        config=context.config.trainer,
+        precision=config.precision,
+        steps=config.steps,
+        logger=stage_logger(context, job_type="generator"),
+        status=context.status(),
+        what="steps",
+    )
+    fit(trainer, module, datamodule, run_dir=context.run_dir)
+    module.cpu().save_generator(context.run_dir / "generator")
+    return {
+        "n_labels": len(ids),
+        "steps": trainer.global_step,
+        "parameters": sum(p.numel() for p in module.network.parameters()),
+        "train_loss": float(trainer.callback_metrics["train/loss"]),
+    }
+
+
+def run_synthesize(context: StageContext) -> dict[str, Any]:
+    """Draw outlines from the generator's own labels, and an image for each."""
+    content = context.node.content
+    synthesis, seed = context.config.synthesis, content["seed"]
+    ids = context.pick(context.upstream_content("generator")["images"])
+    generator_id = context.node.upstream["generator"].split("/")[1]
+    module = load_generator(context.upstream_dir("generator") / "generator").to(_device(context))
+    rows = [context.rows[sample_id] for sample_id in ids]
+    distribution = EllipseDistribution.fit(
+        [row.ellipse for row in rows], size_hws=[row.size_hw for row in rows]
+    )
+    placement = place(synthesis.image_hw, frame_hw=module.config.size_hw, mode="squash")
+    seeds = [keyed_seed("candidate", seed, number) for number in range(synthesis.n_candidates)]
+    ellipses = [
+        distribution.sample(np.random.default_rng(s), size_hw=synthesis.image_hw) for s in seeds
+    ]
+    masks = [rasterise(ellipse, size_hw=synthesis.image_hw) for ellipse in ellipses]
+    frames = np.stack([mask_to_frame(mask, placement) for mask in masks]).astype(np.float32)
+    status = context.status()
+    images = module.sample(
+        torch.from_numpy(frames)[:, None].to(module.device),
+        seeds=seeds,
+        sampler=synthesis.sampler,
+        progress=lambda done, total: status.update("solver steps", done=done, total=total),
+    )
+    pairs = []
+    for number, (ellipse, mask) in enumerate(zip(ellipses, masks, strict=True)):
+        sample_id = f"{generator_id[:8]}-{number:05d}"
+        frame = (images[number, 0].cpu().numpy() * 255).round().astype(np.uint8)
+        image = image_to_original(frame, placement, interpolation="linear")
+        write_pair(context.run_dir, sample_id, image=image, mask=mask)
+        pairs.append(
+            SyntheticPair(
+                sample_id=sample_id,
+                ellipse=ellipse,
+                seed=seeds[number],
+                generator_id=generator_id,
+                native_size_hw=tuple(module.config.size_hw),
+            )
+        )
+    write_metadata(context.run_dir / "metadata.jsonl", pairs)
+    return {"candidates": len(pairs), "native_size_hw": list(module.config.size_hw)}
+
+
+def run_gate(context: StageContext) -> dict[str, Any]:
+    """Measure every candidate, keep those within the limits, log why the others are refused."""
+    config = context.config.gate
+    source = context.upstream_dir("candidates")
+    candidates = read_synthetic(source)
+    ids = context.pick(context.node.content["images"])
+    real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
+    groups = [context.rows[sample_id].group_id for sample_id in ids]
+    limits = limits_from_real(real, groups=groups, config=config)
+    agreement = _agreement(context, candidates.samples)
+    images = [read_image(sample.image_path) for sample in candidates.samples]
+    similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
+    accepted: list[SyntheticPair] = []
+    rejected: list[SyntheticPair] = []
+    for number, sample in enumerate(candidates.samples):
+        measured = GateMeasurement(
+            agreement=agreement[sample.sample_id],
+            mean=float(images[number].mean() / 255),
+            spread=float(images[number].std() / 255),
+            similarity=float(similarity[number]),
+            nearest=ids[nearest[number]],
+        )
+        found = reasons(measured, limits)
+        known = asdict(candidates.pairs[sample.sample_id])
+        pair = SyntheticPair(
+            **known
+            | {
+                "ellipse": candidates.pairs[sample.sample_id].ellipse,
+                "gate": asdict(measured),
+                "reasons": tuple(found),
+            }
+        )
+        (rejected if found and config.enabled else accepted).append(pair)
+    for pair in accepted:
+        link_pair(source, context.run_dir, sample_id=pair.sample_id)
+    write_metadata(context.run_dir / "rejected.jsonl", rejected)
+    write_metadata(context.run_dir / "metadata.jsonl", accepted)
+    if not accepted:
+        common = max({r for pair in rejected for r in pair.reasons}, key=len)
+        raise StageError(
+            f"gate: none of {len(rejected)} candidates accepted (for example: {common}); fit the "
+            "generator for more steps or lower gate.min_agreement"
+        )
+    return {
+        "accepted": len(accepted),
+        "rejected": len(rejected),
+        "limits": asdict(limits),
+        "mean_agreement": float(np.mean(list(agreement.values()))),
+    }
+
+
+def _agreement(context: StageContext, samples: list[Sample]) -> dict[str, float]:
+    """Dice in the frame between each candidate's label and the gate's segmenter."""
+    segmenter = context.config.segmenter
+    side = FRAME_SIDE_PX[segmenter.backbone]
+    prepared = prepare_images(
+        samples,
+        content_hashes=[files_sha256(s.image_path, s.annotation_path) for s in samples],
+        frame_hw=(side, side),
+        mode="pad",
+        cache_dir=context.cache_dir,
+    )
+    embeddings = open_embeddings(context.upstream_dir("embeddings") / "embeddings")
+    sam = fitted_segmenter(context.upstream_dir("segmenter"), config=segmenter).sam
+    found: dict[str, float] = {}
+    status = context.status()
+    with torch.inference_mode():
+        for row, sample_id in enumerate(prepared.sample_ids):
+            mask = torch.from_numpy(prepared.masks[row].astype(np.float32))[None, None]
+            boxes = prompt_boxes(
+                context.config.gate.prompt,
+                mask=mask,
+                valid_hw=torch.from_numpy(np.array(prepared.valid_hw[row]))[None],
+                offsets=torch.full((1, 4), segmenter.jitter_max_px / 2),
+            )
+            embedding = torch.from_numpy(np.array(embeddings[sample_id]))[None]
+            predicted = decode(sam, embedding, boxes)[0] > 0
+            overlap = (predicted & (mask > 0.5)).sum().item()
+            found[sample_id] = 2 * overlap / (predicted.sum().item() + mask.sum().item())
+            status.update("candidates", done=row + 1, total=len(prepared.sample_ids))
+    return found
+
+
+def run_import_pairs(context: StageContext) -> dict[str, Any]:
+    """Take somebody else's synthetic pairs into the store."""
+    foreign = read_synthetic(Path(context.config.synthesis.folder))
+    for sample in foreign.samples:
+        image = read_image(sample.image_path)
+        image_path, mask_path = pair_paths(context.run_dir, sample.sample_id)
+        for path in (image_path, mask_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(image_path), image)
+        mask_path.write_bytes(sample.annotation_path.read_bytes())
+    write_metadata(
+        context.run_dir / "metadata.jsonl", [foreign.pairs[s.sample_id] for s in foreign.samples]
+    )
+    return {"pairs": len(foreign.samples)}
+
+
+def _device(context: StageContext) -> torch.device:
+    wanted = context.config.trainer.accelerator
+    use_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_gpu else "cpu")
+
+
+STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
+    "embed": run_embed,
+    "generator": run_generator,
+    "synthesize": run_synthesize,
+    "gate": run_gate,
+    "import_pairs": run_import_pairs,
+    "trial": run_trial,
+    "control": run_control,
+}

@@ -1,0 +1,102 @@
+"""Run directories: `<root>/store/<stage>/<id>`, whole or resumable, never half believed.
+
+`manifest.json` is written first, results follow, `DONE.json` comes last by a rename. A directory
+with `DONE.json` is never touched again; one without it is resumed or made anew.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datamodules.storage import fsync_path, write_json
+
+
+class RunStore:
+    """Paths and markers below one root folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def run_dir(self, stage: str, run_id: str) -> Path:
+        """Directory of a run, whether it exists or not."""
+        return self.root / "store" / stage / run_id
+
+    def sweep_dir(self, name: str) -> Path:
+        """Directory of a sweep's outputs."""
+        return self.root / name
+
+    def is_done(self, stage: str, run_id: str) -> bool:
+        """Whether the run was finished."""
+        return (self.run_dir(stage, run_id) / "DONE.json").is_file()
+
+    def result(self, stage: str, run_id: str) -> dict[str, Any]:
+        """What the run wrote as its result; FileNotFoundError where it is not done."""
+        return json.loads((self.run_dir(stage, run_id) / "DONE.json").read_text())
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Hold a run directory alone; the lock ends with its holder, however that dies."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def write_started(run_dir: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest and forget an earlier failure."""
+    write_json(run_dir / "manifest.json", manifest)
+    (run_dir / "FAILED.json").unlink(missing_ok=True)
+
+
+def write_done(run_dir: Path, result: dict[str, Any]) -> None:
+    """Put everything in the directory on the disk, then mark it done."""
+    for path in sorted(run_dir.rglob("*")):
+        # W&B's own files come and go while it runs; they are a view, not a result.
+        if "wandb" not in path.relative_to(run_dir).parts:
+            with contextlib.suppress(FileNotFoundError):
+                fsync_path(path)
+    write_json(run_dir / "DONE.json", result)
+
+
+def write_failed(run_dir: Path, reason: str) -> None:
+    """Record why a run failed, in one line."""
+    write_json(run_dir / "FAILED.json", {"reason": " ".join(reason.split()), "time": time.time()})
+
+
+def failure_reason(run_dir: Path) -> str | None:
+    """Why the last attempt failed, or None."""
+    path = run_dir / "FAILED.json"
+    return json.loads(path.read_text())["reason"] if path.is_file() else None
+
+
+class StatusFile:
+    """`status.json` of a running stage: what it does and how far it is, at most twice a second."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / "status.json"
+        self._last = 0.0
+
+    def update(self, what: str, *, done: int, total: int) -> None:
+        """Write the status, unless the last one is younger than half a second."""
+        now = time.monotonic()
+        if now - self._last < 0.5 and done < total:
+            return
+        self._last = now
+        temporary = self._path.with_suffix(f".{os.getpid()}")
+        text = json.dumps({"what": what, "done": done, "total": total, "time": time.time()})
+        temporary.write_text(text)
+        temporary.replace(self._path)
+
+
+def read_status(run_dir: Path) -> dict[str, Any] | None:
+    """The latest status of a run, or None."""
+    try:
+        return json.loads((run_dir / "status.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None

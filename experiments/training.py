@@ -1,0 +1,124 @@
+"""Lightning's Trainer as every stage uses it: fixed steps, one epoch, checkpoints, no surprises."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+
+from experiments.config import TrainerConfig
+from experiments.store import StatusFile
+
+
+class ReportProgress(Callback):
+    """Write optimiser steps done to the run's status file."""
+
+    def __init__(self, status: StatusFile, *, what: str, steps: int) -> None:
+        self._status, self._what, self._steps = status, what, steps
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say how many optimiser steps are done."""
+        self._status.update(self._what, done=trainer.global_step, total=self._steps)
+
+
+def checkpoint_dir(run_dir: Path) -> Path:
+    """Where a run keeps what it needs to go on."""
+    return run_dir / "checkpoints"
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the most steps, or None."""
+    found = [
+        (int(match[1]), path)
+        for path in checkpoint_dir(run_dir).glob("*.ckpt")
+        if (match := re.fullmatch(r"step=(\d+)", path.stem))
+    ]
+    return max(found)[1] if found else None
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the best validation Dice, where early stopping kept one."""
+    path = checkpoint_dir(run_dir) / "best.ckpt"
+    return path if path.exists() else None
+
+
+def make_trainer(
+    *,
+    run_dir: Path,
+    config: TrainerConfig,
+    precision: str,
+    steps: int,
+    logger: Logger | None,
+    status: StatusFile,
+    what: str,
+    patience: int | None = None,
+) -> Trainer:
+    """Make the Trainer of a stage.
+
+    Args:
+        run_dir: Directory of the run.
+        config: Devices and checkpoints.
+        precision: Lightning's precision.
+        steps: Optimiser steps; the training is one epoch of that many batches.
+        logger: W&B, or None.
+        status: Where to report progress.
+        what: Word for the progress.
+        patience: Validations without a better val/dice before stopping; None does not validate.
+    """
+    callbacks: list[Callback] = [
+        ReportProgress(status, what=what, steps=steps),
+        ModelCheckpoint(
+            dirpath=checkpoint_dir(run_dir),
+            filename="{step}",
+            every_n_train_steps=config.checkpoint_every,
+            save_top_k=1,
+            monitor=None,
+            save_on_exception=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if patience is not None:
+        callbacks += [
+            EarlyStopping(monitor="val/dice", mode="max", patience=patience),
+            ModelCheckpoint(
+                dirpath=checkpoint_dir(run_dir),
+                filename="best",
+                monitor="val/dice",
+                mode="max",
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+        ]
+    return Trainer(
+        default_root_dir=run_dir,
+        accelerator=config.accelerator,
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
+        precision=precision,
+        max_epochs=1,
+        logger=logger or False,
+        callbacks=callbacks,
+        # Ten validations over the training, where a condition stops early at all.
+        val_check_interval=max(1, steps // 10) if patience is not None else None,
+        limit_val_batches=None if patience is not None else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def fit(
+    trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: Path
+) -> LightningModule:
+    """Fit from the start or from the last checkpoint, and give back the fitted module."""
+    checkpoint = last_checkpoint(run_dir)
+    trainer.fit(
+        module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint)
+    )
+    if trainer.interrupted:
+        raise InterruptedError("stopped by a signal; the same command goes on from the checkpoint")
+    return module
