@@ -117,7 +117,7 @@ def cells(
 
     Returns:
         A row per cell: the columns of `_CELL`, real_fraction, n_real_min, n_real_max, n_trials,
-        trial_ids, the means, dice_low, dice_high, dice_sd, n_exams, trimesters_missing.
+        trial_ids, trial_dice, the means, dice_low, dice_high, dice_sd, n_exams, trimesters_missing.
     """
     done = results[results["status"] == "done"]
     done = done.assign(amount=amounts(done))
@@ -132,6 +132,7 @@ def cells(
             "n_real_max": part["n_real"].max(),
             "n_trials": len(part),
             "trial_ids": tuple(part["trial_id"]),
+            "trial_dice": tuple(part["dice_mean"]),
             "dice_low": part["dice_low"].iloc[0],
             "dice_high": part["dice_high"].iloc[0],
             "dice_sd": part["dice_mean"].std(ddof=1),

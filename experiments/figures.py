@@ -1,0 +1,288 @@
+"""Figures of a sweep: Dice against the amount of real data, and Dice per trimester.
+
+Every function returns a matplotlib Figure without touching pyplot's state; `save_figure` writes the
+same bytes for the same numbers.
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from experiments.findings import prompt_order
+from experiments.statistics import average_draws, cluster_bootstrap_ci
+from experiments.tables import CONDITION_LABELS, PROMPT_LABELS, cells
+
+_MARKERS = "ov^D<>sPXd"
+RC_PARAMS = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+Amount = Literal["n_real", "n_total_labels"]
+_AXIS_LABELS = {"n_real": "real training images", "n_total_labels": "labelled images in all"}
+
+
+def condition_style(condition: str) -> dict[str, object]:
+    """Colour and marker of a condition: the same in every figure, safe for colour-blind readers."""
+    names = [name for name in CONDITION_LABELS if name != "box_only"]
+    index = names.index(condition) if condition in names else len(names)
+    palette = sns.color_palette("colorblind", 10)
+    # The baseline is black; the two synthetic lines get the strongest pair, blue and orange.
+    colors = ["#222222", *(palette[k] for k in (7, 2, 4, 5, 9, 0, 1, 3, 6))]
+    return {"color": colors[index], "marker": _MARKERS[index]}
+
+
+def curve_points(
+    results: pd.DataFrame,
+    *,
+    per_image: pd.DataFrame | None = None,
+    x: Amount = "n_real",
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compute what `figure_amounts` draws.
+
+    Returns:
+        A row per cell, x ascending: test_cohort, prompt, condition, real_fraction, x (images),
+        dice, low, high (per cent; the interval of the table), trial_dice (per cent, each trial).
+    """
+    summary = cells(results, per_image=per_image, seed=seed)
+    if summary.empty:
+        return pd.DataFrame(columns=["test_cohort", "prompt", "condition", "x", "dice"])
+    amount = (summary["n_real_min"] + summary["n_real_max"]) / 2
+    if x == "n_total_labels":
+        amount = amount + summary["n_generator_labels"] + summary["n_val_labels"]
+    return pd.DataFrame(
+        {
+            "test_cohort": summary["test_cohort"],
+            "prompt": summary["prompt"],
+            "condition": summary["condition"],
+            "real_fraction": summary["real_fraction"],
+            "x": amount,
+            "dice": 100 * summary["dice_mean"],
+            "low": 100 * summary["dice_low"],
+            "high": 100 * summary["dice_high"],
+            "trial_dice": [tuple(100 * d for d in each) for each in summary["trial_dice"]],
+        }
+    ).sort_values("x", kind="stable", ignore_index=True)
+
+
+def figure_amounts(
+    results: pd.DataFrame,
+    *,
+    per_image: pd.DataFrame | None = None,
+    x: Amount = "n_real",
+    seed: int = 0,
+) -> Figure:
+    """Draw Dice against the amount of real data: a panel per cohort (row) and prompt (column).
+
+    One line per condition with its 95 % band over exams, and a dot per trial where a cell has
+    several; box only (and any other condition without real images) is a dashed level. The axis is
+    logarithmic where amounts span a factor of 8.
+
+    Args:
+        results: Rows of results.csv; rows that are not done are left out.
+        per_image: See `experiments.tables.cells`.
+        x: Real images of the row, or every labelled image that it used.
+        seed: Of the resampling.
+    """
+    points = curve_points(results, per_image=per_image, x=x, seed=seed)
+    present = set(points["test_cohort"])
+    cohorts = [c for c in dict.fromkeys(results["test_cohort"]) if c in present] or [""]
+    prompts = prompt_order(points["prompt"].tolist()) or [""]
+    with matplotlib.rc_context(RC_PARAMS):
+        figure = Figure(figsize=(1.2 + 4.1 * len(prompts), 0.9 + 3.1 * len(cohorts)))
+        axes = figure.subplots(len(cohorts), len(prompts), squeeze=False)
+        for i, cohort in enumerate(cohorts):
+            for j, prompt in enumerate(prompts):
+                axis = axes[i, j]
+                here = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
+                _draw_curves(axis, points[here])
+                label = PROMPT_LABELS.get(prompt, prompt)
+                title = f"{cohort}, {label}" if len(cohorts) > 1 else label
+                axis.set_title(title or "no trial has finished", fontsize=10, loc="left")
+                axis.set_xlabel(_AXIS_LABELS[x])
+                axis.set_ylabel("Dice, %" if j == 0 else "")
+        shared_legend(figure, axes.ravel())
+        return figure
+
+
+def _draw_curves(axis: Axes, points: pd.DataFrame) -> None:
+    lines = points[points["x"] > 0]
+    conditions = ordered(lines["condition"])
+    for condition in conditions:
+        own = lines[lines["condition"] == condition]
+        style = condition_style(condition)
+        label = CONDITION_LABELS.get(condition, condition)
+        axis.plot(own["x"], own["dice"], label=label, markersize=4.5, linewidth=1.6, **style)
+        for place, each in zip(own["x"], own["trial_dice"], strict=True):
+            if len(each) > 1:
+                axis.scatter([place] * len(each), each, s=7, color=style["color"], alpha=0.5)
+        if len(own) > 1:
+            axis.fill_between(
+                own["x"],
+                own["low"],
+                own["high"],
+                color=style["color"],
+                alpha=0.14 if len(conditions) < 3 else 0.08,
+                linewidth=0,
+            )
+        else:
+            error = np.array([own["dice"] - own["low"], own["high"] - own["dice"]])
+            axis.errorbar(own["x"], own["dice"], error, color=style["color"], capsize=3)
+    for _, row in points[(points["x"] == 0) | (points["condition"] == "box_only")].iterrows():
+        label = CONDITION_LABELS.get(row["condition"], row["condition"])
+        axis.axhline(row["dice"], color="#444444", linestyle=(0, (5, 3)), linewidth=1.1)
+        axis.annotate(
+            f"{label} {row['dice']:.1f}",
+            (1, row["dice"]),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color="#444444",
+        )
+    if len(lines):
+        _amount_axis(axis, lines)
+
+
+def ordered(conditions: Sequence[str]) -> list[str]:
+    """Name each condition once, in the order of the tables."""
+    present = list(dict.fromkeys(conditions))
+    known = [name for name in CONDITION_LABELS if name in present]
+    return known + [name for name in present if name not in known]
+
+
+def _amount_axis(axis: Axes, lines: pd.DataFrame) -> None:
+    """Put a tick at the amounts themselves, with the fraction above the count."""
+    base = lines[lines["condition"] == ordered(lines["condition"])[0]]
+    names = {x: f"{x:.0f}" for x in sorted(set(base["x"]))}
+    for x, share in zip(base["x"], base["real_fraction"], strict=True):
+        if pd.notna(share):
+            names[x] = f"{100 * share:.4g} %\n{x:.0f}"
+    low, high = lines["x"].min(), lines["x"].max()
+    if high / low >= 8:
+        axis.set_xscale("log")
+        axis.set_xlim(low / 1.25, high * 1.25)
+    else:
+        pad = 0.08 * (high - low) or 1.0
+        axis.set_xlim(low - pad, high + pad)
+    kept = _without_crowding(axis, list(names))
+    axis.xaxis.set_major_locator(FixedLocator(kept))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+
+
+def _without_crowding(axis: Axes, ticks: Sequence[float]) -> list[float]:
+    """Drop ticks that stand closer than 8 % of the axis to the one before; the last one stays."""
+    place = axis.transScale.transform
+    ends = place([(x, 0.5) for x in axis.get_xlim()])[:, 0]
+    where = {x: (place((x, 0.5))[0] - ends[0]) / (ends[1] - ends[0]) for x in ticks}
+    kept: list[float] = []
+    for x in reversed(ticks):
+        if not kept or where[kept[-1]] - where[x] >= 0.08:
+            kept.append(x)
+    return kept[::-1]
+
+
+def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Put one legend of all axes below them and lay the figure out around it."""
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    rows = -(-len(handles) // 4)
+    reserved = (0.06 + 0.24 * rows) / figure.get_figheight()
+    figure.tight_layout(rect=(0, reserved, 1, 1))
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="lower center", ncols=min(len(handles), 4)
+        )
+
+
+def figure_trimesters(
+    per_image: pd.DataFrame, *, prompt: str, test_cohort: str, seed: int = 0
+) -> Figure:
+    """Draw mean Dice per trimester and condition at the smallest and the largest amount.
+
+    Bars would hide that Dice does not start at zero: points with 95 % intervals over exams.
+
+    Args:
+        per_image: Rows of per_image.csv; rows without a trimester are left out.
+        prompt: Prompt protocol that is shown.
+        test_cohort: Cohort that is shown.
+        seed: Of the resampling.
+    """
+    here = (per_image["prompt"] == prompt) & (per_image["test_cohort"] == test_cohort)
+    rows = per_image[here & per_image["trimester"].notna() & (per_image["n_real"] > 0)]
+    ends = sorted({rows["n_real"].min(), rows["n_real"].max()}) if len(rows) else []
+    with matplotlib.rc_context(RC_PARAMS):
+        figure = Figure(figsize=(1.2 + 4.1 * max(len(ends), 1), 3.4))
+        axes = figure.subplots(1, max(len(ends), 1), squeeze=False, sharey=True)[0]
+        for axis, n_real in zip(axes, ends, strict=False):
+            _draw_trimesters(axis, average_draws(rows[rows["n_real"] == n_real]), seed=seed)
+            axis.set_title(
+                f"{n_real:.0f} real images, {PROMPT_LABELS.get(prompt, prompt)}", loc="left"
+            )
+        axes[0].set_ylabel("Dice, %")
+        shared_legend(figure, axes)
+        return figure
+
+
+def _draw_trimesters(axis: Axes, images: pd.DataFrame, *, seed: int) -> None:
+    conditions = ordered(images["condition"])
+    for k, condition in enumerate(conditions):
+        own = images[images["condition"] == condition]
+        means = own.groupby(["sample_id", "exam_id", "trimester"], as_index=False)["dice"].mean()
+        label = CONDITION_LABELS.get(condition, condition)
+        places, values, errors = [], [], []
+        for trimester, part in means.groupby("trimester"):
+            low, high = cluster_bootstrap_ci(part["dice"], part["exam_id"], seed=seed)
+            mean = part["dice"].mean()
+            places.append(trimester + 0.12 * (k - (len(conditions) - 1) / 2))
+            values.append(100 * mean)
+            errors.append((100 * (mean - low), 100 * (high - mean)))
+        style = condition_style(condition)
+        bars = np.nan_to_num(np.array(errors).T)
+        axis.errorbar(
+            places, values, bars, linestyle="", label=label, markersize=5, capsize=2.5, **style
+        )
+    exams = images.groupby("trimester")["exam_id"].nunique()
+    labels = []
+    for trimester, name in enumerate(("first", "second", "third"), start=1):
+        n = exams.get(trimester, 0)
+        labels.append(f"{name}\n{n} exam" + ("" if n == 1 else "s"))
+    axis.set_xticks([1, 2, 3], labels)
+    axis.set_xlim(0.5, 3.5)
+    axis.set_xlabel("trimester")
+
+
+def png_bytes(figure: Figure, *, dpi: int = 150) -> bytes:
+    """Render a figure as PNG without the software's name or a date."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, *, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
+    paths = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    paths[0].write_bytes(png_bytes(figure))
+    figure.savefig(paths[1], metadata={"CreationDate": None})
+    return paths
