@@ -43,12 +43,15 @@ def build_sam(config: SegmenterConfig) -> Sam:
         # Found before anything is built: a missing file is told at once.
         path = find_lite_weights(config.weights_path)
         with _own_random_state("lite"):
-            sam = _assemble(_lite_image_encoder(), side_px=FRAME_SIDE_PX["lite"], mlp_dim=2048)
+            transformer = _transformer(depth=2, mlp_dim=2048)
+            side_px = FRAME_SIDE_PX["lite"]
+            sam = _assemble(_lite_image_encoder(), transformer=transformer, side_px=side_px)
         sam.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"), strict=True)
     elif config.backbone == "tiny":
         with _own_random_state(TINY_ID):
+            transformer = _transformer(depth=1, mlp_dim=256)
             side_px = FRAME_SIDE_PX["tiny"]
-            sam = _assemble(_TinyImageEncoder(side_px), side_px=side_px, mlp_dim=256)
+            sam = _assemble(_TinyImageEncoder(side_px), transformer=transformer, side_px=side_px)
     else:
         raise ValueError(f"backbone must be 'lite' or 'tiny', not {config.backbone!r}")
     # Only now: TinyViT's eval() caches attention biases computed from the weights of that moment.
@@ -157,14 +160,14 @@ class _TinyImageEncoder(nn.Module):
         super().__init__()
         self.img_size = img_size
         self.layers = nn.Sequential(
-            nn.Conv2d(3, 32, kernel_size=4, stride=2, padding=1),
+            nn.Conv2d(3, 16, kernel_size=4, stride=2, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1),
             nn.BatchNorm2d(32),
-            nn.GELU(),
-            nn.Conv2d(32, 64, kernel_size=4, stride=2, padding=1),
-            nn.BatchNorm2d(64),
-            nn.GELU(),
+            nn.ReLU(),
             nn.Dropout(0.1),
-            nn.Conv2d(64, EMBEDDING_CHANNELS, kernel_size=3, padding=1),
+            nn.Conv2d(32, EMBEDDING_CHANNELS, kernel_size=1),
             LayerNorm2d(EMBEDDING_CHANNELS),
         )
 
@@ -195,7 +198,13 @@ def _lite_image_encoder() -> nn.Module:
     )
 
 
-def _assemble(image_encoder: nn.Module, *, side_px: int, mlp_dim: int) -> Sam:
+def _transformer(*, depth: int, mlp_dim: int) -> TwoWayTransformer:
+    return TwoWayTransformer(
+        depth=depth, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=mlp_dim, num_heads=8
+    )
+
+
+def _assemble(image_encoder: nn.Module, *, transformer: TwoWayTransformer, side_px: int) -> Sam:
     """Put segment_anything's prompt encoder and mask decoder behind an image encoder."""
     grid = side_px // EMBEDDING_STRIDE
     return Sam(
@@ -208,9 +217,7 @@ def _assemble(image_encoder: nn.Module, *, side_px: int, mlp_dim: int) -> Sam:
         ),
         mask_decoder=MaskDecoder(
             num_multimask_outputs=3,
-            transformer=TwoWayTransformer(
-                depth=2, embedding_dim=EMBEDDING_CHANNELS, mlp_dim=mlp_dim, num_heads=8
-            ),
+            transformer=transformer,
             transformer_dim=EMBEDDING_CHANNELS,
             iou_head_depth=3,
             iou_head_hidden_dim=256,
