@@ -6,6 +6,8 @@ run goes on without it.
 
 import netrc
 import os
+import sys
+import threading
 from typing import Any
 from urllib.parse import urlparse
 
@@ -56,6 +58,19 @@ def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
         except Exception as error:  # W&B raises many kinds, and none may stop a trial.
             print(f"W&B could not start {attempt}: {type(error).__name__}: {error}", flush=True)
     return None
+
+
+def finish(timeout_s: float = 30.0) -> None:
+    """End the process's W&B run, if there is one; a server that does not answer is not waited for.
+
+    The run's own files are complete before this is called.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return
+    thread = threading.Thread(target=wandb.finish, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
 
 
 def _start(context: StageContext, *, job_type: str, mode: str) -> WandbLogger:

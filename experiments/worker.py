@@ -3,12 +3,12 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-import warnings
 from pathlib import Path
 
 from experiments.config import resolved
@@ -17,19 +17,15 @@ from experiments.provenance import provenance
 from experiments.store import hold, write_done, write_failed, write_started
 
 
-def preload() -> None:
-    """Import what stages need, once, in the process that stages are forked from."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import experiments.stages  # noqa: F401
-
-
 def run_node(context: StageContext, threads: int) -> None:
     """Run a stage unless it is done, and exit with 0 if it is done afterwards.
 
     Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
     `FAILED.json` with its reason; the parent reads markers, never the exit code alone.
     """
+    # Inside: the parent imports this module, and must not import torch.
+    from experiments.dashboards import finish
+
     run_dir = context.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     _redirect_output(run_dir / "log.txt")
@@ -38,6 +34,7 @@ def run_node(context: StageContext, threads: int) -> None:
         if context.store.is_done(context.node.stage, context.node.id):
             return
         code = _run_held(context, threads=threads)
+        finish()
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: W&B's and torch's exit handlers may wait for a server or a thread.
@@ -48,6 +45,7 @@ def _run_held(context: StageContext, *, threads: int) -> int:
     import torch
 
     from experiments.stages import STAGES
+    from experiments.training import checkpoint_dir
 
     torch.set_num_threads(threads)
     run_dir, node = context.run_dir, context.node
@@ -85,6 +83,8 @@ def _run_held(context: StageContext, *, threads: int) -> int:
             "peak_memory_mib": round(peak, 1),
         },
     )
+    # The weights are kept beside; what a done run would need to go on is not.
+    shutil.rmtree(checkpoint_dir(run_dir), ignore_errors=True)
     return 0
 
 
