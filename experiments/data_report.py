@@ -1,0 +1,110 @@
+"""`sonosweep data index`: what a data folder holds, for a person or a program."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.errors import InputError
+from datamodules.index import build_index, data_manifest_sha256, summary
+from datamodules.samples import HC18_CSV, HC18_FOLDER, read_cohort, read_hc18
+
+LAYOUTS = ("auto", "hc18", "cohort")
+
+
+def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]:
+    """Read every file of a folder and sum up what is there.
+
+    Args:
+        root: HC18's folder, or a cohort's.
+        layout: hc18, cohort, or auto (a cohort has the folders image/ and mask/).
+        console: Where progress is shown.
+
+    Raises:
+        InputError: For anything that cannot be read, by name.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(LAYOUTS)}")
+    is_cohort = layout == "cohort" or (layout == "auto" and (root / "image").is_dir())
+    samples = read_cohort(root) if is_cohort else read_hc18(root)
+    with console.status("reading") as status:
+        index = build_index(
+            samples, progress=lambda done, total: status.update(f"images {done}/{total}")
+        )
+    found = {
+        "root": str(root),
+        "layout": "cohort" if is_cohort else "hc18",
+        "cohort": samples[0].cohort,
+        "manifest_sha256": data_manifest_sha256(index),
+        **summary(index),
+    }
+    test = root / HC18_FOLDER["test"]
+    if not is_cohort and (test.is_dir() or (root / HC18_CSV["test"]).is_file()):
+        found["unlabelled_test_images"] = len(read_hc18(root, part="test"))
+    return found
+
+
+def print_summary(found: dict[str, Any], console: Console) -> None:
+    """Print the summary as a table, with its findings below."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in _lines(found):
+        table.add_row(name, text)
+    console.print(f"{found['root']} ({found['layout']} layout)")
+    console.print(table)
+    if found["findings"]:
+        console.print("Findings:")
+        for finding in found["findings"]:
+            console.print(f"- {finding}", markup=False, soft_wrap=True)
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    frames = ", ".join(
+        f"{count} with {n} frame{'s' if n != '1' else ''}"
+        for n, count in found["frames_per_exam"].items()
+    )
+    sizes = list(found["sizes"].items())
+    others = sum(count for _, count in sizes[1:])
+    size_text = f"{sizes[0][0]} ({sizes[0][1]})"
+    if others:
+        size_text += f", {others} in {len(sizes) - 1} other sizes"
+    lines = [
+        ("images", str(found["images"])),
+        ("exams", f"{found['exams']} ({frames})"),
+        ("groups", f"{found['groups']} (exams joined by near-duplicates; splits keep them whole)"),
+        ("annotations", _counts(found["annotations"])),
+        ("open outlines", ", ".join(found["open_outlines"]) or "none"),
+        ("at the border", ", ".join(found["touching_border"]) or "none"),
+        ("sizes", size_text),
+        ("pixel size", _range(found["pixel_size_mm"], digits=4)),
+        ("HC", _range(found["hc_mm"], digits=1)),
+        ("trimesters", _trimesters(found["trimesters"])),
+    ]
+    for kind, error in found["hc_error_mm"].items():
+        text = f"mean {error['mean']:.4f} mm, max {error['max']:.3f} mm over {error['n']}"
+        lines.append((f"HC fit, {kind.replace('_', ' ')}", text))
+    pairs = ", ".join(" = ".join(pair) for pair in found["duplicates"])
+    lines.append(("near-duplicates", pairs or "none"))
+    if "unlabelled_test_images" in found:
+        lines.append(("unlabelled test", f"{found['unlabelled_test_images']} images"))
+    lines.append(("manifest", f"sha256 {found['manifest_sha256'][:16]}"))
+    return lines
+
+
+def _trimesters(counts: dict[str, int]) -> str:
+    if not any(counts.values()):
+        return "unknown (no head circumference)"
+    return f"{_counts(counts)} (derived from HC: from 98 and 260 mm)"
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def _range(limits: dict[str, float] | None, *, digits: int) -> str:
+    if limits is None:
+        return "unknown"
+    low, high, mean = (f"{limits[name]:.{digits}f}" for name in ("min", "max", "mean"))
+    return f"{low} to {high} mm, mean {mean}"

@@ -1,0 +1,120 @@
+"""Recipes and overrides: what is merged, and how a wrong word is refused."""
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.config import RECIPES, ExperimentConfig, load_config, resolved
+
+
+def test_defaults_recipe_and_overrides_merge_in_that_order(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: mine\nsegmenter: {steps: 7, batch_size: 2}\n")
+    config = load_config(str(recipe), ["segmenter.steps=9", "sweep.real_fraction=[0.5]"])
+    assert isinstance(config, ExperimentConfig)
+    assert (config.name, config.segmenter.steps, config.segmenter.batch_size) == ("mine", 9, 2)
+    assert config.sweep.real_fraction == [0.5]
+    assert config.segmenter.backbone == "lite"
+
+
+def test_tuples_stay_tuples_and_numbers_take_scientific_notation():
+    config = load_config(None, ["generator.size_hw=[32,48]", "segmenter.learning_rate=1e-4"])
+    assert config.generator.size_hw == (32, 48)
+    assert config.segmenter.learning_rate == pytest.approx(1e-4)
+
+
+def test_counts_alone_need_no_fraction():
+    config = load_config(None, ["sweep.real_count=[5,10]"])
+    assert config.sweep.real_fraction == []
+    assert config.sweep.real_count == [5, 10]
+
+
+def test_resolved_config_loads_again_to_the_same_config(tmp_path):
+    import yaml
+
+    config = load_config("demo", ["data.root=/data", "sweep.seed=[3]"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(resolved(config)))
+    assert load_config(str(copy), []) == config
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_is_valid(recipe):
+    config = load_config(recipe, [])
+    assert config.name
+    assert config.data.root is None, "a recipe must not hold a path of somebody's machine"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("segmenter.stepz=3", ["segmenter.stepz", "did you mean segmenter.steps"]),
+        ("segmentr.steps=3", ["segmentr", "did you mean segmenter"]),
+        ("segmenter.steps.more=3", ["segmenter.steps", "single value"]),
+        ("segmenter=3", ["segmenter", "group"]),
+        ("segmenter.steps=many", ["segmenter.steps", "many"]),
+        ("segmenter.steps=0", ["segmenter", "steps", "at least 1"]),
+        ("segmenter.backbone=vit", ["backbone", "lite"]),
+        ("segmenter.steps=", ["no value"]),
+        ("segmenter.steps", ["key=value"]),
+        ("sweep.condition=[real", ["not valid YAML", "list"]),
+        ("sweep.condition=[real,magic]", ["condition", "magic"]),
+        ("sweep.condition=[]", ["sweep.condition", "at least one"]),
+        ("sweep.seed=[0,0]", ["sweep.seed", "twice"]),
+        ("sweep.real_fraction=[0]", ["sweep.real_fraction=0", "above 0"]),
+        ("sweep.real_fraction=[1.5]", ["sweep.real_fraction=1.5", "at most 1"]),
+        ("sweep.real_fraction=[-0.1]", ["sweep.real_fraction=-0.1"]),
+        ("sweep.real_count=[0]", ["sweep.real_count=0", "at least 1"]),
+        ("split.test=-1", ["split.test=-1"]),
+        ("split.val=0", ["split.val=0"]),
+        ("split.test=2.5", ["split.test=2.5", "whole number"]),
+        ("generator.size_hw=[30,50]", ["generator.size_hw", "multiple"]),
+        ("evaluation.prompts=[no_box]", ["prompts", "no_box"]),
+        ("trainer.devices=0", ["trainer.devices=0"]),
+        ("gate.min_agreement=2", ["gate.min_agreement=2"]),
+        ("name=a/b", ["name=", "a/b"]),
+        ("tags.0=x", ["tags"]),
+        ("sweep.seed.0=x", ["sweep.seed", "single value"]),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
+    with pytest.raises(InputError) as raised:
+        load_config("demo", [override])
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", ["not valid YAML"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("segmenter: {step: 3}", ["segmenter.step", "did you mean segmenter.steps"]),
+        ("segmenter: 3", ["segmenter", "group"]),
+        ("", ["mapping"]),
+    ],
+)
+def test_a_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, words):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_config(str(recipe), [])
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "broken.yaml" in message
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(InputError, match=r"nothere: no such file; shipped recipes: .*demo"):
+        load_config("nothere", [])
+
+
+def test_a_missing_root_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("HC18_ROOT", raising=False)
+    with pytest.raises(InputError, match=r"data\.root.*HC18_ROOT"):
+        load_config("demo", []).data_root()
+    monkeypatch.setenv("HC18_ROOT", "/somewhere")
+    assert str(load_config("demo", []).data_root()) == "/somewhere"
