@@ -20,7 +20,7 @@ FILLED_BIAS_PX = 1.40
 
 # Root mean square distance of the line's centre (or the mask's edge) from the fitted ellipse, above
 # which the annotation is no ellipse. On the 803 + 24 annotations that we have, all of them drawn
-# ellipses, it is at most 0.18 px; an outline drawn by hand strays by several pixels.
+# ellipses, it is at most 0.20 px; an outline drawn by hand strays by several pixels.
 MAX_RESIDUAL_PX = 1.0
 
 _MIN_PIXELS = 20

@@ -1,0 +1,172 @@
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.samples import HC18_CSV, read_cohort, read_hc18, trimester
+
+CSV = HC18_CSV["training"]
+BLANK = np.zeros((54, 80), np.uint8)
+
+
+def rewrite(root, change):
+    text = (root / CSV).read_bytes().decode("utf-8")
+    (root / CSV).write_bytes(change(text).encode("utf-8"))
+
+
+def test_hc18_samples(hc18_folder):
+    samples = {sample.sample_id: sample for sample in read_hc18(hc18_folder)}
+    assert len(samples) == 12
+    third = samples["004_3HC"]
+    assert (third.exam_id, third.frame, third.hc_mm, third.cohort) == ("004", 3, 170.0, "hc18")
+    assert samples["004_HC"].frame == 1
+    assert third.image_path == hc18_folder / "training_set" / "004_3HC.png"
+    assert third.annotation_path == hc18_folder / "training_set" / "004_3HC_Annotation.png"
+    tests = read_hc18(hc18_folder, part="test")
+    assert [(s.sample_id, s.annotation_path, s.hc_mm) for s in tests] == [
+        ("000_HC", None, None),
+        ("001_HC", None, None),
+    ]
+    assert tests[0].pixel_size_mm == 1.234567891
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace("\r\n", "\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("pixel size(mm)", " Pixel Size (mm) "),
+        lambda text: text + "\r\n\r\n",
+        lambda text: text.replace("001_HC.png,", " 001_HC.png , "),
+    ],
+    ids=["lf", "bom", "spaces", "blank lines", "padded cells"],
+)
+def test_tolerated_csv_spellings(hc18_folder, change):
+    expected = read_hc18(hc18_folder)
+    rewrite(hc18_folder, change)
+    assert read_hc18(hc18_folder) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.replace("head circumference (mm)", "hc"),
+            "'head circumference .mm.'.*missing",
+        ),
+        (lambda t: "", "'filename' is missing"),
+        (lambda t: t + "009_HC.png,0.1,100\r\n", "row 009_HC.png has no image"),
+        (lambda t: t + "001_HC.png,0.1,100\r\n", "row 14 repeats 001_HC.png"),
+        (lambda t: t.replace(",70.00", ",nan"), "001_HC.png.*head circumference.*'nan'"),
+        (lambda t: t.replace(",70.00", ",-70"), "001_HC.png.*'-70'; expected a positive"),
+        (lambda t: t.replace(",70.00", ","), "001_HC.png.*''"),
+        (lambda t: t.replace(",70.00", ""), "row 2 has 2 of 3 cells"),
+        (lambda t: "\r\n".join(t.split("\r\n")[:-2]), "008_HC.png: no row in"),
+    ],
+)
+def test_defects_of_the_csv_are_named(hc18_folder, change, message):
+    rewrite(hc18_folder, change)
+    with pytest.raises(InputError, match=message) as caught:
+        read_hc18(hc18_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_defects_of_the_folder_are_named(hc18_folder, tmp_path):
+    training = hc18_folder / "training_set"
+    with pytest.raises(InputError, match="no such folder"):
+        read_hc18(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is empty"):
+        read_hc18(tmp_path / "empty")
+    with pytest.raises(InputError, match="give its parent") as caught:
+        read_hc18(training)
+    assert str(hc18_folder) in str(caught.value)
+    with pytest.raises(InputError, match=f"further down; give {hc18_folder}"):
+        read_hc18(tmp_path)
+    (training / "003_HC_Annotation.png").rename(training / "009_HC_Annotation.png")
+    with pytest.raises(InputError, match=r"003_HC\.png: no annotation"):
+        read_hc18(hc18_folder)
+    (training / "003_HC_Annotation.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"009_HC_Annotation\.png: annotation without"):
+        read_hc18(hc18_folder)
+    (training / "009_HC_Annotation.png").unlink()
+    (hc18_folder / CSV).rename(hc18_folder / "else.csv")
+    with pytest.raises(InputError, match=f"{CSV} is missing"):
+        read_hc18(hc18_folder)
+
+
+def test_hidden_files_of_other_systems_do_not_disturb(hc18_folder):
+    (hc18_folder / "training_set" / "._001_HC.png").write_bytes(b"junk")
+    assert len(read_hc18(hc18_folder)) == 12
+
+
+def make_cohort(root, names):
+    (root / "image").mkdir(parents=True)
+    (root / "mask").mkdir()
+    for name in names:
+        cv2.imwrite(str(root / "image" / f"{name}.png"), BLANK)
+        cv2.imwrite(str(root / "mask" / f"{name}_Annotation.png"), BLANK)
+    return root
+
+
+def test_cohort_exams_and_frames(tmp_path):
+    names = [
+        "Patient00705_Plane3_2_of_3",
+        "Patient00705_Plane3_3_of_3",
+        "p1_DZA_plane1",
+        "x",
+        "7_HC",
+    ]
+    samples = read_cohort(make_cohort(tmp_path / "es", names))
+    found = {s.sample_id: (s.exam_id, s.frame, s.cohort, s.pixel_size_mm) for s in samples}
+    assert found == {
+        "Patient00705_Plane3_2_of_3": ("Patient00705", 1, "es", None),
+        "Patient00705_Plane3_3_of_3": ("Patient00705", 2, "es", None),
+        "p1_DZA_plane1": ("p1_DZA", 1, "es", None),
+        "x": ("x", 1, "es", None),
+        "7_HC": ("7", 1, "es", None),
+    }
+    assert read_cohort(tmp_path / "es", name="spain")[0].cohort == "spain"
+
+
+def test_cohort_pixel_sizes(tmp_path):
+    root = make_cohort(tmp_path / "c", ["a", "b"])
+    (root / "sizes.csv").write_text("filename,pixel size(mm)\na.png,0.1\nb.png,0.2\n")
+    assert [(s.pixel_size_mm, s.hc_mm) for s in read_cohort(root)] == [(0.1, None), (0.2, None)]
+    (root / "notes.csv").write_text("what\n")
+    with pytest.raises(InputError, match=r"2 CSV files.*pixel_sizes\.csv"):
+        read_cohort(root)
+    (root / "pixel_sizes.csv").write_text(
+        "filename,pixel size(mm),head circumference (mm)\na.png,0.3,99\nb.png,0.2,120\n"
+    )
+    assert [(s.pixel_size_mm, s.hc_mm) for s in read_cohort(root)] == [(0.3, 99.0), (0.2, 120.0)]
+
+
+def test_defects_of_a_cohort_are_named(tmp_path):
+    root = make_cohort(tmp_path / "c", ["a", "b"])
+    (root / "mask" / "b_Annotation.png").unlink()
+    with pytest.raises(InputError, match=r"b\.png: no annotation"):
+        read_cohort(root)
+    (root / "image" / "b.png").unlink()
+    (root / "mask" / "z_Annotation.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"z_Annotation\.png: annotation without its image"):
+        read_cohort(root)
+    with pytest.raises(InputError, match=r"image/ is missing"):
+        read_cohort(root / "image")
+
+
+@pytest.mark.parametrize(
+    ("hc_mm", "expected"),
+    [(None, None), (44.3, 1), (97.99, 1), (98.0, 2), (259.99, 2), (260.0, 3), (346.4, 3)],
+)
+def test_trimester(hc_mm, expected):
+    assert trimester(hc_mm) == expected
+
+
+def test_real_hc18_is_checked_in_a_second(real_hc18_root):
+    start = time.perf_counter()
+    samples = read_hc18(real_hc18_root)
+    assert time.perf_counter() - start < 1.0
+    assert len(samples) == len({sample.sample_id for sample in samples}) > 0
