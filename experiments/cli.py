@@ -35,9 +35,11 @@ def _console() -> Console:
 def demo(overrides: Overrides = None) -> None:
     """Run the whole job at a small size, on phantoms or on HC18 (HC18_ROOT or data.root=)."""
     from experiments.config import load_config
-    from experiments.run import run_sweep
 
     config = load_config("demo", overrides or [])
+    # After the config is known to be good: decoding and drawing libraries take half a second.
+    from experiments.run import run_sweep
+
     if config.data.root is None and not os.environ.get("HC18_ROOT"):
         config.data.root = str(_phantom_for_demo(Path(config.store.root)))
         config.name = f"{config.name}-phantom"
@@ -48,9 +50,11 @@ def demo(overrides: Overrides = None) -> None:
 def sweep(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run every trial of a recipe, and write its tables, figures and report."""
     from experiments.config import load_config
+
+    config = load_config(recipe, overrides or [])
     from experiments.run import run_sweep
 
-    run_sweep(load_config(recipe, overrides or []), _console())
+    run_sweep(config, _console())
 
 
 @app.command()
@@ -75,16 +79,20 @@ def segment(recipe: Recipe, overrides: Overrides = None) -> None:
 def report(recipe: Recipe, overrides: Overrides = None) -> None:
     """Write the tables, figures and report of a sweep again, from what is done."""
     from experiments.config import load_config
+
+    config = load_config(recipe, overrides or [])
     from experiments.run import write_again
 
-    write_again(load_config(recipe, overrides or []), _console())
+    write_again(config, _console())
 
 
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
     from experiments.config import load_config
+
+    config = load_config(recipe, overrides or [])
     from experiments.run import run_stage
 
-    run_stage(load_config(recipe, overrides or []), _console(), stage=stage)
+    run_stage(config, _console(), stage=stage)
 
 
 @data_app.command("index")
