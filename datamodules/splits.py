@@ -5,12 +5,15 @@ trimesters, so a prefix of any length holds the trimesters in their proportions.
 """
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from datamodules.config import SplitConfig
 from datamodules.errors import InputError
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +54,34 @@ def stratified_order(units: Iterable[Unit], *, salt: str, by: str) -> list[list[
         by: Field that keeps units together: "group_id" or "exam_id".
 
     Returns:
-        One list of units (by frame) a group. The k-th of n groups of a stratum stands at
-        (k + 0.5) / n, so that every prefix holds the strata in proportion and a prefix of five
-        of HC18 holds all three trimesters. Empty input gives an empty list.
+        One list of units (by frame) a group, so that every prefix of groups holds the strata in
+        proportion. Empty input gives an empty list.
     """
+    return _interleave(_groups_by_stratum(units, salt=salt, by=by))
+
+
+def _groups_by_stratum(units: Iterable[Unit], *, salt: str, by: str) -> dict[int, list[list[Unit]]]:
+    """Groups of each stratum in salted order, each by frame."""
     members: dict[str, list[Unit]] = defaultdict(list)
     for unit in units:
         members[getattr(unit, by)].append(unit)
-    strata: dict[int, list[str]] = defaultdict(list)
-    for name, group in members.items():
+    strata: dict[int, list[list[Unit]]] = defaultdict(list)
+    for name in sorted(members, key=lambda name: _salted(salt, name)):
+        group = sorted(members[name], key=lambda u: (u.exam_id, u.frame, u.sample_id))
         # A group is of the stratum that most of its images have; ties go to the earlier one.
-        counts: dict[int, int] = defaultdict(int)
-        for unit in group:
-            counts[unit.stratum] += 1
-        strata[min(counts, key=lambda s: (-counts[s], s))].append(name)
-    keyed = []
-    for stratum, names in strata.items():
-        names.sort(key=lambda name: _salted(salt, name))
-        keyed += [((k + 0.5) / len(names), stratum, name) for k, name in enumerate(names)]
-    return [
-        sorted(members[name], key=lambda u: (u.exam_id, u.frame, u.sample_id))
-        for _, _, name in sorted(keyed)
+        counts = Counter(unit.stratum for unit in group)
+        strata[min(counts, key=lambda s: (-counts[s], s))].append(group)
+    return strata
+
+
+def _interleave(strata: Mapping[int, Sequence[Item]]) -> list[Item]:
+    """Merge the strata in proportion: the k-th of a stratum's n items stands at (k + 0.5) / n."""
+    keyed = [
+        ((k + 0.5) / len(items), stratum, k)
+        for stratum, items in strata.items()
+        for k in range(len(items))
     ]
+    return [strata[stratum][k] for _, stratum, k in sorted(keyed)]
 
 
 def choose_subset(units: Sequence[Unit], *, name: str, n_images: int | None) -> list[str]:
@@ -145,10 +154,15 @@ def _take(groups: list[list[Unit]], n_images: int) -> tuple[list[list[Unit]], li
 def support_order(units: Sequence[Unit], *, support: int) -> list[str]:
     """Train images in the order of one support: amounts are prefixes of it, so they are nested.
 
-    Whole exams follow each other in the salted order of `support`, interleaved over trimesters.
+    Within a trimester whole exams follow each other in the salted order of `support`. The
+    trimesters are interleaved image by image, not exam by exam: an exam of several frames would
+    fill a small amount alone. Five images of HC18 hold all three trimesters.
     """
-    ordered = stratified_order(units, salt=f"support:{support}", by="exam_id")
-    return [unit.sample_id for group in ordered for unit in group]
+    strata = _groups_by_stratum(units, salt=f"support:{support}", by="exam_id")
+    images = {
+        stratum: [unit for group in groups for unit in group] for stratum, groups in strata.items()
+    }
+    return [unit.sample_id for unit in _interleave(images)]
 
 
 def amount_from_fraction(fraction: float, *, n_train: int) -> int:
