@@ -146,38 +146,21 @@ def parse_annotation(
         InputError: no or hardly any foreground, several pieces, inverted, or nothing that an
             ellipse can be fitted to.
     """
-    count = cv2.countNonZero(foreground)
-    if count < _MIN_PIXELS:
-        raise InputError(
-            f"{name}: no outline in the annotation ({count} pixels above 127); "
-            "draw the head in white (255) on black (0)"
-        )
-    if foreground[0, 0] and foreground[0, -1] and foreground[-1, 0] and foreground[-1, -1]:
-        raise InputError(
-            f"{name}: all four corners are annotated; draw the head in white (255) on black (0)"
-        )
-    window = _window(foreground)
-    at_border = _pieces(foreground[window], connectivity=8)[1]
-    pieces = len(at_border)
-    # The border may cut one outline into arcs; anything else in pieces is a slip of the pen.
-    if pieces > 1 and not at_border.all():
-        raise InputError(
-            f"{name}: the annotation has {pieces} separate pieces; "
-            "leave one connected outline or filled head"
-        )
+    at_border = _check_drawn(foreground, name=name)
     try:
         is_filled = _is_filled(foreground)
         ellipse, residual_px = _fit(foreground, is_filled=is_filled)
     except ValueError as error:
         raise InputError(f"{name}: no ellipse fits the annotation; draw the head again") from error
-    if pieces > 1 and (is_filled or residual_px > MAX_RESIDUAL_PX):
+    if len(at_border) > 1 and (is_filled or residual_px > MAX_RESIDUAL_PX):
         raise InputError(
-            f"{name}: the annotation's {pieces} pieces do not lie on one ellipse; "
+            f"{name}: the annotation's {len(at_border)} pieces do not lie on one ellipse; "
             "leave one connected outline or filled head"
         )
     if is_filled:
         return _filled(foreground, fit=(ellipse, residual_px), name=name, bias_px=filled_bias_px)
     inside = rasterise(ellipse, size_hw=foreground.shape)
+    window = _window(foreground)
     enclosed = np.zeros_like(foreground)
     enclosed[window] = _enclosed(foreground[window])
     is_open = cv2.countNonZero(enclosed) < 0.5 * cv2.countNonZero(inside)
@@ -190,6 +173,29 @@ def parse_annotation(
         touches_border=bool(at_border.any()),
         residual_px=residual_px,
     )
+
+
+def _check_drawn(foreground: np.ndarray, *, name: str) -> np.ndarray:
+    """Refuse what cannot be one head; return for each piece whether it touches the border."""
+    count = cv2.countNonZero(foreground)
+    if count < _MIN_PIXELS:
+        raise InputError(
+            f"{name}: no outline in the annotation ({count} pixels above 127); "
+            "draw the head in white (255) on black (0)"
+        )
+    if foreground[0, 0] and foreground[0, -1] and foreground[-1, 0] and foreground[-1, -1]:
+        raise InputError(
+            f"{name}: all four corners are annotated; draw the head in white (255) on black (0)"
+        )
+    at_border = _pieces(foreground[_window(foreground)], connectivity=8)[1]
+    pieces = len(at_border)
+    # The border may cut one outline into arcs; anything else in pieces is a slip of the pen.
+    if pieces > 1 and not at_border.all():
+        raise InputError(
+            f"{name}: the annotation has {pieces} separate pieces; "
+            "leave one connected outline or filled head"
+        )
+    return at_border
 
 
 def _filled(

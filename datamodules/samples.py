@@ -93,30 +93,14 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
     _check_match(rows, images=images, csv_path=csv_path, folder=folder)
     samples = []
     for name in images:
-        stem = name.removesuffix(".png")
-        match = _HC18_NAME.fullmatch(stem)
-        if match is None:
-            raise InputError(
-                f"{folder / name}: the name is not <exam>_HC.png or <exam>_<n>HC.png; "
-                "rename it, or read the folder as a cohort"
-            )
-        annotation = f"{stem}{ANNOTATION_SUFFIX}.png"
-        if part == "training" and annotation not in annotations:
-            raise InputError(f"{folder / name}: no annotation; put {annotation} beside it")
-        annotations.discard(annotation)
-        samples.append(
-            Sample(
-                sample_id=stem,
-                image_path=folder / name,
-                annotation_path=folder / annotation if part == "training" else None,
-                exam_id=match["exam"],
-                frame=int(match["frame"]) if match["frame"] else 1,
-                pixel_size_mm=rows[name][0],
-                hc_mm=rows[name][1],
-                cohort="hc18",
-                filled_bias_px=FILLED_BIAS_PX,
-            )
-        )
+        sample = _hc18_sample(folder / name, part=part, row=rows[name])
+        if sample.annotation_path is not None:
+            if sample.annotation_path.name not in annotations:
+                raise InputError(
+                    f"{folder / name}: no annotation; put {sample.annotation_path.name} beside it"
+                )
+            annotations.remove(sample.annotation_path.name)
+        samples.append(sample)
     if annotations:
         orphan = min(annotations)
         raise InputError(
@@ -124,6 +108,27 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
             f"add {orphan.replace(ANNOTATION_SUFFIX, '')} or remove the annotation"
         )
     return samples
+
+
+def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None]) -> Sample:
+    match = _HC18_NAME.fullmatch(path.stem)
+    if match is None:
+        raise InputError(
+            f"{path}: the name is not <exam>_HC.png or <exam>_<n>HC.png; "
+            "rename it, or read the folder as a cohort"
+        )
+    annotation_path = path.with_name(f"{path.stem}{ANNOTATION_SUFFIX}.png")
+    return Sample(
+        sample_id=path.stem,
+        image_path=path,
+        annotation_path=annotation_path if part == "training" else None,
+        exam_id=match["exam"],
+        frame=int(match["frame"]) if match["frame"] else 1,
+        pixel_size_mm=row[0],
+        hc_mm=row[1],
+        cohort="hc18",
+        filled_bias_px=FILLED_BIAS_PX,
+    )
 
 
 def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
@@ -142,16 +147,7 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
         InputError: the folder is not the layout, or files and CSV do not match.
     """
     root = Path(root)
-    _check_folder(root)
-    for folder in ("image", "mask"):
-        if not (root / folder).is_dir():
-            raise InputError(
-                f"{root}: not a cohort, {folder}/ is missing; expected image/<name>.png and "
-                f"mask/<name>{ANNOTATION_SUFFIX}.png"
-            )
-    images, masks = _png_names(root / "image"), set(_png_names(root / "mask"))
-    if not images:
-        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    images, masks = _cohort_names(root)
     csv_path = _cohort_csv(root)
     rows = None if csv_path is None else _read_csv(csv_path, required=_COLUMNS[:2])
     if rows is not None:
@@ -163,14 +159,13 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
         if annotation not in masks:
             raise InputError(f"{root / 'image' / image}: no annotation; add mask/{annotation}")
         masks.discard(annotation)
-        end = _COHORT_EXAM_END.search(stem, 1)
         pixel_size_mm, hc_mm = (None, None) if rows is None else rows[image]
         samples.append(
             Sample(
                 sample_id=stem,
                 image_path=root / "image" / image,
                 annotation_path=root / "mask" / annotation,
-                exam_id=stem[: end.start()] if end else stem,
+                exam_id=_cohort_exam(stem),
                 frame=1,
                 pixel_size_mm=pixel_size_mm,
                 hc_mm=hc_mm,
@@ -183,6 +178,26 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
             f"expected image/<name>.png for each mask/<name>{ANNOTATION_SUFFIX}.png"
         )
     return _number_frames(samples)
+
+
+def _cohort_names(root: Path) -> tuple[list[str], set[str]]:
+    """Return the names of the images and of the masks."""
+    _check_folder(root)
+    for folder in ("image", "mask"):
+        if not (root / folder).is_dir():
+            raise InputError(
+                f"{root}: not a cohort, {folder}/ is missing; expected image/<name>.png and "
+                f"mask/<name>{ANNOTATION_SUFFIX}.png"
+            )
+    images, masks = _png_names(root / "image"), set(_png_names(root / "mask"))
+    if not images:
+        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    return images, masks
+
+
+def _cohort_exam(stem: str) -> str:
+    end = _COHORT_EXAM_END.search(stem, 1)
+    return stem[: end.start()] if end else stem
 
 
 def _number_frames(samples: list[Sample]) -> list[Sample]:
