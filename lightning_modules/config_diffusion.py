@@ -62,7 +62,11 @@ class GeneratorConfig:
     max_shift: float = 0.06
     """Largest shift of a training item along each axis, as a share of that side."""
     intensity_gamma: float = 0.5
-    """The network sees 2 * intensity**gamma - 1: below 1 spreads dark ultrasound out."""
+    """The network sees (intensity**gamma - mean) / std: below 1 spreads dark ultrasound out."""
+    intensity_mean: float = 0.3
+    """Mean of intensity**gamma, about that of HC18 (0.29)."""
+    intensity_std: float = 0.23
+    """Standard deviation of intensity**gamma, about that of HC18 (0.23)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Lightning's precision; bf16 is slower on CPUs that emulate it."""
 
@@ -89,7 +93,8 @@ class GeneratorConfig:
             0 <= self.warmup_steps <= self.steps,
             f"warmup_steps={self.warmup_steps}: use 0 to steps={self.steps}",
         )
-        for name in ("learning_rate", "gradient_clip_norm", "min_snr_gamma", "snr_shift"):
+        rates = ("learning_rate", "gradient_clip_norm", "min_snr_gamma")
+        for name in (*rates, "snr_shift", "intensity_std"):
             value = getattr(self, name)
             _require(isfinite(value) and value > 0, f"{name}={value}: use a number above 0")
         _require_range("weight_decay", self.weight_decay, low=0.0, high=1.0)
@@ -99,6 +104,7 @@ class GeneratorConfig:
         _require_range("max_rotation_deg", self.max_rotation_deg, low=0.0, high=180.0)
         _require_range("max_scale", self.max_scale, low=1.0, high=4.0)
         _require_range("max_shift", self.max_shift, low=0.0, high=0.5)
+        _require_range("intensity_mean", self.intensity_mean, low=0.0, high=1.0)
         _require_range("intensity_gamma", self.intensity_gamma, low=0.1, high=2.0)
         for name, allowed in (
             ("attention", ("none", "middle", "deepest")),

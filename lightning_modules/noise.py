@@ -34,6 +34,12 @@ def cosine_betas(*, snr_shift: float) -> list[float]:
     return (1 - shifted / previous).clamp(max=0.999).tolist()
 
 
+def schedule_alphas_cumprod(*, snr_shift: float) -> torch.Tensor:
+    """Give (1000,) float32 alpha_t^2 of `cosine_betas`, falling from about 1 to about 0."""
+    betas = torch.tensor(cosine_betas(snr_shift=snr_shift), dtype=torch.float64)
+    return (1 - betas).cumprod(0).float()
+
+
 def alphas_sigmas(
     alphas_cumprod: torch.Tensor, timesteps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,8 +71,8 @@ def image_from_velocity(
     noisy_image: torch.Tensor,
     *,
     velocity: torch.Tensor,
-    alpha: torch.Tensor,
-    sigma: torch.Tensor,
+    alpha: torch.Tensor | float,
+    sigma: torch.Tensor | float,
 ) -> torch.Tensor:
     """Invert `velocity`: x_0 = alpha_t x_t - sigma_t v (Salimans and Ho 2202.00512, appendix D)."""
     return alpha * noisy_image - sigma * velocity
