@@ -100,6 +100,8 @@ def comparison_sentence(row: pd.Series) -> str:
     """
     amount = _amount_phrase(row)
     what = _PHRASES.get(row["condition"], row["condition"])
+    if row["n_generator_labels"] > 0:
+        what += f" (their generator saw {row['n_generator_labels']:.0f} labelled images more)"
     exams = f"{row['n_exams']} exam" + ("" if row["n_exams"] == 1 else "s")
     found = verdict(row)
     if found == "no interval":
@@ -121,10 +123,10 @@ def _amount_phrase(row: pd.Series) -> str:
     return f"{n_real} real image" + ("" if n_real == 1 else "s")
 
 
-def finding(comparisons: pd.DataFrame, *, results: pd.DataFrame) -> str:
-    """Write the paragraph at the head of the report.
+def finding(comparisons: pd.DataFrame, *, results: pd.DataFrame) -> list[str]:
+    """Write the sentences at the head of the report, the main one first.
 
-    It speaks of one cohort (the first) under the leak-free prompt where that was scored: the
+    They speak of one cohort (the first) under the leak-free prompt where that was scored: the
     synthetic conditions at the smallest amount, the count over all amounts, the label budget, the
     control without an image, and what limits the reading.
 
@@ -142,14 +144,15 @@ def finding(comparisons: pd.DataFrame, *, results: pd.DataFrame) -> str:
         prompt = prompt_order(own["prompt"].tolist())[0]
         own = own[own["prompt"] == prompt]
         sentences += _comparison_sentences(own, n_family=len(comparisons))
-        sentences[0] = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: " + sentences[0]
+        sentences[0] = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: w" + sentences[0][1:]
     sentences += _control_sentence(done)
     n_failed = int((results["status"] == "failed").sum())
     if n_failed:
         n_trials = results.loc[results["condition"] != "box_only", "trial_id"].nunique()
         were = "failed and is" if n_failed == 1 else "failed and are"
-        sentences.append(f"{n_failed} of {n_trials} trials {were} listed in the table.")
-    return " ".join(sentences)
+        trials = "trial" if n_trials == 1 else "trials"
+        sentences.append(f"{n_failed} of {n_trials} {trials} {were} listed in the table.")
+    return sentences
 
 
 def _comparison_sentences(own: pd.DataFrame, *, n_family: int) -> list[str]:
@@ -164,12 +167,6 @@ def _comparison_sentences(own: pd.DataFrame, *, n_family: int) -> list[str]:
             f"Over all {len(shown)} comparisons of this kind: {', '.join(named)} "
             f"(intervals are not adjusted for the {n_family} comparisons made; the table of "
             "differences has adjusted p-values)."
-        )
-    extra = smallest["n_generator_labels"].fillna(0).max()
-    if extra > 0:
-        sentences.append(
-            f"The generator had learned from {extra:.0f} labelled images that the real-only "
-            "row did not use."
         )
     if smallest["n_exams"].min() < FEW_EXAMS:
         sentences.append("So few exams make the interval a rough guide only.")

@@ -32,7 +32,8 @@ KEYS = [
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
 _TRIAL_COLUMNS = ["status", "reason", "steps", "seconds", "peak_memory_mib"]
-_TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt", "reason"]
+_TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt"]
+_TEXT_COLUMNS += ["status", "reason", "trimesters_missing"]
 
 
 @dataclass(frozen=True, kw_only=True)

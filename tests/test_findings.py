@@ -32,6 +32,7 @@ def comparison(mean, low, high, **changes):
         "n_real": 40,
         "condition": "synthetic",
         "n_exams": 60,
+        "n_generator_labels": 0,
     }
     return pd.Series(base | {"mean": mean, "low": low, "high": high} | changes)
 
@@ -65,17 +66,16 @@ def test_points_keep_the_sign_and_small_values():
 
 def test_finding_tells_budget_control_failures_and_limits():
     results, per_image = sweep()
-    text = finding(compare(per_image), results=results)
-    assert text.startswith("On hc18, prompted with the whole image: With 10 % of the real images")
+    text = " ".join(finding(compare(per_image), results=results))
+    assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
-    assert "learned from 60 labelled images" in text
+    assert "(their generator saw 60 labelled images more) raised" in text
     assert "rough guide" in text
     assert "one training run" in text
     assert "already scores 88.0 % Dice" in text
     assert "1 of 5 trials failed" in text
-    assert finding(compare(per_image.iloc[:0]), results=results.iloc[:0]).startswith(
-        "No two conditions can be compared yet."
-    )
+    nothing = finding(compare(per_image.iloc[:0]), results=results.iloc[:0])
+    assert nothing == ["No two conditions can be compared yet."]
 
 
 def test_prompt_order_keeps_others_last():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.statistics import add_trials, aggregate, cluster_bootstrap_ci
+from experiments.statistics import add_trials, aggregate, cluster_bootstrap_ci, read_rows
 from experiments.tables import blocks, cells, footnotes, to_latex, to_markdown
 
 KEYS = {
@@ -173,6 +173,19 @@ def test_absent_trimester_is_marked_and_explained():
     assert block.rows.loc[0, "trimester-weighted %"] == f"{weighted:.1f}*"
     notes = footnotes(aggregate(scores([0.8, 0.9], trial_id="r")))
     assert any(note.startswith("* A trimester") for note in notes)
+
+
+def test_tables_survive_the_csv_files(tmp_path):
+    results, per_image = sweep()
+    short = scores([0.8, 0.9], trial_id="r9", cohort="es", mm=np.nan)
+    results = pd.concat([results, aggregate(short)], ignore_index=True)
+    results.to_csv(tmp_path / "results.csv", index=False)
+    pd.concat([per_image, short]).to_csv(tmp_path / "per_image.csv", index=False)
+    read = read_rows(tmp_path / "results.csv")
+    images = read_rows(tmp_path / "per_image.csv")
+    written = to_markdown(blocks(read, per_image=images), notes=footnotes(read))
+    assert written == to_markdown(blocks(results, per_image=per_image), notes=footnotes(results))
+    assert "\\*" in written  # the cohort es has no third trimester
 
 
 def test_markdown_is_rectangular_and_escaped():
