@@ -3,6 +3,7 @@
 The scenes are invented: what is measured on them says that the code works, nothing about patients.
 """
 
+import json
 import math
 import os
 import shutil
@@ -19,7 +20,7 @@ from datamodules.annotation import FILLED_BIAS_PX
 from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.phantom_image import draw_head
-from datamodules.samples import HC18_CSV, HC18_FOLDER
+from datamodules.samples import HC18_CSV, HC18_FOLDER, PHANTOM_MARKER
 
 OUTLINE_HALF_THICKNESS_PX = 1.2
 
@@ -92,6 +93,8 @@ def write_phantom(
         _write_part(
             partial, part="test", n_exams=test_images, seed=seed, size_hw=size_hw, outlines=outlines
         )
+        marker = {"procedural": True, "n_exams": n_exams, "seed": seed}
+        (partial / PHANTOM_MARKER).write_text(json.dumps(marker) + "\n")
         partial.replace(root)
     except OSError as error:
         raise InputError(f"{root}: cannot be written ({error.strerror or error})") from error

@@ -13,6 +13,8 @@ from datamodules.errors import InputError
 
 HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
 HC18_FOLDER = {"training": "training_set", "test": "test_set"}
+# Procedural sets carry this file, so that no table ever calls them HC18.
+PHANTOM_MARKER = "PHANTOM.json"
 ANNOTATION_SUFFIX = "_Annotation"
 
 # HC18 publishes no head circumference for its trimesters. These two give its published counts
@@ -72,7 +74,7 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
         part: "training" (with annotations and HC) or "test" (without either).
 
     Returns:
-        Samples in the order of their names, cohort "hc18".
+        Samples in the order of their names, cohort "hc18", or "phantom" for a procedural set.
 
     Raises:
         InputError: the folder is not the layout, or the CSV and the files do not match.
@@ -91,9 +93,10 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
     images = [name for name in names if not name.endswith(f"{ANNOTATION_SUFFIX}.png")]
     annotations = set(names) - set(images)
     _check_match(rows, images=images, csv_path=csv_path, folder=folder)
+    cohort = "phantom" if (root / PHANTOM_MARKER).is_file() else "hc18"
     samples = []
     for name in images:
-        sample = _hc18_sample(folder / name, part=part, row=rows[name])
+        sample = _hc18_sample(folder / name, part=part, row=rows[name], cohort=cohort)
         if sample.annotation_path is not None:
             if sample.annotation_path.name not in annotations:
                 raise InputError(
@@ -110,7 +113,7 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
     return samples
 
 
-def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None]) -> Sample:
+def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], cohort: str) -> Sample:
     match = _HC18_NAME.fullmatch(path.stem)
     if match is None:
         raise InputError(
@@ -126,7 +129,7 @@ def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None]) -> S
         frame=int(match["frame"]) if match["frame"] else 1,
         pixel_size_mm=row[0],
         hc_mm=row[1],
-        cohort="hc18",
+        cohort=cohort,
         filled_bias_px=FILLED_BIAS_PX,
     )
 

@@ -4,40 +4,18 @@ Offline unless the user is logged in. Whatever goes wrong here is printed to the
 run goes on without it.
 """
 
-import netrc
 import os
 import sys
 import threading
 from typing import Any
-from urllib.parse import urlparse
 
 from lightning.pytorch.loggers import WandbLogger
 
-from experiments.config import WandbConfig, resolved
+from experiments.config import resolved
 from experiments.context import StageContext
+from experiments.wandb_mode import resolve_mode
 
 INIT_TIMEOUT_S = 20
-
-
-def is_logged_in() -> bool:
-    """Whether a key for W&B's host is in the environment or in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def resolve_mode(config: WandbConfig) -> str:
-    """online, offline or disabled; the environment's WANDB_MODE decides where config is auto."""
-    if config.mode != "auto":
-        return config.mode
-    mode = os.environ.get("WANDB_MODE")
-    if mode in ("online", "offline", "disabled"):
-        return mode
-    return "online" if is_logged_in() else "offline"
 
 
 def run_id(context: StageContext) -> str:

@@ -1,17 +1,34 @@
 """From finished stages to a sweep's outputs. What is written here can always be written again."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
 
-from datamodules.storage import write_atomic
+from datamodules.storage import content_key, write_atomic, write_json
 from experiments.columns import PER_IMAGE
+from experiments.config import resolved
+from experiments.progress import clock
+from experiments.provenance import code_state
 from experiments.statistics import KEYS, add_trials, aggregate
 from experiments.sweep import NodeRun, Sweep
+from experiments.wandb_mode import resolve_mode
 
 CONTROL = "box_only"
+OUTPUTS = (
+    "results.csv",
+    "per_image.csv",
+    "table.md",
+    "table.tex",
+    "figure.png",
+    "figure.pdf",
+    "report.html",
+)
 
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
@@ -89,6 +106,65 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     return per_image, results
 
 
+def write_outputs(sweep: Sweep, console: Console) -> None:
+    """Write every output of a sweep, and say what was found and which file to open.
+
+    Nothing is written again where nothing has changed since the last time.
+    """
+    folder = sweep.store.sweep_dir(sweep.config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _outputs_key(sweep)
+    marker = folder / "outputs.json"
+    known = json.loads(marker.read_text()) if marker.is_file() else {}
+    if known.get("key") != key or not all((folder / name).is_file() for name in OUTPUTS):
+        with console.status("writing tables, figure and report"):
+            known = {"key": key, "finding": _write_all(sweep, folder)}
+        write_json(marker, known)
+    _last_screen(sweep, console, folder=folder, finding_text=known["finding"])
+
+
+def _write_all(sweep: Sweep, folder: Path) -> str:
+    from experiments.figures import figure_amounts, png_bytes, save_figure
+    from experiments.findings import compare, finding
+    from experiments.report import render_report
+    from experiments.report_content import gather
+    from experiments.tables import blocks, footnotes, to_latex, to_markdown
+
+    per_image, results = write_tables_csv(sweep, folder)
+    tables, notes = blocks(results, per_image=per_image), footnotes(results)
+    write_atomic(folder / "table.md", to_markdown(tables, notes=notes))
+    write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
+    figure = figure_amounts(results, per_image=per_image)
+    save_figure(figure, stem=folder / "figure")
+    content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
+    write_atomic(folder / "report.html", render_report(content))
+    return " ".join(finding(compare(per_image), results=results))
+
+
+def _outputs_key(sweep: Sweep) -> str:
+    states = [[key, run.state in ("done", "reused"), run.reason] for key, run in sweep.runs.items()]
+    axes = [spec_axes(spec) for spec in sweep.plan.trials]
+    return content_key([states, axes, resolved(sweep.config), code_state()])
+
+
+def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: str) -> None:
+    relative = os.path.relpath(folder)
+    done = sum(run.state == "done" for run in sweep.runs.values())
+    seconds = sum(run.seconds for run in sweep.runs.values())
+    work = f"{done} stages in {clock(seconds)}" if done else "nothing was left to do"
+    lines = [
+        finding_text,
+        "",
+        f"report   {relative}/report.html",
+        f"table    {relative}/table.md (also .tex)",
+        f"figure   {relative}/figure.png (also .pdf)",
+        f"numbers  {relative}/results.csv, {relative}/per_image.csv",
+        "",
+        f"{work}; W&B: {resolve_mode(sweep.config.wandb)}",
+    ]
+    console.print(Panel(Text("\n".join(lines)), title=sweep.config.name, title_align="left"))
+
+
 def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
     path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
     return pd.read_csv(path, dtype={"sample_id": str, "exam_id": str, "test_cohort": str})
@@ -96,15 +172,3 @@ def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
 
 def _axes(axes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in axes.items() if key not in ("test_cohort", "prompt")}
-
-
-def manifest_of(sweep: Sweep, run: NodeRun) -> dict[str, Any]:
-    """The manifest of a stage."""
-    path = sweep.store.run_dir(run.node.stage, run.node.id) / "manifest.json"
-    return json.loads(path.read_text())
-
-
-def write_outputs(sweep: Sweep, console) -> None:
-    folder = sweep.store.sweep_dir(sweep.config.name)
-    per_image, results = write_tables_csv(sweep, folder)
-    console.print(results.to_string())

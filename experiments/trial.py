@@ -19,13 +19,13 @@ from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.dashboards import stage_logger
 from experiments.evaluation import Protocol, Scorer, box_only_logits, evaluate
+from experiments.predictions import KeptPredictions
 from experiments.training import best_checkpoint, fit, make_trainer
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam import SamModule
 
 WEIGHTS_NAME = "segmenter.safetensors"
-PREDICTIONS_NAME = "predictions.npz"
 
 
 def protocol_of(config: ExperimentConfig) -> Protocol:
@@ -120,11 +120,7 @@ def _score(
 ) -> list[dict[str, Any]]:
     module.eval()
     status = context.status()
-    kept: dict[str, np.ndarray] = {}
-
-    def keep(prompt: str, sample_id: str, mask: np.ndarray) -> None:
-        # Bits, not bytes: a test set of 335 images is then 18 MB before compression.
-        kept[f"{prompt}/{sample_id}"] = np.packbits(mask, axis=1)
+    kept = KeptPredictions()
 
     with torch.inference_mode():
         rows = evaluate(
@@ -134,11 +130,11 @@ def _score(
             scorer=Scorer(
                 samples=context.samples, frame_hw=datamodule.frame_hw, mode=datamodule.resize_mode
             ),
-            keep=keep,
+            keep=kept.add,
             progress=lambda done, total: status.update("test images", done=done, total=total),
         )
     _write_rows(context, rows)
-    np.savez_compressed(context.run_dir / PREDICTIONS_NAME, **kept)
+    kept.write(context.run_dir)
     return rows
 
 
@@ -189,11 +185,3 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
         for column, value in row.items()
         if not np.isnan(value)
     }
-
-
-def predicted_mask(
-    run_dir: Path, *, prompt: str, sample_id: str, size_hw: tuple[int, int]
-) -> np.ndarray:
-    """A trial's kept prediction, uint8 (H, W) {0, 1}."""
-    with np.load(run_dir / PREDICTIONS_NAME) as kept:
-        return np.unpackbits(kept[f"{prompt}/{sample_id}"], axis=1)[:, : size_hw[1]]
