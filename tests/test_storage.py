@@ -1,0 +1,168 @@
+"""Files and folders that are there whole or not at all."""
+
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from datamodules import storage
+from datamodules.storage import (
+    commit_folder,
+    content_key,
+    file_sha256,
+    files_sha256,
+    write_atomic,
+    write_json,
+)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_write_atomic_replaces(tmp_path):
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old\n")
+    write_atomic(path, "new µ\n")
+    assert path.read_text() == "new µ\n"
+    assert names(tmp_path) == ["a.txt"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize("moment", ["write", "fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch, moment, error):
+    path = tmp_path / "a.txt"
+    write_atomic(path, "old\n")
+
+    def die(*_):
+        raise error
+
+    if moment == "write":
+        text = "half\udcff"  # cannot be encoded: the write itself fails
+        error = UnicodeEncodeError
+    else:
+        text = "new\n"
+        target = (os, "fsync") if moment == "fsync" else (Path, "replace")
+        monkeypatch.setattr(*target, die)
+    with pytest.raises(error):
+        write_atomic(path, text)
+    assert path.read_text() == "old\n"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_text_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    """A power cut between rename and write-back would leave an empty file under the name."""
+    events = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (events.append(("fsync", os.fstat(fd).st_size)), fsync(fd))[1]
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda self, new: (events.append("replace"), replace(self, new))[1]
+    )
+    write_atomic(tmp_path / "a.txt", "x" * 100)
+    assert events[0] == ("fsync", 100)
+    assert events[1] == "replace"
+    assert len(events) == 3  # the folder's entry follows
+
+
+def test_write_json(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 2.5], "a": None})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"b": [1, 2.5], "a": None}
+    assert text.endswith("}\n")
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert (tmp_path / "a.json").read_text() == text
+
+
+def test_commit_folder(tmp_path):
+    folder = tmp_path / "deep" / "set"
+    with commit_folder(folder) as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("1")
+        assert not folder.exists()
+        assert temporary.parent == folder.parent  # the same disk: a rename, not a copy
+    assert (folder / "inner" / "a").read_text() == "1"
+    assert names(folder.parent) == ["set"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_commit_folder_leaves_nothing_on_an_exception(tmp_path, error):
+    def write():
+        with commit_folder(tmp_path / "set") as temporary:
+            (temporary / "a").write_text("1")
+            raise error
+
+    with pytest.raises(error):
+        write()
+    assert names(tmp_path) == []
+
+
+def test_commit_folder_keeps_what_another_process_finished(tmp_path):
+    with commit_folder(tmp_path / "set") as temporary:
+        (temporary / "a").write_text("late")
+        with commit_folder(tmp_path / "set") as other:
+            (other / "a").write_text("first")
+    assert (tmp_path / "set" / "a").read_text() == "first"
+    assert names(tmp_path) == ["set"]
+
+
+def test_commit_folder_fails_where_a_file_has_the_name(tmp_path):
+    (tmp_path / "set").write_text("a file")
+    with pytest.raises(OSError, match="set"), commit_folder(tmp_path / "set") as temporary:
+        (temporary / "a").write_text("1")
+    assert names(tmp_path) == ["set"]
+
+
+def test_content_key_is_frozen():
+    """The hash names folders and runs: a change would orphan everything that is stored."""
+    content = {"b": [1, 2.5, None, True], "a": "µ"}
+    assert content_key(content) == content_key({"a": "µ", "b": [1, 2.5, None, True]})
+    text = '{"a":"\\u00b5","b":[1,2.5,null,true]}'
+    assert content_key(content) == hashlib.sha256(text.encode()).hexdigest()[:16]
+    assert content_key(content) == "f8eab449aa9aa76d"
+    assert content_key({}) == "44136fa355b3678a"
+    assert content_key([1]) != content_key(["1"])
+    assert content_key((1, 2)) == content_key([1, 2])
+
+
+@pytest.mark.parametrize("content", [float("nan"), {"a": Path("x")}, {1, 2}])
+def test_content_key_takes_plain_values_only(content):
+    with pytest.raises((TypeError, ValueError)):
+        content_key(content)
+
+
+def test_file_hashes(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"")
+    assert file_sha256(tmp_path / "a") == (
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+    (tmp_path / "c").write_bytes(b"abc")
+    pair = files_sha256(tmp_path / "a", tmp_path / "b")
+    assert pair == files_sha256(tmp_path / "c", tmp_path / "b")
+    assert pair != files_sha256(tmp_path / "b", tmp_path / "a")
+    assert pair != files_sha256(tmp_path / "a")
+
+
+def test_everything_in_a_folder_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    synced = []
+    fsync_path = storage.fsync_path
+    monkeypatch.setattr(
+        storage,
+        "fsync_path",
+        lambda path: (synced.append((path.name, (tmp_path / "set").exists())), fsync_path(path)),
+    )
+    with commit_folder(tmp_path / "set") as temporary:
+        (temporary / "inner").mkdir()
+        (temporary / "inner" / "a").write_text("1")
+        (temporary / "b").write_text("2")
+    before = {name for name, renamed in synced if not renamed}
+    assert {"a", "b", "inner"} < before
+    assert synced[-1] == (tmp_path.name, True)
