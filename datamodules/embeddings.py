@@ -80,12 +80,16 @@ def write_embeddings(
         )
         row = 0
         for batch in batches:
-            if not np.isfinite(batch).all():
+            with np.errstate(over="ignore"):
+                half = np.asarray(batch).astype(np.float16)
+            is_finite = np.isfinite(half).reshape(len(half), -1).all(axis=1)
+            if not is_finite.all():
                 raise ValueError(
-                    f"embedding of {sample_ids[row]}: not finite in fp16; choose precision fp32"
+                    f"embedding of {sample_ids[row + int(is_finite.argmin())]}: not finite in "
+                    "fp16; choose precision fp32"
                 )
-            array[row : row + len(batch)] = batch
-            row += len(batch)
+            array[row : row + len(half)] = half
+            row += len(half)
             if progress is not None:
                 progress(row, len(sample_ids))
         if row != len(sample_ids):
