@@ -97,31 +97,31 @@ def read_metadata(path: Path) -> list[SyntheticPair]:
     """Read what `write_metadata` wrote.
 
     Raises:
-        InputError: For a line that is not JSON or names no file.
+        InputError: For a line that is not JSON, names no file or holds a value that cannot be.
     """
     pairs = []
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         try:
-            row = json.loads(line)
-            name = Path(row["file_name"]).stem
-        except (ValueError, KeyError, TypeError) as error:
+            pairs.append(_pair(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} line {number}: expected a JSON object with `file_name`; "
                 "mend the line or remove metadata.jsonl"
             ) from error
-        ellipse, size = row.get("ellipse"), row.get("native_size_hw")
-        pairs.append(
-            SyntheticPair(
-                sample_id=row.get("sample_id", name),
-                ellipse=Ellipse(**ellipse) if ellipse else None,
-                seed=row.get("seed"),
-                generator_id=row.get("generator_id"),
-                native_size_hw=tuple(size) if size else None,
-                gate=row.get("gate", {}),
-                reasons=tuple(row.get("reasons", ())),
-            )
-        )
     return pairs
+
+
+def _pair(row: dict[str, Any]) -> SyntheticPair:
+    ellipse, size = row.get("ellipse"), row.get("native_size_hw")
+    return SyntheticPair(
+        sample_id=row.get("sample_id", Path(row["file_name"]).stem),
+        ellipse=Ellipse(**ellipse) if ellipse else None,
+        seed=row.get("seed"),
+        generator_id=row.get("generator_id"),
+        native_size_hw=tuple(size) if size else None,
+        gate=row.get("gate", {}),
+        reasons=tuple(row.get("reasons", ())),
+    )
 
 
 def read_synthetic(root: Path) -> SyntheticSet:
