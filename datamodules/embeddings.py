@@ -82,7 +82,7 @@ def write_embeddings(
         for batch in batches:
             with np.errstate(over="ignore"):
                 half = np.asarray(batch).astype(np.float16)
-            is_finite = np.isfinite(half).reshape(len(half), -1).all(axis=1)
+            is_finite = np.isfinite(half).all(axis=(1, 2, 3))
             if not is_finite.all():
                 raise ValueError(
                     f"embedding of {sample_ids[row + int(is_finite.argmin())]}: not finite in "
