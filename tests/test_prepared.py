@@ -1,0 +1,224 @@
+"""Prepared images and embeddings: what is stored, when it is reused, and when it is not."""
+
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.annotation import read_annotation
+from datamodules.embeddings import embedding_key, open_embeddings, write_embeddings
+from datamodules.errors import InputError
+from datamodules.geometry import image_to_frame, mask_to_frame, place
+from datamodules.prepared import open_prepared, prepare_images
+from datamodules.samples import read_hc18
+from datamodules.storage import files_sha256
+
+FRAMES = [("pad", (64, 64), (43, 64)), ("squash", (32, 48), (32, 48)), ("pad", (54, 80), (54, 80))]
+
+
+def prepare(samples, cache_dir, *, frame_hw=(64, 64), mode="pad", hashes=None, progress=None):
+    if hashes is None:
+        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    return prepare_images(
+        samples,
+        content_hashes=hashes,
+        frame_hw=frame_hw,
+        mode=mode,
+        cache_dir=cache_dir,
+        progress=progress,
+    )
+
+
+def snapshot(folder):
+    """Everything that changes when a file is written again."""
+    return {
+        path.relative_to(folder).as_posix(): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.mark.parametrize(("mode", "frame_hw", "valid_hw"), FRAMES)
+def test_arrays_equal_the_decoded_files_in_the_frame(
+    hc18_folder, tmp_path, mode, frame_hw, valid_hw
+):
+    samples = read_hc18(hc18_folder)
+    prepared = prepare(samples, tmp_path / "cache", frame_hw=frame_hw, mode=mode)
+    assert prepared.sample_ids == [s.sample_id for s in samples]
+    assert prepared.images.shape == prepared.masks.shape == (12, *frame_hw)
+    assert prepared.images.dtype == prepared.masks.dtype == np.uint8
+    assert prepared.size_hw.tolist() == [[54, 80]] * 12
+    assert prepared.valid_hw.tolist() == [list(valid_hw)] * 12
+    assert prepared.size_hw.dtype == prepared.valid_hw.dtype == np.int64
+    for row, sample in enumerate(samples):
+        placement = place((54, 80), frame_hw=frame_hw, mode=mode)
+        image = cv2.imread(str(sample.image_path), cv2.IMREAD_GRAYSCALE)
+        mask = read_annotation(sample.annotation_path, filled_bias_px=1.4).mask
+        assert np.array_equal(prepared.images[row], image_to_frame(image, placement))
+        assert np.array_equal(prepared.masks[row], mask_to_frame(mask, placement))
+        assert prepared.placement(row, mode=mode) == placement
+        # The reference itself is no constant: a head of 16 to 36 % of the image.
+        assert 0.15 < prepared.masks[row].sum() / (valid_hw[0] * valid_hw[1]) < 0.4
+    assert set(np.unique(prepared.masks)) == {0, 1}
+    assert not prepared.images[:, valid_hw[0] :].any()
+
+
+def test_images_of_several_sizes(hc18_folder, tmp_path):
+    samples = read_hc18(hc18_folder)[:2]
+    for path in (samples[1].image_path, samples[1].annotation_path):
+        turned = cv2.rotate(cv2.imread(str(path), 0), cv2.ROTATE_90_CLOCKWISE)
+        cv2.imwrite(str(path), turned)
+    prepared = prepare(samples, tmp_path / "cache")
+    assert prepared.size_hw.tolist() == [[54, 80], [80, 54]]
+    assert prepared.valid_hw.tolist() == [[43, 64], [64, 43]]
+    assert not prepared.images[0, 43:].any()
+    assert not prepared.images[1, :, 43:].any()
+
+
+def test_second_use_reads_and_does_not_write(hc18_folder, tmp_path):
+    samples = read_hc18(hc18_folder)
+    calls = []
+    first = prepare(samples, tmp_path / "cache", progress=lambda *a: calls.append(a))
+    assert calls == [(n, 12) for n in range(1, 13)]
+    before = snapshot(tmp_path / "cache")
+    assert len(before) == 6  # one folder, four arrays, the ids
+    hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    for sample in samples:
+        sample.image_path.unlink()  # nothing is decoded again
+    again = prepare(samples, tmp_path / "cache", hashes=hashes, progress=lambda *a: calls.append(a))
+    assert len(calls) == 12
+    assert snapshot(tmp_path / "cache") == before
+    assert np.array_equal(first.images, again.images)
+    assert again.sample_ids == first.sample_ids
+
+
+def test_whatever_changes_the_content_changes_the_folder(hc18_folder, tmp_path):
+    samples, cache = read_hc18(hc18_folder)[:3], tmp_path / "cache"
+
+    def folders():
+        return {path.name for path in cache.iterdir()}
+
+    old = prepare(samples, cache)
+    kept = np.array(old.images)
+    assert len(folders()) == 1
+    image = cv2.imread(str(samples[1].image_path), 0)
+    image[20, 30] ^= 255
+    cv2.imwrite(str(samples[1].image_path), image)
+    new = prepare(samples, cache)
+    assert len(folders()) == 2
+    assert not np.array_equal(new.images[1], kept[1])
+    assert np.array_equal(new.images[[0, 2]], kept[[0, 2]])
+    assert np.array_equal(old.images, kept)  # the old folder is as it was
+    prepare(samples[:2], cache)
+    prepare(samples[::-1], cache)
+    prepare(samples, cache, mode="squash")
+    prepare(samples, cache, frame_hw=(64, 65))
+    assert len(folders()) == 6
+    assert prepare(samples[::-1], cache).sample_ids == [s.sample_id for s in samples[::-1]]
+    assert len(folders()) == 6
+
+
+def test_touching_or_moving_files_changes_nothing(hc18_folder, tmp_path):
+    samples, cache = read_hc18(hc18_folder)[:2], tmp_path / "cache"
+    prepare(samples, cache)
+    before = snapshot(cache)
+    os.utime(samples[0].image_path, (1, 1))
+    moved = hc18_folder.rename(tmp_path / "elsewhere")
+    prepare(read_hc18(moved)[:2], cache)
+    assert snapshot(cache) == before
+
+
+def test_a_file_that_cannot_be_read_leaves_nothing(hc18_folder, tmp_path):
+    samples = read_hc18(hc18_folder)
+    broken = samples[5].image_path
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(InputError, match=rf"{broken.name}: PNG cut short"):
+        prepare(samples, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_arrays_are_mapped_and_read_only(hc18_folder, tmp_path):
+    prepare(read_hc18(hc18_folder)[:2], tmp_path)
+    (folder,) = tmp_path.glob("prepared-*")
+    prepared = open_prepared(folder)
+    assert isinstance(prepared.images, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        prepared.images[0, 0, 0] = 1
+
+
+def test_no_images(tmp_path):
+    prepared = prepare([], tmp_path, frame_hw=(8, 9))
+    assert prepared.images.shape == (0, 8, 9)
+    assert prepared.size_hw.shape == (0, 2)
+    assert prepared.sample_ids == []
+
+
+def test_embeddings_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((5, 4, 3, 2)).astype(np.float32)
+    calls = []
+    written = write_embeddings(
+        tmp_path / "deep" / "set",
+        sample_ids=list("abcde"),
+        batches=iter([values[:2], values[2:4], values[4:]]),
+        shape=(4, 3, 2),
+        progress=lambda *a: calls.append(a),
+    )
+    assert calls == [(2, 5), (4, 5), (5, 5)]
+    for embeddings in (written, open_embeddings(tmp_path / "deep" / "set")):
+        assert embeddings.array.shape == (5, 4, 3, 2)
+        assert embeddings.array.dtype == np.float16
+        for row, sample_id in enumerate("abcde"):
+            assert np.array_equal(embeddings[sample_id], values[row].astype(np.float16))
+        assert "a" in embeddings
+        assert "f" not in embeddings
+        with pytest.raises(KeyError):
+            embeddings["f"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 65536.0, -1e9])
+def test_embeddings_must_be_finite_in_fp16(tmp_path, bad):
+    values = np.zeros((3, 2, 2, 2), dtype=np.float32)
+    values[2, 0, 1, 1] = bad
+    with pytest.raises(ValueError, match="embedding of c: not finite"):
+        write_embeddings(
+            tmp_path / "set",
+            sample_ids=list("abc"),
+            batches=[values[:1], values[1:]],
+            shape=(2, 2, 2),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("n_rows", [0, 2, 4])
+def test_embeddings_must_be_as_many_as_samples(tmp_path, n_rows):
+    with pytest.raises(ValueError, match=r"embeddings for 3 samples|broadcast"):
+        write_embeddings(
+            tmp_path / "set",
+            sample_ids=list("abc"),
+            batches=[np.zeros((n_rows, 1, 1, 1), dtype=np.float32)],
+            shape=(1, 1, 1),
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embedding_key_depends_on_all_that_its_values_depend_on():
+    base = {
+        "image_hashes": ["1", "2"],
+        "preprocessing": {"side": 256, "mean": [0.5]},
+        "encoder_sha256": "ab",
+        "compute_dtype": "bf16",
+    }
+    keys = {embedding_key(**base)} | {
+        embedding_key(**(base | change))
+        for change in (
+            {"image_hashes": ["2", "1"]},
+            {"image_hashes": ["1"]},
+            {"preprocessing": {"side": 512, "mean": [0.5]}},
+            {"encoder_sha256": "ac"},
+            {"compute_dtype": "fp32"},
+        )
+    }
+    assert len(keys) == 6
+    swapped = base | {"preprocessing": {"mean": [0.5], "side": 256}}
+    assert embedding_key(**swapped) == embedding_key(**base)
