@@ -66,7 +66,7 @@ def curve_points(
         return pd.DataFrame(columns=["test_cohort", "prompt", "condition", "x", "dice"])
     amount = (summary["n_real_min"] + summary["n_real_max"]) / 2
     if x == "n_total_labels":
-        amount = amount + summary["n_generator_labels"] + summary["n_val_labels"]
+        amount = (summary["n_total_min"] + summary["n_total_max"]) / 2
     return pd.DataFrame(
         {
             "test_cohort": summary["test_cohort"],

@@ -49,7 +49,8 @@ def compare(per_image: pd.DataFrame, *, baseline: str = BASELINE, seed: int = 0)
 
     Returns:
         A row per comparison: test_cohort, prompt, amount, real_fraction, n_real, condition,
-        n_generator_labels, the fields of `Difference`, and p_holm over all rows. Without a
+        n_generator_labels, n_more_labels (labelled images that only its generator
+        saw), the fields of `Difference`, and p_holm over all rows. Without a
         comparison: no rows, no columns.
     """
     rows = []
@@ -66,7 +67,9 @@ def compare(per_image: pd.DataFrame, *, baseline: str = BASELINE, seed: int = 0)
             own = part[part["condition"] == name].iloc[0]
             keys = dict(zip(["test_cohort", "prompt", "amount"], where, strict=True))
             shown = ["real_fraction", "n_real", "condition", "n_generator_labels"]
-            rows.append(keys | {key: own[key] for key in shown} | vars(found))
+            n_more = own["n_total_labels"] - own["n_real"] - own["n_val_labels"]
+            extra = {"n_more_labels": n_more}
+            rows.append(keys | {key: own[key] for key in shown} | extra | vars(found))
     table = pd.DataFrame(rows)
     if not table.empty:
         table["p_holm"] = holm(table["p_wilcoxon"])
@@ -100,8 +103,8 @@ def comparison_sentence(row: pd.Series) -> str:
     """
     amount = _amount_phrase(row)
     what = _PHRASES.get(row["condition"], row["condition"])
-    if row["n_generator_labels"] > 0:
-        what += f" (their generator saw {row['n_generator_labels']:.0f} labelled images more)"
+    if row["n_more_labels"] > 0:
+        what += f" (their generator saw {row['n_more_labels']:.0f} labelled images more)"
     exams = f"{row['n_exams']} exam" + ("" if row["n_exams"] == 1 else "s")
     found = verdict(row)
     if found == "no interval":

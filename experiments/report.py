@@ -249,25 +249,28 @@ def control_sentences(results: pd.DataFrame) -> list[str]:
 
 
 def budget_rows(results: pd.DataFrame) -> list[dict[str, str]]:
-    """List the label budget of each condition: real images, generator, validation, total.
+    """List the label budget of each condition: real images, generator, validation, and
+    how many distinct ones that is; the bar shows own, only generator, validation.
 
     Rows go by number of real images and condition; a budget that several trials share stands once.
     """
-    columns = ["n_real", "condition", "n_generator_labels", "n_val_labels"]
+    columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
     rows = results.loc[results["condition"] != "box_only", columns].drop_duplicates()
     order = list(CONDITION_LABELS)
     rank = rows["condition"].map(lambda name: order.index(name) if name in order else len(order))
     rows = rows.assign(rank=rank).sort_values(["n_real", "rank"])
-    most = (rows["n_real"] + rows["n_generator_labels"] + rows["n_val_labels"]).max()
+    most = rows["n_total_labels"].max()
     listed = []
     for _, row in rows.iterrows():
         counts = [row["n_real"], row["n_generator_labels"], row["n_val_labels"]]
+        total = row["n_total_labels"]
+        parts = [row["n_real"], total - row["n_real"] - row["n_val_labels"], row["n_val_labels"]]
         listed.append(
             {
                 "condition": CONDITION_LABELS.get(row["condition"], row["condition"]),
-                "counts": [f"{n:.0f}" for n in counts],
-                "total": f"{sum(counts):.0f}",
-                "widths": [f"{100 * n / most:.2f}" if most else "0" for n in counts],
+                "counts": ["unknown" if pd.isna(n) else f"{n:.0f}" for n in counts],
+                "total": "unknown" if pd.isna(total) else f"{total:.0f}",
+                "widths": [f"{100 * n / most:.2f}" if most and n > 0 else "0" for n in parts],
             }
         )
     return listed

@@ -43,7 +43,8 @@ from lightning_modules.prompts import prompt_boxes
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam_models import build_sam, decode, encode
 
-EMBED_BATCH = 4
+# One image at a time is the cheapest on a CPU: larger activations leave its caches.
+EMBED_BATCH = {"cpu": 1, "cuda": 16}
 
 
 def run_embed(context: StageContext) -> dict[str, Any]:
@@ -56,8 +57,9 @@ def run_embed(context: StageContext) -> dict[str, Any]:
     status = context.status()
 
     def batches() -> Iterator[np.ndarray]:
-        for start in range(0, len(prepared.sample_ids), EMBED_BATCH):
-            part = slice(start, start + EMBED_BATCH)
+        size = EMBED_BATCH[device.type]
+        for start in range(0, len(prepared.sample_ids), size):
+            part = slice(start, start + size)
             image = torch.from_numpy(prepared.images[part].astype(np.float32) / 255.0)[:, None]
             embedding = encode(
                 sam,

@@ -22,6 +22,7 @@ KEYS = [
     "n_real",
     "n_generator_labels",
     "n_val_labels",
+    "n_total_labels",
     "support",
     "seed",
     "generator_seed",

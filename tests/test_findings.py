@@ -33,6 +33,7 @@ def comparison(mean, low, high, **changes):
         "condition": "synthetic",
         "n_exams": 60,
         "n_generator_labels": 0,
+        "n_more_labels": 0,
     }
     return pd.Series(base | {"mean": mean, "low": low, "high": high} | changes)
 

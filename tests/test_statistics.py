@@ -24,6 +24,7 @@ def image_rows(dice, *, trial_id="t1", condition="real", **changes):
         "n_real": 40,
         "n_generator_labels": 0,
         "n_val_labels": 0,
+        "n_total_labels": 40,
         "support": 0,
         "seed": 0,
         "generator_seed": np.nan,
