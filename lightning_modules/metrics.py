@@ -75,7 +75,10 @@ def hausdorff_distance_mm(
         return 0.0
     if not pred_mask.any() or not target.any():
         return float("nan")
-    pred_boundary, boundary = _boundary(pred_mask), _boundary(target)
+    rows, columns = _bounding_box(pred_mask | target)
+    # Outside the masks there is nothing to measure, and a head fills a third of its image.
+    pred_boundary = _boundary(pred_mask[rows, columns])
+    boundary = _boundary(target[rows, columns])
     to_target_px = ndimage.distance_transform_edt(~boundary)[pred_boundary].max()
     to_pred_px = ndimage.distance_transform_edt(~pred_boundary)[boundary].max()
     return float(max(to_target_px, to_pred_px)) * pixel_size_mm
@@ -125,12 +128,16 @@ def outline_points(mask: np.ndarray) -> np.ndarray:
     mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"a mask is (H, W), not {mask.shape}")
-    filled = ndimage.binary_fill_holes(_largest_component(mask != 0))
+    mask = mask != 0
+    if not mask.any():
+        return np.empty((0, 2))
+    rows, columns = _bounding_box(mask, margin=1)
+    filled = ndimage.binary_fill_holes(_largest_component(mask[rows, columns]))
     y_between, x = np.nonzero(filled[1:] != filled[:-1])
     y, x_between = np.nonzero(filled[:, 1:] != filled[:, :-1])
     across = np.stack([x, y_between + 0.5], axis=1)
     along = np.stack([x_between + 0.5, y], axis=1)
-    return np.concatenate([across, along]).astype(np.float64)
+    return np.concatenate([across, along]) + np.array([columns.start, rows.start])
 
 
 def _largest_component(mask: np.ndarray) -> np.ndarray:
@@ -139,6 +146,15 @@ def _largest_component(mask: np.ndarray) -> np.ndarray:
     if count <= 1:
         return mask
     return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+def _bounding_box(mask: np.ndarray, *, margin: int = 0) -> tuple[slice, slice]:
+    """Rows and columns that hold the foreground, widened by a margin as far as the image goes."""
+    spans = []
+    for axis in (1, 0):
+        where = np.flatnonzero(mask.any(axis=axis))
+        spans.append(slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin))
+    return spans[0], spans[1]
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
