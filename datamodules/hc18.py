@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.embeddings import EmbeddingSet
+from datamodules.errors import InputError
 from datamodules.geometry import Mode
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.samples import Sample
@@ -101,6 +102,10 @@ class HC18DataModule(LightningDataModule):
         embeddings: Sets that hold every image's embedding, or None.
         content_hashes: `files_sha256` of every real pair, where it is known already.
         num_workers: Loader processes; 0 loads in the training process.
+
+    Raises:
+        ValueError: If two parts share an image.
+        InputError: If a synthetic pair has the name of a real image.
     """
 
     def __init__(
@@ -126,6 +131,12 @@ class HC18DataModule(LightningDataModule):
         parts = {"train": set(train_ids), "val": set(val_ids)}
         parts |= {f"test {name}": set(ids) for name, ids in test_ids.items()}
         _refuse_overlap(parts)
+        for pair in synthetic:
+            # Embeddings are found by name: the real image's would be taken for the pair's.
+            if pair.sample_id in samples:
+                raise InputError(
+                    f"{pair.image_path}: a real image has this name too; rename the pair"
+                )
         self.samples = samples
         self.train_ids, self.val_ids = list(train_ids), list(val_ids)
         self.test_ids = {name: list(ids) for name, ids in test_ids.items()}
