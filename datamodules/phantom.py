@@ -65,7 +65,7 @@ def write_phantom(
         size_hw: rows and columns of all images.
         outlines: how annotations are drawn; "mixed" has filled masks in every eighth exam, as in
             redistributions of HC18.
-        test_images: number of test images, without annotations.
+        test_images: number of test images, without annotations; 0 leaves the test part out.
 
     Raises:
         InputError: the folder exists and is not empty, or cannot be written.
@@ -90,9 +90,15 @@ def write_phantom(
         _write_part(
             partial, part="training", n_exams=n_exams, seed=seed, size_hw=size_hw, outlines=outlines
         )
-        _write_part(
-            partial, part="test", n_exams=test_images, seed=seed, size_hw=size_hw, outlines=outlines
-        )
+        if test_images > 0:
+            _write_part(
+                partial,
+                part="test",
+                n_exams=test_images,
+                seed=seed,
+                size_hw=size_hw,
+                outlines=outlines,
+            )
         marker = {"procedural": True, "n_exams": n_exams, "seed": seed}
         (partial / PHANTOM_MARKER).write_text(json.dumps(marker) + "\n")
         partial.replace(root)

@@ -10,7 +10,7 @@ def main() -> None:
     from lightning_modules.errors import WeightsError
 
     try:
-        app()
+        app(prog_name="sonosweep")
     except (InputError, WeightsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

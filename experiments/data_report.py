@@ -8,7 +8,7 @@ from rich.table import Table
 
 from datamodules.errors import InputError
 from datamodules.index import build_index, data_manifest_sha256, summary
-from datamodules.samples import HC18_CSV, HC18_FOLDER, read_cohort, read_hc18
+from datamodules.samples import HC18_FOLDER, read_cohort, read_hc18
 
 LAYOUTS = ("auto", "hc18", "cohort")
 
@@ -39,8 +39,8 @@ def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]
         "manifest_sha256": data_manifest_sha256(index),
         **summary(index),
     }
-    test = root / HC18_FOLDER["test"]
-    if not is_cohort and (test.is_dir() or (root / HC18_CSV["test"]).is_file()):
+    # Many copies hold the training part alone.
+    if not is_cohort and (root / HC18_FOLDER["test"]).is_dir():
         found["unlabelled_test_images"] = len(read_hc18(root, part="test"))
     return found
 

@@ -1,5 +1,6 @@
 """Score a segmenter, or a control, image by image at the original size."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,11 @@ class Scorer:
         return (logits_to_original(logits, placement)[0] > 0).numpy().astype(np.uint8)
 
     def row(self, sample_id: str, predicted: np.ndarray) -> dict[str, Any]:
-        """Scores of one image; the mm columns are None without a pixel size."""
+        """Scores of one image; the mm columns are None without a pixel size.
+
+        A head that was not found is the worst case, not a gap that means leave out: its
+        circumference is 0 mm and its Hausdorff distance the image's diagonal.
+        """
         sample, reference = self.samples[sample_id], self.reference(sample_id)
         row: dict[str, Any] = {
             "sample_id": sample_id,
@@ -93,7 +98,11 @@ class Scorer:
         pixel_size_mm = sample.pixel_size_mm
         if pixel_size_mm is None:
             return row
-        hc_pred_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
+        fitted_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
+        hc_pred_mm = 0.0 if math.isnan(fitted_mm) else fitted_mm
+        distance_mm = hausdorff_distance_mm(predicted, reference, pixel_size_mm=pixel_size_mm)
+        if math.isnan(distance_mm):
+            distance_mm = math.hypot(*reference.shape) * pixel_size_mm
         # The published circumference is the reference; our own fit only where there is none.
         hc_ref_mm = (
             sample.hc_mm
@@ -101,9 +110,7 @@ class Scorer:
             else head_circumference_mm(reference, pixel_size_mm=pixel_size_mm)
         )
         return row | {
-            "hausdorff_mm": hausdorff_distance_mm(
-                predicted, reference, pixel_size_mm=pixel_size_mm
-            ),
+            "hausdorff_mm": distance_mm,
             "hc_pred_mm": hc_pred_mm,
             "hc_ref_mm": hc_ref_mm,
             "hc_err_mm": hc_pred_mm - hc_ref_mm,
