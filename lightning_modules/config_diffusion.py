@@ -25,19 +25,19 @@ class GeneratorConfig:
 
     size_hw: tuple[int, int] = (64, 96)
     """Height and width of the images, pixels; each a multiple of patch * 2**(levels - 1)."""
-    patch: int = 4
+    patch: int = 2
     """Side of the squares that become channels before the network (pixel_unshuffle), pixels."""
-    block_out_channels: tuple[int, ...] = (64, 128, 128)
+    block_out_channels: tuple[int, ...] = (32, 32, 64, 128)
     """Channels of each resolution level, finest first; each a multiple of 8."""
     layers_per_block: int = 1
     """Residual blocks in each level on the way down; one more on the way up."""
     attention: Literal["none", "middle", "deepest"] = "middle"
     """Self-attention: nowhere, in the middle block, or there and in the coarsest level."""
-    steps: int = 500
+    steps: int = 450
     """Optimiser steps of the whole training; the learning rate falls to zero over them."""
     batch_size: int = 16
     """Images in one optimiser step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate of AdamW."""
     warmup_steps: int = 25
     """Steps over which the learning rate rises linearly from zero."""
@@ -47,19 +47,19 @@ class GeneratorConfig:
     """Largest norm of the gradient of all weights together."""
     min_snr_gamma: float = 5.0
     """Cap of the signal-to-noise ratio in the loss weight."""
-    snr_shift: float = 1.0
-    """Factor on the schedule's signal-to-noise amplitude: about 64 / size for larger images."""
+    snr_shift: float = 0.5
+    """Factor on the cosine schedule's alpha/sigma; divide it by 4 for images 4 times as large."""
     mask_dropout: float = 0.1
     """Share of training items that see no mask, which guidance above 1 needs."""
     ema_decay: float = 0.995
-    """Largest decay of the weights' moving average; after step n it is at most (1 + n)/(10 + n)."""
+    """Largest decay of the weights' moving average; at step n it is at most n / (9 + n)."""
     flip_probability: float = 0.5
     """Share of training items mirrored left to right, with their mask."""
     max_rotation_deg: float = 8.0
     """Largest rotation of a training item, degrees either way."""
-    max_scale: float = 1.15
+    max_scale: float = 1.1
     """Largest enlargement of a training item; its inverse is the largest reduction."""
-    max_shift: float = 0.06
+    max_shift: float = 0.05
     """Largest shift of a training item along each axis, as a share of that side."""
     intensity_gamma: float = 0.5
     """The network sees (intensity**gamma - mean) / std: below 1 spreads dark ultrasound out."""
@@ -118,8 +118,8 @@ class GeneratorConfig:
 class SamplerConfig:
     """How images are drawn from a trained generator."""
 
-    num_inference_steps: int = 20
-    """Steps of the solver (DPM-Solver++, second order)."""
+    num_inference_steps: int = 30
+    """Steps of the solver (DPM-Solver++, second order); fewer give smoother texture."""
     guidance_scale: float = 2.0
     """Classifier-free guidance towards the mask; 1 is none and costs half."""
     guidance_rescale: float = 0.0

@@ -74,14 +74,18 @@ def jitter_pairs(
         return image, mask
     uniform = keyed_rand((5,), seed=seed, draws=draws, stream="pair_jitter", device=image.device)
     signed = 2 * uniform - 1
-    matrices = jitter_matrices(
-        (image.shape[-2], image.shape[-1]),
-        rotation_rad=signed[:, 0] * math.radians(max_rotation_deg),
-        scale=torch.exp(signed[:, 1] * math.log(max_scale)),
-        shift=signed[:, 2:4] * max_shift,
-        flip=uniform[:, 4] < flip_probability,
-    )
-    pair = torch.cat([image, mask], dim=1).float()
-    grid = F.affine_grid(matrices, list(pair.shape), align_corners=False)
-    moved = F.grid_sample(pair, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    # Under autocast the grid would be bf16, whose steps are wider than a pixel's quarter.
+    with torch.autocast(image.device.type, enabled=False):
+        matrices = jitter_matrices(
+            (image.shape[-2], image.shape[-1]),
+            rotation_rad=signed[:, 0] * math.radians(max_rotation_deg),
+            scale=torch.exp(signed[:, 1] * math.log(max_scale)),
+            shift=signed[:, 2:4] * max_shift,
+            flip=uniform[:, 4] < flip_probability,
+        )
+        pair = torch.cat([image, mask], dim=1).float()
+        grid = F.affine_grid(matrices, list(pair.shape), align_corners=False)
+        moved = F.grid_sample(
+            pair, grid, mode="bilinear", padding_mode="zeros", align_corners=False
+        )
     return moved[:, :1], (moved[:, 1:] >= 0.5).to(mask.dtype)
