@@ -231,6 +231,15 @@ def test_no_validation_and_no_test(make):
     assert len(datamodule.train_dataloader()) == 9
 
 
+def test_no_training(make):
+    """As the control uses it: test images alone."""
+    datamodule = ready(make(train_ids=[], val_ids=[], n_batches=0))
+    (loader,) = datamodule.test_dataloader()
+    assert [i for batch in loader for i in batch["sample_id"]] == TEST
+    with pytest.raises(ValueError, match="at least one real item"):
+        datamodule.train_dataloader()
+
+
 def test_two_processes_share_the_batches_of_one(make, pairs):
     whole = list(ready(make(synthetic=pairs)).train_dataloader())
     ranks = []

@@ -1,12 +1,14 @@
 """Prepared images and embeddings: what is stored, when it is reused, and when it is not."""
 
 import os
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
 from datamodules.annotation import read_annotation
+from datamodules.ellipse import rasterise
 from datamodules.embeddings import embedding_key, open_embeddings, write_embeddings
 from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, mask_to_frame, place
@@ -73,6 +75,23 @@ def test_images_of_several_sizes(hc18_folder, tmp_path):
     assert prepared.valid_hw.tolist() == [[43, 64], [64, 43]]
     assert not prepared.images[0, 43:].any()
     assert not prepared.images[1, :, 43:].any()
+
+
+def test_filled_annotations_lose_their_bias(hc18_folder, tmp_path):
+    """HC18 as others pass it on: filled masks that reach 1.4 px beyond the head."""
+    samples = read_hc18(hc18_folder)[:1]
+    outlined = np.array(prepare(samples, tmp_path / "cache", frame_hw=(54, 80)).masks[0])
+    ellipse = read_annotation(samples[0].annotation_path).ellipse
+    grown = replace(
+        ellipse,
+        semi_major_px=ellipse.semi_major_px + 1.4,
+        semi_minor_px=ellipse.semi_minor_px + 1.4,
+    )
+    filled = rasterise(grown, size_hw=(54, 80))
+    cv2.imwrite(str(samples[0].annotation_path), filled * 255)
+    mask = prepare(samples, tmp_path / "cache", frame_hw=(54, 80)).masks[0]
+    assert filled.sum() > 1.1 * outlined.sum()
+    assert (mask != outlined).sum() < 0.02 * outlined.sum()
 
 
 def test_second_use_reads_and_does_not_write(hc18_folder, tmp_path):
