@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from experiments.config import resolved
 from experiments.context import StageContext
-from experiments.wandb_mode import resolve_mode
+from experiments.wandb_mode import resolve_mode, server_answers, server_url
 
 INIT_TIMEOUT_S = 20
 
@@ -30,6 +30,9 @@ def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
     mode = resolve_mode(config)
     if mode == "disabled":
         return None
+    if mode == "online" and not server_answers():
+        print(f"W&B: {server_url()} does not answer; this run is logged offline", flush=True)
+        mode = "offline"
     for attempt in dict.fromkeys((mode, "offline")):
         try:
             return _start(context, job_type=job_type, mode=attempt)

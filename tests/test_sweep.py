@@ -1,0 +1,219 @@
+"""Whole sweeps at toy size, from the command line: outputs, reuse, failure, kill and resume."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import write_hc18_folder
+
+SETTINGS = [
+    "name=toy",
+    "data.subset.n_images=null",
+    "split.test=4",
+    "split.val=2",
+    "segmenter.backbone=tiny",
+    "segmenter.steps=6",
+    "segmenter.batch_size=2",
+    "segmenter.warmup_steps=1",
+    "generator.size_hw=[32,48]",
+    "generator.block_out_channels=[8,16]",
+    "generator.steps=6",
+    "generator.batch_size=4",
+    "generator.warmup_steps=1",
+    "synthesis.generator_count=4",
+    "synthesis.n_candidates=4",
+    "synthesis.image_hw=[54,80]",
+    "synthesis.sampler.num_inference_steps=2",
+    "gate.min_agreement=0",
+    "gate.intensity_slack=100",
+    "gate.copy_quantile=1",
+    "sweep.real_fraction=[0.5,1.0]",
+    "evaluation.jitter_draws=2",
+    "evaluation.bootstrap_samples=100",
+    "trainer.checkpoint_every=2",
+    "trainer.threads=1",
+]
+OUTPUTS = [
+    "results.csv",
+    "per_image.csv",
+    "table.md",
+    "table.tex",
+    "figure.png",
+    "figure.pdf",
+    "report.html",
+]
+
+
+def command(data: Path, store: Path, *changes: str) -> list[str]:
+    roots = [f"data.root={data}", f"store.root={store}"]
+    return [sys.executable, "-m", "experiments", "sweep", "demo", *SETTINGS, *roots, *changes]
+
+
+def environment() -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    return {**kept, "OMP_WAIT_POLICY": "PASSIVE", "HOME": "/nonexistent", "COLUMNS": "120"}
+
+
+def run(data: Path, store: Path, *changes: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(data, store, *changes),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+
+
+def scores(store: Path) -> pd.DataFrame:
+    frame = pd.read_csv(store / "toy" / "per_image.csv")
+    return frame.sort_values(["trial_id", "prompt", "draw", "sample_id"], ignore_index=True)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A finished sweep: its data, its store and what it printed."""
+    folder = tmp_path_factory.mktemp("toy")
+    data = write_hc18_folder(folder / "hc18")
+    ended = run(data, folder / "runs")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return data, folder / "runs", ended.stdout
+
+
+def test_every_output_is_there_and_named_on_the_last_screen(toy):
+    _, store, printed = toy
+    for name in OUTPUTS:
+        assert (store / "toy" / name).stat().st_size > 0
+    assert "toy/report.html" in printed
+    assert "W&B: offline" in printed
+    assert "train, 2 validation and 4 test images; 4 trials in" in printed
+
+
+def test_results_have_a_row_per_trial_and_prompt_and_the_control(toy):
+    _, store, _ = toy
+    results = pd.read_csv(store / "toy" / "results.csv")
+    assert set(results["status"]) == {"done"}
+    counts = results.groupby(["condition", "prompt"]).size().to_dict()
+    assert counts == {
+        ("real", "whole_image"): 2,
+        ("real", "jittered_box"): 2,
+        ("synthetic", "whole_image"): 2,
+        ("synthetic", "jittered_box"): 2,
+        ("box_only", "jittered_box"): 1,
+    }
+    trained = results[results["condition"] != "box_only"]
+    assert set(trained["steps"]) == {6}
+    assert set(trained["n_images"]) == {4}
+    assert set(trained.loc[trained["condition"] == "real", "n_generator_labels"]) == {0}
+    assert set(trained.loc[trained["condition"] == "synthetic", "n_generator_labels"]) == {4}
+    assert (trained["n_val_labels"] == 0).all()
+
+
+def test_the_synthetic_set_is_a_folder_that_explains_itself(toy):
+    import json
+
+    _, store, _ = toy
+    (gate,) = (store / "store" / "gate").iterdir()
+    rows = [json.loads(line) for line in (gate / "metadata.jsonl").read_text().splitlines()]
+    assert 1 <= len(rows) <= 4
+    for row in rows:
+        assert (gate / row["file_name"]).is_file()
+        assert (gate / row["mask_file_name"]).is_file()
+        assert row["native_size_hw"] == [32, 48]
+        assert row["gate"]["nearest"].endswith("HC")
+        assert row["ellipse"]["semi_major_px"] > 0
+
+
+def test_a_second_run_does_nothing_and_changes_nothing(toy):
+    data, store, _ = toy
+    before = {path: path.stat().st_mtime_ns for path in (store / "store").rglob("*.json")}
+    report = (store / "toy" / "report.html").stat().st_mtime_ns
+    ended = run(data, store)
+    assert ended.returncode == 0
+    assert "nothing was left to do" in ended.stdout
+    assert {path: path.stat().st_mtime_ns for path in (store / "store").rglob("*.json")} == before
+    assert (store / "toy" / "report.html").stat().st_mtime_ns == report
+
+
+def test_another_sweep_reuses_what_it_shares(toy):
+    data, store, _ = toy
+    trials = store / "store" / "trial"
+    before = set(trials.iterdir())
+    ended = run(data, store, "name=other", "sweep.condition=[real]", "sweep.seed=[0,1]")
+    assert ended.returncode == 0, ended.stdout
+    assert len(set(trials.iterdir()) - before) == 2
+    assert "2 to do" in ended.stdout
+    results = pd.read_csv(store / "other" / "results.csv")
+    assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 4 + [1] * 4
+
+
+def test_a_failed_stage_fails_only_what_needs_it(toy, tmp_path):
+    data, _, _ = toy
+    ended = run(data, tmp_path, "gate.min_agreement=1", "gate.intensity_slack=0")
+    assert ended.returncode == 1
+    assert "none of 4 candidates accepted" in ended.stdout
+    results = pd.read_csv(tmp_path / "toy" / "results.csv")
+    trials = results.drop_duplicates("trial_id").set_index("trial_id")
+    assert (trials.loc[trials["condition"] == "real", "status"] == "done").all()
+    failed = trials[trials["condition"] == "synthetic"]
+    assert (failed["status"] == "failed").all()
+    assert failed["reason"].str.contains("none of 4 candidates accepted").all()
+    assert "failed: " in (tmp_path / "toy" / "table.md").read_text()
+    assert "none of 4 candidates" in (tmp_path / "toy" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
+    data, finished, _ = toy
+    slow = ["segmenter.steps=6"]
+    process = subprocess.Popen(
+        command(data, tmp_path, *slow),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
+    )
+    trials = tmp_path / "store" / "trial"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(trials.glob("*/checkpoints/*.ckpt")):
+        time.sleep(0.02)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=60)
+    if number == signal.SIGTERM:
+        assert process.returncode == 130
+        assert "the same command goes on from here" in printed
+    else:
+        assert process.returncode == -signal.SIGKILL
+    ended = run(data, tmp_path, *slow)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    pd.testing.assert_frame_equal(scores(tmp_path), scores(finished), check_exact=True)
+
+
+def test_wandb_gets_group_job_type_and_tags_offline(toy):
+    _, store, _ = toy
+    runs = [path for path in (store / "store").rglob("offline-run-*") if path.is_dir()]
+    ids = {run.name.split("-", 3)[3] for run in runs}
+    assert len([name for name in ids if name.startswith("toy-")]) == 5, "a generator, four trials"
+    assert all(list(run.glob("*.wandb")) for run in runs)
+
+
+def test_an_unreachable_wandb_server_stops_nothing(toy, tmp_path):
+    data, _, _ = toy
+    ended = subprocess.run(
+        command(data, tmp_path, "wandb.mode=online", "sweep.condition=[real]"),
+        capture_output=True,
+        text=True,
+        env={**environment(), "WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = pd.read_csv(tmp_path / "toy" / "results.csv")
+    assert set(results["status"]) == {"done"}
+    logs = [path.read_text() for path in (tmp_path / "store" / "trial").glob("*/log.txt")]
+    assert all("W&B: http://127.0.0.1:9 does not answer" in log for log in logs)
