@@ -1,6 +1,9 @@
 """What the mask-guided generator and its sampler can be told. Torch-free.
 
-The defaults are for 64x96 images on two CPU cores; `docs` and the recipes show a GPU's.
+The defaults fit 64x96 images: 6,400 of them in about two minutes on two CPU cores. For 256x384
+on a GPU, not measured: patch 4, block_out_channels (128, 256, 384, 512), layers_per_block 2,
+attention deepest, snr_shift 0.125, learning_rate 3e-4, warmup_steps 500, ema_decay 0.999,
+batch_size 32, steps 20000 and precision bf16-mixed.
 """
 
 from dataclasses import dataclass
@@ -33,7 +36,7 @@ class GeneratorConfig:
     """Residual blocks in each level on the way down; one more on the way up."""
     attention: Literal["none", "middle", "deepest"] = "middle"
     """Self-attention: nowhere, in the middle block, or there and in the coarsest level."""
-    steps: int = 450
+    steps: int = 400
     """Optimiser steps of the whole training; the learning rate falls to zero over them."""
     batch_size: int = 16
     """Images in one optimiser step."""
