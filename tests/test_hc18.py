@@ -318,10 +318,16 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
-    ("stop_at", "stop_in", "saved_at"),
-    [(5, "training", 5), (5, "training", 3), (4, "validation", 4), (6, "training", 6)],
+    ("num_workers", "stop_at", "stop_in", "saved_at"),
+    [
+        (0, 5, "training", 5),
+        (0, 5, "training", 3),
+        (0, 6, "training", 6),
+        (0, 4, "validation", 4),
+        (2, 5, "training", 5),
+        (2, 5, "training", 3),
+    ],
 )
 def test_resume_is_exact(make, pairs, tmp_path, num_workers, stop_at, stop_in, saved_at):
     """From the checkpoint of the interruption, or from an earlier one after a kill."""
