@@ -130,7 +130,7 @@ def _phantom_for_demo(store_root: Path) -> Path:
     root = store_root / "phantom-data"
     if not root.exists():
         with _console().status("no HC18_ROOT: drawing phantoms"):
-            write_phantom(root, n_exams=60, seed=0)
+            write_phantom(root, n_exams=66, seed=0)
     if not root.is_dir():
         raise InputError(f"{root}: is not a folder; remove it and try again")
     return root

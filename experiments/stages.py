@@ -35,13 +35,13 @@ from experiments.gate import (
     nearest_real,
     reasons,
 )
-from experiments.training import fit, make_trainer
+from experiments.training import fit, last_loss, make_trainer
 from experiments.trial import fitted_segmenter, run_control, run_trial
 from lightning_modules.config_sam import FRAME_SIDE_PX
 from lightning_modules.diffusion import DiffusionModule, load_generator
 from lightning_modules.prompts import prompt_boxes
 from lightning_modules.randomness import keyed_seed
-from lightning_modules.sam_models import build_sam, decode, encode
+from lightning_modules.sam_models import build_sam, decode, encode, for_inference
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
 EMBED_BATCH = {"cpu": 1, "cuda": 16}
@@ -53,6 +53,7 @@ def run_embed(context: StageContext) -> dict[str, Any]:
     prepared = _images_to_embed(context)
     sam = build_sam(config)
     device = _device(context)
+    sam.image_encoder = for_inference(sam.image_encoder)
     sam.to(device)
     status = context.status()
 
@@ -132,7 +133,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         "n_labels": len(ids),
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in module.network.parameters()),
-        "train_loss": float(trainer.callback_metrics["train/loss"]),
+        "train_loss": last_loss(trainer),
     }
 
 
@@ -218,10 +219,10 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     write_metadata(context.run_dir / "rejected.jsonl", rejected)
     write_metadata(context.run_dir / "metadata.jsonl", accepted)
     if not accepted:
-        common = max({r for pair in rejected for r in pair.reasons}, key=len)
         raise StageError(
-            f"gate: none of {len(rejected)} candidates accepted (for example: {common}); fit the "
-            "generator for more steps or lower gate.min_agreement"
+            f"gate: none of {len(rejected)} candidates accepted (for example: "
+            f"{rejected[0].reasons[0]}); fit the generator for more steps or lower "
+            "gate.min_agreement"
         )
     return {
         "accepted": len(accepted),

@@ -111,6 +111,12 @@ def make_trainer(
     )
 
 
+def last_loss(trainer: Trainer) -> float | None:
+    """Loss of the last step; None where a resumed run had no step left to take."""
+    loss = trainer.callback_metrics.get("train/loss")
+    return None if loss is None else float(loss)
+
+
 def fit(
     trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: Path
 ) -> LightningModule:

@@ -1,5 +1,6 @@
 """A trial: fine-tune the segmenter on its images for a fixed number of steps, and score it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning import seed_everything
+from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import load_file, save_file
 
 from datamodules.embeddings import EmbeddingSet, open_embeddings
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
+from datamodules.storage import write_json
 from datamodules.synthetic import read_synthetic
 from experiments.columns import PER_IMAGE
 from experiments.config import ExperimentConfig
@@ -20,7 +23,7 @@ from experiments.context import StageContext
 from experiments.dashboards import stage_logger
 from experiments.evaluation import Protocol, Scorer, box_only_logits, evaluate
 from experiments.predictions import KeptPredictions
-from experiments.training import best_checkpoint, fit, make_trainer
+from experiments.training import best_checkpoint, fit, last_loss, make_trainer
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam import SamModule
@@ -46,19 +49,36 @@ def fitted_segmenter(run_dir: Path, *, config: SegmenterConfig) -> SamModule:
 
 def run_trial(context: StageContext) -> dict[str, Any]:
     """Fit, keep the weights, score every test image under every prompt."""
-    config, content = context.config.segmenter, context.node.content
+    config = context.config.segmenter
     datamodule = _datamodule(context)
-    seed_everything(keyed_seed("trial", content["seed"]) % 2**32, verbose=False)
-    module = SamModule(config, seed=content["seed"])
-    status = context.status()
     logger = stage_logger(context, job_type="trial")
+    fitted = context.run_dir / "fit.json"
+    if fitted.exists():
+        # Stopped while it was scored: the weights are final.
+        module = fitted_segmenter(context.run_dir, config=config)
+        result = json.loads(fitted.read_text())
+    else:
+        module, result = _fit(context, datamodule=datamodule, logger=logger)
+        write_json(fitted, result)
+    rows = _score(context, module=module, datamodule=datamodule)
+    if logger is not None:
+        logger.log_metrics(_summary(rows), step=result["steps"])
+    return result
+
+
+def _fit(
+    context: StageContext, *, datamodule: HC18DataModule, logger: WandbLogger | None
+) -> tuple[SamModule, dict[str, Any]]:
+    config, seed = context.config.segmenter, context.node.content["seed"]
+    seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
+    module = SamModule(config, seed=seed)
     trainer = make_trainer(
         run_dir=context.run_dir,
         config=context.config.trainer,
         precision=config.precision,
         steps=config.steps,
         logger=logger,
-        status=status,
+        status=context.status(),
         what="steps",
         patience=config.early_stopping_patience,
     )
@@ -71,17 +91,13 @@ def run_trial(context: StageContext) -> dict[str, Any]:
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
     save_file(state, context.run_dir / WEIGHTS_NAME)
-    rows = _score(context, module=module, datamodule=datamodule)
-    result = {
+    return module, {
         "n_real": len(datamodule.train_ids),
         "n_synthetic": len(datamodule.synthetic),
         "steps": trainer.global_step,
         "trainable_parameters": sum(t.numel() for t in state.values()),
-        "train_loss": float(trainer.callback_metrics["train/loss"]),
+        "train_loss": last_loss(trainer),
     }
-    if logger is not None:
-        logger.log_metrics(_summary(rows), step=trainer.global_step)
-    return result
 
 
 def _datamodule(context: StageContext) -> HC18DataModule:

@@ -29,6 +29,9 @@ def run_node(context: StageContext, threads: int) -> None:
     run_dir = context.run_dir
     run_dir.mkdir(parents=True, exist_ok=True)
     _redirect_output(run_dir / "log.txt")
+    # Ctrl-C reaches the whole group; the parent answers it by a SIGTERM, which Lightning takes
+    # between two steps and not in the middle of an update.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _stop_with_parent()
     with hold(run_dir):
         if context.store.is_done(context.node.stage, context.node.id):

@@ -4,6 +4,7 @@ The networks are segment_anything's; `lite` puts LiteMedSAM's TinyViT and weight
 """
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Iterator
 
@@ -82,6 +83,28 @@ def normalise_for_lite(image: torch.Tensor, *, valid_hw: torch.Tensor) -> torch.
 
 
 @torch.no_grad()
+def for_inference(image_encoder: nn.Module) -> nn.Module:
+    """Copy a frozen encoder into a form that only computes faster.
+
+    Batch norms that follow a convolution are folded into it, and weights lie channels-last: half
+    the time on a CPU.
+
+    Args:
+        image_encoder: A backbone's encoder; it is not changed.
+
+    Returns:
+        A copy in eval mode, equal to the original to 1e-5; its state dict has other names.
+    """
+    copied = copy.deepcopy(image_encoder).eval()
+    for parent in list(copied.modules()):
+        for name, child in list(parent.named_children()):
+            # TinyViT's convolution with its batch norm brings its own folding.
+            if type(child).__name__ == "Conv2d_BN":
+                setattr(parent, name, child.fuse())
+    return copied.to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
 def encode(
     sam: Sam, image: torch.Tensor, *, valid_hw: torch.Tensor, precision: EncoderPrecision
 ) -> torch.Tensor:
@@ -91,8 +114,8 @@ def encode(
         sam: From `build_sam`.
         image: (B, 1, H, W) float in [0, 1], of the backbone's frame.
         valid_hw: (B, 2) int, px.
-        precision: `fp32`, or `bf16`: autocast with channels-last memory, which pays on processors
-            that have bf16 arithmetic and costs elsewhere.
+        precision: `fp32`, or `bf16`: autocast, which pays on processors that have bf16
+            arithmetic and costs elsewhere.
 
     Returns:
         (B, 256, H / 4, W / 4) float16 without gradient, contiguous.
@@ -106,10 +129,9 @@ def encode(
     sam.image_encoder.eval()
     normalised = normalise_for_lite(image, valid_hw=valid_hw)
     use_bf16 = precision == "bf16"
-    layout = torch.channels_last if use_bf16 else torch.contiguous_format
     # Said in both cases: a trainer's own autocast must not decide how embeddings are computed.
     with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=use_bf16):
-        embedding = sam.image_encoder(normalised.contiguous(memory_format=layout))
+        embedding = sam.image_encoder(normalised.contiguous(memory_format=torch.channels_last))
     return embedding.to(torch.float16).contiguous()
 
 

@@ -9,7 +9,7 @@ from datamodules.splits import Split, Unit, support_order
 from experiments.config import load_config
 from experiments.plan import DataView, Plan, make_plan
 
-N_TRAIN = 40
+N_TRAIN = 46
 
 
 def make_data(**changes) -> DataView:
@@ -21,7 +21,7 @@ def make_data(**changes) -> DataView:
             frame=1,
             stratum=number % 3 + 1,
         )
-        for number in range(N_TRAIN + 20)
+        for number in range(N_TRAIN + 32)
     }
     ids = list(units)
     data = DataView(
@@ -74,7 +74,7 @@ def test_every_stage_follows_its_inputs():
 def test_same_budget_fits_a_generator_for_each_amount_on_the_trials_own_images():
     made = plan("sweep.condition=[synthetic_same_budget]", "sweep.real_fraction=[0.25,0.5]")
     generators = [node for node in made.nodes.values() if node.stage == "generator"]
-    assert sorted(len(node.content["images"]) for node in generators) == [10, 20]
+    assert sorted(len(node.content["images"]) for node in generators) == [12, 23]
     for spec in made.trials:
         assert spec.n_generator_labels == spec.n_real == spec.n_total_labels
 
@@ -82,12 +82,12 @@ def test_same_budget_fits_a_generator_for_each_amount_on_the_trials_own_images()
 def test_rows_count_distinct_labels():
     made = plan("sweep.real_fraction=[0.1]", "synthesis.generator_count=20")
     real, synthetic = made.trials
-    assert (real.n_real, real.n_generator_labels, real.n_total_labels) == (4, 0, 4)
-    # Same support: the trial's 4 images are among the generator's 20.
+    assert (real.n_real, real.n_generator_labels, real.n_total_labels) == (5, 0, 5)
+    # Same support: the trial's 5 images are among the generator's 20.
     assert (synthetic.n_generator_labels, synthetic.n_total_labels) == (20, 20)
     other = plan("sweep.real_fraction=[0.1]", "synthesis.generator_count=20", "sweep.support=[1]")
     units = list(make_data().units.values())[:N_TRAIN]
-    union = {*support_order(units, support=1)[:4], *support_order(units, support=0)[:20]}
+    union = {*support_order(units, support=1)[:5], *support_order(units, support=0)[:20]}
     assert other.trials[1].n_total_labels == len(union) > 20
 
 
@@ -158,10 +158,10 @@ def test_foreign_pairs_need_no_generator_and_no_gate():
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["sweep.real_count=[41]", "sweep.real_fraction=[]"], "sweep.real_count=41.*40"),
-        (["synthesis.generator_count=41"], "synthesis.generator_count=41.*40"),
-        (["sweep.real_fraction=[0.5]", "sweep.real_count=[20]"], "two amounts.*20"),
-        (["sweep.real_fraction=[0.5,0.501]"], "two amounts.*20"),
+        (["sweep.real_count=[47]", "sweep.real_fraction=[]"], "sweep.real_count=47.*46"),
+        (["synthesis.generator_count=47"], "synthesis.generator_count=47.*46"),
+        (["sweep.real_fraction=[0.5]", "sweep.real_count=[23]"], "two amounts.*23"),
+        (["sweep.real_fraction=[0.5,0.501]"], "two amounts.*23"),
     ],
 )
 def test_amounts_that_cannot_be_are_refused(overrides, words):

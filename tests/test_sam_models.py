@@ -16,7 +16,13 @@ from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.errors import WeightsError
 from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import boxes_from_masks, jitter_boxes
-from lightning_modules.sam_models import build_sam, decode, encode, normalise_for_lite
+from lightning_modules.sam_models import (
+    build_sam,
+    decode,
+    encode,
+    for_inference,
+    normalise_for_lite,
+)
 from lightning_modules.weights import LITE_SHA256, encoder_id, find_lite_weights
 
 
@@ -266,6 +272,18 @@ def test_lite_segments_a_drawn_head_from_a_jittered_box(lite):
     for item, (_, truth) in enumerate(heads):
         predicted = logits_to_original(logits[item, 0], placements[item]) > 0
         assert dice_score(predicted.numpy(), truth) > 0.85
+
+
+@torch.no_grad()
+def test_the_folded_encoder_equals_the_stock_one(lite):
+    image = torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
+    normalised = normalise_for_lite(image, valid_hw=torch.tensor([[173, 256]]))
+    before = {name: tensor.clone() for name, tensor in lite.image_encoder.state_dict().items()}
+    folded = for_inference(lite.image_encoder)
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert (folded(normalised) - lite.image_encoder(normalised)).abs().max() < 1e-5
+    after = lite.image_encoder.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 @torch.no_grad()
