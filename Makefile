@@ -1,7 +1,7 @@
 # Recipes are one line; everything runs from .venv, which is made once from requirements.lock.
 PYTHON ?= python3
 HC18_ROOT ?=
-SWEEP ?= demo
+RECIPE ?= demo
 ARGS ?=
 BIN := .venv/bin
 # Waiting threads sleep instead of spinning: two processes on two cores then do not fight.
@@ -9,11 +9,11 @@ export OMP_WAIT_POLICY = PASSIVE
 export HC18_ROOT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint lock clean
+.PHONY: help setup demo sweep table-fractions figure-fractions test test-all lint lock clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(ARGS)'
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe of make sweep                 [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(ARGS)'
 
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 5 GB)
@@ -29,6 +29,15 @@ setup: .venv/.installed ## Make .venv from requirements.lock (once; about 5 GB)
 ## Run
 demo: .venv/.installed ## The whole job on phantoms, or on HC18 with HC18_ROOT=...
 	@$(BIN)/sonosweep demo $(ARGS)
+
+sweep: .venv/.installed ## Run a recipe: make sweep RECIPE=hc18_fractions HC18_ROOT=...
+	@$(BIN)/sonosweep sweep $(RECIPE) $(ARGS)
+
+table-fractions: .venv/.installed ## Table over 5-100 % of the real images (runs what is missing)
+	@$(BIN)/sonosweep sweep hc18_fractions $(ARGS) && cat runs/hc18-fractions/table.md
+
+figure-fractions: .venv/.installed ## Figure of the same sweep (runs what is missing)
+	@$(BIN)/sonosweep sweep hc18_fractions $(ARGS) && ls runs/hc18-fractions/figure.*
 
 ## Develop
 test: .venv/.installed ## Run the default test suite

@@ -48,7 +48,7 @@ def demo(overrides: Overrides = None) -> None:
 
 @app.command()
 def sweep(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Run every trial of a recipe, and write its tables, figures and report."""
+    """Run a recipe's trials; write tables, figures and report."""
     from experiments.config import load_config
 
     config = load_config(recipe, overrides or [])
@@ -76,14 +76,21 @@ def segment(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def report(recipe: Recipe, overrides: Overrides = None) -> None:
-    """Write the tables, figures and report of a sweep again, from what is done."""
+def report(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Markdown file whose results block is replaced.")
+    ] = None,
+    command: Annotated[str, typer.Option(help="Command that the block names.")] = "",
+) -> None:
+    """Write a sweep's outputs again from what is done."""
     from experiments.config import load_config
 
     config = load_config(recipe, overrides or [])
     from experiments.run import write_again
 
-    write_again(config, _console())
+    write_again(config, _console(), into=into, command=command or f"sonosweep sweep {recipe}")
 
 
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
@@ -130,7 +137,7 @@ def _phantom_for_demo(store_root: Path) -> Path:
     root = store_root / "phantom-data"
     if not root.exists():
         with _console().status("no HC18_ROOT: drawing phantoms"):
-            write_phantom(root, n_exams=66, seed=0)
+            write_phantom(root, n_exams=72, seed=0)
     if not root.is_dir():
         raise InputError(f"{root}: is not a folder; remove it and try again")
     return root

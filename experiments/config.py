@@ -57,10 +57,13 @@ class GateConfig:
 
     enabled: bool = True
     """Whether candidates are refused at all; what is measured is recorded either way."""
-    min_agreement: float = 0.7
-    """Least Dice between the label and a segmenter fitted on exactly the generator's images."""
-    prompt: Literal["whole_image", "jittered_box", "tight_box"] = "tight_box"
-    """Prompt of that segmenter."""
+    prompt: Prompt = "whole_image"
+    """Prompt of the segmenter that judges, which was fitted on exactly the generator's images."""
+    agreement_quantile: float = 0.05
+    """Dice between label and segmenter must reach this quantile of the same Dice on the real ones;
+    the segmenter knows those, so the limit is strict."""
+    min_agreement: float | None = None
+    """A limit for that Dice to use instead of the quantile."""
     intensity_quantile: float = 0.01
     """Mean and spread must lie within these quantiles of the real ones, with the slack below."""
     intensity_slack: float = 0.25
@@ -70,9 +73,14 @@ class GateConfig:
     each real image and its nearest neighbour of another exam is a near-copy."""
 
     def __post_init__(self) -> None:
-        for name in ("min_agreement", "intensity_quantile", "copy_quantile"):
+        for name in (
+            "agreement_quantile",
+            "min_agreement",
+            "intensity_quantile",
+            "copy_quantile",
+        ):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"gate.{name}={value}: must lie in [0, 1]")
 
 

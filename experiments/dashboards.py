@@ -5,10 +5,13 @@ run goes on without it.
 """
 
 import os
-import sys
 import threading
 from typing import Any
 
+import wandb
+
+# wandb.init imports this one anyway, for seconds; here the stages' common parent pays once.
+import wandb.apis.public
 from lightning.pytorch.loggers import WandbLogger
 
 from experiments.config import resolved
@@ -19,9 +22,16 @@ INIT_TIMEOUT_S = 20
 
 
 def run_id(context: StageContext) -> str:
-    """`<sweep>-<hash>-s<seed>`: the same for a continued run, free of W&B's forbidden signs."""
-    seed = context.node.content.get("seed", 0)
-    return f"{context.sweep}-{context.node.id}-s{seed}"[:128]
+    """`<sweep>-<kind>-n<images>-<hash>-s<seed>`: the same for a continued run.
+
+    The kind stands in it because viewers of offline runs list directories by their ids.
+    """
+    node = context.node
+    kind = node.stage
+    if node.stage == "trial":
+        kind = "synthetic" if "synthetic" in node.upstream else "real"
+    n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
+    return f"{context.sweep[:60]}-{kind}-n{n_images}-{node.id[:8]}-s{seed}"
 
 
 def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
@@ -46,8 +56,7 @@ def finish(timeout_s: float = 30.0) -> None:
 
     The run's own files are complete before this is called.
     """
-    wandb = sys.modules.get("wandb")
-    if wandb is None or wandb.run is None:
+    if wandb.run is None:
         return
     thread = threading.Thread(target=wandb.finish, daemon=True)
     thread.start()
@@ -55,8 +64,6 @@ def finish(timeout_s: float = 30.0) -> None:
 
 
 def _start(context: StageContext, *, job_type: str, mode: str) -> WandbLogger:
-    import wandb
-
     folder = context.run_dir / "wandb"
     folder.mkdir(exist_ok=True)
     # Artefacts are otherwise staged in the user's home.

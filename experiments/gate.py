@@ -72,13 +72,18 @@ def nearest_real(candidates: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, 
 
 
 def limits_from_real(
-    images: Sequence[np.ndarray], *, groups: Sequence[str], config: GateConfig
+    images: Sequence[np.ndarray],
+    *,
+    groups: Sequence[str],
+    agreement: Sequence[float],
+    config: GateConfig,
 ) -> GateLimits:
     """Set the limits from the generator's images.
 
     Args:
         images: uint8 (H, W) real images.
         groups: Exam group of each; similarities within a group are no measure of copying.
+        agreement: Dice between each label and the gate's segmenter.
         config: Quantiles and slack.
 
     Returns:
@@ -93,7 +98,11 @@ def limits_from_real(
     nearest = similarity.max(axis=1)
     nearest = nearest[nearest > -1.0]
     return GateLimits(
-        min_agreement=config.min_agreement,
+        min_agreement=(
+            float(np.quantile(agreement, config.agreement_quantile))
+            if config.min_agreement is None
+            else config.min_agreement
+        ),
         mean_range=_range(means, config),
         spread_range=_range(spreads, config),
         max_similarity=float(np.quantile(nearest, config.copy_quantile)) if len(nearest) else 1.0,

@@ -123,10 +123,29 @@ def run_sweep(config: ExperimentConfig, console: Console) -> None:
         raise SystemExit(1)
 
 
-def write_again(config: ExperimentConfig, console: Console) -> None:
-    """Write a sweep's outputs from what is done, without running anything."""
+def write_again(
+    config: ExperimentConfig, console: Console, *, into: Path | None, command: str
+) -> None:
+    """Write a sweep's outputs from what is done, without running anything.
+
+    Args:
+        config: The sweep.
+        console: Where to say what was found.
+        into: Markdown file whose results block is replaced, or None.
+        command: What that block names as its command.
+    """
     data, plan = prepare(config, console)
-    _write_outputs(Sweep(config, data=data, plan=plan), console)
+    sweep = Sweep(config, data=data, plan=plan)
+    _write_outputs(sweep, console)
+    if into is not None:
+        from experiments.readme import insert_results
+        from experiments.statistics import read_rows
+        from experiments.tables import blocks
+
+        folder = sweep.store.sweep_dir(config.name)
+        results = read_rows(folder / "results.csv")
+        tables = blocks(results, per_image=read_rows(folder / "per_image.csv"))
+        insert_results(into, sweep=sweep, tables=tables, command=command)
 
 
 def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None:

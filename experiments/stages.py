@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from lightning import seed_everything
+from segment_anything.modeling import Sam
 
 from datamodules.annotation import read_image
 from datamodules.ellipse import EllipseDistribution, rasterise
@@ -189,8 +190,12 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     ids = context.pick(context.node.content["images"])
     real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
     groups = [context.rows[sample_id].group_id for sample_id in ids]
-    limits = limits_from_real(real, groups=groups, config=config)
-    agreement = _agreement(context, candidates.samples)
+    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.config.segmenter)
+    on_real = _agreement(
+        context, [context.samples[k] for k in ids], sam=judge.sam, role="real_embeddings"
+    )
+    agreement = _agreement(context, candidates.samples, sam=judge.sam, role="embeddings")
+    limits = limits_from_real(real, groups=groups, agreement=list(on_real.values()), config=config)
     images = [read_image(sample.image_path) for sample in candidates.samples]
     similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
     accepted: list[SyntheticPair] = []
@@ -232,8 +237,10 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _agreement(context: StageContext, samples: list[Sample]) -> dict[str, float]:
-    """Dice in the frame between each candidate's label and the gate's segmenter."""
+def _agreement(
+    context: StageContext, samples: list[Sample], *, sam: Sam, role: str
+) -> dict[str, float]:
+    """Dice in the frame between each sample's label and the gate's segmenter."""
     segmenter = context.config.segmenter
     side = FRAME_SIDE_PX[segmenter.backbone]
     prepared = prepare_images(
@@ -243,8 +250,7 @@ def _agreement(context: StageContext, samples: list[Sample]) -> dict[str, float]
         mode="pad",
         cache_dir=context.cache_dir,
     )
-    embeddings = open_embeddings(context.upstream_dir("embeddings") / "embeddings")
-    sam = fitted_segmenter(context.upstream_dir("segmenter"), config=segmenter).sam
+    embeddings = open_embeddings(context.upstream_dir(role) / "embeddings")
     found: dict[str, float] = {}
     status = context.status()
     with torch.inference_mode():
@@ -260,7 +266,7 @@ def _agreement(context: StageContext, samples: list[Sample]) -> dict[str, float]
             predicted = decode(sam, embedding, boxes)[0] > 0
             overlap = (predicted & (mask > 0.5)).sum().item()
             found[sample_id] = 2 * overlap / (predicted.sum().item() + mask.sum().item())
-            status.update("candidates", done=row + 1, total=len(prepared.sample_ids))
+            status.update("images", done=row + 1, total=len(prepared.sample_ids))
     return found
 
 

@@ -144,6 +144,7 @@ def test_bad_data_is_one_line_that_names_the_file(
             f"data.root={hc18_folder}",
             f"store.root={store}",
             "data.subset.n_images=null",
+            "split.train=null",
             "segmenter.backbone=tiny",
         ]
     code, _, err = run(monkeypatch, capsys, *arguments)
@@ -180,6 +181,7 @@ def test_bad_settings_are_one_line_that_names_the_key(
         "data.subset.n_images=null",
         "split.test=3",
         "split.val=2",
+        "split.train=null",
         "synthesis.generator_count=4",
         "segmenter.backbone=tiny",
         "store.root=@runs",

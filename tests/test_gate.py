@@ -95,7 +95,18 @@ def test_nearest_real_image():
 
 
 def limits_of(images, groups, **changes):
-    return limits_from_real(images, groups=groups, config=GateConfig(**changes))
+    agreement = np.linspace(0.5, 1.0, len(images))
+    return limits_from_real(
+        images, groups=groups, agreement=agreement, config=GateConfig(**changes)
+    )
+
+
+def test_the_agreement_limit_is_a_quantile_of_the_real_ones_unless_it_is_given():
+    images, groups = [noise(k) for k in range(5)], list("abcde")
+    assert limits_of(images, groups, agreement_quantile=0.0).min_agreement == 0.5
+    assert limits_of(images, groups, agreement_quantile=0.5).min_agreement == 0.75
+    assert limits_of(images, groups, min_agreement=0.1).min_agreement == 0.1
+    assert limits_of(images, groups, min_agreement=0.0).min_agreement == 0.0
 
 
 def test_frames_of_one_exam_do_not_set_the_copy_limit():
@@ -154,7 +165,6 @@ def test_intensity_ranges_by_hand():
     assert limits.spread_range == pytest.approx((low - slack, high + slack))
     middle = limits_of(images, ["a", "b"], intensity_quantile=0.25, intensity_slack=0.0)
     assert middle.mean_range == pytest.approx((0.25, 0.35))
-    assert limits.min_agreement == 0.7
     assert limits_of(images, ["a", "b"], min_agreement=0.9).min_agreement == 0.9
 
 

@@ -1,6 +1,7 @@
 """Whole sweeps at toy size, from the command line: outputs, reuse, failure, kill and resume."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ SETTINGS = [
     "data.subset.n_images=null",
     "split.test=4",
     "split.val=2",
+    "split.train=null",
     "segmenter.backbone=tiny",
     "segmenter.steps=6",
     "segmenter.batch_size=2",
@@ -194,10 +196,53 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     pd.testing.assert_frame_equal(scores(tmp_path), scores(finished), check_exact=True)
 
 
+def test_early_stopping_counts_its_validation_labels(toy, tmp_path):
+    data, _, _ = toy
+    ended = run(data, tmp_path, "sweep.condition=[real]", "segmenter.early_stopping_patience=1")
+    assert ended.returncode == 0, ended.stdout
+    results = pd.read_csv(tmp_path / "toy" / "results.csv")
+    trained = results[results["condition"] == "real"]
+    assert set(trained["n_val_labels"]) == {2}
+    assert (trained["n_total_labels"] == trained["n_real"] + 2).all()
+    assert "2 validation images, which the table counts" in (
+        (tmp_path / "toy" / "report.html").read_text()
+    )
+
+
+def test_pairs_made_by_others_and_an_external_cohort_are_used(toy, tmp_path):
+    data, store, _ = toy
+    (gate,) = (store / "store" / "gate").iterdir()
+    foreign, cohort = tmp_path / "pairs", tmp_path / "clinic"
+    for target in (foreign, cohort):
+        shutil.copytree(gate / "image", target / "image")
+        shutil.copytree(gate / "mask", target / "mask")
+    for path in sorted(cohort.rglob("*.png")):
+        path.rename(path.with_name(f"clinic{path.name}"))
+    ended = run(
+        data,
+        tmp_path,
+        "sweep.condition=[synthetic]",
+        "sweep.real_fraction=[1.0]",
+        f"synthesis.folder={foreign}",
+        "synthesis.folder_labels=9",
+        f"data.test_cohorts=[{cohort}]",
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = pd.read_csv(tmp_path / "toy" / "results.csv")
+    trained = results[results["condition"] == "synthetic"]
+    assert set(trained["test_cohort"]) == {"hc18", "clinic"}
+    assert set(trained["n_generator_labels"]) == {9}
+    clinic = results[results["test_cohort"] == "clinic"]
+    assert clinic["hc_abs_err_mm_mean"].isna().all(), "no pixel size, no mm"
+    assert "clinic, whole-image prompt" in (tmp_path / "toy" / "table.md").read_text()
+    assert not list((tmp_path / "store").glob("generator/*"))
+
+
 def test_wandb_gets_group_job_type_and_tags_offline(toy):
     _, store, _ = toy
     runs = [path for path in (store / "store").rglob("offline-run-*") if path.is_dir()]
-    ids = {run.name.split("-", 3)[3] for run in runs}
+    ids = {path.name.split("-", 3)[3] for path in runs}
+    assert any(name.startswith("toy-synthetic-n4-") for name in ids)
     assert len([name for name in ids if name.startswith("toy-")]) == 5, "a generator, four trials"
     assert all(list(run.glob("*.wandb")) for run in runs)
 

@@ -1,0 +1,68 @@
+"""Put a sweep's table into a Markdown file between two markers, so that no number is typed."""
+
+import json
+from pathlib import Path
+
+from datamodules.errors import InputError
+from datamodules.storage import write_atomic
+from experiments.progress import clock
+from experiments.provenance import machine
+from experiments.sweep import Sweep
+from experiments.tables import Block
+
+START, END = "<!-- results -->", "<!-- /results -->"
+COLUMNS = [
+    "condition",
+    "real",
+    "n real",
+    "total labels",
+    "Dice %",
+    "95 % CI",
+    "HD mm",
+    "HC error mm",
+    "exams",
+]
+
+
+def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:
+    """Replace what stands between the markers by the sweep's table, command, machine and time.
+
+    Raises:
+        InputError: If the file has no markers.
+    """
+    text = path.read_text()
+    if START not in text or END not in text:
+        raise InputError(
+            f"{path}: has no lines {START} and {END}; add them where the table belongs"
+        )
+    head, rest = text.split(START, 1)
+    _, tail = rest.split(END, 1)
+    write_atomic(path, head + START + "\n" + _block(sweep, tables, command) + END + tail)
+
+
+def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
+    lines = []
+    for block in tables:
+        columns = [name for name in COLUMNS if name in block.rows.columns]
+        lines += [f"**{block.title}**", "", "| " + " | ".join(columns) + " |"]
+        lines.append(
+            "|" + "|".join(" :-- " if c == "condition" else " --: " for c in columns) + "|"
+        )
+        for (_, row), note in zip(block.rows.iterrows(), block.notes, strict=True):
+            cells = [str(row[name]) or "–" for name in columns]
+            lines.append("| " + " | ".join([*cells[:-1], note or cells[-1]]) + " |")
+        lines.append("")
+    host, seconds, memory, started = machine(), 0.0, 0.0, []
+    for run in sweep.runs.values():
+        folder = sweep.store.run_dir(run.node.stage, run.node.id)
+        if run.state in ("done", "reused"):
+            result = sweep.store.result(run.node.stage, run.node.id)
+            seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
+            started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
+    commits = ", ".join(sorted({sha[:10] for sha in started}))
+    lines.append(
+        f"`{command}`: {len(sweep.plan.trials)} trials, {clock(seconds)} (minutes:seconds) of work "
+        f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
+        f"{host['cpu']}; commit {commits}."
+    )
+    return "\n".join(lines) + "\n"
