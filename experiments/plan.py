@@ -238,7 +238,7 @@ class _Planner:
                 stage="synthesize",
                 content={"synthesis": self._section("synthesis"), "seed": generator_seed},
                 upstream={"generator": generator},
-                label=f"synthesise {n} candidates",
+                label=f"synthesise {n} candidates (generator on {count})",
                 steps=n,
             )
         )
@@ -247,7 +247,7 @@ class _Planner:
                 stage="embed",
                 content={"encoder": self._encoder()},
                 upstream={"pairs": candidates},
-                label=f"embed {n} candidates",
+                label=f"embed {n} candidates (generator on {count})",
                 steps=n,
             )
         )
@@ -263,7 +263,7 @@ class _Planner:
                     "real_embeddings": self._embed_real(),
                     "segmenter": segmenter,
                 },
-                label=f"gate {n} candidates",
+                label=f"gate {n} candidates (generator on {count})",
                 steps=n,
             )
         )
@@ -310,7 +310,12 @@ class _Planner:
         upstream = {"embeddings": self._embed_real()}
         if synthetic is not None:
             upstream["synthetic"], upstream["synthetic_embeddings"] = synthetic
-        kind = "real + synthetic" if synthetic else "real"
+        kind = "real"
+        if synthetic is not None:
+            made = self.nodes[synthetic[0]]
+            is_ours = made.stage == "gate"
+            source = f"generator on {len(made.content['images'])}" if is_ours else "imported"
+            kind = f"real + synthetic ({source})"
         return self._add(
             Node(
                 stage="trial",

@@ -74,7 +74,7 @@ class LiveProgress:
         }
         self._last_plain = 0.0
         self._live = (
-            Live(console=console, refresh_per_second=4, get_renderable=self._draw)
+            Live(console=console, refresh_per_second=2, get_renderable=self._draw)
             if console.is_terminal
             else None
         )
