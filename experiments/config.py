@@ -156,7 +156,8 @@ class TrainerConfig:
     num_workers: int = 0
     """Loader processes of a stage."""
     checkpoint_every: int = 100
-    """Optimiser steps between checkpoints; at most this many are lost by a kill."""
+    """Optimiser steps between checkpoints; at most this many are lost by a kill. A trial that may
+    stop early keeps one after each of its validations instead."""
 
     def __post_init__(self) -> None:
         for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):

@@ -67,19 +67,23 @@ def make_trainer(
         what: Word for the progress.
         patience: Validations without a better val/dice before stopping; None does not validate.
     """
-    callbacks: list[Callback] = [
-        ReportProgress(status, what=what, steps=steps),
-        ModelCheckpoint(
-            dirpath=checkpoint_dir(run_dir),
-            filename="{step}",
-            every_n_train_steps=config.checkpoint_every,
-            save_top_k=1,
-            monitor=None,
-            save_on_exception=True,
-            enable_version_counter=False,
-        ),
-    ]
-    if patience is not None:
+    callbacks: list[Callback] = [ReportProgress(status, what=what, steps=steps)]
+    step_checkpoint = {
+        "dirpath": checkpoint_dir(run_dir),
+        "filename": "{step}",
+        "save_top_k": 1,
+        "monitor": None,
+        "enable_version_counter": False,
+    }
+    if patience is None:
+        callbacks.append(
+            ModelCheckpoint(
+                every_n_train_steps=config.checkpoint_every,
+                save_on_exception=True,
+                **step_checkpoint,
+            )
+        )
+    else:
         callbacks += [
             EarlyStopping(monitor="val/dice", mode="max", patience=patience),
             ModelCheckpoint(
@@ -90,6 +94,10 @@ def make_trainer(
                 save_top_k=1,
                 enable_version_counter=False,
             ),
+            # After each validation and at no other time: Lightning skips the validation that is
+            # due where a checkpoint was written between it and its step. And after the best one
+            # was kept, so that its score is among what is resumed.
+            ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=False, **step_checkpoint),
         ]
     return Trainer(
         default_root_dir=run_dir,

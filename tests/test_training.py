@@ -1,0 +1,113 @@
+"""The Trainer of a stage: what a training that may stop early goes on with after a kill."""
+
+import pytest
+import torch
+from lightning import Callback, LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from experiments.config import TrainerConfig
+from experiments.store import StatusFile
+from experiments.training import best_checkpoint, fit, make_trainer
+
+STEPS = 20
+# Validated after steps 2, 4, 6...: the best is the second, and two worse ones follow it.
+VAL_DICE = {2: 0.5, 4: 0.9, 6: 0.8, 8: 0.7}
+
+
+class Toy(LightningModule):
+    """One weight that follows the numbers of its batches, scored by the table above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.validated: list[int] = []
+
+    def training_step(self, batch):
+        loss = (self.weight - batch.float()).square().sum()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch):
+        pass
+
+    def on_validation_epoch_end(self):
+        self.validated.append(self.global_step)
+        self.log("val/dice", torch.tensor(VAL_DICE.get(self.global_step, 0.1)))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+
+class Numbers(LightningDataModule):
+    """Batches 0, 1, 2...; from the first one that an interrupted run has not seen."""
+
+    def train_dataloader(self):
+        loop = self.trainer.fit_loop
+        first = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
+        sampler = _From(first)
+        return DataLoader(torch.arange(STEPS), batch_size=1, sampler=sampler)
+
+    def val_dataloader(self):
+        return DataLoader(torch.arange(2), batch_size=1)
+
+
+class _From(torch.utils.data.Sampler):
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __len__(self):
+        return STEPS
+
+    def __iter__(self):
+        return iter(range(self._first, STEPS))
+
+
+class Kill(Callback):
+    """End the process, as a signal does, before the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self._step:
+            raise SystemExit
+
+
+def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
+    """Train, or go on; the module and its optimiser steps."""
+    folder.mkdir(exist_ok=True)
+    trainer = make_trainer(
+        run_dir=folder,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2),
+        precision="32-true",
+        steps=STEPS,
+        logger=None,
+        status=StatusFile(folder),
+        what="steps",
+        patience=2,
+    )
+    if kill_after is not None:
+        trainer.callbacks.append(Kill(kill_after))
+    module = Toy()
+    try:
+        fit(trainer, module, Numbers(), run_dir=folder)
+    except SystemExit:
+        assert kill_after is not None
+    return module, trainer.global_step
+
+
+def best_weight(folder) -> float:
+    state = torch.load(best_checkpoint(folder), weights_only=True)["state_dict"]
+    return float(state["weight"])
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 4, 5, 6, 7])
+def test_early_stopping_ends_alike_wherever_it_was_killed(tmp_path, kill_after):
+    whole, steps = run(tmp_path / "whole")
+    assert (steps, whole.validated) == (8, [2, 4, 6, 8])
+    killed, _ = run(tmp_path / "killed", kill_after=kill_after)
+    resumed, found = run(tmp_path / "killed")
+    assert found == steps
+    assert killed.validated + resumed.validated == whole.validated
+    assert torch.equal(resumed.weight, whole.weight)
+    assert best_weight(tmp_path / "killed") == best_weight(tmp_path / "whole")
