@@ -77,6 +77,8 @@ def link_pair(source: Path, target: Path, *, sample_id: str) -> None:
     """Bring a pair's pictures into another set without a copy where the disk allows it."""
     for old, new in zip(pair_paths(source, sample_id), pair_paths(target, sample_id), strict=True):
         new.parent.mkdir(parents=True, exist_ok=True)
+        # A stopped attempt may have left the link; copying the file onto itself would fail.
+        new.unlink(missing_ok=True)
         try:
             os.link(old, new)
         except OSError:

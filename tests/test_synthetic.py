@@ -101,6 +101,14 @@ def test_link_pair(tmp_path):
         assert new.stat().st_ino == old.stat().st_ino
 
 
+def test_link_pair_may_be_done_again(tmp_path):
+    root = write_set(tmp_path / "set")
+    for _ in range(2):
+        link_pair(root, tmp_path / "accepted", sample_id="gen-00001")
+    old, new = (pair_paths(folder, "gen-00001")[0] for folder in (root, tmp_path / "accepted"))
+    assert new.read_bytes() == old.read_bytes()
+
+
 def test_link_pair_copies_where_links_are_not_possible(tmp_path, monkeypatch):
     root = write_set(tmp_path / "set")
 
