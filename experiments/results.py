@@ -33,6 +33,8 @@ OUTPUTS = (
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     """Rows of every finished trial and of the control, with their axes; may be empty."""
+    # The cohort and the prompt are in both.
+    columns = [*dict.fromkeys([*KEYS, *PER_IMAGE])]
     parts = []
     for spec in sweep.plan.trials:
         run = sweep.runs[spec.node_key]
@@ -51,11 +53,10 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
             }
             parts.append(_rows(sweep, run).assign(**_axes(axes)))
     if not parts:
-        return pd.DataFrame(columns=[*KEYS, *PER_IMAGE])
+        return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
     frame = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
-    first = [*dict.fromkeys([*KEYS, *PER_IMAGE])]
-    return frame.reindex(columns=first)
+    return frame.reindex(columns=columns)
 
 
 def spec_axes(spec: Any) -> dict[str, Any]:

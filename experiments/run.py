@@ -136,6 +136,7 @@ def write_again(
     """
     data, plan = prepare(config, console)
     sweep = Sweep(config, data=data, plan=plan)
+    sweep.recall_failures()
     _write_outputs(sweep, console)
     if into is not None:
         from experiments.readme import insert_results

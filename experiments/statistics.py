@@ -32,6 +32,23 @@ KEYS = [
 """Columns that per_image.csv and results.csv share: the axes of a trial and of its test."""
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
+SUMMARY = [
+    "n_images",
+    "n_exams",
+    "dice_mean",
+    "dice_median",
+    "dice_low",
+    "dice_high",
+    "dice_share_below_090",
+    "dice_256_mean",
+    "hausdorff_mm_mean",
+    "hc_err_mm_mean",
+    "hc_abs_err_mm_mean",
+    "hc_abs_err_mm_p95",
+    "dice_trimester_weighted_mean",
+    "trimesters_missing",
+]
+"""Columns of results.csv that are computed from per_image.csv."""
 _TRIAL_COLUMNS = ["status", "reason", "steps", "seconds", "peak_memory_mib"]
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt"]
 _TEXT_COLUMNS += ["status", "reason", "trimesters_missing"]
@@ -159,7 +176,7 @@ def aggregate(per_image: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> 
 
     Returns:
         A row per trial, cohort and prompt in order of appearance; `status` is done,
-        `trimesters_missing` names absent trimesters ("1,3"). Empty input gives no rows.
+        `trimesters_missing` names absent trimesters ("1,3"). Empty input gives the columns alone.
     """
     rows = []
     images = average_draws(per_image)
@@ -187,7 +204,7 @@ def aggregate(per_image: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> 
                 "trimesters_missing": ",".join(map(str, weighted.missing)),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*KEYS, "status", "reason", *SUMMARY])
 
 
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
@@ -203,14 +220,15 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
         empty; a row without an entry in `trials` (box_only) stays done.
     """
     known = trials[["trial_id", *_TRIAL_COLUMNS]]
-    if aggregated.empty:
-        return trials.copy()
     bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
     done = bare.merge(known, on="trial_id", how="left", validate="many_to_one")
     done["status"] = done["status"].fillna("done")
     done["reason"] = done["reason"].fillna("")
     absent = trials[~trials["trial_id"].isin(aggregated["trial_id"])]
-    rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
+    if done.empty:
+        rows = absent.reindex(columns=list(dict.fromkeys([*done.columns, *absent.columns])))
+    else:
+        rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
     first = ["trial_id", "status", "reason", *KEYS[1:]]
     return rows[first + [name for name in rows.columns if name not in first]]
 

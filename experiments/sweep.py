@@ -69,6 +69,17 @@ class Sweep:
         """Stages that are neither finished nor given up."""
         return sum(run.state not in FINISHED for run in self.runs.values())
 
+    def recall_failures(self) -> None:
+        """Take a stage whose last attempt failed for failed: for outputs written without a run."""
+        for run in self.runs.values():
+            if run.state != "waiting":
+                continue
+            reason = failure_reason(self.store.run_dir(run.node.stage, run.node.id))
+            if reason is None:
+                self._block(run)
+            else:
+                run.state, run.reason = "failed", reason
+
     def run(self, on_change: Callable[[], None]) -> None:
         """Run what is not done. One stage's failure stops nothing but what needs its result.
 
@@ -107,16 +118,23 @@ class Sweep:
         for run in self.runs.values():
             if run.state != "waiting":
                 continue
+            self._block(run)
             inputs = [self.runs[key] for key in run.node.upstream.values()]
-            broken = [i for i in inputs if i.state in ("failed", "blocked")]
-            if broken:
-                run.state = "blocked"
-                run.reason = f"{broken[0].node.label}: {broken[0].reason}"
-            elif busy < self.config.sweep.workers and all(
-                i.state in ("done", "reused") for i in inputs
+            if (
+                run.state == "waiting"
+                and busy < self.config.sweep.workers
+                and all(i.state in ("done", "reused") for i in inputs)
             ):
                 self._start(run, spawner)
                 busy += 1
+
+    def _block(self, run: NodeRun) -> None:
+        """Give a stage up where one of its inputs cannot be had."""
+        inputs = [self.runs[key] for key in run.node.upstream.values()]
+        broken = [i for i in inputs if i.state in ("failed", "blocked")]
+        if broken:
+            run.state = "blocked"
+            run.reason = f"{broken[0].node.label}: {broken[0].reason}"
 
     def _start(self, run: NodeRun, spawner: multiprocessing.context.ForkServerContext) -> None:
         context = StageContext(

@@ -191,6 +191,21 @@ def two_conditions(first, second, **changes):
     )
 
 
+def test_results_keep_their_columns_where_nothing_is_done():
+    done = aggregate(image_rows({"a_1": 0.9, "b_1": 0.8}))
+    nothing = aggregate(image_rows({"a_1": 0.9}).iloc[:0])
+    assert nothing.empty
+    assert list(nothing.columns) == list(done.columns)
+    costs = dict.fromkeys(["steps", "seconds", "peak_memory_mib"])
+    trial = {"trial_id": "t1", "status": "failed", "reason": "boom", "n_real": 5} | costs
+    found = add_trials(nothing, trials=pd.DataFrame([trial]))
+    assert set(done.columns) <= set(found.columns)
+    assert found[["trial_id", "status", "reason", "n_real"]].values.tolist() == [
+        ["t1", "failed", "boom", 5]
+    ]
+    assert found["dice_mean"].isna().all()
+
+
 def test_paired_difference_by_hand():
     # Exam a: +0.02 and +0.04 -> +0.03; exam b: -0.01; exam c: +0.07. Mean over exams 0.03.
     rows = two_conditions(

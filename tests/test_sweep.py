@@ -51,9 +51,9 @@ OUTPUTS = [
 ]
 
 
-def command(data: Path, store: Path, *changes: str) -> list[str]:
+def command(data: Path, store: Path, *changes: str, name: str = "sweep") -> list[str]:
     roots = [f"data.root={data}", f"store.root={store}"]
-    return [sys.executable, "-m", "experiments", "sweep", "demo", *SETTINGS, *roots, *changes]
+    return [sys.executable, "-m", "experiments", name, "demo", *SETTINGS, *roots, *changes]
 
 
 def environment() -> dict[str, str]:
@@ -61,9 +61,9 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_WAIT_POLICY": "PASSIVE", "HOME": "/nonexistent", "COLUMNS": "120"}
 
 
-def run(data: Path, store: Path, *changes: str) -> subprocess.CompletedProcess:
+def run(data: Path, store: Path, *changes: str, name: str = "sweep") -> subprocess.CompletedProcess:
     return subprocess.run(
-        command(data, store, *changes),
+        command(data, store, *changes, name=name),
         capture_output=True,
         text=True,
         env=environment(),
@@ -156,7 +156,8 @@ def test_another_sweep_reuses_what_it_shares(toy):
 
 def test_a_failed_stage_fails_only_what_needs_it(toy, tmp_path):
     data, _, _ = toy
-    ended = run(data, tmp_path, "gate.min_agreement=1", "gate.intensity_slack=0")
+    strict = ["gate.min_agreement=1", "gate.intensity_slack=0"]
+    ended = run(data, tmp_path, *strict)
     assert ended.returncode == 1
     assert "none of 4 candidates accepted" in ended.stdout
     results = pd.read_csv(tmp_path / "toy" / "results.csv")
@@ -167,6 +168,21 @@ def test_a_failed_stage_fails_only_what_needs_it(toy, tmp_path):
     assert failed["reason"].str.contains("none of 4 candidates accepted").all()
     assert "failed: " in (tmp_path / "toy" / "table.md").read_text()
     assert "none of 4 candidates" in (tmp_path / "toy" / "report.html").read_text()
+    again = run(data, tmp_path, *strict, name="report")
+    assert again.returncode == 0, again.stderr
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "toy" / "results.csv"), results)
+
+
+def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
+    data, _, _ = toy
+    ended = run(data, tmp_path, name="report")
+    assert ended.returncode == 0, ended.stderr
+    results = pd.read_csv(tmp_path / "toy" / "results.csv")
+    assert set(results["status"]) == {"pending"}
+    assert len(results) == 4
+    for name in OUTPUTS:
+        assert (tmp_path / "toy" / name).stat().st_size > 0
+    assert "no trial has finished" in (tmp_path / "toy" / "table.md").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
