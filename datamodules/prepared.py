@@ -70,6 +70,8 @@ def prepare_images(
             "schema": SCHEMA_VERSION,
             "ids": sample_ids,
             "content": list(content_hashes),
+            # The same files are other masks where they are read as another layout.
+            "filled_bias_px": [sample.filled_bias_px for sample in samples],
             "frame_hw": list(frame_hw),
             "mode": mode,
         }

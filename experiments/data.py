@@ -1,5 +1,6 @@
 """From `data.root` to what a plan needs: samples, index, subset, split. Torch-free."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,12 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
             name=name,
             units=units,
             content=content,
+            references={
+                sample_id: content_key(
+                    [content[sample_id], s.pixel_size_mm, s.hc_mm, s.filled_bias_px]
+                )
+                for sample_id, s in samples.items()
+            },
             split=make_split(list(units.values()), config.split),
             cohorts={
                 cohort: [s.sample_id for s in members]
@@ -123,6 +130,7 @@ def cached_index(
                 s.pixel_size_mm,
                 s.hc_mm,
                 s.cohort,
+                s.filled_bias_px,
                 content[s.sample_id],
             ]
             for s in samples
@@ -130,7 +138,9 @@ def cached_index(
     )
     path = folder / "store" / "index" / f"{key}.json"
     if path.is_file():
-        return Index.from_json(path.read_text())
+        # One of another version is built again.
+        with contextlib.suppress(ValueError):
+            return Index.from_json(path.read_text())
     index = build_index(samples, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, index.to_json())

@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from datamodules.splits import Split, Unit, amount_from_fraction, check_count, support_order
 from datamodules.storage import content_key
 from experiments.config import ExperimentConfig
-from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.weights import encoder_id
 
 STAGE_VERSION = {
@@ -108,6 +108,8 @@ class DataView:
     """Units of the chosen subset by sample id."""
     content: dict[str, str]
     """Content hash by sample id, cohort images included."""
+    references: dict[str, str]
+    """Hash by sample id of all that a prediction is scored against: content, pixel size, HC."""
     split: Split
     cohorts: dict[str, list[str]]
     """Sample ids of each external test cohort."""
@@ -186,6 +188,9 @@ class _Planner:
 
     def _contents(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.content[sample_id]] for sample_id in ids]
+
+    def _references(self, ids: Sequence[str]) -> list[list[str]]:
+        return [[sample_id, self.data.references[sample_id]] for sample_id in ids]
 
     def _section(self, name: str) -> dict[str, Any]:
         section = asdict(getattr(self.config, name))
@@ -328,7 +333,7 @@ class _Planner:
 
     def _test(self) -> dict[str, list[list[str]]]:
         test = {self.data.name: list(self.data.split.test), **self.data.cohorts}
-        return {name: self._contents(part) for name, part in test.items()}
+        return {name: self._references(part) for name, part in test.items()}
 
     def _evaluation(self) -> dict[str, Any]:
         evaluation = self.config.evaluation
@@ -339,14 +344,19 @@ class _Planner:
         }
 
     def _control_node(self) -> str | None:
-        prompts = [p for p in self.config.evaluation.prompts if p != "whole_image"]
+        prompts = sorted(p for p in self.config.evaluation.prompts if p != "whole_image")
         if not prompts:
             return None
         test = self._test()
         return self._add(
             Node(
                 stage="control",
-                content={"test": test, "evaluation": self._evaluation() | {"prompts": prompts}},
+                content={
+                    "test": test,
+                    "evaluation": self._evaluation() | {"prompts": prompts},
+                    # The box is taken from the mask in the segmenter's frame.
+                    "frame_side_px": FRAME_SIDE_PX[self.config.segmenter.backbone],
+                },
                 label="control: box only, no image",
                 steps=sum(map(len, test.values())),
             )

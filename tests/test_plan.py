@@ -28,6 +28,7 @@ def make_data(**changes) -> DataView:
         name="hc18",
         units=units,
         content={sample_id: f"hash-{sample_id}" for sample_id in ids},
+        references={sample_id: f"reference-{sample_id}" for sample_id in ids},
         split=Split(
             train=tuple(ids[:N_TRAIN]),
             val=tuple(ids[N_TRAIN : N_TRAIN + 10]),
@@ -124,6 +125,7 @@ def test_paths_devices_and_dashboards_do_not_change_ids():
         ("gate.min_agreement=0.1", {"gate", "trial"}),
         ("evaluation.jitter_draws=9", {"trial", "gate", "control"}),
         ("sweep.seed=[5]", {"trial"}),
+        ("segmenter.backbone=tiny", {"embed", "trial", "gate", "control"}),
     ],
 )
 def test_a_setting_changes_the_ids_of_what_depends_on_it(override, changed):
@@ -135,12 +137,24 @@ def test_a_setting_changes_the_ids_of_what_depends_on_it(override, changed):
 def test_changed_pixels_change_everything_that_read_them():
     data = make_data()
     touched = data.split.test[0]
-    changed = make_data(content={**data.content, touched: "other"})
+    changed = make_data(
+        content={**data.content, touched: "other"},
+        references={**data.references, touched: "other"},
+    )
     base, other = plan(data=data), plan(data=changed)
     moved = {node.stage for key, node in other.nodes.items() if key not in base.nodes}
     # The generator never saw the test image.
     assert "generator" not in moved
     assert {"embed", "trial", "control"} <= moved
+
+
+def test_a_corrected_pixel_size_is_scored_again_and_nothing_is_embedded_again():
+    data = make_data()
+    touched = data.split.test[0]
+    changed = make_data(references={**data.references, touched: "other"})
+    base, other = plan(data=data), plan(data=changed)
+    moved = {node.stage for key, node in other.nodes.items() if key not in base.nodes}
+    assert moved == {"trial", "gate", "control"}
 
 
 def test_the_seed_of_the_generator_is_no_axis_of_real_trials():

@@ -1,0 +1,48 @@
+"""From a folder to what a plan needs: what is remembered, and what makes it be read again."""
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.index import Index
+from experiments.config import ExperimentConfig, load_config
+from experiments.data import load_data
+
+CSV = "training_set_pixel_size_and_HC.csv"
+
+
+@pytest.fixture
+def config(hc18_folder, tmp_path) -> ExperimentConfig:
+    changes = ["data.subset.n_images=null", "split.test=4", "split.val=2", "split.train=null"]
+    return load_config(
+        "demo", [*changes, f"data.root={hc18_folder}", f"store.root={tmp_path / 'runs'}"]
+    )
+
+
+def kept_index(config: ExperimentConfig) -> Path:
+    (path,) = (Path(config.store.root) / "store" / "index").iterdir()
+    return path
+
+
+def test_a_corrected_pixel_size_changes_the_reference_and_not_the_content(config, hc18_folder):
+    before = load_data(config).view
+    path = hc18_folder / CSV
+    name, pixel_size, _ = path.read_text().splitlines()[1].split(",")
+    path.write_text(path.read_text().replace(pixel_size, f"{float(pixel_size) * 1.01:.9f}"))
+    after = load_data(config).view
+    assert after.content == before.content
+    changed = {key for key in after.references if after.references[key] != before.references[key]}
+    assert changed == {name.removesuffix(".png")}
+
+
+def test_an_index_is_read_again_only_where_it_can_be(config, monkeypatch):
+    first = load_data(config)
+    read = []
+    from_json = Index.from_json
+    monkeypatch.setattr(Index, "from_json", lambda text: read.append(text) or from_json(text))
+    assert load_data(config).rows == first.rows
+    assert len(read) == 1
+    path = kept_index(config)
+    path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
+    assert load_data(config).rows == first.rows
+    assert '"version": 1' in path.read_text()
