@@ -1,5 +1,6 @@
 """Configuration of the data room: where the data are and how they are split."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -53,7 +54,7 @@ class SplitConfig:
             value = getattr(self, name)
             if value is None:
                 continue
-            if not value > 0:
+            if not 0 < value < math.inf:
                 raise ValueError(
                     f"split.{name}={value}: must be above 0 (below 1 a share of the images, "
                     "from 1 on a count)"

@@ -4,10 +4,11 @@ Torch-free, so that a wrong key is refused at once.
 """
 
 import difflib
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -49,6 +50,12 @@ class SynthesisConfig:
             raise ValueError(
                 "synthesis.n_candidates and synthesis.generator_count must be at least 1"
             )
+        if min(self.image_hw) < 32:
+            raise ValueError(f"synthesis.image_hw={list(self.image_hw)}: each side at least 32 px")
+        if self.folder_labels is not None and self.folder_labels < 0:
+            raise ValueError(
+                f"synthesis.folder_labels={self.folder_labels}: at least 0, or null for unknown"
+            )
 
 
 @dataclass(kw_only=True)
@@ -82,6 +89,10 @@ class GateConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"gate.{name}={value}: must lie in [0, 1]")
+        if not 0 <= self.intensity_slack < math.inf:
+            raise ValueError(
+                f"gate.intensity_slack={self.intensity_slack}: must be a number from 0 on"
+            )
 
 
 @dataclass(kw_only=True)
@@ -141,6 +152,8 @@ class EvaluationConfig:
                 "evaluation: needs at least one prompt, jitter_draws >= 1 and "
                 "bootstrap_samples >= 100"
             )
+        if len(set(self.prompts)) != len(self.prompts):
+            raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
 
 
 @dataclass(kw_only=True)
@@ -150,7 +163,7 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Lightning's accelerator."""
     devices: int = 1
-    """Devices of one stage; more than one is DDP."""
+    """Devices of one stage: one."""
     threads: int | None = None
     """CPU threads of a stage; null shares the cores between `sweep.workers`."""
     num_workers: int = 0
@@ -163,6 +176,9 @@ class TrainerConfig:
         for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
+        if self.devices > 1:
+            # Lightning would start the whole command once more for the second device.
+            raise ValueError(f"trainer.devices={self.devices}: a stage runs on one device; use 1")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
 
@@ -173,6 +189,10 @@ class StoreConfig:
 
     root: str = "runs"
     """Folder of all runs."""
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("store.root is empty: name a folder")
 
 
 @dataclass(kw_only=True)
@@ -221,6 +241,12 @@ class ExperimentConfig:
             raise ValueError(f"name={self.name!r}: letters, digits, '-', '_' and '.' only")
         if self.name == "store" or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: reserved; choose another name")
+        share, batch_size = self.segmenter.synthetic_share, self.segmenter.batch_size
+        if set(self.sweep.condition) != {"real"} and round(share * batch_size) == 0:
+            raise ValueError(
+                f"segmenter.synthetic_share={share}: no image of a batch of {batch_size}; "
+                "raise it, or leave the synthetic conditions out"
+            )
 
     def data_root(self) -> Path:
         """The data folder: `data.root`, or HC18_ROOT.
@@ -329,6 +355,7 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
             raise InputError(f"{key}: {parent} is not a group of keys in the recipe")
     if is_dataclass(_type_at(key)) and not isinstance(value, dict):
         raise InputError(f"{key}={text}: {key} is a group; set one of its keys, as {key}.KEY=...")
+    _check_list(key, value, kind=_type_at(key))
     node[leaf] = value
 
 
@@ -362,6 +389,20 @@ def _check_keys(content: dict[str, Any], schema: Any, *, where: str, prefix: str
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {prefix}{name} must be a group of keys")
             _check_keys(value, types[name], where=where, prefix=f"{prefix}{name}.")
+        else:
+            _check_list(f"{where}: {prefix}{name}", value, kind=types[name])
+
+
+def _check_list(key: str, value: Any, *, kind: Any) -> None:
+    """Refuse what is no list, or none of the right length; OmegaConf's own words name no key."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin not in (list, tuple):
+        return
+    if not isinstance(value, list):
+        raise InputError(f"{key}={value}: a list is needed; write [{value}]")
+    count = len(value) if Ellipsis in arguments else len(arguments)
+    if origin is tuple and [type(item) for item in value] != [int] * count:
+        raise InputError(f"{key}={value}: {count} whole numbers are needed")
 
 
 def _unknown(key: str, part: str, *, names: list[str], prefix: str) -> str:

@@ -103,7 +103,6 @@ def make_trainer(
         default_root_dir=run_dir,
         accelerator=config.accelerator,
         devices=config.devices,
-        strategy="ddp" if config.devices > 1 else "auto",
         precision=precision,
         max_epochs=1,
         logger=logger or False,

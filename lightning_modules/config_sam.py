@@ -1,5 +1,6 @@
 """What a segmenter is: the settings of `SamModule` and of the stage that fits it. Torch-free."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -62,10 +63,10 @@ class SegmenterConfig:
         }.items():
             if getattr(self, key) < low:
                 raise ValueError(f"{key} must be at least {low}, not {getattr(self, key)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, not {self.learning_rate}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must be at least 0, not {self.weight_decay}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0 and finite, not {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
         if not 0 <= self.synthetic_share <= 1:
             raise ValueError(f"synthetic_share must be in [0, 1], not {self.synthetic_share}")
         if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
