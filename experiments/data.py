@@ -74,7 +74,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
                     f"{samples[sample.sample_id].cohort} does; rename one"
                 )
             samples[sample.sample_id] = sample
-    foreign = _foreign_pairs(config)
+    foreign = _foreign_pairs(config, taken=samples, progress=progress)
     content = {
         sample_id: files_sha256(sample.image_path, sample.annotation_path)
         for sample_id, sample in samples.items()
@@ -152,11 +152,21 @@ def write_split(split: Split, path: Path) -> None:
     write_json(path, {"train": split.train, "val": split.val, "test": split.test})
 
 
-def _foreign_pairs(config: ExperimentConfig) -> dict[str, str] | None:
+def _foreign_pairs(
+    config: ExperimentConfig, *, taken: Mapping[str, Sample], progress: Progress | None
+) -> dict[str, str] | None:
+    """Content hash of each pair in `synthesis.folder`, after every file was decoded once."""
     if config.synthesis.folder is None:
         return None
-    pairs = read_synthetic(Path(config.synthesis.folder))
-    return {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs.samples}
+    pairs = read_synthetic(Path(config.synthesis.folder)).samples
+    for pair in pairs:
+        if pair.sample_id in taken:
+            raise InputError(
+                f"synthesis.folder: {pair.image_path} has the name of a real image; rename the pair"
+            )
+    content = {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs}
+    cached_index(pairs, content=content, folder=Path(config.store.root), progress=progress)
+    return content
 
 
 def _early_unit(sample: Sample) -> Unit:

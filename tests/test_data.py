@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
+from datamodules.errors import InputError
 from datamodules.index import Index
+from datamodules.synthetic import write_pair
 from experiments.config import ExperimentConfig, load_config
 from experiments.data import load_data
 
@@ -46,3 +50,25 @@ def test_an_index_is_read_again_only_where_it_can_be(config, monkeypatch):
     path.write_text(path.read_text().replace('"version": 1', '"version": 0'))
     assert load_data(config).rows == first.rows
     assert '"version": 1' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "words"),
+    [
+        ("made-1", 1.0, None),
+        ("made-1", 0.5, "made-1.png.*cut short"),
+        ("001_HC", 1.0, "synthesis.folder.*001_HC.png.*rename"),
+    ],
+)
+def test_pairs_of_others_are_checked_before_anything_runs(config, tmp_path, name, keep, words):
+    folder = tmp_path / "pairs"
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 255, -1)
+    write_pair(folder, name, image=mask // 2, mask=mask // 255)
+    path = folder / "image" / f"{name}.png"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    config.synthesis.folder = str(folder)
+    if words is None:
+        assert set(load_data(config).view.foreign_pairs) == {name}
+    else:
+        with pytest.raises(InputError, match=words):
+            load_data(config)
