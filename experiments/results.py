@@ -15,7 +15,7 @@ from experiments.columns import PER_IMAGE
 from experiments.config import resolved
 from experiments.progress import clock
 from experiments.provenance import code_state
-from experiments.statistics import KEYS, add_trials, aggregate
+from experiments.statistics import KEYS, add_trials, aggregate, read_rows
 from experiments.sweep import NodeRun, Sweep
 from experiments.wandb_mode import resolve_mode
 
@@ -168,7 +168,7 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
 
 def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
     path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
-    return pd.read_csv(path, dtype={"sample_id": str, "exam_id": str, "test_cohort": str})
+    return read_rows(path)
 
 
 def _axes(axes: dict[str, Any]) -> dict[str, Any]:
