@@ -51,14 +51,14 @@ def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
     return None
 
 
-def finish(timeout_s: float = 30.0) -> None:
+def finish(*, exit_code: int, timeout_s: float = 30.0) -> None:
     """End the process's W&B run, if there is one; a server that does not answer is not waited for.
 
-    The run's own files are complete before this is called.
+    The run's own files are complete before this is called. Any code but 0 shows it as failed.
     """
     if wandb.run is None:
         return
-    thread = threading.Thread(target=wandb.finish, daemon=True)
+    thread = threading.Thread(target=wandb.finish, kwargs={"exit_code": exit_code}, daemon=True)
     thread.start()
     thread.join(timeout_s)
 

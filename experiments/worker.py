@@ -37,7 +37,7 @@ def run_node(context: StageContext, threads: int) -> None:
         if context.store.is_done(context.node.stage, context.node.id):
             return
         code = _run_held(context, threads=threads)
-        finish()
+        finish(exit_code=code)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: W&B's and torch's exit handlers may wait for a server or a thread.
