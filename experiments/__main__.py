@@ -14,6 +14,12 @@ def main() -> None:
     except (InputError, WeightsError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except PermissionError as error:
+        print(
+            f"error: {error.filename}: permission denied; check who may read or write it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,16 @@ def test_bad_settings_are_one_line_that_names_the_key(
     assert not (tmp_path / "@runs" / "demo").exists()
 
 
+def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path):
+    # The tests may run as a user who may read everything.
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("experiments.data_report.read_hc18", refuse)
+    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
+    is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
+
+
 def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
     script = (
         "import sys\n"
