@@ -89,7 +89,6 @@ def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> lis
 
 
 def _real_pairs(sweep: Sweep) -> list[Picture]:
-    # The first ones of support 0 are those that the smallest amounts and the generator see.
     ids = list(sweep.data.view.split.train)[:N_PAIRS]
     return [
         Picture(image=_outlined(sweep.data.samples[sample_id]), caption=sample_id)
@@ -168,11 +167,11 @@ def _near_copies_note(sweep: Sweep, gates: list[NodeRun]) -> str:
         return ""
     limits = sweep.store.result("gate", gates[0].node.id)["limits"]
     quantile = sweep.config.gate.copy_quantile
+    below = "kept candidates are below it" if sweep.config.gate.enabled else "no limit was kept to"
     return (
         "Similarity is the correlation at 32x48 pixels with the nearest image that the generator "
         f"was fitted on, mirrored or not. The {quantile:.0%} quantile of the same measure between "
-        f"real images of different exams is {limits['max_similarity']:.2f}; kept candidates are "
-        "below it."
+        f"real images of different exams is {limits['max_similarity']:.2f}; {below}."
     )
 
 
@@ -261,8 +260,8 @@ def _protocol(sweep: Sweep) -> list[str]:
     lines = [
         "Train, validation and test are disjoint by exam; exams that share a near-duplicate image "
         "stay together. The lists of ids stand in split.json beside this file.",
-        "Amounts are nested: the images of a smaller amount are among those of a larger one. They "
-        "are whole exams in a fixed order that interleaves the trimesters.",
+        "Amounts are nested: the images of a smaller amount are among those of a larger one. Their "
+        "order goes exam after exam within a trimester and interleaves the trimesters.",
         stopping,
         "Test images choose nothing. Scores are taken at the original image size.",
         "The whole-image prompt leaks nothing about the head. Boxes are taken from the reference "
