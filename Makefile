@@ -16,7 +16,7 @@ help: ## Show this help
 	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe of make sweep                 [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(ARGS)'
 
 ## Set up
-setup: .venv/.installed ## Make .venv from requirements.lock (once; about 5 GB)
+setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)
 
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sonosweep needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 2; }

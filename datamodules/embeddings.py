@@ -1,8 +1,8 @@
 """Image embeddings of a frozen encoder: one immutable fp16 array an image set, memory-mapped.
 
-This file stores and looks up; the encoder belongs to another room. The name of a set holds the
-hash of the images, the preprocessing, the encoder's weights and the compute type, so a change of
-any of them is another set and nothing stale is ever read.
+This file stores and looks up; the encoder belongs to another room, and so does the
+name of a set: a hash over the images, the encoder's weights and the compute type, so that a change
+of any of them is another set and nothing stale is ever read.
 """
 
 import json
@@ -12,9 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.storage import commit_folder, content_key
-
-SCHEMA_VERSION = 1
+from datamodules.storage import commit_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +28,6 @@ class EmbeddingSet:
     def __getitem__(self, sample_id: str) -> np.ndarray:
         """Embedding of a sample, fp16 (C, h, w); KeyError for an unknown id."""
         return self.array[self.rows[sample_id]]
-
-
-def embedding_key(
-    *,
-    image_hashes: Sequence[str],
-    preprocessing: dict[str, object],
-    encoder_sha256: str,
-    compute_dtype: str,
-) -> str:
-    """Name of an embedding set: a hash over everything that its values depend on."""
-    return content_key(
-        {
-            "schema": SCHEMA_VERSION,
-            "images": list(image_hashes),
-            "preprocessing": preprocessing,
-            "encoder": encoder_sha256,
-            "compute_dtype": compute_dtype,
-        }
-    )
 
 
 def write_embeddings(

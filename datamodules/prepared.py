@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotation import read_annotation, read_image
-from datamodules.geometry import Mode, Placement, image_to_frame, mask_to_frame, place
+from datamodules.geometry import Mode, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample
 from datamodules.storage import commit_folder, content_key
 
@@ -32,11 +32,6 @@ class PreparedImages:
     """int64 (N, 2): original sizes."""
     valid_hw: np.ndarray
     """int64 (N, 2): part of the frame that is image."""
-
-    def placement(self, row: int, *, mode: Mode) -> Placement:
-        """Where image `row` lies in the frame."""
-        height, width = self.size_hw[row]
-        return place((int(height), int(width)), frame_hw=self.images.shape[1:], mode=mode)
 
 
 def prepare_images(

@@ -34,7 +34,7 @@ def _console() -> Console:
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """Run the whole job at a small size, on phantoms or on HC18 (HC18_ROOT or data.root=)."""
-    from experiments.config import load_config
+    from experiments.recipe import load_config
 
     config = load_config("demo", overrides or [])
     # After the config is known to be good: decoding and drawing libraries take half a second.
@@ -49,7 +49,7 @@ def demo(overrides: Overrides = None) -> None:
 @app.command()
 def sweep(recipe: Recipe, overrides: Overrides = None) -> None:
     """Run a recipe's trials; write tables, figures and report."""
-    from experiments.config import load_config
+    from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
     from experiments.run import run_sweep
@@ -85,7 +85,7 @@ def report(
     command: Annotated[str, typer.Option(help="Command that the block names.")] = "",
 ) -> None:
     """Write a sweep's outputs again from what is done."""
-    from experiments.config import load_config
+    from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
     from experiments.run import write_again
@@ -94,7 +94,7 @@ def report(
 
 
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
-    from experiments.config import load_config
+    from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
     from experiments.run import run_stage

@@ -132,7 +132,8 @@ class LiveProgress:
             f"about {clock(left)} left ({share:.0%})",
         )
         table = Table.grid(padding=(0, 1))
-        for run in runs:
+        shown, hidden = self._fitting(runs)
+        for run in shown:
             mark, style = MARKS[run.state]
             bar: ProgressBar | Text = Text("")
             if run.state == "running" and run.total:
@@ -143,7 +144,18 @@ class LiveProgress:
                 bar,
                 Text(_detail(run), style=style if run.state in ("failed", "blocked") else "dim"),
             )
-        return Group(head, table)
+        rest = Text(f"  and {hidden} more stages", style="dim") if hidden else Text("")
+        return Group(head, table, rest)
+
+    def _fitting(self, runs: list[NodeRun]) -> tuple[list[NodeRun], int]:
+        """As many stages as the terminal has rows for: broken and running ones before others."""
+        room = max(3, self._console.height - 4)
+        if len(runs) <= room:
+            return runs, 0
+        rank = {"running": 0, "failed": 1, "waiting": 2, "done": 3, "blocked": 4, "reused": 5}
+        order = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], i))
+        kept = sorted(order[:room])
+        return [runs[i] for i in kept], len(runs) - room
 
 
 def _detail(run: NodeRun) -> str:

@@ -44,7 +44,12 @@ def gather(
         synthetic=_synthetic_pairs(sweep, gates),
         predictions=predictions,
         predictions_note=predictions_note,
-        candidates=[_candidates(sweep, run) for run in gates],
+        candidates=[
+            _candidates(sweep, run)
+            # One that accepted nothing has failed, and its reasons are what one wants to see.
+            for run in sweep.runs.values()
+            if run.node.stage == "gate" and (_run_dir(sweep, run) / "rejected.jsonl").is_file()
+        ],
         near_copies=_near_copies(sweep, gates),
         near_copies_note=_near_copies_note(sweep, gates),
         data_facts=_data_facts(sweep),
@@ -119,15 +124,15 @@ def _pair_picture(folder: Path, pair: SyntheticPair, *, caption: str | None = No
 
 def _candidates(sweep: Sweep, run: NodeRun) -> Candidates:
     folder = _run_dir(sweep, run)
-    result = sweep.store.result("gate", run.node.id)
     rejected = read_metadata(folder / "rejected.jsonl")
+    n_kept = len(read_metadata(folder / "metadata.jsonl"))
     source = sweep.store.root / "store" / run.node.upstream["candidates"]
     # One of each kind of reason first, so that the pictures show what the counts say.
     kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
     order = sorted(range(len(rejected)), key=lambda i: (kinds[:i].count(kinds[i]), i))
     return Candidates(
-        n_made=result["accepted"] + result["rejected"],
-        n_kept=result["accepted"],
+        n_made=n_kept + len(rejected),
+        n_kept=n_kept,
         reasons=dict(Counter(kinds)),
         rejected=[
             _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))

@@ -89,6 +89,7 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
             | {
                 "status": status,
                 "reason": run.reason,
+                "n_synthetic": result.get("n_synthetic"),
                 "steps": result.get("steps"),
                 "seconds": result.get("seconds"),
                 "peak_memory_mib": result.get("peak_memory_mib"),

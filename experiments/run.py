@@ -12,7 +12,7 @@ from datamodules.storage import write_atomic
 from experiments.config import ExperimentConfig, resolved
 from experiments.data import Data, load_data, write_split
 from experiments.plan import Plan, make_plan
-from experiments.progress import LiveProgress, clock
+from experiments.progress import LiveProgress
 from experiments.sweep import Sweep, SweepInterruptedError
 from lightning_modules.weights import find_lite_weights
 
@@ -95,13 +95,6 @@ def report_failures(sweep: Sweep, console: Console) -> bool:
     return bool(failed)
 
 
-def spent(sweep: Sweep) -> str:
-    """Time that this call's stages took."""
-    seconds = sum(run.seconds for run in sweep.runs.values())
-    n = sum(run.state == "done" for run in sweep.runs.values())
-    return f"{n} stages in {clock(seconds)}" if n else "nothing was left to do"
-
-
 def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -137,13 +130,15 @@ def write_again(
     data, plan = prepare(config, console)
     sweep = Sweep(config, data=data, plan=plan)
     sweep.recall_failures()
+    folder = sweep.store.sweep_dir(config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_split(data.view.split, folder / "split.json")
     _write_outputs(sweep, console)
     if into is not None:
         from experiments.readme import insert_results
         from experiments.statistics import read_rows
         from experiments.tables import blocks
 
-        folder = sweep.store.sweep_dir(config.name)
         results = read_rows(folder / "results.csv")
         tables = blocks(results, per_image=read_rows(folder / "per_image.csv"))
         insert_results(into, sweep=sweep, tables=tables, command=command)

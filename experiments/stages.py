@@ -221,8 +221,8 @@ def run_gate(context: StageContext) -> dict[str, Any]:
         (rejected if found and config.enabled else accepted).append(pair)
     for pair in accepted:
         link_pair(source, context.run_dir, sample_id=pair.sample_id)
-    write_metadata(context.run_dir / "rejected.jsonl", rejected)
     write_metadata(context.run_dir / "metadata.jsonl", accepted)
+    write_metadata(context.run_dir / "rejected.jsonl", rejected)
     if not accepted:
         raise StageError(
             f"gate: none of {len(rejected)} candidates accepted (for example: "

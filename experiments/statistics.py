@@ -49,7 +49,7 @@ SUMMARY = [
     "trimesters_missing",
 ]
 """Columns of results.csv that are computed from per_image.csv."""
-_TRIAL_COLUMNS = ["status", "reason", "steps", "seconds", "peak_memory_mib"]
+_TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt"]
 _TEXT_COLUMNS += ["status", "reason", "trimesters_missing"]
 
@@ -219,7 +219,8 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
         The rows of results.csv. A trial without any image row keeps one row, its cohort and prompt
         empty; a row without an entry in `trials` (box_only) stays done.
     """
-    known = trials[["trial_id", *_TRIAL_COLUMNS]]
+    # What the runner does not know stays empty.
+    known = trials.reindex(columns=["trial_id", *_TRIAL_COLUMNS])
     bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
     done = bare.merge(known, on="trial_id", how="left", validate="many_to_one")
     done["status"] = done["status"].fillna("done")

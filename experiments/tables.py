@@ -279,6 +279,11 @@ def footnotes(results: pd.DataFrame) -> list[str]:
             "The generator behind + synthetic may have seen more labelled images than the "
             "real-only row of the same amount: compare at equal total labels."
         )
+    if results["n_total_labels"].isna().any():
+        notes.append(
+            "unknown: how many labelled images the maker of the imported synthetic pairs used is "
+            "not known, so neither is the row's total."
+        )
     if (results["condition"] == "box_only").any():
         notes.append(
             "Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What it "

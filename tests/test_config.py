@@ -3,7 +3,8 @@
 import pytest
 
 from datamodules.errors import InputError
-from experiments.config import RECIPES, ExperimentConfig, load_config, resolved
+from experiments.config import ExperimentConfig, resolved
+from experiments.recipe import RECIPES, load_config
 
 
 def test_defaults_recipe_and_overrides_merge_in_that_order(tmp_path):

@@ -9,8 +9,9 @@ import pytest
 from datamodules.errors import InputError
 from datamodules.index import Index
 from datamodules.synthetic import write_pair
-from experiments.config import ExperimentConfig, load_config
+from experiments.config import ExperimentConfig
 from experiments.data import load_data
+from experiments.recipe import load_config
 
 CSV = "training_set_pixel_size_and_HC.csv"
 

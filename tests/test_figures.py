@@ -14,7 +14,7 @@ from experiments.figures import (
     save_figure,
 )
 from experiments.paper import compare_paper, figure_paper, paper_reference, table_paper
-from experiments.pictures import contact_sheet, encode_png, fit_into, overlay_contours
+from experiments.pictures import encode_png, overlay_contours
 from experiments.statistics import aggregate, cluster_bootstrap_ci
 from experiments.tables import CONDITION_LABELS
 
@@ -160,25 +160,6 @@ def test_outlines_are_drawn_where_the_mask_ends():
     assert (overlay_contours(image, [(np.zeros_like(mask), (255, 0, 0))]) == 100).all()
     with pytest.raises(ValueError, match="differ in size"):
         overlay_contours(image, [(mask.T, (255, 0, 0))])
-
-
-def test_contact_sheet_places_pictures_row_by_row():
-    pictures = [np.full((54, 80), value, np.uint8) for value in (10, 20, 30)]
-    sheet = contact_sheet(pictures, columns=2, cell_hw=(54, 80), gap_px=4)
-    assert sheet.shape == (112, 164, 3)
-    assert (sheet[:54, :80] == 10).all()
-    assert (sheet[:54, 84:] == 20).all()
-    assert (sheet[58:, :80] == 30).all()
-    assert (sheet[58:, 84:] == 255).all()
-    with pytest.raises(ValueError, match="no pictures"):
-        contact_sheet([], columns=2, cell_hw=(5, 5))
-
-
-def test_fitting_keeps_the_aspect():
-    fitted = fit_into(np.full((54, 80), 200, np.uint8), size_hw=(80, 80))
-    assert (fitted[13:67] == 200).all()
-    assert (fitted[:13] == 0).all()
-    assert (fitted[67:] == 0).all()
 
 
 def test_png_round_trip_keeps_rgb_order():

@@ -9,7 +9,7 @@ import pytest
 
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import rasterise
-from datamodules.embeddings import embedding_key, open_embeddings, write_embeddings
+from datamodules.embeddings import open_embeddings, write_embeddings
 from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.prepared import open_prepared, prepare_images
@@ -58,7 +58,6 @@ def test_arrays_equal_the_decoded_files_in_the_frame(
         mask = read_annotation(sample.annotation_path, filled_bias_px=1.4).mask
         assert np.array_equal(prepared.images[row], image_to_frame(image, placement))
         assert np.array_equal(prepared.masks[row], mask_to_frame(mask, placement))
-        assert prepared.placement(row, mode=mode) == placement
         # The reference itself is no constant: a head of 16 to 36 % of the image.
         assert 0.15 < prepared.masks[row].sum() / (valid_hw[0] * valid_hw[1]) < 0.4
     assert set(np.unique(prepared.masks)) == {0, 1}
@@ -220,25 +219,3 @@ def test_embeddings_must_be_as_many_as_samples(tmp_path, n_rows):
             shape=(1, 1, 1),
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_embedding_key_depends_on_all_that_its_values_depend_on():
-    base = {
-        "image_hashes": ["1", "2"],
-        "preprocessing": {"side": 256, "mean": [0.5]},
-        "encoder_sha256": "ab",
-        "compute_dtype": "bf16",
-    }
-    keys = {embedding_key(**base)} | {
-        embedding_key(**(base | change))
-        for change in (
-            {"image_hashes": ["2", "1"]},
-            {"image_hashes": ["1"]},
-            {"preprocessing": {"side": 512, "mean": [0.5]}},
-            {"encoder_sha256": "ac"},
-            {"compute_dtype": "fp32"},
-        )
-    }
-    assert len(keys) == 6
-    swapped = base | {"preprocessing": {"mean": [0.5], "side": 256}}
-    assert embedding_key(**swapped) == embedding_key(**base)

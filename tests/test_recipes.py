@@ -6,7 +6,7 @@ from lightning import Trainer
 
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
-from experiments.config import RECIPES, load_config
+from experiments.recipe import RECIPES, load_config
 from lightning_modules.config_sam import FRAME_SIDE_PX
 from lightning_modules.diffusion import DiffusionModule
 from lightning_modules.sam import SamModule
