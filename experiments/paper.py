@@ -1,4 +1,4 @@
-"""Our numbers beside the paper's (arXiv 2506.23664): `make table-paper`, `make figure-paper`.
+"""Our numbers beside the paper's (arXiv 2506.23664).
 
 The paper reports Dice at 256x256 under the jittered box, so ours is `dice_256` under that prompt.
 Its panels are train cohort -> test cohort; a cohort that it did not test stands alone.
@@ -12,7 +12,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.figures import RC_PARAMS, condition_style, ordered, shared_legend
+from datamodules.storage import write_atomic
+from experiments.figures import (
+    RC_PARAMS,
+    condition_style,
+    ordered,
+    save_figure,
+    shared_legend,
+)
 from experiments.tables import CONDITION_LABELS, latex_table
 
 _REFERENCE = Path(__file__).parent / "reference" / "paper_2506_23664.csv"
@@ -175,3 +182,25 @@ def _count_axis(axis: Axes, counts: np.ndarray) -> None:
     shown = [int(n) for k, n in enumerate(counts) if k == 0 or n / counts[k - 1] > 1.3]
     axis.set_xticks(shown, [str(n) for n in shown])
     axis.set_xticks([], minor=True)
+
+
+def write_comparison(results: pd.DataFrame, folder: Path, *, train_cohort: str) -> bool:
+    """Write table_paper.md, .tex and figure_paper.png, .pdf where the paper has a number to ours.
+
+    Args:
+        results: Rows of results.csv.
+        folder: Where the files go.
+        train_cohort: What the sweep trained on.
+
+    Returns:
+        Whether anything was written: a panel and amount must stand on both sides.
+    """
+    compared = compare_paper(results, train_cohort=train_cohort)
+    shared = compared[["paper", "ours"]].notna().all(axis=1)
+    if not shared.any():
+        return False
+    markdown, latex = table_paper(compared)
+    write_atomic(folder / "table_paper.md", markdown)
+    write_atomic(folder / "table_paper.tex", latex)
+    save_figure(figure_paper(compared), stem=folder / "figure_paper")
+    return True

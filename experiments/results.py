@@ -128,6 +128,7 @@ def write_outputs(sweep: Sweep, console: Console) -> None:
 def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.figures import figure_amounts, png_bytes, save_figure
     from experiments.findings import compare, finding
+    from experiments.paper import write_comparison
     from experiments.report import render_report
     from experiments.report_content import gather
     from experiments.tables import blocks, footnotes, to_latex, to_markdown
@@ -138,6 +139,7 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
     figure = figure_amounts(results, per_image=per_image)
     save_figure(figure, stem=folder / "figure")
+    write_comparison(results, folder, train_cohort=sweep.data.name)
     content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
     write_atomic(folder / "report.html", render_report(content))
     return " ".join(finding(compare(per_image), results=results))

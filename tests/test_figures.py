@@ -13,7 +13,13 @@ from experiments.figures import (
     png_bytes,
     save_figure,
 )
-from experiments.paper import compare_paper, figure_paper, paper_reference, table_paper
+from experiments.paper import (
+    compare_paper,
+    figure_paper,
+    paper_reference,
+    table_paper,
+    write_comparison,
+)
 from experiments.pictures import encode_png, overlay_contours
 from experiments.statistics import aggregate, cluster_bootstrap_ci
 from experiments.tables import CONDITION_LABELS
@@ -181,6 +187,19 @@ def test_paper_reference_is_complete():
         "strong": 0.915,
     }
     assert rows["dice"].between(0.78, 0.962).all()
+
+
+def test_the_comparison_is_written_where_the_paper_has_a_number_to_ours(tmp_path):
+    names = ["table_paper.md", "table_paper.tex", "figure_paper.png", "figure_paper.pdf"]
+    es, _ = sweep(((np.nan, 5),), cohort="es")
+    assert write_comparison(es, tmp_path, train_cohort="hc18")
+    assert all((tmp_path / name).stat().st_size > 0 for name in names)
+    assert "90.5" in (tmp_path / "table_paper.md").read_text()
+    own, _ = sweep(((np.nan, 5),))
+    (tmp_path / "other").mkdir()
+    assert not write_comparison(own, tmp_path / "other", train_cohort="hc18")
+    assert not write_comparison(es, tmp_path / "other", train_cohort="phantom")
+    assert not list((tmp_path / "other").iterdir())
 
 
 def test_ours_stand_beside_theirs_under_the_jittered_box_at_256():
