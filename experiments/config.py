@@ -57,8 +57,10 @@ class GateConfig:
     prompt: Prompt = "whole_image"
     """Prompt of the segmenter that judges, which was fitted on exactly the generator's images."""
     agreement_quantile: float = 0.05
-    """Dice between label and segmenter must reach this quantile of the same Dice on the real ones;
-    the segmenter knows those, so the limit is strict."""
+    """Dice between label and segmenter must reach this quantile of the same Dice on the real ones,
+    less the slack below."""
+    agreement_slack: float = 0.1
+    """Taken off that quantile: the segmenter was fitted on those images, and knows few the best."""
     min_agreement: float | None = None
     """A limit for that Dice to use instead of the quantile."""
     intensity_quantile: float = 0.01
@@ -68,10 +70,14 @@ class GateConfig:
     copy_quantile: float = 0.99
     """A candidate more similar to a real image than this quantile of the similarities between
     each real image and its nearest neighbour of another exam is a near-copy."""
+    copy_min_correlation: float = 0.7
+    """Below this similarity nothing is a near-copy, however few real images set the quantile."""
 
     def __post_init__(self) -> None:
         for name in (
             "agreement_quantile",
+            "agreement_slack",
+            "copy_min_correlation",
             "min_agreement",
             "intensity_quantile",
             "copy_quantile",

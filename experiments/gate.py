@@ -89,6 +89,7 @@ def limits_from_real(
     Returns:
         The limits. With images of fewer than two groups nothing can be a near-copy.
     """
+    quantile = float(np.quantile(agreement, config.agreement_quantile))
     means = np.array([image.mean() / 255 for image in images])
     spreads = np.array([image.std() / 255 for image in images])
     prints = fingerprints(images)
@@ -99,13 +100,17 @@ def limits_from_real(
     nearest = nearest[nearest > -1.0]
     return GateLimits(
         min_agreement=(
-            float(np.quantile(agreement, config.agreement_quantile))
+            max(0.0, quantile - config.agreement_slack)
             if config.min_agreement is None
             else config.min_agreement
         ),
         mean_range=_range(means, config),
         spread_range=_range(spreads, config),
-        max_similarity=float(np.quantile(nearest, config.copy_quantile)) if len(nearest) else 1.0,
+        max_similarity=(
+            max(config.copy_min_correlation, float(np.quantile(nearest, config.copy_quantile)))
+            if len(nearest)
+            else 1.0
+        ),
     )
 
 

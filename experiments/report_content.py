@@ -171,12 +171,13 @@ def _near_copies_note(sweep: Sweep, gates: list[NodeRun]) -> str:
     if not gates:
         return ""
     limits = sweep.store.result("gate", gates[0].node.id)["limits"]
-    quantile = sweep.config.gate.copy_quantile
-    below = "kept candidates are below it" if sweep.config.gate.enabled else "no limit was kept to"
+    gate = sweep.config.gate
+    below = "kept candidates are below it" if gate.enabled else "no limit was kept to"
     return (
         "Similarity is the correlation at 32x48 pixels with the nearest image that the generator "
-        f"was fitted on, mirrored or not. The {quantile:.0%} quantile of the same measure between "
-        f"real images of different exams is {limits['max_similarity']:.2f}; {below}."
+        f"was fitted on, mirrored or not. The limit is {limits['max_similarity']:.2f}: the "
+        f"{gate.copy_quantile:.0%} quantile of the same measure between real images of different "
+        f"exams, or {gate.copy_min_correlation:.2f} if that is more; {below}."
     )
 
 

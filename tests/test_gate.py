@@ -96,8 +96,9 @@ def test_nearest_real_image():
 
 def limits_of(images, groups, **changes):
     agreement = np.linspace(0.5, 1.0, len(images))
+    settings = {"copy_min_correlation": 0.0, "agreement_slack": 0.0} | changes
     return limits_from_real(
-        images, groups=groups, agreement=agreement, config=GateConfig(**changes)
+        images, groups=groups, agreement=agreement, config=GateConfig(**settings)
     )
 
 
@@ -105,6 +106,8 @@ def test_the_agreement_limit_is_a_quantile_of_the_real_ones_unless_it_is_given()
     images, groups = [noise(k) for k in range(5)], list("abcde")
     assert limits_of(images, groups, agreement_quantile=0.0).min_agreement == 0.5
     assert limits_of(images, groups, agreement_quantile=0.5).min_agreement == 0.75
+    slack = limits_of(images, groups, agreement_quantile=0.5, agreement_slack=0.1)
+    assert slack.min_agreement == pytest.approx(0.65)
     assert limits_of(images, groups, min_agreement=0.1).min_agreement == 0.1
     assert limits_of(images, groups, min_agreement=0.0).min_agreement == 0.0
 
@@ -117,7 +120,7 @@ def test_frames_of_one_exam_do_not_set_the_copy_limit():
     pairs = np.maximum(prints @ prints.T, prints @ mirrored(prints).T)
     assert pairs[0, 1] > 0.98
     grouped = limits_of(images, ["a", "a", "b"], copy_quantile=1.0)
-    assert grouped.max_similarity == pytest.approx(max(pairs[0, 2], pairs[1, 2]), abs=1e-6)
+    assert grouped.max_similarity == pytest.approx(max(0.0, pairs[0, 2], pairs[1, 2]), abs=1e-6)
     assert grouped.max_similarity < 0.5
     apart = limits_of(images, ["a", "c", "b"], copy_quantile=1.0)
     assert apart.max_similarity == pytest.approx(pairs[0, 1], abs=1e-6)
@@ -224,3 +227,9 @@ def test_all_reasons_are_given():
 def test_config_refuses(name, value):
     with pytest.raises(ValueError, match=rf"^gate\.{name}={value}"):
         GateConfig(**{name: value})
+
+
+def test_few_real_images_do_not_make_everything_a_copy():
+    images, groups = [noise(k) for k in range(3)], list("abc")
+    assert limits_of(images, groups).max_similarity < 0.5
+    assert limits_of(images, groups, copy_min_correlation=0.7).max_similarity == 0.7
