@@ -43,7 +43,8 @@ def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: st
 def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
     lines = []
     for block in tables:
-        columns = [name for name in COLUMNS if name in block.rows.columns]
+        frame = block.rows
+        columns = [name for name in COLUMNS if name in frame and (frame[name] != "").any()]
         lines += [f"**{block.title}**", "", "| " + " | ".join(columns) + " |"]
         lines.append(
             "|" + "|".join(" :-- " if c == "condition" else " --: " for c in columns) + "|"

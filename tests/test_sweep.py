@@ -142,6 +142,37 @@ def test_a_second_run_does_nothing_and_changes_nothing(toy):
     assert (store / "toy" / "report.html").stat().st_mtime_ns == report
 
 
+def test_report_puts_the_table_into_a_file_between_its_markers(toy, tmp_path):
+    data, store, _ = toy
+    words = command(data, store)
+    words[words.index("sweep")] = "report"
+    page = tmp_path / "PAGE.md"
+    page.write_text("before\n<!-- results -->\nold\n<!-- /results -->\nafter\n")
+
+    def report() -> subprocess.CompletedProcess:
+        options = ["--into", str(page), "--command", "make toy"]
+        return subprocess.run(
+            [*words, *options], capture_output=True, text=True, env=environment(), check=False
+        )
+
+    assert report().returncode == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- results -->\n**hc18, whole-image prompt**")
+    assert text.endswith("<!-- /results -->\nafter\n")
+    assert "old" not in text
+    assert "`make toy`: 4 trials" in text
+    results = pd.read_csv(store / "toy" / "results.csv")
+    box = results[results["condition"] == "box_only"].iloc[0]
+    (row,) = [line for line in text.splitlines() if line.startswith("| box only")]
+    assert f"| {100 * box['dice_mean']:.1f} |" in row
+    page.write_text("no markers")
+    ended = report()
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert "<!-- results -->" in ended.stderr
+    assert page.read_text() == "no markers"
+
+
 def test_another_sweep_reuses_what_it_shares(toy):
     data, store, _ = toy
     trials = store / "store" / "trial"
