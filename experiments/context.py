@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.index import IndexRow
 from datamodules.samples import Sample
 from experiments.config import ExperimentConfig
-from experiments.plan import Node
+from experiments.nodes import Node
 from experiments.store import RunStore, StatusFile
 
 

@@ -12,7 +12,7 @@ from datamodules.splits import Split, Unit, choose_subset, make_split
 from datamodules.storage import content_key, files_sha256, write_atomic, write_json
 from datamodules.synthetic import read_synthetic
 from experiments.config import ExperimentConfig
-from experiments.plan import DataView
+from experiments.nodes import DataView
 
 Progress = Callable[[int, int], None]
 
@@ -51,7 +51,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     root = config.data_root()
     main = read_samples(root, layout=config.data.layout)
     chosen = choose_subset(
-        [_early_unit(sample) for sample in main],
+        [_unit(sample, group_id=sample.exam_id) for sample in main],
         name=config.data.subset.name,
         n_images=config.data.subset.n_images,
     )
@@ -86,7 +86,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
         for cohort, members in cohorts.items()
     }
     rows = {row.sample_id: row for index in indices.values() for row in index.rows}
-    units = {row.sample_id: _unit(row) for row in indices[name].rows}
+    units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     return Data(
         name=name,
         samples=samples,
@@ -169,22 +169,11 @@ def _foreign_pairs(
     return content
 
 
-def _early_unit(sample: Sample) -> Unit:
-    """A unit before anything is decoded: the exam is the group."""
+def _unit(found: Sample | IndexRow, *, group_id: str) -> Unit:
     return Unit(
-        sample_id=sample.sample_id,
-        group_id=sample.exam_id,
-        exam_id=sample.exam_id,
-        frame=sample.frame,
-        stratum=trimester(sample.hc_mm) or 0,
-    )
-
-
-def _unit(row: IndexRow) -> Unit:
-    return Unit(
-        sample_id=row.sample_id,
-        group_id=row.group_id,
-        exam_id=row.exam_id,
-        frame=row.frame,
-        stratum=trimester(row.hc_mm) or 0,
+        sample_id=found.sample_id,
+        group_id=group_id,
+        exam_id=found.exam_id,
+        frame=found.frame,
+        stratum=trimester(found.hc_mm) or 0,
     )

@@ -6,115 +6,15 @@ dashboards are not in it, so the same work is found again by any sweep on any ma
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.splits import Split, Unit, amount_from_fraction, check_count, support_order
-from datamodules.storage import content_key
+from datamodules.splits import amount_from_fraction, check_count, support_order
 from experiments.config import ExperimentConfig
+from experiments.nodes import NOT_HASHED, DataView, Node, Plan, TrialSpec
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.weights import encoder_id
-
-STAGE_VERSION = {
-    "embed": 1,
-    "generator": 1,
-    "synthesize": 1,
-    "import_pairs": 1,
-    "gate": 1,
-    "trial": 1,
-    "control": 1,
-}
-# What an id must not depend on: where and how fast, not what.
-NOT_HASHED = {
-    "segmenter": ("weights_path",),
-    "synthesis": ("folder", "folder_labels", "generator_count", "generator_support"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Node:
-    """A stage to run once: its inputs and the name of its directory."""
-
-    stage: str
-    """A key of STAGE_VERSION."""
-    content: dict[str, Any]
-    """What its result depends on, as JSON types; hashed."""
-    upstream: dict[str, str] = field(default_factory=dict)
-    """Directory `stage/id` of each input, by role; hashed."""
-    label: str = ""
-    """What a person reads."""
-    steps: int = 0
-    """Units of work, for the estimate of the time left."""
-
-    @property
-    def id(self) -> str:
-        """16 hexadecimal digits."""
-        return content_key(
-            {
-                "stage": self.stage,
-                "version": STAGE_VERSION[self.stage],
-                "content": self.content,
-                "upstream": self.upstream,
-            }
-        )
-
-    @property
-    def key(self) -> str:
-        """`stage/id`."""
-        return f"{self.stage}/{self.id}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """A cell of the grid: its axes, its label budget and the stage that does it."""
-
-    condition: str
-    real_fraction: float | None
-    n_real: int
-    support: int
-    seed: int
-    generator_seed: int
-    n_generator_labels: int | None
-    n_val_labels: int
-    n_total_labels: int | None
-    """Distinct labelled images behind the row: its own, its generator's, validation's."""
-    node_key: str
-
-    @property
-    def name(self) -> str:
-        """A readable name, unique within a sweep."""
-        axes = f"n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
-        return f"{self.condition}-{axes}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Stages in an order in which each follows its inputs, and the trials of the grid."""
-
-    nodes: dict[str, Node]
-    trials: list[TrialSpec]
-    control_key: str | None
-    """The stage that scores the box without an image; None where no prompt gives a box."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataView:
-    """What a plan needs to know of the data."""
-
-    name: str
-    """Cohort of the main data, whose test part is scored under that name."""
-    units: dict[str, Unit]
-    """Units of the chosen subset by sample id."""
-    content: dict[str, str]
-    """Content hash by sample id, cohort images included."""
-    references: dict[str, str]
-    """Hash by sample id of all that a prediction is scored against: content, pixel size, HC."""
-    split: Split
-    cohorts: dict[str, list[str]]
-    """Sample ids of each external test cohort."""
-    foreign_pairs: dict[str, str] | None = None
-    """Content hash of each pair in `synthesis.folder`, where one is given."""
 
 
 def make_plan(config: ExperimentConfig, data: DataView) -> Plan:

@@ -11,7 +11,8 @@ from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.config import ExperimentConfig, resolved
 from experiments.data import Data, load_data, write_split
-from experiments.plan import Plan, make_plan
+from experiments.nodes import Plan
+from experiments.plan import make_plan
 from experiments.progress import LiveProgress
 from experiments.sweep import Sweep, SweepInterruptedError
 from lightning_modules.weights import find_lite_weights

@@ -12,7 +12,7 @@ from typing import Literal
 from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.data import Data
-from experiments.plan import Node, Plan
+from experiments.nodes import Node, Plan
 from experiments.store import RunStore, failure_reason, read_status
 from experiments.worker import run_node
 

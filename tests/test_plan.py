@@ -6,7 +6,8 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.splits import Split, Unit, support_order
-from experiments.plan import DataView, Plan, make_plan
+from experiments.nodes import DataView, Plan
+from experiments.plan import make_plan
 from experiments.recipe import load_config
 
 N_TRAIN = 46
