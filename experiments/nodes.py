@@ -18,7 +18,13 @@ STAGE_VERSION = {
 # What an id must not depend on: where and how fast, not what.
 NOT_HASHED = {
     "segmenter": ("weights_path",),
-    "synthesis": ("folder", "folder_labels", "generator_count", "generator_support"),
+    "synthesis": (
+        "folder",
+        "folder_labels",
+        "generator_count",
+        "generator_support",
+        "sampler.batch_size",
+    ),
 }
 
 

@@ -95,7 +95,11 @@ class _Planner:
     def _section(self, name: str) -> dict[str, Any]:
         section = asdict(getattr(self.config, name))
         for key in NOT_HASHED.get(name, ()):
-            del section[key]
+            *groups, leaf = key.split(".")
+            holder = section
+            for group in groups:
+                holder = holder[group]
+            del holder[leaf]
         return section
 
     def _embed_real(self) -> str | None:
