@@ -60,21 +60,23 @@ def hausdorff_distance_mm(
         pixel_size_mm: Side of a pixel, mm, > 0.
 
     Returns:
-        Distance in mm; 0 where both masks are empty, nan where one is.
+        Distance in mm; 0 where both masks are empty, inf where exactly one is: no boundary is
+        near one that is not there.
 
     Raises:
         ValueError: The shapes differ, or the pixel size is not positive.
 
     Source:
-        scipy.spatial.distance.directed_hausdorff, taken both ways, on the boundaries' pixels;
-        equal to it to 1e-9 px. (torchmetrics 1.9 is wrong on masks that are not square.)
+        skimage.metrics.hausdorff_distance, and scipy.spatial.distance.directed_hausdorff taken
+        both ways, on the boundaries' pixels; equal to both to 1e-9 px. (torchmetrics
+        1.9 is wrong on masks that are not square.)
     """
     _require_pixel_size(pixel_size_mm)
     pred_mask, target = _as_pair(pred_mask, target)
     if not pred_mask.any() and not target.any():
         return 0.0
     if not pred_mask.any() or not target.any():
-        return float("nan")
+        return float("inf")
     rows, columns = _bounding_box(pred_mask | target)
     # Outside the masks there is nothing to measure, and a head fills a third of its image.
     pred_boundary = _boundary(pred_mask[rows, columns])

@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 from scipy.spatial.distance import directed_hausdorff
+from skimage.metrics import hausdorff_distance
+from skimage.segmentation import find_boundaries
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from lightning_modules.metrics import (
@@ -119,10 +121,24 @@ def test_hausdorff_equals_brute_force_and_scipy(size_hw, seed):
     assert hausdorff_distance_mm(target, pred, pixel_size_mm=0.5) == result
 
 
+@pytest.mark.parametrize("size_hw", [(54, 80), (80, 54)])
+@pytest.mark.parametrize("seed", range(4))
+def test_hausdorff_equals_scikit_image(size_hw, seed):
+    masks = random_masks(seed, size_hw)
+    # Its own boundaries: inner, 4-neighbours, the image's border counting as background.
+    boundaries = [
+        find_boundaries(np.pad(mask, 1), connectivity=1, mode="inner")[1:-1, 1:-1] for mask in masks
+    ]
+    expected_mm = 0.13 * hausdorff_distance(*boundaries)
+    assert expected_mm > 0
+    result = hausdorff_distance_mm(masks[0], masks[1], pixel_size_mm=0.13)
+    assert result == pytest.approx(expected_mm, abs=1e-9)
+
+
 def test_hausdorff_of_empty_masks():
     assert hausdorff_distance_mm(EMPTY, EMPTY, pixel_size_mm=1) == 0.0
-    assert math.isnan(hausdorff_distance_mm(EMPTY, FULL, pixel_size_mm=1))
-    assert math.isnan(hausdorff_distance_mm(FULL, EMPTY, pixel_size_mm=1))
+    assert hausdorff_distance_mm(EMPTY, FULL, pixel_size_mm=1) == math.inf
+    assert hausdorff_distance_mm(FULL, EMPTY, pixel_size_mm=1) == math.inf
     assert hausdorff_distance_mm(FULL, FULL, pixel_size_mm=1) == 0.0
 
 
