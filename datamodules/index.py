@@ -4,16 +4,24 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Literal
 
 import cv2
 import numpy as np
 
 from datamodules.annotation import decode_annotation, decode_image, read_bytes
-from datamodules.duplicates import fingerprint, group_ids, near_duplicate_pairs
+from datamodules.duplicates import (
+    fingerprint,
+    group_ids,
+    near_duplicate_pairs,
+    near_duplicates_between,
+    pack_fingerprint,
+    unpack_fingerprint,
+)
 from datamodules.ellipse import Ellipse, perimeter_px
 from datamodules.errors import InputError
 from datamodules.samples import Sample, trimester
@@ -21,7 +29,7 @@ from datamodules.samples import Sample, trimester
 # An annotation whose HC differs from the CSV's by more than this is worth a look. Outlines agree
 # to 0.04 mm, corrected filled masks to 0.3 mm.
 _HC_MISMATCH_MM = 2.0
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,7 @@ class IndexRow:
         is_open: see `Annotation`; likewise touches_border (False without an annotation).
         hc_fit_mm: the ellipse's perimeter; None without a pixel size.
         image_sha256: of the file's bytes; likewise annotation_sha256.
+        fingerprint: of the image, packed; see `pack_fingerprint`.
         group_id: exams joined by near-duplicates share it: the unit of splitting.
     """
 
@@ -56,6 +65,7 @@ class IndexRow:
     filled_bias_px: float
     image_sha256: str
     annotation_sha256: str | None
+    fingerprint: str
     group_id: str
 
 
@@ -161,7 +171,8 @@ def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
     }
     if sample.annotation_path is not None:
         row |= _decode_annotation(sample, size_hw=image.shape)
-    return row, fingerprint(image)
+    small = fingerprint(image)
+    return row | {"fingerprint": pack_fingerprint(small)}, small
 
 
 def _decode_annotation(sample: Sample, *, size_hw: tuple[int, int]) -> dict:
@@ -184,6 +195,47 @@ def _decode_annotation(sample: Sample, *, size_hw: tuple[int, int]) -> dict:
         "hc_fit_mm": None if pixel_size_mm is None else length_px * pixel_size_mm,
         "annotation_sha256": hashlib.sha256(data).hexdigest(),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossDuplicate:
+    """The same image in two cohorts.
+
+    Attributes:
+        cohorts: the keys of both in `cross_cohort_duplicates`' argument, in its order.
+        sample_ids: one of each.
+        correlation: of their fingerprints, in [-1, 1].
+    """
+
+    cohorts: tuple[str, str]
+    sample_ids: tuple[str, str]
+    correlation: float
+
+
+def cross_cohort_duplicates(indices: Mapping[str, Index]) -> list[CrossDuplicate]:
+    """Find images of one cohort that are near-duplicates of another's.
+
+    No file is read: the indices hold the fingerprints. Within a cohort `Index.duplicates` has them.
+
+    Args:
+        indices: by cohort.
+
+    Returns:
+        Pairs in the order of the cohorts and of their rows; none for fewer than two cohorts.
+    """
+    prints = {
+        cohort: np.stack([unpack_fingerprint(row.fingerprint) for row in index.rows])
+        for cohort, index in indices.items()
+    }
+    return [
+        CrossDuplicate(
+            cohorts=(first, second),
+            sample_ids=(indices[first].rows[i].sample_id, indices[second].rows[j].sample_id),
+            correlation=correlation,
+        )
+        for first, second in combinations(indices, 2)
+        for i, j, correlation in near_duplicates_between(prints[first], prints[second])
+    ]
 
 
 def data_manifest_sha256(index: Index) -> str:

@@ -186,15 +186,24 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
 def _cohort_names(root: Path) -> tuple[list[str], set[str]]:
     """Return the names of the images and of the masks."""
     _check_folder(root)
-    for folder in ("image", "mask"):
-        if not (root / folder).is_dir():
-            raise InputError(
-                f"{root}: not a cohort, {folder}/ is missing; expected image/<name>.png and "
-                f"mask/<name>{ANNOTATION_SUFFIX}.png"
-            )
+    if not (root / "image").is_dir():
+        raise InputError(
+            f"{root}: not a cohort, image/ is missing; expected image/<name>.png and "
+            f"mask/<name>{ANNOTATION_SUFFIX}.png"
+        )
+    if not (root / "mask").is_dir():
+        raise InputError(
+            f"{root}: mask/ is missing, and evaluation needs masks; "
+            f"add mask/<name>{ANNOTATION_SUFFIX}.png for each image"
+        )
     images, masks = _png_names(root / "image"), set(_png_names(root / "mask"))
     if not images:
         raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    if not masks:
+        raise InputError(
+            f"{root / 'mask'}: no PNG masks, and evaluation needs masks; "
+            f"add <name>{ANNOTATION_SUFFIX}.png for each of {len(images)} images"
+        )
     return images, masks
 
 

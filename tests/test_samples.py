@@ -157,6 +157,18 @@ def test_defects_of_a_cohort_are_named(tmp_path):
         read_cohort(root / "image")
 
 
+def test_a_cohort_without_masks_says_that_evaluation_needs_them(tmp_path):
+    root = make_cohort(tmp_path / "es", ["a", "b"])
+    for mask in (root / "mask").iterdir():
+        mask.unlink()
+    with pytest.raises(InputError, match=r"no PNG masks, and evaluation needs masks.* 2 images"):
+        read_cohort(root)
+    (root / "mask").rmdir()
+    with pytest.raises(InputError, match=r"es: mask/ is missing, and evaluation needs") as error:
+        read_cohort(root)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("hc_mm", "expected"),
     [(None, None), (44.3, 1), (97.99, 1), (98.0, 2), (259.99, 2), (260.0, 3), (346.4, 3)],
