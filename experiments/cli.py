@@ -93,6 +93,36 @@ def report(
     write_again(config, _console(), into=into, command=command or f"sonosweep sweep {recipe}")
 
 
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
+    root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
+    split: Annotated[Path | None, typer.Option(help="Published split; its test part.")] = None,
+    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
+    missing: Annotated[str, typer.Option(help="refuse, or empty (counts as Dice 0).")] = "refuse",
+    name: Annotated[str | None, typer.Option(help="Name of the row; else the folder's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder for CSV and summary.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Score anybody's masks at the original size, under our own protocol."""
+    from experiments.score import as_dict, print_score, score_command
+
+    found = score_command(
+        predictions,
+        root=root,
+        split=split,
+        layout=layout,
+        missing=missing,
+        name=name,
+        out=out,
+        console=Console(stderr=True, highlight=False),
+    )
+    if as_json:
+        print(json.dumps(as_dict(found), indent=1))
+    else:
+        print_score(found, _console())
+
+
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
     from experiments.recipe import load_config
 
@@ -116,6 +146,32 @@ def data_index(
         print(json.dumps(summary, indent=1))
     else:
         print_summary(summary, _console())
+
+
+@data_app.command("split")
+def data_split(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    name: Annotated[str, typer.Option(help="Name of the split.")],
+    version: Annotated[str, typer.Option(help="Version of the split.")],
+    overrides: Overrides = None,
+) -> None:
+    """Publish the split of a recipe: a hashed file that makes others' numbers comparable."""
+    from experiments.recipe import load_config
+
+    config = load_config(recipe, overrides or [])
+    from datamodules.split_file import write_split_file
+    from experiments.data import load_data
+
+    with Console(stderr=True, highlight=False).status("reading the data"):
+        data = load_data(config)
+        split, samples = data.view.split, list(data.samples.values())
+        made = write_split_file(out, name=name, version=version, split=split, samples=samples)
+    _console().print(
+        f"{out}: {name} {version}, {len(split.train)} train, {len(split.val)} validation and "
+        f"{len(split.test)} test images of {made.dataset.cohort}, sha256 {made.sha256}",
+        soft_wrap=True,
+    )
 
 
 @data_app.command("phantom")
