@@ -48,8 +48,17 @@ class SplitConfig:
     """Validation images: below 1 a share of all images, from 1 on a count."""
     train: float | None = None
     """Train images (share or count); null takes everything that is left."""
+    n_folds: int = 1
+    """From 2 on, exam-wise cross-testing: fold k tests every n_folds-th exam group, so that every
+    exam is tested once; `test` is then not read. 1 is a single split."""
+    file: str | None = None
+    """Published split file (`sonosweep data split`) to use instead of dealing one."""
 
     def __post_init__(self) -> None:
+        if self.n_folds < 1:
+            raise ValueError(f"split.n_folds={self.n_folds}: 1 for a single split, or more")
+        if self.file is not None and self.n_folds > 1:
+            raise ValueError("split.file and split.n_folds: a file holds one split; choose one")
         for name in ("test", "val", "train"):
             value = getattr(self, name)
             if value is None:

@@ -1,87 +1,117 @@
-"""Image embeddings of a frozen encoder: one immutable fp16 array an image set, memory-mapped.
+"""Image embeddings of a frozen encoder: one immutable fp16 file an image or augmented view.
 
-This file stores and looks up; the encoder belongs to another room, and so does the
-name of a set: a hash over the images, the encoder's weights and the compute type, so that a change
-of any of them is another set and nothing stale is ever read.
+This file stores and looks up; the encoder belongs to another room. A file's name is a hash over
+the image, the view, the encoder's weights and the compute type, so a change of any of them is
+another file and nothing stale is ever read; and an image that several trials, supports or sweeps
+share is embedded once.
 """
 
+import io
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.storage import commit_folder
+from datamodules.storage import fsync_path
+
+INDEX_NAME = "embeddings.json"
+
+
+class EmbeddingStore:
+    """A folder of embeddings by key."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = Path(root)
+
+    def __contains__(self, key: str) -> bool:
+        return self.path(key).is_file()
+
+    def path(self, key: str) -> Path:
+        """File of a key, whether it exists or not."""
+        return self.root / key[:2] / f"{key}.npy"
+
+    def write(self, key: str, embedding: np.ndarray) -> None:
+        """Keep an embedding (C, h, w) as fp16.
+
+        Raises:
+            ValueError: If a value is not finite in fp16.
+        """
+        with np.errstate(over="ignore"):
+            half = np.ascontiguousarray(embedding).astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ValueError("an embedding is not finite in fp16; choose precision fp32")
+        _write_array(self.path(key), half)
+
+    def read(self, key: str) -> np.ndarray:
+        """Embedding fp16 (C, h, w), memory-mapped; FileNotFoundError for an unknown key."""
+        return np.load(self.path(key), mmap_mode="r")
+
+    def write_view(self, key: str, *, image: np.ndarray, mask: np.ndarray) -> None:
+        """Keep the frame and the mask (uint8, both (H, W)) that a view's embedding belongs to."""
+        _write_array(self._view_path(key), np.stack([image, mask]))
+
+    def read_view(self, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """The frame and the mask of a view, uint8 (H, W) each."""
+        image, mask = np.load(self._view_path(key))
+        return image, mask
+
+    def has_view(self, key: str) -> bool:
+        """Whether the view's frame and mask are kept."""
+        return self._view_path(key).is_file()
+
+    def _view_path(self, key: str) -> Path:
+        return self.root / key[:2] / f"{key}.view.npy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSet:
-    """fp16 (N, C, h, w) memory-mapped, with the sample id of each row."""
+    """Embeddings of some images: the keys of each image's views, the image itself being view 0."""
 
-    array: np.ndarray
-    rows: dict[str, int]
+    store: EmbeddingStore
+    keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __contains__(self, sample_id: str) -> bool:
-        return sample_id in self.rows
+        return sample_id in self.keys
 
     def __getitem__(self, sample_id: str) -> np.ndarray:
-        """Embedding of a sample, fp16 (C, h, w); KeyError for an unknown id."""
-        return self.array[self.rows[sample_id]]
+        """Embedding of an image, fp16 (C, h, w); KeyError for an unknown id."""
+        return self.store.read(self.keys[sample_id][0])
+
+    def view(self, sample_id: str, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Embedding, frame and mask of an augmented view, `number` from 1."""
+        key = self.keys[sample_id][number]
+        return self.store.read(key), *self.store.read_view(key)
 
 
-def write_embeddings(
-    folder: Path,
-    *,
-    sample_ids: Sequence[str],
-    batches: Iterable[np.ndarray],
-    shape: tuple[int, int, int],
-    progress: Callable[[int, int], None] | None = None,
-) -> EmbeddingSet:
-    """Write batches of embeddings as one array, under a temporary name until it is whole.
-
-    Args:
-        folder: Where the set will be; its parent is made.
-        sample_ids: Id of each row.
-        batches: Arrays (b, *shape), together len(sample_ids) rows.
-        shape: (C, h, w) of one embedding.
-        progress: Called with (rows done, rows in all).
-
-    Raises:
-        ValueError: If the batches do not add up, or hold a value that is not finite in fp16.
-    """
-    with commit_folder(folder) as temporary:
-        array = np.lib.format.open_memmap(
-            temporary / "embeddings.npy",
-            mode="w+",
-            dtype=np.float16,
-            shape=(len(sample_ids), *shape),
-        )
-        row = 0
-        for batch in batches:
-            with np.errstate(over="ignore"):
-                half = np.asarray(batch).astype(np.float16)
-            is_finite = np.isfinite(half).all(axis=(1, 2, 3))
-            if not is_finite.all():
-                raise ValueError(
-                    f"embedding of {sample_ids[row + int(is_finite.argmin())]}: not finite in "
-                    "fp16; choose precision fp32"
-                )
-            array[row : row + len(half)] = half
-            row += len(half)
-            if progress is not None:
-                progress(row, len(sample_ids))
-        if row != len(sample_ids):
-            raise ValueError(f"{row} embeddings for {len(sample_ids)} samples")
-        array.flush()
-        (temporary / "ids.json").write_text(json.dumps(list(sample_ids)))
-    return open_embeddings(folder)
+def write_index(folder: Path, keys: Mapping[str, Sequence[str]]) -> None:
+    """Write down which embeddings a set is made of."""
+    text = json.dumps({sample_id: list(each) for sample_id, each in keys.items()})
+    (folder / INDEX_NAME).write_text(text)
 
 
-def open_embeddings(folder: Path) -> EmbeddingSet:
-    """Open a set that `write_embeddings` wrote, without reading the array."""
-    ids = json.loads((folder / "ids.json").read_text())
-    return EmbeddingSet(
-        array=np.load(folder / "embeddings.npy", mmap_mode="r"),
-        rows={sample_id: row for row, sample_id in enumerate(ids)},
-    )
+def open_embeddings(folder: Path, *, store: EmbeddingStore) -> EmbeddingSet:
+    """Open a set that `write_index` described, without reading an array."""
+    return EmbeddingSet(store=store, keys=json.loads((folder / INDEX_NAME).read_text()))
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    """Write under a temporary name and rename: two processes may make the same file at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    fsync_path(path.parent)

@@ -1,5 +1,6 @@
 """`HC18DataModule`: the one source of batches for the diffusion model and for the segmenter."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,9 @@ class FrameDataset(Dataset):
         index: The batch's `index` of each item.
         synthetic_from: Items from here on are synthetic.
         embeddings: Sets that between them hold every sample, or None for images only.
+        views: Augmented views of the real items, of which each draw takes one; None for none.
+        n_views: Views an item has, the image itself being view 0.
+        seed: Keys the choice of the view.
     """
 
     def __init__(
@@ -34,11 +38,15 @@ class FrameDataset(Dataset):
         index: Sequence[int],
         synthetic_from: int,
         embeddings: Sequence[EmbeddingSet] | None,
+        views: EmbeddingSet | None = None,
+        n_views: int = 1,
+        seed: int = 0,
     ) -> None:
         self.rows = list(rows)
         self.index = list(index)
         self.synthetic_from = synthetic_from
         self.embeddings = embeddings
+        self.views, self.n_views, self.seed = views, n_views, seed
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -58,7 +66,15 @@ class FrameDataset(Dataset):
             "draw": draw,
             "sample_id": sample_id,
         }
-        if self.embeddings is not None:
+        view = 0
+        if self.views is not None and position < self.synthetic_from:
+            view = view_of(draw, seed=self.seed, n_views=self.n_views)
+        if view:
+            embedding, image, mask = self.views.view(sample_id, view)
+            item["image"] = torch.from_numpy(image.astype(np.float32) / 255.0)[None]
+            item["mask"] = torch.from_numpy(mask.astype(np.float32))[None]
+            item["embedding"] = torch.from_numpy(np.array(embedding))
+        elif self.embeddings is not None:
             item["embedding"] = torch.from_numpy(np.array(self._embedding(sample_id)))
         return item
 
@@ -67,6 +83,12 @@ class FrameDataset(Dataset):
             if sample_id in embeddings:
                 return embeddings[sample_id]
         raise KeyError(f"{sample_id}: no embedding set holds it")
+
+
+def view_of(draw: int, *, seed: int, n_views: int) -> int:
+    """The view that a draw of the training takes: a hash of (seed, draw), so resume is exact."""
+    digest = hashlib.sha256(f"view:{seed}:{draw}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % n_views
 
 
 class HC18DataModule(LightningDataModule):
@@ -93,6 +115,8 @@ class HC18DataModule(LightningDataModule):
         test_ids: Images to test on, by cohort.
         synthetic: Synthetic samples, train only.
         synthetic_share: Share of each batch that they fill, in [0, 1].
+        repeat_real: Fill that share with the real images once more, in an order of their own: the
+            control that has a synthetic condition's batches and nothing new in them.
         frame_hw: Height and width of the frame, px.
         resize_mode: "pad" or "squash".
         batch_size: Items in a batch over all processes.
@@ -100,6 +124,8 @@ class HC18DataModule(LightningDataModule):
         seed: Seed of the order.
         cache_dir: Folder for prepared images.
         embeddings: Sets that hold every image's embedding, or None.
+        views: Augmented views of the train images, or None.
+        n_views: Views an image has, itself being view 0.
         content_hashes: `files_sha256` of every real pair, where it is known already.
         num_workers: Loader processes; 0 loads in the training process.
 
@@ -123,7 +149,10 @@ class HC18DataModule(LightningDataModule):
         cache_dir: Path,
         synthetic: Sequence[Sample] = (),
         synthetic_share: float = 0.5,
+        repeat_real: bool = False,
         embeddings: Sequence[EmbeddingSet] | None = None,
+        views: EmbeddingSet | None = None,
+        n_views: int = 1,
         content_hashes: Mapping[str, str] | None = None,
         num_workers: int = 0,
     ) -> None:
@@ -141,11 +170,11 @@ class HC18DataModule(LightningDataModule):
         self.train_ids, self.val_ids = list(train_ids), list(val_ids)
         self.test_ids = {name: list(ids) for name, ids in test_ids.items()}
         self.synthetic = list(synthetic)
-        self.synthetic_share = synthetic_share
+        self.synthetic_share, self.repeat_real = synthetic_share, repeat_real
         self.frame_hw, self.resize_mode = tuple(frame_hw), resize_mode
         self.batch_size, self.n_batches, self.seed = batch_size, n_batches, seed
         self.cache_dir = Path(cache_dir)
-        self.embeddings = embeddings
+        self.embeddings, self.views, self.n_views = embeddings, views, n_views
         self.content_hashes = content_hashes
         self.num_workers = num_workers
         self._datasets: dict[str, FrameDataset] = {}
@@ -160,7 +189,8 @@ class HC18DataModule(LightningDataModule):
         """Open the prepared arrays; idempotent."""
         if self._datasets:
             return
-        self._datasets["train"] = self._dataset(self.train_ids, synthetic=self.synthetic)
+        if self.train_ids:
+            self._datasets["train"] = self._train_dataset()
         if self.val_ids:
             self._datasets["val"] = self._dataset(self.val_ids)
         for name, ids in self.test_ids.items():
@@ -171,7 +201,7 @@ class HC18DataModule(LightningDataModule):
         world_size = self.trainer.world_size if self.trainer else 1
         stream = TrainingStream(
             n_real=len(self.train_ids),
-            n_synthetic=len(self.synthetic),
+            n_synthetic=len(self.train_ids if self.repeat_real else self.synthetic),
             batch_size=self.batch_size,
             n_batches=self.n_batches,
             synthetic_share=self.synthetic_share,
@@ -229,16 +259,38 @@ class HC18DataModule(LightningDataModule):
             cache_dir=self.cache_dir,
         )
 
-    def _dataset(self, ids: Sequence[str], *, synthetic: Sequence[Sample] = ()) -> FrameDataset:
+    def _train_dataset(self) -> FrameDataset:
+        real = self._real_rows(self.train_ids)
+        rows, index = list(real), [row for _, row in real]
+        if self.repeat_real:
+            rows, index = rows * 2, index * 2
+        elif self.synthetic:
+            generated = self._prepare(self.synthetic, hashes=None)
+            rows += [(generated, row) for row in range(len(self.synthetic))]
+            index += range(len(self.samples), len(self.samples) + len(self.synthetic))
+        return FrameDataset(
+            rows,
+            index=index,
+            synthetic_from=len(real),
+            embeddings=self.embeddings,
+            views=self.views,
+            n_views=self.n_views,
+            seed=self.seed,
+        )
+
+    def _dataset(self, ids: Sequence[str]) -> FrameDataset:
+        rows = self._real_rows(ids)
+        return FrameDataset(
+            rows,
+            index=[row for _, row in rows],
+            synthetic_from=len(rows),
+            embeddings=self.embeddings,
+        )
+
+    def _real_rows(self, ids: Sequence[str]) -> list[tuple[PreparedImages, int]]:
         real = self._real()
         row_of = {sample_id: row for row, sample_id in enumerate(real.sample_ids)}
-        rows = [(real, row_of[sample_id]) for sample_id in ids]
-        index = [row_of[sample_id] for sample_id in ids]
-        if synthetic:
-            generated = self._prepare(synthetic, hashes=None)
-            rows += [(generated, row) for row in range(len(synthetic))]
-            index += range(len(self.samples), len(self.samples) + len(synthetic))
-        return FrameDataset(rows, index=index, synthetic_from=len(ids), embeddings=self.embeddings)
+        return [(real, row_of[sample_id]) for sample_id in ids]
 
 
 def _refuse_overlap(parts: Mapping[str, set[str]]) -> None:

@@ -142,6 +142,40 @@ def make_split(units: Sequence[Unit], config: SplitConfig) -> Split:
     return Split(**{name: tuple(ids) for name, ids in parts.items()})
 
 
+def make_folds(units: Sequence[Unit], config: SplitConfig) -> list[Split]:
+    """Deal every group to the test part of exactly one fold, the trimesters spread evenly.
+
+    Args:
+        units: All images.
+        config: `n_folds`, `val` and `train` are read; `test` is not.
+
+    Raises:
+        InputError: If there are fewer groups than folds, or the parts ask for more than there is.
+    """
+    groups = stratified_order(units, salt=f"split:{config.seed}", by="group_id")
+    if config.n_folds > len(groups):
+        raise InputError(
+            f"split.n_folds={config.n_folds}: the data hold {len(groups)} exam groups; lower it"
+        )
+    n_images, folds = len(units), []
+    for fold in range(config.n_folds):
+        test = [unit.sample_id for group in groups[fold :: config.n_folds] for unit in group]
+        rest = [group for k, group in enumerate(groups) if k % config.n_folds != fold]
+        left = sum(map(len, rest))
+        rest, val = _take(rest, _count(config.val, n_images=n_images))
+        n_train = sum(map(len, rest))
+        if config.train is not None:
+            n_train = _count(config.train, n_images=n_images)
+        rest, train = _take(rest, n_train)
+        if not val or not train or len(train) < n_train:
+            raise InputError(
+                f"split: fold {fold} leaves {left} images for validation and train "
+                f"(val={config.val}, train={config.train}); lower the parts"
+            )
+        folds.append(Split(train=tuple(train), val=tuple(val), test=tuple(test)))
+    return folds
+
+
 def _take(groups: list[list[Unit]], n_images: int) -> tuple[list[list[Unit]], list[str]]:
     taken: list[str] = []
     for position, group in enumerate(groups):

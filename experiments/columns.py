@@ -7,6 +7,7 @@ PER_IMAGE = (
     "sample_id",
     "exam_id",
     "trimester",
+    "found",
     "dice",
     "dice_256",
     "hausdorff_mm",

@@ -11,8 +11,26 @@ from datamodules.errors import InputError
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.config_sam import SegmenterConfig
 
-Condition = Literal["real", "synthetic", "synthetic_same_budget"]
-Prompt = Literal["whole_image", "jittered_box", "tight_box"]
+Condition = Literal[
+    "real",
+    "real_repeated",
+    "weak",
+    "strong",
+    "warp",
+    "phantom",
+    "synthetic",
+    "synthetic_same_budget",
+    "synthetic_same_budget_strong",
+    "real_resized",
+    "synthetic_no_gate",
+    "synthetic_random_subset",
+    "unet",
+]
+Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
+Control = Literal["box_only", "mean_mask", "zero_shot"]
+# Conditions that fit no generator of their own budget and take none: no axis for its seed.
+WITHOUT_PAIRS = ("real", "weak", "strong", "unet")
+WITHOUT_GENERATOR = (*WITHOUT_PAIRS, "real_repeated", "warp", "phantom")
 
 
 @dataclass(kw_only=True)
@@ -92,6 +110,21 @@ class GateConfig:
 
 
 @dataclass(kw_only=True)
+class AugmentConfig:
+    """Augmented views of the real images, embedded once."""
+
+    n_views: int = 8
+    """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones. A draw of
+    the training takes one by a hash of (seed, draw)."""
+
+    def __post_init__(self) -> None:
+        if self.n_views < 2:
+            raise ValueError(
+                f"augment.n_views={self.n_views}: at least 2, the image and one augmented view"
+            )
+
+
+@dataclass(kw_only=True)
 class GridConfig:
     """The axes of a sweep; every combination is a trial."""
 
@@ -107,6 +140,8 @@ class GridConfig:
     """Order, prompts and initialisation of the segmenter's training."""
     generator_seed: list[int] = field(default_factory=lambda: [0])
     """Initialisation, noise and drawn outlines of the generator."""
+    fold: list[int] = field(default_factory=lambda: [0])
+    """Folds of `split.n_folds` to run; [0, 1, ..., n_folds - 1] tests every exam once."""
     workers: int = 1
     """Stages that run at the same time, each in a process of its own."""
 
@@ -121,7 +156,7 @@ class GridConfig:
         for value in self.real_count:
             if value < 1:
                 raise ValueError(f"sweep.real_count={value}: must be at least 1")
-        for name in ("condition", "support", "seed", "generator_seed"):
+        for name in ("condition", "support", "seed", "generator_seed", "fold"):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"sweep.{name}: give at least one value")
@@ -139,6 +174,9 @@ class EvaluationConfig:
     """Prompt protocols; each is a block of the table."""
     jitter_draws: int = 3
     """Fixed draws of the jittered box, the same for every trial."""
+    controls: list[Control] = field(default_factory=lambda: ["box_only", "mean_mask", "zero_shot"])
+    """Rows beside the trials: the ellipse in the box, the mean mask of the train part, and the
+    backbone as it is before any training."""
     bootstrap_samples: int = 2000
     """Resamples of exams for an interval."""
 
@@ -150,6 +188,8 @@ class EvaluationConfig:
             )
         if len(set(self.prompts)) != len(self.prompts):
             raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
+        if len(set(self.controls)) != len(self.controls):
+            raise ValueError(f"evaluation.controls={self.controls}: a control stands there twice")
 
 
 @dataclass(kw_only=True)
@@ -221,6 +261,8 @@ class ExperimentConfig:
     """Synthetic pairs."""
     gate: GateConfig = field(default_factory=GateConfig)
     """What is refused of them."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Augmented views."""
     sweep: GridConfig = field(default_factory=GridConfig)
     """The grid."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -237,11 +279,17 @@ class ExperimentConfig:
             raise ValueError(f"name={self.name!r}: letters, digits, '-', '_' and '.' only")
         if self.name == "store" or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: reserved; choose another name")
+        for fold in self.sweep.fold:
+            if not 0 <= fold < max(1, self.split.n_folds):
+                raise ValueError(
+                    f"sweep.fold={fold}: split.n_folds={self.split.n_folds} has folds "
+                    f"0 to {max(1, self.split.n_folds) - 1}"
+                )
         share, batch_size = self.segmenter.synthetic_share, self.segmenter.batch_size
-        if set(self.sweep.condition) != {"real"} and round(share * batch_size) == 0:
+        if not set(self.sweep.condition) <= set(WITHOUT_PAIRS) and round(share * batch_size) == 0:
             raise ValueError(
                 f"segmenter.synthetic_share={share}: no image of a batch of {batch_size}; "
-                "raise it, or leave the synthetic conditions out"
+                "raise it, or leave the conditions with pairs out"
             )
 
     def data_root(self) -> Path:

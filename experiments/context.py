@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
 from datamodules.index import IndexRow
 from datamodules.samples import Sample
 from experiments.config import ExperimentConfig
@@ -52,6 +53,15 @@ class StageContext:
     def upstream_content(self, role: str) -> dict[str, Any]:
         """What an input was made from."""
         return json.loads((self.upstream_dir(role) / "manifest.json").read_text())["content"]
+
+    @property
+    def embeddings(self) -> EmbeddingStore:
+        """Embeddings of single images, shared by all sweeps of the store."""
+        return EmbeddingStore(self.store.root / "store" / "embeddings")
+
+    def open_embeddings(self, role: str) -> EmbeddingSet:
+        """The embeddings that an input wrote down."""
+        return open_embeddings(self.upstream_dir(role), store=self.embeddings)
 
     def pick(self, contents: Sequence[Sequence[str]]) -> list[str]:
         """Ids of a node's `[id, hash]` pairs."""

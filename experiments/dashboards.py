@@ -28,8 +28,8 @@ def run_id(context: StageContext) -> str:
     """
     node = context.node
     kind = node.stage
-    if node.stage == "trial":
-        kind = "synthetic" if "synthetic" in node.upstream else "real"
+    if node.stage == "fit":
+        kind = node.label.split()[1].rstrip(",")
     n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
     return f"{context.sweep[:60]}-{kind}-n{n_images}-{node.id[:8]}-s{seed}"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index
 from datamodules.samples import Sample, read_cohort, read_hc18, trimester
-from datamodules.splits import Split, Unit, choose_subset, make_split
+from datamodules.split_file import split_from_file
+from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, files_sha256, write_atomic, write_json
 from datamodules.synthetic import read_synthetic
 from experiments.config import ExperimentConfig
@@ -102,7 +103,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
                 )
                 for sample_id, s in samples.items()
             },
-            split=make_split(list(units.values()), config.split),
+            folds=_folds(list(units.values()), config),
             cohorts={
                 cohort: [s.sample_id for s in members]
                 for cohort, members in cohorts.items()
@@ -167,6 +168,14 @@ def _foreign_pairs(
     content = {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs}
     cached_index(pairs, content=content, folder=Path(config.store.root), progress=progress)
     return content
+
+
+def _folds(units: list[Unit], config: ExperimentConfig) -> tuple[Split, ...]:
+    if config.split.file is not None:
+        return (split_from_file(Path(config.split.file), units),)
+    if config.split.n_folds > 1:
+        return tuple(make_folds(units, config.split))
+    return (make_split(units, config.split),)
 
 
 def _unit(found: Sample | IndexRow, *, group_id: str) -> Unit:

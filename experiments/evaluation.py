@@ -18,7 +18,13 @@ from lightning_modules.metrics import (
     hausdorff_distance_mm,
     head_circumference_mm,
 )
-from lightning_modules.prompts import ellipse_in_box_mask, prompt_boxes
+from lightning_modules.prompts import (
+    boxes_from_masks,
+    ellipse_in_box_mask,
+    largest_components,
+    prompt_boxes,
+    whole_image_boxes,
+)
 from lightning_modules.randomness import keyed_generator
 
 # What segments a batch under boxes: (batch, boxes (B, 4)) -> frame logits (B, 1, h, w).
@@ -92,6 +98,7 @@ class Scorer:
             "sample_id": sample_id,
             "exam_id": sample.exam_id,
             "trimester": trimester(sample.hc_mm) if sample.hc_mm is not None else None,
+            "found": bool(predicted.any()),
             "dice": dice_score(predicted, reference),
             "dice_256": dice_at_256(predicted, reference),
         }
@@ -101,7 +108,7 @@ class Scorer:
         fitted_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
         hc_pred_mm = 0.0 if math.isnan(fitted_mm) else fitted_mm
         distance_mm = hausdorff_distance_mm(predicted, reference, pixel_size_mm=pixel_size_mm)
-        if math.isnan(distance_mm):
+        if math.isinf(distance_mm):
             distance_mm = math.hypot(*reference.shape) * pixel_size_mm
         # The published circumference is the reference; our own fit only where there is none.
         hc_ref_mm = (
@@ -146,13 +153,9 @@ def evaluate(
     for cohort, loader in loaders.items():
         for batch in loader:
             for prompt, draw in passes:
-                boxes = prompt_boxes(
-                    prompt,
-                    mask=batch["mask"],
-                    valid_hw=batch["valid_hw"],
-                    offsets=protocol.offsets(batch["sample_id"], draw=draw),
-                )
+                boxes = _boxes(prompt, batch, segment=segment, protocol=protocol, draw=draw)
                 logits = segment(batch, boxes).float().cpu()
+                _require_finite(logits, batch["sample_id"])
                 for item, sample_id in enumerate(batch["sample_id"]):
                     predicted = scorer.predicted_mask(logits[item], sample_id)
                     key = {"test_cohort": cohort, "prompt": prompt, "draw": draw}
@@ -162,6 +165,28 @@ def evaluate(
                 if progress is not None:
                     progress(len(rows), total)
     return rows
+
+
+def _boxes(
+    prompt: str, batch: dict[str, Any], *, segment: Segment, protocol: Protocol, draw: int
+) -> torch.Tensor:
+    """Boxes (B, 4) of a prompt; the predicted one is the model's own, and reads no reference."""
+    given = {"mask": batch["mask"], "valid_hw": batch["valid_hw"]}
+    if prompt != "predicted_box":
+        offsets = protocol.offsets(batch["sample_id"], draw=draw)
+        return prompt_boxes(prompt, offsets=offsets, **given)
+    whole = whole_image_boxes(batch["valid_hw"])
+    predicted = segment(batch, whole).float().cpu()
+    _require_finite(predicted, batch["sample_id"])
+    # A mask that is empty gives the whole image's box again.
+    return boxes_from_masks(largest_components(predicted > 0), valid_hw=batch["valid_hw"])
+
+
+def _require_finite(logits: torch.Tensor, sample_ids: Sequence[str]) -> None:
+    is_finite = torch.isfinite(logits).flatten(1).all(dim=1)
+    if not is_finite.all():
+        name = sample_ids[int((~is_finite).int().argmax())]
+        raise FloatingPointError(f"{name}: the logits are not finite; the fitted weights are bad")
 
 
 def box_only_logits(*, jitter_max_px: int, prompt: str) -> Segment:

@@ -7,15 +7,22 @@ from datamodules.splits import Split, Unit
 from datamodules.storage import content_key
 
 STAGE_VERSION = {
-    "embed": 1,
+    "embed": 2,
     "generator": 1,
     "synthesize": 1,
     "import_pairs": 1,
+    "warp": 1,
+    "phantom": 1,
+    "resize": 1,
     "gate": 1,
-    "trial": 1,
-    "control": 1,
+    "subset": 1,
+    "fit": 1,
+    "fit_unet": 1,
+    "score": 1,
+    "control": 2,
+    "fidelity": 1,
+    "box": 1,
 }
-# What an id must not depend on: where and how fast, not what.
 NOT_HASHED = {
     "segmenter": ("weights_path",),
     "synthesis": (
@@ -75,13 +82,35 @@ class TrialSpec:
     n_val_labels: int
     n_total_labels: int | None
     """Distinct labelled images behind the row: its own, its generator's, validation's."""
-    node_key: str
+    fold: int
+    fit_key: str | None
+    """The stage that fits it; None for a control, which nothing is fitted for."""
+    score_keys: dict[tuple[str, str], str]
+    """The stage that scores it, by test cohort and prompt."""
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is a row beside the grid: no image, or nothing fitted."""
+        return self.fit_key is None
 
     @property
     def name(self) -> str:
         """A readable name, unique within a sweep."""
+        if self.is_control:
+            return self.condition + (f"-f{self.fold}" if self.fold else "")
         axes = f"n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
-        return f"{self.condition}-{axes}"
+        return f"{self.condition}-{axes}" + (f"-f{self.fold}" if self.fold else "")
+
+    @property
+    def id(self) -> str:
+        """The name and the first digits of what was fitted; a control is scored, not fitted."""
+        key = self.fit_key or min(self.score_keys.values())
+        return f"{self.name}-{key.split('/')[1][:8]}"
+
+    @property
+    def keys(self) -> list[str]:
+        """All stages that are this trial's own."""
+        return [*([self.fit_key] if self.fit_key else []), *self.score_keys.values()]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +119,7 @@ class Plan:
 
     nodes: dict[str, Node]
     trials: list[TrialSpec]
-    control_key: str | None
-    """The stage that scores the box without an image; None where no prompt gives a box."""
+    """Trials of the grid, and the controls after them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +134,14 @@ class DataView:
     """Content hash by sample id, cohort images included."""
     references: dict[str, str]
     """Hash by sample id of all that a prediction is scored against: content, pixel size, HC."""
-    split: Split
+    folds: tuple[Split, ...]
+    """The split, or one a fold."""
     cohorts: dict[str, list[str]]
     """Sample ids of each external test cohort."""
     foreign_pairs: dict[str, str] | None = None
     """Content hash of each pair in `synthesis.folder`, where one is given."""
+
+    @property
+    def split(self) -> Split:
+        """The split of the first fold."""
+        return self.folds[0]

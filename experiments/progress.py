@@ -19,9 +19,17 @@ FIRST_GUESS_S = {
     "generator": 0.35,
     "synthesize": 0.8,
     "import_pairs": 0.05,
+    "warp": 0.2,
+    "phantom": 0.3,
+    "resize": 0.05,
+    "subset": 0.5,
     "gate": 0.2,
-    "trial": 1.1,
-    "control": 0.2,
+    "fit": 0.8,
+    "fit_unet": 0.5,
+    "score": 0.15,
+    "control": 0.1,
+    "fidelity": 10.0,
+    "box": 0.3,
 }
 PLAIN_EVERY_S = 15.0
 MARKS = {

@@ -184,11 +184,17 @@ def _near_copies_note(sweep: Sweep, gates: list[NodeRun]) -> str:
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
     """The trial with the most images of the last condition, under the first prompt."""
     cohort, prompt = sweep.data.name, sweep.config.evaluation.prompts[0]
-    finished = [s for s in sweep.plan.trials if _finished(sweep.runs[s.node_key])]
+    finished = [
+        s
+        for s in sweep.plan.trials
+        if not s.is_control
+        and (cohort, prompt) in s.score_keys
+        and _finished(sweep.runs[s.score_keys[cohort, prompt]])
+    ]
     if not finished:
         return {}, ""
     spec = max(finished, key=lambda s: (s.condition != "real", s.n_real))
-    run = sweep.runs[spec.node_key]
+    run = sweep.runs[spec.score_keys[cohort, prompt]]
     here = per_image[
         (per_image["condition"] == spec.condition)
         & (per_image["n_real"] == spec.n_real)

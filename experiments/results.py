@@ -13,13 +13,13 @@ from rich.text import Text
 from datamodules.storage import content_key, write_atomic, write_json
 from experiments.columns import PER_IMAGE
 from experiments.config import resolved
+from experiments.nodes import TrialSpec
 from experiments.progress import clock
 from experiments.provenance import code_state
 from experiments.statistics import KEYS, add_trials, aggregate, read_rows
 from experiments.sweep import NodeRun, Sweep
 from experiments.wandb_mode import resolve_mode
 
-CONTROL = "box_only"
 OUTPUTS = (
     "results.csv",
     "per_image.csv",
@@ -32,26 +32,15 @@ OUTPUTS = (
 
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
-    """Rows of every finished trial and of the control, with their axes; may be empty."""
+    """Rows of every scored trial and control, with their axes; may be empty."""
     # The cohort and the prompt are in both.
     columns = [*dict.fromkeys([*KEYS, *PER_IMAGE])]
     parts = []
     for spec in sweep.plan.trials:
-        run = sweep.runs[spec.node_key]
-        if run.state in ("done", "reused"):
-            parts.append(_rows(sweep, run).assign(**_axes(spec_axes(spec))))
-    if sweep.plan.control_key is not None:
-        run = sweep.runs[sweep.plan.control_key]
-        if run.state in ("done", "reused"):
-            axes = dict.fromkeys(KEYS, None) | {
-                "trial_id": run.node.id,
-                "condition": CONTROL,
-                "n_real": 0,
-                "n_generator_labels": 0,
-                "n_val_labels": 0,
-                "n_total_labels": 0,
-            }
-            parts.append(_rows(sweep, run).assign(**_axes(axes)))
+        for key in spec.score_keys.values():
+            run = sweep.runs[key]
+            if run.state in ("done", "reused"):
+                parts.append(_rows(sweep, run).assign(**_axes(spec_axes(spec))))
     if not parts:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
@@ -59,43 +48,57 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     return frame.reindex(columns=columns)
 
 
-def spec_axes(spec: Any) -> dict[str, Any]:
-    """The axes of a trial as columns."""
+def spec_axes(spec: TrialSpec) -> dict[str, Any]:
+    """The axes of a trial as columns; a control has neither support nor seed."""
+    axes = ("real_fraction", "support", "seed", "generator_seed")
     return {
-        "trial_id": spec.name + "-" + spec.node_key.split("/")[1][:8],
+        "trial_id": spec.id,
         "condition": spec.condition,
-        "real_fraction": spec.real_fraction,
         "n_real": spec.n_real,
         "n_generator_labels": spec.n_generator_labels,
         "n_val_labels": spec.n_val_labels,
         "n_total_labels": spec.n_total_labels,
-        "support": spec.support,
-        "seed": spec.seed,
-        "generator_seed": spec.generator_seed,
+        "fold": spec.fold,
+        **{name: None if spec.is_control else getattr(spec, name) for name in axes},
     }
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
-    """A row a trial: axes, status, reason, cost."""
+    """A row a trial: axes, status, reason, cost. Seconds are those of fitting and scoring."""
     rows = []
     for spec in sweep.plan.trials:
-        run = sweep.runs[spec.node_key]
-        finished = run.state in ("done", "reused")
-        result = sweep.store.result("trial", run.node.id) if finished else {}
-        broken = run.state in ("failed", "blocked")
-        status = "done" if finished else "failed" if broken else "pending"
+        runs = [sweep.runs[key] for key in spec.keys]
+        results = [
+            sweep.store.result(run.node.stage, run.node.id)
+            for run in runs
+            if run.state in ("done", "reused")
+        ]
+        broken = [run for run in runs if run.state in ("failed", "blocked")]
+        is_done = len(results) == len(runs)
+        fitted = results[0] if results and not spec.is_control else {}
         rows.append(
             spec_axes(spec)
             | {
-                "status": status,
-                "reason": run.reason,
-                "n_synthetic": result.get("n_synthetic"),
-                "steps": result.get("steps"),
-                "seconds": result.get("seconds"),
-                "peak_memory_mib": result.get("peak_memory_mib"),
+                "status": "done" if is_done else "failed" if broken else "pending",
+                "reason": broken[0].reason if broken else "",
+                "n_synthetic": fitted.get("n_synthetic"),
+                "steps": fitted.get("steps"),
+                "seconds": sum(result["seconds"] for result in results) if is_done else None,
+                "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
+                "fit_id": spec.fit_key,
             }
         )
     return pd.DataFrame(rows)
+
+
+def score_ids(sweep: Sweep) -> pd.DataFrame:
+    """The stage behind each row of results.csv: trial_id, test_cohort, prompt, score_id."""
+    rows = [
+        {"trial_id": spec.id, "test_cohort": cohort, "prompt": prompt, "score_id": key}
+        for spec in sweep.plan.trials
+        for (cohort, prompt), key in spec.score_keys.items()
+    ]
+    return pd.DataFrame(rows, columns=["trial_id", "test_cohort", "prompt", "score_id"])
 
 
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -103,6 +106,7 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.evaluation.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
+    results = results.merge(score_ids(sweep), on=["trial_id", "test_cohort", "prompt"], how="left")
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
     return per_image, results

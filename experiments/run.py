@@ -77,9 +77,8 @@ def narrow(plan: Plan, *, stage: str) -> Plan:
             keep.add(key)
             wanted += plan.nodes[key].upstream.values()
     nodes = {key: node for key, node in plan.nodes.items() if key in keep}
-    trials = [spec for spec in plan.trials if spec.node_key in keep] if stage == "trial" else []
-    control = plan.control_key if plan.control_key in keep else None
-    return dataclasses.replace(plan, nodes=nodes, trials=trials, control_key=control)
+    trials = [spec for spec in plan.trials if keep.issuperset(spec.keys)]
+    return dataclasses.replace(plan, nodes=nodes, trials=trials)
 
 
 def report_failures(sweep: Sweep, console: Console) -> bool:

@@ -1,6 +1,6 @@
 """The stages: each a function from its context to the result that its marker holds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,10 @@ from lightning import seed_everything
 from segment_anything.modeling import Sam
 
 from datamodules.annotation import read_image
-from datamodules.ellipse import EllipseDistribution, rasterise
-from datamodules.embeddings import open_embeddings, write_embeddings
+from datamodules.ellipse import rasterise
 from datamodules.geometry import image_to_original, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
-from datamodules.prepared import PreparedImages, prepare_images
+from datamodules.prepared import prepare_images
 from datamodules.samples import Sample
 from datamodules.storage import files_sha256
 from datamodules.synthetic import (
@@ -29,6 +28,9 @@ from datamodules.synthetic import (
 )
 from experiments.context import StageContext, StageError
 from experiments.dashboards import stage_logger
+from experiments.device import device_of
+from experiments.embed import run_embed
+from experiments.fit import fitted_segmenter, run_fit
 from experiments.gate import (
     GateMeasurement,
     fingerprints,
@@ -36,67 +38,14 @@ from experiments.gate import (
     nearest_real,
     reasons,
 )
+from experiments.make_pairs import outlines_of, run_phantom, run_resize, run_subset, run_warp
+from experiments.scoring import run_control, run_score
 from experiments.training import fit, last_loss, make_trainer
-from experiments.trial import fitted_segmenter, run_control, run_trial
 from lightning_modules.config_sam import FRAME_SIDE_PX
 from lightning_modules.diffusion import DiffusionModule, load_generator
 from lightning_modules.prompts import prompt_boxes
 from lightning_modules.randomness import keyed_seed
-from lightning_modules.sam_models import build_sam, decode, encode, for_inference
-
-# One image at a time is the cheapest on a CPU: larger activations leave its caches.
-EMBED_BATCH = {"cpu": 1, "cuda": 16}
-
-
-def run_embed(context: StageContext) -> dict[str, Any]:
-    """Embed real images, or the pairs of a synthetic set, once for all trials."""
-    config = context.config.segmenter
-    prepared = _images_to_embed(context)
-    sam = build_sam(config)
-    device = _device(context)
-    sam.image_encoder = for_inference(sam.image_encoder)
-    sam.to(device)
-    status = context.status()
-
-    def batches() -> Iterator[np.ndarray]:
-        size = EMBED_BATCH[device.type]
-        for start in range(0, len(prepared.sample_ids), size):
-            part = slice(start, start + size)
-            image = torch.from_numpy(prepared.images[part].astype(np.float32) / 255.0)[:, None]
-            embedding = encode(
-                sam,
-                image.to(device),
-                valid_hw=torch.from_numpy(np.array(prepared.valid_hw[part])).to(device),
-                precision=config.encoder_precision,
-            )
-            yield embedding.cpu().numpy()
-
-    side = FRAME_SIDE_PX[config.backbone] // 4
-    write_embeddings(
-        context.run_dir / "embeddings",
-        sample_ids=prepared.sample_ids,
-        batches=batches(),
-        shape=(256, side, side),
-        progress=lambda done, total: status.update("images", done=done, total=total),
-    )
-    return {"images": len(prepared.sample_ids)}
-
-
-def _images_to_embed(context: StageContext) -> PreparedImages:
-    side = FRAME_SIDE_PX[context.config.segmenter.backbone]
-    if "pairs" in context.node.upstream:
-        samples = read_synthetic(context.upstream_dir("pairs")).samples
-        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
-    else:
-        samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
-        hashes = [context.content[sample.sample_id] for sample in samples]
-    return prepare_images(
-        samples,
-        content_hashes=hashes,
-        frame_hw=(side, side),
-        mode="pad",
-        cache_dir=context.cache_dir,
-    )
+from lightning_modules.sam_models import decode
 
 
 def run_generator(context: StageContext) -> dict[str, Any]:
@@ -144,11 +93,9 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     synthesis, seed = context.config.synthesis, content["seed"]
     ids = context.pick(context.upstream_content("generator")["images"])
     generator_id = context.node.upstream["generator"].split("/")[1]
-    module = load_generator(context.upstream_dir("generator") / "generator").to(_device(context))
-    rows = [context.rows[sample_id] for sample_id in ids]
-    distribution = EllipseDistribution.fit(
-        [row.ellipse for row in rows], size_hws=[row.size_hw for row in rows]
-    )
+    module = load_generator(context.upstream_dir("generator") / "generator")
+    module = module.to(device_of(context.config))
+    distribution = outlines_of(context, ids)
     placement = place(synthesis.image_hw, frame_hw=module.config.size_hw, mode="squash")
     seeds = [keyed_seed("candidate", seed, number) for number in range(synthesis.n_candidates)]
     ellipses = [
@@ -250,7 +197,7 @@ def _agreement(
         mode="pad",
         cache_dir=context.cache_dir,
     )
-    embeddings = open_embeddings(context.upstream_dir(role) / "embeddings")
+    embeddings = context.open_embeddings(role)
     found: dict[str, float] = {}
     status = context.status()
     with torch.inference_mode():
@@ -286,10 +233,11 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
     return {"pairs": len(foreign.samples)}
 
 
-def _device(context: StageContext) -> torch.device:
-    wanted = context.config.trainer.accelerator
-    use_gpu = wanted == "gpu" or (wanted == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_gpu else "cpu")
+def _run_fit_unet(context: StageContext) -> dict[str, Any]:
+    # Its library takes a second to import, which no other stage should pay.
+    from experiments.fit_unet import run_fit_unet
+
+    return run_fit_unet(context)
 
 
 STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
@@ -298,6 +246,12 @@ STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "synthesize": run_synthesize,
     "gate": run_gate,
     "import_pairs": run_import_pairs,
-    "trial": run_trial,
+    "warp": run_warp,
+    "phantom": run_phantom,
+    "resize": run_resize,
+    "subset": run_subset,
+    "fit": run_fit,
+    "fit_unet": _run_fit_unet,
+    "score": run_score,
     "control": run_control,
 }

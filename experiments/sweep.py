@@ -156,7 +156,7 @@ class Sweep:
         """Conditions and amounts of the trials that this stage is."""
         tags = {self.data.name}
         for spec in self.plan.trials:
-            if spec.node_key == node.key:
+            if node.key in spec.keys:
                 tags |= {spec.condition, f"n={spec.n_real}"}
         return tuple(sorted(tags))
 

@@ -6,6 +6,8 @@ integers, and SAM's prompt encoder adds the half pixel itself. Everything here i
 
 from typing import get_args
 
+import cv2
+import numpy as np
 import torch
 
 from lightning_modules.config_sam import PromptProtocol
@@ -40,6 +42,24 @@ def boxes_from_masks(mask: torch.Tensor, *, valid_hw: torch.Tensor) -> torch.Ten
     boxes = torch.stack([x0, y0, x1, y1], dim=1).float()
     is_empty = ~foreground.flatten(1).any(dim=1)
     return torch.where(is_empty[:, None], whole_image_boxes(valid_hw), boxes)
+
+
+def largest_components(mask: torch.Tensor) -> torch.Tensor:
+    """Keep the largest 8-connected part of each mask: specks far away must not widen its box.
+
+    Args:
+        mask: (B, 1, H, W) bool.
+
+    Returns:
+        (B, 1, H, W) float32 {0, 1}; empty where the mask is.
+    """
+    kept = torch.zeros(mask.shape, dtype=torch.float32)
+    for item, each in enumerate(mask[:, 0].cpu().numpy().astype(np.uint8)):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(each)
+        if count > 1:
+            largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+            kept[item, 0] = torch.from_numpy(labels == largest)
+    return kept.to(mask.device)
 
 
 def whole_image_boxes(valid_hw: torch.Tensor) -> torch.Tensor:

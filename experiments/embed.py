@@ -1,0 +1,153 @@
+"""The stage that embeds images: real ones, their augmented views, or the pairs of a set."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything.modeling import Sam
+
+from datamodules.augment import AUGMENT_VERSION, augment_view
+from datamodules.embeddings import write_index
+from datamodules.prepared import PreparedImages, prepare_images
+from datamodules.storage import content_key, files_sha256
+from datamodules.synthetic import read_synthetic
+from experiments.context import StageContext
+from experiments.device import device_of
+from lightning_modules.config_sam import FRAME_SIDE_PX
+from lightning_modules.randomness import keyed_seed
+from lightning_modules.sam_models import build_sam, encode, for_inference
+
+# One image at a time is the cheapest on a CPU: larger activations leave its caches.
+BATCH = {"cpu": 1, "cuda": 16}
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    """One embedding to have: a row of the prepared images, as it is or as an augmented view."""
+
+    key: str
+    row: int
+    view: int
+    seed: int
+
+
+def run_embed(context: StageContext) -> dict[str, Any]:
+    """Embed what the store does not hold yet, and write down the keys of all."""
+    prepared, hashes = _images(context)
+    augment = context.node.content.get("augment")
+    items = [
+        [
+            _item(context, row=row, pair_hash=hashes[row], view=view)
+            for view in range(augment["n_views"] if augment else 1)
+        ]
+        for row in range(len(prepared.sample_ids))
+    ]
+    store = context.embeddings
+    missing = [
+        item
+        for views in items
+        for item in views
+        if item.key not in store or (item.view and not store.has_view(item.key))
+    ]
+    if missing:
+        _embed(context, prepared=prepared, items=missing)
+    write_index(
+        context.run_dir,
+        {
+            sample_id: [item.key for item in views]
+            for sample_id, views in zip(prepared.sample_ids, items, strict=True)
+        },
+    )
+    return {"images": len(prepared.sample_ids), "embedded": len(missing)}
+
+
+def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Item:
+    """The key holds all that an embedding depends on; a view is the same in every trial."""
+    content = context.node.content
+    key: dict[str, Any] = {
+        "schema": SCHEMA_VERSION,
+        "pair": pair_hash,
+        "encoder": content["encoder"],
+        "frame": FRAME_SIDE_PX[context.config.segmenter.backbone],
+    }
+    seed = 0
+    if view:
+        strength = content["augment"]["strength"]
+        seed = keyed_seed("view", strength, view, pair_hash)
+        key |= {"strength": strength, "seed": seed, "augment": AUGMENT_VERSION}
+    return _Item(key=content_key(key), row=row, view=view, seed=seed)
+
+
+def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:
+    config = context.config.segmenter
+    device = device_of(context.config)
+    sam = build_sam(config)
+    sam.image_encoder = for_inference(sam.image_encoder)
+    sam.to(device)
+    status = context.status()
+    for start in range(0, len(items), BATCH[device.type]):
+        part = items[start : start + BATCH[device.type]]
+        frames = [_frame(context, prepared=prepared, item=item) for item in part]
+        embedding = _encoded(
+            sam,
+            np.stack(frames),
+            valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
+            precision=config.encoder_precision,
+            device=device,
+        )
+        for item, each in zip(part, embedding, strict=True):
+            context.embeddings.write(item.key, each)
+        status.update("images", done=start + len(part), total=len(items))
+
+
+def _encoded(
+    sam: Sam,
+    frames: np.ndarray,
+    *,
+    valid_hw: np.ndarray,
+    precision: str,
+    device: torch.device,
+) -> np.ndarray:
+    image = torch.from_numpy(frames.astype(np.float32) / 255.0)[:, None].to(device)
+    valid = torch.from_numpy(np.array(valid_hw)).to(device)
+    return encode(sam, image, valid_hw=valid, precision=precision).cpu().numpy()
+
+
+def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> np.ndarray:
+    """The frame to embed, uint8 (h, w); a view's frame and mask are kept with it."""
+    image, mask = prepared.images[item.row], prepared.masks[item.row]
+    if not item.view:
+        return image
+    height, width = prepared.valid_hw[item.row]
+    frame, label = np.zeros_like(image), np.zeros_like(mask)
+    seen, seen_mask = np.array(image[:height, :width]), np.array(mask[:height, :width])
+    strength = context.node.content["augment"]["strength"]
+    if strength == "mirror":
+        moved, moved_mask = seen[:, ::-1], seen_mask[:, ::-1]
+    else:
+        moved, moved_mask = augment_view(seen, seen_mask, strength=strength, seed=item.seed)
+    frame[:height, :width], label[:height, :width] = moved, moved_mask
+    context.embeddings.write_view(item.key, image=frame, mask=label)
+    return frame
+
+
+def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
+    """Prepared frames of what is to be embedded, and the hash of each image with its mask."""
+    side = FRAME_SIDE_PX[context.config.segmenter.backbone]
+    if "pairs" in context.node.upstream:
+        samples = read_synthetic(context.upstream_dir("pairs")).samples
+        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    else:
+        samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
+        hashes = [context.content[sample.sample_id] for sample in samples]
+    prepared = prepare_images(
+        samples,
+        content_hashes=hashes,
+        frame_hw=(side, side),
+        mode="pad",
+        cache_dir=context.cache_dir,
+    )
+    return prepared, hashes

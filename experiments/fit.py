@@ -1,0 +1,98 @@
+"""The stages that train what is scored: SAM's mask decoder, or a U-Net, on a trial's images."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import seed_everything
+from safetensors.torch import load_file, save_file
+
+from datamodules.embeddings import EmbeddingSet
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import Sample
+from datamodules.synthetic import read_synthetic
+from experiments.context import StageContext
+from experiments.dashboards import stage_logger
+from experiments.training import best_checkpoint, fit, last_loss, make_trainer
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
+from lightning_modules.randomness import keyed_seed
+from lightning_modules.sam import SamModule
+
+WEIGHTS_NAME = "segmenter.safetensors"
+
+
+def fitted_segmenter(run_dir: Path, *, config: SegmenterConfig) -> SamModule:
+    """The segmenter of a finished fit, in eval mode."""
+    module = SamModule(config)
+    module.load_state_dict(load_file(run_dir / WEIGHTS_NAME))
+    return module.eval()
+
+
+def run_fit(context: StageContext) -> dict[str, Any]:
+    """Fine-tune the mask decoder and keep its weights."""
+    config, seed = context.config.segmenter, context.node.content["seed"]
+    datamodule = _datamodule(context)
+    seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
+    module = SamModule(config, seed=seed)
+    trainer = make_trainer(
+        run_dir=context.run_dir,
+        config=context.config.trainer,
+        precision=config.precision,
+        steps=config.steps,
+        logger=stage_logger(context, job_type="fit"),
+        status=context.status(),
+        what="steps",
+        patience=config.early_stopping_patience,
+    )
+    fit(trainer, module, datamodule, run_dir=context.run_dir)
+    best = best_checkpoint(context.run_dir)
+    if best is not None:
+        checkpoint = torch.load(best, weights_only=True, map_location="cpu")
+        module.load_state_dict(checkpoint["state_dict"])
+    module.cpu()
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
+    save_file(state, context.run_dir / WEIGHTS_NAME)
+    return {
+        "n_real": len(datamodule.train_ids),
+        "n_synthetic": len(datamodule.synthetic),
+        "steps": trainer.global_step,
+        "trainable_parameters": sum(t.numel() for t in state.values()),
+        "train_loss": last_loss(trainer),
+    }
+
+
+def _datamodule(context: StageContext) -> HC18DataModule:
+    config, content = context.config.segmenter, context.node.content
+    side = FRAME_SIDE_PX[config.backbone]
+    synthetic: list[Sample] = []
+    roles = ["embeddings", "val_embeddings", "pair_embeddings"]
+    embeddings: list[EmbeddingSet] = [
+        context.open_embeddings(role) for role in roles if role in context.node.upstream
+    ]
+    views, n_views = None, 1
+    if "views" in context.node.upstream:
+        views = context.open_embeddings("views")
+        n_views = context.upstream_content("views")["augment"]["n_views"]
+    if "pairs" in context.node.upstream:
+        synthetic = read_synthetic(context.upstream_dir("pairs")).samples
+    return HC18DataModule(
+        samples=context.samples,
+        train_ids=context.pick(content["images"]),
+        val_ids=context.pick(content["val"]),
+        test_ids={},
+        frame_hw=(side, side),
+        resize_mode="pad",
+        batch_size=config.batch_size,
+        n_batches=config.steps,
+        seed=content["seed"],
+        cache_dir=context.cache_dir,
+        synthetic=synthetic,
+        synthetic_share=config.synthetic_share,
+        repeat_real=content["repeat_real"],
+        embeddings=embeddings,
+        views=views,
+        n_views=n_views,
+        content_hashes=context.content,
+        num_workers=context.config.trainer.num_workers,
+    )

@@ -1,0 +1,52 @@
+"""The stage that fits the honest peer: a U-Net without prompts, on a trial's images."""
+
+from typing import Any
+
+from lightning import seed_everything
+from lightning_modules.unet import UnetModule, save_unet
+
+from datamodules.hc18 import HC18DataModule
+from experiments.context import StageContext
+from experiments.dashboards import stage_logger
+from experiments.fit import WEIGHTS_NAME
+from experiments.training import fit, last_loss, make_trainer
+from lightning_modules.randomness import keyed_seed
+
+
+def run_fit_unet(context: StageContext) -> dict[str, Any]:
+    """Fit the U-Net on the trial's images, in its own frame, and keep its weights."""
+    config, content = context.config.unet, context.node.content
+    datamodule = HC18DataModule(
+        samples=context.samples,
+        train_ids=context.pick(content["images"]),
+        val_ids=[],
+        test_ids={},
+        frame_hw=tuple(config.size_hw),
+        resize_mode="squash",
+        batch_size=config.batch_size,
+        n_batches=config.steps,
+        seed=content["seed"],
+        cache_dir=context.cache_dir,
+        content_hashes=context.content,
+        num_workers=context.config.trainer.num_workers,
+    )
+    seed_everything(keyed_seed("unet", content["seed"]) % 2**32, verbose=False)
+    module = UnetModule(config, seed=content["seed"])
+    trainer = make_trainer(
+        run_dir=context.run_dir,
+        config=context.config.trainer,
+        precision=config.precision,
+        steps=config.steps,
+        logger=stage_logger(context, job_type="fit"),
+        status=context.status(),
+        what="steps",
+    )
+    fit(trainer, module, datamodule, run_dir=context.run_dir)
+    save_unet(module.cpu(), context.run_dir / WEIGHTS_NAME)
+    return {
+        "n_real": len(datamodule.train_ids),
+        "n_synthetic": 0,
+        "steps": trainer.global_step,
+        "trainable_parameters": sum(p.numel() for p in module.parameters()),
+        "train_loss": last_loss(trainer),
+    }

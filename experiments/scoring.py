@@ -1,0 +1,172 @@
+"""The stages that score: a fitted model, the bare backbone, or a control, on one cohort and prompt.
+
+Fitting and scoring are apart, so that another cohort or prompt trains nothing again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+from datamodules.annotation import read_annotation
+from datamodules.embeddings import EmbeddingSet
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import Sample
+from experiments.columns import PER_IMAGE
+from experiments.context import StageContext
+from experiments.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
+from experiments.fit import WEIGHTS_NAME, fitted_segmenter
+from experiments.predictions import KeptPredictions
+from lightning_modules.config_sam import FRAME_SIDE_PX
+from lightning_modules.sam import SamModule
+
+MEAN_MASK_HW = (270, 400)
+
+
+def protocol_of(content: Mapping[str, Any]) -> Protocol:
+    """The prompts of a scoring stage."""
+    evaluation = content["evaluation"]
+    return Protocol(
+        prompts=[evaluation["prompt"]],
+        jitter_draws=evaluation.get("jitter_draws", 1),
+        jitter_max_px=evaluation.get("jitter_max_px", 0),
+    )
+
+
+def run_score(context: StageContext) -> dict[str, Any]:
+    """Score every image of one cohort under one prompt, and keep the predicted masks."""
+    node = context.node
+    fit_stage = node.upstream.get("fit", "").split("/")[0]
+    segment: Segment
+    if fit_stage == "fit_unet":
+        from lightning_modules.unet import load_unet
+
+        unet = load_unet(context.upstream_dir("fit") / WEIGHTS_NAME, config=context.config.unet)
+        unet.eval()
+        frame_hw, mode = tuple(context.config.unet.size_hw), "squash"
+
+        def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+            return unet(batch["image"])
+    else:
+        module = _segmenter(context, is_fitted=fit_stage == "fit")
+        side = FRAME_SIDE_PX[context.config.segmenter.backbone]
+        frame_hw, mode = (side, side), "pad"
+
+        def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
+            return module(batch, boxes)[0]
+
+    embeddings = [context.open_embeddings("embeddings")] if "embeddings" in node.upstream else None
+    with torch.inference_mode():
+        rows = _score(context, segment=segment, frame_hw=frame_hw, mode=mode, embeddings=embeddings)
+    return _summary(rows)
+
+
+def _segmenter(context: StageContext, *, is_fitted: bool) -> SamModule:
+    config = context.config.segmenter
+    if is_fitted:
+        return fitted_segmenter(context.upstream_dir("fit"), config=config)
+    return SamModule(config).eval()
+
+
+def _score(
+    context: StageContext,
+    *,
+    segment: Segment,
+    frame_hw: tuple[int, int],
+    mode: str,
+    embeddings: list[EmbeddingSet] | None,
+) -> list[dict[str, Any]]:
+    status, kept = context.status(), KeptPredictions()
+    rows = evaluate(
+        segment,
+        test_loaders(context, frame_hw=frame_hw, mode=mode, embeddings=embeddings),
+        protocol=protocol_of(context.node.content),
+        scorer=Scorer(samples=context.samples, frame_hw=frame_hw, mode=mode),
+        keep=kept.add,
+        progress=lambda done, total: status.update("test images", done=done, total=total),
+    )
+    frame = pd.DataFrame(rows, columns=list(PER_IMAGE))
+    frame.to_csv(context.run_dir / "per_image.csv", index=False)
+    kept.write(context.run_dir)
+    return rows
+
+
+def test_loaders(
+    context: StageContext,
+    *,
+    frame_hw: tuple[int, int],
+    mode: str,
+    embeddings: list[EmbeddingSet] | None,
+) -> dict[str, DataLoader]:
+    """The stage's test images as batches, by cohort."""
+    content = context.node.content
+    datamodule = HC18DataModule(
+        samples=context.samples,
+        train_ids=[],
+        val_ids=[],
+        test_ids={content["cohort"]: context.pick(content["test"])},
+        frame_hw=frame_hw,
+        resize_mode=mode,
+        batch_size=8,
+        n_batches=0,
+        seed=0,
+        cache_dir=context.cache_dir,
+        embeddings=embeddings,
+        content_hashes=context.content,
+    )
+    datamodule.setup()
+    return dict(zip(datamodule.test_ids, datamodule.test_dataloader(), strict=True))
+
+
+def run_control(context: StageContext) -> dict[str, Any]:
+    """Score the ellipse in the prompt's box, or the mean mask: what needs no image."""
+    content = context.node.content
+    side = content["frame_side_px"]
+    protocol = protocol_of(content)
+    if content["kind"] == "box_only":
+        segment = box_only_logits(
+            jitter_max_px=protocol.jitter_max_px, prompt=content["evaluation"]["prompt"]
+        )
+    else:
+        train = [context.samples[sample_id] for sample_id in context.pick(content["images"])]
+        segment = constant_logits(mean_mask(train))
+    rows = _score(context, segment=segment, frame_hw=(side, side), mode="pad", embeddings=None)
+    return _summary(rows)
+
+
+def mean_mask(samples: list[Sample]) -> np.ndarray:
+    """Where most of the masks lie, each stretched over the image's width and height.
+
+    Returns:
+        float32 `MEAN_MASK_HW`, mean of the masks less one half: above 0 is foreground.
+    """
+    total = np.zeros(MEAN_MASK_HW, dtype=np.float64)
+    for sample in samples:
+        mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
+        small = cv2.resize(
+            mask.astype(np.float32), MEAN_MASK_HW[::-1], interpolation=cv2.INTER_AREA
+        )
+        total += small
+    return (total / len(samples) - 0.5).astype(np.float32)
+
+
+def constant_logits(mean: np.ndarray) -> Segment:
+    """The same mask for every image, stretched over its part of the frame."""
+
+    def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        logits = torch.full(batch["mask"].shape, -1.0)
+        for item, (height, width) in enumerate(batch["valid_hw"].tolist()):
+            fitted = cv2.resize(mean, (width, height), interpolation=cv2.INTER_LINEAR)
+            logits[item, 0, :height, :width] = torch.from_numpy(fitted)
+        return logits
+
+    return segment
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    dice = [row["dice"] for row in rows]
+    return {"images": len({row["sample_id"] for row in rows}), "dice": float(np.mean(dice))}
