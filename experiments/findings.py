@@ -6,14 +6,17 @@ It never means that there is none.
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
-from experiments.statistics import amounts, holm, paired_difference
+from experiments.config_statistics import ContrastConfig, StatisticsConfig
+from experiments.contrasts import contrast_family, is_too_small, verdict
+from experiments.statistics import CONTROLS
 
 BASELINE = "real"
 FEW_EXAMS = 20
-"""Below this many exams a bootstrap interval is known to be too narrow."""
+"""Below this many exams an interval is a rough guide."""
+FEW_SUPPORTS = 5
+"""Likewise of supports."""
 _PROMPT_PHRASES = {
     "whole_image": "prompted with the whole image",
     "jittered_box": "prompted with the jittered box",
@@ -21,6 +24,7 @@ _PROMPT_PHRASES = {
     "predicted_box": "prompted with its own first box",
 }
 _PHRASES = {
+    "real": "real pairs alone",
     "real_repeated": "repeating the real pairs",
     "weak": "weak augmentation",
     "strong": "strong augmentation",
@@ -29,7 +33,12 @@ _PHRASES = {
     "synthetic": "synthetic pairs",
     "synthetic_same_budget": "synthetic pairs on the same label budget",
     "synthetic_same_budget_strong": "synthetic pairs on the same label budget, strongly augmented,",
+    "real_resized": "real pairs at the generator's size",
+    "synthetic_no_gate": "synthetic pairs without a gate",
+    "synthetic_random_subset": "a random subset of the synthetic pairs",
+    "unet": "a U-Net without a prompt",
 }
+_MEASURES = {"dice": "Dice", "hc_abs_err_mm": "HC error"}
 
 
 def prompt_order(prompts: Sequence[str]) -> list[str]:
@@ -39,51 +48,61 @@ def prompt_order(prompts: Sequence[str]) -> list[str]:
     return [p for p in first if p in set(prompts)] + rest
 
 
-def compare(per_image: pd.DataFrame, *, baseline: str = BASELINE, seed: int = 0) -> pd.DataFrame:
-    """Compare every condition with the baseline, per cohort, prompt and amount.
+def compare(
+    per_image: pd.DataFrame,
+    *,
+    baseline: str = BASELINE,
+    seed: int = 0,
+    statistics: StatisticsConfig | None = None,
+) -> pd.DataFrame:
+    """Compare every condition's Dice with the baseline's, per cohort, prompt and amount.
 
     Args:
-        per_image: Rows of per_image.csv; box_only is a control and is not compared.
+        per_image: Rows of per_image.csv; controls are not compared.
         baseline: Condition that is subtracted.
         seed: Of the resampling.
+        statistics: Minimum effects, resampling and primary contrast; none gives the defaults
+            without a primary contrast.
 
     Returns:
-        A row per comparison: test_cohort, prompt, amount, real_fraction, n_real, condition,
-        n_generator_labels, n_more_labels (labelled images that only its generator
-        saw), the fields of `Difference`, and p_holm over all rows. Without a
-        comparison: no rows, no columns.
+        The rows of `contrast_family` that are Dice against the baseline, by n_real. p_holm counts
+        the primary contrast's other measure too. Without a comparison: no rows.
     """
-    rows = []
-    frame = per_image.assign(amount=amounts(per_image))
-    for where, part in frame.groupby(["test_cohort", "prompt", "amount"], sort=False):
-        names = [c for c in part["condition"].unique() if c not in (baseline, "box_only")]
-        if baseline not in set(part["condition"]):
-            continue
-        for name in names:
-            try:
-                found = paired_difference(part, baseline=baseline, condition=name, seed=seed)
-            except ValueError:  # no common support and seed: nothing can be paired
-                continue
-            own = part[part["condition"] == name].iloc[0]
-            keys = dict(zip(["test_cohort", "prompt", "amount"], where, strict=True))
-            shown = ["real_fraction", "n_real", "condition", "n_generator_labels"]
-            n_more = own["n_total_labels"] - own["n_real"] - own["n_val_labels"]
-            extra = {"n_more_labels": n_more}
-            rows.append(keys | {key: own[key] for key in shown} | extra | vars(found))
-    table = pd.DataFrame(rows)
-    if not table.empty:
-        table["p_holm"] = holm(table["p_wilcoxon"])
-        table = table.sort_values(["n_real"], kind="stable", ignore_index=True)
-    return table
+    family = contrast_family(
+        per_image, statistics=_settings(statistics), baseline=baseline, seed=seed
+    )
+    if family.empty:
+        return family
+    own = family[(family["measure"] == "dice") & (family["baseline"] == baseline)]
+    return own.sort_values("n_real", kind="stable", ignore_index=True)
 
 
-def verdict(row: pd.Series) -> str:
-    """Classify a comparison: raised, lowered, not shown, or no interval."""
-    if not np.isfinite([row["low"], row["high"]]).all():
-        return "no interval"
-    if row["low"] > 0:
-        return "raised"
-    return "lowered" if row["high"] < 0 else "not shown"
+def primary_contrast(
+    per_image: pd.DataFrame,
+    *,
+    baseline: str = BASELINE,
+    seed: int = 0,
+    statistics: StatisticsConfig,
+) -> pd.DataFrame:
+    """Compute the contrast that the recipe named, and its other measure below it.
+
+    Args:
+        per_image: Rows of per_image.csv.
+        baseline: Of the other comparisons, which p_holm of the second row counts.
+        seed: Of the resampling.
+        statistics: Names the contrast.
+
+    Returns:
+        Up to two rows of `contrast_family`; none where the sweep holds no such pair of trials.
+    """
+    family = contrast_family(per_image, statistics=statistics, baseline=baseline, seed=seed)
+    return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
+
+
+def _settings(statistics: StatisticsConfig | None) -> StatisticsConfig:
+    if statistics is None:
+        return StatisticsConfig(primary=ContrastConfig(enabled=False))
+    return statistics
 
 
 def points(value: float, *, sign: bool = False) -> str:
@@ -95,28 +114,75 @@ def points(value: float, *, sign: bool = False) -> str:
     return f"+{text}" if sign else text
 
 
-def comparison_sentence(row: pd.Series) -> str:
+def size(value: float, *, measure: str, sign: bool = False) -> str:
+    """Write a difference in its unit: points of Dice, or mm; small ones keep two decimals."""
+    number = points(value if measure == "dice" else value / 100, sign=sign)
+    return f"{number} {'points' if measure == 'dice' else 'mm'}"
+
+
+def comparison_sentence(row: pd.Series, *, against: str = "") -> str:
     """Say in one sentence what one comparison found.
 
     Args:
-        row: A row of `compare`.
+        row: A row of `compare` or `primary_contrast`.
+        against: Condition to name as the baseline; empty leaves it out.
     """
-    amount = _amount_phrase(row)
     what = _PHRASES.get(row["condition"], row["condition"])
     if row["n_more_labels"] > 0:
         what += f" (their generator saw {row['n_more_labels']:.0f} labelled images more)"
-    exams = f"{row['n_exams']} exam" + ("" if row["n_exams"] == 1 else "s")
+    than = f" against {_PHRASES.get(against, against).rstrip(',')}" if against else ""
+    return f"With {_amount_phrase(row)}, {what} {change_phrase(row, than=than)}."
+
+
+def change_phrase(row: pd.Series, *, than: str = "") -> str:
+    """Say how much a measure changed and whether that is shown, without a full stop.
+
+    Args:
+        row: A row of `compare` or `primary_contrast`.
+        than: Words after the size, with a leading space.
+    """
+    measure = row.get("measure", "dice")
+    name, signed = _MEASURES[measure], size(row["mean"], measure=measure, sign=True)
     found = verdict(row)
     if found == "no interval":
-        change = points(row["mean"], sign=True)
         give = "gives" if row["n_exams"] == 1 else "give"
-        return f"With {amount}, {what} changed Dice by {change} points; {exams} {give} no interval."
-    interval = f"95 % CI {points(row['low'])} to {points(row['high'])}, {exams}"
+        return f"changed {name} by {signed}{than}; {_count(row, 'exam')} {give} no interval"
+    level = f"{100 * row.get('level', 0.95):.4g} % CI"
+    ends = f"{size(row['low'], measure=measure).split()[0]} to "
+    ends += size(row["high"], measure=measure).split()[0]
+    seen = _count(row, "exam")
+    if row.get("n_supports", 1) > 1:
+        seen += f", {_count(row, 'support')}"
+    interval = f"({level} {ends}, {seen})"
     if found == "not shown":
-        change = points(row["mean"], sign=True)
-        return f"With {amount}, {what} changed Dice by {change} points ({interval}): not shown."
-    size = points(abs(row["mean"]))
-    return f"With {amount}, {what} {found} Dice by {size} points ({interval})."
+        least = size(row.get("min_effect", 0.0), measure=measure)
+        why = f": smaller than the minimum effect of {least}" if is_too_small(row) else ""
+        return f"changed {name} by {signed}{than} {interval}: not shown{why}"
+    return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} {interval}"
+
+
+def _count(row: pd.Series, noun: str) -> str:
+    n = int(row[f"n_{noun}s"])
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
+def primary_sentence(primary: pd.DataFrame) -> str:
+    """Say what the primary contrast found, and its other measure beside it.
+
+    Args:
+        primary: From `primary_contrast`; empty where the sweep has no such trials.
+    """
+    if primary.empty or not primary["is_primary"].iloc[0]:
+        return "The recipe's primary contrast has no results: no pair of its trials is done."
+    row = primary.iloc[0]
+    prompt = _PROMPT_PHRASES.get(row["prompt"], row["prompt"])
+    text = comparison_sentence(row, against=row["baseline"]).removesuffix(".")
+    text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
+    if row["n_supports"] == 1:
+        text += "; one support, so the interval is over exams alone"
+    for _, other in primary.iloc[1:].iterrows():
+        text += f". Beside it, not primary, it {change_phrase(other)}"
+    return f"{text}."
 
 
 def _amount_phrase(row: pd.Series) -> str:
@@ -126,54 +192,61 @@ def _amount_phrase(row: pd.Series) -> str:
     return f"{n_real} real image" + ("" if n_real == 1 else "s")
 
 
-def finding(comparisons: pd.DataFrame, *, results: pd.DataFrame) -> list[str]:
+def finding(
+    comparisons: pd.DataFrame, *, results: pd.DataFrame, primary: pd.DataFrame | None = None
+) -> list[str]:
     """Write the sentences at the head of the report, the main one first.
 
-    They speak of one cohort (the first) under the leak-free prompt where that was scored: the
-    synthetic conditions at the smallest amount, the count over all amounts, the label budget, the
-    control without an image, and what limits the reading.
+    The primary contrast leads where there is one. The rest speaks of one cohort (the first) under
+    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount, the
+    count over all amounts, the control without an image, and what limits the reading.
 
     Args:
         comparisons: From `compare`; may be empty.
         results: Rows of results.csv.
+        primary: From `primary_contrast`; none where the recipe names none.
     """
-    done = results[results["status"] == "done"]
-    sentences = []
+    sentences = [] if primary is None else [primary_sentence(primary)]
     if comparisons.empty:
         sentences.append("No two conditions can be compared yet.")
     else:
         cohort = comparisons["test_cohort"].iloc[0]
         own = comparisons[comparisons["test_cohort"] == cohort]
         prompt = prompt_order(own["prompt"].tolist())[0]
-        own = own[own["prompt"] == prompt]
-        sentences += _comparison_sentences(own, n_family=len(comparisons))
-        sentences[0] = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: w" + sentences[0][1:]
-    sentences += _control_sentence(done)
+        more = _comparison_sentences(own[own["prompt"] == prompt])
+        where = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: w"
+        sentences += [where + more[0][1:], *more[1:]]
+    sentences += _control_sentence(results[results["status"] == "done"])
     n_failed = int((results["status"] == "failed").sum())
     if n_failed:
-        n_trials = results.loc[results["condition"] != "box_only", "trial_id"].nunique()
+        n_trials = results.loc[~results["condition"].isin(CONTROLS), "trial_id"].nunique()
         were = "failed and is" if n_failed == 1 else "failed and are"
         trials = "trial" if n_trials == 1 else "trials"
         sentences.append(f"{n_failed} of {n_trials} {trials} {were} listed in the table.")
     return sentences
 
 
-def _comparison_sentences(own: pd.DataFrame, *, n_family: int) -> list[str]:
+def _comparison_sentences(own: pd.DataFrame) -> list[str]:
     made = own[own["condition"].str.startswith("synthetic")]
     shown = made if len(made) else own
     smallest = shown[shown["amount"] == shown["amount"].iloc[0]]
     sentences = [comparison_sentence(row) for _, row in smallest.iterrows()]
+    n_family = int(own["n_family"].iloc[0])
     if len(shown) > len(smallest):
         counts = shown.apply(verdict, axis=1).value_counts()
         named = [f"{name} in {counts[name]}" for name in counts.index]
         sentences.append(
-            f"Over all {len(shown)} comparisons of this kind: {', '.join(named)} "
-            f"(intervals are not adjusted for the {n_family} comparisons made; the table of "
-            "differences has adjusted p-values)."
+            f"Over all {len(shown)} comparisons of this kind: {', '.join(named)} (intervals not "
+            f"adjusted; p in the table of differences is, by Holm over {n_family} comparisons)."
         )
+    few = []
     if smallest["n_exams"].min() < FEW_EXAMS:
-        sentences.append("So few exams make the interval a rough guide only.")
-    pairs = int(smallest["n_trial_pairs"].min())
+        few.append("exams")
+    if 1 < smallest["n_supports"].min() < FEW_SUPPORTS:
+        few.append("supports")
+    if few:
+        sentences.append(f"So few {' and '.join(few)} make the interval a rough guide only.")
+    pairs = int(smallest["n_trials"].min())
     if pairs == 1:
         sentences.append(
             "Each is one training run: how far the result varies with the images drawn and the "

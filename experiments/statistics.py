@@ -1,16 +1,23 @@
-"""Statistics of a sweep: from one row per image to one row per trial, cell and comparison.
+"""Statistics of a sweep: from one row per image to one row per trial.
 
 An exam is the unit of sampling: its frames show one head and are not independent. Every interval
 therefore resamples exams. Dice lies in [0, 1] here; tables and figures turn it into per cent.
+Intervals over exams and supports are in `resampling`, differences in `contrasts`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
+
+from datamodules.errors import InputError
+from experiments.resampling import crossed_bootstrap
+
+CONTROLS = ("box_only", "mean_mask", "zero_shot")
+"""Conditions without a training image: no amount, not compared, last in their block."""
 
 TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
 """Images per trimester of the HC18 training set (van den Heuvel et al. 2018), 999 in all."""
@@ -26,15 +33,18 @@ KEYS = [
     "support",
     "seed",
     "generator_seed",
+    "fold",
     "test_cohort",
     "prompt",
 ]
-"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test."""
+"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
+0 without cross-testing; with it, the folds of a support and seed test different exams."""
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
 SUMMARY = [
     "n_images",
     "n_exams",
+    "n_not_found",
     "dice_mean",
     "dice_median",
     "dice_low",
@@ -46,6 +56,8 @@ SUMMARY = [
     "hc_abs_err_mm_mean",
     "hc_abs_err_mm_p95",
     "dice_trimester_weighted_mean",
+    "dice_trimester_weighted_low",
+    "dice_trimester_weighted_high",
     "trimesters_missing",
 ]
 """Columns of results.csv that are computed from per_image.csv."""
@@ -64,29 +76,54 @@ class WeightedMean:
     """Trimesters without a value; the other weights were scaled up to sum to 1."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """Condition minus baseline on the same images; exams weigh the same."""
-
-    mean: float
-    """Mean over exams, in the unit of the column (Dice in [-1, 1])."""
-    low: float
-    high: float
-    """Interval over exams; NaN with fewer than two exams."""
-    n_images: int
-    n_exams: int
-    p_wilcoxon: float
-    """Two-sided Wilcoxon signed-rank test on exam means, not adjusted."""
-    n_trial_pairs: int
-    """Pairs of trials with the same support and seed that were averaged."""
-    sd_trials: float
-    """Standard deviation of the mean difference between trial pairs; NaN for one pair."""
-
-
 def read_rows(path: Path) -> pd.DataFrame:
-    """Read per_image.csv or results.csv; ids stay text (an id such as 12e4 is no number)."""
+    """Read per_image.csv or results.csv; ids stay text (an id such as 12e4 is no number).
+
+    Files that were written before there were folds get fold 0.
+    """
+    rows = _read(path)
+    if "fold" not in rows and "trial_id" in rows:
+        rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
+    return rows
+
+
+def _read(path: Path) -> pd.DataFrame:
     dtypes = dict.fromkeys(_TEXT_COLUMNS, "str")
     return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+
+
+def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read several files of one kind (all results.csv or all per_image.csv) into one table.
+
+    Args:
+        paths: At least one file.
+
+    Returns:
+        The rows of all files in order; a trial that stands in several files comes from the first.
+
+    Raises:
+        InputError: If a file has other columns than the first one: a column that is absent in one
+            would look like numbers that could not be computed.
+    """
+    frames, known = [], set()
+    first = set(_read(paths[0]).columns)
+    for path in paths:
+        odd = first ^ set(_read(path).columns)
+        if odd:
+            raise InputError(
+                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
+                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
+            )
+        rows = read_rows(path)
+        frames.append(rows[~rows["trial_id"].isin(known)])
+        known |= set(rows["trial_id"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Copy rows of per_image.csv or results.csv with a whole number in `fold`: 0 where unknown."""
+    fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
+    return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int))
 
 
 def cluster_bootstrap_ci(
@@ -154,17 +191,24 @@ def trimester_weighted_mean(values: ArrayLike, trimesters: ArrayLike) -> Weighte
 def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
     """Average the prompt draws of each image: a row per trial, cohort, prompt and image.
 
+    `found` becomes the share of draws with a prediction, NaN where the file has no such column.
+
     Raises:
         ValueError: If a key other than the draw differs within one trial, cohort and prompt.
     """
     where = ["trial_id", "test_cohort", "prompt"]
     rest = [key for key in KEYS if key not in where]
-    varying = per_image.groupby(where, sort=False)[rest].nunique(dropna=False).max()
+    rows = with_defaults(per_image)
+    varying = rows.groupby(where, sort=False)[rest].nunique(dropna=False).max()
     if (varying > 1).any():
         raise ValueError(f"per_image: {list(varying.index[varying > 1])} differ within a trial")
+    if "found" not in rows:
+        rows["found"] = np.nan
+    # True and False beside absent values make a column of text or objects.
+    rows["found"] = rows["found"].map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
     carried = dict.fromkeys([*rest, "exam_id", "trimester"], "first")
-    averaged = dict.fromkeys(MEASURES, "mean")
-    grouped = per_image.groupby([*where, "sample_id"], sort=False, as_index=False)
+    averaged = dict.fromkeys([*MEASURES, "found"], "mean")
+    grouped = rows.groupby([*where, "sample_id"], sort=False, as_index=False)
     return grouped.agg({**carried, **averaged})
 
 
@@ -175,36 +219,78 @@ def aggregate(per_image: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> 
     over exams. mm columns are NaN where no image has a pixel size.
 
     Returns:
-        A row per trial, cohort and prompt in order of appearance; `status` is done,
-        `trimesters_missing` names absent trimesters ("1,3"). Empty input gives the columns alone.
+        A row per trial, cohort and prompt in order of appearance; `status` is done. Empty input
+        gives the columns alone.
     """
     rows = []
     images = average_draws(per_image)
     for _, part in images.groupby(["trial_id", "test_cohort", "prompt"], sort=False):
-        low, high = cluster_bootstrap_ci(part["dice"], part["exam_id"], n_boot=n_boot, seed=seed)
-        weighted = trimester_weighted_mean(part["dice"], part["trimester"])
-        rows.append(
-            {key: part[key].iloc[0] for key in KEYS}
-            | {
-                "status": "done",
-                "reason": "",
-                "n_images": len(part),
-                "n_exams": part["exam_id"].nunique(),
-                "dice_mean": part["dice"].mean(),
-                "dice_median": part["dice"].median(),
-                "dice_low": low,
-                "dice_high": high,
-                "dice_share_below_090": (part["dice"] < 0.9).mean(),
-                "dice_256_mean": part["dice_256"].mean(),
-                "hausdorff_mm_mean": part["hausdorff_mm"].mean(),
-                "hc_err_mm_mean": part["hc_err_mm"].mean(),
-                "hc_abs_err_mm_mean": part["hc_abs_err_mm"].mean(),
-                "hc_abs_err_mm_p95": part["hc_abs_err_mm"].quantile(0.95),
-                "dice_trimester_weighted_mean": weighted.value,
-                "trimesters_missing": ",".join(map(str, weighted.missing)),
-            }
-        )
+        keys = {key: part[key].iloc[0] for key in KEYS}
+        rows.append(keys | {"status": "done", "reason": ""} | summarise(part, seed, n_boot=n_boot))
     return pd.DataFrame(rows, columns=[*KEYS, "status", "reason", *SUMMARY])
+
+
+def summarise(images: pd.DataFrame, seed: int = 0, *, n_boot: int = 2000) -> dict[str, float | str]:
+    """Compute the columns of `SUMMARY` over images of one model (or the folds of one).
+
+    Args:
+        images: From `average_draws`, each image once; not empty.
+        seed: Of the resampling.
+        n_boot: Resamples.
+
+    Returns:
+        n_not_found counts the images with an empty prediction in any draw (NaN if not recorded);
+        `trimesters_missing` names absent trimesters ("1,3"); shares and Dice in [0, 1].
+    """
+    dice, exams = images["dice"], images["exam_id"]
+    low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot, seed=seed)
+    weighted = trimester_weighted_mean(dice, images["trimester"])
+    interval = weighted_interval(images, seed=seed, n_boot=n_boot)
+    known = images["found"].notna().any()
+    return {
+        "n_images": len(images),
+        "n_exams": exams.nunique(),
+        "n_not_found": int((images["found"] < 1).sum()) if known else float("nan"),
+        "dice_mean": dice.mean(),
+        "dice_median": dice.median(),
+        "dice_low": low,
+        "dice_high": high,
+        "dice_share_below_090": (dice < 0.9).mean(),
+        "dice_256_mean": images["dice_256"].mean(),
+        "hausdorff_mm_mean": images["hausdorff_mm"].mean(),
+        "hc_err_mm_mean": images["hc_err_mm"].mean(),
+        "hc_abs_err_mm_mean": images["hc_abs_err_mm"].mean(),
+        "hc_abs_err_mm_p95": images["hc_abs_err_mm"].quantile(0.95),
+        "dice_trimester_weighted_mean": weighted.value,
+        "dice_trimester_weighted_low": interval[0],
+        "dice_trimester_weighted_high": interval[1],
+        "trimesters_missing": ",".join(map(str, weighted.missing)),
+    }
+
+
+def weighted_interval(
+    images: pd.DataFrame, *, seed: int, n_boot: int = 2000
+) -> tuple[float, float]:
+    """Interval of the trimester-weighted mean Dice over exams and, with several, supports.
+
+    Args:
+        images: dice, exam_id, trimester and support, a row per image and support.
+        seed: Of the resampling.
+        n_boot: Resamples.
+
+    Returns:
+        (low, high) in [0, 1] from `crossed_bootstrap`; NaN with fewer than two exams.
+    """
+    found = crossed_bootstrap(
+        images["dice"],
+        exams=images["exam_id"],
+        supports=images["support"].fillna(-1),
+        strata=pd.to_numeric(images["trimester"], errors="coerce"),
+        weights=TRIMESTER_COUNTS,
+        seed=seed,
+        n_boot=n_boot,
+    )
+    return found.low, found.high
 
 
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
@@ -232,93 +318,6 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
         rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
     first = ["trial_id", "status", "reason", *KEYS[1:]]
     return rows[first + [name for name in rows.columns if name not in first]]
-
-
-def paired_difference(
-    per_image: pd.DataFrame,
-    *,
-    baseline: str,
-    condition: str,
-    seed: int,
-    column: str = "dice",
-    n_boot: int = 2000,
-    level: float = 0.95,
-) -> Difference:
-    """Compare two conditions on the same images, trials paired by support and seed.
-
-    Draws and generator seeds are averaged per image, then trial pairs per image, then the images
-    of each exam; the interval resamples exams. It says nothing about other trained models:
-    `sd_trials` does, where there are several.
-
-    Args:
-        per_image: Rows of one cohort, one prompt and one amount.
-        baseline: Condition that is subtracted.
-        condition: Condition that is compared.
-        seed: Of the resampling.
-        column: Measure; images where it is NaN in either condition are left out.
-        n_boot: Resamples.
-        level: Coverage in (0, 1).
-
-    Raises:
-        ValueError: If no image was scored under both conditions with the same support and seed.
-
-    Source: BCa interval of Efron 1987 by scipy.stats.bootstrap; percentile where BCa is undefined.
-    """
-    pair = ["support", "seed", "sample_id"]
-    means = {
-        name: per_image[per_image["condition"] == name]
-        .groupby([*pair, "exam_id"], dropna=False, as_index=False)[column]
-        .mean()
-        for name in (baseline, condition)
-    }
-    merged = means[baseline].merge(means[condition], on=[*pair, "exam_id"], suffixes=("_0", "_1"))
-    merged["d"] = merged[f"{column}_1"] - merged[f"{column}_0"]
-    merged = merged.dropna(subset=["d"])
-    if merged.empty:
-        raise ValueError(f"no image was scored under both {baseline} and {condition}")
-    trial_means = merged.groupby(["support", "seed"], dropna=False)["d"].mean()
-    images = merged.groupby(["sample_id", "exam_id"], as_index=False)["d"].mean()
-    exams = images.groupby("exam_id")["d"].mean().to_numpy()
-    low, high = _bca(exams, n_boot=n_boot, seed=seed, level=level)
-    return Difference(
-        mean=float(exams.mean()),
-        low=low,
-        high=high,
-        n_images=len(images),
-        n_exams=len(exams),
-        p_wilcoxon=_wilcoxon(exams),
-        n_trial_pairs=len(trial_means),
-        sd_trials=float(trial_means.std(ddof=1)) if len(trial_means) > 1 else float("nan"),
-    )
-
-
-def _bca(values: np.ndarray, *, n_boot: int, seed: int, level: float) -> tuple[float, float]:
-    from scipy.stats import bootstrap  # slow to import, needed here only
-
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    if np.ptp(values) == 0:
-        return float(values[0]), float(values[0])
-    for method in ("BCa", "percentile"):
-        interval = bootstrap(
-            (values,),
-            np.mean,
-            n_resamples=n_boot,
-            confidence_level=level,
-            method=method,
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        if np.isfinite(interval).all():
-            break
-    return float(interval.low), float(interval.high)
-
-
-def _wilcoxon(values: np.ndarray) -> float:
-    from scipy.stats import wilcoxon
-
-    if not values.any():
-        return 1.0
-    return float(wilcoxon(values).pvalue)
 
 
 def amounts(rows: pd.DataFrame) -> pd.Series:

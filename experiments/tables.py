@@ -4,14 +4,29 @@ A table is a list of blocks, one per test cohort and prompt; a block's cells are
 to read, so that Markdown, LaTeX and HTML show the same digits.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
+from experiments.cells import MEANS, Block, cells
 from experiments.findings import prompt_order
-from experiments.statistics import amounts, average_draws, cluster_bootstrap_ci
+from experiments.latex import escape_latex, latex_table, to_latex
+from experiments.statistics import CONTROLS, amounts, with_defaults
+
+__all__ = [
+    "COLUMNS",
+    "CONDITION_LABELS",
+    "CONTROLS",
+    "PROMPT_LABELS",
+    "Block",
+    "blocks",
+    "cells",
+    "escape_latex",
+    "footnotes",
+    "latex_table",
+    "to_latex",
+    "to_markdown",
+]
 
 CONDITION_LABELS = {
     "real": "real only",
@@ -23,47 +38,30 @@ CONDITION_LABELS = {
     "synthetic": "+ synthetic",
     "synthetic_same_budget": "+ synthetic, same labels",
     "synthetic_same_budget_strong": "+ synthetic, same labels, strong",
+    "real_resized": "+ real pairs at the generator's size",
+    "synthetic_no_gate": "+ synthetic, no gate",
+    "synthetic_random_subset": "+ synthetic, random subset",
+    "unet": "U-Net (no prompt)",
     "box_only": "box only (no image)",
+    "mean_mask": "constant mean mask",
+    "zero_shot": "zero-shot backbone",
 }
+"""Conditions in the order of a block; the controls close it."""
 PROMPT_LABELS = {
     "whole_image": "whole-image prompt",
     "jittered_box": "jittered-box prompt",
     "tight_box": "tight-box prompt",
     "predicted_box": "predicted-box prompt",
 }
-_CELL = ["test_cohort", "prompt", "amount", "condition", "n_generator_labels", "n_val_labels"]
-_MEANS = {
-    "dice_mean": 100,
-    "dice_median": 100,
-    "dice_share_below_090": 1,
-    "dice_trimester_weighted_mean": 100,
-    "dice_256_mean": 100,
-    "hausdorff_mm_mean": 1,
-    "hc_abs_err_mm_mean": 1,
-    "hc_abs_err_mm_p95": 1,
-}
 _DIGITS = {
+    "dice_trimester_weighted_mean": ("weighted Dice %", 1),
     "dice_mean": ("Dice %", 1),
     "dice_median": ("median %", 1),
     "dice_share_below_090": ("share below 0.9", 2),
-    "dice_trimester_weighted_mean": ("trimester-weighted %", 1),
     "dice_256_mean": ("Dice@256 %", 1),
     "hausdorff_mm_mean": ("HD mm", 2),
     "hc_abs_err_mm_mean": ("HC error mm", 2),
     "hc_abs_err_mm_p95": ("HC error p95 mm", 2),
-}
-_OPTIONAL = ["SD of trials", "HD mm", "HC error mm", "HC error p95 mm"]
-_LATEX_HEADINGS = {
-    "n real": "n",
-    "generator labels": "gen.",
-    "validation labels": "val.",
-    "total labels": "labels",
-    "SD of trials": "SD",
-    "share below 0.9": "share",
-    "trimester-weighted %": "weighted %",
-    "Dice@256 %": "@256 %",
-    "HC error mm": "ADF mm",
-    "HC error p95 mm": "p95 mm",
 }
 COLUMNS = [
     "condition",
@@ -72,91 +70,25 @@ COLUMNS = [
     "generator labels",
     "validation labels",
     "total labels",
+    "weighted Dice %",
+    "weighted 95 % CI",
     "Dice %",
     "95 % CI",
     "SD of trials",
     "median %",
     "share below 0.9",
-    "trimester-weighted %",
-    "Dice@256 %",
-    "HD mm",
     "HC error mm",
     "HC error p95 mm",
+    "HD mm",
+    "Dice@256 %",
+    "not found",
     "exams",
+    "supports",
     "trials",
 ]
-"""Headings in order; those of `_OPTIONAL` are left out where every row is empty."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One table: the rows of one test cohort and prompt."""
-
-    test_cohort: str
-    prompt: str
-    title: str
-    rows: pd.DataFrame
-    """Text cells under `COLUMNS`; empty where there is nothing to say."""
-    notes: tuple[str, ...]
-    """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
-
-
-def cells(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> pd.DataFrame:
-    """Average the done trials of each cell (cohort, prompt, amount, condition, label counts).
-
-    A cell of one trial shows that trial's row. In a cell of several, numbers are means over trials,
-    `dice_sd` is the standard deviation of the trials' mean Dice, and the interval resamples exams
-    after each image was averaged over the trials.
-
-    Args:
-        results: Rows of results.csv.
-        per_image: Rows of per_image.csv; without them a cell of several trials has no interval.
-        seed: Of the resampling.
-
-    Returns:
-        A row per cell: the columns of `_CELL`, real_fraction, n_real_min, n_real_max, n_trials,
-        trial_ids, trial_dice, the means, dice_low, dice_high, dice_sd, n_exams, trimesters_missing.
-    """
-    done = results[results["status"] == "done"]
-    done = done.assign(amount=amounts(done))
-    images = None if per_image is None else average_draws(per_image)
-    rows = []
-    for where, part in done.groupby(_CELL, sort=False, dropna=False):
-        row = dict(zip(_CELL, where, strict=True))
-        row |= {name: part[name].mean() for name in _MEANS}
-        row |= {
-            "real_fraction": part["real_fraction"].iloc[0],
-            "n_real_min": part["n_real"].min(),
-            "n_real_max": part["n_real"].max(),
-            "n_total_min": part["n_total_labels"].min(),
-            "n_total_max": part["n_total_labels"].max(),
-            "n_trials": len(part),
-            "trial_ids": tuple(part["trial_id"]),
-            "trial_dice": tuple(part["dice_mean"]),
-            "dice_low": part["dice_low"].iloc[0],
-            "dice_high": part["dice_high"].iloc[0],
-            "dice_sd": part["dice_mean"].std(ddof=1),
-            "n_exams": part["n_exams"].max(),
-            "trimesters_missing": part.get("trimesters_missing", pd.Series([""])).iloc[0],
-        }
-        if len(part) > 1:
-            row["dice_low"], row["dice_high"] = _pooled_interval(images, row=row, seed=seed)
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _pooled_interval(images: pd.DataFrame | None, *, row: dict, seed: int) -> tuple[float, float]:
-    if images is None:
-        return math.nan, math.nan
-    own = images[
-        images["trial_id"].isin(row["trial_ids"])
-        & (images["test_cohort"] == row["test_cohort"])
-        & (images["prompt"] == row["prompt"])
-    ]
-    means = own.groupby(["sample_id", "exam_id"], as_index=False)["dice"].mean()
-    return cluster_bootstrap_ci(means["dice"], means["exam_id"], seed=seed)
+"""Headings in order, the headline first; those of `_OPTIONAL` go where every row is empty."""
+_OPTIONAL = ["weighted Dice %", "weighted 95 % CI", "SD of trials", "not found"]
+_OPTIONAL += ["HD mm", "HC error mm", "HC error p95 mm"]
 
 
 def blocks(
@@ -164,8 +96,8 @@ def blocks(
 ) -> list[Block]:
     """Lay the results out as tables: per cohort the whole image first, then the jittered box.
 
-    Rows go by amount and condition; box only closes its block. A trial that failed or waits is a
-    row of every block it would have been in, or of all blocks where it names no cohort.
+    Rows go by amount and condition; the controls close their block. A trial that failed or waits
+    is a row of every block it would have been in, or of all blocks where it names no cohort.
 
     Args:
         results: Rows of results.csv; not empty.
@@ -203,6 +135,8 @@ def _block(scored: pd.DataFrame, *, waiting: pd.DataFrame, test_cohort: str, pro
     entries.sort(key=lambda entry: entry[0])
     frame = pd.DataFrame([text for _, text, _ in entries], columns=COLUMNS).fillna("")
     empty = [name for name in _OPTIONAL if (frame[name] == "").all()]
+    if frame["supports"].isin(["", "1"]).all():
+        empty.append("supports")
     prompt_label = PROMPT_LABELS.get(prompt, prompt)
     return Block(
         test_cohort=test_cohort,
@@ -217,7 +151,7 @@ def _sort_key(row: pd.Series, conditions: Sequence[str]) -> tuple:
     known = row["condition"] in conditions
     order = conditions.index(row["condition"]) if known else len(conditions)
     n_real = row.get("n_real_min", row.get("n_real"))
-    return (row["condition"] == "box_only", n_real, order, row["condition"])
+    return (row["condition"] in CONTROLS, n_real, order, row["condition"])
 
 
 def _label_text(row: pd.Series) -> dict[str, str]:
@@ -231,7 +165,7 @@ def _label_text(row: pd.Series) -> dict[str, str]:
         "validation labels": _number(row["n_val_labels"], 0),
         "total labels": _span(*total) or "unknown",
     }
-    if row["condition"] == "box_only":
+    if row["condition"] in CONTROLS:
         text |= dict.fromkeys(list(text)[1:], "")
     return text
 
@@ -239,15 +173,23 @@ def _label_text(row: pd.Series) -> dict[str, str]:
 def _scored_text(row: pd.Series) -> dict[str, str]:
     text = _label_text(row)
     for name, (heading, digits) in _DIGITS.items():
-        text[heading] = _number(row[name] * _MEANS[name], digits)
+        text[heading] = _number(row[name] * MEANS[name], digits)
     if isinstance(row["trimesters_missing"], str) and row["trimesters_missing"]:
-        text["trimester-weighted %"] += "*" if text["trimester-weighted %"] else ""
-    low, high = _number(100 * row["dice_low"], 1), _number(100 * row["dice_high"], 1)
-    text["95 % CI"] = f"[{low}, {high}]" if low and high else ""
+        text["weighted Dice %"] += "*" if text["weighted Dice %"] else ""
+    text["weighted 95 % CI"] = _interval(row, "dice_trimester_weighted")
+    text["95 % CI"] = _interval(row, "dice")
     text["SD of trials"] = _number(100 * row["dice_sd"], 1)
+    # A mean over models, so it may be no whole number.
+    text["not found"] = _number(row["n_not_found"], 1).removesuffix(".0")
     text["exams"] = _number(row["n_exams"], 0)
+    text["supports"] = "" if row["condition"] in CONTROLS else _number(row["n_supports"], 0)
     text["trials"] = _number(row["n_trials"], 0)
     return text
+
+
+def _interval(row: pd.Series, stem: str) -> str:
+    low, high = (_number(100 * row[f"{stem}_{end}"], 1) for end in ("low", "high"))
+    return f"[{low}, {high}]" if low and high else ""
 
 
 def _number(value: float, digits: int) -> str:
@@ -260,21 +202,34 @@ def _span(low: float, high: float) -> str:
     return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
 
 
+_NOTES = {
+    "box_only": "Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What "
+    "it scores, the prompt gave away.",
+    "mean_mask": "Constant mean mask: one mask for every image, no pixel and no prompt read.",
+    "zero_shot": "Zero-shot backbone: the published weights, not fitted on any image here.",
+    "real_resized": "+ real pairs at the generator's size: the labelled images of the generator, "
+    "passed through its resolution, in the place of its synthetic pairs.",
+}
+
+
 def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
     notes = [
-        "Dice and its mean, median and share are over images, prompt draws averaged per image; "
-        "[95 % CI] is a percentile bootstrap that resamples exams. It speaks of other exams for "
-        "these trained models, not of other training runs.",
+        "Weighted Dice, the headline: mean of trimester means with the shares of the HC18 training "
+        "set (165, 693 and 141 of 999 images); trimesters are derived from the head circumference.",
+        "Dice and its median and share are over images, prompt draws averaged per image. [95 % CI] "
+        "is a percentile bootstrap that resamples exams; in a row of several supports it resamples "
+        "supports too and is widened for their small number (t quantiles). With one support it "
+        "speaks of other exams for these trained models, not of other training runs.",
         "total labels: distinct labelled images behind a row, its own, those that its generator "
         "and the gate of its synthetic set saw, and those of validation where they chose anything.",
-        "Trimester-weighted: mean of trimester means with the shares of the HC18 training set "
-        "(165, 693 and 141 of 999 images); trimesters are derived from the head circumference.",
     ]
+    notes += _notes_of_columns(results)
+    controls = results["condition"].isin(CONTROLS)
     if (results.get("trimesters_missing", pd.Series(dtype=str)).fillna("") != "").any():
         notes.append("* A trimester has no test image; the other weights were scaled up.")
     more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
-    if (more[results["condition"] != "box_only"] > 0).any():
+    if (more[~controls] > 0).any():
         notes.append(
             "The generator behind + synthetic may have seen more labelled images than the "
             "real-only row of the same amount: compare at equal total labels."
@@ -284,15 +239,27 @@ def footnotes(results: pd.DataFrame) -> list[str]:
             "unknown: how many labelled images the maker of the imported synthetic pairs used is "
             "not known, so neither is the row's total."
         )
-    if (results["condition"] == "box_only").any():
-        notes.append(
-            "Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What it "
-            "scores, the prompt gave away."
-        )
-    if results["hc_abs_err_mm_mean"].notna().any():
-        notes.append("HC error: absolute difference of the head circumference (ADF).")
+    notes += [text for name, text in _NOTES.items() if (results["condition"] == name).any()]
     if (results["status"] != "done").any():
         notes.append("Trials that failed or are not done stand as rows without numbers.")
+    return notes
+
+
+def _notes_of_columns(results: pd.DataFrame) -> list[str]:
+    notes = []
+    if results["hc_abs_err_mm_mean"].notna().any():
+        notes.append("HC error: absolute difference of the head circumference (ADF).")
+    if results.get("n_not_found", pd.Series(dtype=float)).notna().any():
+        notes.append(
+            "not found: test images with an empty prediction, a mean over trials; they count with "
+            "the worst score, never dropped."
+        )
+    folds = with_defaults(results)["fold"].nunique()
+    if folds > 1:
+        notes.append(
+            f"Cross-tested: the exams of a row are pooled over {folds} folds, each tested by a "
+            "model that was trained without it."
+        )
     return notes
 
 
@@ -305,7 +272,8 @@ def to_markdown(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
         parts.append("|" + "|".join(_align(name) for name in block.rows.columns) + "|")
         for (_, row), note in zip(block.rows.iterrows(), block.notes, strict=True):
             shown = row.replace("", "–") if not note else row
-            text = shown.to_dict() | ({"Dice %": note} if note else {})
+            first = next(name for name in block.rows.columns if name.endswith("Dice %"))
+            text = shown.to_dict() | ({first: note} if note else {})
             parts.append("| " + " | ".join(_escape_markdown(c) for c in text.values()) + " |")
         parts.append("")
     parts += [f"- {_escape_markdown(note)}" for note in notes]
@@ -320,68 +288,3 @@ def _escape_markdown(text: str) -> str:
     for mark in ("\\", "|", "*", "<"):
         text = text.replace(mark, "\\" + mark)
     return text.replace("\n", " ")
-
-
-def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
-    """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below.
-
-    Headings are short and the reason of a failure stands below, so that a landscape page holds it.
-    """
-    parts = ["% Needs \\usepackage{booktabs,siunitx}; the tables fit a landscape page."]
-    parts.append("{\\footnotesize\\setlength{\\tabcolsep}{3pt}")
-    reasons = []
-    for block in tables:
-        frame = block.rows.copy()
-        for i, note in enumerate(block.notes):
-            if note:
-                frame.loc[i, "95 % CI"] = note.split(":")[0]
-                named = (
-                    f"{frame.loc[i, 'condition']}, {frame.loc[i, 'n real']} real images: {note}."
-                )
-                reasons += [named] if named not in reasons else []
-        frame = frame.rename(columns=_LATEX_HEADINGS)
-        label = f"tab:{block.test_cohort}-{block.prompt}"
-        parts.append(latex_table(frame, caption=block.title, label=label))
-    parts += [f"\\noindent {escape_latex(note)}\\par" for note in [*notes, *reasons]]
-    return "\n".join([*parts, "}", ""])
-
-
-def latex_table(frame: pd.DataFrame, *, caption: str, label: str) -> str:
-    """Write text cells as a booktabs table; columns of plain numbers become siunitx S columns."""
-    numeric = [name for name in frame.columns if _is_numeric(frame[name])]
-    style = frame.style.hide(axis="index").format(escape="latex")
-    style = style.format(lambda text: text or "{--}", subset=numeric)
-    style = style.format_index(escape="latex", axis=1)
-    kinds = [_number_column(frame[name]) if name in numeric else "l" for name in frame.columns]
-    return style.to_latex(
-        hrules=True,
-        siunitx=True,
-        caption=escape_latex(caption),
-        label=label,
-        position="htbp",
-        position_float="centering",
-        column_format="".join(kinds),
-    )
-
-
-def _is_numeric(cells_of_column: pd.Series) -> bool:
-    filled = cells_of_column[cells_of_column != ""]
-    return len(filled) > 0 and bool(pd.to_numeric(filled, errors="coerce").notna().all())
-
-
-def _number_column(cells_of_column: pd.Series) -> str:
-    halves = [text.partition(".")[::2] for text in cells_of_column]
-    whole, part = (max(len(half) for half in side) for side in zip(*halves, strict=True))
-    return f"S[table-format={whole}.{part}]"
-
-
-def escape_latex(text: str) -> str:
-    """Escape LaTeX's special characters in running text."""
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "~": "\\textasciitilde{}",
-        "^": "\\textasciicircum{}",
-        "\\": "\\textbackslash{}",
-        "<": "\\textless{}",
-        ">": "\\textgreater{}",
-    }
-    return "".join(special.get(c, c) for c in text)

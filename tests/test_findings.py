@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from test_tables import scores, sweep
 
 from experiments.findings import (
@@ -20,8 +21,11 @@ def test_comparisons_are_paired_and_adjusted():
     assert table["condition"].tolist() == ["synthetic", "synthetic"]
     assert table["mean"].tolist() == pytest.approx([0.03, 0.03])
     assert table["amount"].tolist() == ["10 %", "10 %"]
-    assert table["p_wilcoxon"].tolist() == pytest.approx([0.25, 0.25])
-    assert table["p_holm"].tolist() == pytest.approx([0.5, 0.5])
+    # Gains 0.02, 0.03, 0.04: t = 0.03 / (0.01 / sqrt(3)) with two degrees of freedom.
+    p = 2 * stats.t.sf(0.03 / (0.01 / np.sqrt(3)), 2)
+    assert table["p"].tolist() == pytest.approx([p, p])
+    assert table["p_holm"].tolist() == pytest.approx([2 * p, 2 * p])
+    assert set(table["n_family"]) == {2}
     assert compare(per_image[per_image["condition"] == "real"]).empty
 
 

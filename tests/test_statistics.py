@@ -9,7 +9,6 @@ from experiments.statistics import (
     average_draws,
     cluster_bootstrap_ci,
     holm,
-    paired_difference,
     read_rows,
     trimester_weighted_mean,
 )
@@ -182,15 +181,6 @@ def test_failed_trials_stay_and_box_only_needs_no_trial():
     assert found.loc["box", "dice_mean"] == pytest.approx(0.88)
 
 
-def two_conditions(first, second, **changes):
-    return pd.concat(
-        [
-            image_rows(first, **changes),
-            image_rows(second, trial_id="s" + str(changes), condition="synthetic", **changes),
-        ]
-    )
-
-
 def test_results_keep_their_columns_where_nothing_is_done():
     done = aggregate(image_rows({"a_1": 0.9, "b_1": 0.8}))
     nothing = aggregate(image_rows({"a_1": 0.9}).iloc[:0])
@@ -204,62 +194,6 @@ def test_results_keep_their_columns_where_nothing_is_done():
         ["t1", "failed", "boom", 5]
     ]
     assert found["dice_mean"].isna().all()
-
-
-def test_paired_difference_by_hand():
-    # Exam a: +0.02 and +0.04 -> +0.03; exam b: -0.01; exam c: +0.07. Mean over exams 0.03.
-    rows = two_conditions(
-        {"a_HC": 0.90, "a_2HC": 0.80, "b_HC": 0.95, "c_HC": 0.50, "only_HC": 0.1},
-        {"a_HC": 0.92, "a_2HC": 0.84, "b_HC": 0.94, "c_HC": 0.57},
-    )
-    found = paired_difference(rows, baseline="real", condition="synthetic", seed=0)
-    assert found.mean == pytest.approx(0.03)
-    assert (found.n_images, found.n_exams, found.n_trial_pairs) == (4, 3, 1)
-    assert found.low == pytest.approx(-0.01)  # three exams: the extreme resamples
-    assert found.high == pytest.approx(0.07)
-    assert np.isnan(found.sd_trials)
-    # Ranks of |d|: b 1 (negative), a 2, c 3; two-sided exact p of W = 1 with n = 3 is 4/8.
-    assert found.p_wilcoxon == pytest.approx(0.5)
-
-
-def test_paired_difference_agrees_with_the_percentile_bootstrap_of_exam_means():
-    rng = np.random.default_rng(5)
-    real = {f"{i}_HC": v for i, v in enumerate(rng.uniform(0.7, 0.9, 60))}
-    gain = rng.normal(0.02, 0.03, 60)
-    synthetic = {k: v + g for (k, v), g in zip(real.items(), gain, strict=True)}
-    rows = two_conditions(real, synthetic)
-    found = paired_difference(rows, baseline="real", condition="synthetic", seed=0, n_boot=9999)
-    low, high = cluster_bootstrap_ci(gain, np.arange(60), n_boot=9999, seed=3)
-    assert found.mean == pytest.approx(gain.mean())
-    assert found.low == pytest.approx(low, abs=1.5e-3)  # BCa shifts a symmetric case a little
-    assert found.high == pytest.approx(high, abs=1.5e-3)
-
-
-def test_trials_are_paired_by_support_and_their_spread_reported():
-    # The supports differ by 0.3, the gain within each is 0.01 and 0.03.
-    rows = pd.concat(
-        [
-            two_conditions({"a_HC": 0.6, "b_HC": 0.6}, {"a_HC": 0.61, "b_HC": 0.61}, support=0),
-            two_conditions({"a_HC": 0.9, "b_HC": 0.9}, {"a_HC": 0.93, "b_HC": 0.93}, support=1),
-            image_rows({"a_HC": 0.1, "b_HC": 0.1}, condition="synthetic", support=2),
-        ]
-    )
-    found = paired_difference(rows, baseline="real", condition="synthetic", seed=0)
-    assert found.mean == pytest.approx(0.02)
-    assert found.n_trial_pairs == 2
-    assert found.sd_trials == pytest.approx(0.02 / np.sqrt(2))
-    with pytest.raises(ValueError, match="scored under both"):
-        paired_difference(rows, baseline="real", condition="weak", seed=0)
-
-
-def test_equal_predictions_and_one_exam():
-    same = two_conditions({"a_HC": 0.5, "b_HC": 0.5}, {"a_HC": 0.5, "b_HC": 0.5})
-    found = paired_difference(same, baseline="real", condition="synthetic", seed=0)
-    assert (found.mean, found.low, found.high, found.p_wilcoxon) == (0.0, 0.0, 0.0, 1.0)
-    one = two_conditions({"a_HC": 0.5}, {"a_HC": 0.6})
-    found = paired_difference(one, baseline="real", condition="synthetic", seed=0)
-    assert found.mean == pytest.approx(0.1)
-    assert np.isnan([found.low, found.high]).all()
 
 
 def test_holm_by_hand():

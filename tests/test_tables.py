@@ -4,7 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.statistics import add_trials, aggregate, cluster_bootstrap_ci, read_rows
+from experiments.statistics import (
+    add_trials,
+    aggregate,
+    cluster_bootstrap_ci,
+    read_rows,
+    weighted_interval,
+)
 from experiments.tables import blocks, cells, footnotes, to_latex, to_markdown
 
 KEYS = {
@@ -104,7 +110,12 @@ def test_cells_show_the_numbers_of_the_trial():
     assert row["median %"] == "82.0"
     assert row["share below 0.9"] == "0.67"
     weighted = (165 * 82 + 693 * 93 + 141 * 74) / 999
-    assert row["trimester-weighted %"] == f"{weighted:.1f}" == "88.5"
+    assert row["weighted Dice %"] == f"{weighted:.1f}" == "88.5"
+    assert row.index[6] == "weighted Dice %"  # the first number after the labels
+    found = weighted_interval(
+        per_image[(per_image["trial_id"] == "s1") & (per_image["prompt"] == "whole_image")], seed=0
+    )
+    assert row["weighted 95 % CI"] == f"[{100 * found[0]:.1f}, {100 * found[1]:.1f}]"
     assert row["Dice@256 %"] == "82.0"
     assert (row["HD mm"], row["HC error mm"]) == ("2.50", "2.50")
     assert (row["n real"], row["generator labels"], row["validation labels"]) == ("40", "60", "5")
@@ -156,12 +167,18 @@ def test_several_trials_of_a_cell_are_averaged_with_their_spread():
     assert cell["dice_mean"] == pytest.approx(0.82)
     assert cell["dice_sd"] == pytest.approx(0.04 / np.sqrt(2))
     assert cell["trial_ids"] == ("t0", "t1")
+    # Three exams and two supports: the extreme resamples, the worst exam of the worse support.
+    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx((0.70, 0.94))
+    assert (cell["n_supports"], cell["n_trials"]) == (2, 2)
+    seeds = pd.concat([first, second.assign(support=0, seed=1)])
+    (cell,) = cells(aggregate(seeds), per_image=seeds).to_dict("records")
     interval = cluster_bootstrap_ci([0.82, 0.92, 0.72], ["a", "b", "c"], seed=0)
-    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx(interval)
+    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx(interval)  # exams alone
+    assert cell["n_supports"] == 1
     (block,) = blocks(aggregate(per_image), per_image=per_image)
     assert block.rows.loc[0, "n real"] == "40–42"
     assert block.rows.loc[0, "SD of trials"] == "2.8"
-    assert block.rows.loc[0, "trials"] == "2"
+    assert (block.rows.loc[0, "trials"], block.rows.loc[0, "supports"]) == ("2", "2")
     (bare,) = blocks(aggregate(per_image))
     assert bare.rows.loc[0, "95 % CI"] == ""  # not made up from the trials' own intervals
 
@@ -182,7 +199,7 @@ def test_different_label_budgets_are_different_rows():
 def test_absent_trimester_is_marked_and_explained():
     (block,) = blocks(aggregate(scores([0.8, 0.9], trial_id="r")))
     weighted = (165 * 80 + 693 * 90) / (165 + 693)
-    assert block.rows.loc[0, "trimester-weighted %"] == f"{weighted:.1f}*"
+    assert block.rows.loc[0, "weighted Dice %"] == f"{weighted:.1f}*"
     notes = footnotes(aggregate(scores([0.8, 0.9], trial_id="r")))
     assert any(note.startswith("* A trimester") for note in notes)
 
@@ -208,7 +225,7 @@ def test_markdown_is_rectangular_and_escaped():
     assert "failed: loss \\| NaN at step_7" in text
     widths = {line.replace("\\|", "").count("|") for line in table}
     assert widths == {header.count("|")}
-    assert "| + synthetic | 10 % | 40 | 60 | 5 | 105 | 83.0 |" in text
+    assert "| + synthetic | 10 % | 40 | 60 | 5 | 105 | 88.5 | [" in text
     assert text.count("### ") == 2
     assert "no pixel read" in text
 
@@ -220,7 +237,8 @@ def test_latex_has_matching_columns_and_escapes():
     assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 2
     spec = text.split("\\begin{tabular}{")[1].split("}\n")[0]
     assert spec.startswith("llS[table-format=3.0]S[table-format=2.0]S[table-format=1.0]")
-    assert "S[table-format=2.1]lS[table-format=2.1]" in spec  # Dice, interval, median
+    # Weighted Dice and its interval, Dice and its interval, median.
+    assert "S[table-format=2.1]lS[table-format=2.1]lS[table-format=2.1]" in spec
     spec = re.sub(r"\[[^]]*\]", "", spec)
     rows = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert {line.replace("\\&", "").count("&") for line in rows} == {len(spec) - 1}

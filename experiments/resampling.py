@@ -1,0 +1,181 @@
+"""The crossed bootstrap: a mean over images, resampled over exams and over supports at once.
+
+The images of an exam show one head, and the images of a support were segmented by models that saw
+the same training images: both are sampled, and neither alone says how far a result would repeat.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean with its interval and test; NaN where fewer than two exams give neither."""
+
+    value: float
+    """In the unit of the values."""
+    low: float
+    high: float
+    standard_error: float
+    degrees: float
+    """Degrees of freedom of the standard error."""
+    p: float
+    """Two-sided p of the mean against zero, not adjusted."""
+    n_exams: int
+    n_supports: int
+    """With one, only exams are resampled."""
+
+
+def crossed_bootstrap(
+    values: ArrayLike,
+    *,
+    exams: ArrayLike,
+    supports: ArrayLike,
+    seed: int,
+    strata: ArrayLike | None = None,
+    weights: Mapping[int, float] | None = None,
+    n_boot: int = 2000,
+    level: float = 0.95,
+) -> Estimate:
+    """Estimate a mean over images with an interval over exams x supports.
+
+    Exams (with all their images) and, independently, supports are drawn with replacement. A plain
+    percentile interval is too narrow for a handful of supports: with five, and exams and supports
+    that vary alike, it covered 88 % instead of 95 %. So its two quantiles are moved outwards, to
+    where Student's t puts them for the degrees of freedom that the data have. The p-value is a
+    t-test with the same standard error.
+
+    Args:
+        values: (N,) finite numbers, a row per image and support, any unit.
+        exams: (N,) exam ids; an exam is a cluster of images.
+        supports: (N,) support numbers; one value means that only exams are resampled.
+        seed: Of the resampling; the same input and seed give the same result.
+        strata: (N,) of the keys of `weights`, or NaN (left out); none gives the plain mean.
+        weights: Weight of each stratum's mean; those present are scaled to sum to 1.
+        n_boot: Resamples.
+        level: Nominal coverage in (0, 1).
+
+    Returns:
+        The estimate; with fewer than two exams its interval and p are NaN, for empty input its
+        value too. With two supports no resampling can cover what a third would have shown.
+
+    Raises:
+        ValueError: If a value is not finite or the lengths differ.
+
+    Source: Owen 2007, "The pigeonhole bootstrap" (crossed resampling); Hesterberg 2015, "What
+        teachers should know about the bootstrap" (expanded percentile); Cameron, Gelbach and
+        Miller 2011 (variance of two-way clusters); Satterthwaite 1946 (degrees of freedom).
+    """
+    table = _tabulate(values, exams=exams, supports=supports, strata=strata, weights=weights)
+    n_supports, n_exams = table.sums.shape[1:]
+    counted = {"n_exams": n_exams, "n_supports": n_supports}
+    if table.sums.size == 0:
+        nothing = dict.fromkeys(["value", "low", "high", "standard_error", "degrees", "p"], np.nan)
+        return Estimate(**nothing, **counted)
+    value = float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
+    if n_exams < 2:
+        nothing = dict.fromkeys(["low", "high", "standard_error", "degrees", "p"], np.nan)
+        return Estimate(value=value, **nothing, **counted)
+    rng = np.random.default_rng(seed)
+    exam_draws = _draw_counts(n_exams, n_boot, rng=rng)
+    support_draws = _draw_counts(n_supports, n_boot, rng=rng)
+    means = _means(table, support_draws, exam_draws)
+    means = means[np.isfinite(means)]  # a support that lacks a drawn exam can leave nothing
+    error, degrees = _standard_error(table)
+    low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
+    return Estimate(
+        value=value, low=low, high=high, standard_error=error, degrees=degrees, p=p, **counted
+    )
+
+
+@dataclass(frozen=True)
+class _Table:
+    sums: np.ndarray
+    """(strata, supports, exams) sums of the values."""
+    counts: np.ndarray
+    """(strata, supports, exams) numbers of values."""
+    shares: np.ndarray
+    """(strata,) weights that sum to 1."""
+
+
+def _tabulate(
+    values: ArrayLike,
+    *,
+    exams: ArrayLike,
+    supports: ArrayLike,
+    strata: ArrayLike | None,
+    weights: Mapping[int, float] | None,
+) -> _Table:
+    array = np.asarray(values, dtype=np.float64)
+    groups = [np.asarray(exams), np.asarray(supports)]
+    layers = np.zeros(len(array)) if strata is None else np.asarray(strata, dtype=np.float64)
+    if array.ndim != 1 or any(group.shape != array.shape for group in [*groups, layers]):
+        raise ValueError("crossed_bootstrap: values, exams, supports, strata must be equal vectors")
+    if not np.isfinite(array).all():
+        raise ValueError("crossed_bootstrap: a value is not finite")
+    known = {0: 1.0} if strata is None else dict(weights or {})
+    kept = np.isin(layers, list(known))
+    present = [key for key in known if (layers[kept] == key).any()]
+    layer = np.array([present.index(key) for key in layers[kept]], dtype=int)
+    exam, exam_names = pd.factorize(groups[0][kept])
+    support, support_names = pd.factorize(groups[1][kept], use_na_sentinel=False)
+    shape = (len(present), len(support_names), len(exam_names))
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (layer, support, exam), array[kept])
+    np.add.at(counts, (layer, support, exam), 1)
+    share = np.array([known[key] for key in present], dtype=np.float64)
+    return _Table(sums, counts, share / share.sum() if len(share) else share)
+
+
+def _draw_counts(n: int, n_boot: int, *, rng: np.random.Generator) -> np.ndarray:
+    """Give (n_boot, n): how often each of n things was drawn in n draws."""
+    drawn = rng.integers(n, size=(n_boot, n)) + n * np.arange(n_boot)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * n_boot).reshape(n_boot, n).astype(np.float64)
+
+
+def _means(table: _Table, support_draws: np.ndarray, exam_draws: np.ndarray) -> np.ndarray:
+    """Give (n_boot,) weighted means; a stratum that was not drawn passes its weight on."""
+    total, weight = np.zeros(len(exam_draws)), np.zeros(len(exam_draws))
+    for sums, counts, share in zip(table.sums, table.counts, table.shares, strict=True):
+        n = np.sum((support_draws @ counts) * exam_draws, axis=1)
+        top = np.sum((support_draws @ sums) * exam_draws, axis=1)
+        total += share * np.divide(top, n, out=np.zeros_like(n), where=n > 0)
+        weight += share * (n > 0)
+    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+
+def _standard_error(table: _Table) -> tuple[float, float]:
+    """Two-way clustered standard error of the mean and its degrees of freedom."""
+    n = table.counts.sum(axis=(1, 2), keepdims=True)
+    centred = table.sums - table.counts * table.sums.sum(axis=(1, 2), keepdims=True) / n
+    influence = (table.shares[:, None, None] * centred / n).sum(axis=0)
+    n_supports, n_exams = influence.shape
+    by_exam = n_exams / (n_exams - 1) * np.sum(influence.sum(axis=0) ** 2)
+    if n_supports == 1:
+        return float(np.sqrt(by_exam)), float(n_exams - 1)
+    by_support = n_supports / (n_supports - 1) * np.sum(influence.sum(axis=1) ** 2)
+    # What is neither exam nor support stands in both terms.
+    variance = max(by_exam + by_support - np.sum(influence**2), by_exam, by_support)
+    spread = by_support**2 / (n_supports - 1) + by_exam**2 / (n_exams - 1)
+    least = min(n_supports, n_exams) - 1
+    degrees = max(variance**2 / spread, least) if spread > 0 else least
+    return float(np.sqrt(variance)), float(degrees)
+
+
+def _judge(
+    means: np.ndarray, *, value: float, error: float, degrees: float, level: float
+) -> tuple[float, float, float]:
+    from scipy.stats import norm, t  # slow to import, needed here only
+
+    spread = means.std()
+    if spread <= 1e-12 * max(abs(value), 1e-300) or error == 0:
+        return value, value, 1.0 if value == 0 else 0.0
+    # The bootstrap's own spread lacks the factor n/(n-1) of each axis; it is never narrowed.
+    widen = max(error / spread, 1.0)
+    tail = norm.cdf(-widen * t.ppf((1 + level) / 2, degrees))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high), float(2 * t.sf(abs(value) / error, degrees))
