@@ -113,6 +113,13 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
     return samples
 
 
+def read_hc18_test(root: Path) -> list[Sample]:
+    """Read HC18's test part in the order of its CSV, which is the order of a submission."""
+    samples = {sample.image_path.name: sample for sample in read_hc18(root, part="test")}
+    rows = _read_csv(Path(root) / HC18_CSV["test"], required=_COLUMNS[:2])
+    return [samples[name] for name in rows]
+
+
 def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], cohort: str) -> Sample:
     match = _HC18_NAME.fullmatch(path.stem)
     if match is None:

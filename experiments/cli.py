@@ -123,6 +123,45 @@ def score(
         print_score(found, _console())
 
 
+@app.command()
+def submit(
+    run: Annotated[
+        Path | None, typer.Argument(help="Directory of a fitted segmenter, runs/store/fit/ID.")
+    ] = None,
+    test_root: Annotated[
+        Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Submission to write, CSV.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="New folder for the masks, PNG.")] = None,
+    prompt: Annotated[str, typer.Option(help="whole_image or predicted_box.")] = "whole_image",
+    skip_degenerate: Annotated[
+        bool, typer.Option("--skip-degenerate", help="Leave out rows without an ellipse.")
+    ] = False,
+    check: Annotated[
+        Path | None, typer.Option(help="Validate this submission; run nothing.")
+    ] = None,
+) -> None:
+    """Segment unlabelled test images into HC18's submission file, or check such a file."""
+    from experiments.submission import check_command, submit_command
+
+    if test_root is None:
+        raise InputError("--test-root is missing; give the folder of the test images")
+    if (run is None) == (check is None):
+        raise InputError("give either RUN, a fitted segmenter's directory, or --check FILE.csv")
+    if check is not None:
+        check_command(check, test_root=test_root, console=_console())
+        return
+    submit_command(
+        run,
+        test_root=test_root,
+        out=out,
+        masks=masks,
+        prompt=prompt,
+        skip_degenerate=skip_degenerate,
+        console=_console(),
+    )
+
+
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
     from experiments.recipe import load_config
 

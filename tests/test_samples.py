@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules.errors import InputError
-from datamodules.samples import HC18_CSV, read_cohort, read_hc18, trimester
+from datamodules.samples import HC18_CSV, read_cohort, read_hc18, read_hc18_test, trimester
 
 CSV = HC18_CSV["training"]
 BLANK = np.zeros((54, 80), np.uint8)
@@ -30,6 +30,16 @@ def test_hc18_samples(hc18_folder):
         ("001_HC", None, None),
     ]
     assert tests[0].pixel_size_mm == 1.234567891
+
+
+def test_hc18_test_part_in_the_order_of_its_csv(hc18_folder):
+    path = hc18_folder / HC18_CSV["test"]
+    header, first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(header + second + first)
+    assert [s.sample_id for s in read_hc18_test(hc18_folder)] == ["001_HC", "000_HC"]
+    assert sorted(read_hc18_test(hc18_folder), key=lambda s: s.sample_id) == read_hc18(
+        hc18_folder, part="test"
+    )
 
 
 @pytest.mark.parametrize(
