@@ -217,9 +217,10 @@ def finding(
         where = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: w"
         sentences += [where + more[0][1:], *more[1:]]
     sentences += _control_sentence(results[results["status"] == "done"])
-    n_failed = int((results["status"] == "failed").sum())
+    trained = results[~results["condition"].isin(CONTROLS)]
+    n_failed = int((trained["status"] == "failed").sum())
     if n_failed:
-        n_trials = results.loc[~results["condition"].isin(CONTROLS), "trial_id"].nunique()
+        n_trials = trained["trial_id"].nunique()
         were = "failed and is" if n_failed == 1 else "failed and are"
         trials = "trial" if n_trials == 1 else "trials"
         sentences.append(f"{n_failed} of {n_trials} {trials} {were} listed in the table.")

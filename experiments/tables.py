@@ -133,7 +133,8 @@ def _block(scored: pd.DataFrame, *, waiting: pd.DataFrame, test_cohort: str, pro
         note = f"{status}: {reason}" if isinstance(reason, str) and reason else status
         entries.append((_sort_key(row, conditions), _label_text(row), note))
     entries.sort(key=lambda entry: entry[0])
-    frame = pd.DataFrame([text for _, text, _ in entries], columns=COLUMNS).fillna("")
+    frame = pd.DataFrame([text for _, text, _ in entries], columns=COLUMNS, dtype=object)
+    frame = frame.fillna("")
     empty = [name for name in _OPTIONAL if (frame[name] == "").all()]
     if frame["supports"].isin(["", "1"]).all():
         empty.append("supports")
@@ -166,7 +167,9 @@ def _label_text(row: pd.Series) -> dict[str, str]:
         "total labels": _span(*total) or "unknown",
     }
     if row["condition"] in CONTROLS:
+        # The mean mask is made of training labels, which makes it no row of an amount.
         text |= dict.fromkeys(list(text)[1:], "")
+        text["total labels"] = _span(*total) if max(total) > 0 else ""
     return text
 
 
@@ -205,7 +208,8 @@ def _span(low: float, high: float) -> str:
 _NOTES = {
     "box_only": "Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What "
     "it scores, the prompt gave away.",
-    "mean_mask": "Constant mean mask: one mask for every image, no pixel and no prompt read.",
+    "mean_mask": "Constant mean mask: the training masks averaged into one for every image, no pixel "
+    "and no prompt read.",
     "zero_shot": "Zero-shot backbone: the published weights, not fitted on any image here.",
     "real_resized": "+ real pairs at the generator's size: the labelled images of the generator, "
     "passed through its resolution, in the place of its synthetic pairs.",

@@ -3,14 +3,20 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from datamodules.errors import InputError
+from experiments.spreads import spread_table, spreads
 from experiments.statistics import (
+    KEYS,
     add_trials,
     aggregate,
     average_draws,
     cluster_bootstrap_ci,
+    combine_results,
     holm,
     read_rows,
     trimester_weighted_mean,
+    weighted_interval,
+    with_defaults,
 )
 
 
@@ -208,3 +214,117 @@ def test_ids_stay_text(tmp_path):
     found = read_rows(tmp_path / "x.csv").iloc[0]
     assert (found["trial_id"], found["exam_id"]) == ("12e4", "0012")
     assert np.isnan(found["generator_seed"])
+
+
+def test_images_without_a_prediction_are_counted_once():
+    rows = pd.concat(
+        [
+            image_rows({"a_1": 0.9, "b_1": 0.0, "c_1": 0.8}, draw=0),
+            image_rows({"a_1": 0.9, "b_1": 0.0, "c_1": 0.0}, draw=1),
+        ]
+    )
+    rows["found"] = [True, False, True, True, False, False]
+    assert aggregate(rows)["n_not_found"].tolist() == [2]
+    assert aggregate(rows)["dice_mean"].iloc[0] == pytest.approx((0.9 + 0 + 0.4) / 3)
+    assert aggregate(rows.assign(found=True))["n_not_found"].tolist() == [0]
+    assert np.isnan(aggregate(rows.drop(columns="found"))["n_not_found"].iloc[0])
+
+
+def test_found_survives_a_file_in_which_some_rows_lack_it(tmp_path):
+    rows = image_rows({"a_1": 0.9, "b_1": 0.0})
+    rows["found"] = [True, False]
+    mixed = pd.concat([rows, image_rows({"a_1": 0.5}, trial_id="t2")])
+    mixed.to_csv(tmp_path / "x.csv", index=False)
+    found = aggregate(read_rows(tmp_path / "x.csv"))["n_not_found"]
+    assert found.iloc[0] == 1
+    assert np.isnan(found.iloc[1])
+
+
+def test_the_weighted_mean_has_its_interval():
+    rng = np.random.default_rng(2)
+    dice = {f"{i}_1": v for i, v in enumerate(rng.beta(20, 2, 60))}
+    rows = image_rows(dice)
+    rows["trimester"] = np.repeat([1, 2, 3], 20)
+    row = aggregate(rows).iloc[0]
+    means = [rows["dice"][rows["trimester"] == t] for t in (1, 2, 3)]
+    weights = np.array([165, 693, 141]) / 999
+    error = np.sqrt(sum(w**2 * m.var(ddof=1) / 20 for w, m in zip(weights, means, strict=True)))
+    low, high = row["dice_trimester_weighted_low"], row["dice_trimester_weighted_high"]
+    assert low < row["dice_trimester_weighted_mean"] < high
+    assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    assert weighted_interval(rows, seed=0) == (low, high)
+    unknown = aggregate(rows.assign(trimester=np.nan)).iloc[0]
+    assert np.isnan(unknown["dice_trimester_weighted_low"])
+
+
+def test_files_without_folds_are_fold_zero(tmp_path):
+    old = aggregate(image_rows({"a_1": 0.9, "b_1": 0.8})).drop(columns="fold")
+    old.to_csv(tmp_path / "old.csv", index=False)
+    read = read_rows(tmp_path / "old.csv")
+    assert read["fold"].tolist() == [0]
+    assert set(KEYS) <= set(read.columns)
+    unknown = with_defaults(pd.DataFrame({"fold": [2.0, np.nan]}))
+    assert unknown["fold"].tolist() == [2, 0]
+
+
+def test_results_of_one_version_combine_and_others_are_refused(tmp_path):
+    first = aggregate(image_rows({"a_1": 0.9, "b_1": 0.8}))
+    second = aggregate(image_rows({"a_1": 0.7, "b_1": 0.6}, trial_id="t2"))
+    paths = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
+    first.to_csv(paths[0], index=False)
+    pd.concat([first.assign(dice_mean=0.0), second]).to_csv(paths[1], index=False)
+    found = combine_results(paths[:2])
+    assert found["trial_id"].tolist() == ["t1", "t2"]
+    assert found["dice_mean"].tolist() == pytest.approx([0.85, 0.65])  # t1 from the first file
+    second.drop(columns="n_not_found").assign(extra=1).to_csv(paths[2], index=False)
+    with pytest.raises(InputError) as refused:
+        combine_results([paths[0], paths[2]])
+    assert str(paths[2]) in str(refused.value)
+    assert "(extra, n_not_found)" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_spreads_hold_the_other_axes():
+    # Dice 0.5 + 0.1 support + 0.02 seed + 0.01 draw: every axis has its own spread.
+    rows = pd.concat(
+        [
+            image_rows(
+                {"a_1": 0.5 + shift, "b_1": 0.7 + shift},
+                trial_id=f"t{support}{seed}",
+                support=support,
+                seed=seed,
+                draw=draw,
+            )
+            for support in (0, 1)
+            for seed in (0, 1, 2)
+            for draw in (0, 1)
+            for shift in [0.1 * support + 0.02 * seed + 0.01 * draw]
+        ]
+    )
+    (row,) = spreads(rows).to_dict("records")
+    assert row["mean"] == pytest.approx(0.6 + 0.05 + 0.02 + 0.005)
+    assert row["sd_support"] == pytest.approx(0.1 / np.sqrt(2))
+    assert row["sd_seed"] == pytest.approx(0.02)
+    assert row["sd_draw"] == pytest.approx(0.01 / np.sqrt(2))
+    assert row["sd_generator_seed"] is None
+    assert (row["n_support"], row["n_seed"], row["n_draw"]) == (2, 3, 2)
+    (text,) = spread_table(spreads(rows), labels={"real": "real only"}).to_dict("records")
+    assert (text["condition"], text["real"], text["mean"]) == ("real only", "10 %", "67.5")
+    assert text["SD over supports"] == "7.07 (2)"
+    assert text["SD over generator seeds"] == ""
+    assert spreads(rows.iloc[:0]).empty
+    assert spread_table(spreads(rows.iloc[:0]), labels={}).empty
+
+
+def test_spreads_pool_folds_before_they_look_at_supports():
+    rows = pd.concat(
+        [
+            image_rows(
+                {f"{fold}_1": dice}, trial_id=f"t{fold}{support}", fold=fold, support=support
+            )
+            for support, pair in enumerate(((0.4, 0.8), (0.6, 0.8)))
+            for fold, dice in enumerate(pair)
+        ]
+    )
+    (row,) = spreads(rows).to_dict("records")
+    assert row["sd_support"] == pytest.approx(0.1 / np.sqrt(2))  # model means 0.6 and 0.7

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from experiments.statistics import (
+    CONTROLS,
     add_trials,
     aggregate,
     cluster_bootstrap_ci,
@@ -251,3 +252,91 @@ def test_latex_has_matching_columns_and_escapes():
     unescaped = [line for line in text.splitlines()[1:] if "%" in line.replace("\\%", "")]
     assert unescaped == []
     assert text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
+
+
+def folded(support=0):
+    """One model of two folds: exams a, b, c at 0.8, 0.9, 0.7 and d at 0.5, n_real 40 and 41."""
+    first = scores([0.8, 0.9, 0.7], trial_id=f"f0{support}", fold=0, support=support)
+    second = scores([0.5], trial_id=f"f1{support}", fold=1, support=support, n_real=41)
+    return pd.concat([first, second.assign(exam_id="d", sample_id="d_HC", hc_abs_err_mm=9.0)])
+
+
+def test_folds_are_pooled_over_their_images():
+    rows = folded()
+    (cell,) = cells(aggregate(rows), per_image=rows).to_dict("records")
+    assert cell["dice_mean"] == pytest.approx(2.9 / 4)  # not the mean of the folds' means
+    assert cell["dice_median"] == pytest.approx(0.75)
+    assert cell["hc_abs_err_mm_p95"] == pytest.approx(2.5 + 0.85 * 6.5)
+    assert (cell["n_exams"], cell["n_folds"], cell["n_trials"]) == (4, 2, 2)
+    assert cell["trial_dice"] == pytest.approx((2.9 / 4,))
+    low, high = cluster_bootstrap_ci([0.8, 0.9, 0.7, 0.5], list("abcd"), seed=0)
+    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx((low, high))
+    (bare,) = cells(aggregate(rows)).to_dict("records")
+    assert np.isnan([bare["dice_mean"], bare["dice_low"], bare["n_exams"]]).all()
+    assert any("over 2 folds" in note for note in footnotes(aggregate(rows)))
+    two = pd.concat([rows, folded(support=1).assign(dice=lambda r: r["dice"] + 0.04)])
+    (cell,) = cells(aggregate(two), per_image=two).to_dict("records")
+    assert cell["dice_mean"] == pytest.approx(2.9 / 4 + 0.02)
+    assert cell["dice_sd"] == pytest.approx(0.04 / np.sqrt(2))
+    assert (cell["n_exams"], cell["n_supports"], cell["n_trials"]) == (4, 2, 4)
+
+
+def test_supports_that_differ_by_a_label_stay_one_row_on_the_same_budget():
+    own = {"condition": "synthetic_same_budget"}
+    rows = pd.concat(
+        [
+            scores([0.8, 0.9], trial_id="a", n_generator_labels=40, n_real=40, **own),
+            scores([0.8, 0.9], trial_id="b", n_generator_labels=41, n_real=41, support=1, **own),
+        ]
+    )
+    (block,) = blocks(aggregate(rows), per_image=rows)
+    assert block.rows["n real"].tolist() == ["40–41"]
+
+
+def test_controls_close_their_block_without_labels():
+    rows = [scores([0.8, 0.9], trial_id="r"), scores([0.8, 0.9], trial_id="u", condition="unet")]
+    bare = {"n_real": 0, "n_val_labels": 0, "real_fraction": np.nan, "support": np.nan}
+    for k, name in enumerate(CONTROLS):
+        rows.append(scores([0.5 + k / 10] * 2, trial_id=name, condition=name, **bare))
+    rows[3]["n_total_labels"] = 200  # the training masks behind the mean mask
+    results = aggregate(pd.concat(rows))
+    (block,) = blocks(results)
+    assert block.rows["condition"].tolist() == [
+        "real only",
+        "U-Net (no prompt)",
+        "box only (no image)",
+        "constant mean mask",
+        "zero-shot backbone",
+    ]
+    assert block.rows["total labels"].tolist() == ["45", "45", "", "200", ""]
+    assert block.rows["n real"].tolist() == ["40", "40", "", "", ""]
+    assert block.rows["Dice %"].tolist()[2:] == ["50.0", "60.0", "70.0"]
+    notes = " ".join(footnotes(results))
+    assert "one mask for every image" in notes
+    assert "not fitted on any image here" in notes
+
+
+def test_images_without_a_prediction_stand_in_their_column():
+    rows = scores([0.8, 0.0, 0.9], trial_id="r").assign(found=[True, False, True])
+    (block,) = blocks(aggregate(rows))
+    assert block.rows["not found"].tolist() == ["1"]
+    assert any(note.startswith("not found:") for note in footnotes(aggregate(rows)))
+    (old,) = blocks(aggregate(rows.drop(columns="found")))
+    assert "not found" not in old.rows.columns
+
+
+def test_an_infinite_distance_is_printed_and_no_siunitx_number():
+    rows = pd.concat(
+        [
+            scores([0.8, 0.9], trial_id="r"),
+            scores([0.0, 0.9], trial_id="s", condition="synthetic", hausdorff_mm=np.inf),
+        ]
+    )
+    made = blocks(aggregate(rows))
+    assert made[0].rows["HD mm"].tolist() == ["2.50", "inf"]
+    text = to_latex(made, notes=[])
+    assert "inf" in text
+    header = next(line for line in text.splitlines() if "HD mm" in line)
+    place = [name.strip(" {}\\") for name in header.split("&")].index("HD mm")
+    spec = re.sub(r"\[[^]]*\]", "", text.split("\\begin{tabular}{")[1].split("}\n")[0])
+    assert spec[place] == "l"
