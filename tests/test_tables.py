@@ -312,7 +312,7 @@ def test_controls_close_their_block_without_labels():
     assert block.rows["n real"].tolist() == ["40", "40", "", "", ""]
     assert block.rows["Dice %"].tolist()[2:] == ["50.0", "60.0", "70.0"]
     notes = " ".join(footnotes(results))
-    assert "one mask for every image" in notes
+    assert "made into one for every image" in notes
     assert "not fitted on any image here" in notes
 
 
