@@ -55,13 +55,14 @@ def crossed_bootstrap(
         supports: (N,) support numbers; one value means that only exams are resampled.
         seed: Of the resampling; the same input and seed give the same result.
         strata: (N,) of the keys of `weights`, or NaN (left out); none gives the plain mean.
-        weights: Weight of each stratum's mean; those present are scaled to sum to 1.
+        weights: Weight of each stratum's mean; those present are scaled to sum to 1. Resamples that
+            lack one of them are left out.
         n_boot: Resamples.
         level: Nominal coverage in (0, 1).
 
     Returns:
-        The estimate; with fewer than two exams its interval and p are NaN, for empty input its
-        value too. With two supports no resampling can cover what a third would have shown.
+        The estimate; with fewer than two exams (in any stratum) its interval and p are NaN, for
+        empty input its value too. With two supports no resampling covers what a third would show.
 
     Raises:
         ValueError: If a value is not finite or the lengths differ.
@@ -77,14 +78,15 @@ def crossed_bootstrap(
         nothing = dict.fromkeys(["value", "low", "high", "standard_error", "degrees", "p"], np.nan)
         return Estimate(**nothing, **counted)
     value = float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
-    if n_exams < 2:
+    if min(table.exams_of_strata()) < 2:
         nothing = dict.fromkeys(["low", "high", "standard_error", "degrees", "p"], np.nan)
         return Estimate(value=value, **nothing, **counted)
     rng = np.random.default_rng(seed)
     exam_draws = _draw_counts(n_exams, n_boot, rng=rng)
     support_draws = _draw_counts(n_supports, n_boot, rng=rng)
     means = _means(table, support_draws, exam_draws)
-    means = means[np.isfinite(means)]  # a support that lacks a drawn exam can leave nothing
+    # A resample without a stratum is of another mean; passing its weight on would shift the tail.
+    means = means[np.isfinite(means)]
     error, degrees = _standard_error(table)
     low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
     return Estimate(
@@ -100,6 +102,14 @@ class _Table:
     """(strata, supports, exams) numbers of values."""
     shares: np.ndarray
     """(strata,) weights that sum to 1."""
+
+    def stratum_of_exams(self) -> np.ndarray:
+        """Give (exams,) the stratum that holds most of an exam's values."""
+        return self.counts.sum(axis=1).argmax(axis=0)
+
+    def exams_of_strata(self) -> np.ndarray:
+        """Give (strata,) numbers of exams."""
+        return np.bincount(self.stratum_of_exams(), minlength=len(self.shares))
 
 
 def _tabulate(
@@ -138,14 +148,13 @@ def _draw_counts(n: int, n_boot: int, *, rng: np.random.Generator) -> np.ndarray
 
 
 def _means(table: _Table, support_draws: np.ndarray, exam_draws: np.ndarray) -> np.ndarray:
-    """Give (n_boot,) weighted means; a stratum that was not drawn passes its weight on."""
-    total, weight = np.zeros(len(exam_draws)), np.zeros(len(exam_draws))
+    """Give (n_boot,) weighted means; NaN where a stratum was not drawn."""
+    total = np.zeros(len(exam_draws))
     for sums, counts, share in zip(table.sums, table.counts, table.shares, strict=True):
         n = np.sum((support_draws @ counts) * exam_draws, axis=1)
         top = np.sum((support_draws @ sums) * exam_draws, axis=1)
-        total += share * np.divide(top, n, out=np.zeros_like(n), where=n > 0)
-        weight += share * (n > 0)
-    return np.divide(total, weight, out=np.full_like(total, np.nan), where=weight > 0)
+        total += share * np.divide(top, n, out=np.full_like(n, np.nan), where=n > 0)
+    return total
 
 
 def _standard_error(table: _Table) -> tuple[float, float]:
@@ -153,15 +162,20 @@ def _standard_error(table: _Table) -> tuple[float, float]:
     n = table.counts.sum(axis=(1, 2), keepdims=True)
     centred = table.sums - table.counts * table.sums.sum(axis=(1, 2), keepdims=True) / n
     influence = (table.shares[:, None, None] * centred / n).sum(axis=0)
-    n_supports, n_exams = influence.shape
-    by_exam = n_exams / (n_exams - 1) * np.sum(influence.sum(axis=0) ** 2)
+    # Exams are drawn within their stratum, each of which has its own n/(n-1).
+    per_exam, stratum = influence.sum(axis=0) ** 2, table.stratum_of_exams()
+    n_exams = table.exams_of_strata()
+    parts = n_exams / (n_exams - 1) * np.bincount(stratum, weights=per_exam)
+    by_exam, spread = parts.sum(), np.sum(parts**2 / (n_exams - 1))
+    n_supports = len(influence)
     if n_supports == 1:
-        return float(np.sqrt(by_exam)), float(n_exams - 1)
+        degrees = by_exam**2 / spread if spread > 0 else n_exams.sum() - 1
+        return float(np.sqrt(by_exam)), float(degrees)
     by_support = n_supports / (n_supports - 1) * np.sum(influence.sum(axis=1) ** 2)
     # What is neither exam nor support stands in both terms.
     variance = max(by_exam + by_support - np.sum(influence**2), by_exam, by_support)
-    spread = by_support**2 / (n_supports - 1) + by_exam**2 / (n_exams - 1)
-    least = min(n_supports, n_exams) - 1
+    spread += by_support**2 / (n_supports - 1)
+    least = min(n_supports, n_exams.min()) - 1
     degrees = max(variance**2 / spread, least) if spread > 0 else least
     return float(np.sqrt(variance)), float(degrees)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from experiments.statistics import amounts, with_defaults
+from experiments.statistics import CONTROLS, amounts, with_defaults
 
 AXES: Mapping[str, str] = {
     "support": "supports",
@@ -32,8 +32,9 @@ def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
 
     Returns:
         A row per cell: test_cohort, prompt, amount, condition, n_generator_labels (the most),
-        mean (of the model means), and for each axis of `AXES` n_AXIS (its values) and sd_AXIS (in
-        the unit of the column; None where the axis has one value). No rows for empty input.
+        mean (of the model means), and for each axis of `AXES` n_AXIS (its values; 0 where it does
+        not apply) and sd_AXIS (in the unit of the column; None where the axis has one value). No
+        rows for empty input.
     """
     frame = with_defaults(per_image).dropna(subset=[column])
     frame = frame.assign(amount=amounts(frame))
@@ -82,7 +83,7 @@ def spread_table(
             "cohort": row["test_cohort"],
             "prompt": row["prompt"].replace("_", " "),
             "condition": labels.get(row["condition"], row["condition"]),
-            "real": row["amount"],
+            "real": "" if row["condition"] in CONTROLS else row["amount"],
             "mean": f"{scale * row['mean']:.1f}",
         }
         for axis, name in AXES.items():

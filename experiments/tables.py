@@ -208,8 +208,8 @@ def _span(low: float, high: float) -> str:
 _NOTES = {
     "box_only": "Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What "
     "it scores, the prompt gave away.",
-    "mean_mask": "Constant mean mask: the training masks made into one for every image, no pixel and "
-    "no prompt read.",
+    "mean_mask": "Constant mean mask: the training masks made into one for every image, no pixel "
+    "and no prompt read.",
     "zero_shot": "Zero-shot backbone: the published weights, not fitted on any image here.",
     "real_resized": "+ real pairs at the generator's size: the labelled images of the generator, "
     "passed through its resolution, in the place of its synthetic pairs.",

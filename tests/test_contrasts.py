@@ -109,6 +109,21 @@ def test_weights_are_those_of_the_weighted_mean():
     assert flat.value == flat.low == flat.high == pytest.approx((693 * 0.9 + 141 * 0.5) / 834)
 
 
+def test_a_resample_without_a_stratum_does_not_stretch_the_interval():
+    # Two exams in a bad stratum: without them the mean would be 0.9, which is another quantity.
+    kwargs = {"supports": np.zeros(10), "weights": {1: 1, 2: 1}, "seed": 0}
+    values = [0.1, 0.2] + [0.9] * 8
+    strata = [1, 1] + [2] * 8
+    found = crossed_bootstrap(values, exams=np.arange(10), strata=strata, **kwargs)
+    assert (found.value, found.low, found.high) == pytest.approx((0.525, 0.5, 0.55))
+    assert found.degrees == pytest.approx(1)  # all of the variance comes from two exams
+    assert found.standard_error == pytest.approx(0.5 * stats.sem([0.1, 0.2]))
+    # One exam in a stratum says nothing about the next one.
+    lonely = crossed_bootstrap(values, exams=np.arange(10), strata=[1] + [2] * 9, **kwargs)
+    assert lonely.value == pytest.approx((0.1 + (0.2 + 8 * 0.9) / 9) / 2)
+    assert np.isnan([lonely.low, lonely.high, lonely.p]).all()
+
+
 def test_seeded_and_edge_cases_named():
     supports, exams = crossed(3, 6)
     values = np.random.default_rng(1).normal(size=18)
