@@ -80,14 +80,8 @@ def paired_contrast(
         raise NoPairError(f"no image was scored under both {baseline} and {condition}")
     trial_means = paired.groupby(["support", "seed"])["d"].mean()
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
-    found = crossed_bootstrap(
-        images["d"],
-        exams=images["exam_id"],
-        supports=images["support"],
-        seed=seed,
-        n_boot=n_boot,
-        level=level,
-    )
+    axes = {"exams": images["exam_id"], "supports": images["support"]}
+    found = crossed_bootstrap(images["d"], seed=seed, n_boot=n_boot, level=level, **axes)
     return Contrast(
         mean=found.value,
         low=found.low,

@@ -2,6 +2,12 @@
 
 The images of an exam show one head, and the images of a support were segmented by models that saw
 the same training images: both are sampled, and neither alone says how far a result would repeat.
+
+Exams (with all their images) and, independently, supports are drawn with replacement. A plain
+percentile interval is too narrow for a handful of supports: with five, and exams and supports
+that vary alike, it covered 88 % instead of 95 %. So its two quantiles are moved outwards, to
+where Student's t puts them for the degrees of freedom that the data have. The p-value is a
+t-test with the same standard error.
 """
 
 from collections.abc import Mapping
@@ -43,12 +49,6 @@ def crossed_bootstrap(
 ) -> Estimate:
     """Estimate a mean over images with an interval over exams x supports.
 
-    Exams (with all their images) and, independently, supports are drawn with replacement. A plain
-    percentile interval is too narrow for a handful of supports: with five, and exams and supports
-    that vary alike, it covered 88 % instead of 95 %. So its two quantiles are moved outwards, to
-    where Student's t puts them for the degrees of freedom that the data have. The p-value is a
-    t-test with the same standard error.
-
     Args:
         values: (N,) finite numbers, a row per image and support, any unit.
         exams: (N,) exam ids; an exam is a cluster of images.
@@ -73,14 +73,9 @@ def crossed_bootstrap(
     """
     table = _tabulate(values, exams=exams, supports=supports, strata=strata, weights=weights)
     n_supports, n_exams = table.sums.shape[1:]
-    counted = {"n_exams": n_exams, "n_supports": n_supports}
-    if table.sums.size == 0:
-        nothing = dict.fromkeys(["value", "low", "high", "standard_error", "degrees", "p"], np.nan)
-        return Estimate(**nothing, **counted)
-    value = float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
-    if min(table.exams_of_strata()) < 2:
-        nothing = dict.fromkeys(["low", "high", "standard_error", "degrees", "p"], np.nan)
-        return Estimate(value=value, **nothing, **counted)
+    if table.sums.size == 0 or min(table.exams_of_strata()) < 2:
+        return _without_interval(table)
+    value = _value(table)
     rng = np.random.default_rng(seed)
     exam_draws = _draw_counts(n_exams, n_boot, rng=rng)
     support_draws = _draw_counts(n_supports, n_boot, rng=rng)
@@ -90,7 +85,14 @@ def crossed_bootstrap(
     error, degrees = _standard_error(table)
     low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
     return Estimate(
-        value=value, low=low, high=high, standard_error=error, degrees=degrees, p=p, **counted
+        value=value,
+        low=low,
+        high=high,
+        standard_error=error,
+        degrees=degrees,
+        p=p,
+        n_exams=n_exams,
+        n_supports=n_supports,
     )
 
 
@@ -139,6 +141,18 @@ def _tabulate(
     np.add.at(counts, (layer, support, exam), 1)
     share = np.array([known[key] for key in present], dtype=np.float64)
     return _Table(sums, counts, share / share.sum() if len(share) else share)
+
+
+def _value(table: _Table) -> float:
+    n_supports, n_exams = table.sums.shape[1:]
+    return float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
+
+
+def _without_interval(table: _Table) -> Estimate:
+    unknown = dict.fromkeys(["low", "high", "standard_error", "degrees", "p"], float("nan"))
+    value = _value(table) if table.sums.size else float("nan")
+    n_supports, n_exams = table.sums.shape[1:]
+    return Estimate(value=value, n_exams=n_exams, n_supports=n_supports, **unknown)
 
 
 def _draw_counts(n: int, n_boot: int, *, rng: np.random.Generator) -> np.ndarray:
