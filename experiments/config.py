@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.errors import InputError
+from experiments.config_statistics import StatisticsConfig
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.config_sam import SegmenterConfig
 
@@ -177,15 +178,10 @@ class EvaluationConfig:
     controls: list[Control] = field(default_factory=lambda: ["box_only", "mean_mask", "zero_shot"])
     """Rows beside the trials: the ellipse in the box, the mean mask of the train part, and the
     backbone as it is before any training."""
-    bootstrap_samples: int = 2000
-    """Resamples of exams for an interval."""
 
     def __post_init__(self) -> None:
-        if not self.prompts or self.jitter_draws < 1 or self.bootstrap_samples < 100:
-            raise ValueError(
-                "evaluation: needs at least one prompt, jitter_draws >= 1 and "
-                "bootstrap_samples >= 100"
-            )
+        if not self.prompts or self.jitter_draws < 1:
+            raise ValueError("evaluation: needs at least one prompt and jitter_draws >= 1")
         if len(set(self.prompts)) != len(self.prompts):
             raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
         if len(set(self.controls)) != len(self.controls):
@@ -267,6 +263,8 @@ class ExperimentConfig:
     """The grid."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """The scores."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """The primary contrast, and when a difference counts."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Devices."""
     store: StoreConfig = field(default_factory=StoreConfig)

@@ -28,6 +28,30 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
     return Plan(nodes=nodes.nodes, trials=trials)
 
 
+def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
+    """The plan with the stage behind the box figure, and that stage's key.
+
+    Its model is that of the first support and seed, with the most real images, of the condition
+    `strong` where the recipe has it and else of its first one.
+
+    Raises:
+        InputError: If the recipe fits no SAM.
+    """
+    nodes = Nodes(config, data)
+    fold = config.sweep.fold[0]
+    trials = [t for t in _grid(config, data, nodes=nodes, fold=fold) if t.condition != "unet"]
+    if not trials:
+        raise InputError("sweep.condition: the box figure needs a SAM; add real or strong")
+    preferred = "strong" if "strong" in config.sweep.condition else trials[0].condition
+    chosen = max(
+        (t for t in trials if t.condition == preferred),
+        key=lambda t: (t.n_real, -t.support, -t.seed),
+    )
+    ids = nodes.support(chosen.support, chosen.n_real, fold=fold)
+    key = nodes.box(chosen.fit_key, ids=ids, fold=fold)
+    return Plan(nodes=nodes.nodes, trials=[chosen]), key
+
+
 def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | None, int]]:
     amounts: list[tuple[float | None, int]] = []
     for fraction in config.sweep.real_fraction:

@@ -123,6 +123,7 @@ class Nodes:
     def _gated(self, ids: list[str], *, generator_seed: int, fold: int) -> Pairs:
         """The gate's node, which is the synthetic set."""
         candidates = self._candidates(ids, generator_seed=generator_seed)
+        segmenter = self.fit("real", ids=ids, seed=0, pairs=None, fold=fold)
         n = self.config.synthesis.n_candidates
         key = self._add(
             Node(
@@ -132,16 +133,20 @@ class Nodes:
                     "candidates": candidates.key,
                     "embeddings": candidates.embeddings,
                     "real_embeddings": self.embed(ids, what="train images"),
-                    "segmenter": self.fit("real", ids=ids, seed=0, pairs=None, fold=fold),
+                    "segmenter": segmenter,
                 },
                 label=f"gate {n} candidates (generator on {len(ids)})",
                 steps=n,
             )
         )
-        self._fidelity(ids, pairs=key, embeddings=candidates.embeddings, fold=fold)
+        self._fidelity(
+            ids, pairs=key, embeddings=candidates.embeddings, segmenter=segmenter, fold=fold
+        )
         return Pairs(key=key, embeddings=candidates.embeddings, label_ids=ids)
 
-    def _fidelity(self, ids: list[str], *, pairs: str, embeddings: str, fold: int) -> None:
+    def _fidelity(
+        self, ids: list[str], *, pairs: str, embeddings: str, segmenter: str, fold: int
+    ) -> None:
         test = self.data.folds[fold].test
         self._add(
             Node(
@@ -150,6 +155,7 @@ class Nodes:
                 upstream={
                     "pairs": pairs,
                     "embeddings": embeddings,
+                    "segmenter": segmenter,
                     "real_embeddings": self.embed(ids, what="train images", strength="mirror"),
                     "test_embeddings": self._embed_test(self.data.name, fold=fold),
                 },
@@ -279,6 +285,27 @@ class Nodes:
                 upstream=upstream,
                 label=f"fit {condition}, {len(ids)} images, seed {seed}",
                 steps=self.config.segmenter.steps,
+            )
+        )
+
+    def box(self, fit_key: str, *, ids: list[str], fold: int) -> str:
+        """The stage that scores one fitted model under boxes ever looser."""
+        test = list(self.data.folds[fold].test)
+        return self._add(
+            Node(
+                stage="box",
+                content={
+                    "images": self._contents(ids),
+                    "test": self._references(test),
+                    "cohort": self.data.name,
+                    "jitter_draws": self.config.evaluation.jitter_draws,
+                },
+                upstream={
+                    "fit": fit_key,
+                    "embeddings": self._embed_test(self.data.name, fold=fold),
+                },
+                label=f"boxes ever looser: {self.nodes[fit_key].label[4:]}",
+                steps=len(test) * 14,
             )
         )
 

@@ -104,7 +104,7 @@ def score_ids(sweep: Sweep) -> pd.DataFrame:
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write per_image.csv and results.csv, and give both back."""
     per_image = collect_per_image(sweep)
-    aggregated = aggregate(per_image, n_boot=sweep.config.evaluation.bootstrap_samples)
+    aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
     results = results.merge(score_ids(sweep), on=["trial_id", "test_cohort", "prompt"], how="left")
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))

@@ -83,7 +83,7 @@ def _score(
     status, kept = context.status(), KeptPredictions()
     rows = evaluate(
         segment,
-        test_loaders(context, frame_hw=frame_hw, mode=mode, embeddings=embeddings),
+        loaders_of(context, frame_hw=frame_hw, mode=mode, embeddings=embeddings),
         protocol=protocol_of(context.node.content),
         scorer=Scorer(samples=context.samples, frame_hw=frame_hw, mode=mode),
         keep=kept.add,
@@ -95,7 +95,7 @@ def _score(
     return rows
 
 
-def test_loaders(
+def loaders_of(
     context: StageContext,
     *,
     frame_hw: tuple[int, int],

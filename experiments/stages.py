@@ -31,6 +31,9 @@ from experiments.dashboards import stage_logger
 from experiments.device import device_of
 from experiments.embed import run_embed
 from experiments.fit import fitted_segmenter, run_fit
+from experiments.agreement import label_agreement
+from experiments.fidelity_stage import run_fidelity
+from experiments.box import run_box
 from experiments.gate import (
     GateMeasurement,
     fingerprints,
@@ -138,10 +141,10 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
     groups = [context.rows[sample_id].group_id for sample_id in ids]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.config.segmenter)
-    on_real = _agreement(
+    on_real = label_agreement(
         context, [context.samples[k] for k in ids], sam=judge.sam, role="real_embeddings"
     )
-    agreement = _agreement(context, candidates.samples, sam=judge.sam, role="embeddings")
+    agreement = label_agreement(context, candidates.samples, sam=judge.sam, role="embeddings")
     limits = limits_from_real(real, groups=groups, agreement=list(on_real.values()), config=config)
     images = [read_image(sample.image_path) for sample in candidates.samples]
     similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
@@ -184,39 +187,6 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _agreement(
-    context: StageContext, samples: list[Sample], *, sam: Sam, role: str
-) -> dict[str, float]:
-    """Dice in the frame between each sample's label and the gate's segmenter."""
-    segmenter = context.config.segmenter
-    side = FRAME_SIDE_PX[segmenter.backbone]
-    prepared = prepare_images(
-        samples,
-        content_hashes=[files_sha256(s.image_path, s.annotation_path) for s in samples],
-        frame_hw=(side, side),
-        mode="pad",
-        cache_dir=context.cache_dir,
-    )
-    embeddings = context.open_embeddings(role)
-    found: dict[str, float] = {}
-    status = context.status()
-    with torch.inference_mode():
-        for row, sample_id in enumerate(prepared.sample_ids):
-            mask = torch.from_numpy(prepared.masks[row].astype(np.float32))[None, None]
-            boxes = prompt_boxes(
-                context.config.gate.prompt,
-                mask=mask,
-                valid_hw=torch.from_numpy(np.array(prepared.valid_hw[row]))[None],
-                offsets=torch.full((1, 4), segmenter.jitter_max_px / 2),
-            )
-            embedding = torch.from_numpy(np.array(embeddings[sample_id]))[None]
-            predicted = decode(sam, embedding, boxes)[0] > 0
-            overlap = (predicted & (mask > 0.5)).sum().item()
-            found[sample_id] = 2 * overlap / (predicted.sum().item() + mask.sum().item())
-            status.update("images", done=row + 1, total=len(prepared.sample_ids))
-    return found
-
-
 def run_import_pairs(context: StageContext) -> dict[str, Any]:
     """Take somebody else's synthetic pairs into the store."""
     foreign = read_synthetic(Path(context.config.synthesis.folder))
@@ -254,4 +224,6 @@ STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "fit_unet": _run_fit_unet,
     "score": run_score,
     "control": run_control,
+    "fidelity": run_fidelity,
+    "box": run_box,
 }

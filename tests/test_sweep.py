@@ -36,7 +36,7 @@ SETTINGS = [
     "gate.copy_quantile=1",
     "sweep.real_fraction=[0.5,1.0]",
     "evaluation.jitter_draws=2",
-    "evaluation.bootstrap_samples=100",
+    "statistics.bootstrap_samples=100",
     "trainer.checkpoint_every=2",
     "trainer.threads=1",
 ]
