@@ -72,7 +72,7 @@ def synthesize(recipe: Recipe, overrides: Overrides = None) -> None:
 @app.command()
 def segment(recipe: Recipe, overrides: Overrides = None) -> None:
     """Fit and score the segmenters of a recipe, without tables and report."""
-    _run_stage(recipe, overrides, stage="trial")
+    _run_stage(recipe, overrides, stage="score")
 
 
 @app.command()

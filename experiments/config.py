@@ -11,6 +11,7 @@ from datamodules.errors import InputError
 from experiments.config_statistics import StatisticsConfig
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.config_unet import UnetConfig
 
 Condition = Literal[
     "real",
@@ -251,6 +252,8 @@ class ExperimentConfig:
     """Train, validation and test."""
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     """SAM and its fine-tuning."""
+    unet: UnetConfig = field(default_factory=UnetConfig)
+    """The U-Net without prompts that `unet` trials fit."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The diffusion model and its training."""
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)

@@ -16,9 +16,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from experiments.findings import compare, finding, points, prompt_order, verdict
+from experiments.config_statistics import StatisticsConfig
+from experiments.contrasts import verdict
+from experiments.findings import compare, finding, primary_contrast, prompt_order, size
 from experiments.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
-from experiments.tables import CONDITION_LABELS, PROMPT_LABELS, Block, blocks, footnotes
+from experiments.spreads import spread_table, spreads
+from experiments.tables import CONDITION_LABELS, CONTROLS, PROMPT_LABELS, Block, blocks, footnotes
 
 HC18_ATTRIBUTION = (
     "HC18: T. L. A. van den Heuvel, D. de Bruijn, C. L. de Korte and B. van Ginneken, Automated "
@@ -53,6 +56,18 @@ class Candidates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """One synthetic set measured against the images its generator saw."""
+
+    name: str
+    rows: pd.DataFrame
+    """Text cells: measure, synthetic, the control, how to read it."""
+    notes: Sequence[str] = ()
+    nearest: Sequence[tuple[Picture, Picture]] = ()
+    """(synthetic, nearest training image) in the segmenter's features."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportContent:
     """Everything that the report shows. Empty parts leave their section out."""
 
@@ -73,6 +88,9 @@ class ReportContent:
     predictions_note: str = ""
     """Which trial, cohort and prompt the predictions are of."""
     candidates: Sequence[Candidates] = ()
+    gate_effect: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """Dice downstream of the gate, no gate and a random subset."""
+    fidelity: Sequence[Fidelity] = ()
     near_copies: Sequence[tuple[Picture, Picture]] = ()
     """(synthetic, nearest training image); similarity in the captions."""
     near_copies_note: str = ""
@@ -89,6 +107,8 @@ class ReportContent:
     """A row per run: id, stage, seconds, peak memory..."""
     attributions: Sequence[str] = ()
     """Of cohorts other than HC18, which is added by itself."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """The primary contrast, and when a difference counts."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -102,7 +122,10 @@ def render_report(content: ReportContent) -> str:
     Returns:
         A complete HTML document; the same content gives the same text.
     """
-    comparisons = compare(content.per_image, seed=content.seed)
+    comparisons = compare(content.per_image, statistics=content.statistics, seed=content.seed)
+    primary = None
+    if content.statistics.primary.enabled:
+        primary = primary_contrast(content.per_image, statistics=content.statistics)
     tables = blocks(content.results, per_image=content.per_image, seed=content.seed)
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     environment = jinja2.Environment(
@@ -117,11 +140,14 @@ def render_report(content: ReportContent) -> str:
     return environment.get_template("report.html.j2").render(
         content=content,
         banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
-        finding=finding(comparisons, results=content.results),
+        finding=finding(comparisons, results=content.results, primary=primary),
         status=status_line(content.results),
         tables=[table_view(block) for block in tables],
         notes=footnotes(content.results),
         differences=difference_views(comparisons),
+        spreads=frame_view(spread_table(spreads(content.per_image), labels=CONDITION_LABELS)),
+        gate_effect=frame_view(content.gate_effect),
+        fidelity=[(each, frame_view(each.rows)) for each in content.fidelity],
         controls=control_sentences(content.results),
         budgets=budget_rows(content.results),
         data_summary=frame_view(content.data_summary),
@@ -146,7 +172,7 @@ def data_uri(image: NDArray[np.uint8] | bytes) -> str:
 
 def status_line(results: pd.DataFrame) -> str:
     """Count the trials by status, and their time and memory where known."""
-    trials = results[results["condition"] != "box_only"].drop_duplicates("trial_id")
+    trials = results[~results["condition"].isin(CONTROLS)].drop_duplicates("trial_id")
     counts = trials["status"].value_counts()
     parts = [f"{len(trials)} trial" + ("" if len(trials) == 1 else "s")]
     parts += [f"{counts[name]} {name}" for name in counts.index]
@@ -160,28 +186,31 @@ def status_line(results: pd.DataFrame) -> str:
 def table_view(block: Block) -> dict[str, object]:
     """Lay a block out for the page: label columns moved to the budget table, an interval strip.
 
-    The strip places Dice and its interval between the block's lowest and highest bound.
+    The strip places the headline and its interval between the block's lowest and highest bound.
     """
     hidden = ["generator labels", "validation labels"]
     frame = block.rows.drop(columns=hidden)
     if frame["trials"].isin(["", "1"]).all():
         frame = frame.drop(columns="trials")
-    bounds = [_bounds(text) for text in frame["95 % CI"]]
+    weighted = "weighted 95 % CI" in frame and (frame["weighted 95 % CI"] != "").any()
+    interval = "weighted 95 % CI" if weighted else "95 % CI"
+    headline = "weighted Dice %" if weighted else "Dice %"
+    bounds = [_bounds(text) for text in frame[interval]]
     known = [value for pair in bounds if pair for value in pair]
     low, high = (min(known), max(known)) if known else (0.0, 0.0)
     rows = []
     for i, (_, row) in enumerate(frame.iterrows()):
         strip = None
-        if bounds[i] and high > low:
+        if bounds[i] and high > low and row[headline]:
             start, end = ((value - low) / (high - low) * 100 for value in bounds[i])
-            middle = (float(row["Dice %"]) - low) / (high - low) * 100
+            middle = (float(row[headline].rstrip("*")) - low) / (high - low) * 100
             strip = {"left": f"{start:.1f}", "width": f"{end - start:.1f}", "dot": f"{middle:.1f}"}
         rows.append(
             {
                 "cells": row.to_dict(),
                 "note": block.notes[i],
                 "strip": strip,
-                "is_box": row["condition"] == CONDITION_LABELS["box_only"],
+                "is_box": row["condition"] in {CONDITION_LABELS[name] for name in CONTROLS},
                 "starts_group": i > 0 and row["n real"] != frame["n real"].iloc[i - 1],
             }
         )
@@ -189,6 +218,8 @@ def table_view(block: Block) -> dict[str, object]:
         "title": block.title,
         "columns": list(frame.columns),
         "rows": rows,
+        "interval": interval,
+        "headline": headline,
         "range": f"{low:.1f} to {high:.1f} %" if known else "",
     }
 
@@ -216,13 +247,21 @@ def difference_views(comparisons: pd.DataFrame) -> list[dict[str, object]]:
 
 def _difference_row(row: pd.Series) -> dict[str, str | bool]:
     known = np.isfinite([row["low"], row["high"]]).all()
-    spread = "" if pd.isna(row["sd_trials"]) else points(row["sd_trials"])
+    measure = row["measure"]
+    spread = "" if pd.isna(row["sd_trials"]) else size(row["sd_trials"], measure=measure)
     p = row["p_holm"]
     return {
         "amount": row["amount"],
         "condition": CONDITION_LABELS.get(row["condition"], row["condition"]),
-        "difference": points(row["mean"], sign=True),
-        "interval": f"{points(row['low'])} to {points(row['high'])}" if known else "–",
+        "baseline": CONDITION_LABELS.get(row["baseline"], row["baseline"]),
+        "measure": ("HC error, mm" if measure != "dice" else "Dice, points")
+        + (" (primary)" if row["is_primary"] else ""),
+        "difference": size(row["mean"], measure=measure, sign=True),
+        "interval": (
+            f"{size(row['low'], measure=measure)} to {size(row['high'], measure=measure)}"
+            if known
+            else "–"
+        ),
         "verdict": verdict(row),
         "is_firm": bool(p < 0.05),
         "p_holm": "< 0.001" if p < 0.001 else f"{p:.3f}",
@@ -238,7 +277,7 @@ def control_sentences(results: pd.DataFrame) -> list[str]:
     sentences = []
     for _, box in done[done["condition"] == "box_only"].iterrows():
         same = (done["test_cohort"] == box["test_cohort"]) & (done["prompt"] == box["prompt"])
-        trained = done[same & (done["condition"] != "box_only")]
+        trained = done[same & ~done["condition"].isin(CONTROLS)]
         prompt = PROMPT_LABELS.get(box["prompt"], box["prompt"])
         text = f"{box['test_cohort']}, {prompt}: {100 * box['dice_mean']:.1f} % without the image"
         if len(trained):
@@ -255,7 +294,7 @@ def budget_rows(results: pd.DataFrame) -> list[dict[str, str]]:
     Rows go by number of real images and condition; a budget that several trials share stands once.
     """
     columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
-    rows = results.loc[results["condition"] != "box_only", columns].drop_duplicates()
+    rows = results.loc[~results["condition"].isin(CONTROLS), columns].drop_duplicates()
     order = list(CONDITION_LABELS)
     rank = rows["condition"].map(lambda name: order.index(name) if name in order else len(order))
     rows = rows.assign(rank=rank).sort_values(["n_real", "rank"])

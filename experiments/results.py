@@ -131,7 +131,7 @@ def write_outputs(sweep: Sweep, console: Console) -> None:
 
 def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.figures import figure_amounts, png_bytes, save_figure
-    from experiments.findings import compare, finding
+    from experiments.findings import compare, finding, primary_contrast
     from experiments.paper import write_comparison
     from experiments.report import render_report
     from experiments.report_content import gather
@@ -146,7 +146,10 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     write_comparison(results, folder, train_cohort=sweep.data.name)
     content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
     write_atomic(folder / "report.html", render_report(content))
-    return " ".join(finding(compare(per_image), results=results))
+    chosen = sweep.config.statistics
+    primary = primary_contrast(per_image, statistics=chosen) if chosen.primary.enabled else None
+    compared = compare(per_image, statistics=chosen)
+    return " ".join(finding(compared, results=results, primary=primary))
 
 
 def _outputs_key(sweep: Sweep) -> str:

@@ -10,7 +10,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MeanMetric
 
 from lightning_modules.config_sam import SegmenterConfig
-from lightning_modules.errors import WeightsError
+from lightning_modules.errors import WeightsError, require_finite
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.prompts import prompt_boxes, whole_image_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed
@@ -100,6 +100,13 @@ class SamModule(L.LightningModule):
         boxes = self.training_boxes(batch) if is_train else whole_image_boxes(valid_hw)
         logits, _ = self(batch, boxes)
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
+        if is_train:
+            require_finite(
+                loss.item(),
+                step=self.global_step,
+                learning_rate=self._learning_rate(),
+                setting="segmenter.learning_rate",
+            )
         dice = getattr(self, f"{stage}_dice")
         dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
         size = len(mask)
@@ -166,6 +173,10 @@ class SamModule(L.LightningModule):
                 f"{(missing + unknown)[0]}"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def _learning_rate(self) -> float:
+        schedule = self.lr_schedulers()
+        return schedule.get_last_lr()[0] if schedule else self.config.learning_rate
 
     def _trainable_names(self) -> set[str]:
         return {name for name, p in self.named_parameters() if p.requires_grad}

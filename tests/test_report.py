@@ -129,23 +129,25 @@ def test_pictures_decode_and_are_described(html):
 def test_tables_carry_the_numbers_and_the_failed_rows(html):
     rows = Page(html).rows
     scored = next(row for row in rows if row[:4] == ["+ synthetic", "10 %", "40", "105"])
-    assert scored[4] == "83.0"
+    header = next(row for row in rows if "Dice %" in row)
+    shown = dict(zip(header, scored, strict=True))
+    assert shown["Dice %"] == "83.0"
+    assert shown["weighted Dice %"].startswith("88.5")
     failed = [row for row in rows if row[-1] == "failed: loss | NaN at step_7"]
     assert [row[0] for row in failed] == ["+ synthetic", "+ synthetic"]
     assert sum(row[-1] == "pending" for row in rows) == 2
     assert any(row[0] == "box only (no image)" and "88.0" in row for row in rows)
-    header = next(row for row in rows if "Dice %" in row)
-    assert len(scored) == len(header)
     assert ["train", "562", "450"] in rows
     assert ["r1", "12.5", "–"] in rows
 
 
 def test_differences_controls_and_budgets(html):
     page = Page(html)
-    difference = next(row for row in page.rows if len(row) == 9 and row[0] == "+ synthetic")
-    assert difference[:5] == ["+ synthetic", "10 %", "+3.0", "2.0 to 4.0", "raised"]
-    assert difference[5:] == ["0.500", "3", "1", "–"]  # adjusted p, exams, trial pairs, spread
-    assert "the interval holds zero, not that there is no difference" in page.text
+    difference = next(row for row in page.rows if len(row) == 11 and row[0] == "+ synthetic")
+    assert difference[1:5] == ["real only", "Dice, points", "10 %", "+3.0 points"]
+    assert difference[5:7] == ["2.0 points to 4.0 points", "raised"]
+    assert difference[7:] == ["0.070", "3", "1", "–"]  # adjusted p, exams, trial pairs, spread
+    assert "not that there is no difference" in page.text
     box = "88.0 % without the image; the trained models score 85.0 to 95.0 %."
     assert box in page.text
     assert ["+ synthetic", "40", "60", "5", "105", ""] in page.rows

@@ -1,0 +1,89 @@
+"""What the U-Net without prompts is: the settings of `UnetModule` and of its stage. Torch-free."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Encoder = Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "tu-resnet10t"]
+EncoderWeights = Literal["imagenet"]
+TrainerPrecision = Literal["32-true", "bf16-mixed"]
+
+SIDE_UNIT_PX = 32
+"""The encoder halves a frame five times, so both of its sides are multiples of this."""
+
+
+@dataclass(kw_only=True)
+class UnetConfig:
+    """A U-Net that sees the image alone: what a segmenter with prompts must be better than."""
+
+    encoder_name: Encoder = "mobilenet_v2"
+    """Encoder, by its name in segmentation-models-pytorch."""
+    encoder_weights: EncoderWeights | None = None
+    """`imagenet` downloads pretrained weights once; null is random and needs no network."""
+    decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)
+    """Channels of the decoder's five levels, coarsest first."""
+    size_hw: tuple[int, int] = (128, 192)
+    """Height and width that every image is squashed to, pixels; multiples of 32."""
+    steps: int = 160
+    """Optimiser steps, the same for every condition and amount."""
+    batch_size: int = 4
+    """Images a step; batch normalisation takes its statistics from them."""
+    learning_rate: float = 2e-3
+    """AdamW's peak learning rate."""
+    weight_decay: float = 0.01
+    """AdamW's decoupled weight decay."""
+    warmup_steps: int = 10
+    """Steps of linear warm-up, after which the rate falls to zero along a cosine."""
+    precision: TrainerPrecision = "32-true"
+    """Lightning's precision."""
+    flip_probability: float = 0.5
+    """Share of training items mirrored left to right, with their mask."""
+    max_rotation_deg: float = 15.0
+    """Largest rotation of a training item, degrees either way."""
+    max_scale: float = 1.2
+    """Largest enlargement of a training item; its inverse is the largest reduction."""
+    max_shift: float = 0.1
+    """Largest shift of a training item along each axis, as a share of that side."""
+    max_brightness_gamma: float = 1.5
+    """Largest exponent on a training image's intensity; its inverse is the smallest."""
+    max_contrast: float = 1.3
+    """Largest gain about the image's mean, cut to [0, 1]; its inverse is the smallest."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, naming the key."""
+        # JSON and checkpoints give lists.
+        self.size_hw, self.decoder_channels = tuple(self.size_hw), tuple(self.decoder_channels)
+        _require_member("encoder_name", self.encoder_name, get_args(Encoder))
+        _require_member("precision", self.precision, get_args(TrainerPrecision))
+        if self.encoder_weights is not None:
+            _require_member("encoder_weights", self.encoder_weights, get_args(EncoderWeights))
+        if len(self.size_hw) != 2 or any(s < 1 or s % SIDE_UNIT_PX for s in self.size_hw):
+            raise ValueError(
+                f"size_hw must be two multiples of {SIDE_UNIT_PX}, height and width, "
+                f"not {list(self.size_hw)}"
+            )
+        if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
+            found = list(self.decoder_channels)
+            raise ValueError(f"decoder_channels must be five counts of at least 1, not {found}")
+        for key, low in {"steps": 1, "batch_size": 1, "warmup_steps": 0}.items():
+            if getattr(self, key) < low:
+                raise ValueError(f"{key} must be at least {low}, not {getattr(self, key)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be above 0 and finite, not {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
+        for key, (low, high) in {
+            "flip_probability": (0, 1),
+            "max_rotation_deg": (0, 180),
+            "max_scale": (1, 4),
+            "max_shift": (0, 0.5),
+            "max_brightness_gamma": (1, 4),
+            "max_contrast": (1, 4),
+        }.items():
+            if not low <= getattr(self, key) <= high:
+                raise ValueError(f"{key} must be in [{low}, {high}], not {getattr(self, key)}")
+
+
+def _require_member(key: str, value: str, members: tuple[str, ...]) -> None:
+    if value not in members:
+        raise ValueError(f"{key} must be one of {', '.join(members)}, not {value!r}")
