@@ -4,7 +4,7 @@ import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.errors import InputError
@@ -280,6 +280,14 @@ class ExperimentConfig:
             raise ValueError(f"name={self.name!r}: letters, digits, '-', '_' and '.' only")
         if self.name == "store" or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: reserved; choose another name")
+        primary = self.statistics.primary
+        for name, value, known in (
+            ("condition", primary.condition, get_args(Condition)),
+            ("baseline", primary.baseline, get_args(Condition)),
+            ("prompt", primary.prompt, get_args(Prompt)),
+        ):
+            if value not in known:
+                raise ValueError(f"statistics.primary.{name}={value}: use one of {', '.join(known)}")
         for fold in self.sweep.fold:
             if not 0 <= fold < max(1, self.split.n_folds):
                 raise ValueError(

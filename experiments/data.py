@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.errors import InputError
-from datamodules.index import Index, IndexRow, build_index
+from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.samples import Sample, read_cohort, read_hc18, trimester
-from datamodules.split_file import split_from_file
+from datamodules.split_file import read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, files_sha256, write_atomic, write_json
 from datamodules.synthetic import read_synthetic
@@ -88,6 +88,8 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     }
     rows = {row.sample_id: row for index in indices.values() for row in index.rows}
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
+    folds = _folds(list(units.values()), config, samples=samples)
+    _refuse_shared_images(indices, name=name, folds=folds)
     return Data(
         name=name,
         samples=samples,
@@ -103,7 +105,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
                 )
                 for sample_id, s in samples.items()
             },
-            folds=_folds(list(units.values()), config),
+            folds=folds,
             cohorts={
                 cohort: [s.sample_id for s in members]
                 for cohort, members in cohorts.items()
@@ -170,9 +172,28 @@ def _foreign_pairs(
     return content
 
 
-def _folds(units: list[Unit], config: ExperimentConfig) -> tuple[Split, ...]:
+def _refuse_shared_images(
+    indices: Mapping[str, Index], *, name: str, folds: Sequence[Split]
+) -> None:
+    """An external cohort must not test what was trained on under another name."""
+    seen = {sample_id for fold in folds for sample_id in (*fold.train, *fold.val)}
+    for found in cross_cohort_duplicates(indices):
+        pairs = dict(zip(found.cohorts, found.sample_ids, strict=True))
+        if pairs.get(name) in seen:
+            other = next(cohort for cohort in pairs if cohort != name)
+            raise InputError(
+                f"data.test_cohorts: {pairs[other]} of {other} is a near-copy of {pairs[name]} of "
+                f"{name} (correlation {found.correlation:.3f}), which is trained on; remove it"
+            )
+
+
+def _folds(
+    units: list[Unit], config: ExperimentConfig, *, samples: Mapping[str, Sample]
+) -> tuple[Split, ...]:
     if config.split.file is not None:
-        return (split_from_file(Path(config.split.file), units),)
+        path = Path(config.split.file)
+        read_split_file(path).check_against(list(samples.values()))
+        return (split_from_file(path, units),)
     if config.split.n_folds > 1:
         return tuple(make_folds(units, config.split))
     return (make_split(units, config.split),)
