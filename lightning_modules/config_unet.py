@@ -16,7 +16,7 @@ SIDE_UNIT_PX = 32
 class UnetConfig:
     """A U-Net that sees the image alone: what a segmenter with prompts must be better than."""
 
-    encoder_name: Encoder = "mobilenet_v2"
+    encoder_name: Encoder = "tu-resnet10t"
     """Encoder, by its name in segmentation-models-pytorch."""
     encoder_weights: EncoderWeights | None = None
     """`imagenet` downloads pretrained weights once; null is random and needs no network."""
