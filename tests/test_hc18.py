@@ -1,79 +1,26 @@
-"""HC18DataModule: what a batch holds, what a part may hold, and exact resume."""
+"""HC18DataModule: what a batch holds, and what a part may hold."""
 
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from hc18_parts import TEST, TRAIN, VAL, all_batches, builder, embedding_set, five_pairs, ready
 
-from datamodules.ellipse import Ellipse, rasterise
-from datamodules.embeddings import write_embeddings
 from datamodules.errors import InputError
-from datamodules.hc18 import HC18DataModule
-from datamodules.samples import read_hc18
 from datamodules.synthetic import read_synthetic, write_pair
-from lightning_modules.randomness import keyed_randn
 
-TRAIN = ["001_HC", "003_HC", "004_HC", "004_2HC", "004_3HC", "007_HC"]
-VAL = ["005_HC", "008_HC"]
-TEST = ["002_HC", "002_2HC", "006_HC", "006_2HC"]
 FRAMES = [((64, 96), "squash", (64, 96)), ((256, 256), "pad", (173, 256))]
 
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Five synthetic pairs of 54x80."""
-    rng = np.random.default_rng(7)
-    for number in range(5):
-        ellipse = Ellipse(
-            center_x_px=38 + number,
-            center_y_px=26,
-            semi_major_px=20,
-            semi_minor_px=14 + number,
-            theta_rad=0.2,
-        )
-        write_pair(
-            tmp_path / "synthetic",
-            f"gen-{number}",
-            image=rng.integers(0, 256, (54, 80), dtype=np.uint8),
-            mask=rasterise(ellipse, size_hw=(54, 80)),
-        )
-    return read_synthetic(tmp_path / "synthetic").samples
+    return five_pairs(tmp_path / "synthetic")
 
 
 @pytest.fixture
 def make(hc18_folder, tmp_path):
-    samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
-
-    def build(**changes):
-        values = {
-            "samples": samples,
-            "train_ids": TRAIN,
-            "val_ids": VAL,
-            "test_ids": {"hc18": TEST},
-            "frame_hw": (32, 48),
-            "resize_mode": "squash",
-            "batch_size": 4,
-            "n_batches": 9,
-            "seed": 3,
-            "cache_dir": tmp_path / "cache",
-        }
-        return HC18DataModule(**(values | changes))
-
-    return build
-
-
-def ready(datamodule):
-    datamodule.prepare_data()
-    datamodule.setup()
-    return datamodule
-
-
-def all_batches(datamodule):
-    loaders = [datamodule.train_dataloader(), datamodule.val_dataloader()]
-    return [batch for loader in loaders + datamodule.test_dataloader() for batch in loader]
+    return builder(hc18_folder, tmp_path / "cache")
 
 
 @pytest.mark.parametrize(("frame_hw", "resize_mode", "valid_hw"), FRAMES)
@@ -172,16 +119,10 @@ def test_a_pair_with_the_name_of_a_real_image_is_refused(make, tmp_path):
 
 def test_embeddings_belong_to_their_samples(make, pairs, tmp_path):
     names = sorted(TRAIN + VAL + TEST)
-    values = np.arange(17, dtype=np.float32)[:, None, None, None] * np.ones((17, 2, 3, 3))
-    # Stored in another order than the images', as another sweep may have done.
-    real = write_embeddings(
-        tmp_path / "real", sample_ids=names[::-1], batches=[values[:12][::-1]], shape=(2, 3, 3)
-    )
-    generated = write_embeddings(
-        tmp_path / "generated",
-        sample_ids=[s.sample_id for s in pairs],
-        batches=[values[12:]],
-        shape=(2, 3, 3),
+    # Written in another order than the images', as another sweep may have done.
+    real = embedding_set(tmp_path / "real", {n: names.index(n) for n in names[::-1]})
+    generated = embedding_set(
+        tmp_path / "generated", {s.sample_id: 12 + n for n, s in enumerate(pairs)}
     )
     found = all_batches(ready(make(synthetic=pairs, embeddings=[real, generated])))
     for batch in found:
@@ -191,6 +132,21 @@ def test_embeddings_belong_to_their_samples(make, pairs, tmp_path):
     assert {int(i) for b in found for i in b["index"]} == set(range(17))
     with pytest.raises(KeyError, match="gen-"):
         list(ready(make(synthetic=pairs, embeddings=[real])).train_dataloader())
+
+
+def test_real_images_once_more_fill_the_synthetic_share(make):
+    batches = list(ready(make(repeat_real=True, n_batches=12)).train_dataloader())
+    once, again = [], []
+    for batch in batches:
+        assert batch["is_synthetic"].tolist() == [False, False, True, True]
+        # The second half is the same images under their own numbers, not new ones.
+        assert batch["index"].max() < 12
+        once += batch["sample_id"][:2]
+        again += batch["sample_id"][2:]
+    assert set(once) == set(again) == set(TRAIN)
+    assert once != again, "in an order of its own"
+    for epoch in range(4):
+        assert sorted(again[6 * epoch : 6 * epoch + 6]) == sorted(TRAIN)
 
 
 @pytest.mark.parametrize(
@@ -258,123 +214,3 @@ def test_two_processes_share_the_batches_of_one(make, pairs):
         for part in (first, second):
             merged |= dict(zip(part["draw"].tolist(), part["sample_id"], strict=True))
         assert merged == dict(zip(one["draw"].tolist(), one["sample_id"], strict=True))
-
-
-class TinyModule(L.LightningModule):
-    """Two convolutions under Adam; noise keyed by `draw`; stops where it is told to."""
-
-    def __init__(self, *, stop_at=None, stop_in="training"):
-        super().__init__()
-        torch.manual_seed(0)
-        self.net = torch.nn.Sequential(
-            torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(4, 1, 1)
-        )
-        self.stop_at, self.stop_in = stop_at, stop_in
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        if self.stop_in == "training" and self.global_step == self.stop_at:
-            raise RuntimeError("interrupted")
-        self.seen += list(zip(batch["draw"].tolist(), batch["sample_id"], strict=True))
-        shape = batch["image"].shape[1:]
-        noise = keyed_randn(shape, seed=3, draws=batch["draw"], stream="noise")
-        logits = self.net(batch["image"] + 0.1 * noise)
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["mask"])
-
-    def validation_step(self, batch, batch_idx):
-        if self.stop_in == "validation" and self.global_step == self.stop_at:
-            raise RuntimeError("interrupted")
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def fit(module, datamodule, folder, *, checkpoint=None, validate_every=None):
-    saver = ModelCheckpoint(
-        dirpath=folder,
-        filename="{step}",
-        every_n_train_steps=3,
-        save_top_k=-1,
-        save_on_exception=True,
-        enable_version_counter=False,
-    )
-    trainer = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        callbacks=[saver],
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=None if validate_every else 0,
-        val_check_interval=validate_every,
-    )
-    trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
-    return trainer
-
-
-def weights(module):
-    return torch.cat([p.detach().flatten() for p in module.parameters()])
-
-
-@pytest.mark.parametrize(
-    ("num_workers", "stop_at", "stop_in", "saved_at"),
-    [
-        (0, 5, "training", 5),
-        (0, 5, "training", 3),
-        (0, 6, "training", 6),
-        (0, 4, "validation", 4),
-        (2, 5, "training", 5),
-        (2, 5, "training", 3),
-    ],
-)
-def test_resume_is_exact(make, pairs, tmp_path, num_workers, stop_at, stop_in, saved_at):
-    """From the checkpoint of the interruption, or from an earlier one after a kill."""
-
-    def build():
-        return make(synthetic=pairs, num_workers=num_workers)
-
-    every = 2 if stop_in == "validation" else None
-    whole = TinyModule()
-    fit(whole, build(), tmp_path / "whole", validate_every=every)
-    assert [draw for draw, _ in whole.seen] == list(range(9 * 4))
-    stopped = TinyModule(stop_at=stop_at, stop_in=stop_in)
-    with pytest.raises(RuntimeError, match="interrupted"):
-        fit(stopped, build(), tmp_path / "runs", validate_every=every)
-    assert stopped.seen == whole.seen[: stop_at * 4]
-    resumed = TinyModule()
-    trainer = fit(
-        resumed,
-        build(),
-        tmp_path / "runs",
-        checkpoint=str(tmp_path / "runs" / f"step={saved_at}.ckpt"),
-        validate_every=every,
-    )
-    assert trainer.global_step == 9
-    assert resumed.seen == whole.seen[saved_at * 4 :]
-    assert torch.equal(weights(resumed), weights(whole))
-    assert not torch.equal(weights(stopped), weights(whole))
-
-
-def test_resume_of_a_finished_training_does_nothing(make, tmp_path):
-    """Killed between the last step and the end of the run."""
-    whole = TinyModule()
-    fit(whole, make(), tmp_path)
-    resumed = TinyModule()
-    trainer = fit(resumed, make(), tmp_path, checkpoint=str(tmp_path / "step=9.ckpt"))
-    assert trainer.global_step == 9
-    assert resumed.seen == []
-    assert torch.equal(weights(resumed), weights(whole))
-
-
-def test_workers_change_nothing(make, pairs):
-    alone, shared = (
-        [
-            (b["sample_id"], b["draw"].tolist(), b["image"])
-            for b in ready(make(synthetic=pairs, num_workers=n)).train_dataloader()
-        ]
-        for n in (0, 2)
-    )
-    assert [x[:2] for x in alone] == [x[:2] for x in shared]
-    assert all(torch.equal(a[2], b[2]) for a, b in zip(alone, shared, strict=True))

@@ -1,4 +1,4 @@
-"""Prepared images and embeddings: what is stored, when it is reused, and when it is not."""
+"""Prepared images: what is stored, when it is reused, and when it is not."""
 
 import os
 from dataclasses import replace
@@ -9,7 +9,6 @@ import pytest
 
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import rasterise
-from datamodules.embeddings import open_embeddings, write_embeddings
 from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.prepared import open_prepared, prepare_images
@@ -170,52 +169,3 @@ def test_no_images(tmp_path):
     assert prepared.images.shape == (0, 8, 9)
     assert prepared.size_hw.shape == (0, 2)
     assert prepared.sample_ids == []
-
-
-def test_embeddings_round_trip(tmp_path):
-    rng = np.random.default_rng(0)
-    values = rng.standard_normal((5, 4, 3, 2)).astype(np.float32)
-    calls = []
-    written = write_embeddings(
-        tmp_path / "deep" / "set",
-        sample_ids=list("abcde"),
-        batches=iter([values[:2], values[2:4], values[4:]]),
-        shape=(4, 3, 2),
-        progress=lambda *a: calls.append(a),
-    )
-    assert calls == [(2, 5), (4, 5), (5, 5)]
-    for embeddings in (written, open_embeddings(tmp_path / "deep" / "set")):
-        assert embeddings.array.shape == (5, 4, 3, 2)
-        assert embeddings.array.dtype == np.float16
-        for row, sample_id in enumerate("abcde"):
-            assert np.array_equal(embeddings[sample_id], values[row].astype(np.float16))
-        assert "a" in embeddings
-        assert "f" not in embeddings
-        with pytest.raises(KeyError):
-            embeddings["f"]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 65536.0, -1e9])
-def test_embeddings_must_be_finite_in_fp16(tmp_path, bad):
-    values = np.zeros((3, 2, 2, 2), dtype=np.float32)
-    values[2, 0, 1, 1] = bad
-    with pytest.raises(ValueError, match="embedding of c: not finite"):
-        write_embeddings(
-            tmp_path / "set",
-            sample_ids=list("abc"),
-            batches=[values[:1], values[1:]],
-            shape=(2, 2, 2),
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("n_rows", [0, 2, 4])
-def test_embeddings_must_be_as_many_as_samples(tmp_path, n_rows):
-    with pytest.raises(ValueError, match=r"embeddings for 3 samples|broadcast"):
-        write_embeddings(
-            tmp_path / "set",
-            sample_ids=list("abc"),
-            batches=[np.zeros((n_rows, 1, 1, 1), dtype=np.float32)],
-            shape=(1, 1, 1),
-        )
-    assert list(tmp_path.iterdir()) == []
