@@ -328,7 +328,7 @@ def _table_rows(summary: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], s
     ]
     for space in SPACES:
         limit = _number(summary["thresholds"]["copied"][space])
-        above = f"above the control means copying; nearer than {limit} to a training image"
+        above = f"above the control's 1 % means copying; nearer than {limit} to a training image"
         below = "below the control means copying; median (first percentile)"
         rows += [
             (f"copied, by {space}", partial(_copied, space=space), above),
