@@ -149,18 +149,27 @@ def make_folds(units: Sequence[Unit], config: SplitConfig) -> list[Split]:
         units: All images.
         config: `n_folds`, `val` and `train` are read; `test` is not.
 
+    Returns:
+        A split a fold. The folds' numbers of test groups differ by one at most, in every trimester.
+
     Raises:
         InputError: If there are fewer groups than folds, or the parts ask for more than there is.
     """
-    groups = stratified_order(units, salt=f"split:{config.seed}", by="group_id")
+    strata = _groups_by_stratum(units, salt=f"split:{config.seed}", by="group_id")
+    groups = _interleave(strata)
     if config.n_folds > len(groups):
         raise InputError(
             f"split.n_folds={config.n_folds}: the data hold {len(groups)} exam groups; lower it"
         )
+    # Dealt trimester after trimester: steps of n_folds through the interleaved order would meet
+    # the same trimester again and again.
+    dealt = [group for stratum in sorted(strata) for group in strata[stratum]]
+    fold_of = {group[0].group_id: k % config.n_folds for k, group in enumerate(dealt)}
     n_images, folds = len(units), []
     for fold in range(config.n_folds):
-        test = [unit.sample_id for group in groups[fold :: config.n_folds] for unit in group]
-        rest = [group for k, group in enumerate(groups) if k % config.n_folds != fold]
+        tested = [group for group in groups if fold_of[group[0].group_id] == fold]
+        test = [unit.sample_id for group in tested for unit in group]
+        rest = [group for group in groups if fold_of[group[0].group_id] != fold]
         left = sum(map(len, rest))
         rest, val = _take(rest, _count(config.val, n_images=n_images))
         n_train = sum(map(len, rest))
