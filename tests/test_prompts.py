@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from lightning_modules.prompts import (
     boxes_from_masks,
     ellipse_in_box_mask,
     jitter_boxes,
+    largest_components,
     prompt_boxes,
     whole_image_boxes,
 )
@@ -85,6 +87,67 @@ def test_prompt_boxes_by_protocol():
     )
     with pytest.raises(ValueError, match="'predicted_box'"):
         prompt_boxes("predicted_box", mask=mask, **common)
+
+
+def draw(*rows):
+    return torch.tensor([[[[value == "#" for value in row] for row in rows]]])
+
+
+def test_largest_component_by_hand():
+    mask = draw(
+        "##......#",
+        "#.......#",
+        "...##...#",
+        "..####...",
+        ".....##..",
+        "#........",
+    )
+    kept = largest_components(mask)
+    expected = draw(
+        ".........",
+        ".........",
+        "...##....",
+        "..####...",
+        ".....##..",
+        ".........",
+    )
+    assert kept.dtype == torch.float32
+    assert torch.equal(kept, expected.float())
+
+
+def test_largest_component_is_8_connected_and_the_first_of_equals():
+    diagonal = draw("#....", ".#...", "..#..", "...##")
+    assert torch.equal(largest_components(diagonal), diagonal.float())
+    equals = draw("##.##", "##.##")
+    assert torch.equal(largest_components(equals), draw("##...", "##...").float())
+
+
+def test_largest_component_of_a_batch_equals_a_flood_fill():
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(12, 1, 18, 27, generator=generator) < 0.35
+    masks[3], masks[7] = False, True
+    kept = largest_components(masks)
+    assert kept.shape == masks.shape
+    assert not kept[3].any()
+    assert kept[7].all()
+    for mask, found in zip(masks[:, 0].numpy(), kept[:, 0].numpy(), strict=True):
+        labels, n = ndimage.label(mask, structure=np.ones((3, 3)))
+        sizes = [int((labels == k).sum()) for k in range(1, n + 1)]
+        assert found.sum() == max(sizes, default=0)
+        # One part of them, and whole.
+        assert len(np.unique(labels[found > 0])) == min(1, n)
+    assert largest_components(masks[:0]).shape == (0, 1, 18, 27)
+
+
+def test_a_speck_does_not_widen_the_box():
+    mask = torch.zeros(1, 1, 54, 80, dtype=torch.bool)
+    mask[0, 0, 20:40, 30:60] = True
+    mask[0, 0, 1, 2] = True
+    boxes = boxes_from_masks(largest_components(mask), valid_hw=VALID_HW)
+    assert boxes.tolist() == [[30, 20, 59, 39]]
+    assert boxes_from_masks(mask.float(), valid_hw=VALID_HW).tolist() == [[2, 1, 59, 39]]
+    empty = largest_components(torch.zeros(1, 1, 54, 80, dtype=torch.bool))
+    assert boxes_from_masks(empty, valid_hw=VALID_HW).tolist() == [[0, 0, 79, 53]]
 
 
 def test_ellipse_in_box_by_hand():
