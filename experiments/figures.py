@@ -5,47 +5,43 @@ same bytes for the same numbers.
 """
 
 from collections.abc import Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Literal
 
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from experiments.figure_style import (
+    RC_PARAMS,
+    condition_style,
+    draw_levels,
+    ordered,
+    png_bytes,
+    save_figure,
+    shared_legend,
+)
 from experiments.findings import prompt_order
-from experiments.statistics import average_draws, cluster_bootstrap_ci
+from experiments.statistics import CONTROLS, average_draws, cluster_bootstrap_ci
 from experiments.tables import CONDITION_LABELS, PROMPT_LABELS, cells
 
-_MARKERS = "ov^D<>sPXd"
-RC_PARAMS = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-}
+__all__ = [
+    "condition_style",
+    "curve_points",
+    "figure_amounts",
+    "figure_trimesters",
+    "png_bytes",
+    "save_figure",
+]
+
 Amount = Literal["n_real", "n_total_labels"]
+_MOST_BANDS = 4
+"""With more conditions in a panel, bands hide each other: error bars side by side instead."""
+_LOG_FROM = 8
+"""Ratio of the largest to the smallest amount from which the axis is logarithmic."""
 _AXIS_LABELS = {"n_real": "real training images", "n_total_labels": "labelled images in all"}
-
-
-def condition_style(condition: str) -> dict[str, object]:
-    """Colour and marker of a condition: the same in every figure, safe for colour-blind readers."""
-    names = [name for name in CONDITION_LABELS if name != "box_only"]
-    index = names.index(condition) if condition in names else len(names)
-    palette = sns.color_palette("colorblind", 10)
-    # The baseline is black; the two synthetic lines get the strongest pair, blue and orange.
-    colors = ["#222222", *(palette[k] for k in (7, 2, 4, 5, 9, 0, 1, 3, 6))]
-    return {"color": colors[index], "marker": _MARKERS[index]}
 
 
 def curve_points(
@@ -91,9 +87,10 @@ def figure_amounts(
 ) -> Figure:
     """Draw Dice against the amount of real data: a panel per cohort (row) and prompt (column).
 
-    One line per condition with its 95 % band over exams, and a dot per trial where a cell has
-    several; box only (and any other condition without real images) is a dashed level. The axis is
-    logarithmic where amounts span a factor of 8.
+    One line per condition with its 95 % interval (a band, or bars where bands would hide each
+    other), and a dot per trial where a cell has several; the controls, which no real image is
+    drawn for, are dashed levels. The axis is logarithmic where amounts span a factor of 8; a single
+    amount shows its conditions side by side.
 
     Args:
         results: Rows of results.csv; rows that are not done are left out.
@@ -106,78 +103,85 @@ def figure_amounts(
     cohorts = [c for c in dict.fromkeys(results["test_cohort"]) if c in present] or [""]
     prompts = prompt_order(points["prompt"].tolist()) or [""]
     with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(1.2 + 4.1 * len(prompts), 0.9 + 3.1 * len(cohorts)))
+        has_levels = points["condition"].isin(CONTROLS).any()
+        width = 5.2 if has_levels else 4.1
+        figure = Figure(figsize=(1.2 + width * len(prompts), 0.9 + 3.1 * len(cohorts)))
         axes = figure.subplots(len(cohorts), len(prompts), squeeze=False)
+        drawn = []
         for i, cohort in enumerate(cohorts):
             for j, prompt in enumerate(prompts):
                 axis = axes[i, j]
                 here = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
-                _draw_curves(axis, points[here])
+                drawn.append((axis, _draw_curves(axis, points[here])))
                 label = PROMPT_LABELS.get(prompt, prompt)
                 title = f"{cohort}, {label}" if len(cohorts) > 1 else label
                 axis.set_title(title or "no trial has finished", fontsize=10, loc="left")
                 axis.set_xlabel(_AXIS_LABELS[x])
                 axis.set_ylabel("Dice, %" if j == 0 else "")
-        shared_legend(figure, axes.ravel())
+        shared_legend(figure, axes.ravel(), levels=drawn)
         return figure
 
 
-def _draw_curves(axis: Axes, points: pd.DataFrame) -> None:
-    lines = points[points["x"] > 0]
+def _draw_curves(axis: Axes, points: pd.DataFrame) -> pd.Series:
+    """Draw a panel; the levels in it by label."""
+    is_level = points["condition"].isin(CONTROLS) | (points["x"] == 0)
+    lines = points[~is_level]
     conditions = ordered(lines["condition"])
-    for condition in conditions:
+    side_by_side = lines["x"].nunique() == 1 and len(conditions) > 1
+    ends = (lines["x"].min(), lines["x"].max())
+    for k, condition in enumerate(conditions):
         own = lines[lines["condition"] == condition]
-        style = condition_style(condition)
-        label = CONDITION_LABELS.get(condition, condition)
-        axis.plot(own["x"], own["dice"], label=label, markersize=4.5, linewidth=1.6, **style)
-        for place, each in zip(own["x"], own["trial_dice"], strict=True):
-            if len(each) > 1:
-                axis.scatter([place] * len(each), each, s=7, color=style["color"], alpha=0.5)
-        if len(own) > 1:
-            axis.fill_between(
-                own["x"],
-                own["low"],
-                own["high"],
-                color=style["color"],
-                alpha=0.14 if len(conditions) < 3 else 0.08,
-                linewidth=0,
-            )
-        else:
-            error = np.array([own["dice"] - own["low"], own["high"] - own["dice"]])
-            axis.errorbar(own["x"], own["dice"], error, color=style["color"], capsize=3)
-    for _, row in points[(points["x"] == 0) | (points["condition"] == "box_only")].iterrows():
-        label = CONDITION_LABELS.get(row["condition"], row["condition"])
-        axis.axhline(row["dice"], color="#444444", linestyle=(0, (5, 3)), linewidth=1.1)
-        axis.annotate(
-            f"{label} {row['dice']:.1f}",
-            (1, row["dice"]),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color="#444444",
-        )
-    if len(lines):
+        if side_by_side:
+            own = own.assign(x=float(k))
+        elif len(conditions) > _MOST_BANDS:
+            own = own.assign(x=_aside(own["x"], k - (len(conditions) - 1) / 2, ends=ends))
+        _draw_curve(axis, own, condition=condition, n_conditions=len(conditions))
+    named = points[is_level].set_index("condition")["dice"]
+    levels = named.rename(index=lambda name: CONDITION_LABELS.get(name, name))
+    draw_levels(axis, levels)
+    if side_by_side:
+        middle = (len(conditions) - 1) / 2
+        axis.set_xlim(-1, len(conditions))
+        axis.set_xticks([middle], [_tick_names(lines)[lines["x"].iloc[0]]])
+    elif len(lines):
         _amount_axis(axis, lines)
+    return levels
 
 
-def ordered(conditions: Sequence[str]) -> list[str]:
-    """Name each condition once, in the order of the tables."""
-    present = list(dict.fromkeys(conditions))
-    known = [name for name in CONDITION_LABELS if name in present]
-    return known + [name for name in present if name not in known]
+def _aside(x: pd.Series, place: float, *, ends: tuple[float, float]) -> pd.Series:
+    """Move a line by `place` hundredths of the axis, so that its bars stand beside the others'."""
+    low, high = ends
+    if high / low >= _LOG_FROM:
+        return x * (high / low) ** (0.01 * place)
+    return x + 0.01 * place * (high - low)
+
+
+def _draw_curve(axis: Axes, own: pd.DataFrame, *, condition: str, n_conditions: int) -> None:
+    style = condition_style(condition)
+    label = CONDITION_LABELS.get(condition, condition)
+    axis.plot(own["x"], own["dice"], label=label, markersize=4.5, linewidth=1.6, **style)
+    for place, each in zip(own["x"], own["trial_dice"], strict=True):
+        if len(each) > 1:
+            axis.scatter([place] * len(each), each, s=7, color=style["color"], alpha=0.5)
+    if len(own) > 1 and n_conditions <= _MOST_BANDS:
+        axis.fill_between(
+            own["x"],
+            own["low"],
+            own["high"],
+            color=style["color"],
+            alpha=0.14 if n_conditions < 3 else 0.08,
+            linewidth=0,
+        )
+    else:
+        error = np.array([own["dice"] - own["low"], own["high"] - own["dice"]])
+        axis.errorbar(own["x"], own["dice"], error, color=style["color"], capsize=2, linewidth=0.8)
 
 
 def _amount_axis(axis: Axes, lines: pd.DataFrame) -> None:
     """Put a tick at the amounts themselves, with the fraction above the count."""
-    base = lines[lines["condition"] == ordered(lines["condition"])[0]]
-    names = {x: f"{x:.0f}" for x in sorted(set(base["x"]))}
-    for x, share in zip(base["x"], base["real_fraction"], strict=True):
-        if pd.notna(share):
-            names[x] = f"{100 * share:.4g} %\n{x:.0f}"
+    names = _tick_names(lines)
     low, high = lines["x"].min(), lines["x"].max()
-    if high / low >= 8:
+    if high / low >= _LOG_FROM:
         axis.set_xscale("log")
         axis.set_xlim(low / 1.25, high * 1.25)
     else:
@@ -187,6 +191,15 @@ def _amount_axis(axis: Axes, lines: pd.DataFrame) -> None:
     axis.xaxis.set_major_locator(FixedLocator(kept))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+
+
+def _tick_names(lines: pd.DataFrame) -> dict[float, str]:
+    base = lines[lines["condition"] == ordered(lines["condition"])[0]]
+    names = {x: f"{x:.0f}" for x in sorted(set(base["x"]))}
+    for x, share in zip(base["x"], base["real_fraction"], strict=True):
+        if pd.notna(share):
+            names[x] = f"{100 * share:.4g} %\n{x:.0f}"
+    return names
 
 
 def _without_crowding(axis: Axes, ticks: Sequence[float]) -> list[float]:
@@ -199,21 +212,6 @@ def _without_crowding(axis: Axes, ticks: Sequence[float]) -> list[float]:
         if not kept or where[kept[-1]] - where[x] >= 0.08:
             kept.append(x)
     return kept[::-1]
-
-
-def shared_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Put one legend of all axes below them and lay the figure out around it."""
-    handles = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    rows = -(-len(handles) // 4)
-    reserved = (0.06 + 0.24 * rows) / figure.get_figheight()
-    figure.tight_layout(rect=(0, reserved, 1, 1))
-    if handles:
-        figure.legend(
-            handles.values(), handles.keys(), loc="lower center", ncols=min(len(handles), 4)
-        )
 
 
 def figure_trimesters(
@@ -271,18 +269,3 @@ def _draw_trimesters(axis: Axes, images: pd.DataFrame, *, seed: int) -> None:
     axis.set_xticks([1, 2, 3], labels)
     axis.set_xlim(0.5, 3.5)
     axis.set_xlabel("trimester")
-
-
-def png_bytes(figure: Figure, *, dpi: int = 150) -> bytes:
-    """Render a figure as PNG without the software's name or a date."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def save_figure(figure: Figure, *, stem: Path) -> tuple[Path, Path]:
-    """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
-    paths = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-    paths[0].write_bytes(png_bytes(figure))
-    figure.savefig(paths[1], metadata={"CreationDate": None})
-    return paths

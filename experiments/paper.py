@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
-from experiments.figures import (
+from experiments.figure_style import (
     RC_PARAMS,
     condition_style,
     ordered,

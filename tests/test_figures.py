@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from test_tables import scores
 
+from experiments.figure_style import spread
 from experiments.figures import (
     condition_style,
     curve_points,
@@ -21,7 +22,7 @@ from experiments.paper import (
     write_comparison,
 )
 from experiments.pictures import encode_png, overlay_contours
-from experiments.statistics import aggregate, cluster_bootstrap_ci
+from experiments.statistics import CONTROLS, aggregate, cluster_bootstrap_ci
 from experiments.tables import CONDITION_LABELS
 
 BASE = [0.80, 0.90, 0.70]
@@ -98,6 +99,66 @@ def test_a_narrow_range_is_linear_and_one_amount_has_error_bars():
     assert axis.get_lines()[0].get_ydata() == pytest.approx([80])
 
 
+def test_one_amount_shows_its_conditions_side_by_side():
+    single, per_image = sweep(((np.nan, 20),), supports=(0, 1), prompts=("whole_image",))
+    axis = figure_amounts(single, per_image=per_image).axes[0]
+    real, synthetic = (line for line in axis.get_lines() if line.get_label()[0] != "_")
+    assert (real.get_xdata().tolist(), synthetic.get_xdata().tolist()) == ([0], [1])
+    assert real.get_ydata() == pytest.approx([80.5])
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["20"]
+
+
+def test_controls_are_levels_with_labels_apart_and_no_curve_is_squeezed():
+    _, per_image = sweep(FRACTIONS, prompts=("whole_image",))
+    keys = {"real_fraction": np.nan, "n_real": 0, "n_val_labels": 0}
+    rows = [per_image]
+    # Two levels a tenth of a point apart, and one far below; the mean mask has seen labels.
+    for name, dice in (("box_only", 0.850), ("mean_mask", 0.851), ("zero_shot", 0.20)):
+        rows.append(scores([dice] * 3, trial_id=name, condition=name, **keys))
+    rows[-2]["n_total_labels"] = 800
+    per_image = pd.concat(rows, ignore_index=True)
+    for x in ("n_real", "n_total_labels"):
+        figure = figure_amounts(aggregate(per_image), per_image=per_image, x=x)
+        axis = figure.axes[0]
+        labels = {t.get_text(): t for t in axis.texts}
+        assert sorted(labels) == [
+            "box only (no image) 85.0",
+            "constant mean mask 85.1",
+            "zero-shot backbone 20.0 ↓",
+        ]
+        figure.canvas.draw()
+        boxes = [labels[name].get_window_extent() for name in sorted(labels)]
+        assert boxes[0].y1 <= boxes[1].y0
+        assert boxes[2].y1 <= boxes[0].y0
+        assert axis.get_ylim()[0] > 60
+        curves = [line for line in axis.get_lines() if line.get_label()[0] != "_"]
+        assert [line.get_label() for line in curves] == ["real only", "+ synthetic"]
+
+
+def test_many_conditions_get_bars_beside_each_other_instead_of_bands():
+    _, per_image = sweep(FRACTIONS, prompts=("whole_image",))
+    rows = [per_image]
+    for name in ("weak", "strong", "warp"):
+        part = per_image[per_image["condition"] == "real"]
+        rows.append(part.assign(condition=name, trial_id=name + part["trial_id"]))
+    per_image = pd.concat(rows, ignore_index=True)
+    axis = figure_amounts(aggregate(per_image), per_image=per_image).axes[0]
+    curves = [line for line in axis.get_lines() if line.get_label()[0] != "_"]
+    firsts = [line.get_xdata()[0] for line in curves]
+    assert len(set(firsts)) == 5
+    assert firsts == pytest.approx([40 * 20 ** (0.01 * k) for k in (-2, -1, 0, 1, 2)])
+    assert len(axis.containers) == 5  # error bars
+
+
+def test_labels_move_apart_no_further_than_they_must():
+    assert spread([], gap=10, low=0, high=100) == []
+    assert spread([5, 50], gap=10, low=0, high=100) == [5, 50]
+    assert spread([50, 51, 52], gap=10, low=0, high=100) == [50, 60, 70]
+    assert spread([97, 99], gap=10, low=0, high=100) == [90, 100]
+    assert spread([-7, 3], gap=10, low=0, high=100) == [0, 10]
+    assert spread([1, 1, 1], gap=10, low=0, high=5) == [0, 10, 20]
+
+
 def test_total_labels_shift_the_synthetic_line():
     results, per_image = sweep(FRACTIONS)
     points = curve_points(results, per_image=per_image, x="n_total_labels")
@@ -132,9 +193,11 @@ def test_files_are_the_same_on_two_runs(tmp_path):
 
 
 def test_conditions_have_styles_of_their_own():
-    names = [name for name in CONDITION_LABELS if name != "box_only"]
+    names = list(CONDITION_LABELS)
     styles = [condition_style(name) for name in [*names, "another"]]
-    assert len({to_rgb(style["color"]) for style in styles}) == len(styles)
+    assert len({(to_rgb(style["color"]), style["marker"]) for style in styles}) == len(styles)
+    trained = [condition_style(name) for name in names if name not in CONTROLS]
+    assert len({to_rgb(style["color"]) for style in trained}) == len(trained)
     assert len({style["marker"] for style in styles}) == len(styles)
 
 
