@@ -28,17 +28,21 @@ COLUMNS = [
 def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:
     """Replace what stands between the markers by the sweep's table, command, machine and time.
 
+    A file with several blocks names the sweep in the first marker: `<!-- results NAME -->`.
+
     Raises:
         InputError: If the file has no markers.
     """
     text = path.read_text()
-    if START not in text or END not in text:
+    named = START.replace(" -->", f" {sweep.config.name} -->")
+    start = named if named in text else START
+    head, found, rest = text.partition(start)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
         raise InputError(
             f"{path}: has no lines {START} and {END}; add them where the table belongs"
         )
-    head, rest = text.split(START, 1)
-    _, tail = rest.split(END, 1)
-    write_atomic(path, head + START + "\n" + _block(sweep, tables, command) + END + tail)
+    write_atomic(path, head + start + "\n" + _block(sweep, tables, command) + END + tail)
 
 
 def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
