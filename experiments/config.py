@@ -246,6 +246,9 @@ class ExperimentConfig:
 
     name: str = "sweep"
     """Name of the sweep and of its folder."""
+    compat: Literal["none", "paper"] = "none"
+    """`paper` scores as arXiv 2506.23664 does: the jittered box alone, five draws, Dice at 256x256
+    in its table. What is trained stays as it is; table_paper.md names the differences."""
     data: DataConfig = field(default_factory=DataConfig)
     """The images."""
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -287,7 +290,9 @@ class ExperimentConfig:
             ("prompt", primary.prompt, get_args(Prompt)),
         ):
             if value not in known:
-                raise ValueError(f"statistics.primary.{name}={value}: use one of {', '.join(known)}")
+                raise ValueError(
+                    f"statistics.primary.{name}={value}: use one of {', '.join(known)}"
+                )
         for fold in self.sweep.fold:
             if not 0 <= fold < max(1, self.split.n_folds):
                 raise ValueError(

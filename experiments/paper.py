@@ -4,6 +4,7 @@ The paper reports Dice at 256x256 under the jittered box, so ours is `dice_256` 
 Its panels are train cohort -> test cohort; a cohort that it did not test stands alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
+from experiments.config import ExperimentConfig
 from experiments.figure_style import (
     RC_PARAMS,
     condition_style,
@@ -20,7 +22,7 @@ from experiments.figure_style import (
     save_figure,
     shared_legend,
 )
-from experiments.tables import CONDITION_LABELS, latex_table
+from experiments.tables import CONDITION_LABELS, escape_latex, latex_table
 
 _REFERENCE = Path(__file__).parent / "reference" / "paper_2506_23664.csv"
 PAPER_CONDITIONS = {
@@ -39,6 +41,120 @@ NOTES = [
     "The paper's figure holds no row for a box without an image; ours scores what the prompt alone "
     "gives away.",
 ]
+_BACKBONES = {
+    "lite": "LiteMedSAM (frozen TinyViT encoder at 256x256)",
+    "tiny": "a small random network for tests, whose numbers mean nothing",
+}
+_VIT_B = ("vit_b", "sam_vit_b")
+
+
+def deviations(config: ExperimentConfig) -> list[str]:
+    """Say where a recipe leaves the paper's protocol, a sentence a point.
+
+    Args:
+        config: The recipe; what it shares with the paper is not named.
+
+    Returns:
+        Sentences in the order training, data, synthesis, evaluation.
+
+    Source: the method section of arXiv 2506.23664 and the authors' published code.
+    """
+    return [
+        *_training_deviations(config),
+        *_data_deviations(config),
+        *_synthesis_deviations(config),
+        *_evaluation_deviations(config),
+    ]
+
+
+def _training_deviations(config: ExperimentConfig) -> list[str]:
+    segmenter, notes = config.segmenter, []
+    if segmenter.backbone not in _VIT_B:
+        name = _BACKBONES.get(segmenter.backbone, segmenter.backbone)
+        notes.append(f"Backbone: {name}; the paper: SAM ViT-B.")
+    notes.append(
+        f"Steps: {segmenter.steps} of batch {segmenter.batch_size} for every amount and condition; "
+        "the paper: 20 epochs of batch 5, which is 20 steps at 5 real images and 2,000 with 495 "
+        "synthetic ones beside them."
+    )
+    notes.append(
+        f"Learning rate: {segmenter.learning_rate:g} with warm-up and cosine, AdamW; the paper: "
+        "1e-05 constant, Adam."
+    )
+    if set(segmenter.train_prompts) != {"jittered_box"}:
+        named = ", ".join(segmenter.train_prompts)
+        notes.append(f"Prompts in training: {named}; the paper: the jittered box alone.")
+    if segmenter.jitter_max_px != 19:
+        notes.append(f"Box jitter: 0 to {segmenter.jitter_max_px} px a side; the paper: 0 to 19.")
+    if {"weak", "strong"} & set(config.sweep.condition):
+        notes.append(
+            "Augmentation: the box is taken from the transformed mask; the paper's code leaves it "
+            f"where it was before. {config.augment.n_views} embedded views an image stand for the "
+            "paper's fresh transforms."
+        )
+    notes.append(
+        "Masks: resized without loss of area; the paper's code truncates a bicubic resize, which "
+        "takes 2 % off the head."
+    )
+    return notes
+
+
+def _data_deviations(config: ExperimentConfig) -> list[str]:
+    split, cohorts = config.split, config.data.test_cohorts
+    if split.file is not None:
+        part = "the test part of a published split"
+    elif split.n_folds > 1:
+        part = f"every exam once in {split.n_folds} folds"
+    elif split.test < 1:
+        part = f"{100 * split.test:g} % of the images"
+    else:
+        part = f"{split.test:.0f} images"
+    tested = f"{part} of the folder that is trained on, by exam"
+    if cohorts:
+        names = ", ".join(Path(folder).name for folder in cohorts)
+        tested += f", and the external cohorts {names} (as many images as lie there)"
+    return [
+        f"Test images: {tested}; the paper: 597 of ES and 125 of AF, none of HC18.",
+        "Split: whole exams with their near-duplicates, real images drawn stratified by trimester; "
+        "the paper draws single images.",
+    ]
+
+
+def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
+    synthesis = config.synthesis
+    if not any(name.startswith("synthetic") for name in config.sweep.condition):
+        return []
+    if "synthetic" in config.sweep.condition and synthesis.folder is not None:
+        count = synthesis.folder_labels
+        labels = "an unknown number of" if count is None else f"{count}"
+        made = f"imported from a folder whose maker saw {labels} labelled images, no gate"
+    else:
+        height, width = config.generator.size_hw
+        made = (
+            f"a pixel diffusion model of {height}x{width}, from scratch on "
+            f"{synthesis.generator_count} labelled images; the label is the ellipse it was "
+            f"conditioned on; {synthesis.n_candidates} candidates"
+        )
+    gate = "an automatic gate refuses" if config.gate.enabled else "nothing is refused"
+    if synthesis.folder is not None:
+        gate = "none"
+    share = f"{100 * config.segmenter.synthetic_share:g} % of each batch"
+    return [
+        f"Generator: {made}; the paper: Stable Diffusion 1.5 with LoRA at 512x512 on 60 labelled "
+        "images (20 a trimester), outlines extracted from its pictures.",
+        f"Check of the synthetic pairs: {gate}; the paper: correction by hand, 495 of 500 kept.",
+        f"Mixture: {share} synthetic; the paper adds its pairs to the real ones.",
+    ]
+
+
+def _evaluation_deviations(config: ExperimentConfig) -> list[str]:
+    draws = config.evaluation.jitter_draws
+    return [
+        f"Box draws: {draws}, the same for every model, averaged an image; the paper: five fresh "
+        "draws, whose spread it gives as the standard deviation.",
+        f"Models a point: {len(config.sweep.support)} supports, {len(config.sweep.seed)} seeds; "
+        "the paper: one model.",
+    ]
 
 
 def paper_reference() -> pd.DataFrame:
@@ -86,13 +202,14 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     ]
 
 
-def table_paper(compared: pd.DataFrame) -> tuple[str, str]:
+def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tuple[str, str]:
     """Write the comparison as Markdown and as LaTeX: two rows a condition, a column an amount.
 
     Box only needs no training image: its level is repeated in every column.
 
     Args:
         compared: From `compare_paper`; not empty.
+        deviations: Sentences of `deviations`, footnotes below the general ones.
     """
     trained = compared[compared["condition"] != "box_only"]
     counts = sorted(trained["n_real"].unique())
@@ -116,9 +233,27 @@ def table_paper(compared: pd.DataFrame) -> tuple[str, str]:
     text = pd.DataFrame(rows)
     lines = ["| " + " | ".join(text.columns) + " |", "|" + " --- |" * len(text.columns)]
     lines += ["| " + " | ".join(row.replace("", "–")) + " |" for _, row in text.iterrows()]
-    markdown = "\n".join([*lines, "", *(f"- {note}" for note in NOTES), ""])
+    notes = [*NOTES, *_other_test_sets(compared), *deviations]
+    markdown = "\n".join([*lines, "", *(f"- {_escape(note)}" for note in notes), ""])
     caption = "Mean Dice (%) at 256x256 under the jittered box by real images, the paper's and ours"
-    return markdown, latex_table(text, caption=caption, label="tab:paper")
+    latex = latex_table(text, caption=caption, label="tab:paper")
+    below = [f"\\noindent {escape_latex(note)}\\par" for note in notes]
+    return markdown, "\n".join([latex.rstrip("\n"), *below, ""])
+
+
+def _escape(text: str) -> str:
+    return text.replace("*", "\\*").replace("_", "\\_").replace("|", "\\|")
+
+
+def _other_test_sets(compared: pd.DataFrame) -> list[str]:
+    """Name the panels that are ours alone."""
+    known = set(paper_reference()["panel"])
+    own = [panel for panel in dict.fromkeys(compared["panel"]) if panel not in known]
+    return [
+        f"{panel.replace('->', ' to ')}: another test set, which the paper has no number for; it "
+        "stands beside the paper's panels and is not compared with them."
+        for panel in own
+    ]
 
 
 def figure_paper(compared: pd.DataFrame) -> Figure:
@@ -184,23 +319,29 @@ def _count_axis(axis: Axes, counts: np.ndarray) -> None:
     axis.set_xticks([], minor=True)
 
 
-def write_comparison(results: pd.DataFrame, folder: Path, *, train_cohort: str) -> bool:
-    """Write table_paper.md, .tex and figure_paper.png, .pdf where the paper has a number to ours.
+def write_comparison(
+    results: pd.DataFrame, folder: Path, *, train_cohort: str, deviations: Sequence[str] = ()
+) -> bool:
+    """Write table_paper.md, .tex, .csv and figure_paper.png, .pdf beside the paper's panels.
 
     Args:
         results: Rows of results.csv.
         folder: Where the files go.
         train_cohort: What the sweep trained on.
+        deviations: Footnotes from `deviations`.
 
     Returns:
-        Whether anything was written: a panel and amount must stand on both sides.
+        Whether anything was written: the paper must have trained on this cohort, and a trial of
+        ours must have been scored under the jittered box. A test cohort that the paper does not
+        know is a panel of its own.
     """
     compared = compare_paper(results, train_cohort=train_cohort)
-    shared = compared[["paper", "ours"]].notna().all(axis=1)
-    if not shared.any():
+    trained = compared[compared["condition"] != "box_only"]
+    if trained["paper"].isna().all() or trained["ours"].isna().all():
         return False
-    markdown, latex = table_paper(compared)
+    markdown, latex = table_paper(compared, deviations=deviations)
     write_atomic(folder / "table_paper.md", markdown)
     write_atomic(folder / "table_paper.tex", latex)
+    write_atomic(folder / "table_paper.csv", compared.to_csv(index=False))
     save_figure(figure_paper(compared), stem=folder / "figure_paper")
     return True

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,20 +86,23 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
                 "steps": fitted.get("steps"),
                 "seconds": sum(result["seconds"] for result in results) if is_done else None,
                 "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
-                "fit_id": spec.fit_key,
             }
         )
     return pd.DataFrame(rows)
 
 
-def score_ids(sweep: Sweep) -> pd.DataFrame:
-    """The stage behind each row of results.csv: trial_id, test_cohort, prompt, score_id."""
-    rows = [
-        {"trial_id": spec.id, "test_cohort": cohort, "prompt": prompt, "score_id": key}
-        for spec in sweep.plan.trials
-        for (cohort, prompt), key in spec.score_keys.items()
-    ]
-    return pd.DataFrame(rows, columns=["trial_id", "test_cohort", "prompt", "score_id"])
+def add_stages(results: pd.DataFrame, *, trials: Sequence[TrialSpec]) -> pd.DataFrame:
+    """Name the stages behind each row: fit_id (absent for a control) and score_id, as `stage/id`.
+
+    A trial that has no score yet keeps its fit_id.
+    """
+    where = ["trial_id", "test_cohort", "prompt"]
+    scores = {(t.id, *place): key for t in trials for place, key in t.score_keys.items()}
+    fits = {spec.id: spec.fit_key for spec in trials}
+    places = results[where].itertuples(index=False, name=None)
+    return results.assign(
+        fit_id=results["trial_id"].map(fits), score_id=[scores.get(place) for place in places]
+    )
 
 
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -106,7 +110,7 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
-    results = results.merge(score_ids(sweep), on=["trial_id", "test_cohort", "prompt"], how="left")
+    results = add_stages(results, trials=sweep.plan.trials)
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
     return per_image, results
@@ -132,7 +136,7 @@ def write_outputs(sweep: Sweep, console: Console) -> None:
 def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.figures import figure_amounts, png_bytes, save_figure
     from experiments.findings import compare, finding, primary_contrast
-    from experiments.paper import write_comparison
+    from experiments.paper import deviations, write_comparison
     from experiments.report import render_report
     from experiments.report_content import gather
     from experiments.tables import blocks, footnotes, to_latex, to_markdown
@@ -143,7 +147,9 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
     figure = figure_amounts(results, per_image=per_image)
     save_figure(figure, stem=folder / "figure")
-    write_comparison(results, folder, train_cohort=sweep.data.name)
+    write_comparison(
+        results, folder, train_cohort=sweep.data.name, deviations=deviations(sweep.config)
+    )
     content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
     write_atomic(folder / "report.html", render_report(content))
     chosen = sweep.config.statistics

@@ -258,7 +258,7 @@ def test_the_comparison_is_written_where_the_paper_has_a_number_to_ours(tmp_path
     assert write_comparison(es, tmp_path, train_cohort="hc18")
     assert all((tmp_path / name).stat().st_size > 0 for name in names)
     assert "90.5" in (tmp_path / "table_paper.md").read_text()
-    own, _ = sweep(((np.nan, 5),))
+    own, _ = sweep(((np.nan, 5),), prompts=("whole_image",))
     (tmp_path / "other").mkdir()
     assert not write_comparison(own, tmp_path / "other", train_cohort="hc18")
     assert not write_comparison(es, tmp_path / "other", train_cohort="phantom")
