@@ -83,14 +83,65 @@ def report(
         Path | None, typer.Option(help="Markdown file whose results block is replaced.")
     ] = None,
     command: Annotated[str, typer.Option(help="Command that the block names.")] = "",
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="CELL", help="Trace COHORT/PROMPT/AMOUNT/CONDITION to its runs."),
+    ] = None,
 ) -> None:
-    """Write a sweep's outputs again from what is done."""
+    """Write a sweep's outputs again from what is done, or trace one number to its runs."""
     from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
+    if explain is not None:
+        from experiments.explain import explain_cell
+
+        print(explain_cell(config, explain))
+        return
     from experiments.run import write_again
 
     write_again(config, _console(), into=into, command=command or f"sonosweep sweep {recipe}")
+
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="Recipe and its changes.")
+]
+Kind = Annotated[str, typer.Option(help="fractions, paper, box or ledger.")]
+
+
+@app.command()
+def table(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE [KEY=VALUE]... | RESULTS.csv...",
+            help="Recipe and its changes, or results.csv of sweeps to put into one table.",
+        ),
+    ],
+    kind: Kind = "fractions",
+    format_name: Annotated[str, typer.Option("--format", help="markdown, latex or csv.")] = (
+        "markdown"
+    ),
+    measure: Annotated[
+        str, typer.Option(help="Measure of a table of files, as dice or hc_abs_err_mm.")
+    ] = "dice_weighted",
+) -> None:
+    """Run what is missing of a recipe and print its table; or one table of several results."""
+    from experiments.outputs import table_command
+
+    progress = Console(stderr=True, highlight=False)
+    text = table_command(
+        sources, kind=kind, format_name=format_name, measure=measure, console=progress
+    )
+    print(text, end="")
+
+
+@app.command()
+def figure(sources: Sources, kind: Kind = "fractions") -> None:
+    """Run what is missing of a recipe and print the paths of its figure."""
+    from experiments.outputs import figure_command
+
+    progress = Console(stderr=True, highlight=False)
+    print("\n".join(figure_command(sources, kind=kind, console=progress)))
 
 
 @app.command()
