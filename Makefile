@@ -9,11 +9,11 @@ export OMP_WAIT_POLICY = PASSIVE
 export HC18_ROOT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep table-fractions figure-fractions test test-all lint lock clean
+.PHONY: help setup demo sweep table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe of make sweep                 [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(ARGS)'
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(ARGS)'
 
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)
@@ -33,11 +33,27 @@ demo: .venv/.installed ## The whole job on phantoms, or on HC18 with HC18_ROOT=.
 sweep: .venv/.installed ## Run a recipe: make sweep RECIPE=hc18_fractions HC18_ROOT=...
 	@$(BIN)/sonosweep sweep $(RECIPE) $(ARGS)
 
-table-fractions: .venv/.installed ## Table over 5-100 % of the real images (runs what is missing)
-	@$(BIN)/sonosweep sweep hc18_fractions $(ARGS) && cat runs/hc18-fractions/table.md
+## Tables and figures (each runs what is missing)
+table-fractions: .venv/.installed ## Table over 5-100 % of the real images
+	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),hc18_fractions) --kind fractions $(ARGS)
 
-figure-fractions: .venv/.installed ## Figure of the same sweep (runs what is missing)
-	@$(BIN)/sonosweep sweep hc18_fractions $(ARGS) && ls runs/hc18-fractions/figure.*
+figure-fractions: .venv/.installed ## Figure of the same sweep
+	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_fractions) --kind fractions $(ARGS)
+
+table-paper: .venv/.installed ## The paper's curve beside ours, with every deviation
+	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),paper_curve) --kind paper $(ARGS)
+
+figure-paper: .venv/.installed ## Figure of the same sweep
+	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),paper_curve) --kind paper $(ARGS)
+
+table-box: .venv/.installed ## Dice and HC error against ever looser boxes
+	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind box $(ARGS)
+
+figure-box: .venv/.installed ## Figure of the same: how much is the box?
+	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind box $(ARGS)
+
+figure-ledger: .venv/.installed ## Dice against all labels, the paper's curve re-indexed
+	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind ledger $(ARGS)
 
 ## Develop
 test: .venv/.installed ## Run the default test suite

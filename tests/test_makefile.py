@@ -35,8 +35,13 @@ def test_make_alone_prints_help_and_runs_nothing():
     ("target", "recipe"),
     [
         ("demo", "sonosweep demo"),
-        ("table-fractions", "sonosweep sweep hc18_fractions"),
-        ("figure-fractions", "sonosweep sweep hc18_fractions"),
+        ("table-fractions", "sonosweep table hc18_fractions --kind fractions"),
+        ("figure-fractions", "sonosweep figure hc18_fractions --kind fractions"),
+        ("table-paper", "sonosweep table paper_curve --kind paper"),
+        ("figure-paper", "sonosweep figure paper_curve --kind paper"),
+        ("table-box", "sonosweep table hc18_small --kind box"),
+        ("figure-box", "sonosweep figure hc18_small --kind box"),
+        ("figure-ledger", "sonosweep figure hc18_small --kind ledger"),
         ("test", 'pytest -m "not long"'),
     ],
 )
@@ -46,6 +51,11 @@ def test_targets_run_the_command_that_the_readme_names(target, recipe):
     assert recipe in planned.stdout
     if target != "test":
         assert "wandb.mode=disabled" in planned.stdout
+
+
+def test_a_table_takes_another_recipe():
+    planned = make("-n", "table-box", "RECIPE=hc18_ablation", "HC18_ROOT=/data/hc18")
+    assert "sonosweep table hc18_ablation --kind box" in planned.stdout
 
 
 def test_an_old_python_is_refused_with_one_line(tmp_path):

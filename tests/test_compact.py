@@ -1,0 +1,90 @@
+"""Compact tables, the words of table and figure, cells by name, and the paper's evaluation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.errors import InputError
+from experiments.compact import compact_tables
+from experiments.explain import choose
+from experiments.outputs import figure_command, one_of
+from experiments.paper import deviations
+from experiments.recipe import load_config
+
+
+def row(condition, n_real, support, value):
+    return {
+        "trial_id": f"{condition}-{n_real}-{support}",
+        "status": "done",
+        "condition": condition,
+        "real_fraction": np.nan,
+        "n_real": n_real,
+        "n_generator_labels": 0,
+        "support": support,
+        "seed": 0,
+        "generator_seed": 0,
+        "fold": 0,
+        "test_cohort": "hc18",
+        "prompt": "whole_image",
+        "n_exams": 9,
+        "dice_trimester_weighted_mean": value,
+    }
+
+
+RESULTS = pd.DataFrame(
+    [
+        row("real", 5, 0, 0.80),
+        row("real", 5, 1, 0.84),
+        row("strong", 5, 0, 0.90),
+        row("real", 20, 0, 0.92),
+    ]
+)
+
+
+def test_cells_are_mean_and_deviation_and_the_best_is_bold():
+    markdown = compact_tables(RESULTS, measure="dice_weighted", format_name="markdown")
+    assert "| condition | 5 images | 20 images |" in markdown
+    assert "| real only | 82.0 ± 2.8 | **92.0** |" in markdown  # SD of 80 and 84, n - 1
+    assert "| strong augmentation | **90.0** | – |" in markdown
+    latex = compact_tables(RESULTS, measure="dice_weighted", format_name="latex")
+    assert "real only & 82.0 $\\pm$ 2.8 & \\textbf{92.0} \\\\" in latex
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    plain = compact_tables(RESULTS, measure="dice_weighted", format_name="csv").splitlines()
+    assert plain[1] == "hc18,whole_image,real only,82.0 ± 2.8,92.0"
+
+
+def test_a_cell_is_found_and_a_wrong_part_names_the_nearest():
+    assert list(choose(RESULTS, "hc18/*/5/real")["support"]) == [0, 1]
+    for cell, word in (
+        ("hc18/whole_image/5/stron", "did you mean strong"),
+        ("hc18/whole_image/7/real", "here are 5, 20"),
+        ("hc18/real", "expected COHORT"),
+    ):
+        with pytest.raises(InputError, match=word):
+            choose(RESULTS, cell)
+
+
+def test_wrong_words_are_answered_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean paper"):
+        one_of("papre", ("fractions", "paper"), option="--kind")
+    with pytest.raises(InputError, match="add it, or set compat=paper"):
+        figure_command(["hc18_ablation"], kind="paper", console=None)
+    with pytest.raises(InputError, match="did you mean dice"):
+        compact_tables(RESULTS, measure="dise", format_name="csv")
+
+
+def test_compat_sets_the_papers_evaluation_and_refuses_another():
+    config = load_config("paper_curve", ["compat=paper"])
+    assert (config.evaluation.prompts, config.evaluation.jitter_draws) == (["jittered_box"], 5)
+    assert config.segmenter == load_config("paper_curve", []).segmenter
+    with pytest.raises(InputError, match=r"evaluation\.jitter_draws=3: compat=paper"):
+        load_config("paper_curve", ["compat=paper", "evaluation.jitter_draws=3"])
+
+
+def test_deviations_follow_the_config():
+    notes = " ".join(deviations(load_config("paper_curve", ["segmenter.steps=77"])))
+    assert "Steps: 77 of batch 4" in notes
+    assert "SAM ViT-B" in notes
+    assert "64x96" in notes
+    real = load_config("paper_curve", ["sweep.condition=[real]"])
+    assert "Generator" not in " ".join(deviations(real))
