@@ -35,25 +35,25 @@ sweep: .venv/.installed ## Run a recipe: make sweep RECIPE=hc18_fractions HC18_R
 
 ## Tables and figures (each runs what is missing)
 table-fractions: .venv/.installed ## Table over 5-100 % of the real images
-	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),hc18_fractions) --kind fractions $(ARGS)
+	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),hc18_fractions,$(RECIPE)) --kind fractions $(ARGS)
 
 figure-fractions: .venv/.installed ## Figure of the same sweep
-	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_fractions) --kind fractions $(ARGS)
+	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),hc18_fractions,$(RECIPE)) --kind fractions $(ARGS)
 
 table-paper: .venv/.installed ## The paper's curve beside ours, with every deviation
-	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),paper_curve) --kind paper $(ARGS)
+	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
 
 figure-paper: .venv/.installed ## Figure of the same sweep
-	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),paper_curve) --kind paper $(ARGS)
+	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
 
 table-box: .venv/.installed ## Dice and HC error against ever looser boxes
-	@$(BIN)/sonosweep table $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind box $(ARGS)
+	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind box $(ARGS)
 
 figure-box: .venv/.installed ## Figure of the same: how much is the box?
-	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind box $(ARGS)
+	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind box $(ARGS)
 
 figure-ledger: .venv/.installed ## Dice against all labels, the paper's curve re-indexed
-	@$(BIN)/sonosweep figure $(or $(filter-out demo,$(RECIPE)),hc18_small) --kind ledger $(ARGS)
+	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind ledger $(ARGS)
 
 ## Develop
 test: .venv/.installed ## Run the default test suite
