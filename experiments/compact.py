@@ -122,16 +122,30 @@ def compact_blocks(results: pd.DataFrame, *, shown: Shown) -> list[CompactBlock]
         stands in every column and is never the best. The SD (n - 1) is absent with one trial.
 
     Raises:
-        InputError: If nothing is done, or nothing has this measure.
+        InputError: If nothing is done, nothing has this measure, or two trials of one cell differ
+            in their settings alone: their mean would be of neither.
     """
     done = with_defaults(results[results["status"] == "done"])
     if done.empty or done[shown.column].isna().all():
         raise InputError(f"no finished trial has {shown.heading}; choose another --measure")
     done = done.assign(amount=amounts(done), row=_row_labels(done))
+    _refuse_mixed(done)
     made = []
     for (cohort, prompt), part in done.groupby(["test_cohort", "prompt"], sort=False):
         made.append(_block(part, shown=shown, cohort=cohort, prompt=prompt))
     return made
+
+
+def _refuse_mixed(done: pd.DataFrame) -> None:
+    where = ["test_cohort", "prompt", "row", "amount", *MODEL, "fold"]
+    twice = done[done.duplicated(where, keep=False)]
+    if twice.empty:
+        return
+    same = twice.merge(twice[where].head(1), on=where)
+    raise InputError(
+        f"{same['trial_id'].iloc[0]} and {same['trial_id'].iloc[1]}: one cell, support and seed "
+        "under two settings (steps, backbone, validation...); table these sweeps apart"
+    )
 
 
 def _row_labels(done: pd.DataFrame) -> pd.Series:

@@ -53,6 +53,26 @@ def test_cells_are_mean_and_deviation_and_the_best_is_bold():
     assert plain[1] == "hc18,whole_image,real only,82.0 ± 2.8,92.0"
 
 
+def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
+    other = RESULTS.iloc[[1]].assign(trial_id="real-5-1-more-steps")
+    both = pd.concat([RESULTS, other])
+    with pytest.raises(InputError, match="real-5-1 and real-5-1-more-steps: one cell"):
+        compact_tables(both, measure="dice_weighted", format_name="markdown")
+    # Controls have no support; folds of one model are no second setting.
+    level = RESULTS.iloc[[0]].assign(trial_id="z", condition="zero_shot", n_real=0, support=np.nan)
+    with pytest.raises(InputError, match="z and z2"):
+        compact_tables(
+            pd.concat([level, level.assign(trial_id="z2")]),
+            measure="dice_weighted",
+            format_name="csv",
+        )
+    folds = RESULTS.iloc[[1]].assign(trial_id="real-5-1-f1", fold=1)
+    text = compact_tables(
+        pd.concat([RESULTS, folds]), measure="dice_weighted", format_name="markdown"
+    )
+    assert "| real only | 82.0 ± 2.8 |" in text
+
+
 def test_a_cell_is_found_and_a_wrong_part_names_the_nearest():
     assert list(choose(RESULTS, "hc18/*/5/real")["support"]) == [0, 1]
     for cell, word in (
