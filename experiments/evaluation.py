@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from datamodules.annotation import read_annotation
 from datamodules.geometry import logits_to_original, place
 from datamodules.samples import Sample, trimester
+from lightning_modules.losses import valid_pixels
 from lightning_modules.metrics import (
     dice_at_256,
     dice_score,
@@ -178,8 +179,12 @@ def _boxes(
     whole = whole_image_boxes(batch["valid_hw"])
     predicted = segment(batch, whole).float().cpu()
     _require_finite(predicted, batch["sample_id"])
+    # The loss reads no padding, so whatever was predicted there must not widen the box.
+    inside = valid_pixels(batch["valid_hw"], size_hw=tuple(predicted.shape[-2:]))
     # A mask that is empty gives the whole image's box again.
-    return boxes_from_masks(largest_components(predicted > 0), valid_hw=batch["valid_hw"])
+    return boxes_from_masks(
+        largest_components((predicted > 0) & inside), valid_hw=batch["valid_hw"]
+    )
 
 
 def _require_finite(logits: torch.Tensor, sample_ids: Sequence[str]) -> None:

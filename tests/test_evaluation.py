@@ -120,6 +120,7 @@ def test_an_exact_prediction_by_hand(samples):
     row = judge.row("004_2HC", mask)
     assert set(row) | {"test_cohort", "prompt", "draw"} == set(PER_IMAGE)
     assert (row["dice"], row["dice_256"], row["hausdorff_mm"]) == (1.0, 1.0, 0.0)
+    assert row["found"] is True
     assert (row["exam_id"], row["trimester"], row["hc_ref_mm"]) == ("004", 2, 170.0)
     assert row["hc_pred_mm"] == pytest.approx(170.0, rel=0.01)
     assert judge.row("001_HC", judge.reference("001_HC"))["trimester"] == 1
@@ -134,6 +135,7 @@ def test_an_empty_prediction(samples):
     assert not predicted.any()
     row = judge.row("001_HC", predicted)
     assert (row["dice"], row["dice_256"]) == (0.0, 0.0)
+    assert row["found"] is False
     # The worst case, not a gap: no circumference, and as far off as the image allows.
     diagonal_mm = math.hypot(54, 80) * samples["001_HC"].pixel_size_mm
     assert row["hausdorff_mm"] == pytest.approx(diagonal_mm)
