@@ -44,7 +44,7 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
     Args:
         rows: what, prompt, jitter_px (px of a 256x256 frame; empty for prompts without jitter),
             draw, sample_id, exam_id, trimester (1, 2, 3 or empty), dice in [0, 1], hc_abs_err_mm
-            (empty without a pixel size).
+            (empty or absent without a pixel size).
 
     Returns:
         A row per what, prompt, jitter_px, trimester (0 for all) and measure: value, low, high (per
@@ -54,8 +54,8 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
     columns = ["what", "prompt", "jitter_px", "trimester", "measure"]
     columns += ["value", "low", "high", "n_images", "n_exams"]
     image = ["what", "prompt", "jitter_px", "sample_id", "exam_id", "trimester"]
-    # A column of nothing but blanks is read as text or objects.
-    typed = rows.assign(
+    # A column of nothing but blanks is read as text or objects; one of mm may be absent.
+    typed = rows.reindex(columns=rows.columns.union(list(MEASURES), sort=False)).assign(
         jitter_px=pd.to_numeric(rows["jitter_px"]), trimester=pd.to_numeric(rows["trimester"])
     )
     images = typed.groupby(image, dropna=False, sort=False, as_index=False)[list(MEASURES)].mean()
@@ -199,6 +199,13 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
             f"{model:.1f} % and the ellipse in the same box, which reads no pixel, "
             f"{ellipse:.1f} %: the image adds {model - ellipse:+.1f} points to what the box gives."
         )
+    others = _shares(dice)
+    if others:
+        said.append(
+            "Of the model's Dice under the reference's box, what the box alone gives, by jitter: "
+            + "; ".join(others)
+            + "."
+        )
     whole = dice[(dice["what"] == "model") & (dice["prompt"] == "whole_image")]["value"]
     if model is not None and len(whole):
         said.append(
@@ -212,6 +219,17 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
             f"{own.iloc[0] - whole.iloc[0]:+.1f} points and reads no reference."
         )
     return said
+
+
+def _shares(dice: pd.DataFrame) -> list[str]:
+    """Set the ellipse beside the model at each jitter where both are known."""
+    jittered = dice[dice["prompt"] == "jittered_box"]
+    wide = jittered.pivot(index="jitter_px", columns="what", values="value")
+    both = wide.reindex(columns=["model", "ellipse"]).dropna()
+    return [
+        f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} %"
+        for jitter, row in both.iterrows()
+    ]
 
 
 def write_box_outputs(rows: pd.DataFrame, folder: Path) -> list[Path]:

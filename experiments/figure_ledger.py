@@ -87,9 +87,11 @@ def our_ledger(
 
 
 def figure_ledger(
-    results: pd.DataFrame, per_image: pd.DataFrame | None = None, *, seed: int = 0
+    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
 ) -> Figure:
     """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed.
+
+    Rows whose total is unknown are not drawn; the left panel names their conditions.
 
     Args:
         results: Rows of results.csv; with none done the left panel says so.
@@ -104,7 +106,7 @@ def figure_ledger(
         _draw_paper(right)
         for axis in (left, right):
             axis.set_xlabel("labelled images in all")
-        left.set_ylabel("Dice, %")
+        left.set_ylabel("Dice, % (mean over images)")
         right.set_ylabel("Dice at 256x256, %")
         shared_legend(figure, [left, right], levels=[(left, levels)])
         return figure
@@ -117,8 +119,13 @@ def _draw_ours(axis: Axes, points: pd.DataFrame) -> pd.Series:
         return pd.Series(dtype=float)
     first = points.iloc[0]
     label = PROMPT_LABELS.get(first["prompt"], first["prompt"])
-    axis.set_title(f"ours: {first['test_cohort']}, {label}", fontsize=10, loc="left")
+    title = f"ours: {first['test_cohort']}, {label}"
     is_level = points["condition"].isin(CONTROLS)
+    unknown = ordered(points.loc[~is_level & points["x"].isna(), "condition"])
+    if unknown:
+        names = ", ".join(CONDITION_LABELS.get(name, name) for name in unknown)
+        title += f"\nnot drawn, total labels unknown: {names}"
+    axis.set_title(title, fontsize=10, loc="left", wrap=True)
     lines = points[~is_level].dropna(subset=["x"])
     for condition in ordered(lines["condition"]):
         own = lines[lines["condition"] == condition]
@@ -213,7 +220,7 @@ def write_ledger(
         folder: Where the files go; it must be there.
         per_image: See `our_ledger`.
     """
-    figure = figure_ledger(results, per_image)
+    figure = figure_ledger(results, per_image=per_image)
     paths = list(save_figure(figure, stem=folder / "figure_ledger"))
     write_atomic(folder / "table_ledger.md", table_ledger(results, per_image))
     return [*paths, folder / "table_ledger.md"]

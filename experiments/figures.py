@@ -41,6 +41,7 @@ _MOST_BANDS = 4
 """With more conditions in a panel, bands hide each other: error bars side by side instead."""
 _LOG_FROM = 8
 """Ratio of the largest to the smallest amount from which the axis is logarithmic."""
+_DICE_LABEL = "Dice, % (mean over images)"
 _AXIS_LABELS = {"n_real": "real training images", "n_total_labels": "labelled images in all"}
 
 
@@ -117,7 +118,7 @@ def figure_amounts(
                 title = f"{cohort}, {label}" if len(cohorts) > 1 else label
                 axis.set_title(title or "no trial has finished", fontsize=10, loc="left")
                 axis.set_xlabel(_AXIS_LABELS[x])
-                axis.set_ylabel("Dice, %" if j == 0 else "")
+                axis.set_ylabel(_DICE_LABEL if j == 0 else "")
         shared_legend(figure, axes.ravel(), levels=drawn)
         return figure
 
@@ -238,7 +239,7 @@ def figure_trimesters(
             axis.set_title(
                 f"{n_real:.0f} real images, {PROMPT_LABELS.get(prompt, prompt)}", loc="left"
             )
-        axes[0].set_ylabel("Dice, %")
+        axes[0].set_ylabel(_DICE_LABEL)
         shared_legend(figure, axes)
         return figure
 

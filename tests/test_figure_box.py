@@ -102,6 +102,9 @@ def test_the_table_says_how_much_is_the_box():
     assert "76.0 %: the image adds +8.0 points" in text
     assert "has 82.0 %: the box from the reference is worth +2.0 points" in text
     assert "changes that by +1.0 points" in text
+    # Model 87 - k, ellipse 85 - 3k.
+    assert "by jitter: 0 px 85.0 of 87.0 %; 5 px 82.0 of 86.0 %; 10 px 79.0 of 85.0 %" in text
+    assert "80 px 70.0 of 82.0 %." in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| model, box")]
     assert [row[1] for row in rows] == [str(jitter) for jitter in JITTERS]
     assert all(row[2].startswith(f"{87 - k:.1f} [") for k, row in enumerate(rows))
@@ -115,6 +118,16 @@ def test_without_pixel_size_and_trimesters_there_is_one_panel():
     figure = figure_box(rows)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["all, 3 exams"]
     assert "ADF" not in table_box(rows)
+    assert table_box(rows.drop(columns="hc_abs_err_mm")) == table_box(rows)
+    some = box_rows().query("trimester != 2")
+    titles = [axis.get_title(loc="left") for axis in figure_box(some).axes[:3]]
+    assert titles == ["all, 2 exams", "trimester 1, 1 exam", "trimester 3, 1 exam"]
+
+
+def test_a_model_without_the_ellipse_gets_no_share():
+    text = table_box(box_rows().query("what == 'model'"))
+    assert "what the box alone gives" not in text
+    assert "worth +2.0 points" in text
 
 
 def test_nothing_scored_gives_no_point():

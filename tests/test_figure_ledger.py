@@ -26,7 +26,7 @@ def test_the_papers_synthesis_moves_by_sixty_labels_and_its_baseline_stays():
 
 def test_panels_hold_ours_by_total_labels_and_the_papers():
     results, per_image = sweep(FRACTIONS)
-    figure = figure_ledger(results, per_image)
+    figure = figure_ledger(results, per_image=per_image)
     left, right = figure.axes
     assert left.get_title(loc="left") == "ours: hc18, whole-image prompt"
     ours = curves(left)
@@ -46,7 +46,12 @@ def test_unknown_totals_stand_in_the_table_and_not_in_the_figure():
     made = results["condition"] == "synthetic"
     results.loc[made, "n_total_labels"] = np.nan
     per_image.loc[per_image["condition"] == "synthetic", "n_total_labels"] = np.nan
-    assert set(curves(figure_ledger(results, per_image).axes[0])) == {"real only"}
+    axis = figure_ledger(results, per_image=per_image).axes[0]
+    assert set(curves(axis)) == {"real only"}
+    assert axis.get_title(loc="left").split("\n") == [
+        "ours: hc18, whole-image prompt",
+        "not drawn, total labels unknown: + synthetic",
+    ]
     assert "| ours, hc18, whole-image prompt | + synthetic | unknown |" in table_ledger(results)
 
 
@@ -55,7 +60,7 @@ def test_a_control_is_a_level_whatever_labels_it_saw():
     keys = {"real_fraction": np.nan, "n_real": 0, "n_val_labels": 0, "condition": "mean_mask"}
     control = scores([0.79] * 3, trial_id="mean", **keys).assign(n_total_labels=200)
     per_image = pd.concat([per_image, control], ignore_index=True)
-    axis = figure_ledger(aggregate(per_image), per_image).axes[0]
+    axis = figure_ledger(aggregate(per_image), per_image=per_image).axes[0]
     assert [text.get_text() for text in axis.texts] == ["constant mean mask 79.0"]
     assert set(curves(axis)) == {"real only", "+ synthetic"}
 
@@ -79,6 +84,6 @@ def test_the_table_compares_at_equal_labels(tmp_path):
 
 def test_nothing_done_still_shows_the_papers_side():
     results, per_image = sweep(FRACTIONS)
-    figure = figure_ledger(results.assign(status="failed"), per_image)
+    figure = figure_ledger(results.assign(status="failed"), per_image=per_image)
     assert figure.axes[0].get_title(loc="left") == "ours: no trial has finished"
     assert len(figure.axes[1].get_lines()) == 4
