@@ -1,5 +1,4 @@
 import random
-import time
 
 import cv2
 import numpy as np
@@ -187,18 +186,6 @@ def test_draws_are_those_of_version_1():
     }
     assert areas["weak"] == pytest.approx([13753, 13862, 13839, 13832, 13749], rel=0.002)
     assert areas["strong"] == pytest.approx([13140, 13801, 13862, 12523, 12847], rel=0.002)
-
-
-@pytest.mark.parametrize("strength", ["weak", "strong"])
-def test_a_view_takes_less_than_thirty_milliseconds(strength):
-    image, mask = noise((173, 256)), head((173, 256))
-    seconds = []
-    for seed in range(30):
-        start = time.perf_counter()
-        augment_view(image, mask, strength=strength, seed=seed)
-        seconds.append(time.perf_counter() - start)
-    # The median: other processes share the machine.
-    assert np.median(seconds) < 0.03
 
 
 @pytest.mark.parametrize(
