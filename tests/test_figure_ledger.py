@@ -55,6 +55,28 @@ def test_unknown_totals_stand_in_the_table_and_not_in_the_figure():
     assert "| ours, hc18, whole-image prompt | + synthetic | unknown |" in table_ledger(results)
 
 
+def test_equal_totals_stand_side_by_side_and_a_long_note_is_wrapped():
+    _, per_image = sweep(((np.nan, 20),), prompts=("whole_image",))
+    parts = []
+    for name in ("real", "weak", "strong"):
+        part = per_image[per_image["condition"] == "real"]
+        parts.append(part.assign(condition=name, trial_id=name))
+    for name in ("synthetic", "synthetic_no_gate", "synthetic_random_subset"):
+        part = per_image[per_image["condition"] == "synthetic"]
+        parts.append(part.assign(condition=name, trial_id=name, n_total_labels=np.nan))
+    per_image = pd.concat(parts, ignore_index=True)
+    figure = figure_ledger(aggregate(per_image), per_image=per_image)
+    axis, paper = figure.axes
+    places = {name: line.get_xdata().tolist() for name, line in curves(axis).items()}
+    assert places["real only"] == pytest.approx([25 / 1.04])
+    assert places["weak augmentation"] == [25]
+    assert places["strong augmentation"] == pytest.approx([25 * 1.04])
+    figure.canvas.draw()
+    ours = axis._left_title.get_window_extent()
+    assert axis.get_title(loc="left").count("\n") == 2
+    assert ours.x1 < paper._left_title.get_window_extent().x0
+
+
 def test_a_control_is_a_level_whatever_labels_it_saw():
     _, per_image = sweep(((np.nan, 5), (np.nan, 20)), prompts=("whole_image",))
     keys = {"real_fraction": np.nan, "n_real": 0, "n_val_labels": 0, "condition": "mean_mask"}
