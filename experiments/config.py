@@ -10,7 +10,7 @@ from datamodules.config import DataConfig, SplitConfig
 from datamodules.errors import InputError
 from experiments.config_statistics import StatisticsConfig
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
-from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.config_sam import PromptProtocol, SegmenterConfig
 from lightning_modules.config_unet import UnetConfig
 
 Condition = Literal[
@@ -74,7 +74,7 @@ class GateConfig:
 
     enabled: bool = True
     """Whether candidates are refused at all; what is measured is recorded either way."""
-    prompt: Prompt = "whole_image"
+    prompt: PromptProtocol = "whole_image"
     """Prompt of the segmenter that judges, which was fitted on exactly the generator's images."""
     agreement_quantile: float = 0.05
     """Dice between label and segmenter must reach this quantile of the same Dice on the real ones,

@@ -150,9 +150,10 @@ def cached_index(
     return index
 
 
-def write_split(split: Split, path: Path) -> None:
-    """Write the lists of ids into a sweep's folder."""
-    write_json(path, {"train": split.train, "val": split.val, "test": split.test})
+def write_splits(folds: Sequence[Split], path: Path) -> None:
+    """Write the lists of ids into a sweep's folder: one split, or under `folds` one a fold."""
+    parts = [{"train": fold.train, "val": fold.val, "test": fold.test} for fold in folds]
+    write_json(path, parts[0] if len(parts) == 1 else {"folds": parts})
 
 
 def _foreign_pairs(

@@ -121,6 +121,11 @@ class Plan:
     trials: list[TrialSpec]
     """Trials of the grid, and the controls after them."""
 
+    @property
+    def grid(self) -> list[TrialSpec]:
+        """The trials without the controls."""
+        return [spec for spec in self.trials if not spec.is_control]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataView:

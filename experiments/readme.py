@@ -67,7 +67,7 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
             started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
     commits = ", ".join(sorted({sha[:10] for sha in started}))
     lines.append(
-        f"`{command}`: {len(sweep.plan.trials)} trials, {clock(seconds)} (minutes:seconds) of work "
+        f"`{command}`: {len(sweep.plan.grid)} trials, {clock(seconds)} (minutes:seconds) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
         f"{host['cpu']}; commit {commits}."
     )

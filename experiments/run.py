@@ -10,7 +10,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.config import ExperimentConfig, resolved
-from experiments.data import Data, load_data, write_split
+from experiments.data import Data, load_data, write_splits
 from experiments.nodes import Plan
 from experiments.plan import make_plan
 from experiments.progress import LiveProgress
@@ -46,11 +46,11 @@ def execute(config: ExperimentConfig, console: Console, *, data: Data, plan: Pla
     folder = sweep.store.sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
-    write_split(data.view.split, folder / "split.json")
+    write_splits(data.view.folds, folder / "split.json")
     split = data.view.split
     console.print(
         f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation and "
-        f"{len(split.test)} test images; {len(plan.trials)} trials in {len(plan.nodes)} stages, "
+        f"{len(split.test)} test images; {len(plan.grid)} trials in {len(plan.nodes)} stages, "
         f"{sweep.pending} to do",
         highlight=False,
     )
@@ -132,7 +132,7 @@ def write_again(
     sweep.recall_failures()
     folder = sweep.store.sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_split(data.view.split, folder / "split.json")
+    write_splits(data.view.folds, folder / "split.json")
     _write_outputs(sweep, console)
     if into is not None:
         from experiments.readme import insert_results

@@ -29,6 +29,26 @@ def test_counts_alone_need_no_fraction():
     assert config.sweep.real_count == [5, 10]
 
 
+@pytest.mark.parametrize("condition", ["real", "weak", "strong", "unet"])
+def test_without_pairs_the_share_of_pairs_does_not_matter(condition):
+    share = "segmenter.synthetic_share=0.1"
+    config = load_config("demo", [share, f"sweep.condition=[{condition}]"])
+    assert config.sweep.condition == [condition]
+    # The real images once more fill that share too.
+    for other in ("real_repeated", "warp", "phantom", "real_resized"):
+        with pytest.raises(InputError, match="no image of a batch of 4"):
+            load_config("demo", [share, f"sweep.condition=[{condition},{other}]"])
+
+
+def test_folds_of_cross_testing():
+    config = load_config("demo", ["split.n_folds=3", "sweep.fold=[0,1,2]"])
+    assert (config.split.n_folds, config.sweep.fold) == (3, [0, 1, 2])
+    with pytest.raises(InputError, match=r"sweep\.fold=3: split\.n_folds=3 has folds 0 to 2"):
+        load_config("demo", ["split.n_folds=3", "sweep.fold=[0,3]"])
+    with pytest.raises(InputError, match=r"split\.file and split\.n_folds"):
+        load_config("demo", ["split.n_folds=3", "split.file=split.json"])
+
+
 def test_resolved_config_loads_again_to_the_same_config(tmp_path):
     import yaml
 
@@ -70,6 +90,16 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("split.test=2.5", ["split.test=2.5", "whole number"]),
         ("generator.size_hw=[30,50]", ["generator.size_hw", "multiple"]),
         ("evaluation.prompts=[no_box]", ["prompts", "no_box"]),
+        ("evaluation.controls=[oracle]", ["controls", "oracle"]),
+        ("evaluation.controls=[mean_mask,mean_mask]", ["evaluation.controls", "twice"]),
+        ("gate.prompt=predicted_box", ["gate", "prompt", "predicted_box"]),
+        ("augment.n_views=1", ["augment.n_views=1", "at least 2"]),
+        ("unet.size_hw=[100,192]", ["unet", "size_hw", "multiples of 32"]),
+        ("split.n_folds=0", ["split.n_folds=0", "1 for a single split"]),
+        ("sweep.fold=[1]", ["sweep.fold=1", "split.n_folds=1", "folds 0 to 0"]),
+        ("sweep.fold=[0,0]", ["sweep.fold", "twice"]),
+        ("statistics.primary.condition=magic", ["statistics.primary.condition=magic", "warp"]),
+        ("statistics.primary.prompt=no_box", ["statistics.primary.prompt=no_box", "tight_box"]),
         ("trainer.devices=0", ["trainer.devices=0"]),
         ("trainer.devices=2", ["trainer.devices=2", "one device"]),
         ("split.test=.inf", ["split.test=inf"]),

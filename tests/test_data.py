@@ -1,5 +1,6 @@
 """From a folder to what a plan needs: what is remembered, and what makes it be read again."""
 
+import json
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ from datamodules.errors import InputError
 from datamodules.index import Index
 from datamodules.synthetic import write_pair
 from experiments.config import ExperimentConfig
-from experiments.data import load_data
+from experiments.data import load_data, write_splits
 from experiments.recipe import load_config
 
 CSV = "training_set_pixel_size_and_HC.csv"
@@ -73,3 +74,37 @@ def test_pairs_of_others_are_checked_before_anything_runs(config, tmp_path, name
     else:
         with pytest.raises(InputError, match=words):
             load_data(config)
+
+
+def test_every_exam_is_tested_once_over_the_folds(config, tmp_path):
+    single = load_data(config).view
+    assert len(single.folds) == 1
+    assert single.split is single.folds[0]
+    config.split.n_folds = 3
+    view = load_data(config).view
+    tested = [sample_id for fold in view.folds for sample_id in fold.test]
+    assert sorted(tested) == sorted(view.units)
+    exams = [{view.units[i].exam_id for i in fold.test} for fold in view.folds]
+    assert sum(map(len, exams)) == len(set().union(*exams)) == 8
+    assert view.split is view.folds[0]
+    write_splits(single.folds, tmp_path / "one.json")
+    assert json.loads((tmp_path / "one.json").read_text()) == {
+        part: list(getattr(single.split, part)) for part in ("train", "val", "test")
+    }
+    write_splits(view.folds, tmp_path / "three.json")
+    written = json.loads((tmp_path / "three.json").read_text())["folds"]
+    assert [tuple(each["test"]) for each in written] == [fold.test for fold in view.folds]
+
+
+def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folder, tmp_path):
+    """Every fold's models are tested on it, and over the folds every image is trained on."""
+    config.split.n_folds = 3
+    view = load_data(config).view
+    copied = view.folds[0].test[0]
+    assert copied in view.folds[1].train + view.folds[1].val + view.folds[2].train
+    image = cv2.imread(str(hc18_folder / "training_set" / f"{copied}.png"), cv2.IMREAD_GRAYSCALE)
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 1, -1)
+    write_pair(tmp_path / "clinic", "theirs", image=image, mask=mask)
+    config.data.test_cohorts = [str(tmp_path / "clinic")]
+    with pytest.raises(InputError, match=f"theirs of clinic is a near-copy of {copied}"):
+        load_data(config)
