@@ -62,6 +62,10 @@ def ordered(conditions: Sequence[str]) -> list[str]:
     return known + [name for name in present if name not in known]
 
 
+INCHES_PER_NAME = 2.3
+"""Width of the longest condition's name with its mark, in the legend."""
+
+
 def shared_legend(
     figure: Figure,
     axes: Sequence[Axes],
@@ -81,6 +85,8 @@ def shared_legend(
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
+    # A figure of one panel is too narrow for four names in a row.
+    columns = max(1, min(columns, int(figure.get_figwidth() / INCHES_PER_NAME)))
     rows = -(-len(handles) // columns)
     reserved = (0.06 + 0.24 * rows) / figure.get_figheight()
     figure.tight_layout(rect=(0, reserved, 1, 1))
