@@ -52,7 +52,10 @@ def summarise_fidelity(
 
     Real images are larger and sharper than what a generator at 64x96 makes, even after it was
     upsampled: intensities, contour leaks, chance levels and pixel distances are therefore taken
-    of all images squashed to one small size. Features see the images as the segmenter does.
+    of all images squashed to one small size. Features see the images as the segmenter does, blur
+    included: 14 training images merely passed through 64x96 were farther from themselves (0.44)
+    than other exams are (0.16): features found none of these copies, pixels 20 of 20 such.
+    To compare content alone, give real sets that went through the generator's size.
 
     Args:
         synthetic: The generated pairs that are judged.
@@ -330,6 +333,8 @@ def _table_rows(summary: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], s
         limit = _number(summary["thresholds"]["copied"][space])
         above = f"above the control's 1 % means copying; nearer than {limit} to a training image"
         below = "below the control means copying; median (first percentile)"
+        if space == "features":
+            above += "; a blurred copy is not found so, but by pixels"
         rows += [
             (f"copied, by {space}", partial(_copied, space=space), above),
             (f"distance to training, by {space}", partial(_distance, space=space), below),

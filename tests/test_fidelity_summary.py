@@ -258,6 +258,8 @@ def test_the_table_has_a_cell_for_every_measure(summary):
     assert cells.loc["copied, by features", "real test (control)"] == "3.3 % (1 of 30)"
     limit = summary["thresholds"]["copied"]["features"]
     assert f"nearer than {limit:.3g}" in cells.loc["copied, by features", "reading direction"]
+    warned = cells["reading direction"].str.contains("a blurred copy is not found so")
+    assert list(cells.index[warned]) == ["copied, by features"]
     agreement = summary["synthetic_against_train"]["agreement"]
     expected = f"{agreement['mean']:.3g} (chance {agreement['chance']:.3g})"
     assert cells.loc["label agreement", "synthetic"] == expected
