@@ -64,7 +64,7 @@ class Fidelity:
     """Text cells: measure, synthetic, the control, how to read it."""
     notes: Sequence[str] = ()
     nearest: Sequence[tuple[Picture, Picture]] = ()
-    """(synthetic, nearest training image) in the segmenter's features."""
+    """(synthetic, nearest training image) by pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)

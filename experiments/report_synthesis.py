@@ -92,7 +92,7 @@ def _fidelity_of(sweep: Sweep, run: NodeRun) -> Fidelity:
     folder = sweep.store.root / "store" / run.node.upstream["pairs"]
     known = {pair.sample_id: pair for pair in read_metadata(folder / "metadata.jsonl")}
     couples = []
-    for found in summary["nearest_pairs"]["features"]["synthetic"][:N_COPIES]:
+    for found in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]:
         made, real = known.get(found["sample_id"]), sweep.data.samples.get(found["train_id"])
         if made is not None and real is not None:
             text = f"{made.sample_id}: distance {found['distance']:.3g}"
