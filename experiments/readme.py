@@ -65,9 +65,11 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
             result = sweep.store.result(run.node.stage, run.node.id)
             seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
             started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
+    spent = clock(seconds)
+    unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
     commits = ", ".join(sorted({sha[:10] for sha in started}))
     lines.append(
-        f"`{command}`: {len(sweep.plan.grid)} trials, {clock(seconds)} (minutes:seconds) of work "
+        f"`{command}`: {len(sweep.plan.grid)} trials, {spent} ({unit}) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
         f"{host['cpu']}; commit {commits}."
     )
