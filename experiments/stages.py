@@ -9,15 +9,11 @@ import cv2
 import numpy as np
 import torch
 from lightning import seed_everything
-from segment_anything.modeling import Sam
 
 from datamodules.annotation import read_image
 from datamodules.ellipse import rasterise
 from datamodules.geometry import image_to_original, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
-from datamodules.prepared import prepare_images
-from datamodules.samples import Sample
-from datamodules.storage import files_sha256
 from datamodules.synthetic import (
     SyntheticPair,
     link_pair,
@@ -26,14 +22,14 @@ from datamodules.synthetic import (
     write_metadata,
     write_pair,
 )
+from experiments.agreement import label_agreement
+from experiments.box import run_box
 from experiments.context import StageContext, StageError
 from experiments.dashboards import stage_logger
 from experiments.device import device_of
 from experiments.embed import run_embed
-from experiments.fit import fitted_segmenter, run_fit
-from experiments.agreement import label_agreement
 from experiments.fidelity_stage import run_fidelity
-from experiments.box import run_box
+from experiments.fit import fitted_segmenter, run_fit
 from experiments.gate import (
     GateMeasurement,
     fingerprints,
@@ -44,11 +40,8 @@ from experiments.gate import (
 from experiments.make_pairs import outlines_of, run_phantom, run_resize, run_subset, run_warp
 from experiments.scoring import run_control, run_score
 from experiments.training import fit, last_loss, make_trainer
-from lightning_modules.config_sam import FRAME_SIDE_PX
 from lightning_modules.diffusion import DiffusionModule, load_generator
-from lightning_modules.prompts import prompt_boxes
 from lightning_modules.randomness import keyed_seed
-from lightning_modules.sam_models import decode
 
 
 def run_generator(context: StageContext) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 from conftest import write_hc18_folder
 
+from experiments.statistics import CONTROLS
+
 SETTINGS = [
     "name=toy",
     "data.subset.n_images=null",
@@ -22,6 +24,8 @@ SETTINGS = [
     "segmenter.steps=6",
     "segmenter.batch_size=2",
     "segmenter.warmup_steps=1",
+    # At the default rate six steps end with empty masks, which are all the same.
+    "segmenter.learning_rate=1e-5",
     "generator.size_hw=[32,48]",
     "generator.block_out_channels=[8,16]",
     "generator.steps=6",
@@ -61,13 +65,15 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_WAIT_POLICY": "PASSIVE", "HOME": "/nonexistent", "COLUMNS": "120"}
 
 
-def run(data: Path, store: Path, *changes: str, name: str = "sweep") -> subprocess.CompletedProcess:
+def run(
+    data: Path, store: Path, *changes: str, name: str = "sweep", timeout: float = 500
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(data, store, *changes, name=name),
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=timeout,
         check=False,
     )
 
@@ -75,6 +81,21 @@ def run(data: Path, store: Path, *changes: str, name: str = "sweep") -> subproce
 def scores(store: Path) -> pd.DataFrame:
     frame = pd.read_csv(store / "toy" / "per_image.csv")
     return frame.sort_values(["trial_id", "prompt", "draw", "sample_id"], ignore_index=True)
+
+
+def made(store: Path, stage: str) -> set[str]:
+    """Names of a stage's folders, or of the files below `embeddings`."""
+    folder = store / "store" / stage
+    pattern = "*/*" if stage == "embeddings" else "*"
+    return {path.name for path in folder.glob(pattern)}
+
+
+def weights(store: Path) -> dict[str, bytes]:
+    """What was fitted, byte for byte, by run."""
+    return {
+        path.relative_to(store).as_posix(): path.read_bytes()
+        for path in (store / "store").glob("*/*/**/*.safetensors")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +117,7 @@ def test_every_output_is_there_and_named_on_the_last_screen(toy):
     assert "train, 2 validation and 4 test images; 4 trials in" in printed
 
 
-def test_results_have_a_row_per_trial_and_prompt_and_the_control(toy):
+def test_results_have_a_row_per_trial_and_prompt_and_the_controls(toy):
     _, store, _ = toy
     results = pd.read_csv(store / "toy" / "results.csv")
     assert set(results["status"]) == {"done"}
@@ -107,8 +128,18 @@ def test_results_have_a_row_per_trial_and_prompt_and_the_control(toy):
         ("synthetic", "whole_image"): 2,
         ("synthetic", "jittered_box"): 2,
         ("box_only", "jittered_box"): 1,
+        ("mean_mask", "whole_image"): 1,
+        ("zero_shot", "whole_image"): 1,
+        ("zero_shot", "jittered_box"): 1,
     }
-    trained = results[results["condition"] != "box_only"]
+    is_control = results["condition"].isin(CONTROLS)
+    assert results["fit_id"].isna().tolist() == is_control.tolist()
+    assert results["steps"].isna().tolist() == is_control.tolist()
+    assert (results["dice_mean"] > 0).all()
+    # A row leads to the stage that scored it, and to the one that was fitted.
+    for key in [*results["score_id"], *results["fit_id"].dropna()]:
+        assert (store / "store" / key / "DONE.json").is_file()
+    trained = results[~is_control]
     assert set(trained["steps"]) == {6}
     assert set(trained["n_images"]) == {4}
     assert set(trained.loc[trained["condition"] == "real", "n_generator_labels"]) == {0}
@@ -175,12 +206,13 @@ def test_report_puts_the_table_into_a_file_between_its_markers(toy, tmp_path):
 
 def test_another_sweep_reuses_what_it_shares(toy):
     data, store, _ = toy
-    trials = store / "store" / "trial"
-    before = set(trials.iterdir())
+    before = {stage: made(store, stage) for stage in ("fit", "score", "control", "embeddings")}
     ended = run(data, store, "name=other", "sweep.condition=[real]", "sweep.seed=[0,1]")
     assert ended.returncode == 0, ended.stdout
-    assert len(set(trials.iterdir()) - before) == 2
-    assert "2 to do" in ended.stdout
+    # A fit and two scores for each amount; images are embedded once and for all.
+    new = {stage: len(made(store, stage) - known) for stage, known in before.items()}
+    assert new == {"fit": 2, "score": 4, "control": 0, "embeddings": 0}
+    assert "6 to do" in ended.stdout
     results = pd.read_csv(store / "other" / "results.csv")
     assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 4 + [1] * 4
 
@@ -210,7 +242,8 @@ def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
     assert ended.returncode == 0, ended.stderr
     results = pd.read_csv(tmp_path / "toy" / "results.csv")
     assert set(results["status"]) == {"pending"}
-    assert len(results) == 4
+    # Four trials and three controls.
+    assert len(results) == 7
     for name in OUTPUTS:
         assert (tmp_path / "toy" / name).stat().st_size > 0
     assert "no trial has finished" in (tmp_path / "toy" / "table.md").read_text()
@@ -227,9 +260,9 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
         text=True,
         env=environment(),
     )
-    trials = tmp_path / "store" / "trial"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(trials.glob("*/checkpoints/*.ckpt")):
+    fits = tmp_path / "store" / "fit"
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and not list(fits.glob("*/checkpoints/*.ckpt")):
         time.sleep(0.02)
     process.send_signal(number)
     printed, _ = process.communicate(timeout=60)
@@ -241,6 +274,10 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     ended = run(data, tmp_path, *slow)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     pd.testing.assert_frame_equal(scores(tmp_path), scores(finished), check_exact=True)
+    found, expected = weights(tmp_path), weights(finished)
+    assert len(found) == 5, "a generator and four fits"
+    for name, each in found.items():
+        assert each == expected[name], name
 
 
 def test_early_stopping_counts_its_validation_labels(toy, tmp_path):
@@ -290,7 +327,7 @@ def test_wandb_gets_group_job_type_and_tags_offline(toy):
     runs = [path for path in (store / "store").rglob("offline-run-*") if path.is_dir()]
     ids = {path.name.split("-", 3)[3] for path in runs}
     assert any(name.startswith("toy-synthetic-n4-") for name in ids)
-    assert len([name for name in ids if name.startswith("toy-")]) == 5, "a generator, four trials"
+    assert len([name for name in ids if name.startswith("toy-")]) == 5, "a generator, four fits"
     assert all(list(run.glob("*.wandb")) for run in runs)
 
 
@@ -301,11 +338,12 @@ def test_an_unreachable_wandb_server_stops_nothing(toy, tmp_path):
         capture_output=True,
         text=True,
         env={**environment(), "WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
-        timeout=300,
+        timeout=500,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = pd.read_csv(tmp_path / "toy" / "results.csv")
     assert set(results["status"]) == {"done"}
-    logs = [path.read_text() for path in (tmp_path / "store" / "trial").glob("*/log.txt")]
+    logs = [path.read_text() for path in (tmp_path / "store" / "fit").glob("*/log.txt")]
+    assert len(logs) == 2
     assert all("W&B: http://127.0.0.1:9 does not answer" in log for log in logs)

@@ -167,6 +167,28 @@ def test_other_encoders_give_a_gradient_to_every_weight(name):
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen", "asked"),
+    [
+        ("tu-resnet10t", None, None),
+        ("tu-resnet10t", "imagenet", True),
+        ("resnet18", None, None),
+        ("resnet18", "imagenet", "imagenet"),
+    ],
+)
+def test_pretrained_weights_are_asked_for_as_each_encoder_wants(name, chosen, asked, monkeypatch):
+    found = []
+    build = unet.smp.Unet
+
+    def record(**key):
+        found.append(key["encoder_weights"])
+        return build(**{**key, "encoder_weights": None})
+
+    monkeypatch.setattr(unet.smp, "Unet", record)
+    build_unet(make_config(encoder_name=name, encoder_weights=chosen), seed=0)
+    assert found == [asked]
+
+
 # Training.
 
 
