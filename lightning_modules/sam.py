@@ -175,7 +175,7 @@ class SamModule(L.LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def _learning_rate(self) -> float:
-        schedule = self.lr_schedulers()
+        schedule = None if self._trainer is None else self.lr_schedulers()
         return schedule.get_last_lr()[0] if schedule else self.config.learning_rate
 
     def _trainable_names(self) -> set[str]:
