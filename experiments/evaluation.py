@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader
 from datamodules.annotation import read_annotation
 from datamodules.geometry import logits_to_original, place
 from datamodules.samples import Sample, trimester
-from lightning_modules.losses import valid_pixels
 from lightning_modules.metrics import (
     dice_at_256,
     dice_score,
@@ -20,9 +19,8 @@ from lightning_modules.metrics import (
     head_circumference_mm,
 )
 from lightning_modules.prompts import (
-    boxes_from_masks,
     ellipse_in_box_mask,
-    largest_components,
+    predicted_boxes,
     prompt_boxes,
     whole_image_boxes,
 )
@@ -179,12 +177,7 @@ def _boxes(
     whole = whole_image_boxes(batch["valid_hw"])
     predicted = segment(batch, whole).float().cpu()
     _require_finite(predicted, batch["sample_id"])
-    # The loss reads no padding, so whatever was predicted there must not widen the box.
-    inside = valid_pixels(batch["valid_hw"], size_hw=tuple(predicted.shape[-2:]))
-    # A mask that is empty gives the whole image's box again.
-    return boxes_from_masks(
-        largest_components((predicted > 0) & inside), valid_hw=batch["valid_hw"]
-    )
+    return predicted_boxes(predicted, valid_hw=batch["valid_hw"])
 
 
 def _require_finite(logits: torch.Tensor, sample_ids: Sequence[str]) -> None:

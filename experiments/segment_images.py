@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, logits_to_original, place
 from experiments.fit import WEIGHTS_NAME, fitted_segmenter
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
-from lightning_modules.prompts import boxes_from_masks, largest_components, whole_image_boxes
+from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.sam import SamModule
 from lightning_modules.sam_models import encode, for_inference
 
@@ -100,9 +100,7 @@ def _segment(module: SamModule, image: np.ndarray, *, name: str, prompt: Prompt)
     batch = {"embedding": embedding, "valid_hw": valid_hw}
     logits = module(batch, whole_image_boxes(valid_hw))[0]
     if prompt == "predicted_box":
-        # An empty mask gives the whole image's box again.
-        boxes = boxes_from_masks(largest_components(logits > 0), valid_hw=valid_hw)
-        logits = module(batch, boxes)[0]
+        logits = module(batch, predicted_boxes(logits, valid_hw=valid_hw))[0]
     if not torch.isfinite(logits).all():
         raise FloatingPointError(f"{name}: the logits are not finite; the fitted weights are bad")
     return (logits_to_original(logits.cpu(), placement)[0, 0] > 0).numpy().astype(np.uint8)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lightning_modules.config_sam import PromptProtocol
+from lightning_modules.losses import valid_pixels
 
 JITTER_FRAME_PX = 256
 """The paper jitters in a 256x256 squashed frame: one jitter pixel is 1/256 of the image's side."""
@@ -60,6 +61,22 @@ def largest_components(mask: torch.Tensor) -> torch.Tensor:
             largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
             kept[item, 0] = torch.from_numpy(labels == largest)
     return kept.to(mask.device)
+
+
+def predicted_boxes(logits: torch.Tensor, *, valid_hw: torch.Tensor) -> torch.Tensor:
+    """Find the box of the largest part of a model's own prediction, for a second pass.
+
+    Args:
+        logits: (B, 1, H, W) of the frame, finite; above 0 is foreground.
+        valid_hw: (B, 2) int, px; what was predicted in the padding, which no loss reads, is left
+            out.
+
+    Returns:
+        (B, 4) float32 in frame pixels, inclusive; the whole image's rectangle where nothing was
+        found.
+    """
+    inside = valid_pixels(valid_hw, size_hw=tuple(logits.shape[-2:]))
+    return boxes_from_masks(largest_components((logits > 0) & inside), valid_hw=valid_hw)
 
 
 def whole_image_boxes(valid_hw: torch.Tensor) -> torch.Tensor:
