@@ -4,7 +4,7 @@ Several results.csv become one table; a trial that stands in two of them counts 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,8 @@ class CompactBlock:
     title: str
     cells: pd.DataFrame
     """Text "mean ± SD" or "": index (row label), a column an amount."""
+    measure: str
+    """Heading of what the cells show."""
     best: pd.DataFrame
     """Whether a cell is the best of its column, as printed; shaped as `cells`."""
 
@@ -119,21 +121,32 @@ def compact_blocks(results: pd.DataFrame, *, shown: Shown) -> list[CompactBlock]
 
     Returns:
         A block per cohort and prompt in order of appearance. A control, which has no amount,
-        stands in every column and is never the best. The SD (n - 1) is absent with one trial.
+        stands in every column and is never the best. The SD (n - 1) is absent with one trial. A
+        block without any trimester shows plain Dice for weighted Dice, and its title says so.
 
     Raises:
         InputError: If nothing is done, nothing has this measure, or two trials of one cell differ
             in their settings alone: their mean would be of neither.
     """
     done = with_defaults(results[results["status"] == "done"])
-    if done.empty or done[shown.column].isna().all():
+    columns = {shown.column, _with_values(done, shown=shown).column}
+    if done.empty or done[list(columns)].isna().all(axis=None):
         raise InputError(f"no finished trial has {shown.heading}; choose another --measure")
     done = done.assign(amount=amounts(done), row=_row_labels(done))
     _refuse_mixed(done)
     made = []
     for (cohort, prompt), part in done.groupby(["test_cohort", "prompt"], sort=False):
-        made.append(_block(part, shown=shown, cohort=cohort, prompt=prompt))
+        own = _with_values(part, shown=shown)
+        made.append(_block(part, shown=own, cohort=cohort, prompt=prompt))
     return made
+
+
+def _with_values(rows: pd.DataFrame, *, shown: Shown) -> Shown:
+    """The measure itself, or plain Dice where no trimester is known that could weight it."""
+    if shown != MEASURES["dice_weighted"] or rows[shown.column].notna().any():
+        return shown
+    plain = MEASURES["dice"]
+    return replace(plain, heading=f"{plain.heading} (plain mean: no trimester is known)")
 
 
 def _refuse_mixed(done: pd.DataFrame) -> None:
@@ -180,7 +193,12 @@ def _block(part: pd.DataFrame, *, shown: Shown, cohort: str, prompt: str) -> Com
     span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
     title = f"{cohort}, {PROMPT_LABELS.get(prompt, prompt)}: {shown.heading}, {span} exams"
     return CompactBlock(
-        test_cohort=cohort, prompt=prompt, title=title, cells=text, best=means.eq(best)
+        test_cohort=cohort,
+        prompt=prompt,
+        title=title,
+        cells=text,
+        measure=shown.heading,
+        best=means.eq(best),
     )
 
 
@@ -262,6 +280,7 @@ def _csv(blocks: Sequence[CompactBlock]) -> str:
     parts = []
     for block in blocks:
         frame = block.cells.rename_axis("condition").reset_index()
+        frame.insert(0, "measure", block.measure)
         frame.insert(0, "prompt", block.prompt)
         frame.insert(0, "test_cohort", block.test_cohort)
         parts.append(frame)

@@ -50,7 +50,29 @@ def test_cells_are_mean_and_deviation_and_the_best_is_bold():
     assert "real only & 82.0 $\\pm$ 2.8 & \\textbf{92.0} \\\\" in latex
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
     plain = compact_tables(RESULTS, measure="dice_weighted", format_name="csv").splitlines()
-    assert plain[1] == "hc18,whole_image,real only,82.0 ± 2.8,92.0"
+    assert plain[0] == "test_cohort,prompt,measure,condition,5 images,20 images"
+    assert plain[1] == "hc18,whole_image,trimester-weighted Dice %,real only,82.0 ± 2.8,92.0"
+
+
+def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():
+    known = RESULTS.assign(dice_mean=0.5)
+    bare = known.assign(test_cohort="es", dice_trimester_weighted_mean=np.nan)
+    bare["dice_mean"] = [0.70, 0.74, 0.80, 0.81]
+    text = compact_tables(pd.concat([known, bare]), measure="dice_weighted", format_name="markdown")
+    first, second = text.split("### es, ")
+    assert "trimester-weighted Dice %, 9 exams" in first
+    assert "| real only | 82.0 ± 2.8 | **92.0** |" in first
+    assert second.startswith(
+        "whole-image prompt: Dice % (plain mean: no trimester is known), 9 exams"
+    )
+    assert "| real only | 72.0 ± 2.8 | **81.0** |" in second
+    alone = compact_tables(bare, measure="dice_weighted", format_name="csv").splitlines()
+    assert alone[2].startswith("es,whole_image,Dice % (plain mean: no trimester is known),strong")
+    # Another measure is not replaced, and neither is nothing by nothing.
+    for empty in (known.assign(hc_abs_err_mm_mean=np.nan), bare.assign(dice_mean=np.nan)):
+        measure = "hc_abs_err_mm" if "hc_abs_err_mm_mean" in empty else "dice_weighted"
+        with pytest.raises(InputError, match="choose another --measure"):
+            compact_tables(empty, measure=measure, format_name="csv")
 
 
 def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
