@@ -194,10 +194,12 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
     )
     said = []
     if model is not None and ellipse is not None:
+        better = _box_alone(model=model, ellipse=ellipse)
+        worth = better or f"the image adds {model - ellipse:+.1f} points to what the box gives"
         said.append(
             f"With a jitter of {PAPER_JITTER_PX} px, about the paper's, the model has Dice "
             f"{model:.1f} % and the ellipse in the same box, which reads no pixel, "
-            f"{ellipse:.1f} %: the image adds {model - ellipse:+.1f} points to what the box gives."
+            f"{ellipse:.1f} %: {worth}."
         )
     others = _shares(dice)
     if others:
@@ -226,10 +228,22 @@ def _shares(dice: pd.DataFrame) -> list[str]:
     jittered = dice[dice["prompt"] == "jittered_box"]
     wide = jittered.pivot(index="jitter_px", columns="what", values="value")
     both = wide.reindex(columns=["model", "ellipse"]).dropna()
-    return [
-        f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} %"
-        for jitter, row in both.iterrows()
-    ]
+    said = []
+    for jitter, row in both.iterrows():
+        better = _box_alone(model=row["model"], ellipse=row["ellipse"])
+        share = f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} %"
+        said.append(f"{share} ({better})" if better else share)
+    return said
+
+
+def _box_alone(*, model: float, ellipse: float) -> str:
+    """Say that the box alone reaches the model, as printed; "" where it does not. Per cent."""
+    lead = round(ellipse, 1) - round(model, 1)
+    if lead < 0:
+        return ""
+    if lead == 0:
+        return "the box alone does as well as the model"
+    return f"the box alone does better than the model, by {lead:.1f} points"
 
 
 def write_box_outputs(rows: pd.DataFrame, folder: Path) -> list[Path]:

@@ -130,6 +130,20 @@ def test_a_model_without_the_ellipse_gets_no_share():
     assert "worth +2.0 points" in text
 
 
+def test_a_box_that_does_as_well_as_the_model_is_said_to():
+    rows = pass_rows("model", "jittered_box", 0) + pass_rows("model", "jittered_box", 20)
+    rows += pass_rows("ellipse", "jittered_box", 0, shift=0.02)
+    rows += pass_rows("ellipse", "jittered_box", 20)
+    text = table_box(pd.DataFrame(rows))
+    assert "88.0 % and the ellipse in the same box, which reads no pixel, 88.0 %: the box" in text
+    assert "88.0 %: the box alone does as well as the model." in text
+    assert "0 px 90.0 of 88.0 % (the box alone does better than the model, by 2.0 points);" in text
+    assert "20 px 88.0 of 88.0 % (the box alone does as well as the model)." in text
+    assert "the image adds" not in text
+    better = pd.DataFrame(rows).assign(dice=lambda r: r["dice"] + 0.01 * (r["what"] == "ellipse"))
+    assert "89.0 %: the box alone does better than the model, by 1.0 points." in table_box(better)
+
+
 def test_nothing_scored_gives_no_point():
     assert box_points(box_rows().iloc[:0]).empty
 
