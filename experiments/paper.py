@@ -71,29 +71,32 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
     segmenter, notes = config.segmenter, []
     if segmenter.backbone not in _VIT_B:
         name = _BACKBONES.get(segmenter.backbone, segmenter.backbone)
-        notes.append(f"Backbone: {name}; the paper: SAM ViT-B.")
+        notes.append(f"Backbone: ours is {name}; the paper's is SAM ViT-B.")
     notes.append(
-        f"Steps: {segmenter.steps} of batch {segmenter.batch_size} for every amount and condition; "
-        "the paper: 20 epochs of batch 5, which is 20 steps at 5 real images and 2,000 with 495 "
-        "synthetic ones beside them."
+        f"Steps: we take {_count(segmenter.steps, 'step')} of batch {segmenter.batch_size} for "
+        "every amount and condition; the paper takes 20 epochs of batch 5, which is 20 steps at 5 "
+        "real images and 2,000 with 495 synthetic ones beside them."
     )
     notes.append(
-        f"Learning rate: {segmenter.learning_rate:g} with warm-up and cosine, AdamW; the paper: "
-        "1e-05 constant, Adam."
+        f"Learning rate: ours is {segmenter.learning_rate:g} with warm-up and cosine, by AdamW; "
+        "the paper's is a constant 1e-05, by Adam."
     )
     if set(segmenter.train_prompts) != {"jittered_box"}:
-        named = ", ".join(segmenter.train_prompts)
-        notes.append(f"Prompts in training: {named}; the paper: the jittered box alone.")
+        named = " and ".join(dict.fromkeys(segmenter.train_prompts))
+        notes.append(f"Prompts in training: ours are {named}; the paper's is jittered_box alone.")
     if segmenter.jitter_max_px != 19:
-        notes.append(f"Box jitter: 0 to {segmenter.jitter_max_px} px a side; the paper: 0 to 19.")
+        notes.append(
+            f"Box jitter: we push each side by 0 to {segmenter.jitter_max_px} px; the paper by 0 "
+            "to 19 px."
+        )
     if {"weak", "strong"} & set(config.sweep.condition):
         notes.append(
-            "Augmentation: the box is taken from the transformed mask; the paper's code leaves it "
-            f"where it was before. {config.augment.n_views} embedded views an image stand for the "
-            "paper's fresh transforms."
+            "Augmentation: we take the box from the transformed mask; the paper's code leaves it "
+            f"where it was before. We draw from {config.augment.n_views} embedded views of each "
+            "image; the paper transforms afresh."
         )
     notes.append(
-        "Masks: resized without loss of area; the paper's code truncates a bicubic resize, which "
+        "Masks: we resize without loss of area; the paper's code truncates a bicubic resize, which "
         "takes 2 % off the head."
     )
     return notes
@@ -101,60 +104,71 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
 
 def _data_deviations(config: ExperimentConfig) -> list[str]:
     split, cohorts = config.split, config.data.test_cohorts
-    if split.file is not None:
+    if split.file is not None and split.n_folds == 1:
         part = "the test part of a published split"
     elif split.n_folds > 1:
-        part = f"every exam once in {split.n_folds} folds"
+        part = f"every exam once, over {split.n_folds} folds,"
     elif split.test < 1:
-        part = f"{100 * split.test:g} % of the images"
+        part = f"{100 * split.test:g} % of the images, as whole exams,"
     else:
-        part = f"{split.test:.0f} images"
-    tested = f"{part} of the folder that is trained on, by exam"
+        part = f"{_count(split.test, 'image')}, as whole exams,"
+    tested = f"{part} of the folder that is trained on"
     if cohorts:
         names = ", ".join(Path(folder).name for folder in cohorts)
-        tested += f", and the external cohorts {names} (as many images as lie there)"
+        cohort = "cohort" if len(cohorts) == 1 else "cohorts"
+        tested += f", and all images of the external {cohort} {names}"
     return [
-        f"Test images: {tested}; the paper: 597 of ES and 125 of AF, none of HC18.",
-        "Split: whole exams with their near-duplicates, real images drawn stratified by trimester; "
-        "the paper draws single images.",
+        f"Test images: we test {tested}; the paper tests 597 of ES and 125 of AF, none of HC18.",
+        "Split: we deal whole exams with their near-duplicates and draw real images stratified by "
+        "trimester; the paper draws single images.",
     ]
 
 
 def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
-    synthesis = config.synthesis
+    synthesis, is_imported = config.synthesis, config.synthesis.folder is not None
     if not any(name.startswith("synthetic") for name in config.sweep.condition):
         return []
-    if "synthetic" in config.sweep.condition and synthesis.folder is not None:
+    if "synthetic" in config.sweep.condition and is_imported:
         count = synthesis.folder_labels
-        labels = "an unknown number of" if count is None else f"{count}"
-        made = f"imported from a folder whose maker saw {labels} labelled images, no gate"
+        labels = "an unknown number of labelled images"
+        if count is not None:
+            labels = _count(count, "labelled image")
+        made = f"our pairs are imported from a folder, whose maker saw {labels}"
     else:
         height, width = config.generator.size_hw
+        labels = _count(synthesis.generator_count, "labelled image")
         made = (
-            f"a pixel diffusion model of {height}x{width}, from scratch on "
-            f"{synthesis.generator_count} labelled images; the label is the ellipse it was "
-            f"conditioned on; {synthesis.n_candidates} candidates"
+            f"ours is a pixel diffusion model of {height}x{width}, fitted from scratch on {labels},"
+            f" and draws {_count(synthesis.n_candidates, 'candidate')}, each labelled by the "
+            "ellipse that it was conditioned on"
         )
-    gate = "an automatic gate refuses" if config.gate.enabled else "nothing is refused"
-    if synthesis.folder is not None:
-        gate = "none"
-    share = f"{100 * config.segmenter.synthetic_share:g} % of each batch"
+    gate = "ours are not checked"
+    if config.gate.enabled and not is_imported:
+        gate = "ours pass an automatic gate"
+    share = f"{100 * config.segmenter.synthetic_share:g} %"
     return [
-        f"Generator: {made}; the paper: Stable Diffusion 1.5 with LoRA at 512x512 on 60 labelled "
-        "images (20 a trimester), outlines extracted from its pictures.",
-        f"Check of the synthetic pairs: {gate}; the paper: correction by hand, 495 of 500 kept.",
-        f"Mixture: {share} synthetic; the paper adds its pairs to the real ones.",
+        f"Generator: {made}; the paper's is Stable Diffusion 1.5 with LoRA at 512x512 on 60 "
+        "labelled images (20 a trimester), with outlines extracted from its pictures.",
+        f"Check of the synthetic pairs: {gate}; the paper's are corrected by hand, and 495 of 500 "
+        "are kept.",
+        f"Mixture: {share} of each of our batches is synthetic; the paper adds its pairs to the "
+        "real ones.",
     ]
 
 
 def _evaluation_deviations(config: ExperimentConfig) -> list[str]:
-    draws = config.evaluation.jitter_draws
+    draws = _count(config.evaluation.jitter_draws, "box draw")
+    supports, seeds = len(config.sweep.support), len(config.sweep.seed)
     return [
-        f"Box draws: {draws}, the same for every model, averaged an image; the paper: five fresh "
-        "draws, whose spread it gives as the standard deviation.",
-        f"Models a point: {len(config.sweep.support)} supports, {len(config.sweep.seed)} seeds; "
-        "the paper: one model.",
+        f"Box draws: we take {draws} of each image, the same for every model, and average over "
+        "them; the paper takes five fresh ones and gives their spread as the standard deviation.",
+        f"Models a point: we train {_count(supports * seeds, 'model')} "
+        f"({_count(supports, 'support')}, {_count(seeds, 'seed')}); the paper trains one.",
     ]
+
+
+def _count(number: float, noun: str) -> str:
+    return f"{number:.0f} {noun}" + ("" if number == 1 else "s")
 
 
 def paper_reference() -> pd.DataFrame:

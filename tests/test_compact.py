@@ -125,8 +125,33 @@ def test_compat_sets_the_papers_evaluation_and_refuses_another():
 
 def test_deviations_follow_the_config():
     notes = " ".join(deviations(load_config("paper_curve", ["segmenter.steps=77"])))
-    assert "Steps: 77 of batch 4" in notes
+    assert "Steps: we take 77 steps of batch 4" in notes
     assert "SAM ViT-B" in notes
     assert "64x96" in notes
     real = load_config("paper_curve", ["sweep.condition=[real]"])
     assert "Generator" not in " ".join(deviations(real))
+
+
+def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
+    ones = ["evaluation.jitter_draws=1", "split.test=1", "segmenter.steps=1"]
+    ones += ["sweep.support=[0]", "sweep.seed=[0]", "data.test_cohorts=[/data/es]"]
+    config = load_config("paper_curve", [*ones, "synthesis.generator_count=1"])
+    notes = deviations(config)
+    assert all(note.endswith(".") and "; the paper" in note for note in notes)
+    text = " ".join(notes)
+    for words in (
+        "we take 1 step of batch",
+        "we test 1 image, as whole exams, of the folder that is trained on, and all images of the "
+        "external cohort es; the paper tests 597",
+        "on 1 labelled image, and draws 500 candidates",
+        "ours pass an automatic gate; the paper's",
+        "we take 1 box draw of each image",
+        "we train 1 model (1 support, 1 seed); the paper trains one.",
+    ):
+        assert words in text
+    more = ["sweep.support=[0,1]", "sweep.seed=[0,1,2]", "split.test=2", "gate.enabled=false"]
+    text = " ".join(deviations(load_config("paper_curve", [*more, "evaluation.jitter_draws=2"])))
+    assert "we train 6 models (2 supports, 3 seeds)" in text
+    assert "we test 2 images, as whole" in text
+    assert "ours are not checked" in text
+    assert "2 box draws" in text
