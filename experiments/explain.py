@@ -4,6 +4,7 @@ import difflib
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,15 @@ PARTS = ("cohort", "prompt", "amount", "condition")
 _COLUMNS = ("test_cohort", "prompt", "amount_name", "condition")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Trace:
+    """What the lines of a text share."""
+
+    store: RunStore
+    commands: list[str] = field(default_factory=list)
+    """Each command once, in order of appearance; lines name it by its number from 1."""
+
+
 def explain_cell(config: ExperimentConfig, cell: str) -> str:
     """Name the numbers of a cell, its trials, and every run behind each.
 
@@ -29,7 +39,8 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
             of images or a share as `5%`, 0 for a control; `*` takes all of a part.
 
     Returns:
-        Text of several lines.
+        Text of several lines. A run names its command by a number; the commands close the text,
+        each on a line of its own.
 
     Raises:
         InputError: For a part that is not in the results, or a sweep without results.
@@ -38,7 +49,8 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     results, per_image = _read(store, name=config.name)
     chosen = choose(results, cell)
     found = cells(chosen, per_image=per_image)
-    lines = []
+    lines: list[str] = []
+    trace = _Trace(store=store)
     for _, row in found.iterrows():
         where = (row["test_cohort"], row["prompt"], row["amount"], row["condition"])
         lines += ["/".join(where), *_numbers(row)]
@@ -48,12 +60,14 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
             & (chosen["prompt"] == row["prompt"])
         ]
         for _, trial in own.iterrows():
-            lines += _trial_lines(trial, store=store)
+            lines += _trial_lines(trial, trace=trace)
         lines.append("")
     waiting = chosen[chosen["status"] != "done"].drop_duplicates("trial_id")
     for _, trial in waiting.iterrows():
         reason = trial["reason"] if isinstance(trial["reason"], str) else ""
         lines.append(f"{trial['trial_id']}: {trial['status']} {reason}".rstrip())
+    for number, command in enumerate(trace.commands, start=1):
+        lines += [f"command {number}:", command]
     return "\n".join(lines).rstrip("\n")
 
 
@@ -135,7 +149,7 @@ def _numbers(row: pd.Series) -> list[str]:
     return [head + interval, *(f"  {text}" for text in shown)]
 
 
-def _trial_lines(trial: pd.Series, *, store: RunStore) -> list[str]:
+def _trial_lines(trial: pd.Series, *, trace: _Trace) -> list[str]:
     axes = [
         f"{name} {trial[name]:.0f}"
         for name in ("support", "seed", "generator_seed", "fold")
@@ -144,16 +158,16 @@ def _trial_lines(trial: pd.Series, *, store: RunStore) -> list[str]:
     dice = f"Dice {100 * trial['dice_mean']:.2f} %"
     lines = [f"  trial {trial['trial_id']}: {', '.join([*axes, dice])}"]
     seen: set[str] = set()
-    _add_runs(lines, str(trial["score_id"]), role="score", store=store, depth=2, seen=seen)
+    _add_runs(lines, str(trial["score_id"]), role="score", trace=trace, depth=2, seen=seen)
     return lines
 
 
 def _add_runs(
-    lines: list[str], key: str, *, role: str, store: RunStore, depth: int, seen: set[str]
+    lines: list[str], key: str, *, role: str, trace: _Trace, depth: int, seen: set[str]
 ) -> None:
     """Add a run and, indented, what it was made from; a run that stood before is only named."""
     stage, run_id = key.split("/")
-    run_dir = store.run_dir(stage, run_id)
+    run_dir = trace.store.run_dir(stage, run_id)
     indent = "  " * depth
     if key in seen:
         lines.append(f"{indent}{role}: {run_dir} (above)")
@@ -164,9 +178,13 @@ def _add_runs(
     if manifest is None:
         lines.append(f"{indent}  manifest.json is missing")
         return
-    lines.append(f"{indent}  {_made(manifest, _json(run_dir / 'DONE.json'))}")
+    command = str(manifest.get("command", "unknown"))
+    if command not in trace.commands:
+        trace.commands.append(command)
+    made = _made(manifest, _json(run_dir / "DONE.json"))
+    lines.append(f"{indent}  {made}; command {trace.commands.index(command) + 1}")
     for name, upstream in sorted(manifest["upstream"].items(), key=lambda item: item[0] != "fit"):
-        _add_runs(lines, upstream, role=name, store=store, depth=depth + 1, seen=seen)
+        _add_runs(lines, upstream, role=name, trace=trace, depth=depth + 1, seen=seen)
 
 
 def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
@@ -176,8 +194,7 @@ def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
         commit += f" with changes {manifest['git_dirty_sha256']}"
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
     took = f", {clock(done['seconds'])}" if done else ", not finished"
-    parts = [manifest["label"], f"commit {commit}", f"started {started}{took}"]
-    return "; ".join([*parts, f"command: {manifest.get('command', 'unknown')}"])
+    return "; ".join([manifest["label"], f"commit {commit}", f"started {started}{took}"])
 
 
 def _json(path: Path) -> dict[str, Any] | None:
