@@ -120,7 +120,7 @@ class HC18DataModule(LightningDataModule):
         frame_hw: Height and width of the frame, px.
         resize_mode: "pad" or "squash".
         batch_size: Items in a batch over all processes.
-        n_batches: Batches in the training, accumulated ones counted singly.
+        n_batches: Batches in the training, each of one optimiser step.
         seed: Seed of the order.
         cache_dir: Folder for prepared images.
         embeddings: Sets that hold every image's embedding, or None.
@@ -128,6 +128,8 @@ class HC18DataModule(LightningDataModule):
         n_views: Views an image has, itself being view 0.
         content_hashes: `files_sha256` of every real pair, where it is known already.
         num_workers: Loader processes; 0 loads in the training process.
+        batch_parts: Parts in which each process loads its share of a training batch, for
+            `Trainer(accumulate_grad_batches=batch_parts)`; must divide that share.
 
     Raises:
         ValueError: If two parts share an image.
@@ -155,6 +157,7 @@ class HC18DataModule(LightningDataModule):
         n_views: int = 1,
         content_hashes: Mapping[str, str] | None = None,
         num_workers: int = 0,
+        batch_parts: int = 1,
     ) -> None:
         super().__init__()
         parts = {"train": set(train_ids), "val": set(val_ids)}
@@ -176,7 +179,7 @@ class HC18DataModule(LightningDataModule):
         self.cache_dir = Path(cache_dir)
         self.embeddings, self.views, self.n_views = embeddings, views, n_views
         self.content_hashes = content_hashes
-        self.num_workers = num_workers
+        self.num_workers, self.batch_parts = num_workers, batch_parts
         self._datasets: dict[str, FrameDataset] = {}
 
     def prepare_data(self) -> None:
@@ -210,7 +213,8 @@ class HC18DataModule(LightningDataModule):
             world_size=world_size,
             first_batch=self._batches_seen(),
         )
-        return self._loader("train", batch_size=self.batch_size // world_size, sampler=stream)
+        batch_size = self.batch_size // world_size // self.batch_parts
+        return self._loader("train", batch_size=batch_size, sampler=stream)
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation images in order; an empty list where there are none."""
@@ -224,7 +228,7 @@ class HC18DataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         # `completed` is one short in a checkpoint that was written at a batch's end.
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed // self.batch_parts
 
     def _eval_loader(self, name: str) -> DataLoader:
         # Every process sees every image: exact on uneven sets, where a distributed sampler pads.

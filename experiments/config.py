@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.errors import InputError
+from experiments.config_run import SlurmConfig, StoreConfig, TrainerConfig, WandbConfig
 from experiments.config_statistics import StatisticsConfig
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.config_sam import PromptProtocol, SegmenterConfig
@@ -144,8 +145,20 @@ class GridConfig:
     """Initialisation, noise and drawn outlines of the generator."""
     fold: list[int] = field(default_factory=lambda: [0])
     """Folds of `split.n_folds` to run; [0, 1, ..., n_folds - 1] tests every exam once."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where stages run: processes of this machine, or jobs of a SLURM cluster."""
     workers: int = 1
     """Stages that run at the same time, each in a process of its own."""
+    devices: list[int] = field(default_factory=list)
+    """Ids of the GPUs to run on, one stage each (`trainer.devices` ids a stage where that is more);
+    they stand in for `workers`. Empty: the CPU, or the GPU that is there."""
+    per_device: int = 1
+    """Stages at the same time on each of `devices`."""
+    retries: int = 1
+    """Times that a stage is started again after its process was killed; what fails by itself is
+    not, unless less memory can mend it."""
+    max_failures: int = 5
+    """Failures in a row, none finished between them, after which no more is started."""
 
     def __post_init__(self) -> None:
         if not self.real_fraction and not self.real_count:
@@ -164,8 +177,13 @@ class GridConfig:
                 raise ValueError(f"sweep.{name}: give at least one value")
             if len(set(values)) != len(values):
                 raise ValueError(f"sweep.{name}={values}: a value stands there twice")
-        if self.workers < 1:
-            raise ValueError(f"sweep.workers={self.workers}: must be at least 1")
+        for name, least in (("workers", 1), ("per_device", 1), ("retries", 0), ("max_failures", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"sweep.{name}={getattr(self, name)}: must be at least {least}")
+        if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
+            self.devices
+        ):
+            raise ValueError(f"sweep.devices={self.devices}: different ids from 0 on")
 
 
 @dataclass(kw_only=True)
@@ -187,57 +205,6 @@ class EvaluationConfig:
             raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
         if len(set(self.controls)) != len(self.controls):
             raise ValueError(f"evaluation.controls={self.controls}: a control stands there twice")
-
-
-@dataclass(kw_only=True)
-class TrainerConfig:
-    """Where and how training runs. Nothing here changes what is computed beyond rounding."""
-
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    """Lightning's accelerator."""
-    devices: int = 1
-    """Devices of one stage: one."""
-    threads: int | None = None
-    """CPU threads of a stage; null shares the cores between `sweep.workers`."""
-    num_workers: int = 0
-    """Loader processes of a stage."""
-    checkpoint_every: int = 100
-    """Optimiser steps between checkpoints; at most this many are lost by a kill. A trial that may
-    stop early keeps one after each of its validations instead."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
-        if self.devices > 1:
-            # Lightning would start the whole command once more for the second device.
-            raise ValueError(f"trainer.devices={self.devices}: a stage runs on one device; use 1")
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
-
-
-@dataclass(kw_only=True)
-class StoreConfig:
-    """Where runs go."""
-
-    root: str = "runs"
-    """Folder of all runs."""
-
-    def __post_init__(self) -> None:
-        if not self.root:
-            raise ValueError("store.root is empty: name a folder")
-
-
-@dataclass(kw_only=True)
-class WandbConfig:
-    """Weights & Biases, a view on the runs."""
-
-    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
-    """`auto`: online where the user is logged in, offline otherwise."""
-    project: str = "sonosweep"
-    """Project."""
-    entity: str | None = None
-    """User or team; null takes the login's default."""
 
 
 @dataclass(kw_only=True)
@@ -273,6 +240,8 @@ class ExperimentConfig:
     """The primary contrast, and when a difference counts."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """Devices."""
+    slurm: SlurmConfig = field(default_factory=SlurmConfig)
+    """The cluster's jobs."""
     store: StoreConfig = field(default_factory=StoreConfig)
     """Where runs go."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
@@ -299,11 +268,37 @@ class ExperimentConfig:
                     f"sweep.fold={fold}: split.n_folds={self.split.n_folds} has folds "
                     f"0 to {max(1, self.split.n_folds) - 1}"
                 )
+        self._check_devices()
         share, batch_size = self.segmenter.synthetic_share, self.segmenter.batch_size
         if not set(self.sweep.condition) <= set(WITHOUT_PAIRS) and round(share * batch_size) == 0:
             raise ValueError(
                 f"segmenter.synthetic_share={share}: no image of a batch of {batch_size}; "
                 "raise it, or leave the conditions with pairs out"
+            )
+
+    def _check_devices(self) -> None:
+        each, grid = self.trainer.devices, self.sweep
+        for name, batch_size in (
+            ("segmenter", self.segmenter.batch_size),
+            ("generator", self.generator.batch_size),
+        ):
+            if batch_size % each:
+                raise ValueError(
+                    f"trainer.devices={each}: {name}.batch_size={batch_size} cannot be shared "
+                    "evenly; choose a divisor"
+                )
+        if grid.devices and len(grid.devices) % each:
+            raise ValueError(
+                f"trainer.devices={each}: sweep.devices={grid.devices} are no whole groups of them"
+            )
+        if each > 1 and (grid.per_device > 1 or (not grid.devices and grid.workers > 1)):
+            raise ValueError(
+                f"trainer.devices={each}: only one stage at a time; use sweep.per_device=1, and "
+                "sweep.devices=[...] for several groups instead of sweep.workers"
+            )
+        if grid.devices and grid.launcher == "slurm":
+            raise ValueError(
+                f"sweep.devices={grid.devices}: SLURM gives a job its GPUs; set slurm.gpus instead"
             )
 
     def data_root(self) -> Path:

@@ -43,6 +43,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         status=context.status(),
         what="steps",
         patience=config.early_stopping_patience,
+        accumulate=context.shrink,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     best = best_checkpoint(context.run_dir)
@@ -95,4 +96,5 @@ def _datamodule(context: StageContext) -> HC18DataModule:
         n_views=n_views,
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
+        batch_parts=context.shrink,
     )

@@ -3,7 +3,6 @@
 from typing import Any
 
 from lightning import seed_everything
-from lightning_modules.unet import UnetModule, save_unet
 
 from datamodules.hc18 import HC18DataModule
 from experiments.context import StageContext
@@ -11,6 +10,7 @@ from experiments.dashboards import stage_logger
 from experiments.fit import WEIGHTS_NAME
 from experiments.training import fit, last_loss, make_trainer
 from lightning_modules.randomness import keyed_seed
+from lightning_modules.unet import UnetModule, save_unet
 
 
 def run_fit_unet(context: StageContext) -> dict[str, Any]:
@@ -40,6 +40,8 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="fit"),
         status=context.status(),
         what="steps",
+        # Batch normalisation takes its statistics from the whole batch.
+        devices=1,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     save_unet(module.cpu(), context.run_dir / WEIGHTS_NAME)

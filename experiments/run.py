@@ -11,9 +11,13 @@ from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.config import ExperimentConfig, resolved
 from experiments.data import Data, load_data, write_splits
+from experiments.devices import check_devices
 from experiments.nodes import Plan
 from experiments.plan import make_plan
+from experiments.plan_file import record_plan
 from experiments.progress import LiveProgress
+from experiments.store import RunStore, hold, read_failure
+from experiments.store_guard import claim_store, use_sweep
 from experiments.sweep import Sweep, SweepInterruptedError
 from lightning_modules.weights import find_lite_weights
 
@@ -26,7 +30,9 @@ def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
     """
     if config.segmenter.backbone == "lite":
         find_lite_weights(config.segmenter.weights_path)
+    check_devices(config)
     _check_writable(Path(config.store.root))
+    claim_store(Path(config.store.root))
     with console.status("reading the data") as status:
         data = load_data(
             config,
@@ -36,24 +42,49 @@ def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
     return data, plan
 
 
-def execute(config: ExperimentConfig, console: Console, *, data: Data, plan: Plan) -> Sweep:
+def execute(
+    config: ExperimentConfig,
+    console: Console,
+    *,
+    data: Data,
+    plan: Plan,
+    whole: Plan | None = None,
+    retry_failed: bool = True,
+) -> Sweep:
     """Run a plan's stages with live progress, after writing down what the sweep is.
+
+    Args:
+        config: The recipe.
+        console: Where to draw and to say what was found.
+        data: Its images.
+        plan: What to run.
+        whole: The sweep that `plan` is a part of; None where it is all of it.
+        retry_failed: Whether a stage whose last attempt ended by an error of its own is tried
+            again. One that ran out of memory or disk space always is.
 
     Raises:
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
-    sweep = Sweep(config, data=data, plan=plan)
-    folder = sweep.store.sweep_dir(config.name)
+    folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
-    write_splits(data.view.folds, folder / "split.json")
-    split = data.view.split
-    console.print(
-        f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation and "
-        f"{len(split.test)} test images; {len(plan.grid)} trials in {len(plan.nodes)} stages, "
-        f"{sweep.pending} to do",
-        highlight=False,
-    )
+    with use_sweep(folder):
+        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+        write_splits(data.view.folds, folder / "split.json")
+        sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
+        if not retry_failed:
+            _keep_failures(sweep, console)
+        split = data.view.split
+        console.print(
+            f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
+            f"and {len(split.test)} test images; {len(plan.grid)} trials in {len(plan.nodes)} "
+            f"stages, {sweep.pending} to do",
+            highlight=False,
+        )
+        _run_live(sweep, console)
+    return sweep
+
+
+def _run_live(sweep: Sweep, console: Console) -> None:
     try:
         with LiveProgress(sweep, console) as progress:
             sweep.run(progress.update)
@@ -64,7 +95,46 @@ def execute(config: ExperimentConfig, console: Console, *, data: Data, plan: Pla
             "goes on from here"
         )
         raise SystemExit(130) from None
+    if sweep.halted:
+        _say(console, sweep.halted)
+
+
+def _recorded_sweep(
+    config: ExperimentConfig, console: Console, *, data: Data, plan: Plan, whole: Plan | None
+) -> Sweep:
+    """Write down what the sweep refers to, then see what of it is done."""
+    store = RunStore(Path(config.store.root))
+    # `clean` holds this too: it removes nothing that is found done here.
+    with hold(store.root / "store"):
+        change = record_plan(store.sweep_dir(config.name), plan if whole is None else whole)
+        sweep = Sweep(config, data=data, plan=plan, say=lambda line: _say(console, line))
+    if change is not None:
+        _say(console, change)
     return sweep
+
+
+def _keep_failures(sweep: Sweep, console: Console) -> None:
+    """Take a stage that failed by itself for failed, and say how it is tried again."""
+    kept = 0
+    for run in sweep.runs.values():
+        if run.state != "waiting":
+            continue
+        failure = read_failure(sweep.store.run_dir(run.node.stage, run.node.id))
+        if failure is not None and failure.kind == "error":
+            run.state, run.reason = "failed", failure.reason
+            kept += 1
+    if kept:
+        what = (
+            "stage has failed before and is" if kept == 1 else "stages have failed before and are"
+        )
+        _say(
+            console,
+            f"{kept} {what} not tried again; once the cause is mended, add --retry-failed",
+        )
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def narrow(plan: Plan, *, stage: str) -> Plan:
@@ -106,10 +176,10 @@ def _check_writable(root: Path) -> None:
         raise InputError(f"store.root={root}: not writable; choose another folder")
 
 
-def run_sweep(config: ExperimentConfig, console: Console) -> None:
+def run_sweep(config: ExperimentConfig, console: Console, *, retry_failed: bool = False) -> None:
     """Run a recipe to its report; exit code 1 where a stage failed."""
     data, plan = prepare(config, console)
-    sweep = execute(config, console, data=data, plan=plan)
+    sweep = execute(config, console, data=data, plan=plan, retry_failed=retry_failed)
     failed = report_failures(sweep, console)
     _write_outputs(sweep, console)
     if failed:
@@ -128,10 +198,10 @@ def write_again(
         command: What that block names as its command.
     """
     data, plan = prepare(config, console)
-    sweep = Sweep(config, data=data, plan=plan)
-    sweep.recall_failures()
-    folder = sweep.store.sweep_dir(config.name)
+    folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
+    sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)
+    sweep.recall_failures()
     write_splits(data.view.folds, folder / "split.json")
     _write_outputs(sweep, console)
     if into is not None:
@@ -157,7 +227,7 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
             f"sweep.condition={config.sweep.condition}: these conditions need no generator; add "
             "sweep.condition=[synthetic]"
         )
-    sweep = execute(config, console, data=data, plan=narrowed)
+    sweep = execute(config, console, data=data, plan=narrowed, whole=plan)
     failed = report_failures(sweep, console)
     for run in sweep.runs.values():
         if run.node.stage == stage and run.state in ("done", "reused"):

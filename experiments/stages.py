@@ -1,7 +1,7 @@
 """The stages: each a function from its context to the result that its marker holds."""
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         cache_dir=context.cache_dir,
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
+        batch_parts=context.shrink,
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     module = DiffusionModule(config, seed=seed)
@@ -72,6 +73,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="generator"),
         status=context.status(),
         what="steps",
+        accumulate=context.shrink,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     module.cpu().save_generator(context.run_dir / "generator")
@@ -103,7 +105,9 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     images = module.sample(
         torch.from_numpy(frames)[:, None].to(module.device),
         seeds=seeds,
-        sampler=synthesis.sampler,
+        sampler=replace(
+            synthesis.sampler, batch_size=synthesis.sampler.batch_size // context.shrink
+        ),
         progress=lambda done, total: status.update("solver steps", done=done, total=total),
     )
     pairs = []

@@ -9,9 +9,10 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules.storage import fsync_path, write_json
 
@@ -40,11 +41,21 @@ class RunStore:
 
 
 @contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Hold a run directory alone; the lock ends with its holder, however that dies."""
+def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a run directory alone; the lock ends with its holder, however that dies.
+
+    Args:
+        run_dir: The directory.
+        on_wait: Called once where another process holds it, before waiting for that one.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     with (run_dir / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -64,15 +75,32 @@ def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     write_json(run_dir / "DONE.json", result)
 
 
-def write_failed(run_dir: Path, reason: str) -> None:
+FailureKind = Literal["error", "out_of_memory", "disk_full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an attempt ended without a result."""
+
+    reason: str
+    """One line."""
+    kind: FailureKind
+    """`error` will come again; the other two may be mended."""
+
+
+def write_failed(run_dir: Path, reason: str, *, kind: FailureKind = "error") -> None:
     """Record why a run failed, in one line."""
-    write_json(run_dir / "FAILED.json", {"reason": " ".join(reason.split()), "time": time.time()})
+    content = {"reason": " ".join(reason.split()), "kind": kind, "time": time.time()}
+    write_json(run_dir / "FAILED.json", content)
 
 
-def failure_reason(run_dir: Path) -> str | None:
+def read_failure(run_dir: Path) -> Failure | None:
     """Why the last attempt failed, or None."""
-    path = run_dir / "FAILED.json"
-    return json.loads(path.read_text())["reason"] if path.is_file() else None
+    try:
+        content = json.loads((run_dir / "FAILED.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return Failure(reason=content["reason"], kind=content.get("kind", "error"))
 
 
 class StatusFile:

@@ -1,32 +1,24 @@
-"""Run a plan: stages in processes of their own, as many at once as asked, none of them twice."""
+"""Run a plan: stages in jobs of their own, as many at once as there is room, none of them twice."""
 
-import multiprocessing
 import os
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.process import BaseProcess
 from typing import Literal
 
 from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.data import Data
+from experiments.launchers import DISTRIBUTED, Job, Launcher, LocalLauncher
 from experiments.nodes import Node, Plan
-from experiments.store import RunStore, failure_reason, read_status
-from experiments.worker import run_node
+from experiments.store import Failure, RunStore, read_failure, read_status
 
 State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
 FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
-POLL_S = 0.25
-STOP_GRACE_S = 20.0
-MALLOC_TUNABLES = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        "glibc.malloc.mmap_threshold=4294967296",
-        "glibc.malloc.trim_threshold=17179869184",
-    )
-)
+ROOM_MIB = 512
+"""Free space from which on a sweep goes on that had paused because the disk was full."""
 
 
 @dataclass(kw_only=True)
@@ -39,10 +31,15 @@ class NodeRun:
     """Why it failed or cannot start."""
     started: float = 0.0
     seconds: float = 0.0
-    process: BaseProcess | None = field(default=None, repr=False)
+    job: Job | None = field(default=None, repr=False)
     what: str = ""
     done: int = 0
     total: int = 0
+    n_killed: int = 0
+    """Times that its process was killed without having got further."""
+    done_when_killed: int = 0
+    shrink: int = 1
+    """Parts that its batches are computed in, since memory ran out."""
 
 
 class SweepInterruptedError(Exception):
@@ -50,18 +47,38 @@ class SweepInterruptedError(Exception):
 
 
 class Sweep:
-    """The stages of a plan and their processes."""
+    """The stages of a plan and their jobs.
 
-    def __init__(self, config: ExperimentConfig, *, data: Data, plan: Plan) -> None:
-        self.config, self.data, self.plan = config, data, plan
+    Args:
+        config: The recipe.
+        data: Its images.
+        plan: Its stages.
+        launcher: Where stages run; None takes the processes of this machine.
+        say: Prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        data: Data,
+        plan: Plan,
+        launcher: Launcher | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.config, self.data, self.plan, self.say = config, data, plan, say
         self.store = RunStore(_absolute(config.store.root))
-        self.threads = config.trainer.threads or max(
-            1, len(os.sched_getaffinity(0)) // config.sweep.workers
+        self.launcher: Launcher = launcher or LocalLauncher(
+            config, sweep_dir=self.store.sweep_dir(config.name)
         )
         self.runs = {key: NodeRun(node=node) for key, node in plan.nodes.items()}
         for run in self.runs.values():
             if self.store.is_done(run.node.stage, run.node.id):
                 run.state = "reused"
+        self.halted = ""
+        """Why no more is started; empty while all goes well."""
+        self._failures_in_row: list[NodeRun] = []
+        self._paused = False
         self._stop = False
 
     @property
@@ -74,11 +91,11 @@ class Sweep:
         for run in self.runs.values():
             if run.state != "waiting":
                 continue
-            reason = failure_reason(self.store.run_dir(run.node.stage, run.node.id))
-            if reason is None:
+            failure = read_failure(self.store.run_dir(run.node.stage, run.node.id))
+            if failure is None:
                 self._block(run)
             else:
-                run.state, run.reason = "failed", reason
+                run.state, run.reason = "failed", failure.reason
 
     def run(self, on_change: Callable[[], None]) -> None:
         """Run what is not done. One stage's failure stops nothing but what needs its result.
@@ -88,11 +105,8 @@ class Sweep:
 
         Raises:
             SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
-                checkpoint.
+                checkpoint, or go on where their launcher leaves them.
         """
-        if not self.pending:
-            return
-        spawner = _forkserver()
         previous = {
             number: signal.signal(number, self._ask_stop)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -102,31 +116,64 @@ class Sweep:
                 if self._stop:
                     raise SweepInterruptedError
                 self._collect()
-                self._start_ready(spawner)
+                if self.halted and not self._running():
+                    break
+                self._start_ready()
                 on_change()
-                time.sleep(POLL_S)
+                time.sleep(self.launcher.poll_s)
         finally:
-            self._end_processes()
+            left = self.launcher.leave([run.job for run in self._running() if run.job is not None])
+            if left:
+                self.say(left)
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _ask_stop(self, *_: object) -> None:
         self._stop = True
 
-    def _start_ready(self, spawner: multiprocessing.context.ForkServerContext) -> None:
-        busy = sum(run.state == "running" for run in self.runs.values())
+    def _running(self) -> list[NodeRun]:
+        return [run for run in self.runs.values() if run.state == "running"]
+
+    def _start_ready(self) -> None:
         for run in self.runs.values():
-            if run.state != "waiting":
-                continue
-            self._block(run)
-            inputs = [self.runs[key] for key in run.node.upstream.values()]
-            if (
-                run.state == "waiting"
-                and busy < self.config.sweep.workers
-                and all(i.state in ("done", "reused") for i in inputs)
-            ):
-                self._start(run, spawner)
-                busy += 1
+            if run.state == "waiting":
+                self._block(run)
+        if self.halted or self._is_paused():
+            return
+        free, chains, taken = self.launcher.free(), [], set()
+        for run in self.runs.values():
+            if len(chains) >= free:
+                break
+            if run.state == "waiting" and run.node.key not in taken and self._has_inputs(run):
+                chains.append(self._chain(run, taken=taken))
+                taken |= {each.node.key for each in chains[-1]}
+        if not chains:
+            return
+        jobs = self.launcher.start([[self._context(run) for run in chain] for chain in chains])
+        for chain, job in zip(chains, jobs, strict=True):
+            for run in chain:
+                run.job, run.state, run.started = job, "running", time.monotonic()
+
+    def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
+        keys = run.node.upstream.values()
+        return all(key in coming or self.runs[key].state in ("done", "reused") for key in keys)
+
+    def _chain(self, first: NodeRun, *, taken: set[str]) -> list[NodeRun]:
+        """What goes into one job: the stage, and what waits for it alone but no other training."""
+        chain = [first]
+        if self.launcher.chains:
+            # The plan's order has each stage after its inputs.
+            for run in self.runs.values():
+                coming = [each.node.key for each in chain]
+                if (
+                    run.state == "waiting"
+                    and run.node.stage not in (*DISTRIBUTED, "fit_unet")
+                    and run.node.key not in taken
+                    and not {*run.node.upstream.values()}.isdisjoint(coming)
+                    and self._has_inputs(run, coming=coming)
+                ):
+                    chain.append(run)
+        return chain
 
     def _block(self, run: NodeRun) -> None:
         """Give a stage up where one of its inputs cannot be had."""
@@ -136,8 +183,12 @@ class Sweep:
             run.state = "blocked"
             run.reason = f"{broken[0].node.label}: {broken[0].reason}"
 
-    def _start(self, run: NodeRun, spawner: multiprocessing.context.ForkServerContext) -> None:
-        context = StageContext(
+    def _context(self, run: NodeRun) -> StageContext:
+        run_dir = self.store.run_dir(run.node.stage, run.node.id)
+        # What an earlier attempt left must not be taken for this one's.
+        for name in ("status.json", "FAILED.json"):
+            (run_dir / name).unlink(missing_ok=True)
+        return StageContext(
             config=self.config,
             node=run.node,
             store=self.store,
@@ -146,11 +197,8 @@ class Sweep:
             content=self.data.view.content,
             sweep=self.config.name,
             tags=self._tags(run.node),
+            shrink=run.shrink,
         )
-        (self.store.run_dir(run.node.stage, run.node.id) / "status.json").unlink(missing_ok=True)
-        run.process = spawner.Process(target=run_node, args=(context, self.threads))
-        run.process.start()
-        run.state, run.started = "running", time.monotonic()
 
     def _tags(self, node: Node) -> tuple[str, ...]:
         """Conditions and amounts of the trials that this stage is."""
@@ -161,50 +209,88 @@ class Sweep:
         return tuple(sorted(tags))
 
     def _collect(self) -> None:
-        for run in self.runs.values():
-            if run.state != "running" or run.process is None:
-                continue
+        for run in self._running():
             run_dir = self.store.run_dir(run.node.stage, run.node.id)
             status = read_status(run_dir)
             if status is not None:
                 run.what, run.done, run.total = status["what"], status["done"], status["total"]
-            if run.process.is_alive():
-                continue
-            run.seconds = time.monotonic() - run.started
+            # In this order: a marker that was written before the end is then always seen.
+            ended = run.job.ended() if run.job is not None else "it was never started"
             # The marker decides: a process that was told to stop may well exit with 0.
             if self.store.is_done(run.node.stage, run.node.id):
-                run.state = "done"
-            else:
-                run.state = "failed"
-                code = run.process.exitcode
-                ended = f"its process ended with {code}; see {run_dir / 'log.txt'}"
-                run.reason = failure_reason(run_dir) or ended
-            run.process.join()
-            run.process = None
+                run.state, run.reason = "done", ""
+                self._failures_in_row.clear()
+            elif ended is not None and not self._has_inputs(run):
+                # It stood behind its input in one job, and was never begun.
+                run.state = "waiting"
+            elif ended is not None:
+                words = f"{ended}; see {run_dir / 'log.txt'}"
+                self._failed(run, read_failure(run_dir), ended=words)
+            if run.state != "running":
+                run.seconds, run.job = time.monotonic() - run.started, None
 
-    def _end_processes(self) -> None:
-        alive = [run.process for run in self.runs.values() if run.process is not None]
-        for process in alive:
-            process.terminate()
-        deadline = time.monotonic() + STOP_GRACE_S
-        for process in alive:
-            process.join(max(0.1, deadline - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-                process.join()
+    def _failed(self, run: NodeRun, failure: Failure | None, *, ended: str) -> None:
+        """Decide whether another attempt can mend it."""
+        was_killed = failure is None and run.job is not None and run.job.was_killed
+        run.reason = failure.reason if failure else ended
+        if was_killed and run.done > run.done_when_killed:
+            # A job that a time limit ends again and again gets there all the same.
+            run.n_killed, run.done_when_killed = 0, run.done
+        if was_killed and run.n_killed < self.config.sweep.retries:
+            run.n_killed += 1
+            run.state = "waiting"
+            self.say(f"{run.node.label}: {ended.split(';')[0]}; it goes on from its checkpoint")
+            return
+        if failure and failure.kind == "out_of_memory":
+            shrink = next_shrink(run.shrink, limit=self._batch_size(run.node.stage))
+            if shrink is not None:
+                run.state, run.shrink = "waiting", shrink
+                self.say(f"{run.node.label}: out of memory; again, a batch in {shrink} parts")
+                return
+        if failure and failure.kind == "disk_full":
+            run.state, self._paused = "waiting", True
+            self.say(
+                f"{run.node.label}: the disk is full, the sweep pauses; free some of "
+                f"{self.store.root} and it goes on, or end it and start it again later"
+            )
+            return
+        run.state = "failed"
+        self._failures_in_row.append(run)
+        if len(self._failures_in_row) >= self.config.sweep.max_failures:
+            self.halted = _summary(self._failures_in_row)
+
+    def _batch_size(self, stage: str) -> int:
+        """Items that a stage computes at once on one device; 1 where nothing can be made less."""
+        each = self.config.trainer.devices
+        sizes = {
+            "fit": self.config.segmenter.batch_size // each,
+            "generator": self.config.generator.batch_size // each,
+            "synthesize": self.config.synthesis.sampler.batch_size,
+        }
+        return sizes.get(stage, 1)
+
+    def _is_paused(self) -> bool:
+        """Whether the disk is still full."""
+        if self._paused and shutil.disk_usage(self.store.root).free >= ROOM_MIB * 2**20:
+            self._paused = False
+            self.say("there is room on the disk again; the sweep goes on")
+        return self._paused
 
 
-def _forkserver() -> multiprocessing.context.ForkServerContext:
-    """Processes forked from one that has imported torch: a stage then starts in milliseconds."""
-    # Waiting threads sleep: spinning ones take the other process's core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    # Large activations otherwise go back to the system and come again page by page at every step:
-    # on two cores an encoder pass took 1.65 s so, and 0.96 s with this.
-    os.environ.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
-    spawner = multiprocessing.get_context("forkserver")
-    spawner.set_forkserver_preload(["experiments.stages"])
-    return spawner
+def next_shrink(current: int, *, limit: int) -> int | None:
+    """The next larger divisor of a batch of `limit` items; None where each item is alone."""
+    return next((n for n in range(2 * current, limit + 1) if limit % n == 0), None)
+
+
+def _summary(failures: Sequence[NodeRun]) -> str:
+    """One line on failures that came one after the other."""
+    reasons = dict.fromkeys(run.reason for run in failures)
+    first, more = next(iter(reasons)), len(reasons) - 1
+    others = f" (and {more} other reasons)" if more else ""
+    return (
+        f"{len(failures)} stages failed in a row, so no more is started: {first}{others}; mend it "
+        "and start again with --retry-failed"
+    )
 
 
 def _absolute(root: str) -> str:

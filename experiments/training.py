@@ -1,5 +1,6 @@
 """Lightning's Trainer as every stage uses it: fixed steps, one epoch, checkpoints, no surprises."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 
-from experiments.config import TrainerConfig
+from experiments.config_run import TrainerConfig
 from experiments.store import StatusFile
 
 
@@ -20,7 +21,8 @@ class ReportProgress(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Say how many optimiser steps are done."""
-        self._status.update(self._what, done=trainer.global_step, total=self._steps)
+        if trainer.is_global_zero:
+            self._status.update(self._what, done=trainer.global_step, total=self._steps)
 
 
 def checkpoint_dir(run_dir: Path) -> Path:
@@ -54,6 +56,8 @@ def make_trainer(
     status: StatusFile,
     what: str,
     patience: int | None = None,
+    accumulate: int = 1,
+    devices: int | None = None,
 ) -> Trainer:
     """Make the Trainer of a stage.
 
@@ -66,7 +70,10 @@ def make_trainer(
         status: Where to report progress.
         what: Word for the progress.
         patience: Validations without a better val/dice before stopping; None does not validate.
+        accumulate: Parts of a batch that make one optimiser step.
+        devices: Devices to share a batch, by DDP; None takes the config's.
     """
+    devices = config.devices if devices is None else devices
     callbacks: list[Callback] = [ReportProgress(status, what=what, steps=steps)]
     step_checkpoint = {
         "dirpath": checkpoint_dir(run_dir),
@@ -79,7 +86,9 @@ def make_trainer(
         callbacks.append(
             ModelCheckpoint(
                 every_n_train_steps=config.checkpoint_every,
-                save_on_exception=True,
+                # Between two parts of a batch there is nothing to go on from, and where several
+                # processes share one they end at different times.
+                save_on_exception=accumulate == 1 and devices == 1,
                 **step_checkpoint,
             )
         )
@@ -102,13 +111,15 @@ def make_trainer(
     return Trainer(
         default_root_dir=run_dir,
         accelerator=config.accelerator,
-        devices=config.devices,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        accumulate_grad_batches=accumulate,
         precision=precision,
         max_epochs=1,
         logger=logger or False,
         callbacks=callbacks,
         # Ten validations over the training, where a condition stops early at all.
-        val_check_interval=max(1, steps // 10) if patience is not None else None,
+        val_check_interval=accumulate * max(1, steps // 10) if patience is not None else None,
         limit_val_batches=None if patience is not None else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -134,4 +145,7 @@ def fit(
     )
     if trainer.interrupted:
         raise InterruptedError("stopped by a signal; the same command goes on from the checkpoint")
+    if not trainer.is_global_zero:
+        # Weights are the same in every process of a run; the first one keeps them.
+        os._exit(0)
     return module

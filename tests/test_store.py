@@ -15,8 +15,8 @@ from experiments import store as store_module
 from experiments.store import (
     RunStore,
     StatusFile,
-    failure_reason,
     hold,
+    read_failure,
     read_status,
     write_done,
     write_failed,
@@ -85,16 +85,16 @@ def test_life_of_a_run(tmp_path, run_dir):
     assert not store.is_done("control", "abc")
 
 
-def test_failure_reason_is_one_line_and_cleared_on_restart(tmp_path, run_dir):
-    assert failure_reason(run_dir) is None
+def test_a_failure_is_one_line_and_cleared_on_restart(tmp_path, run_dir):
+    assert read_failure(run_dir) is None
     write_failed(run_dir, "ValueError: first line\n  second\tline\n")
-    assert failure_reason(run_dir) == "ValueError: first line second line"
+    assert read_failure(run_dir).reason == "ValueError: first line second line"
     assert json.loads((run_dir / "FAILED.json").read_text())["time"] == pytest.approx(
         time.time(), abs=60
     )
     assert not RunStore(tmp_path).is_done("trial", "abc")
     write_started(run_dir, {})
-    assert failure_reason(run_dir) is None
+    assert read_failure(run_dir) is None
     write_started(run_dir, {"again": True})
     assert json.loads((run_dir / "manifest.json").read_text()) == {"again": True}
 

@@ -5,7 +5,7 @@ import torch
 from lightning import Callback, LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
-from experiments.config import TrainerConfig
+from experiments.config_run import TrainerConfig
 from experiments.store import StatusFile
 from experiments.training import best_checkpoint, fit, make_trainer
 

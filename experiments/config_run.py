@@ -1,0 +1,96 @@
+"""Where and how stages run: nothing here changes what they compute. Torch-free."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """Where and how training runs. Nothing here changes what is computed beyond rounding."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Lightning's accelerator."""
+    devices: int = 1
+    """Devices that a segmenter's or a generator's training is spread over, by DDP; the batch stays
+    as large as it is, shared between them. Other stages use one."""
+    threads: int | None = None
+    """CPU threads of a stage; null shares the cores between `sweep.workers`."""
+    num_workers: int = 0
+    """Loader processes of a stage."""
+    checkpoint_every: int = 100
+    """Optimiser steps between checkpoints; at most this many are lost by a kill. A trial that may
+    stop early keeps one after each of its validations instead."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
+
+
+@dataclass(kw_only=True)
+class SlurmConfig:
+    """What a job asks a SLURM cluster for, where `sweep.launcher` is slurm."""
+
+    partition: str | None = None
+    """Partition; null takes the cluster's default."""
+    account: str | None = None
+    """Account to charge."""
+    qos: str | None = None
+    """Quality of service."""
+    time_min: int = 120
+    """Time limit of a job, minutes; a job that is ended by it goes on in another one."""
+    mem_gb: int = 16
+    """Memory of a job, GB."""
+    cpus: int = 4
+    """Cores of a job."""
+    gpus: int = 1
+    """GPUs of a job; `trainer.devices` where that is more."""
+    max_jobs: int = 64
+    """Jobs of a sweep in the queue at the same time."""
+    array_size: int = 1000
+    """Most jobs in one array; the cluster's MaxArraySize less one is the limit."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the job's command, such as `module load cuda`."""
+    poll_s: float = 15.0
+    """Seconds between two looks at the queue."""
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("time_min", 1),
+            ("mem_gb", 1),
+            ("cpus", 1),
+            ("gpus", 0),
+            ("max_jobs", 1),
+            ("array_size", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"slurm.{name}={getattr(self, name)}: at least {least}")
+        if not 0 < self.poll_s < math.inf:
+            raise ValueError(f"slurm.poll_s={self.poll_s}: a number of seconds above 0")
+
+
+@dataclass(kw_only=True)
+class StoreConfig:
+    """Where runs go."""
+
+    root: str = "runs"
+    """Folder of all runs."""
+
+    def __post_init__(self) -> None:
+        if not self.root:
+            raise ValueError("store.root is empty: name a folder")
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    """Weights & Biases, a view on the runs."""
+
+    mode: Literal["auto", "offline", "online", "disabled"] = "auto"
+    """`auto`: online where the user is logged in, offline otherwise."""
+    project: str = "sonosweep"
+    """Project."""
+    entity: str | None = None
+    """User or team; null takes the login's default."""
