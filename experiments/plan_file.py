@@ -1,0 +1,217 @@
+"""`plan.json` of a sweep: its stages and trials, for those who look at it without its data.
+
+It is written at every start, so its age is that of the sweep's last use.
+"""
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.storage import write_json
+from experiments.nodes import Plan
+
+PLAN_NAME = "plan.json"
+LAYOUT = 1
+OUTSIDE_THE_GRID = "box"
+"""A stage that `sonosweep figure --kind box` adds to a sweep: no grid has it."""
+
+
+class NewerLayoutError(InputError):
+    """A newer version wrote a file: it is neither read nor written over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """A stage of a sweep; see `Node`."""
+
+    key: str
+    label: str
+    stage: str
+    steps: int
+    upstream: tuple[str, ...]
+    """Keys of its inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedTrial:
+    """A trial of a sweep; see `TrialSpec`."""
+
+    id: str
+    name: str
+    condition: str
+    real_fraction: float | None
+    n_real: int
+    support: int
+    seed: int
+    generator_seed: int
+    fold: int
+    is_control: bool
+    keys: tuple[str, ...]
+    """Stages that are its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanFile:
+    """What a sweep consists of; each stage follows its inputs."""
+
+    stages: tuple[PlannedStage, ...]
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def keys(self) -> set[str]:
+        """Keys of all stages."""
+        return {stage.key for stage in self.stages}
+
+
+def planned(plan: Plan) -> PlanFile:
+    """What `plan.json` holds of a plan."""
+    stages = tuple(
+        PlannedStage(
+            key=key,
+            label=node.label,
+            stage=node.stage,
+            steps=node.steps,
+            upstream=tuple(dict.fromkeys(node.upstream.values())),
+        )
+        for key, node in plan.nodes.items()
+    )
+    trials = tuple(
+        PlannedTrial(
+            id=spec.id,
+            name=spec.name,
+            condition=spec.condition,
+            real_fraction=spec.real_fraction,
+            n_real=spec.n_real,
+            support=spec.support,
+            seed=spec.seed,
+            generator_seed=spec.generator_seed,
+            fold=spec.fold,
+            is_control=spec.is_control,
+            keys=tuple(spec.keys),
+        )
+        for spec in plan.trials
+    )
+    return PlanFile(stages=stages, trials=trials)
+
+
+def write_plan(folder: Path, plan: PlanFile) -> None:
+    """Write `plan.json` into a sweep's folder, whole or not at all."""
+    content = {
+        "layout": LAYOUT,
+        "nodes": [asdict(stage) for stage in plan.stages],
+        "trials": [asdict(trial) for trial in plan.trials],
+    }
+    write_json(folder / PLAN_NAME, content)
+
+
+def read_plan(folder: Path) -> PlanFile:
+    """Read a sweep's `plan.json`.
+
+    Raises:
+        InputError: If there is none, if it is damaged, or if a newer version wrote it.
+    """
+    path = folder / PLAN_NAME
+    # `report` writes it from the recipe that the sweep keeps, without running anything.
+    again = f"`sonosweep report {folder / 'config.yaml'}` writes it again"
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: there is no such file; {again}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); {again}") from error
+    check_layout(content, path, known=LAYOUT)
+    try:
+        return PlanFile(
+            stages=tuple(
+                PlannedStage(**_tuples(stage, names=("upstream",))) for stage in content["nodes"]
+            ),
+            trials=tuple(
+                PlannedTrial(**_tuples(trial, names=("keys",))) for trial in content["trials"]
+            ),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: damaged ({error}); {again}") from error
+
+
+def check_layout(content: Any, path: Path, *, known: int) -> None:
+    """Refuse a file that a newer version wrote, or whose version cannot be read.
+
+    Raises:
+        NewerLayoutError: If it is newer.
+        InputError: If it names none.
+    """
+    layout = content.get("layout") if isinstance(content, dict) else None
+    if not isinstance(layout, int) or isinstance(layout, bool):
+        raise InputError(f"{path}: names no layout; restore it, or remove it")
+    if layout > known:
+        raise NewerLayoutError(
+            f"{path}: written by a newer sonosweep (layout {layout}, here {known}); update "
+            "sonosweep, or choose another store.root"
+        )
+
+
+def record_plan(folder: Path, plan: Plan) -> str | None:
+    """Write a sweep's plan over the one of its last start.
+
+    Box figures made since are kept: no grid has their stage.
+
+    Returns:
+        One line on what changed in between, or None.
+
+    Raises:
+        NewerLayoutError: If a newer version wrote the old one.
+    """
+    new = planned(plan)
+    old = _known_plan(folder)
+    if old is not None:
+        extra = [s for s in old.stages if s.stage == OUTSIDE_THE_GRID and s.key not in new.keys]
+        kept = [stage for stage in extra if new.keys.issuperset(stage.upstream)]
+        new = replace(new, stages=(*new.stages, *kept))
+    write_plan(folder, new)
+    return None if old is None else plan_changes(old, new)
+
+
+def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
+    """One line on what a changed recipe does to a sweep; None where nothing changed."""
+    for what, before, now in (
+        ("trial", {t.id for t in old.trials}, {t.id for t in new.trials}),
+        ("stage", _grid_keys(old), _grid_keys(new)),
+    ):
+        parts = []
+        if now - before:
+            parts.append(_count(now - before, what, "new"))
+        if before - now:
+            gone = _count(before - now, f"{what} of before", "no longer in the recipe")
+            whose = "it" if len(before - now) == 1 else "them"
+            parts.append(f"{gone}; what is done of {whose} stays in the store")
+        if parts:
+            return f"the recipe changed: {', '.join(parts)}"
+    return None
+
+
+def _grid_keys(plan: PlanFile) -> set[str]:
+    return {stage.key for stage in plan.stages if stage.stage != OUTSIDE_THE_GRID}
+
+
+def _known_plan(folder: Path) -> PlanFile | None:
+    """The plan of the last start; None where there is none or nobody could read it."""
+    try:
+        return read_plan(folder)
+    except NewerLayoutError:
+        raise
+    except InputError:
+        return None
+
+
+def _count(found: Collection[str], what: str, then: str) -> str:
+    n = len(found)
+    noun, _, rest = what.partition(" ")
+    counted = f"{n} {noun if n == 1 else noun + 's'}{' ' + rest if rest else ''}"
+    return f"{counted} {'is' if n == 1 else 'are'} {then}"
+
+
+def _tuples(content: dict[str, Any], *, names: tuple[str, ...]) -> dict[str, Any]:
+    return {key: tuple(value) if key in names else value for key, value in content.items()}
