@@ -43,18 +43,24 @@ def demo(overrides: Overrides = None) -> None:
     if config.data.root is None and not os.environ.get("HC18_ROOT"):
         config.data.root = str(_phantom_for_demo(Path(config.store.root)))
         config.name = f"{config.name}-phantom"
-    run_sweep(config, _console())
+    run_sweep(config, _console(), retry_failed=True)
 
 
 @app.command()
-def sweep(recipe: Recipe, overrides: Overrides = None) -> None:
+def sweep(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+    ] = False,
+) -> None:
     """Run a recipe's trials; write tables, figures and report."""
     from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
     from experiments.run import run_sweep
 
-    run_sweep(config, _console())
+    run_sweep(config, _console(), retry_failed=retry_failed)
 
 
 @app.command()
@@ -177,7 +183,7 @@ def score(
 @app.command()
 def submit(
     run: Annotated[
-        Path | None, typer.Argument(help="Directory of a fitted segmenter, runs/store/fit/ID.")
+        Path | None, typer.Argument(help="Run of a segmenter: runs/store/fit/ID or fit_unet/ID.")
     ] = None,
     test_root: Annotated[
         Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")

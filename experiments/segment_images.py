@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -13,30 +13,50 @@ from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, logits_to_original, place
 from experiments.fit import WEIGHTS_NAME, fitted_segmenter
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
+from lightning_modules.config_unet import UnetConfig
 from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.sam import SamModule
 from lightning_modules.sam_models import encode, for_inference
 
+if TYPE_CHECKING:
+    # Its library takes a second to import, which a SAM should not pay.
+    from lightning_modules.unet import UnetModule
+
 Prompt = Literal["whole_image", "predicted_box"]
 
 
-def load_run(run_dir: Path) -> SamModule:
-    """Load the fitted segmenter of a run directory, in eval mode and ready to encode fast.
+def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> "SamModule | UnetModule":
+    """Load the fitted segmenter of a run directory, in eval mode; a SAM is ready to encode fast.
 
     Args:
-        run_dir: Directory with manifest.json and the fitted weights, whatever its stage is called.
+        run_dir: Directory with manifest.json and the fitted weights. A stage `fit_unet` holds a
+            U-Net; any other a SAM, whatever it is called.
+        prompt: What it will be asked under.
 
     Raises:
-        InputError: It is no such directory, or of another version.
-        WeightsError: The backbone's weights are missing or others.
+        InputError: It is no such directory, or of another version; or a U-Net, which takes no
+            prompt, is to refine its own box.
+        WeightsError: The backbone's weights are missing or others, or a U-Net's file is damaged.
     """
     manifest = _manifest(run_dir)
+    is_unet = manifest.get("stage") == "fit_unet"
+    if is_unet and prompt != "whole_image":
+        raise InputError(
+            f"--prompt {prompt}: {run_dir} is a U-Net, which takes no prompt; leave the option out"
+        )
     try:
-        config = SegmenterConfig(**manifest["config"]["segmenter"])
+        if is_unet:
+            config = UnetConfig(**manifest["config"]["unet"])
+        else:
+            config = SegmenterConfig(**manifest["config"]["segmenter"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
         ) from error
+    if isinstance(config, UnetConfig):
+        from lightning_modules.unet import load_unet
+
+        return load_unet(run_dir / WEIGHTS_NAME, config)
     module = fitted_segmenter(run_dir, config=config)
     module.sam.image_encoder = for_inference(module.sam.image_encoder)
     return module.eval()
@@ -50,18 +70,13 @@ def _manifest(run_dir: Path) -> dict:
                 "such as runs/store/fit/ID"
             )
     try:
-        manifest = json.loads((run_dir / "manifest.json").read_text())
+        return json.loads((run_dir / "manifest.json").read_text())
     except ValueError as error:
         raise InputError(f"{run_dir}: manifest.json cannot be read ({error})") from error
-    if manifest.get("stage") == "fit_unet":
-        raise InputError(
-            f"{run_dir}: a U-Net, which takes no prompt; give the run of a SAM segmenter"
-        )
-    return manifest
 
 
 def segment_images(
-    module: SamModule, paths: Mapping[str, Path], *, prompt: Prompt
+    module: "SamModule | UnetModule", paths: Mapping[str, Path], *, prompt: Prompt
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Segment images one by one, at their own size.
 
@@ -70,7 +85,8 @@ def segment_images(
             one.
         paths: Image by name.
         prompt: `whole_image`, or `predicted_box`: the box of the largest part of the model's own
-            whole-image mask, then one more pass. Neither knows where the head is.
+            whole-image mask, then one more pass. Neither knows where the head is. A U-Net takes
+            `whole_image` and sees no prompt.
 
     Yields:
         The name and the mask, uint8 (H, W) in {0, 1}; all zero where nothing was found.
@@ -86,21 +102,34 @@ def segment_images(
 
 
 @torch.inference_mode()
-def _segment(module: SamModule, image: np.ndarray, *, name: str, prompt: Prompt) -> np.ndarray:
-    side = FRAME_SIDE_PX[module.config.backbone]
-    placement = place(image.shape, frame_hw=(side, side), mode="pad")
-    frame = torch.from_numpy(image_to_frame(image, placement).astype(np.float32) / 255.0)
-    valid_hw = torch.tensor([placement.valid_hw], device=module.device)
-    embedding = encode(
-        module.sam,
-        frame[None, None].to(module.device),
-        valid_hw=valid_hw,
-        precision=module.config.encoder_precision,
-    )
-    batch = {"embedding": embedding, "valid_hw": valid_hw}
-    logits = module(batch, whole_image_boxes(valid_hw))[0]
-    if prompt == "predicted_box":
-        logits = module(batch, predicted_boxes(logits, valid_hw=valid_hw))[0]
+def _segment(
+    module: "SamModule | UnetModule", image: np.ndarray, *, name: str, prompt: Prompt
+) -> np.ndarray:
+    if isinstance(module, SamModule):
+        side = FRAME_SIDE_PX[module.config.backbone]
+        placement = place(image.shape, frame_hw=(side, side), mode="pad")
+    else:
+        placement = place(image.shape, frame_hw=module.config.size_hw, mode="squash")
+    frame = image_to_frame(image, placement).astype(np.float32) / 255.0
+    images = torch.from_numpy(frame)[None, None].to(module.device)
+    if isinstance(module, SamModule):
+        logits = _prompted(module, images, valid_hw=placement.valid_hw, prompt=prompt)
+    else:
+        logits = module(images)
     if not torch.isfinite(logits).all():
         raise FloatingPointError(f"{name}: the logits are not finite; the fitted weights are bad")
     return (logits_to_original(logits.cpu(), placement)[0, 0] > 0).numpy().astype(np.uint8)
+
+
+def _prompted(
+    module: SamModule, images: torch.Tensor, *, valid_hw: tuple[int, int], prompt: Prompt
+) -> torch.Tensor:
+    sizes = torch.tensor([valid_hw], device=module.device)
+    embedding = encode(
+        module.sam, images, valid_hw=sizes, precision=module.config.encoder_precision
+    )
+    batch = {"embedding": embedding, "valid_hw": sizes}
+    logits = module(batch, whole_image_boxes(sizes))[0]
+    if prompt == "predicted_box":
+        logits = module(batch, predicted_boxes(logits, valid_hw=sizes))[0]
+    return logits

@@ -226,7 +226,7 @@ def submit_command(
     from experiments.segment_images import load_run, segment_images
 
     with console.status("loading the segmenter"):
-        module = load_run(run_dir)
+        module = load_run(run_dir, prompt=prompt)
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
