@@ -1,5 +1,6 @@
 """What `sonosweep table` and `sonosweep figure` do: run what is missing, then show one output."""
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Sequence
@@ -134,9 +135,10 @@ def _run_box(config: ExperimentConfig, console: Console) -> Path:
     from experiments.run import execute, narrow, prepare, report_failures
     from experiments.statistics import read_rows
 
-    data, _ = prepare(config, console)
+    data, grid = prepare(config, console)
     plan, key = box_plan(config, data.view)
-    sweep = execute(config, console, data=data, plan=narrow(plan, stage="box"))
+    whole = dataclasses.replace(grid, nodes=grid.nodes | plan.nodes)
+    sweep = execute(config, console, data=data, plan=narrow(plan, stage="box"), whole=whole)
     if report_failures(sweep, console):
         raise SystemExit(1)
     from experiments.figure_box import write_box_outputs
