@@ -1,7 +1,7 @@
 """From `data.root` to what a plan needs: samples, index, subset, split. Torch-free."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
                     f"{samples[sample.sample_id].cohort} does; rename one"
                 )
             samples[sample.sample_id] = sample
-    foreign = _foreign_pairs(config, taken=samples, progress=progress)
+    foreign, foreign_index = _foreign_pairs(config, taken=samples, progress=progress)
     content = {
         sample_id: files_sha256(sample.image_path, sample.annotation_path)
         for sample_id, sample in samples.items()
@@ -90,6 +90,9 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
     _refuse_shared_images(indices, name=name, folds=folds)
+    if foreign_index is not None:
+        tested = {sample_id for fold in folds for sample_id in fold.test}
+        _refuse_tested_pairs(foreign_index, indices, name=name, tested=tested)
     return Data(
         name=name,
         samples=samples,
@@ -158,10 +161,10 @@ def write_splits(folds: Sequence[Split], path: Path) -> None:
 
 def _foreign_pairs(
     config: ExperimentConfig, *, taken: Mapping[str, Sample], progress: Progress | None
-) -> dict[str, str] | None:
-    """Content hash of each pair in `synthesis.folder`, after every file was decoded once."""
+) -> tuple[dict[str, str] | None, Index | None]:
+    """Content hash of each pair in `synthesis.folder`, and their index; None without a folder."""
     if config.synthesis.folder is None:
-        return None
+        return None, None
     pairs = read_synthetic(Path(config.synthesis.folder)).samples
     for pair in pairs:
         if pair.sample_id in taken:
@@ -169,8 +172,8 @@ def _foreign_pairs(
                 f"synthesis.folder: {pair.image_path} has the name of a real image; rename the pair"
             )
     content = {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs}
-    cached_index(pairs, content=content, folder=Path(config.store.root), progress=progress)
-    return content
+    folder = Path(config.store.root)
+    return content, cached_index(pairs, content=content, folder=folder, progress=progress)
 
 
 def _refuse_shared_images(
@@ -186,6 +189,20 @@ def _refuse_shared_images(
                 f"data.test_cohorts: {pairs[other]} of {other} is a near-copy of {pairs[name]} of "
                 f"{name} (correlation {found.correlation:.3f}), which is trained on; remove it"
             )
+
+
+def _refuse_tested_pairs(
+    pairs: Index, indices: Mapping[str, Index], *, name: str, tested: Set[str]
+) -> None:
+    """Somebody else's pairs must not hold what is tested on."""
+    for cohort, index in indices.items():
+        for found in cross_cohort_duplicates({"pairs": pairs, cohort: index}):
+            pair, real = found.sample_ids
+            if cohort != name or real in tested:
+                raise InputError(
+                    f"synthesis.folder: the pair {pair} is a near-copy of the test image {real} of "
+                    f"{cohort} (correlation {found.correlation:.3f}); remove it"
+                )
 
 
 def _folds(

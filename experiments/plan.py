@@ -85,23 +85,26 @@ def _grid(config: ExperimentConfig, data: DataView, *, nodes: Nodes, fold: int) 
         for fraction, count in amounts:
             for support in grid.support:
                 for seed in grid.seed:
+                    fitted: set[str | None] = set()
                     for generator_seed in generator_seeds:
-                        trials.append(
-                            _trial(
-                                config,
-                                data,
-                                nodes=nodes,
-                                axes={
-                                    "condition": condition,
-                                    "real_fraction": fraction,
-                                    "n_real": count,
-                                    "support": support,
-                                    "seed": seed,
-                                    "generator_seed": generator_seed,
-                                    "fold": fold,
-                                },
-                            )
+                        trial = _trial(
+                            config,
+                            data,
+                            nodes=nodes,
+                            axes={
+                                "condition": condition,
+                                "real_fraction": fraction,
+                                "n_real": count,
+                                "support": support,
+                                "seed": seed,
+                                "generator_seed": generator_seed,
+                                "fold": fold,
+                            },
                         )
+                        # Pairs that no generator made are the same for each of its seeds.
+                        if trial.fit_key not in fitted:
+                            fitted.add(trial.fit_key)
+                            trials.append(trial)
     return trials
 
 

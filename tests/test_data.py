@@ -108,3 +108,22 @@ def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folde
     config.data.test_cohorts = [str(tmp_path / "clinic")]
     with pytest.raises(InputError, match=f"theirs of clinic is a near-copy of {copied}"):
         load_data(config)
+
+
+def test_pairs_of_others_may_copy_train_images_but_no_test_image(config, hc18_folder, tmp_path):
+    split = load_data(config).view.split
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 1, -1)
+
+    def copy_of(sample_id: str, name: str) -> str:
+        path = hc18_folder / "training_set" / f"{sample_id}.png"
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        write_pair(tmp_path / name, "pair-1", image=image, mask=mask)
+        return str(tmp_path / name)
+
+    config.synthesis.folder = copy_of(split.train[0], "fair")
+    assert set(load_data(config).view.foreign_pairs) == {"pair-1"}
+    config.synthesis.folder = copy_of(split.test[0], "leak")
+    with pytest.raises(
+        InputError, match=f"pair-1 is a near-copy of the test image {split.test[0]}"
+    ):
+        load_data(config)

@@ -277,6 +277,21 @@ def test_the_seed_of_the_generator_is_no_axis_of_real_trials():
     assert conditions == ["real", "synthetic", "synthetic"]
 
 
+def test_the_seed_of_the_generator_is_no_axis_of_pairs_that_none_made():
+    axes = ["sweep.generator_seed=[0,1]", "sweep.real_count=[8]", "sweep.real_fraction=[]"]
+    made = plan(*axes, "sweep.condition=[real_resized,synthetic,synthetic_random_subset]")
+    seeds = [(t.condition, t.generator_seed) for t in made.grid]
+    assert seeds == [
+        ("real_resized", 0),
+        ("synthetic", 0),
+        ("synthetic", 1),
+        ("synthetic_random_subset", 0),
+        ("synthetic_random_subset", 1),
+    ]
+    foreign = plan(*axes, "sweep.condition=[synthetic]", data=make_data(foreign_pairs={"a": "b"}))
+    assert len(foreign.grid) == 1
+
+
 def test_foreign_pairs_need_no_generator_and_no_gate():
     made = plan("sweep.condition=[synthetic]", data=make_data(foreign_pairs={"a": "1", "b": "2"}))
     assert stages(made) == {
