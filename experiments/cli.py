@@ -151,6 +151,25 @@ def figure(sources: Sources, kind: Kind = "fractions") -> None:
 
 
 @app.command()
+def status(
+    sweep: Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")],
+    root: Annotated[Path, typer.Option(help="Folder of the sweeps: store.root.")] = Path("runs"),
+    lines: Annotated[int, typer.Option(min=0, help="Lines of each failed stage's log.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Say how a sweep fares, whether it runs or not: done, running, failed and why."""
+    from experiments.status import as_json as plain
+    from experiments.status import find_sweep, read_sweep
+    from experiments.status_view import print_status
+
+    found = read_sweep(find_sweep(sweep, root=root), log_lines=lines)
+    if as_json:
+        print(json.dumps(plain(found), indent=1))
+    else:
+        print_status(found, _console())
+
+
+@app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
