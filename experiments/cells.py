@@ -48,6 +48,11 @@ class Block:
     """Text cells under `tables.COLUMNS`; empty where there is nothing to say."""
     notes: tuple[str, ...]
     """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
+    spreads: pd.DataFrame
+    """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
+    best: pd.DataFrame
+    """Whether a cell is the best of its amount, as printed; shaped as `rows`. Never a control, and
+    nothing where there is one row to choose from."""
 
 
 def cells(
@@ -56,7 +61,7 @@ def cells(
     """Average the done trials of each cell (cohort, prompt, amount, condition, label counts).
 
     A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
-    models, `dice_sd` is the standard deviation of their mean Dice, and the intervals resample
+    models, each `_sd` is the standard deviation (n - 1) of a mean, and the intervals resample
     exams and supports at once (exams alone where there is one support).
 
     Args:
@@ -69,7 +74,8 @@ def cells(
         A row per cell: test_cohort, prompt, amount, condition, n_val_labels, n_generator_labels,
         real_fraction, n_real_min, n_real_max, n_total_min, n_total_max, n_trials, n_supports,
         n_folds, trial_ids, trial_dice (a model each), the columns of `MEANS`, dice_low, dice_high,
-        dice_trimester_weighted_low and _high, dice_sd, n_exams, trimesters_missing.
+        dice_trimester_weighted_low and _high, dice_sd, dice_trimester_weighted_sd,
+        hc_abs_err_mm_sd, n_exams, trimesters_missing.
     """
     done = with_defaults(results[results["status"] == "done"])
     # On its own labels a generator may see a few more in one support than in the other.
@@ -132,6 +138,8 @@ def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -
     return row | {
         "trial_dice": tuple(models["dice_mean"]),
         "dice_sd": models["dice_mean"].std(ddof=1),
+        "dice_trimester_weighted_sd": known["dice_trimester_weighted_mean"].std(ddof=1),
+        "hc_abs_err_mm_sd": known["hc_abs_err_mm_mean"].std(ddof=1),
         "n_exams": models["n_exams"].max(),
         "trimesters_missing": models.get("trimesters_missing", pd.Series([""])).iloc[0],
     }

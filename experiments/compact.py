@@ -12,7 +12,7 @@ import pandas as pd
 
 from datamodules.errors import InputError
 from experiments.cells import MODEL
-from experiments.latex import escape_latex
+from experiments.latex import escape_latex, latex_cell, latex_text
 from experiments.statistics import CONTROLS, amounts, combine_results, with_defaults
 from experiments.tables import CONDITION_LABELS, PROMPT_LABELS
 
@@ -258,22 +258,12 @@ def _latex(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
         parts += [" & ".join(map(escape_latex, heads)) + " \\\\", "\\midrule"]
         for row, cells in block.cells.iterrows():
             marked = [
-                _latex_cell(text, is_best=block.best.loc[row, name]) for name, text in cells.items()
+                latex_cell(text, is_best=block.best.loc[row, name]) for name, text in cells.items()
             ]
             parts.append(" & ".join([escape_latex(row), *marked]) + " \\\\")
         parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
-    below = [_latex_text(note) for note in notes]
+    below = [latex_text(note) for note in notes]
     return "\n".join([*parts, *(f"\\noindent {note}\\par" for note in below), ""])
-
-
-def _latex_cell(text: str, *, is_best: bool) -> str:
-    if not text:
-        return "--"
-    return f"\\textbf{{{_latex_text(text)}}}" if is_best else _latex_text(text)
-
-
-def _latex_text(text: str) -> str:
-    return escape_latex(text).replace("±", "$\\pm$")
 
 
 def _csv(blocks: Sequence[CompactBlock]) -> str:

@@ -63,6 +63,24 @@ _DIGITS = {
     "hc_abs_err_mm_mean": ("HC error mm", 2),
     "hc_abs_err_mm_p95": ("HC error p95 mm", 2),
 }
+_SPREADS = {
+    "dice_trimester_weighted_sd": ("weighted Dice %", 100, 1),
+    "dice_sd": ("Dice %", 100, 1),
+    "hc_abs_err_mm_sd": ("HC error mm", 1, 2),
+}
+"""Column of `cells` to the heading it belongs to, the factor of its unit, and digits."""
+_BETTER_HIGH = {
+    "weighted Dice %": True,
+    "Dice %": True,
+    "median %": True,
+    "share below 0.9": False,
+    "HC error mm": False,
+    "HC error p95 mm": False,
+    "HD mm": False,
+    "Dice@256 %": True,
+    "not found": False,
+}
+"""Whether the highest of a heading is its best; headings without a best are absent."""
 COLUMNS = [
     "condition",
     "real",
@@ -126,26 +144,46 @@ def _block(scored: pd.DataFrame, *, waiting: pd.DataFrame, test_cohort: str, pro
     conditions = list(CONDITION_LABELS)
     entries = []
     for _, row in scored.iterrows():
-        entries.append((_sort_key(row, conditions), _scored_text(row), ""))
+        amount = None if row["condition"] in CONTROLS else row["amount"]
+        texts = (_scored_text(row), _spread_text(row), "", amount)
+        entries.append((_sort_key(row, conditions), *texts))
     for _, row in waiting.iterrows():
         reason = row.get("reason")
         status = str(row["status"])
         note = f"{status}: {reason}" if isinstance(reason, str) and reason else status
-        entries.append((_sort_key(row, conditions), _label_text(row), note))
+        entries.append((_sort_key(row, conditions), _label_text(row), {}, note, None))
     entries.sort(key=lambda entry: entry[0])
-    frame = pd.DataFrame([text for _, text, _ in entries], columns=COLUMNS, dtype=object)
-    frame = frame.fillna("")
+    _, rows, spreads, notes, compared = zip(*entries, strict=True) if entries else ((),) * 5
+    frame = pd.DataFrame(list(rows), columns=COLUMNS, dtype=object).fillna("")
     empty = [name for name in _OPTIONAL if (frame[name] == "").all()]
     if frame["supports"].isin(["", "1"]).all():
         empty.append("supports")
+    shown = frame.drop(columns=empty)
+    around = pd.DataFrame(list(spreads), index=shown.index, columns=shown.columns, dtype=object)
     prompt_label = PROMPT_LABELS.get(prompt, prompt)
     return Block(
         test_cohort=test_cohort,
         prompt=prompt,
         title=f"{test_cohort}, {prompt_label}" if test_cohort else "no trial has finished",
-        rows=frame.drop(columns=empty),
-        notes=tuple(note for _, _, note in entries),
+        rows=shown,
+        notes=tuple(notes),
+        spreads=around.fillna(""),
+        best=_best(shown, amounts_of_rows=compared),
     )
+
+
+def _best(rows: pd.DataFrame, *, amounts_of_rows: Sequence[str | None]) -> pd.DataFrame:
+    """Mark the best printed values of each amount; rows without an amount are not compared."""
+    best = pd.DataFrame(False, index=rows.index, columns=rows.columns)
+    groups = pd.Series(amounts_of_rows, index=rows.index, dtype=object)
+    for heading, is_better_high in _BETTER_HIGH.items():
+        if heading not in rows:
+            continue
+        numbers = pd.to_numeric(rows[heading].str.rstrip("*"), errors="coerce")
+        for _, own in numbers.groupby(groups):
+            if own.count() > 1:
+                best.loc[own.index, heading] = own.eq(own.max() if is_better_high else own.min())
+    return best
 
 
 def _sort_key(row: pd.Series, conditions: Sequence[str]) -> tuple:
@@ -188,6 +226,13 @@ def _scored_text(row: pd.Series) -> dict[str, str]:
     text["supports"] = "" if row["condition"] in CONTROLS else _number(row["n_supports"], 0)
     text["trials"] = _number(row["n_trials"], 0)
     return text
+
+
+def _spread_text(row: pd.Series) -> dict[str, str]:
+    return {
+        heading: _number(factor * row[name], digits)
+        for name, (heading, factor, digits) in _SPREADS.items()
+    }
 
 
 def _interval(row: pd.Series, stem: str) -> str:

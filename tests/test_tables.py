@@ -246,12 +246,12 @@ def test_latex_has_matching_columns_and_escapes():
     assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 2
     spec = text.split("\\begin{tabular}{")[1].split("}\n")[0]
     assert spec.startswith("llS[table-format=3.0]S[table-format=2.0]S[table-format=1.0]")
-    # Weighted Dice, Dice and its interval, median.
-    assert "S[table-format=2.1]S[table-format=2.1]lS[table-format=2.1]" in spec
+    # Weighted Dice, Dice and its interval, median: with a best of two rows, no numbers for siunitx.
+    assert "S[table-format=3.0]rrlr" in spec
     spec = re.sub(r"\[[^]]*\]", "", spec)
     rows = [line for line in text.splitlines() if line.endswith("\\\\")]
     assert {line.replace("\\&", "").count("&") for line in rows} == {len(spec) - 1}
-    assert set(spec) == {"l", "S"}
+    assert set(spec) == {"l", "r", "S"}
     assert "+ synthetic, 400 real images: failed: loss | NaN at step\\_7." in text
     assert text.count("step\\_7") == 1  # the reason is given once, below the tables
     assert text.count("& failed &") == 2
@@ -343,8 +343,9 @@ def test_an_infinite_distance_is_printed_and_no_siunitx_number():
     made = blocks(aggregate(rows))
     assert made[0].rows["HD mm"].tolist() == ["2.50", "inf"]
     text = to_latex(made, notes=[])
-    assert "inf" in text
+    assert "& \\textbf{2.50} & " in text
+    assert "& inf &" in text
     header = next(line for line in text.splitlines() if "HD mm" in line)
     place = [name.strip(" {}\\") for name in header.split("&")].index("HD mm")
     spec = re.sub(r"\[[^]]*\]", "", text.split("\\begin{tabular}{")[1].split("}\n")[0])
-    assert spec[place] == "l"
+    assert spec[place] == "r"
