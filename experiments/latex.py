@@ -35,8 +35,8 @@ def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
     after ±. Headings are short and the reason of a failure stands below, so that a landscape page
     holds it.
     """
-    parts = ["% Needs \\usepackage{booktabs,siunitx}; the tables fit a landscape page."]
-    parts.append("{\\footnotesize\\setlength{\\tabcolsep}{3pt}")
+    parts = ["% Needs \\usepackage{booktabs,siunitx}; landscape A4, margins of 1 cm."]
+    parts.append("{\\scriptsize\\setlength{\\tabcolsep}{3pt}")
     reasons, is_marked = [], False
     for block in tables:
         frame, marked = _with_marks(block)
