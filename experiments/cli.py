@@ -53,14 +53,49 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try again what failed before.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print what would be done and how long; start nothing."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the dry run as JSON for a program.")
+    ] = False,
 ) -> None:
     """Run a recipe's trials; write tables, figures and report."""
     from experiments.recipe import load_config
 
+    if as_json and not dry_run:
+        raise InputError("--json belongs to a dry run; add --dry-run")
     config = load_config(recipe, overrides or [])
+    if dry_run:
+        from experiments.forecast_text import print_dry_run
+
+        print_dry_run(config, retry_failed=retry_failed, as_json=as_json)
+        return
     from experiments.run import run_sweep
 
     run_sweep(config, _console(), retry_failed=retry_failed)
+
+
+@app.command()
+def trial(
+    recipe: Recipe,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[AXIS=VALUE]... [KEY=VALUE]...",
+            help="condition, real_count or real_fraction, support, seed, generator_seed, fold; "
+            "and changes to the recipe.",
+        ),
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE/ID", help="Run this stage instead.")
+    ] = None,
+) -> None:
+    """Run one trial of a recipe with all that it needs: for agents and cluster jobs."""
+    from experiments.trial import trial_command
+
+    trial_command(recipe, words or [], stages=stage or [], console=_console())
 
 
 @app.command()
@@ -167,6 +202,33 @@ def status(
         print(json.dumps(plain(found), indent=1))
     else:
         print_status(found, _console())
+
+
+@app.command()
+def clean(
+    orphans: Annotated[
+        bool, typer.Option("--orphans", help="Select what no sweep refers to.")
+    ] = False,
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Select of this stage only, as fit or embeddings.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="Select what no sweep but this one refers to.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="AGE", help="Select what was last used before 30d.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder of the sweeps: store.root.")] = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is selected.")] = False,
+) -> None:
+    """List what the store costs; remove what is selected by all options, if --yes is given."""
+    from experiments.clean import selection_of
+    from experiments.clean_view import clean_command
+
+    chosen = selection_of(
+        orphans=orphans, stages=stage or [], sweeps=sweep or [], older_than=older_than
+    )
+    clean_command(root, chosen, yes=yes, console=_console())
 
 
 @app.command()

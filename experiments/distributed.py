@@ -1,4 +1,4 @@
-"""A stage over several devices: `python -m experiments.distributed SWEEP_DIR KEY THREADS PARTS`.
+"""A stage over several devices: `python -m experiments.distributed RUN_DIR THREADS PARTS`.
 
 The sweep starts this command instead of a forked process, because Lightning starts its own command
 once more for every further device. The first process holds the run and keeps what is made; the
@@ -12,6 +12,10 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import yaml
+
+from datamodules.storage import write_atomic
+from experiments.config import resolved
 from experiments.context import StageContext
 from experiments.data import load_data
 from experiments.plan import make_plan
@@ -19,15 +23,29 @@ from experiments.recipe import load_config
 from experiments.store import RunStore
 from experiments.worker import redirect_output, run_held, stop_with_parent
 
+REQUEST = "request.yaml"
 
-def context_of(sweep_dir: Path, key: str) -> StageContext:
-    """Find a stage of a sweep again, from the recipe that the sweep wrote down."""
-    config = load_config(str(sweep_dir / "config.yaml"), [f"store.root={sweep_dir.parent}"])
+
+def write_request(context: StageContext) -> None:
+    """Write the recipe into the run's directory, from which the command finds the stage again."""
+    text = yaml.safe_dump(resolved(context.config), sort_keys=False)
+    write_atomic(context.run_dir / REQUEST, text)
+
+
+def context_of(run_dir: Path) -> StageContext:
+    """The stage that is to be run in a directory.
+
+    Raises:
+        KeyError: The data are others than when it was asked for.
+    """
+    run_dir = run_dir.absolute()
+    root = run_dir.parents[2]
+    config = load_config(str(run_dir / REQUEST), [f"store.root={root}"])
     data = load_data(config)
     return StageContext(
         config=config,
-        node=make_plan(config, data.view).nodes[key],
-        store=RunStore(sweep_dir.parent),
+        node=make_plan(config, data.view).nodes[f"{run_dir.parent.name}/{run_dir.name}"],
+        store=RunStore(root),
         samples=data.samples,
         rows=data.rows,
         content=data.view.content,
@@ -37,16 +55,14 @@ def context_of(sweep_dir: Path, key: str) -> StageContext:
 
 def main(arguments: list[str]) -> int:
     """Run the stage in this process; gives its exit code."""
-    sweep_dir, key, threads, parts = arguments
-    is_first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    context = replace(context_of(Path(sweep_dir), key), shrink=int(parts))
-    run_dir = context.run_dir
-    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir, threads, parts = Path(arguments[0]), int(arguments[1]), int(arguments[2])
     redirect_output(run_dir / "log.txt")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_with_parent()
-    each = max(1, int(threads) // context.config.trainer.devices)
-    if is_first:
+    context = replace(context_of(run_dir), shrink=parts)
+    each = max(1, threads // context.config.trainer.devices)
+    # Lightning sets it for the processes that it starts.
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
         return run_held(context, threads=each)
     import torch
 

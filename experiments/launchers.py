@@ -14,6 +14,7 @@ from typing import Protocol
 from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.devices import device_environment
+from experiments.distributed import write_request
 from experiments.worker import STOPPED, run_node
 
 DISTRIBUTED = ("fit", "generator")
@@ -87,15 +88,14 @@ class LocalLauncher:
 
     Args:
         config: Its devices, workers and threads.
-        sweep_dir: Folder of the sweep, whose config.yaml a command reads.
     """
 
     chains = False
     poll_s = 0.25
     stop_grace_s = 20.0
 
-    def __init__(self, config: ExperimentConfig, *, sweep_dir: Path) -> None:
-        self._config, self._sweep_dir = config, sweep_dir
+    def __init__(self, config: ExperimentConfig) -> None:
+        self._config = config
         self.slots = slots_of(config)
         cores = len(os.sched_getaffinity(0))
         self.threads = config.trainer.threads or max(1, cores // len(self.slots))
@@ -129,9 +129,7 @@ class LocalLauncher:
         is_distributed = self._config.trainer.devices > 1 and context.node.stage in DISTRIBUTED
         environment = device_environment(slot.devices if is_distributed else slot.devices[:1])
         if is_distributed:
-            return _CommandJob(
-                context, sweep_dir=self._sweep_dir, threads=self.threads, environment=environment
-            )
+            return _CommandJob(context, threads=self.threads, environment=environment)
         if self._spawner is None:
             self._spawner = _forkserver()
         process = self._spawner.Process(target=run_node, args=(context, self.threads, environment))
@@ -172,10 +170,11 @@ class _CommandJob:
         self,
         context: StageContext,
         *,
-        sweep_dir: Path,
         threads: int,
         environment: dict[str, str],
     ) -> None:
+        context.run_dir.mkdir(parents=True, exist_ok=True)
+        write_request(context)
         package = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         # A group of its own: the processes of all devices end together.
@@ -184,8 +183,7 @@ class _CommandJob:
                 sys.executable,
                 "-m",
                 "experiments.distributed",
-                str(sweep_dir),
-                context.node.key,
+                str(context.run_dir),
                 str(threads),
                 str(context.shrink),
             ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -96,7 +97,7 @@ def _run_live(sweep: Sweep, console: Console) -> None:
         )
         raise SystemExit(130) from None
     if sweep.halted:
-        _say(console, sweep.halted)
+        say(console, sweep.halted)
 
 
 def _recorded_sweep(
@@ -107,9 +108,9 @@ def _recorded_sweep(
     # `clean` holds this too: it removes nothing that is found done here.
     with hold(store.root / "store"):
         change = record_plan(store.sweep_dir(config.name), plan if whole is None else whole)
-        sweep = Sweep(config, data=data, plan=plan, say=lambda line: _say(console, line))
+        sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     if change is not None:
-        _say(console, change)
+        say(console, change)
     return sweep
 
 
@@ -127,19 +128,20 @@ def _keep_failures(sweep: Sweep, console: Console) -> None:
         what = (
             "stage has failed before and is" if kept == 1 else "stages have failed before and are"
         )
-        _say(
+        say(
             console,
             f"{kept} {what} not tried again; once the cause is mended, add --retry-failed",
         )
 
 
-def _say(console: Console, line: str) -> None:
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
     console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def narrow(plan: Plan, *, stage: str) -> Plan:
-    """The part of a plan that leads to the stages of one kind."""
-    wanted = [key for key, node in plan.nodes.items() if node.stage == stage]
+def narrow(plan: Plan, *, stage: str = "", keys: Sequence[str] = ()) -> Plan:
+    """The part of a plan that leads to the stages of one kind, or to certain ones."""
+    wanted = [key for key, node in plan.nodes.items() if node.stage == stage or key in keys]
     keep: set[str] = set()
     while wanted:
         key = wanted.pop()

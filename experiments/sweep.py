@@ -68,9 +68,7 @@ class Sweep:
     ) -> None:
         self.config, self.data, self.plan, self.say = config, data, plan, say
         self.store = RunStore(_absolute(config.store.root))
-        self.launcher: Launcher = launcher or LocalLauncher(
-            config, sweep_dir=self.store.sweep_dir(config.name)
-        )
+        self.launcher: Launcher = launcher or LocalLauncher(config)
         self.runs = {key: NodeRun(node=node) for key, node in plan.nodes.items()}
         for run in self.runs.values():
             if self.store.is_done(run.node.stage, run.node.id):
