@@ -177,7 +177,9 @@ def _block(part: pd.DataFrame, *, shown: Shown, cohort: str, prompt: str) -> Com
     )[shown.column].mean()
     is_control = models["condition"].isin(CONTROLS)
     trained = models[~is_control]
-    columns = list(trained.sort_values("n_real", kind="stable")["amount"].unique()) or [""]
+    columns = list(trained.sort_values("n_real", kind="stable")["amount"].unique()) or [
+        "controls only"
+    ]
     order = {name: k for k, name in enumerate(CONDITION_LABELS)}
     rows = models.assign(rank=models["condition"].map(lambda c: order.get(c, len(order))))
     rows = list(rows.sort_values("rank", kind="stable")["row"].unique())

@@ -91,7 +91,8 @@ def figure_amounts(
     One line per condition with its 95 % interval (a band, or bars where bands would hide each
     other), and a dot per trial where a cell has several; the controls, which no real image is
     drawn for, are dashed levels. The axis is logarithmic where amounts span a factor of 8; a single
-    amount shows its conditions side by side.
+    amount shows its conditions side by side. A prompt under which controls alone were scored has no
+    panel, unless that is all there is; a panel without a curve says so in its title.
 
     Args:
         results: Rows of results.csv; rows that are not done are left out.
@@ -102,7 +103,8 @@ def figure_amounts(
     points = curve_points(results, per_image=per_image, x=x, seed=seed)
     present = set(points["test_cohort"])
     cohorts = [c for c in dict.fromkeys(results["test_cohort"]) if c in present] or [""]
-    prompts = prompt_order(points["prompt"].tolist()) or [""]
+    trained = points[~points["condition"].isin(CONTROLS)]
+    prompts = prompt_order((points if trained.empty else trained)["prompt"].tolist()) or [""]
     with matplotlib.rc_context(RC_PARAMS):
         has_levels = points["condition"].isin(CONTROLS).any()
         width = 5.2 if has_levels else 4.1
@@ -114,13 +116,22 @@ def figure_amounts(
                 axis = axes[i, j]
                 here = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
                 drawn.append((axis, _draw_curves(axis, points[here])))
-                label = PROMPT_LABELS.get(prompt, prompt)
-                title = f"{cohort}, {label}" if len(cohorts) > 1 else label
-                axis.set_title(title or "no trial has finished", fontsize=10, loc="left")
+                title = PROMPT_LABELS.get(prompt, prompt) + _why_no_curve(points[here])
+                if len(cohorts) > 1:
+                    title = f"{cohort}, {title}"
+                if points.empty:
+                    title = "no trial has finished"
+                axis.set_title(title, fontsize=10, loc="left")
                 axis.set_xlabel(_AXIS_LABELS[x])
                 axis.set_ylabel(_DICE_LABEL if j == 0 else "")
         shared_legend(figure, axes.ravel(), levels=drawn)
         return figure
+
+
+def _why_no_curve(points: pd.DataFrame) -> str:
+    if points.empty:
+        return ", not scored"
+    return ", controls only" if points["condition"].isin(CONTROLS).all() else ""
 
 
 def _draw_curves(axis: Axes, points: pd.DataFrame) -> pd.Series:
@@ -146,6 +157,8 @@ def _draw_curves(axis: Axes, points: pd.DataFrame) -> pd.Series:
         axis.set_xticks([middle], [_tick_names(lines)[lines["x"].iloc[0]]])
     elif len(lines):
         _amount_axis(axis, lines)
+    else:
+        axis.set_xticks([])
     return levels
 
 

@@ -283,6 +283,8 @@ def control_sentences(results: pd.DataFrame) -> list[str]:
         if len(trained):
             ends = 100 * trained["dice_mean"].min(), 100 * trained["dice_mean"].max()
             text += f"; the trained models score {ends[0]:.1f} to {ends[1]:.1f} %"
+        else:
+            text += "; no trained model was scored here"
         sentences.append(text + ".")
     return sentences
 

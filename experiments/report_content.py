@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -28,7 +29,7 @@ from experiments.report_synthesis import (
     sample_pairs,
 )
 from experiments.sweep import Sweep
-from experiments.tables import CONDITION_LABELS, PROMPT_LABELS
+from experiments.tables import CONDITION_LABELS, CONTROLS, PROMPT_LABELS
 
 N_PAIRS = 6
 
@@ -71,8 +72,12 @@ def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> lis
             caption="Dice against the number of real images; bands are 95 % intervals over exams.",
         )
     ]
-    if per_image["trimester"].notna().any():
-        prompt = sweep.config.evaluation.prompts[0]
+    prompt = shown_prompt(
+        per_image[per_image["trimester"].notna()],
+        prompts=sweep.config.evaluation.prompts,
+        test_cohort=sweep.data.name,
+    )
+    if prompt is not None:
         figure = figure_trimesters(per_image, prompt=prompt, test_cohort=sweep.data.name)
         figures.append(
             Picture(
@@ -81,6 +86,26 @@ def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> lis
             )
         )
     return figures
+
+
+def shown_prompt(
+    per_image: pd.DataFrame, *, prompts: Sequence[str], test_cohort: str
+) -> str | None:
+    """The first prompt under which a trained model was scored: one that controls alone were scored
+    under has nothing to show.
+
+    Args:
+        per_image: Rows of per_image.csv.
+        prompts: In the order of preference.
+        test_cohort: Cohort that counts.
+
+    Returns:
+        One of `prompts`; None where there is none, as for no rows.
+    """
+    is_trained = ~per_image["condition"].isin(CONTROLS)
+    rows = per_image[is_trained & (per_image["test_cohort"] == test_cohort)]
+    known = set(rows["prompt"])
+    return next((prompt for prompt in prompts if prompt in known), None)
 
 
 def _real_pairs(sweep: Sweep) -> list[Picture]:
@@ -92,8 +117,9 @@ def _real_pairs(sweep: Sweep) -> list[Picture]:
 
 
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
-    """The trial with the most images of the last condition, under the first prompt."""
-    cohort, prompt = sweep.data.name, sweep.config.evaluation.prompts[0]
+    """The trial with the most images of the last condition, under its first prompt."""
+    cohort = sweep.data.name
+    prompt = shown_prompt(per_image, prompts=sweep.config.evaluation.prompts, test_cohort=cohort)
     finished = [
         s
         for s in sweep.plan.trials

@@ -161,6 +161,8 @@ def _block(scored: pd.DataFrame, *, waiting: pd.DataFrame, test_cohort: str, pro
     shown = frame.drop(columns=empty)
     around = pd.DataFrame(list(spreads), index=shown.index, columns=shown.columns, dtype=object)
     prompt_label = PROMPT_LABELS.get(prompt, prompt)
+    if len(scored) == len(frame) and scored["condition"].isin(CONTROLS).all():
+        prompt_label += ", controls only"
     return Block(
         test_cohort=test_cohort,
         prompt=prompt,

@@ -155,3 +155,11 @@ def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
     assert "we test 2 images, as whole" in text
     assert "ours are not checked" in text
     assert "2 box draws" in text
+
+
+def test_a_block_of_controls_alone_says_so():
+    level = RESULTS.iloc[[0]].assign(trial_id="box", condition="box_only", n_real=0, support=np.nan)
+    both = pd.concat([RESULTS, level.assign(prompt="jittered_box")])
+    markdown = compact_tables(both, measure="dice_weighted", format_name="markdown")
+    assert "| condition | controls only |" in markdown
+    assert "| box only (no image) | 80.0 |" in markdown

@@ -175,6 +175,29 @@ def test_several_trials_show_a_dot_each():
     assert axis.get_lines()[0].get_ydata() == pytest.approx([80.5, 82.5, 84.5])
 
 
+def test_a_prompt_of_controls_alone_has_no_panel():
+    """A U-Net takes no box: under the jittered one stands the box-only control alone."""
+    results, per_image = sweep(FRACTIONS)
+    whole = (results["prompt"] == "whole_image") | (results["condition"] == "box_only")
+    kept = per_image[(per_image["prompt"] == "whole_image") | (per_image["trial_id"] == "box")]
+    (axis,) = figure_amounts(results[whole], per_image=kept).axes
+    assert axis.get_title(loc="left") == "whole-image prompt"
+    # Another cohort has that prompt, so that the panel is there and says why it holds no curve.
+    here, images = sweep(FRACTIONS, prompts=("jittered_box",), cohort="es")
+    figure = figure_amounts(pd.concat([results[whole], here]), per_image=pd.concat([kept, images]))
+    titles = [axis.get_title(loc="left") for axis in figure.axes]
+    assert titles == [
+        "hc18, whole-image prompt",
+        "hc18, jittered-box prompt, controls only",
+        "es, whole-image prompt, not scored",
+        "es, jittered-box prompt",
+    ]
+    assert figure.axes[1].get_xticks().tolist() == []
+    # Before any model is done, the controls are what there is.
+    (axis,) = figure_amounts(results[results["condition"] == "box_only"]).axes
+    assert axis.get_title(loc="left") == "jittered-box prompt, controls only"
+
+
 def test_nothing_done_gives_an_empty_figure():
     results, _ = sweep(FRACTIONS)
     figure = figure_amounts(results.assign(status="failed"))

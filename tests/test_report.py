@@ -19,6 +19,7 @@ from experiments.report import (
     render_report,
     status_line,
 )
+from experiments.report_content import shown_prompt
 
 
 class Page(HTMLParser):
@@ -209,7 +210,22 @@ def test_small_parts_by_hand():
         "hc18, jittered-box prompt: 88.0 % without the image; "
         "the trained models score 85.0 to 95.0 %."
     ]
+    box = results[results["condition"] == "box_only"]
+    assert control_sentences(box) == [
+        "hc18, jittered-box prompt: 88.0 % without the image; no trained model was scored here."
+    ]
     budgets = {(r["condition"], *r["counts"]): r["total"] for r in budget_rows(results)}
     assert budgets["real only", "40", "0", "5"] == "45"
     assert budgets["+ synthetic", "400", "60", "5"] == "465"
     assert ("box only (no image)", "0", "0", "0") not in budgets
+
+
+def test_the_prompt_that_is_pictured_has_a_trained_model():
+    _, per_image = sweep()
+    order = {"prompts": ["jittered_box", "whole_image"], "test_cohort": "hc18"}
+    assert shown_prompt(per_image, **order) == "jittered_box"
+    is_control = per_image["condition"] == "box_only"
+    rows = per_image[is_control | (per_image["prompt"] == "whole_image")]
+    assert shown_prompt(rows, **order) == "whole_image"
+    for none in (per_image[is_control], per_image.iloc[:0], per_image.assign(test_cohort="es")):
+        assert shown_prompt(none, **order) is None

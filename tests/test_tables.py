@@ -101,6 +101,9 @@ def test_blocks_put_the_leak_free_prompt_first_and_the_control_where_a_box_is_gi
     assert made[1].rows["condition"].iloc[-1] == "box only (no image)"
     assert made[1].rows["Dice %"].iloc[-1] == "88.0"
     assert made[1].rows["total labels"].iloc[-1] == ""
+    assert made[1].title == "hc18, jittered-box prompt"
+    (lonely,) = blocks(results[results["condition"] == "box_only"], per_image=per_image)
+    assert lonely.title == "hc18, jittered-box prompt, controls only"
 
 
 def test_cells_show_the_numbers_of_the_trial():
