@@ -52,13 +52,12 @@ class SplitConfig:
     """From 2 on, exam-wise cross-testing: fold k tests every n_folds-th exam group, so that every
     exam is tested once; `test` is then not read. 1 is a single split."""
     file: str | None = None
-    """Published split file (`sonosweep data split`) to use instead of dealing one."""
+    """Published split file (`sonosweep data split`) to use instead of dealing one; with `n_folds`
+    from 2 on its folds, which must be as many."""
 
     def __post_init__(self) -> None:
         if self.n_folds < 1:
             raise ValueError(f"split.n_folds={self.n_folds}: 1 for a single split, or more")
-        if self.file is not None and self.n_folds > 1:
-            raise ValueError("split.file and split.n_folds: a file holds one split; choose one")
         for name in ("test", "val", "train"):
             value = getattr(self, name)
             if value is None:

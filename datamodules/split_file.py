@@ -39,13 +39,20 @@ class SplitFile:
     """Hash over everything else in the file."""
     dataset: DatasetHash
     split: Split
-    folds: tuple[tuple[str, ...], ...]
-    """Test images of each fold of a cross-test; empty where there are none."""
+    """The parts; of a cross-test, those of its first fold."""
+    folds: tuple[Split, ...]
+    """The folds of a cross-test; empty where there are none."""
 
     @property
     def sample_ids(self) -> list[str]:
         """Every image that the file names, in order."""
         return _named(self.split, folds=self.folds)
+
+    @property
+    def test_ids(self) -> tuple[str, ...]:
+        """The images that are tested: of a cross-test, those of every fold."""
+        tested = [fold.test for fold in self.folds] or [self.split.test]
+        return tuple(sample_id for each in tested for sample_id in each)
 
     def check_against(self, samples: Sequence[Sample]) -> None:
         """Refuse data that are not those of the split; more images than it names do no harm.
@@ -89,7 +96,7 @@ def write_split_file(
     version: str,
     split: Split,
     samples: Sequence[Sample],
-    folds: Sequence[Sequence[str]] = (),
+    folds: Sequence[Split] = (),
 ) -> SplitFile:
     """Publish a split; a file that says something else is never overwritten.
 
@@ -99,7 +106,7 @@ def write_split_file(
         version: Of the split, one line.
         split: Ids of the three parts.
         samples: Every image that the parts name, and possibly more.
-        folds: Test images of each fold, where the split has folds.
+        folds: The folds of a cross-test, where it is one.
 
     Returns:
         What `read_split_file` reads from the file.
@@ -114,9 +121,9 @@ def write_split_file(
     named = _named(split, folds=folds)
     dataset = dataset_hash(named, samples=samples)
     content["dataset"] = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
-    content |= {part: list(getattr(split, part)) for part in PARTS}
+    content |= _listed(split)
     if folds:
-        content["folds"] = [list(fold) for fold in folds]
+        content["folds"] = [_listed(fold) for fold in folds]
     content["sha256"] = _canonical_sha256(content)
     made = _parse(content, label=str(path))
     if path.exists():
@@ -161,22 +168,55 @@ def split_from_file(path: Path, units: Sequence[Unit]) -> Split:
             parts share an exam group.
     """
     published = read_split_file(path)
-    by_id = {unit.sample_id: unit for unit in units}
-    _refuse_unknown(published.sample_ids, known=by_id, label=str(path))
-    part_of_group: dict[str, tuple[str, str]] = {}
-    for part in PARTS:
-        ids = getattr(published.split, part)
-        if not ids:
-            raise InputError(f"{path}: the {part} part is empty; a sweep needs all three parts")
-        for sample_id in ids:
-            group_id = by_id[sample_id].group_id
-            other, first = part_of_group.setdefault(group_id, (part, sample_id))
-            if other != part:
-                raise InputError(
-                    f"{path}: {first} ({other}) and {sample_id} ({part}) show one exam or nearly "
-                    "the same image; a split that leaks is refused, so publish a corrected one"
-                )
+    _refuse_leaks([published.split], published=published, units=units, label=str(path))
     return published.split
+
+
+def folds_from_file(path: Path, units: Sequence[Unit], *, n_folds: int) -> tuple[Split, ...]:
+    """Take the folds of a published file for the data at hand.
+
+    Args:
+        path: JSON file from `write_split_file`.
+        units: Images at hand; those that the file does not name are left out.
+        n_folds: How many folds are expected.
+
+    Raises:
+        InputError: As `split_from_file`, of any fold; or the file holds another number of folds.
+    """
+    published = read_split_file(path)
+    if len(published.folds) != n_folds:
+        held = f"{len(published.folds)} folds" if published.folds else "a single split"
+        raise InputError(
+            f"split.n_folds={n_folds}: {path} holds {held}; set split.n_folds="
+            f"{max(1, len(published.folds))} or publish another file"
+        )
+    _refuse_leaks(published.folds, published=published, units=units, label=str(path))
+    return published.folds
+
+
+def _refuse_leaks(
+    splits: Sequence[Split], *, published: SplitFile, units: Sequence[Unit], label: str
+) -> None:
+    """Refuse an empty part, and parts of one split that share an exam group."""
+    by_id = {unit.sample_id: unit for unit in units}
+    _refuse_unknown(published.sample_ids, known=by_id, label=label)
+    for split in splits:
+        part_of_group: dict[str, tuple[str, str]] = {}
+        for part in PARTS:
+            ids = getattr(split, part)
+            if not ids:
+                raise InputError(
+                    f"{label}: the {part} part is empty; a sweep needs all three parts"
+                )
+            for sample_id in ids:
+                group_id = by_id[sample_id].group_id
+                other, first = part_of_group.setdefault(group_id, (part, sample_id))
+                if other != part:
+                    raise InputError(
+                        f"{label}: {first} ({other}) and {sample_id} ({part}) show one exam or "
+                        "nearly the same image; a split that leaks is refused, so publish a "
+                        "corrected one"
+                    )
 
 
 def _parse(content: Any, *, label: str) -> SplitFile:
@@ -191,25 +231,44 @@ def _parse(content: Any, *, label: str) -> SplitFile:
     try:
         if content.keys() - {"folds"} != _KEYS:
             raise ValueError(f"keys {sorted(content)}")
-        parts = {part: _ids(content[part]) for part in PARTS}
-        folds = tuple(_ids(fold) for fold in content.get("folds", ()))
+        split = _split(content)
+        folds = tuple(_fold(fold) for fold in content.get("folds", ()))
         dataset = DatasetHash(**content["dataset"])
         name, version = str(content["name"]), str(content["version"])
     except (TypeError, ValueError) as error:
         raise InputError(f"{label}: not a split file ({error}); download it again") from error
-    for groups, what in ((list(parts.values()), "parts"), (folds, "folds")):
-        named = [sample_id for group in groups for sample_id in group]
+    groups = [("parts", [getattr(each, part) for part in PARTS]) for each in (split, *folds)]
+    for what, lists in [*groups, ("folds' test parts", [fold.test for fold in folds])]:
+        named = [sample_id for each in lists for sample_id in each]
         if len(set(named)) < len(named):
             twice = min(sample_id for sample_id in named if named.count(sample_id) > 1)
             raise InputError(f"{label}: {twice} is named twice in its {what}; publish it corrected")
+    if folds and folds[0] != split:
+        raise InputError(
+            f"{label}: its parts are not those of its first fold; publish it corrected"
+        )
     return SplitFile(
         name=name,
         version=version,
         sha256=expected,
         dataset=dataset,
-        split=Split(**parts),
+        split=split,
         folds=folds,
     )
+
+
+def _listed(split: Split) -> dict[str, list[str]]:
+    return {part: list(getattr(split, part)) for part in PARTS}
+
+
+def _split(content: Mapping[str, Any]) -> Split:
+    return Split(**{part: _ids(content[part]) for part in PARTS})
+
+
+def _fold(content: Any) -> Split:
+    if not isinstance(content, Mapping) or set(content) != set(PARTS):
+        raise ValueError(f"a fold is an object of {', '.join(PARTS)}")
+    return _split(content)
 
 
 def _ids(values: Any) -> tuple[str, ...]:
@@ -218,8 +277,8 @@ def _ids(values: Any) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _named(split: Split, *, folds: Sequence[Sequence[str]]) -> list[str]:
-    lists = [*(getattr(split, part) for part in PARTS), *folds]
+def _named(split: Split, *, folds: Sequence[Split]) -> list[str]:
+    lists = [getattr(each, part) for each in (split, *folds) for part in PARTS]
     return sorted({sample_id for each in lists for sample_id in each})
 
 

@@ -333,7 +333,10 @@ def data_split(
     version: Annotated[str, typer.Option(help="Version of the split.")],
     overrides: Overrides = None,
 ) -> None:
-    """Publish the split of a recipe: a hashed file that makes others' numbers comparable."""
+    """Publish the split of a recipe: a hashed file that makes others' numbers comparable.
+
+    With split.n_folds from 2 on it holds every fold.
+    """
     from experiments.recipe import load_config
 
     config = load_config(recipe, overrides or [])
@@ -342,8 +345,22 @@ def data_split(
 
     with Console(stderr=True, highlight=False).status("reading the data"):
         data = load_data(config)
-        split, samples = data.view.split, list(data.samples.values())
-        made = write_split_file(out, name=name, version=version, split=split, samples=samples)
+        split, folds = data.view.split, data.view.folds
+        made = write_split_file(
+            out,
+            name=name,
+            version=version,
+            split=split,
+            samples=list(data.samples.values()),
+            folds=folds if len(folds) > 1 else (),
+        )
+    if made.folds:
+        _console().print(
+            f"{out}: {name} {version}, {len(made.folds)} folds that test {len(made.test_ids)} "
+            f"images of {made.dataset.cohort}, sha256 {made.sha256}",
+            soft_wrap=True,
+        )
+        return
     _console().print(
         f"{out}: {name} {version}, {len(split.train)} train, {len(split.val)} validation and "
         f"{len(split.test)} test images of {made.dataset.cohort}, sha256 {made.sha256}",

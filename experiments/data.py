@@ -8,7 +8,7 @@ from pathlib import Path
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.samples import Sample, read_cohort, read_hc18, trimester
-from datamodules.split_file import read_split_file, split_from_file
+from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, files_sha256, write_atomic, write_json
 from datamodules.synthetic import read_synthetic
@@ -211,6 +211,8 @@ def _folds(
     if config.split.file is not None:
         path = Path(config.split.file)
         read_split_file(path).check_against(list(samples.values()))
+        if config.split.n_folds > 1:
+            return folds_from_file(path, units, n_folds=config.split.n_folds)
         return (split_from_file(path, units),)
     if config.split.n_folds > 1:
         return tuple(make_folds(units, config.split))

@@ -98,7 +98,8 @@ def score_folder(
         predictions: Folder of PNG masks `<id>.png`, `<id>_Annotation.png` or `<id>_mask.png`.
         samples: Annotated samples of one cohort.
         name: Condition under which the scores are filed.
-        split: Its test images are scored; all samples without one.
+        split: Its test images are scored, of a cross-test those of every fold; all samples without
+            one.
         missing: `empty` counts an image without a mask as an empty prediction, Dice 0.
         progress: Called with (images scored, images in all).
 
@@ -108,7 +109,7 @@ def score_folder(
     chosen = {sample.sample_id: sample for sample in samples}
     if split is not None:
         split.check_against(samples)
-        chosen = {sample_id: chosen[sample_id] for sample_id in split.split.test}
+        chosen = {sample_id: chosen[sample_id] for sample_id in split.test_ids}
     files, notes = find_masks(predictions, sample_ids=list(chosen), known=samples)
     absent = tuple(sample_id for sample_id in chosen if sample_id not in files)
     if absent and missing == "refuse":
@@ -288,9 +289,8 @@ def _where(score: Score) -> str:
     if score.split is None:
         return f"all annotated images of {cohort}"
     split = score.split
-    return (
-        f"the test part of {cohort}, split {split.name} {split.version} (sha256 {split.sha256:.16})"
-    )
+    part = f"the test parts of all {len(split.folds)} folds" if split.folds else "the test part"
+    return f"{part} of {cohort}, split {split.name} {split.version} (sha256 {split.sha256:.16})"
 
 
 def _sentences(score: Score) -> list[str]:

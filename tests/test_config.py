@@ -45,8 +45,8 @@ def test_folds_of_cross_testing():
     assert (config.split.n_folds, config.sweep.fold) == (3, [0, 1, 2])
     with pytest.raises(InputError, match=r"sweep\.fold=3: split\.n_folds=3 has folds 0 to 2"):
         load_config("demo", ["split.n_folds=3", "sweep.fold=[0,3]"])
-    with pytest.raises(InputError, match=r"split\.file and split\.n_folds"):
-        load_config("demo", ["split.n_folds=3", "split.file=split.json"])
+    config = load_config("demo", ["split.n_folds=3", "split.file=split.json"])
+    assert (config.split.n_folds, config.split.file) == (3, "split.json")
 
 
 def test_resolved_config_loads_again_to_the_same_config(tmp_path):

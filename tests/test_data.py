@@ -9,7 +9,9 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.index import Index
+from datamodules.split_file import read_split_file
 from datamodules.synthetic import write_pair
+from experiments.__main__ import main
 from experiments.config import ExperimentConfig
 from experiments.data import load_data, write_splits
 from experiments.recipe import load_config
@@ -94,6 +96,33 @@ def test_every_exam_is_tested_once_over_the_folds(config, tmp_path):
     write_splits(view.folds, tmp_path / "three.json")
     written = json.loads((tmp_path / "three.json").read_text())["folds"]
     assert [tuple(each["test"]) for each in written] == [fold.test for fold in view.folds]
+
+
+def test_published_folds_are_read_back_the_same(config, tmp_path, monkeypatch, capsys):
+    """Written by the command of one recipe, read by a sweep that would deal others."""
+    root, path = config.data.root, tmp_path / "folds.json"
+    words = ["data", "split", "demo", f"data.root={root}", f"store.root={tmp_path / 'runs'}"]
+    words += ["data.subset.n_images=null", "split.val=2", "split.train=null", "split.n_folds=3"]
+    words += ["--out", str(path), "--name", "mine", "--version", "1"]
+    monkeypatch.setattr("sys.argv", ["sonosweep", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    published = read_split_file(path)
+    printed = capsys.readouterr().out
+    assert f"mine 1, 3 folds that test 12 images of hc18, sha256 {published.sha256}" in printed
+    config.split.n_folds = 3
+    dealt = load_data(config).view.folds
+    assert published.folds == dealt
+    config.split.seed, config.split.val = 7, 1
+    assert load_data(config).view.folds != dealt
+    config.split.file = str(path)
+    assert load_data(config).view.folds == dealt
+    config.split.n_folds = 1
+    assert load_data(config).view.folds == dealt[:1]
+    config.split.n_folds = 2
+    with pytest.raises(InputError, match=r"split\.n_folds=2: .*holds 3 folds"):
+        load_data(config)
 
 
 def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folder, tmp_path):

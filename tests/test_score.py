@@ -168,6 +168,13 @@ def test_split_file_chooses_the_images(samples, masks, tmp_path):
     score = score_folder(masks, samples=samples, name="a", split=read_split_file(path))
     assert score.per_image["sample_id"].tolist() == list(SPLIT.test)
     assert score.notes == ("8 masks of images outside the split's test part were not read",)
+    second = Split(train=SPLIT.test, val=SPLIT.val, test=SPLIT.train[1:])
+    folds = tmp_path / "folds.json"
+    write_split_file(
+        folds, name="k", version="1", split=SPLIT, samples=samples, folds=[SPLIT, second]
+    )
+    both = score_folder(masks, samples=samples, name="a", split=read_split_file(folds))
+    assert both.per_image["sample_id"].tolist() == [*SPLIT.test, *second.test]
     image = samples[0].image_path
     image.write_bytes(image.read_bytes() + b"\0")
     with pytest.raises(InputError, match="not the files it was made of"):

@@ -7,7 +7,12 @@ import pytest
 
 from datamodules.errors import InputError
 from datamodules.samples import read_hc18
-from datamodules.split_file import read_split_file, split_from_file, write_split_file
+from datamodules.split_file import (
+    folds_from_file,
+    read_split_file,
+    split_from_file,
+    write_split_file,
+)
 from datamodules.splits import Split, Unit
 
 SPLIT = Split(
@@ -69,22 +74,44 @@ def test_file_holds_the_split_and_the_hashes(path, samples):
     found.check_against(samples)
 
 
-def test_folds_are_kept(samples, tmp_path):
-    folds = [("001_HC", "003_HC"), ("002_HC",)]
+FOLDS = (
+    SPLIT,
+    Split(train=("006_HC", "002_HC"), val=("003_HC",), test=("001_HC", "004_HC")),
+)
+
+
+@pytest.fixture
+def folded(samples, tmp_path):
     path = tmp_path / "folds.json"
-    made = write_split_file(path, name="k", version="2", split=SPLIT, samples=samples, folds=folds)
-    assert read_split_file(path) == made
-    assert made.folds == tuple(folds)
-    assert made.dataset.n_images == 8
-    with pytest.raises(InputError, match="003_HC is named twice in its folds"):
-        write_split_file(
-            tmp_path / "twice.json",
-            name="k",
-            version="2",
-            split=SPLIT,
-            samples=samples,
-            folds=[("003_HC",), ("003_HC",)],
-        )
+    write_split_file(path, name="k", version="2", split=SPLIT, samples=samples, folds=FOLDS)
+    return path
+
+
+def test_folds_are_kept(folded, samples):
+    published = read_split_file(folded)
+    assert (published.split, published.folds) == (SPLIT, FOLDS)
+    assert published.test_ids == ("008_HC", "006_HC", "006_2HC", "001_HC", "004_HC")
+    assert published.dataset.n_images == 8
+    assert folds_from_file(folded, units(samples), n_folds=2) == FOLDS
+    assert split_from_file(folded, units(samples)) == SPLIT
+    assert published.sample_ids == sorted([*NAMED, "002_HC"])
+
+
+def test_a_file_of_another_number_of_folds_is_refused(folded, path, samples):
+    with pytest.raises(InputError, match=r"n_folds=3: .*folds\.json holds 2 folds; set .*=2 or"):
+        folds_from_file(folded, units(samples), n_folds=3)
+    with pytest.raises(InputError, match=r"split\.json holds a single split; set .*n_folds=1 or"):
+        folds_from_file(path, units(samples), n_folds=2)
+
+
+def test_every_fold_is_checked(folded, samples):
+    # The first fold does not name 002, so that only the second one leaks.
+    groups = {"001": "both", "002": "both"}
+    assert split_from_file(folded, units(samples, groups)) == SPLIT
+    with pytest.raises(InputError, match=r"002_HC \(train\) and 001_HC \(test\) show one exam"):
+        folds_from_file(folded, units(samples, groups), n_folds=2)
+    with pytest.raises(InputError, match=r"not in the data \(002_HC\)"):
+        folds_from_file(folded, [u for u in units(samples) if u.exam_id != "002"], n_folds=2)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +144,20 @@ def test_other_files_are_refused(tmp_path, text):
     ("change", "message"),
     [
         (lambda c: c["val"].append("001_HC"), "001_HC is named twice in its parts"),
+        (lambda c: c.update(folds=[["001_HC"]]), "not a split file .a fold is an object of train"),
+        (lambda c: c.update(folds=[{"train": []}]), "not a split file .a fold is an object"),
+        (
+            lambda c: c.update(folds=[{part: c[part] for part in ("train", "val", "test")}] * 2),
+            "006_2HC is named twice in its folds' test parts",
+        ),
+        (
+            lambda c: c.update(folds=[{"train": ["001_HC"], "val": ["001_HC"], "test": []}]),
+            "001_HC is named twice in its parts",
+        ),
+        (
+            lambda c: c.update(folds=[{"train": ["001_HC"], "val": [], "test": []}]),
+            "its parts are not those of its first fold",
+        ),
         (lambda c: c.update(val="003_HC"), "not a split file .a part is a list"),
         (lambda c: c.update(val=[3]), "not a split file .a part is a list"),
         (lambda c: c.update(extra=1), "not a split file .keys"),
