@@ -221,7 +221,11 @@ def clean(
     root: Annotated[Path, typer.Option(help="Folder of the sweeps: store.root.")] = Path("runs"),
     yes: Annotated[bool, typer.Option("--yes", help="Remove what is selected.")] = False,
 ) -> None:
-    """List what the store costs; remove what is selected by all options, if --yes is given."""
+    """List what the store costs; with --yes remove what is selected, and nothing else.
+
+    --orphans and --sweep add up; --stage and --older-than narrow what they select. What another
+    sweep refers to, or a process holds, is never removed.
+    """
     from experiments.clean import selection_of
     from experiments.clean_view import clean_command
 
