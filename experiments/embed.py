@@ -8,20 +8,19 @@ import numpy as np
 import torch
 from segment_anything.modeling import Sam
 
-from datamodules.augment import AUGMENT_VERSION, augment_view
+from datamodules.augment import augment_view
 from datamodules.embeddings import write_index
 from datamodules.prepared import PreparedImages, prepare_images
-from datamodules.storage import content_key, files_sha256
+from datamodules.storage import files_sha256
 from datamodules.synthetic import read_synthetic
 from experiments.context import StageContext
 from experiments.device import device_of
+from experiments.embedding_keys import embedding_key
 from lightning_modules.config_sam import FRAME_SIDE_PX
-from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam_models import build_sam, encode, for_inference
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
 BATCH = {"cpu": 1, "cuda": 16}
-SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +64,13 @@ def run_embed(context: StageContext) -> dict[str, Any]:
 
 
 def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Item:
-    """The key holds all that an embedding depends on; a view is the same in every trial."""
-    content = context.node.content
-    key: dict[str, Any] = {
-        "schema": SCHEMA_VERSION,
-        "pair": pair_hash,
-        "encoder": content["encoder"],
-        "frame": FRAME_SIDE_PX[context.config.segmenter.backbone],
-    }
-    seed = 0
-    if view:
-        strength = content["augment"]["strength"]
-        seed = keyed_seed("view", strength, view, pair_hash)
-        key |= {"strength": strength, "seed": seed, "augment": AUGMENT_VERSION}
-    return _Item(key=content_key(key), row=row, view=view, seed=seed)
+    key, seed = embedding_key(
+        context.node.content,
+        frame_side_px=FRAME_SIDE_PX[context.config.segmenter.backbone],
+        pair_hash=pair_hash,
+        view=view,
+    )
+    return _Item(key=key, row=row, view=view, seed=seed)
 
 
 def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:

@@ -1,7 +1,6 @@
 """The live table of a sweep, and its plain lines where there is no terminal."""
 
 import time
-from collections import defaultdict
 from types import TracebackType
 from typing import Self
 
@@ -11,27 +10,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from experiments.costs import Costs, n_slots
+from experiments.schedule import Task, simulate
 from experiments.sweep import FINISHED, NodeRun, Sweep
+from experiments.workload import tasks_of, units_to_do
 
-# Seconds a unit of work before anything was measured: two CPU cores and LiteMedSAM.
-FIRST_GUESS_S = {
-    "embed": 1.0,
-    "generator": 0.35,
-    "synthesize": 0.8,
-    "import_pairs": 0.05,
-    "warp": 0.2,
-    "phantom": 0.3,
-    "resize": 0.05,
-    "subset": 0.5,
-    "gate": 0.2,
-    "fit": 0.8,
-    "fit_unet": 0.5,
-    "score": 0.15,
-    "control": 0.1,
-    "fidelity": 10.0,
-    "box": 0.3,
-}
 PLAIN_EVERY_S = 15.0
+ESTIMATE_EVERY_S = 1.0
 MARKS = {
     "waiting": ("·", "dim"),
     "running": ("▶", "bold cyan"),
@@ -49,26 +34,46 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-def seconds_left(sweep: Sweep) -> float:
-    """Estimate from measured seconds a unit of work, first guesses where nothing was measured."""
-    spent: dict[str, float] = defaultdict(float)
-    units: dict[str, int] = defaultdict(int)
-    for run in sweep.runs.values():
-        if run.state == "done":
-            spent[run.node.stage] += run.seconds
-            units[run.node.stage] += run.node.steps
-    left = 0.0
-    for run in sweep.runs.values():
-        if run.state in FINISHED:
-            continue
-        stage = run.node.stage
-        each = spent[stage] / units[stage] if units[stage] else FIRST_GUESS_S[stage]
-        expected = each * run.node.steps
-        if run.state == "running":
-            elapsed = time.monotonic() - run.started
-            expected = max(expected - elapsed, 0.05 * expected)
-        left += expected
-    return left / sweep.config.sweep.workers
+class TimeLeft:
+    """Estimates the time that a sweep still takes, from the runs in its store and its own."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._runs, self._store = sweep.runs, sweep.store
+        self._slots = n_slots(sweep.config)
+        self._costs = Costs(sweep.store.root, config=sweep.config)
+        # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
+        self._nodes = {key: run.node for key, run in sweep.runs.items()}
+        self._traits = {key: self._costs.traits(node) for key, node in self._nodes.items()}
+        self._learnt = {key for key, run in sweep.runs.items() if run.state == "reused"}
+        self._units = units_to_do(self._nodes, done=self._learnt)
+        self._at, self._seconds = -ESTIMATE_EVERY_S, 0.0
+
+    def seconds(self) -> float:
+        """Seconds until the last stage ends; simulated anew at most once in ESTIMATE_EVERY_S."""
+        now = time.monotonic()
+        if now - self._at >= ESTIMATE_EVERY_S:
+            self._at, self._seconds = now, self._simulated(now)
+        return self._seconds
+
+    def _simulated(self, now: float) -> float:
+        for key, run in self._runs.items():
+            if run.state == "done" and key not in self._learnt:
+                self._learnt.add(key)
+                self._costs.learn(self._store.root / "store" / key)
+        # What runs already comes first: it has its slot.
+        order = sorted(
+            (key for key, run in self._runs.items() if run.state not in FINISHED),
+            key=lambda key: self._runs[key].state != "running",
+        )
+        costs = {key: self._costs.of(self._nodes[key].stage, self._traits[key]) for key in order}
+        tasks = tasks_of({key: self._units[key] for key in order}, nodes=self._nodes, costs=costs)
+        for key in order:
+            run = self._runs[key]
+            if run.state == "running":
+                seconds = tasks[key].seconds
+                left = max(seconds - (now - run.started), 0.05 * seconds)
+                tasks[key] = Task(seconds=left, after=tasks[key].after)
+        return simulate(tasks, devices=self._slots).makespan_s
 
 
 class LiveProgress:
@@ -77,6 +82,7 @@ class LiveProgress:
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self._sweep, self._console = sweep, console
         self._began = time.monotonic()
+        self._left = TimeLeft(sweep)
         self._printed: dict[str, str] = {
             key: run.state for key, run in sweep.runs.items() if run.state == "reused"
         }
@@ -120,7 +126,7 @@ class LiveProgress:
 
     def _line(self, run: NodeRun) -> None:
         elapsed = clock(time.monotonic() - self._began)
-        left = f", about {clock(seconds_left(self._sweep))} left" if self._sweep.pending else ""
+        left = f", about {clock(self._left.seconds())} left" if self._sweep.pending else ""
         detail = _detail(run)
         self._console.print(
             f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}",
@@ -132,7 +138,7 @@ class LiveProgress:
     def _draw(self) -> Group:
         runs = list(self._sweep.runs.values())
         finished = sum(run.state in FINISHED for run in runs)
-        left = seconds_left(self._sweep)
+        left = self._left.seconds()
         share = finished / len(runs)
         head = Text.assemble(
             (f" {self._sweep.config.name} ", "bold"),
