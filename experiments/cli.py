@@ -236,6 +236,25 @@ def clean(
 
 
 @app.command()
+def doctor(
+    sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="Recipe (or the demo), changes."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Say what a run would find here, and what to do about what is missing; runs nothing."""
+    from experiments.doctor import as_dict
+    from experiments.doctor import doctor as look
+
+    found = look(sources or [], None if as_json else _console())
+    if as_json:
+        print(json.dumps(as_dict(found), indent=1))
+    if found.reason is not None:
+        raise typer.Exit(1)
+
+
+@app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
