@@ -61,7 +61,8 @@ def ask(*command: str, timeout_s: float = ASK_TIMEOUT_S, cwd: Path | None = None
         ended = subprocess.run(
             command,
             cwd=cwd,
-            stdin=subprocess.DEVNULL,
+            # Nothing to read, and no need of a /dev/null that a sandbox may have closed.
+            input="",
             capture_output=True,
             text=True,
             errors="replace",

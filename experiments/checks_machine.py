@@ -182,6 +182,10 @@ def check_torch(config: ExperimentConfig) -> Check:
     # -P: this folder's own module names must not stand before the standard library's.
     script = Path(__file__).with_name("torch_probe.py")
     answer = ask(sys.executable, "-P", str(script), timeout_s=PROBE_TIMEOUT_S)
+    if answer.code is None:
+        text = f"could not be asked: {answer.complaint}"
+        remedy = "look for a slow disk below the Python environment, and try again"
+        return Check(name="torch", mark="warn", text=text, remedy=remedy)
     found = _probed(answer)
     error = found.get("error")
     if error:

@@ -121,6 +121,13 @@ def test_a_torch_that_fails_or_crashes_is_missing(bare, monkeypatch, answer):
     assert "make setup" in found.remedy
 
 
+def test_a_torch_that_is_slow_to_import_is_not_called_missing(bare, monkeypatch):
+    monkeypatch.setattr(checks_machine, "PROBE_TIMEOUT_S", 0.01)
+    found = checks_machine.check_torch(config())
+    assert found.mark == "warn"
+    assert "no answer within" in found.text
+
+
 def test_libraries_are_held_against_ranges_and_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(checks_machine, "ROOT", tmp_path)
     ranges = ["torch>=2.11", "lightning>=2.6.6,<2.7", "numpy>=2.2", 'gone>=1; extra == "dev"']
