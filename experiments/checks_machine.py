@@ -23,8 +23,8 @@ STAGE_GIB = 2.0
 """Memory of a stage. The hungriest one of an ablation on HC18 with LiteMedSAM took 1.6 GiB."""
 SHARED_MIB = 256
 """Shared memory that a loader's processes want."""
-PROBE_TIMEOUT_S = 60.0
-"""A first import of torch from a network disk takes tens of seconds."""
+PROBE_TIMEOUT_S = 120.0
+"""A first import of torch takes tens of seconds from a network disk or beside busy programs."""
 _QUERY = ("name", "memory.total", "memory.used", "driver_version", "compute_cap")
 
 
@@ -184,7 +184,7 @@ def check_torch(config: ExperimentConfig) -> Check:
     answer = ask(sys.executable, "-P", str(script), timeout_s=PROBE_TIMEOUT_S)
     if answer.code is None:
         text = f"could not be asked: {answer.complaint}"
-        remedy = "look for a slow disk below the Python environment, and try again"
+        remedy = "try again; look for a slow disk below the Python environment, or busy cores"
         return Check(name="torch", mark="warn", text=text, remedy=remedy)
     found = _probed(answer)
     error = found.get("error")

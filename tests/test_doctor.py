@@ -264,9 +264,10 @@ def test_the_command_for_programs_and_its_exit_code(tmp_path, hc18_folder):
         check=False,
     )
     found = json.loads(ended.stdout)
-    marks = {check["name"]: check["mark"] for check in found["checks"]}
-    assert list(marks) == list(doctor.CHECKERS)
-    assert marks["torch"] == marks["data"] == marks["python"] == marks["slurm"] == "ok"
+    assert [check["name"] for check in found["checks"]] == list(doctor.CHECKERS)
+    # Cores, memory and the checkout are this machine's, whatever it is.
+    strange = [c for c in found["checks"] if c["mark"] != "ok"]
+    assert [c for c in strange if c["name"] not in ("libraries", "code", "cpu", "memory")] == []
     assert (ended.returncode, found["can_start"], found["reason"]) == (0, True, None)
     assert ended.stderr == ""
     assert not (tmp_path / "runs").exists()
