@@ -48,15 +48,32 @@ def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterato
         run_dir: The directory.
         on_wait: Called once where another process holds it, before waiting for that one.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
+    path = run_dir / ".lock"
+    while True:
+        run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if on_wait is not None:
-                on_wait()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            file = path.open("w")
+        except FileNotFoundError:
+            continue
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if on_wait is not None:
+                    on_wait()
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # `clean` may have taken the directory away meanwhile: then this locks nothing.
+            if _is_at(file.fileno(), path):
+                yield
+                return
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_started(run_dir: Path, manifest: dict[str, Any]) -> None:
