@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+import shlex
 import socket
 import subprocess
 import sys
@@ -38,6 +39,8 @@ def _git(*arguments: str) -> str | None:
             cwd=Path(__file__).parent,
             capture_output=True,
             text=True,
+            # A difference may hold anything.
+            errors="replace",
             check=True,
             timeout=10,
         ).stdout
@@ -88,5 +91,5 @@ def provenance() -> dict[str, Any]:
         **code_state(),
         "machine": machine(),
         "versions": {package: _version(package) for package in PACKAGES},
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
