@@ -69,6 +69,8 @@ def _wrapped(text: str, *, indent: str = "") -> list[str]:
 
 
 def _trials(found: Forecast) -> list[str]:
+    if not found.cells:
+        return []
     lines = [
         f"{_count(found.trials, 'trial')}, {found.trials_done} done"
         + (f"; {_count(found.controls, 'control')}" if found.controls else "")
@@ -76,7 +78,7 @@ def _trials(found: Forecast) -> list[str]:
     amounts = list({cell.n_real: cell for cell in found.cells}.values())
     names = list(dict.fromkeys(cell.condition for cell in found.cells))
     cells = {(cell.condition, cell.n_real): cell for cell in found.cells}
-    first = max(len("images"), *(len(name) for name in names)) + 2
+    first = max(len(name) for name in ("images", *names)) + 2
     per_block = max(1, (WIDTH - first) // 6)
     for start in range(0, len(amounts), per_block):
         block = amounts[start : start + per_block]

@@ -129,11 +129,13 @@ def work_of(plan: Plan, *, store: RunStore, costs: Costs, retry_failed: bool) ->
         if key not in done | given_up and (given_up | blocked) & {*node.upstream.values()}:
             blocked.add(key)
     left = {key: node for key, node in nodes.items() if key not in done | given_up | blocked}
-    embeds = any(node.stage == "embed" and "images" in node.content for node in left.values())
+    embeddings = store.root / "store" / "embeddings"
+    # Asking costs the import of torch: not where there is nothing to find.
+    asks = embeddings.is_dir() and any(_views(node) for node in left.values())
     units = units_to_do(
         {key: node for key, node in nodes.items() if key in done or key in left},
         done=done,
-        is_embedded=in_store(store.root / "store" / "embeddings") if embeds else None,
+        is_embedded=in_store(embeddings) if asks else None,
     )
     priced = {key: costs.of(node.stage, costs.traits(node)) for key, node in left.items()}
     return Work(
