@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -360,6 +361,28 @@ def test_a_newer_plan_stops_everything(root):
 def test_an_unknown_word_is_refused(root, selection, words):
     with pytest.raises(InputError, match=words):
         remove(root, selection)
+
+
+def test_a_stage_that_waited_for_a_removal_begins_in_a_new_directory(root):
+    run_dir = root / "store" / "fit" / "old"
+    entered = threading.Event()
+
+    def begin_late() -> None:
+        with hold(run_dir, on_wait=waits.set):
+            (run_dir / "new").touch()
+            entered.set()
+
+    waits = threading.Event()
+    with hold(run_dir):
+        waiting = threading.Thread(target=begin_late)
+        waiting.start()
+        assert waits.wait(10)
+        run_dir.rename(root / "store" / ".removed-fit-old-1")
+        assert not entered.is_set()
+    waiting.join(10)
+    assert entered.is_set()
+    assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "new"]
+    assert not (root / "store" / ".removed-fit-old-1" / "new").exists()
 
 
 def test_an_interrupted_removal_leaves_nothing_to_believe_in(root, monkeypatch):
