@@ -130,6 +130,13 @@ def write_outputs(sweep: Sweep, console: Console) -> None:
         with console.status("writing tables, figure and report"):
             known = {"key": key, "finding": _write_all(sweep, folder)}
         write_json(marker, known)
+    # Here, because it takes from this module.
+    from experiments.wandb_summary import log_sweep
+
+    with console.status("logging to W&B"):
+        trouble = log_sweep(sweep, key=key, finding=known["finding"])
+    if trouble is not None:
+        console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     _last_screen(sweep, console, folder=folder, finding_text=known["finding"])
 
 
