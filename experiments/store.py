@@ -51,7 +51,11 @@ def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterato
     path = run_dir / ".lock"
     while True:
         run_dir.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
+        try:
+            file = path.open("w")
+        except FileNotFoundError:
+            continue
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -59,15 +63,15 @@ def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterato
                     on_wait()
                 fcntl.flock(file, fcntl.LOCK_EX)
             # `clean` may have taken the directory away meanwhile: then this locks nothing.
-            if _is_same(path, file.fileno()):
+            if _is_at(file.fileno(), path):
                 yield
                 return
 
 
-def _is_same(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file."""
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at a path."""
     try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
