@@ -2,13 +2,16 @@
 
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchCheckpointIO
 
+from datamodules.storage import fsync_path
 from experiments.config_run import TrainerConfig
 from experiments.store import StatusFile
 
@@ -25,19 +28,40 @@ class ReportProgress(Callback):
             self._status.update(self._what, done=trainer.global_step, total=self._steps)
 
 
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are on the disk before the one before them is removed."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save as Lightning does, then wait for the disk."""
+        super().save_checkpoint(checkpoint, path, storage_options)
+        fsync_path(Path(path))
+        fsync_path(Path(path).parent)
+
+
 def checkpoint_dir(run_dir: Path) -> Path:
     """Where a run keeps what it needs to go on."""
     return run_dir / "checkpoints"
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps, or None."""
+    """The checkpoint with the most steps that is whole, or None."""
     found = [
         (int(match[1]), path)
         for path in checkpoint_dir(run_dir).glob("*.ckpt")
         if (match := re.fullmatch(r"step=(\d+)", path.stem))
     ]
-    return max(found)[1] if found else None
+    return next((path for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a power cut or a full disk left all of a file; its own sums tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
 
 
 def best_checkpoint(run_dir: Path) -> Path | None:
@@ -114,6 +138,7 @@ def make_trainer(
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         accumulate_grad_batches=accumulate,
+        plugins=[DurableCheckpointIO()],
         precision=precision,
         max_epochs=1,
         logger=logger or False,

@@ -1,13 +1,16 @@
 """The Trainer of a stage: what a training that may stop early goes on with after a kill."""
 
+import itertools
+
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
+from experiments import training
 from experiments.config_run import TrainerConfig
 from experiments.store import StatusFile
-from experiments.training import best_checkpoint, fit, make_trainer
+from experiments.training import best_checkpoint, fit, last_checkpoint, make_trainer
 
 STEPS = 20
 # Validated after steps 2, 4, 6...: the best is the second, and two worse ones follow it.
@@ -111,3 +114,46 @@ def test_early_stopping_ends_alike_wherever_it_was_killed(tmp_path, kill_after):
     assert killed.validated + resumed.validated == whole.validated
     assert torch.equal(resumed.weight, whole.weight)
     assert best_weight(tmp_path / "killed") == best_weight(tmp_path / "whole")
+
+
+def checkpoints(folder) -> list:
+    return sorted((folder / "checkpoints").glob("step=*.ckpt"))
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_a_checkpoint_that_a_power_cut_left_half_is_not_gone_on_from(tmp_path, left):
+    """What was not yet on the disk is gone; the run then starts again, to the same weights."""
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "cut", kill_after=5)
+    (path,) = checkpoints(tmp_path / "cut")
+    assert last_checkpoint(tmp_path / "cut") == path
+    path.write_bytes(path.read_bytes()[:left])
+    assert last_checkpoint(tmp_path / "cut") is None
+    resumed, steps = run(tmp_path / "cut")
+    assert steps == 8
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(tmp_path):
+    run(tmp_path / "cut", kill_after=5)
+    (path,) = checkpoints(tmp_path / "cut")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (path.parent / "step=7.ckpt").write_bytes(bytes(damaged))
+    assert last_checkpoint(tmp_path / "cut") == path
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_last_one_goes(tmp_path, monkeypatch):
+    events = []
+    fsync = training.fsync_path
+
+    def recorded(path):
+        events.append((path.name, sorted(each.name for each in checkpoints(tmp_path / "run"))))
+        fsync(path)
+
+    monkeypatch.setattr(training, "fsync_path", recorded)
+    run(tmp_path / "run")
+    synced = [event for event in events if event[0].startswith("step=")]
+    assert len(synced) >= 3
+    for (before, _), (name, there) in itertools.pairwise(synced):
+        assert {before, name} <= {*there}
