@@ -86,7 +86,7 @@ def choose(inventory: Inventory, selection: Selection, *, now: float) -> Choice:
 
     Raises:
         InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
-            where it is not known what some sweep refers to.
+            where it is not known what some sweep, or a trial that runs, refers to.
     """
     if selection.is_empty:
         return Choice(chosen=(), kept=())
@@ -188,6 +188,10 @@ def _check(inventory: Inventory, selection: Selection) -> None:
         if stage not in stages:
             known = ", ".join(stages) or "nothing at all"
             raise InputError(f"--stage {stage}: the store holds none; it holds {known}")
+    if inventory.has_trials:
+        raise InputError(
+            f"{inventory.root}: trials run that no plan names; wait for them, or stop them first"
+        )
     if inventory.unknown_sweeps:
         name = inventory.unknown_sweeps[0]
         config = inventory.root / name / "config.yaml"

@@ -11,7 +11,7 @@ from typing import Literal
 from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.plan_file import NewerLayoutError, PlanFile, read_plan
-from experiments.store_guard import is_held, is_used
+from experiments.store_guard import has_trials, is_held, is_used
 
 State = Literal["done", "unfinished", "held", "cache", "temporary"]
 EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
@@ -63,6 +63,8 @@ class Inventory:
     root: Path
     artefacts: tuple[Artefact, ...]
     sweeps: dict[str, KnownSweep] = field(default_factory=dict)
+    has_trials: bool = False
+    """Whether trials run that belong to no sweep: what they need is in no plan."""
     open_embeds: frozenset[str] = frozenset()
     """Stages that may own embeddings which no index names: they have written no index yet."""
     half_removed: tuple[Path, ...] = ()
@@ -104,6 +106,7 @@ def take_inventory(root: Path) -> Inventory:
         root=root,
         artefacts=(*runs, *_embeddings(store, indexes=indexes), *_caches(store)),
         sweeps=sweeps,
+        has_trials=has_trials(root),
         open_embeds=frozenset(
             run.key for run, keys in indexes if run.state != "done" or keys is None
         ),

@@ -15,6 +15,7 @@ from experiments.plan_file import check_layout
 
 STORE_LAYOUT = 1
 LOCK_NAME = ".lock"
+TRIALS_LOCK = ".trials"
 
 
 def check_version(root: Path) -> None:
@@ -57,23 +58,40 @@ def use_sweep(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def use_store(root: Path) -> Iterator[None]:
+    """Say that trials without a sweep's folder run on a store, until the block or process ends."""
+    (root / "store").mkdir(parents=True, exist_ok=True)
+    with (root / "store" / TRIALS_LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def is_held(run_dir: Path) -> bool:
     """Whether a process holds a run directory; also where that cannot be found out."""
-    return not _takes(run_dir, fcntl.LOCK_SH)
+    return not _takes(run_dir / LOCK_NAME, fcntl.LOCK_SH)
 
 
 def is_used(folder: Path) -> bool:
     """Whether a process runs a sweep; also where that cannot be found out."""
-    if _takes(folder, fcntl.LOCK_EX):
+    return _is_shared(folder / LOCK_NAME)
+
+
+def has_trials(root: Path) -> bool:
+    """Whether `use_store` holds in some process; also where that cannot be found out."""
+    return _is_shared(root / "store" / TRIALS_LOCK)
+
+
+def _is_shared(path: Path) -> bool:
+    if _takes(path, fcntl.LOCK_EX):
         return False
     # Another one may have been asking just then, which takes microseconds.
     time.sleep(0.02)
-    return not _takes(folder, fcntl.LOCK_EX)
+    return not _takes(path, fcntl.LOCK_EX)
 
 
-def _takes(folder: Path, kind: int) -> bool:
+def _takes(path: Path, kind: int) -> bool:
     """Whether a lock can be had; it is given back at once."""
-    path = folder / LOCK_NAME
     try:
         # A lock over a network needs a file that is open for writing; another user's may not be.
         try:

@@ -29,7 +29,7 @@ from experiments.clean_view import size
 from experiments.inventory import take_inventory
 from experiments.plan_file import PlanFile
 from experiments.store import hold
-from experiments.store_guard import claim_store, use_sweep
+from experiments.store_guard import claim_store, use_store, use_sweep
 
 ROOT = Path(__file__).parents[1]
 DAY_S = 86400.0
@@ -277,6 +277,14 @@ def test_a_running_sweep_keeps_its_caches_and_may_not_be_named(root):
         assert gone(root, Selection(orphans=True)) == {"fit/old", "embed/old"}
     with Held(root / "store" / "fit" / "b"), pytest.raises(InputError, match="stages run now"):
         remove(root, Selection(sweeps=("b",)))
+
+
+def test_nothing_goes_while_trials_of_no_sweep_run(root):
+    before = files(root)
+    with use_store(root), pytest.raises(InputError, match="trials run that no plan names"):
+        remove(root, Selection(orphans=True))
+    assert files(root) - {".trials"} == before
+    assert "fit/old" in gone(root, Selection(orphans=True))
 
 
 def test_an_unfinished_stage_may_own_embeddings_without_a_name(root):
