@@ -175,7 +175,9 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
     relative = os.path.relpath(folder)
     done = sum(run.state == "done" for run in sweep.runs.values())
     seconds = sum(run.seconds for run in sweep.runs.values())
-    work = f"{done} stages in {clock(seconds)}" if done else "nothing was left to do"
+    is_whole = all(run.state in ("done", "reused") for run in sweep.runs.values())
+    nothing = "nothing was left to do" if is_whole else "no stage was finished"
+    work = f"{done} stages in {clock(seconds)}" if done else nothing
     lines = [
         finding_text,
         "",

@@ -12,6 +12,7 @@ from experiments.nodes import Plan
 from experiments.progress import LiveProgress
 from experiments.recipe import load_config
 from experiments.run import narrow, prepare, report_failures, say
+from experiments.store_guard import use_store
 from experiments.sweep import Sweep, SweepInterruptedError
 from experiments.wandb_agent import AGENT_VARIABLES, log_to_agent
 
@@ -40,7 +41,7 @@ def trial_command(
     plan = _only(plan, stages or [key for spec in plan.grid for key in spec.keys])
     sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     try:
-        with LiveProgress(sweep, console) as progress:
+        with use_store(sweep.store.root), LiveProgress(sweep, console) as progress:
             sweep.run(progress.update)
     except SweepInterruptedError:
         say(console, "stopped; the same command goes on from here")
