@@ -42,12 +42,16 @@ class SlurmConfig:
     """Quality of service."""
     time_min: int = 120
     """Time limit of a job, minutes; a job that is ended by it goes on in another one."""
+    grace_s: int = 120
+    """Seconds before the time limit at which a job is asked to write a checkpoint and end; SLURM
+    may ask up to a minute earlier."""
     mem_gb: int = 16
     """Memory of a job, GB."""
     cpus: int = 4
     """Cores of a job."""
     gpus: int = 1
-    """GPUs of a job; `trainer.devices` where that is more."""
+    """GPUs of a job; `trainer.devices` where that is more, none where `trainer.accelerator` is cpu
+    or this is 0."""
     max_jobs: int = 64
     """Jobs of a sweep in the queue at the same time."""
     array_size: int = 1000
@@ -60,6 +64,7 @@ class SlurmConfig:
     def __post_init__(self) -> None:
         for name, least in (
             ("time_min", 1),
+            ("grace_s", 1),
             ("mem_gb", 1),
             ("cpus", 1),
             ("gpus", 0),
@@ -68,6 +73,10 @@ class SlurmConfig:
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"slurm.{name}={getattr(self, name)}: at least {least}")
+        if self.grace_s >= 60 * self.time_min:
+            raise ValueError(
+                f"slurm.grace_s={self.grace_s}: less than slurm.time_min={self.time_min} minutes"
+            )
         if not 0 < self.poll_s < math.inf:
             raise ValueError(f"slurm.poll_s={self.poll_s}: a number of seconds above 0")
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -21,6 +23,9 @@ from experiments.store import RunStore, hold, read_failure
 from experiments.store_guard import claim_store, use_sweep
 from experiments.sweep import Sweep, SweepInterruptedError
 from lightning_modules.weights import find_lite_weights
+
+if TYPE_CHECKING:
+    from experiments.slurm import SlurmLauncher
 
 
 def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
@@ -64,8 +69,10 @@ def execute(
             again. One that ran out of memory or disk space always is.
 
     Raises:
+        InputError: If `sweep.launcher` is slurm on a machine without it.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
+    launcher = _cluster(config, plan)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     with use_sweep(folder):
@@ -74,6 +81,8 @@ def execute(
         sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
         if not retry_failed:
             _keep_failures(sweep, console)
+        if launcher is not None:
+            _take_up(sweep, launcher, console)
         split = data.view.split
         console.print(
             f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
@@ -83,6 +92,30 @@ def execute(
         )
         _run_live(sweep, console)
     return sweep
+
+
+def _cluster(config: ExperimentConfig, plan: Plan) -> "SlurmLauncher | None":
+    """The launcher of a sweep on a cluster that has something left to do."""
+    # That module needs this one, for the command of its jobs.
+    from experiments.slurm import SlurmLauncher
+
+    store = RunStore(Path(config.store.root))
+    is_done = all(store.is_done(node.stage, node.id) for node in plan.nodes.values())
+    return SlurmLauncher(config) if config.sweep.launcher == "slurm" and not is_done else None
+
+
+def _take_up(sweep: Sweep, launcher: "SlurmLauncher", console: Console) -> None:
+    """Let the sweep wait for the jobs that its last start left in the queue."""
+    sweep.launcher = launcher
+    jobs = set()
+    for key, job in launcher.adopt().items():
+        run = sweep.runs.get(key)
+        if run is not None and run.state == "waiting":
+            run.job, run.state, run.started = job, "running", time.monotonic()
+            jobs.add(job)
+    if jobs:
+        n_jobs = "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
+        say(console, f"{n_jobs} still in SLURM's queue and not sent again")
 
 
 def _run_live(sweep: Sweep, console: Console) -> None:

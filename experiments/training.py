@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from datamodules.storage import fsync_path
 from experiments.config_run import TrainerConfig
@@ -138,7 +139,9 @@ def make_trainer(
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         accumulate_grad_batches=accumulate,
-        plugins=[DurableCheckpointIO()],
+        # Inside a SLURM job Lightning would count SLURM's tasks as its processes, and queue the
+        # job again by itself; both are the sweep's.
+        plugins=[LightningEnvironment(), DurableCheckpointIO()],
         precision=precision,
         max_epochs=1,
         logger=logger or False,
@@ -165,9 +168,15 @@ def fit(
 ) -> LightningModule:
     """Fit from the start or from the last checkpoint, and give back the fitted module."""
     checkpoint = last_checkpoint(run_dir)
-    trainer.fit(
-        module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint)
-    )
+    try:
+        trainer.fit(
+            module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint)
+        )
+    except RuntimeError as error:
+        # A cluster's SIGTERM may reach the loader's processes too, which the fit then misses.
+        if not trainer.received_sigterm:
+            raise
+        raise InterruptedError("stopped by a signal, and its loader processes too") from error
     if trainer.interrupted:
         raise InterruptedError("stopped by a signal; the same command goes on from the checkpoint")
     if not trainer.is_global_zero:

@@ -1,0 +1,122 @@
+"""SLURM's commands and what they say, with one call for all jobs of a sweep. Torch-free."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Collection
+from dataclasses import dataclass
+
+TIMEOUT_S = 30.0
+NEEDED = ("sbatch", "squeue", "scancel", "srun")
+"""Commands without which nothing is sent; submitit wants to see srun, which no job of ours uses."""
+ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+"""States from which a job does not come back; all others may still run, or run again."""
+COLUMNS = "JobArrayID:64,Name:256,State:24,exit_code:12"
+
+
+class SlurmError(RuntimeError):
+    """A command of SLURM failed; its own words in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A job as squeue shows it."""
+
+    name: str
+    """Its job name."""
+    state: str
+    """RUNNING, PENDING, TIMEOUT, ..."""
+    code: int = 0
+    """Exit code; less 0 for the signal that ended it."""
+
+
+def missing_command() -> str | None:
+    """The first of SLURM's commands that is not on the PATH, or None."""
+    return next((name for name in NEEDED if shutil.which(name) is None), None)
+
+
+def in_one_line(words: str) -> str:
+    """What a command wrote to stderr, without its name before each line."""
+    lines = [line.partition("error: ")[2] or line for line in words.splitlines() if line.strip()]
+    return "; ".join(line.strip() for line in lines)
+
+
+def read_queue(names: Collection[str]) -> dict[str, Seen]:
+    """The jobs of these names by id, `12` or `12_3`; those that ended a while ago are left out.
+
+    Args:
+        names: Job names; one call asks for all of them. None gives no job, and asks nothing.
+
+    Raises:
+        SlurmError: squeue failed, or does not answer.
+    """
+    if not names:
+        return {}
+    chosen = [f"--user={os.getuid()}", f"--name={','.join(sorted(names))}"]
+    # Jobs that ended stay for a while (MinJobAge), with how they ended.
+    shown = ["--noheader", "--array", "--states=all", f"--Format={COLUMNS}"]
+    found = {}
+    for line in _run("squeue", *shown, *chosen).splitlines():
+        words = line.split()
+        if len(words) == 4:
+            job_id, name, state, code = words
+            found[job_id] = Seen(name=name, state=state, code=_exit_code(code))
+    return found
+
+
+def max_array_size() -> int | None:
+    """Most jobs that an array may have here; None where the cluster does not say."""
+    try:
+        listed = _run("scontrol", "show", "config")
+    except SlurmError:
+        return None
+    for line in listed.splitlines():
+        key, _, value = line.partition("=")
+        if key.strip() == "MaxArraySize" and value.strip().isdigit():
+            # The highest index is one less; at 0 and 1 there are no arrays.
+            return max(1, int(value) - 1)
+    return None
+
+
+def cancel(*job_ids: str, signal: str | None = None) -> None:
+    """End jobs, or send a signal to their first process.
+
+    Raises:
+        SlurmError: scancel failed.
+    """
+    how = [] if signal is None else ["--batch", f"--signal={signal}"]
+    _run("scancel", *how, *job_ids)
+
+
+def _exit_code(word: str) -> int:
+    """Squeue's exit_code: a wait status, or `code:signal`."""
+    if ":" in word:
+        code, _, number = word.partition(":")
+        return -int(number) if int(number) else int(code)
+    return os.waitstatus_to_exitcode(int(word)) if word.isdigit() else 0
+
+
+def _run(*words: str) -> str:
+    try:
+        ended = subprocess.run(
+            words, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{words[0]} did not answer within {TIMEOUT_S:.0f} s") from error
+    except OSError as error:
+        raise SlurmError(f"{words[0]}: {error.strerror}") from error
+    if ended.returncode:
+        reason = in_one_line(ended.stderr) or f"exit code {ended.returncode}"
+        raise SlurmError(f"{words[0]}: {reason}")
+    return ended.stdout
