@@ -255,6 +255,21 @@ def doctor(
 
 
 @app.command()
+def dashboard(
+    sweep: Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")],
+    root: Annotated[Path, typer.Option(help="Folder of the sweeps: store.root.")] = Path("runs"),
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="ENTITY/PROJECT", help="Sync to W&B, with a workspace and a report."),
+    ] = None,
+) -> None:
+    """Look at a sweep's W&B runs in the terminal, or push them to a project."""
+    from experiments.dashboard import dashboard_command
+
+    dashboard_command(sweep, root=root, push=push, console=_console())
+
+
+@app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],

@@ -61,6 +61,7 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
 
 def _config(context: StageContext) -> dict[str, Any]:
     node = context.node
+    shared = [tag for tag in context.tags if tag in get_args(Condition)]
     return {
         **resolved(context.config),
         "stage": node.stage,
@@ -69,5 +70,5 @@ def _config(context: StageContext) -> dict[str, Any]:
         "seed": node.content.get("seed"),
         "n_images": len(node.content.get("images", [])),
         # What curves are grouped by; several conditions may share a stage.
-        "condition": "+".join(tag for tag in context.tags if tag in get_args(Condition)),
+        "condition": "+".join(shared) or node.stage,
     }

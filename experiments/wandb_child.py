@@ -80,7 +80,12 @@ def log_trial(
     shown = overlays(trial["overlays"])
     if shown:
         run.log({"overlays": shown})
-    run.summary.update(trial_summary(per_image, trial["id"]))
+    # Against the amount, so that a plot over many runs is the curve that the study is about.
+    run.define_metric("n_real")
+    for name in ("dice/*", "hc_abs_err_mm/*"):
+        run.define_metric(name, step_metric="n_real")
+    n_real = trial["config"]["n_real"]
+    run.log({"n_real": n_real, **trial_summary(per_image, trial["id"])})
 
 
 def trial_summary(per_image: pd.DataFrame, trial_id: str) -> dict[str, float]:
