@@ -121,9 +121,11 @@ def _was_killed(seen: Seen) -> bool:
 
 
 def _words(job_id: str, seen: Seen) -> str:
+    if seen.code in INTERRUPTED_CODES:
+        return f"its job {job_id} was preempted, or near its time limit"
     more = {
         "TIMEOUT": " (slurm.time_min)",
         "OUT_OF_MEMORY": " (raise slurm.mem_gb)",
         "CANCELLED": " (by scancel)",
     }.get(seen.state, f" (exit code {seen.code})" if seen.code else "")
-    return f"its job {job_id} ended as {seen.state}{more}"
+    return f"its job {job_id} ended as {seen.state}{more}, log in the sweep's folder slurm/"

@@ -106,6 +106,8 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("sweep.per_device=0", ["sweep.per_device=0"]),
         ("sweep.retries=-1", ["sweep.retries=-1"]),
         ("slurm.time_min=0", ["slurm.time_min=0"]),
+        ("slurm.grace_s=0", ["slurm.grace_s=0"]),
+        ("slurm.time_min=2", ["slurm.grace_s=120", "slurm.time_min=2"]),
         ("slurm.poll_s=0", ["slurm.poll_s=0"]),
         ("split.test=.inf", ["split.test=inf"]),
         ("segmenter.learning_rate=.inf", ["segmenter.learning_rate", "inf"]),
