@@ -1,6 +1,18 @@
 """Entry point: a user's mistake is one line and exit code 2, never a stack trace."""
 
+import errno
 import sys
+
+DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENODEV,
+)
+"""What a full, read-only or lost disk answers."""
 
 
 def main() -> None:
@@ -17,6 +29,15 @@ def main() -> None:
     except PermissionError as error:
         print(
             f"error: {error.filename}: permission denied; check who may read or write it",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(
+            f"error: {error.filename or 'a file'}: {error.strerror}; see to the disk, and the same "
+            "command goes on",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from datamodules.errors import InputError
 from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.data import Data
@@ -104,7 +105,10 @@ class Sweep:
         Raises:
             SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
                 checkpoint, or go on where their launcher leaves them.
+            InputError: The store is not there any more.
         """
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        place = self.store.root.stat()
         previous = {
             number: signal.signal(number, self._ask_stop)
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -113,6 +117,7 @@ class Sweep:
             while self.pending:
                 if self._stop:
                     raise SweepInterruptedError
+                self._require_store(place)
                 self._collect()
                 if self.halted and not self._running():
                     break
@@ -125,6 +130,18 @@ class Sweep:
                 self.say(left)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+    def _require_store(self, place: os.stat_result) -> None:
+        """Stop before the empty folder below a lost mount is filled with results."""
+        try:
+            is_there = os.path.samestat(self.store.root.stat(), place)
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise InputError(
+                f"store.root={self.store.root}: the folder is gone, or is another one than at the "
+                "start (a lost mount?); bring it back, and the same command goes on"
+            )
 
     def _ask_stop(self, *_: object) -> None:
         self._stop = True

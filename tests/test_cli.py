@@ -1,5 +1,6 @@
 """The command line from a user's side: help, bad input, and what is (not) imported and written."""
 
+import errno
 import json
 import os
 import subprocess
@@ -200,6 +201,25 @@ def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path
     monkeypatch.setattr("experiments.data_report.read_hc18", refuse)
     code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
     is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_fails_is_one_line(monkeypatch, capsys, tmp_path, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr("experiments.data_report.read_hc18", fail)
+    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
+    is_one_clear_line(code, err, [str(tmp_path), os.strerror(number)])
+
+
+def test_another_system_error_is_a_fault_of_ours(monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("experiments.data_report.read_hc18", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run(monkeypatch, capsys, "data", "index", str(tmp_path))
 
 
 def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from datamodules.errors import InputError
 from experiments.launchers import LocalLauncher, Slot, slots_of
 from experiments.nodes import Node, Plan
 from experiments.recipe import load_config
@@ -286,6 +287,24 @@ def test_a_stop_leaves_the_jobs_to_the_launcher(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_lost_store_ends_the_sweep_before_anything_is_written_elsewhere(tmp_path, again):
+    store = tmp_path / "mounted"
+    nodes = [node("a"), node("b"), node("c")]
+    sweep, fake, _ = make_sweep(store, nodes, lambda _: "done")
+
+    def lose():
+        if len(fake.started) == 2 and store.exists():
+            store.rename(tmp_path / "away")
+            if again:
+                store.mkdir()
+
+    with pytest.raises(InputError, match=r"store.root=.*a lost mount"):
+        sweep.run(lose)
+    assert len(fake.started) == 2
+    assert not list(store.rglob("*"))
+
+
 def test_what_is_done_is_not_started(tmp_path):
     done, rest = node("done"), node("rest")
     folder = tmp_path / "store" / done.key
@@ -300,7 +319,7 @@ def test_what_is_done_is_not_started(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ([], [Slot()]),
+        (["sweep.workers=1"], [Slot()]),
         (["sweep.workers=2"], [Slot(), Slot()]),
         (["sweep.devices=[0,2]"], [Slot(devices=(0,)), Slot(devices=(2,))]),
         (
