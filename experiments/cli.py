@@ -9,6 +9,8 @@ import typer
 from rich.console import Console
 
 from datamodules.errors import InputError
+from experiments.cli_data import data_app
+from experiments.cli_words import Overrides, Recipe, stdout_console
 
 app = typer.Typer(
     name="sonosweep",
@@ -18,17 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(no_args_is_help=True, help="Look at data, or make a procedural set.")
 app.add_typer(data_app, name="data")
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
-]
-Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
-
-
-def _console() -> Console:
-    return Console(highlight=False)
 
 
 @app.command()
@@ -43,7 +35,7 @@ def demo(overrides: Overrides = None) -> None:
     if config.data.root is None and not os.environ.get("HC18_ROOT"):
         config.data.root = str(_phantom_for_demo(Path(config.store.root)))
         config.name = f"{config.name}-phantom"
-    run_sweep(config, _console(), retry_failed=True)
+    run_sweep(config, stdout_console(), retry_failed=True)
 
 
 @app.command()
@@ -74,7 +66,7 @@ def sweep(
         return
     from experiments.run import run_sweep
 
-    run_sweep(config, _console(), retry_failed=retry_failed)
+    run_sweep(config, stdout_console(), retry_failed=retry_failed)
 
 
 @app.command()
@@ -95,7 +87,7 @@ def trial(
     """Run one trial of a recipe with all that it needs: for agents and cluster jobs."""
     from experiments.trial import trial_command
 
-    trial_command(recipe, words or [], stages=stage or [], console=_console())
+    trial_command(recipe, words or [], stages=stage or [], console=stdout_console())
 
 
 @app.command()
@@ -140,7 +132,7 @@ def report(
         return
     from experiments.run import write_again
 
-    write_again(config, _console(), into=into, command=command or f"sonosweep sweep {recipe}")
+    write_again(config, stdout_console(), into=into, command=command or f"sonosweep sweep {recipe}")
 
 
 Sources = Annotated[
@@ -201,7 +193,7 @@ def status(
     if as_json:
         print(json.dumps(plain(found), indent=1))
     else:
-        print_status(found, _console())
+        print_status(found, stdout_console())
 
 
 @app.command()
@@ -232,7 +224,7 @@ def clean(
     chosen = selection_of(
         orphans=orphans, stages=stage or [], sweeps=sweep or [], older_than=older_than
     )
-    clean_command(root, chosen, yes=yes, console=_console())
+    clean_command(root, chosen, yes=yes, console=stdout_console())
 
 
 @app.command()
@@ -247,7 +239,7 @@ def doctor(
     from experiments.doctor import as_dict
     from experiments.doctor import doctor as look
 
-    found = look(sources or [], None if as_json else _console())
+    found = look(sources or [], None if as_json else stdout_console())
     if as_json:
         print(json.dumps(as_dict(found), indent=1))
     if found.reason is not None:
@@ -266,7 +258,7 @@ def dashboard(
     """Look at a sweep's W&B runs in the terminal, or push them to a project."""
     from experiments.dashboard import dashboard_command
 
-    dashboard_command(sweep, root=root, push=push, console=_console())
+    dashboard_command(sweep, root=root, push=push, console=stdout_console())
 
 
 @app.command()
@@ -296,7 +288,7 @@ def score(
     if as_json:
         print(json.dumps(as_dict(found), indent=1))
     else:
-        print_score(found, _console())
+        print_score(found, stdout_console())
 
 
 @app.command()
@@ -325,7 +317,7 @@ def submit(
     if (run is None) == (check is None):
         raise InputError("give either RUN, a fitted segmenter's directory, or --check FILE.csv")
     if check is not None:
-        check_command(check, test_root=test_root, console=_console())
+        check_command(check, test_root=test_root, console=stdout_console())
         return
     submit_command(
         run,
@@ -334,7 +326,7 @@ def submit(
         masks=masks,
         prompt=prompt,
         skip_degenerate=skip_degenerate,
-        console=_console(),
+        console=stdout_console(),
     )
 
 
@@ -344,79 +336,7 @@ def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
     config = load_config(recipe, overrides or [])
     from experiments.run import run_stage
 
-    run_stage(config, _console(), stage=stage)
-
-
-@data_app.command("index")
-def data_index(
-    root: Annotated[Path, typer.Argument(help="Folder of the data.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
-    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
-) -> None:
-    """Say what a data folder holds, after reading every image and annotation."""
-    from experiments.data_report import index_folder, print_summary
-
-    summary = index_folder(root, layout=layout, console=Console(stderr=True, highlight=False))
-    if as_json:
-        print(json.dumps(summary, indent=1))
-    else:
-        print_summary(summary, _console())
-
-
-@data_app.command("split")
-def data_split(
-    recipe: Recipe,
-    out: Annotated[Path, typer.Option(help="JSON file to write.")],
-    name: Annotated[str, typer.Option(help="Name of the split.")],
-    version: Annotated[str, typer.Option(help="Version of the split.")],
-    overrides: Overrides = None,
-) -> None:
-    """Publish the split of a recipe: a hashed file that makes others' numbers comparable.
-
-    With split.n_folds from 2 on it holds every fold.
-    """
-    from experiments.recipe import load_config
-
-    config = load_config(recipe, overrides or [])
-    from datamodules.split_file import write_split_file
-    from experiments.data import load_data
-
-    with Console(stderr=True, highlight=False).status("reading the data"):
-        data = load_data(config)
-        split, folds = data.view.split, data.view.folds
-        made = write_split_file(
-            out,
-            name=name,
-            version=version,
-            split=split,
-            samples=list(data.samples.values()),
-            folds=folds if len(folds) > 1 else (),
-        )
-    if made.folds:
-        _console().print(
-            f"{out}: {name} {version}, {len(made.folds)} folds that test {len(made.test_ids)} "
-            f"images of {made.dataset.cohort}, sha256 {made.sha256}",
-            soft_wrap=True,
-        )
-        return
-    _console().print(
-        f"{out}: {name} {version}, {len(split.train)} train, {len(split.val)} validation and "
-        f"{len(split.test)} test images of {made.dataset.cohort}, sha256 {made.sha256}",
-        soft_wrap=True,
-    )
-
-
-@data_app.command("phantom")
-def data_phantom(
-    root: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
-    n_exams: Annotated[int, typer.Option(min=3, max=5000, help="Number of exams.")] = 66,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other phantoms.")] = 0,
-) -> None:
-    """Write a procedural fetal-head set in HC18's layout."""
-    from datamodules.phantom import write_phantom
-
-    write_phantom(root, n_exams=n_exams, seed=seed)
-    _console().print(f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index")
+    run_stage(config, stdout_console(), stage=stage)
 
 
 def _phantom_for_demo(store_root: Path) -> Path:
@@ -424,7 +344,7 @@ def _phantom_for_demo(store_root: Path) -> Path:
 
     root = store_root / "phantom-data"
     if not root.exists():
-        with _console().status("no HC18_ROOT: drawing phantoms"):
+        with stdout_console().status("no HC18_ROOT: drawing phantoms"):
             write_phantom(root, n_exams=72, seed=0)
     if not root.is_dir():
         raise InputError(f"{root}: is not a folder; remove it and try again")
