@@ -459,3 +459,41 @@ def test_the_grace_lies_within_the_time_limit():
     assert SlurmConfig(time_min=2, grace_s=119).grace_s == 119
     with pytest.raises(ValueError, match=r"slurm\.grace_s=120: less than slurm\.time_min=2"):
         SlurmConfig(time_min=2)
+
+
+def test_a_signal_that_ends_the_loader_too_is_no_failure(tmp_path):
+    """SLURM may signal every process of a job; torch then misses its loader's."""
+    from experiments.training import fit
+
+    def lose_loader(*_, **__):
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+
+    trainer = SimpleNamespace(fit=lose_loader, received_sigterm=True)
+    with pytest.raises(InterruptedError, match="stopped by a signal"):
+        fit(trainer, None, None, run_dir=tmp_path)
+    trainer.received_sigterm = False
+    with pytest.raises(RuntimeError, match="worker is killed"):
+        fit(trainer, None, None, run_dir=tmp_path)
+
+
+def test_lightning_does_not_take_a_job_for_its_own(tmp_path, monkeypatch):
+    from lightning.pytorch.plugins.environments import LightningEnvironment
+
+    from experiments.training import make_trainer
+
+    for name, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "toy")):
+        monkeypatch.setenv(name, value)
+    config = load_config("demo", ["trainer.accelerator=cpu"]).trainer
+    status = context(tmp_path, node("a")).status()
+    trainer = make_trainer(
+        run_dir=tmp_path,
+        config=config,
+        precision="32-true",
+        steps=1,
+        logger=None,
+        status=status,
+        what="steps",
+    )
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, LightningEnvironment)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
