@@ -256,7 +256,8 @@ class Sweep:
             run.state = "waiting"
             self.say(f"{run.node.label}: {ended.split(';')[0]}; it goes on from its checkpoint")
             return
-        if failure and failure.kind == "out_of_memory":
+        # A launcher's job with stages behind one another is a sweep itself, and has tried that.
+        if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
             shrink = next_shrink(run.shrink, limit=self._batch_size(run.node.stage))
             if shrink is not None:
                 run.state, run.shrink = "waiting", shrink

@@ -180,6 +180,15 @@ def test_out_of_memory_halves_the_parts_until_each_item_is_alone(tmp_path):
     assert "a batch in 4 parts" in lines[1]
 
 
+def test_a_job_that_is_a_sweep_itself_has_tried_less_memory(tmp_path):
+    sweep, fake, _ = make_sweep(
+        tmp_path, [node("a")], lambda _: ("out_of_memory", "CUDA out of memory"), chains=True
+    )
+    sweep.run(lambda: None)
+    assert len(fake.started) == 1
+    assert states(sweep) == {"a": "failed"}
+
+
 def test_out_of_memory_that_less_memory_mends(tmp_path):
     sweep, _, _ = make_sweep(
         tmp_path,
