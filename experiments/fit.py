@@ -14,6 +14,7 @@ from datamodules.synthetic import read_synthetic
 from experiments.context import StageContext
 from experiments.dashboards import stage_logger
 from experiments.training import best_checkpoint, fit, last_loss, make_trainer
+from experiments.wandb_lineage import log_lineage
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam import SamModule
@@ -54,6 +55,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     trainable = {name for name, p in module.named_parameters() if p.requires_grad}
     state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
     save_file(state, context.run_dir / WEIGHTS_NAME)
+    log_lineage(context)
     return {
         "n_real": len(datamodule.train_ids),
         "n_synthetic": len(datamodule.synthetic),

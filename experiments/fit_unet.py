@@ -9,6 +9,7 @@ from experiments.context import StageContext
 from experiments.dashboards import stage_logger
 from experiments.fit import WEIGHTS_NAME
 from experiments.training import fit, last_loss, make_trainer
+from experiments.wandb_lineage import log_lineage
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.unet import UnetModule, save_unet
 
@@ -45,6 +46,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     save_unet(module.cpu(), context.run_dir / WEIGHTS_NAME)
+    log_lineage(context)
     return {
         "n_real": len(datamodule.train_ids),
         "n_synthetic": 0,

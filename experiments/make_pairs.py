@@ -18,6 +18,7 @@ from datamodules.synthetic import (
 )
 from datamodules.warp import warp_pairs
 from experiments.context import StageContext
+from experiments.wandb_lineage import log_pairs
 from lightning_modules.randomness import keyed_seed
 
 # Beyond this a head's texture no longer looks like ultrasound; the nearest source is taken then.
@@ -72,6 +73,7 @@ def run_resize(context: StageContext) -> dict[str, Any]:
         )
         pairs.append(SyntheticPair(sample_id=name, native_size_hw=native))
     write_metadata(context.run_dir / "metadata.jsonl", pairs)
+    log_pairs(context)
     return {"pairs": len(pairs)}
 
 
@@ -85,6 +87,7 @@ def run_subset(context: StageContext) -> dict[str, Any]:
     for number in chosen:
         link_pair(source, context.run_dir, sample_id=candidates[number].sample_id)
     write_metadata(context.run_dir / "metadata.jsonl", [candidates[k] for k in chosen])
+    log_pairs(context)
     return {"pairs": len(chosen)}
 
 
@@ -106,4 +109,5 @@ def _write_all(context: StageContext, made: Iterable[tuple[np.ndarray, Ellipse]]
         pairs.append(SyntheticPair(sample_id=name, ellipse=ellipse))
         status.update("pairs", done=number + 1, total=content["n"])
     write_metadata(context.run_dir / "metadata.jsonl", pairs)
+    log_pairs(context)
     return {"pairs": len(pairs)}

@@ -40,6 +40,7 @@ from experiments.gate import (
 from experiments.make_pairs import outlines_of, run_phantom, run_resize, run_subset, run_warp
 from experiments.scoring import run_control, run_score
 from experiments.training import fit, last_loss, make_trainer
+from experiments.wandb_lineage import log_lineage, log_pairs
 from lightning_modules.diffusion import DiffusionModule, load_generator
 from lightning_modules.randomness import keyed_seed
 
@@ -77,6 +78,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     module.cpu().save_generator(context.run_dir / "generator")
+    log_lineage(context)
     return {
         "n_labels": len(ids),
         "steps": trainer.global_step,
@@ -176,6 +178,7 @@ def run_gate(context: StageContext) -> dict[str, Any]:
             f"{rejected[0].reasons[0]}); fit the generator for more steps or lower "
             "gate.min_agreement"
         )
+    log_pairs(context)
     return {
         "accepted": len(accepted),
         "rejected": len(rejected),
@@ -197,6 +200,7 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
     write_metadata(
         context.run_dir / "metadata.jsonl", [foreign.pairs[s.sample_id] for s in foreign.samples]
     )
+    log_pairs(context)
     return {"pairs": len(foreign.samples)}
 
 

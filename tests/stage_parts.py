@@ -16,6 +16,8 @@ SETTINGS = [
     "segmenter.backbone=tiny",
     "synthesis.image_hw=[54,80]",
     "trainer.accelerator=cpu",
+    # A process has one run of W&B, and these tests have many stages in one.
+    "wandb.mode=disabled",
 ]
 
 

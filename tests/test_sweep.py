@@ -220,6 +220,11 @@ def test_another_sweep_reuses_what_it_shares(toy):
     assert "6 to do" in ended.stdout
     results = pd.read_csv(store / "other" / "results.csv")
     assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 4 + [1] * 4
+    # What was reused is in this sweep's group on W&B too, by its summary.
+    runs = [path.name for path in (store / "other" / "wandb").glob("offline-run-*-other-real-n*")]
+    assert sorted(name.split("-n", 1)[1].split("-p0-")[1][:2] for name in runs) == [
+        *("s0", "s0", "s1", "s1")
+    ]
 
 
 def test_a_failed_stage_fails_only_what_needs_it(toy, tmp_path):
@@ -341,7 +346,8 @@ def test_wandb_gets_group_job_type_and_tags_offline(toy):
     runs = [path for path in (store / "store").rglob("offline-run-*") if path.is_dir()]
     ids = {path.name.split("-", 3)[3] for path in runs}
     assert any(name.startswith("toy-synthetic-n4-") for name in ids)
-    assert len([name for name in ids if name.startswith("toy-")]) == 5, "a generator, four fits"
+    n = len([name for name in ids if name.startswith("toy-")])
+    assert n == 6, "a generator, a gate, four fits"
     assert all(list(run.glob("*.wandb")) for run in runs)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,7 +22,7 @@ class WandbServer:
         self.unknown: list[str] = []
         """Requests that nothing here answers."""
         handler = type("Handler", (_Handler,), {"fake": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "WandbServer":
@@ -119,6 +120,15 @@ class WandbServer:
         extra = {"id": "F", "displayName": spec["name"], "storagePath": spec["name"]}
         extra |= {"uploadMultipartUrls": None, "artifact": {"id": spec["artifactID"]}}
         return {**upload, **extra}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Print nothing where the client has gone away, as it does when it ends."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
