@@ -261,6 +261,14 @@ def dashboard(
     dashboard_command(sweep, root=root, push=push, console=stdout_console())
 
 
+@app.command("wandb-sweep")
+def wandb_sweep(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print a recipe's grid as a sweep for W&B's own agents, whose runs are single trials."""
+    from experiments.wandb_grid import sweep_file
+
+    print(sweep_file(recipe, overrides or []), end="")
+
+
 @app.command()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
