@@ -24,6 +24,14 @@ from experiments.worker import failure_kind, run_held
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """A stage sets the threads of its process, which here is that of all tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
     root = tmp_path_factory.mktemp("stages")
