@@ -2,6 +2,7 @@
 PYTHON ?= python3
 HC18_ROOT ?=
 RECIPE ?= demo
+SWEEP ?= demo
 ARGS ?=
 BIN := .venv/bin
 # Waiting threads sleep instead of spinning: two processes on two cores then do not fight.
@@ -9,11 +10,11 @@ export OMP_WAIT_POLICY = PASSIVE
 export HC18_ROOT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
+.PHONY: help setup demo sweep dashboard table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(ARGS)'
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  SWEEP      name of a finished or running sweep  [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(SWEEP)' '$(ARGS)'
 
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)
@@ -32,6 +33,9 @@ demo: .venv/.installed ## The whole job on phantoms, or on HC18 with HC18_ROOT=.
 
 sweep: .venv/.installed ## Run a recipe: make sweep RECIPE=hc18_fractions HC18_ROOT=...
 	@$(BIN)/sonosweep sweep $(RECIPE) $(ARGS)
+
+dashboard: .venv/.installed ## W&B runs of a sweep in the terminal: make dashboard SWEEP=demo
+	@$(BIN)/sonosweep dashboard $(SWEEP) $(ARGS)
 
 ## Tables and figures (each runs what is missing)
 table-fractions: .venv/.installed ## Table over 5-100 % of the real images
