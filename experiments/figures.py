@@ -245,7 +245,7 @@ def figure_trimesters(
     rows = per_image[here & per_image["trimester"].notna() & (per_image["n_real"] > 0)]
     ends = sorted({rows["n_real"].min(), rows["n_real"].max()}) if len(rows) else []
     with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(1.2 + 4.1 * max(len(ends), 1), 3.4))
+        figure = Figure(figsize=(1.2 + (4.1 if len(ends) > 1 else 5.2) * max(len(ends), 1), 3.4))
         axes = figure.subplots(1, max(len(ends), 1), squeeze=False, sharey=True)[0]
         for axis, n_real in zip(axes, ends, strict=False):
             _draw_trimesters(axis, average_draws(rows[rows["n_real"] == n_real]), seed=seed)
@@ -259,6 +259,8 @@ def figure_trimesters(
 
 def _draw_trimesters(axis: Axes, images: pd.DataFrame, *, seed: int) -> None:
     conditions = ordered(images["condition"])
+    # However many there are, those of one trimester stay together.
+    step = min(0.12, 0.8 / len(conditions))
     for k, condition in enumerate(conditions):
         own = images[images["condition"] == condition]
         means = own.groupby(["sample_id", "exam_id", "trimester"], as_index=False)["dice"].mean()
@@ -267,7 +269,7 @@ def _draw_trimesters(axis: Axes, images: pd.DataFrame, *, seed: int) -> None:
         for trimester, part in means.groupby("trimester"):
             low, high = cluster_bootstrap_ci(part["dice"], part["exam_id"], seed=seed)
             mean = part["dice"].mean()
-            places.append(trimester + 0.12 * (k - (len(conditions) - 1) / 2))
+            places.append(trimester + step * (k - (len(conditions) - 1) / 2))
             values.append(100 * mean)
             errors.append((100 * (mean - low), 100 * (high - mean)))
         style = condition_style(condition)
