@@ -19,7 +19,10 @@ from experiments.store import Failure, RunStore, read_failure, read_status
 State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
 FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
 ROOM_MIB = 512
-"""Free space from which on a sweep goes on that had paused because the disk was full."""
+"""Free space from which on a sweep goes on that had paused because the disk was full; on a small
+disk, a twentieth of it."""
+FULL_MIB = 1
+"""Free space below which even the reason of a failure may not have been written."""
 
 
 @dataclass(kw_only=True)
@@ -263,7 +266,10 @@ class Sweep:
                 run.state, run.shrink = "waiting", shrink
                 self.say(f"{run.node.label}: out of memory; again, a batch in {shrink} parts")
                 return
-        if failure and failure.kind == "disk_full":
+        is_full = failure is not None and failure.kind == "disk_full"
+        if failure is None and not was_killed:
+            is_full = shutil.disk_usage(self.store.root).free < FULL_MIB * 2**20
+        if is_full:
             run.state, self._paused = "waiting", True
             self.say(
                 f"{run.node.label}: the disk is full, the sweep pauses; free some of "
@@ -287,7 +293,10 @@ class Sweep:
 
     def _is_paused(self) -> bool:
         """Whether the disk is still full."""
-        if self._paused and shutil.disk_usage(self.store.root).free >= ROOM_MIB * 2**20:
+        if not self._paused:
+            return False
+        usage = shutil.disk_usage(self.store.root)
+        if usage.free >= min(ROOM_MIB * 2**20, usage.total / 20):
             self._paused = False
             self.say("there is room on the disk again; the sweep goes on")
         return self._paused

@@ -35,6 +35,8 @@ class FakeJob:
             outcome = self.act(context)
             if outcome == "done":
                 write_done(context.run_dir, {"seconds": 0, "peak_memory_mib": 0})
+            elif outcome == "nothing written":
+                return "its process ended with 1"
             elif outcome == "killed":
                 self.was_killed = True
                 return "its process was killed by SIGKILL"
@@ -255,6 +257,23 @@ def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch):
     assert fake.started == [["a"], ["a"], ["b"]]
     assert "the disk is full, the sweep pauses" in lines[0]
     assert "goes on" in lines[1]
+
+
+def test_a_disk_too_full_for_the_reason_pauses_too(tmp_path, monkeypatch):
+    free = iter([0, 0, 2**40])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free, 2**40)))
+    tries = []
+
+    def act(context):
+        tries.append(context.node.label)
+        return "nothing written" if len(tries) == 1 else "done"
+
+    sweep, fake, lines = make_sweep(tmp_path, [node("a")], act)
+    sweep.run(lambda: None)
+    assert states(sweep) == {"a": "done"}
+    assert len(fake.started) == 2
+    assert "the disk is full, the sweep pauses" in lines[0]
 
 
 def test_a_chain_holds_what_follows_but_no_other_training(tmp_path):
