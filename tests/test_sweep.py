@@ -367,3 +367,35 @@ def test_an_unreachable_wandb_server_stops_nothing(toy, tmp_path):
     logs = [path.read_text() for path in (tmp_path / "store" / "fit").glob("*/log.txt")]
     assert len(logs) == 2
     assert all("W&B: http://127.0.0.1:9 does not answer" in log for log in logs)
+
+
+@pytest.mark.long
+def test_two_sweeps_at_once_on_one_store_do_each_stage_once(toy, tmp_path):
+    data, finished, _ = toy
+    settings = ["sweep.condition=[real]", "evaluation.controls=[]"]
+    processes = [
+        subprocess.Popen(
+            command(data, tmp_path, *settings, f"name={name}"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(),
+        )
+        for name in ("first", "second")
+    ]
+    printed = [process.communicate(timeout=400)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    starts = [
+        (run_dir / "log.txt").read_text().count("GPU available")
+        for run_dir in (tmp_path / "store" / "fit").iterdir()
+    ]
+    # Lightning says it once a training.
+    assert starts == [1, 1]
+    columns = ["condition", "n_real", "prompt", "dice_mean"]
+    first, second, alone = (
+        pd.read_csv(folder / "results.csv")[columns]
+        for folder in (tmp_path / "first", tmp_path / "second", finished / "toy")
+    )
+    pd.testing.assert_frame_equal(first, second)
+    same = alone["condition"] == "real"
+    pd.testing.assert_frame_equal(first, alone[same].reset_index(drop=True), check_dtype=False)
