@@ -84,9 +84,11 @@ def execute(
         if launcher is not None:
             _take_up(sweep, launcher, console)
         split = data.view.split
+        n_trials = len(plan.grid)
+        trials = "1 trial" if n_trials == 1 else f"{n_trials} trials"
         console.print(
             f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
-            f"and {len(split.test)} test images; {len(plan.grid)} trials in {len(plan.nodes)} "
+            f"and {len(split.test)} test images; {trials} in {len(plan.nodes)} "
             f"stages, {sweep.pending} to do",
             highlight=False,
         )

@@ -37,7 +37,11 @@ def print_status(status: SweepStatus, console: Console) -> None:
         leads = "its jobs run without it"
     n_trials, n_stages = sum(status.trials.values()), len(status.stages)
     console.print(Text(f"{status.name}: {leads}", style="bold"))
-    console.print(Text.assemble(f"{n_trials} trials: ", words(status.trials)))
+    console.print(
+        Text.assemble(
+            "1 trial: " if n_trials == 1 else f"{n_trials} trials: ", words(status.trials)
+        )
+    )
     console.print(Text.assemble(f"{n_stages} stages: ", words(status.counts)))
     console.print()
     console.print(_table(status))
