@@ -6,7 +6,6 @@ bear a few of those.
 """
 
 import json
-import os
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.config import ExperimentConfig, resolved
-from experiments.launchers import slots_of
+from experiments.launchers import slots_of, threads_of
 from experiments.nodes import Node
 from experiments.provenance import machine
 
@@ -123,13 +122,6 @@ def n_slots(config: ExperimentConfig) -> int:
     return len(slots_of(config))
 
 
-def n_threads(config: ExperimentConfig) -> int:
-    """CPU threads of a stage, as the local launcher sets them."""
-    if config.trainer.threads is not None:
-        return config.trainer.threads
-    return max(1, len(os.sched_getaffinity(0)) // len(slots_of(config)))
-
-
 def traits_of(stage: str, *, content: Mapping, upstream: Mapping, config: Mapping) -> str:
     """What the time of one unit depends on, as text to compare.
 
@@ -196,7 +188,7 @@ class Costs:
     def __init__(self, root: Path, *, config: ExperimentConfig) -> None:
         self._root, self._config = Path(root), resolved(config)
         self._machine = _machine(machine())
-        self._threads = (n_threads(config), config.trainer.devices)
+        self._threads = (threads_of(config), config.trainer.devices)
         self._runs: dict[str, list[Measured]] = {}
         self._known: dict[tuple[str, str], Cost] = {}
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.config import ExperimentConfig
-from experiments.costs import MATCHES, Costs, Match, n_slots, n_threads
+from experiments.costs import MATCHES, Costs, Match, n_slots
 from experiments.data import Data, load_data
+from experiments.launchers import threads_of
 from experiments.nodes import Node, Plan, TrialSpec
 from experiments.plan import make_plan
 from experiments.schedule import Task, longest_chain, simulate, waves
@@ -207,7 +208,7 @@ def forecast(
         waves=waves(work.tasks),
         chain=[plan.nodes[key].label for key in chain],
         chain_seconds=sum(work.tasks[key].seconds for key in chain),
-        threads=n_threads(config),
+        threads=threads_of(config),
         devices_per_stage=each,
         launcher=grid.launcher,
         bytes=sum(size for size in work.bytes.values() if size is not None),

@@ -83,6 +83,12 @@ def slots_of(config: ExperimentConfig) -> list[Slot]:
     return [Slot(devices=group) for _ in range(grid.per_device) for group in groups]
 
 
+def threads_of(config: ExperimentConfig) -> int:
+    """CPU threads of a stage: as set, or an equal share of the cores for each slot."""
+    cores = len(os.sched_getaffinity(0))
+    return config.trainer.threads or max(1, cores // len(slots_of(config)))
+
+
 class LocalLauncher:
     """Processes of this machine: forked ones, or a command where several devices share a stage.
 
@@ -97,8 +103,7 @@ class LocalLauncher:
     def __init__(self, config: ExperimentConfig) -> None:
         self._config = config
         self.slots = slots_of(config)
-        cores = len(os.sched_getaffinity(0))
-        self.threads = config.trainer.threads or max(1, cores // len(self.slots))
+        self.threads = threads_of(config)
         self._busy: dict[int, Job] = {}
         self._spawner: multiprocessing.context.ForkServerContext | None = None
 

@@ -1,7 +1,6 @@
 """What the U-Net without prompts is: the settings of `UnetModule` and of its stage. Torch-free.
 
-The defaults take about 90 seconds of one CPU core. On 64 HC18 images of exams that no split used
-they reached a mean Dice of 0.924, 0.959 and 0.956 from 5, 20 and 200 images (one support each).
+The defaults take about 90 seconds of one CPU core; docs/results.md holds measured scores.
 """
 
 import math
@@ -21,8 +20,8 @@ class UnetConfig:
     """A U-Net that sees the image alone: what a segmenter with prompts must be better than."""
 
     encoder_name: Encoder = "tu-resnet10t"
-    """Encoder, by its name in segmentation-models-pytorch; from 20 images, with random weights and
-    160 steps, tu-resnet10t reached a Dice of 0.959 and mobilenet_v2 0.914."""
+    """Encoder, by its name in segmentation-models-pytorch; of those tried from 20 images, with
+    random weights and 160 steps, the best."""
     encoder_weights: EncoderWeights | None = None
     """`imagenet` downloads pretrained weights once; null is random and needs no network."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16, 16)

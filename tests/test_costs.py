@@ -15,9 +15,9 @@ from experiments.costs import (
     Costs,
     bytes_of,
     n_slots,
-    n_threads,
     units_of,
 )
+from experiments.launchers import threads_of
 from experiments.nodes import STAGE_VERSION, Node
 from experiments.plan import make_plan
 from experiments.provenance import machine
@@ -262,7 +262,7 @@ def test_slots_and_threads_are_those_of_the_launcher():
     assert n_slots(of("sweep.devices=[0,1]", "sweep.per_device=2")) == 4
     assert n_slots(of("sweep.devices=[0,1,2,3]", "trainer.devices=2")) == 2
     assert n_slots(of("sweep.launcher=slurm", "slurm.max_jobs=9")) == 9
-    assert n_threads(of("trainer.threads=5")) == 5
+    assert threads_of(of("trainer.threads=5")) == 5
     cores = len(os.sched_getaffinity(0))
-    assert n_threads(of(f"sweep.workers={4 * cores}")) == 1
-    assert n_threads(of("sweep.workers=1")) == cores
+    assert threads_of(of(f"sweep.workers={4 * cores}")) == 1
+    assert threads_of(of("sweep.workers=1")) == cores
