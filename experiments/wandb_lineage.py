@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass
 
 import wandb
+
 from experiments.context import StageContext
 from experiments.dashboards import stage_run
 from experiments.store import RunStore
