@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.config import ExperimentConfig, resolved
+from experiments.devices import device_kind
 from experiments.launchers import slots_of, threads_of
 from experiments.nodes import Node
 from experiments.provenance import machine
 
 Match = Literal[
     "same",
-    "other threads",
+    "other threads or device",
     "other machine",
     "other settings",
     "other settings and machine",
@@ -99,7 +100,7 @@ class Measured:
     traits: str
     machine: tuple[Any, ...]
     threads: tuple[Any, ...]
-    """Threads, and devices that it was spread over."""
+    """Threads, devices that it was spread over, and their kind."""
     units: int
     seconds: float
 
@@ -188,7 +189,7 @@ class Costs:
     def __init__(self, root: Path, *, config: ExperimentConfig) -> None:
         self._root, self._config = Path(root), resolved(config)
         self._machine = _machine(machine())
-        self._threads = (threads_of(config), config.trainer.devices)
+        self._threads = (threads_of(config), config.trainer.devices, device_kind(config))
         self._runs: dict[str, list[Measured]] = {}
         self._known: dict[tuple[str, str], Cost] = {}
 
@@ -235,7 +236,7 @@ class Costs:
             return "other settings" if is_here else "other settings and machine"
         if not is_here:
             return "other machine"
-        return "same" if run.threads == self._threads else "other threads"
+        return "same" if run.threads == self._threads else "other threads or device"
 
 
 def bytes_of(node_units: int, *, cost: Cost, root: Path) -> float | None:
@@ -291,7 +292,11 @@ def _read(run_dir: Path) -> Measured | None:
             stage=stage,
             traits=traits_of(stage, content=content, upstream=manifest["upstream"], config=config),
             machine=_machine(manifest["machine"]),
-            threads=(manifest["threads"], manifest.get("devices", 1)),
+            threads=(
+                manifest["threads"],
+                manifest.get("devices", 1),
+                manifest.get("device", "cpu"),
+            ),
             units=units,
             seconds=float(result["seconds"]),
         )

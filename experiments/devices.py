@@ -33,6 +33,15 @@ def gpu_names() -> list[str]:
     return [names[int(v)] if v.isdigit() and int(v) < len(names) else v for v in visible]
 
 
+def device_kind(config: ExperimentConfig) -> str:
+    """`cuda` where stages will find a GPU, else `cpu`: torch's own words, without torch."""
+    if config.trainer.accelerator == "cpu":
+        return "cpu"
+    if config.sweep.launcher == "slurm":
+        return "cuda" if config.slurm.gpus else "cpu"
+    return "cuda" if gpu_names() else "cpu"
+
+
 def check_devices(config: ExperimentConfig) -> None:
     """Refuse GPUs that are not there, before anything is started.
 

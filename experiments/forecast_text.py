@@ -135,7 +135,7 @@ def _measured(stage: StageSum) -> str:
         )
     what = {
         "same": "",
-        "other threads": ", other threads",
+        "other threads or device": ", other threads or device",
         "other machine": ", other machine",
         "other settings": ", other settings",
         "other settings and machine": ", all else differs",

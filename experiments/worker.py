@@ -67,6 +67,7 @@ def run_held(context: StageContext, *, threads: int) -> int:
 def _run(context: StageContext, *, threads: int) -> int:
     import torch
 
+    from experiments.device import device_of
     from experiments.stages import STAGES
     from experiments.training import checkpoint_dir
 
@@ -87,6 +88,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 "started": started,
                 "threads": threads,
                 "devices": context.config.trainer.devices,
+                "device": device_of(context.config).type,
                 "batch_parts": context.shrink,
                 **provenance(),
             },

@@ -83,7 +83,7 @@ def jitter_pairs(
             shift=signed[:, 2:4] * max_shift,
             flip=uniform[:, 4] < flip_probability,
         )
-        pair = torch.cat([image, mask], dim=1).float()
+        pair = torch.cat([image, mask], dim=1).to(matrices.dtype)
         grid = F.affine_grid(matrices, list(pair.shape), align_corners=False)
         moved = F.grid_sample(
             pair, grid, mode="bilinear", padding_mode="zeros", align_corners=False

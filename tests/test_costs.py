@@ -25,7 +25,7 @@ from experiments.recipe import load_config
 from experiments.store import write_done, write_started
 from experiments.workload import tasks_of, units_to_do
 
-SETTINGS = ["trainer.threads=1"]
+SETTINGS = ["trainer.threads=1", "trainer.accelerator=cpu"]
 
 
 def write_run(
@@ -38,6 +38,7 @@ def write_run(
     result: dict | None = None,
     settings: list[str] = SETTINGS,
     host: str | None = None,
+    device: str = "cpu",
     upstream: dict | None = None,
 ) -> Path:
     """A finished run as the worker leaves it."""
@@ -52,6 +53,7 @@ def write_run(
         "config": resolved(config),
         "threads": config.trainer.threads,
         "devices": config.trainer.devices,
+        "device": device,
         "machine": here if host is None else {**here, "host": host},
     }
     write_started(run_dir, manifest)
@@ -99,9 +101,17 @@ def test_the_nearest_runs_count_alone(tmp_path):
     write_run(tmp_path, "c", seconds=12, content=fit(40), host="far")
     found = cost_of_fit(tmp_path)
     assert (found.match, found.seconds_per_unit) == ("other machine", 0.3)
-    write_run(tmp_path, "d", seconds=16, content=fit(40), settings=["trainer.threads=2"])
+    write_run(
+        tmp_path,
+        "d",
+        seconds=16,
+        content=fit(40),
+        settings=["trainer.threads=2", "trainer.accelerator=cpu"],
+    )
     found = cost_of_fit(tmp_path)
-    assert (found.match, found.seconds_per_unit) == ("other threads", 0.4)
+    assert (found.match, found.seconds_per_unit) == ("other threads or device", 0.4)
+    write_run(tmp_path, "gpu", seconds=1, content=fit(40), device="cuda")
+    assert cost_of_fit(tmp_path).match == "other threads or device"
     write_run(tmp_path, "e", seconds=20, content=fit(40))
     found = cost_of_fit(tmp_path)
     assert (found.match, found.seconds_per_unit, len(found.runs)) == ("same", 0.5, 1)

@@ -184,3 +184,32 @@ def test_two_processes_give_the_weights_of_one(stages, fit_context, at_once):
 )
 def test_kinds_of_failure(tmp_path, error, kind):
     assert failure_kind(error, run_dir=tmp_path) == kind
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["fit", "generator"])
+def test_mixed_precision_over_two_processes(stages, fit_context, kind):
+    trainer = replace(stages.config.trainer, devices=2)
+    config = replace(stages.config, trainer=trainer, name="mixed")
+    config.segmenter = replace(config.segmenter, precision="bf16-mixed")
+    config.generator = replace(config.generator, precision="bf16-mixed")
+    if kind == "generator":
+        config.sweep = replace(config.sweep, condition=["synthetic"])
+        config.synthesis = replace(config.synthesis, generator_count=4)
+    plan = make_plan(config, stages.data.view)
+    node = next(n for n in plan.nodes.values() if n.stage == kind)
+    context = replace(fit_context, config=config, node=node)
+    context.run_dir.mkdir(parents=True)
+    write_request(context)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.distributed", str(context.run_dir), "2", "1"],
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    log = (context.run_dir / "log.txt").read_text()
+    assert ended.returncode == 0, log
+    assert "bfloat16 Automatic Mixed Precision" in log
+    assert log.count("GLOBAL_RANK") == 2
+    assert (context.run_dir / "DONE.json").is_file()
