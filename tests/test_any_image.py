@@ -1,0 +1,155 @@
+"""Anybody's images: formats, depths and channels, and one line for each that cannot be read."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.any_image import find_images, read_any_image
+from datamodules.errors import InputError
+
+
+@pytest.fixture
+def grey():
+    """uint8 (54, 80), 0 and 255 included."""
+    image = np.random.default_rng(1).integers(0, 256, (54, 80), dtype=np.uint8)
+    image[0, :2] = 0, 255
+    return image
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.bmp", "a.tif", "a.tiff"])
+def test_grey_formats_keep_every_pixel(grey, tmp_path, name):
+    Image.fromarray(grey).save(tmp_path / name)
+    found = read_any_image(tmp_path / name)
+    np.testing.assert_array_equal(found.grey, grey)
+    assert (found.grey.dtype, found.scaled_from) == (np.uint8, None)
+
+
+def test_jpeg(grey, tmp_path):
+    smooth = cv2.GaussianBlur(grey, (0, 0), 4)
+    Image.fromarray(smooth).save(tmp_path / "a.jpeg", quality=95)
+    found = read_any_image(tmp_path / "a.jpeg").grey.astype(int)
+    assert np.abs(found - smooth).max() <= 3
+    turned = Image.Exif()
+    turned[0x112] = 6  # A quarter turn clockwise.
+    Image.fromarray(smooth).save(tmp_path / "b.jpg", quality=95, exif=turned)
+    found = read_any_image(tmp_path / "b.jpg").grey.astype(int)
+    assert np.abs(found - np.rot90(smooth, k=-1)).max() <= 3
+
+
+@pytest.mark.parametrize("alpha", [0, 128, 255])
+def test_alpha_is_dropped(grey, tmp_path, alpha):
+    """What is transparent was recorded all the same; a TIFF's decoder would darken it."""
+    channels = [grey] * 3 + [np.full_like(grey, alpha)]
+    for used in (channels, channels[2:]):
+        Image.fromarray(np.dstack(used)).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_any_image(tmp_path / "a.png").grey, grey)
+    Image.fromarray(np.dstack(channels)).save(tmp_path / "a.tif")
+    if alpha == 255:
+        np.testing.assert_array_equal(read_any_image(tmp_path / "a.tif").grey, grey)
+    else:
+        with pytest.raises(InputError, match="transparent in parts"):
+            read_any_image(tmp_path / "a.tif")
+
+
+def test_colour_is_converted_by_luminance(tmp_path):
+    colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [10, 10, 10]]], dtype=np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    # 0.299 R + 0.587 G + 0.114 B.
+    assert read_any_image(tmp_path / "a.png").grey.tolist() == [[76, 150, 29, 10]]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_more_than_8_bit_are_scaled_from_their_own_range(grey, tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    # 12 bit in 16, as many scanners write it; by hand: 100..4180 in steps of 16.
+    Image.fromarray(grey.astype(np.uint16) * 16 + 100).save(path)
+    found = read_any_image(path)
+    np.testing.assert_array_equal(found.grey, grey)
+    assert found.scaled_from == (100, 255 * 16 + 100)
+    # All 16 bit used: the same as dividing by 257.
+    Image.fromarray(grey.astype(np.uint16) * 257).save(path)
+    np.testing.assert_array_equal(read_any_image(path).grey, grey)
+    Image.fromarray(np.full((5, 7), 900, dtype=np.uint16)).save(path)
+    assert read_any_image(path).grey.max() == 0
+
+
+def test_16_bit_in_colour(grey, tmp_path):
+    wide = np.dstack([grey.astype(np.uint16) * 100] * 3)
+    cv2.imwrite(str(tmp_path / "a.png"), wide)
+    np.testing.assert_array_equal(read_any_image(tmp_path / "a.png").grey, grey)
+
+
+def test_what_cannot_be_read_is_one_line(grey, tmp_path, capfd):
+    image = Image.fromarray(grey)
+    cases = {}
+    for name, what in (
+        ("cut.jpg", "damaged or cut short JPEG"),
+        ("cut.tif", "damaged or cut short TIFF"),
+        ("cut.bmp", "damaged or cut short BMP"),
+        ("cut.png", "PNG cut short"),
+    ):
+        image.save(tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-600])
+        cases[name] = what
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.png").write_bytes(b"")
+    image.save(tmp_path / "pages.tif", save_all=True, append_images=[image])
+    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
+    cases |= {
+        "text.png": "not a PNG, JPEG, TIFF or BMP image",
+        "empty.png": "not a PNG, JPEG, TIFF or BMP image",
+        "pages.tif": "holds 2 images",
+        "float.tif": "its pixels are float32",
+        "none.png": "cannot be read",
+    }
+    for name, what in cases.items():
+        with pytest.raises(InputError, match=what) as error:
+            read_any_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+        assert name in str(error.value)
+    # The decoder's own lines do not come between.
+    assert capfd.readouterr().err == ""
+
+
+def test_files_and_folders(grey, tmp_path):
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for name in ("b.png", "a.JPG", "b_Annotation.png", "c_Annotation.png", ".hidden.png"):
+        Image.fromarray(grey).save(folder / name, format="png")
+    (folder / "clip.mp4").write_bytes(b"")
+    (folder / "deeper.png").mkdir()
+    Image.fromarray(grey).save(tmp_path / "z.tif")
+    places = [tmp_path / "z.tif", folder, folder / "b.png"]
+    found, left = find_images(places)
+    assert found == {
+        "z": tmp_path / "z.tif",
+        "a": folder / "a.JPG",
+        "b": folder / "b.png",
+        "c_Annotation": folder / "c_Annotation.png",
+    }
+    assert left == [".hidden.png", "b_Annotation.png", "clip.mp4"]
+    Image.fromarray(grey).save(tmp_path / "b.bmp")
+    with pytest.raises(InputError, match=r"scans/b\.png and .*b\.bmp have one name"):
+        find_images([folder, tmp_path / "b.bmp"])
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("none.png", "no such file or folder"),
+        ("clip.mp4", "a video or animation"),
+        ("x.dcm", "of a format that is not read"),
+        ("x.txt", "not a PNG"),
+        ("empty", "no images; put"),
+        ("films", r"no images \(clip.mp4 is none\)"),
+    ],
+)
+def test_places_without_images(tmp_path, name, what):
+    for made in ("clip.mp4", "x.dcm", "x.txt"):
+        (tmp_path / made).write_bytes(b"x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "clip.mp4").write_bytes(b"x")
+    with pytest.raises(InputError, match=what):
+        find_images([tmp_path / name])
