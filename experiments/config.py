@@ -12,6 +12,7 @@ from experiments.config_run import SlurmConfig, StoreConfig, TrainerConfig, Wand
 from experiments.config_statistics import StatisticsConfig
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.config_sam import PromptProtocol, SegmenterConfig
+from lightning_modules.config_stable_diffusion import StableDiffusionConfig
 from lightning_modules.config_unet import UnetConfig
 
 Condition = Literal[
@@ -31,6 +32,7 @@ Condition = Literal[
 ]
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
 Control = Literal["box_only", "mean_mask", "zero_shot"]
+GeneratorKind = Literal["pixel", "stable_diffusion"]
 # Conditions that fit no generator of their own budget and take none: no axis for its seed.
 WITHOUT_PAIRS = ("real", "weak", "strong", "unet")
 WITHOUT_GENERATOR = (*WITHOUT_PAIRS, "real_repeated", "warp", "phantom")
@@ -40,6 +42,9 @@ WITHOUT_GENERATOR = (*WITHOUT_PAIRS, "real_repeated", "warp", "phantom")
 class SynthesisConfig:
     """Which generator is fitted on what, and how many pairs it makes."""
 
+    generator: GeneratorKind = "pixel"
+    """`pixel`: from scratch, set by `generator`. `stable_diffusion`: a pretrained model with LoRA,
+    set by `stable_diffusion`, whose base model is yours to bring."""
     generator_count: int = 60
     """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
     generator_support: int = 0
@@ -53,7 +58,7 @@ class SynthesisConfig:
     folder_labels: int | None = None
     """Labelled images that the maker of `folder` used; null prints as unknown."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    """How the generator is sampled."""
+    """How the pixel generator is sampled; Stable Diffusion has a sampler of its own."""
 
     def __post_init__(self) -> None:
         self.image_hw = tuple(self.image_hw)
@@ -225,7 +230,10 @@ class ExperimentConfig:
     unet: UnetConfig = field(default_factory=UnetConfig)
     """The U-Net without prompts that `unet` trials fit."""
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The diffusion model and its training."""
+    """The pixel diffusion model and its training."""
+    stable_diffusion: StableDiffusionConfig = field(default_factory=StableDiffusionConfig)
+    """The pretrained diffusion model and its fine-tuning; read with
+    `synthesis.generator: stable_diffusion`."""
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     """Synthetic pairs."""
     gate: GateConfig = field(default_factory=GateConfig)
@@ -280,7 +288,7 @@ class ExperimentConfig:
         each, grid = self.trainer.devices, self.sweep
         for name, batch_size in (
             ("segmenter", self.segmenter.batch_size),
-            ("generator", self.generator.batch_size),
+            (self.generator_section, self.active_generator.batch_size),
         ):
             if batch_size % each:
                 raise ValueError(
@@ -301,6 +309,23 @@ class ExperimentConfig:
             raise ValueError(
                 f"sweep.devices={grid.devices}: SLURM gives a job its GPUs; set slurm.gpus instead"
             )
+
+    @property
+    def active_generator(self) -> GeneratorConfig | StableDiffusionConfig:
+        """Settings of the generator that `synthesis.generator` names."""
+        is_pixel = self.synthesis.generator == "pixel"
+        return self.generator if is_pixel else self.stable_diffusion
+
+    @property
+    def generator_section(self) -> str:
+        """Key of those settings in a recipe."""
+        return "generator" if self.synthesis.generator == "pixel" else "stable_diffusion"
+
+    @property
+    def sampler_batch_size(self) -> int:
+        """Images that the active generator draws at once."""
+        is_pixel = self.synthesis.generator == "pixel"
+        return (self.synthesis if is_pixel else self.stable_diffusion).sampler.batch_size
 
     def data_root(self) -> Path:
         """The data folder: `data.root`, or HC18_ROOT.

@@ -59,6 +59,7 @@ _NETWORK = tuple(
     f"generator.{key}"
     for key in ("size_hw", "patch", "block_out_channels", "layers_per_block", "attention")
 )
+_STABLE = tuple(f"stable_diffusion.{key}" for key in ("route", "size_hw", "lora_rank"))
 TRAITS: dict[str, tuple[str, ...]] = {
     "embed": ("segmenter.backbone", "segmenter.encoder_precision"),
     "generator": (*_NETWORK, "generator.batch_size", "generator.precision"),
@@ -67,6 +68,18 @@ TRAITS: dict[str, tuple[str, ...]] = {
         "synthesis.image_hw",
         "synthesis.sampler.num_inference_steps",
         "synthesis.sampler.guidance_scale",
+    ),
+    "generator of stable_diffusion": (
+        *_STABLE,
+        "stable_diffusion.batch_size",
+        "stable_diffusion.precision",
+        "stable_diffusion.gradient_checkpointing",
+    ),
+    "synthesize of stable_diffusion": (
+        *_STABLE,
+        "synthesis.image_hw",
+        "stable_diffusion.sampler.num_inference_steps",
+        "stable_diffusion.sampler.guidance_scale",
     ),
     "warp": ("synthesis.image_hw",),
     "phantom": ("synthesis.image_hw",),
@@ -132,7 +145,8 @@ def traits_of(stage: str, *, content: Mapping, upstream: Mapping, config: Mappin
         upstream: Its inputs by role.
         config: The config as plain JSON types.
     """
-    found: list[Any] = [_at(config, key) for key in TRAITS.get(stage, ())]
+    kind = f"{stage} of stable_diffusion" if "stable_diffusion" in content else stage
+    found: list[Any] = [_at(config, key) for key in TRAITS.get(kind, ())]
     if stage in ("score", "control"):
         # The U-Net is scored without embeddings; a predicted box takes a second pass.
         prompt = _at(content, "evaluation.prompt")
@@ -156,8 +170,10 @@ def units_of(stage: str, *, content: Mapping, config: Mapping, result: Mapping) 
     match stage:
         case "embed":
             return result["embedded"]
-        case "generator" | "fit_unet":
-            return content["unet" if stage == "fit_unet" else "generator"]["steps"]
+        case "generator":
+            return content.get("stable_diffusion", content.get("generator"))["steps"]
+        case "fit_unet":
+            return content["unet"]["steps"]
         case "fit":
             return content["segmenter"]["steps"]
         case "synthesize" | "gate":

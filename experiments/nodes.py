@@ -26,12 +26,16 @@ STAGE_VERSION = {
 NOT_HASHED = {
     "segmenter": ("weights_path",),
     "synthesis": (
+        # What a generator is made of stands in its own section.
+        "generator",
         "folder",
         "folder_labels",
         "generator_count",
         "generator_support",
         "sampler.batch_size",
     ),
+    # The base model is hashed by its content, the sampler where images are drawn.
+    "stable_diffusion": ("base_model", "revision", "gradient_checkpointing", "sampler"),
 }
 
 

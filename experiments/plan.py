@@ -10,6 +10,8 @@ from datamodules.splits import amount_from_fraction, check_count
 from experiments.config import WITHOUT_GENERATOR, ExperimentConfig
 from experiments.nodes import DataView, Plan, TrialSpec
 from experiments.plan_nodes import Nodes
+from experiments.plan_pairs import pairs_of
+from experiments.plan_scores import box, controls, scores
 
 
 def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
@@ -48,7 +50,7 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
         key=lambda t: (t.n_real, -t.support, -t.seed),
     )
     ids = nodes.support(chosen.support, chosen.n_real, fold=fold)
-    key = nodes.box(chosen.fit_key, ids=ids, fold=fold)
+    key = box(nodes, chosen.fit_key, ids=ids, fold=fold)
     return Plan(nodes=nodes.nodes, trials=[chosen]), key
 
 
@@ -111,7 +113,8 @@ def _grid(config: ExperimentConfig, data: DataView, *, nodes: Nodes, fold: int) 
 def _trial(config: ExperimentConfig, data: DataView, *, nodes: Nodes, axes: dict) -> TrialSpec:
     condition, count, fold = axes["condition"], axes["n_real"], axes["fold"]
     ids = nodes.support(axes["support"], count, fold=fold)
-    pairs = nodes.pairs_of(
+    pairs = pairs_of(
+        nodes,
         condition,
         ids=ids,
         support=axes["support"],
@@ -133,7 +136,7 @@ def _trial(config: ExperimentConfig, data: DataView, *, nodes: Nodes, axes: dict
         n_val_labels=n_val,
         n_total_labels=None if n_total is None else n_total + n_val,
         fit_key=fit_key,
-        score_keys=nodes.scores(fit_key, is_unet=condition == "unet", fold=fold),
+        score_keys=scores(nodes, fit_key, is_unet=condition == "unet", fold=fold),
     )
 
 
@@ -142,7 +145,7 @@ def _controls(
 ) -> list[TrialSpec]:
     made = []
     for control in config.evaluation.controls:
-        keys = nodes.controls(control, fold=fold)
+        keys = controls(nodes, control, fold=fold)
         n_labels = len(data.folds[fold].train) if control == "mean_mask" else 0
         if keys:
             made.append(

@@ -286,8 +286,8 @@ class Sweep:
         each = self.config.trainer.devices
         sizes = {
             "fit": self.config.segmenter.batch_size // each,
-            "generator": self.config.generator.batch_size // each,
-            "synthesize": self.config.synthesis.sampler.batch_size,
+            "generator": self.config.active_generator.batch_size // each,
+            "synthesize": self.config.sampler_batch_size,
         }
         return sizes.get(stage, 1)
 
