@@ -336,6 +336,12 @@ class EllipseDistribution:
         Returns:
             An ellipse in pixels of that image; like the training ones it may leave it.
         """
+        return self.sample_with_source(rng, size_hw=size_hw)[0]
+
+    def sample_with_source(
+        self, rng: np.random.Generator, *, size_hw: tuple[int, int]
+    ) -> tuple[Ellipse, int]:
+        """Draw as `sample` does, and say which ellipse given to `fit` it came from."""
         height, width = size_hw
         row = int(rng.integers(len(self.features)))
         bandwidth = self.bandwidth
@@ -347,8 +353,9 @@ class EllipseDistribution:
         log_axis, log_ratio, x, y = np.clip(jittered, low, high)
         theta = self.thetas_rad[row] + self._shrink * _PRIOR_THETA_STD_RAD * rng.standard_normal()
         major = width * math.exp(log_axis)
-        return _ordered(
+        drawn = _ordered(
             (x * width - 0.5, y * height - 0.5),
             axes=(major, major * math.exp(log_ratio)),
             theta_rad=theta,
         )
+        return drawn, row

@@ -38,6 +38,8 @@ class SyntheticPair:
     """Id of the generator's run."""
     native_size_hw: tuple[int, int] | None = None
     """Height and width at which the generator works, px; the stored image is resized from it."""
+    prompt: str | None = None
+    """Text that the generator was given, where it reads one."""
     gate: dict[str, Any] = field(default_factory=dict)
     """What the gate measured, by name."""
     reasons: tuple[str, ...] = ()
@@ -121,6 +123,7 @@ def _pair(row: dict[str, Any]) -> SyntheticPair:
         seed=row.get("seed"),
         generator_id=row.get("generator_id"),
         native_size_hw=tuple(size) if size else None,
+        prompt=row.get("prompt"),
         gate=row.get("gate", {}),
         reasons=tuple(row.get("reasons", ())),
     )
