@@ -17,6 +17,9 @@ from experiments.workload import tasks_of, units_to_do
 
 PLAIN_EVERY_S = 15.0
 ESTIMATE_EVERY_S = 1.0
+NARROW = 80
+"""Columns of a terminal below which a stage has no bar."""
+BAR_WIDTH = 16
 MARKS = {
     "waiting": ("·", "dim"),
     "running": ("▶", "bold cyan"),
@@ -147,11 +150,19 @@ class LiveProgress:
         )
         table = Table.grid(padding=(0, 1))
         shown, hidden = self._fitting(runs)
+        # One row a stage, however narrow: a wrapped label would push the running ones off.
+        width = self._console.width
+        has_bars = width >= NARROW
+        bars = BAR_WIDTH if has_bars else 0
+        detail = min(max(18, width // 3), max(len(_detail(run)) for run in shown))
+        label = width - 1 - bars - detail - 3
+        for column in (1, label, bars, detail):
+            table.add_column(width=column, no_wrap=True, overflow="ellipsis")
         for run in shown:
             mark, style = MARKS[run.state]
             bar: ProgressBar | Text = Text("")
-            if run.state == "running" and run.total:
-                bar = ProgressBar(total=run.total, completed=run.done, width=16)
+            if has_bars and run.state == "running" and run.total:
+                bar = ProgressBar(total=run.total, completed=run.done, width=BAR_WIDTH)
             table.add_row(
                 Text(mark, style=style),
                 Text(run.node.label, style="" if run.state != "waiting" else "dim"),
