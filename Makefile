@@ -4,6 +4,8 @@ HC18_ROOT ?=
 RECIPE ?= demo
 SWEEP ?= demo
 ARGS ?=
+# Test files that run at the same time.
+JOBS ?= 2
 BIN := .venv/bin
 # Waiting threads sleep instead of spinning: two processes on two cores then do not fight.
 export OMP_WAIT_POLICY = PASSIVE
@@ -61,7 +63,7 @@ figure-ledger: .venv/.installed ## Dice against all labels, the paper's curve re
 
 ## Develop
 test: .venv/.installed ## Run the default test suite
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long" -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: .venv/.installed ## Run every test, the long ones too
 	@$(BIN)/python -m pytest
