@@ -120,6 +120,15 @@ def read_hc18_test(root: Path) -> list[Sample]:
     return [samples[name] for name in rows]
 
 
+def read_pixel_sizes(path: Path) -> dict[str, float]:
+    """Return pixel sizes in mm by file name, from a CSV with HC18's columns (an HC is not needed).
+
+    Raises:
+        InputError: no CSV, a column is missing, a name is there twice, or no positive number.
+    """
+    return {name: size for name, (size, _) in _read_csv(Path(path), required=_COLUMNS[:2]).items()}
+
+
 def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], cohort: str) -> Sample:
     match = _HC18_NAME.fullmatch(path.stem)
     if match is None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from experiments.cli_data import data_app
+from experiments.cli_models import models_app
 from experiments.cli_words import Overrides, Recipe, stdout_console
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(models_app)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.status import Status
 
 from datamodules.annotation import read_image
-from datamodules.ellipse import fit_ellipse
+from datamodules.ellipse import Ellipse, fit_ellipse
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.samples import Sample, read_hc18_test
@@ -53,26 +53,38 @@ class SubmissionRow:
 COLUMNS = tuple(field.name for field in fields(SubmissionRow))
 
 
-def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
+def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
     """Fit the ellipse of one predicted mask.
 
     Args:
         mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
-        filename: Of the image.
-        pixel_size_mm: Side of a pixel, mm, > 0.
 
     Raises:
-        ValueError: No ellipse can be had: the mask is empty or full, no ellipse fits its outline,
-            or the one that fits is not in the image. Its text is the reason.
+        ValueError: No ellipse can be had: the mask is empty or full, or no ellipse fits its
+            outline. Its text is the reason.
     """
     if not mask.any():
         raise ValueError("the predicted mask is empty")
     if mask.all():
         raise ValueError("the predicted mask fills the image")
     try:
-        ellipse = fit_ellipse(outline_points(mask))
+        return fit_ellipse(outline_points(mask))
     except ValueError as error:
         raise ValueError("no ellipse fits the outline of the predicted mask") from error
+
+
+def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
+    """Fit the ellipse of one predicted mask, in mm.
+
+    Args:
+        mask: See `ellipse_of_mask`.
+        filename: Of the image.
+        pixel_size_mm: Side of a pixel, mm, > 0.
+
+    Raises:
+        ValueError: See `ellipse_of_mask`; or the one that fits is not in the image.
+    """
+    ellipse = ellipse_of_mask(mask)
     row = SubmissionRow(
         filename=filename,
         center_x_mm=ellipse.center_x_px * pixel_size_mm,
@@ -231,7 +243,7 @@ def submit_command(
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
-        show = _progress(stack.enter_context(console.status("segmenting")), console=console)
+        show = show_progress(stack.enter_context(console.status("segmenting")), console=console)
         found = segment_images(module, paths, prompt=prompt)
         for done, (name, mask) in enumerate(found, start=1):
             show(done, len(paths))
@@ -314,7 +326,7 @@ def _check_outputs(*, out: Path | None, masks: Path | None) -> None:
         raise InputError(f"{masks}: exists; choose another folder, or remove it")
 
 
-def _progress(status: Status, *, console: Console) -> Callable[[int, int], None]:
+def show_progress(status: Status, *, console: Console) -> Callable[[int, int], None]:
     """Show images done: in place on a terminal, a line now and then in a log."""
     last = time.monotonic()
 

@@ -1,0 +1,103 @@
+"""What an exported model's file does not say: input, prompt, data and versions, as JSON."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.samples import PHANTOM_MARKER
+from datamodules.storage import file_sha256
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+HC18_LICENCE = (
+    "HC18: T. L. A. van den Heuvel, D. de Bruijn, C. L. de Korte and B. van Ginneken, Automated "
+    "measurement of fetal head circumference using 2D ultrasound images, 2018, Zenodo, "
+    "doi:10.5281/zenodo.1327317, licence CC BY 4.0."
+)
+OTHER_DATA = "fitted on images of another source than HC18, whose licence is its owner's to state"
+PHANTOM_DATA = "fitted on procedural phantoms, which are free of licences and of patients"
+PLACEMENT = {
+    "pad": "the longest side resized to image_side_px, aspect ratio kept, zeros below and right",
+}
+LITE_NORMALISATION = (
+    "each image stretched so that its own minimum is 0 and its maximum 1, then padded with 0; "
+    "pixel_mean and pixel_std turn 0..255 into 0..1 and do not stretch"
+)
+_PACKAGES = ("sonosweep", "torch", "segment-anything", "diffusers", "peft", "transformers")
+
+
+def sam_sidecar(
+    config: SegmenterConfig, manifest: Mapping[str, Any], *, sam: "Sam", weights: Path
+) -> dict[str, Any]:
+    """Describe an exported SAM: what its weights cannot say of how to use them.
+
+    Args:
+        config: Its settings.
+        manifest: Of its run.
+        sam: The network.
+        weights: The written file.
+    """
+    frame = FRAME_SIDE_PX[config.backbone]
+    return {
+        **_origin(manifest, weights=weights),
+        "backbone": config.backbone,
+        "tuning": "decoder",
+        "input": {
+            "geometry": "pad",
+            "placement": PLACEMENT["pad"],
+            "image_side_px": sam.image_encoder.img_size,
+            "frame_side_px": frame,
+            "channels": "grey, three times",
+            "normalisation": LITE_NORMALISATION,
+            "pixel_mean": sam.pixel_mean.flatten().tolist(),
+            "pixel_std": sam.pixel_std.flatten().tolist(),
+        },
+        "prompt": {
+            "kind": "one box an image; no points, no mask; multimask_output=False",
+            "trained_under": list(config.train_prompts),
+            "jitter_max_px": config.jitter_max_px,
+            "whole_image": "the box of the whole unpadded image: 0, 0, width - 1, height - 1",
+            "box": "x0, y0, x1, y1, both corners inclusive, pixel centres being integers",
+            "prompt_encoder_side_px": sam.prompt_encoder.input_image_size[0],
+        },
+        "output": "logits; above 0 is head",
+    }
+
+
+def generator_sidecar(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
+    """Describe an exported Stable Diffusion generator.
+
+    Args:
+        manifest: Of its run.
+        weights: The LoRA file.
+    """
+    settings = manifest.get("config", {}).get("stable_diffusion")
+    return {**_origin(manifest, weights=weights), "stable_diffusion": settings}
+
+
+def _origin(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
+    return {
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+        "run": {key: manifest.get(key) for key in ("stage", "id", "sweep", "git_sha")},
+        "data": data_line(manifest),
+        "versions": {package: _version(package) for package in _PACKAGES},
+    }
+
+
+def data_line(manifest: Mapping[str, Any]) -> str:
+    """Licence and attribution of the images that a run was fitted on."""
+    root = manifest.get("config", {}).get("data", {}).get("root")
+    if root is not None and (Path(root) / PHANTOM_MARKER).is_file():
+        return PHANTOM_DATA
+    ids = [str(each[0]) for each in manifest.get("content", {}).get("images", [])]
+    return HC18_LICENCE if ids and all("HC" in each for each in ids) else OTHER_DATA
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
