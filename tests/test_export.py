@@ -1,11 +1,14 @@
 """`sonosweep export`: what other programs read, with a sidecar; whole or not at all."""
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -172,6 +175,29 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in err
     assert printed == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_documented_commands_run(monkeypatch, capsys, tmp_path):
+    """Every command of docs/export.md, on a run and scans of the names that it uses."""
+    text = (Path(__file__).parents[1] / "docs" / "export.md").read_text()
+    commands = [line for line in text.splitlines() if line.startswith("sonosweep ")]
+    write_run(tmp_path / "runs/store/fit/ID", SegmenterConfig(backbone="tiny"))
+    (tmp_path / "scans").mkdir()
+    image = np.random.default_rng(0).integers(0, 256, (54, 80), dtype=np.uint8)
+    for path in ("scans/a.png", "scans/b.tif", "scan1.png", "scan2.jpg"):
+        cv2.imwrite(str(tmp_path / path), image)
+    (tmp_path / "sizes.csv").write_text("filename,pixel size(mm)\na.png,0.1\nb.tif,0.2\n")
+    monkeypatch.chdir(tmp_path)
+    done = 0
+    for command in commands:
+        words = shlex.split(command)
+        if "transformers" in words:
+            continue  # `tiny` has no such format; test_transformers_* write it.
+        code, _, err = run(monkeypatch, capsys, *words[1:])
+        assert code == 0, err
+        assert (tmp_path / words[words.index("--out") + 1]).is_dir()
+        done += 1
+    assert done >= 4
 
 
 def test_missing_words_are_told(monkeypatch, capsys, tiny_run):
