@@ -135,6 +135,10 @@ class SegmenterConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key} must be at least 1 or null, not {value}")
+        if self.backbone == "tiny" and self.tuning not in ("decoder", "full"):
+            raise ValueError(f"tuning={self.tuning} needs attention, which tiny has not")
+        if self.encoder_checkpointing and self.backbone in ("lite", "tiny"):
+            raise ValueError(f"encoder_checkpointing needs a ViT's blocks, not {self.backbone}'s")
         if self.tuning == "late_lora" and self.backbone in ("lite", "tiny"):
             raise ValueError(
                 f"tuning=late_lora needs the blocks of a ViT, which {self.backbone} has not; use "

@@ -1,4 +1,4 @@
-"""Fine-tune SAM's mask decoder on boxes, with both encoders frozen."""
+"""Fine-tune SAM on boxes: its mask decoder, and of its image encoder what the config says."""
 
 import math
 from dataclasses import asdict
@@ -9,31 +9,32 @@ import torch
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MeanMetric
 
-from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.config_sam import LearningRateSchedule, SegmenterConfig
 from lightning_modules.errors import WeightsError, require_finite
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.prompts import prompt_boxes, whole_image_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed
-from lightning_modules.sam_models import build_sam, decode, encode
+from lightning_modules.sam_models import build_sam, decode, encode, encoder_input
+from lightning_modules.sam_tuning import (
+    apply_tuning,
+    encode_prefix,
+    encode_suffix,
+    run_encoder,
+    set_training,
+)
 
 Stage = Literal["train", "val", "test"]
 
-UNUSED_DECODER_PARTS = (
-    "iou_prediction_head.",
-    "output_hypernetworks_mlps.1.",
-    "output_hypernetworks_mlps.2.",
-    "output_hypernetworks_mlps.3.",
-)
-"""What the loss of a single mask does not reach; kept as it was, so that DDP waits for nothing."""
-
 
 class SamModule(L.LightningModule):
-    """A SAM whose mask decoder learns from one box an image.
+    """A SAM that learns from one box an image.
 
     Batches carry `mask` float32 (B, 1, H, W) {0, 1}, `valid_hw` int64 (B, 2), `draw` int64 (B,)
-    while training, and `embedding` float16 (B, 256, H / 4, W / 4) or else `image` float32
-    (B, 1, H, W) in [0, 1]; the frame is the backbone's (`FRAME_SIDE_PX`). An item's prompt and
-    jitter come from (seed, draw). Validation and test use the whole-image prompt, which leaks
+    while training, and `embedding` float16 or else `image` float32 (B, 1, S, S) in [0, 1]; the
+    frame H, W is the backbone's (`FRAME_SIDE_PX`), as is S (`IMAGE_SIDE_PX`). `embedding` is
+    (B, 256, H / 4, W / 4), or what `encode_prefix` gives under `late_lora`; a batch without it is
+    encoded, with gradients where the encoder is trained. An item's prompt and jitter come from
+    (seed, draw). Validation and test use the whole-image prompt, which leaks
     nothing; scores under all prompts are the evaluation's business.
 
     Checkpoints hold the trainable weights only: the frozen ones are rebuilt from the config.
@@ -54,29 +55,51 @@ class SamModule(L.LightningModule):
         self.seed = seed
         # Plain types: a dataclass here makes Lightning refuse to resume from its checkpoints.
         self.save_hyperparameters({"config": asdict(config), "seed": seed})
-        self.sam = build_sam(config).requires_grad_(False)
-        for name, parameter in self.sam.mask_decoder.named_parameters():
-            parameter.requires_grad_(not name.startswith(UNUSED_DECODER_PARTS))
+        self.sam = build_sam(config)
+        apply_tuning(self.sam, config, seed=seed)
         self.train_dice, self.val_dice, self.test_dice = MeanMetric(), MeanMetric(), MeanMetric()
 
     def forward(
         self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Predict logits (B, 1, H, W) of the frame and the IoU (B,) for one box (B, 4) an image."""
-        embedding = batch.get("embedding")
-        if embedding is None:
-            embedding = encode(
-                self.sam,
-                batch["image"],
-                valid_hw=batch["valid_hw"],
-                precision=self.config.encoder_precision,
-            )
-        return decode(self.sam, embedding, boxes_xyxy_px)
+        return decode(self.sam, self.embed(batch), boxes_xyxy_px)
+
+    def embed(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The batch's embedding (B, 256, H / 4, W / 4), with this module's own encoder."""
+        config, cached = self.config, batch.get("embedding")
+        if config.tuning == "decoder":
+            return cached if cached is not None else self._encode_frozen(batch)
+        encoder, device_type = self.sam.image_encoder, batch["valid_hw"].device.type
+        use_bf16 = torch.is_autocast_enabled(device_type) or config.encoder_precision == "bf16"
+        with torch.autocast(device_type, dtype=torch.bfloat16, enabled=use_bf16):
+            if config.tuning == "late_lora":
+                if cached is None:
+                    cached = encode_prefix(encoder, self._encoder_input(batch))
+                checkpointing = config.encoder_checkpointing
+                # Features are kept as float16; what follows is as it would be without a cache.
+                tokens = cached.float()
+                return encode_suffix(encoder, tokens, checkpointing=checkpointing).float()
+            prepared = self._encoder_input(batch)
+            return run_encoder(
+                encoder, prepared, checkpointing=config.encoder_checkpointing
+            ).float()
+
+    def _encoder_input(self, batch: dict[str, Any]) -> torch.Tensor:
+        return encoder_input(self.sam, batch["image"], valid_hw=batch["valid_hw"])
+
+    def _encode_frozen(self, batch: dict[str, Any]) -> torch.Tensor:
+        return encode(
+            self.sam,
+            batch["image"],
+            valid_hw=batch["valid_hw"],
+            precision=self.config.encoder_precision,
+        )
 
     def train(self, mode: bool = True) -> "SamModule":
-        """Switch the decoder only: frozen encoders stay in eval mode, so no statistic moves."""
+        """Switch the decoder only: encoders stay in eval mode, so no statistic moves."""
         super().train(mode)
-        self.sam.image_encoder.eval()
+        set_training(self.sam.image_encoder, trains_all=mode and self.config.tuning == "full")
         self.sam.prompt_encoder.eval()
         return self
 
@@ -131,17 +154,26 @@ class SamModule(L.LightningModule):
         torch.manual_seed(keyed_seed(self.seed, self.global_step, batch_idx, "dropout"))
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW on the trainable weights; linear warm-up, then a cosine to zero at `steps`."""
+        """AdamW on the trainable weights; linear warm-up, then as `lr_schedule` says."""
         config = self.config
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        encoder = [p for name, p in named if name.startswith("sam.image_encoder.")]
+        groups: list[dict[str, Any]] = [
+            {"params": [p for name, p in named if not name.startswith("sam.image_encoder.")]}
+        ]
+        if encoder:
+            own = config.encoder_learning_rate
+            groups.append({"params": encoder, "lr": config.learning_rate if own is None else own})
         optimizer = torch.optim.AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
+            groups, lr=config.learning_rate, weight_decay=config.weight_decay
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(
-                step, warmup_steps=config.warmup_steps, steps=config.steps
+                step,
+                warmup_steps=config.warmup_steps,
+                steps=config.steps,
+                schedule=config.lr_schedule,
             ),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -182,13 +214,16 @@ class SamModule(L.LightningModule):
         return {name for name, p in self.named_parameters() if p.requires_grad}
 
 
-def learning_rate_factor(step: int, *, warmup_steps: int, steps: int) -> float:
+def learning_rate_factor(
+    step: int, *, warmup_steps: int, steps: int, schedule: LearningRateSchedule = "cosine"
+) -> float:
     """Scale the peak learning rate: linear warm-up, then a cosine that reaches 0 at `steps`.
 
     Args:
         step: Optimiser steps taken before this one, >= 0.
         warmup_steps: Steps of warm-up, >= 0; the last of them runs at the peak.
         steps: Steps of the whole training.
+        schedule: `constant` stays at the peak after the warm-up.
 
     Returns:
         A factor in [0, 1]; 0 from `steps` on.
@@ -197,4 +232,6 @@ def learning_rate_factor(step: int, *, warmup_steps: int, steps: int) -> float:
         return (step + 1) / warmup_steps
     if step >= steps:
         return 0.0
+    if schedule == "constant":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))

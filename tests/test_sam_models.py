@@ -16,12 +16,12 @@ from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.errors import WeightsError
 from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import boxes_from_masks, jitter_boxes
+from lightning_modules.sam_backbones import normalised
 from lightning_modules.sam_models import (
     build_sam,
     decode,
     encode,
     for_inference,
-    normalise_for_lite,
 )
 from lightning_modules.weights import LITE_SHA256, encoder_id, find_lite_weights
 
@@ -96,11 +96,20 @@ def test_the_search_for_weights_imports_no_torch():
     assert time.perf_counter() - start < 5
 
 
-def test_encoder_ids_differ():
+def test_encoder_ids_differ(tmp_path):
     assert encoder_id("lite") == LITE_SHA256
-    assert encoder_id("tiny") != encoder_id("lite")
-    with pytest.raises(ValueError, match="'vit_b'"):
+    assert len({encoder_id("tiny"), encoder_id("lite"), encoder_id("vit_tiny")}) == 3
+    with pytest.raises(ValueError, match="'vit_x'"):
+        encoder_id("vit_x")
+    with pytest.raises(WeightsError, match=r"vit_b needs sam_vit_b.*weights_path"):
         encoder_id("vit_b")
+    with pytest.raises(WeightsError, match="no such file; vit_b needs"):
+        encoder_id("vit_b", str(tmp_path / "none.pth"))
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"some weights")
+    assert encoder_id("vit_b", str(path)) == hashlib.sha256(b"some weights").hexdigest()
+    path.write_bytes(b"other weights!")
+    assert encoder_id("vit_b", str(path)) == hashlib.sha256(b"other weights!").hexdigest()
 
 
 # --- building ---
@@ -142,7 +151,8 @@ def test_normalise_equals_lite_medsams_recipe(size_hw):
     expected = np.pad(stretched, ((0, 256 - new_hw[0]), (0, 256 - new_hw[1])))
     placement = place(size_hw, frame_hw=(256, 256), mode="pad")
     frame = torch.from_numpy(image_to_frame(image, placement) / np.float32(255))
-    ours = normalise_for_lite(frame[None, None], valid_hw=torch.tensor([placement.valid_hw]))
+    valid_hw = torch.tensor([placement.valid_hw])
+    ours = normalised(frame[None, None], valid_hw=valid_hw, backbone="lite")
     assert ours.shape == (1, 3, 256, 256)
     for channel in ours[0]:
         assert np.allclose(channel.numpy(), expected, atol=1e-6)
@@ -150,22 +160,25 @@ def test_normalise_equals_lite_medsams_recipe(size_hw):
 
 def test_normalise_per_image_whatever_lies_in_the_padding():
     image, valid_hw, _ = tiny_batch()
-    together = normalise_for_lite(image, valid_hw=valid_hw)
+    together = normalised(image, valid_hw=valid_hw, backbone="tiny")
     alone = torch.cat(
-        [normalise_for_lite(image[i : i + 1], valid_hw=valid_hw[i : i + 1]) for i in range(3)]
+        [
+            normalised(image[i : i + 1], valid_hw=valid_hw[i : i + 1], backbone="tiny")
+            for i in range(3)
+        ]
     )
     assert torch.equal(together, alone)
     dirty = image.clone()
     dirty[0, :, 43:] = 9
     dirty[1, :, :, 43:] = -9
-    assert torch.equal(normalise_for_lite(dirty, valid_hw=valid_hw), together)
+    assert torch.equal(normalised(dirty, valid_hw=valid_hw, backbone="tiny"), together)
     assert together.amax(dim=(1, 2, 3)).tolist() == [1, 1, 1]
     assert together[0, :, 43:].abs().max() == 0
 
 
 def test_normalise_of_an_image_of_one_value_is_zero():
     flat = torch.full((1, 1, 64, 64), 0.4)
-    assert normalise_for_lite(flat, valid_hw=torch.tensor([[43, 64]])).abs().max() == 0
+    assert normalised(flat, valid_hw=torch.tensor([[43, 64]]), backbone="tiny").abs().max() == 0
 
 
 # --- encoding and decoding ---
@@ -277,11 +290,11 @@ def test_lite_segments_a_drawn_head_from_a_jittered_box(lite):
 @torch.no_grad()
 def test_the_folded_encoder_equals_the_stock_one(lite):
     image = torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))
-    normalised = normalise_for_lite(image, valid_hw=torch.tensor([[173, 256]]))
+    prepared = normalised(image, valid_hw=torch.tensor([[173, 256]]), backbone="lite")
     before = {name: tensor.clone() for name, tensor in lite.image_encoder.state_dict().items()}
     folded = for_inference(lite.image_encoder)
     assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-    assert (folded(normalised) - lite.image_encoder(normalised)).abs().max() < 1e-5
+    assert (folded(prepared) - lite.image_encoder(prepared)).abs().max() < 1e-5
     after = lite.image_encoder.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 

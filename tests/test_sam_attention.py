@@ -1,0 +1,68 @@
+"""SAM's attention by scaled_dot_product_attention beside the stock one."""
+
+import copy
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention, Block
+
+from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.sam_attention import SdpaAttention, use_sdpa, use_stock_attention
+from lightning_modules.sam_models import build_sam
+
+
+def block(*, window: int, dim: int = 48, size=(9, 12)) -> Block:
+    """A block on a grid that is not square and that windows do not divide."""
+    torch.manual_seed(0)
+    made = Block(
+        dim=dim, num_heads=3, use_rel_pos=True, window_size=window, input_size=size, qkv_bias=True
+    )
+    torch.nn.init.normal_(made.attn.rel_pos_h, std=0.3)
+    torch.nn.init.normal_(made.attn.rel_pos_w, std=0.3)
+    return made
+
+
+def run(network, tokens):
+    """The output, and the gradients of a loss that sees every part of it."""
+    network.zero_grad()
+    tokens = tokens.clone().requires_grad_(True)
+    output = network(tokens)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in network.named_parameters()}
+    return output.detach(), {"tokens": tokens.grad, **gradients}
+
+
+@pytest.mark.parametrize("window", [0, 5, 14])
+def test_output_and_gradients_are_the_stock_ones(window):
+    stock = block(window=window)
+    fast = use_sdpa(copy.deepcopy(stock))
+    assert isinstance(fast.attn, SdpaAttention)
+    tokens = torch.randn(2, 9, 12, 48, generator=torch.Generator().manual_seed(1))
+    expected, expected_gradients = run(stock, tokens)
+    found, gradients = run(fast, tokens)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        scale = expected_gradients[name].abs().max().clamp(min=1)
+        assert (gradient - expected_gradients[name]).abs().max() < 1e-5 * scale, name
+    # What a wrong bias would change.
+    torch.nn.init.zeros_(fast.attn.rel_pos_h)
+    assert not torch.allclose(fast(tokens), expected, atol=1e-2)
+
+
+def test_the_state_dict_is_untouched_and_copies_stay_fast():
+    sam = build_sam(SegmenterConfig(backbone="vit_tiny"))
+    kinds = {type(m) for m in sam.image_encoder.modules() if isinstance(m, Attention)}
+    assert kinds == {SdpaAttention}
+    copied = copy.deepcopy(sam.image_encoder)
+    stock = use_stock_attention(copy.deepcopy(sam.image_encoder))
+    assert {type(m) for m in stock.modules() if isinstance(m, Attention)} == {Attention}
+    assert stock.state_dict().keys() == sam.image_encoder.state_dict().keys()
+    image = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = stock(image)
+        assert torch.allclose(sam.image_encoder(image), expected, atol=1e-5)
+        assert torch.equal(copied(image), sam.image_encoder(image))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = sam.image_encoder(image)
+    assert (half.float() - expected).abs().max() < 0.1
