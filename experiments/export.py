@@ -64,10 +64,10 @@ def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> 
 def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A folder for transformers' `SamModel.from_pretrained`."""
     backbone = _settings(run_dir, manifest).backbone
-    if not backbone.startswith("vit_") and backbone != "medsam":
+    if backbone in ("lite", "tiny"):
         raise InputError(
-            f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of "
-            f"backbone {backbone}; export it with --format segment-anything"
+            f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of backbone "
+            f"{backbone}; export it with --format segment-anything"
         )
     module, state = _segmenter(run_dir, manifest)
     from experiments.export_sidecar import sam_sidecar, unit_mean_std
@@ -145,9 +145,15 @@ def _segmenter(
 ) -> tuple["SamModule", dict[str, "torch.Tensor"]]:
     """A fitted SAM and its weights under segment_anything's names."""
     config = _settings(run_dir, manifest)
+    if config.tuning == "adapter":
+        raise InputError(
+            f"{run_dir}: fitted with tuning=adapter, whose modules no stock SAM has; fit with "
+            "decoder, lora, late_lora or full to export"
+        )
     from safetensors import SafetensorError
 
     from experiments.fit import WEIGHTS_NAME, fitted_segmenter
+    from lightning_modules.sam_tuning import merged_state_dict
 
     if not (run_dir / WEIGHTS_NAME).is_file():
         raise InputError(f"{run_dir}: {WEIGHTS_NAME} is missing; let the fit finish, then export")
@@ -158,7 +164,7 @@ def _segmenter(
             f"{run_dir / WEIGHTS_NAME}: damaged or cut short ({error}); copy it again, or fit the "
             "segmenter again"
         ) from error
-    return module, module.sam.state_dict()
+    return module, merged_state_dict(module.sam)
 
 
 def _stable_diffusion_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path:

@@ -20,11 +20,25 @@ HC18_LICENCE = (
 OTHER_DATA = "fitted on images of another source than HC18, whose licence is its owner's to state"
 PHANTOM_DATA = "fitted on procedural phantoms, which are free of licences and of patients"
 PLACEMENT = {
-    "pad": "the longest side resized to image_side_px, aspect ratio kept, zeros below and right",
+    "pad": (
+        "the longest side is resized to image_side_px, the aspect ratio kept; zeros below and "
+        "right, after the normalisation"
+    ),
+    "squash": (
+        "the image is resized to image_side_px x image_side_px, the aspect ratio lost; do this "
+        "yourself, and undo it on the mask: segment_anything and transformers pad"
+    ),
 }
-LITE_NORMALISATION = (
-    "each image stretched so that its own minimum is 0 and its maximum 1, then padded with 0; "
-    "pixel_mean and pixel_std turn 0..255 into 0..1 and do not stretch"
+NORMALISATION = {
+    "imagenet": "(value - pixel_mean) / pixel_std for values in 0..255, as SAM's own",
+    "min_max": (
+        "each image is stretched so that its own minimum is 0 and its maximum 255; do this "
+        "yourself: pixel_mean and pixel_std then only divide by 255"
+    ),
+}
+BOX = (
+    "x0, y0, x1, y1, both corners inclusive, pixel centres being integers: x moves to "
+    "(x + 0.5) * scale - 0.5 when the image is resized"
 )
 _PACKAGES = ("sonosweep", "torch", "segment-anything", "diffusers", "peft", "transformers")
 
@@ -40,18 +54,19 @@ def sam_sidecar(
         sam: The network.
         weights: The written file.
     """
-    frame = FRAME_SIDE_PX[config.backbone]
+    from lightning_modules.sam_backbones import normalisation_of
+
     return {
         **_origin(manifest, weights=weights),
         "backbone": config.backbone,
-        "tuning": "decoder",
+        "tuning": config.tuning,
         "input": {
-            "geometry": "pad",
-            "placement": PLACEMENT["pad"],
+            "geometry": config.geometry,
+            "placement": PLACEMENT[config.geometry],
             "image_side_px": sam.image_encoder.img_size,
-            "frame_side_px": frame,
+            "frame_side_px": FRAME_SIDE_PX[config.backbone],
             "channels": "grey, three times",
-            "normalisation": LITE_NORMALISATION,
+            "normalisation": NORMALISATION[normalisation_of(config.backbone)],
             "pixel_mean": sam.pixel_mean.flatten().tolist(),
             "pixel_std": sam.pixel_std.flatten().tolist(),
         },
@@ -59,9 +74,8 @@ def sam_sidecar(
             "kind": "one box an image; no points, no mask; multimask_output=False",
             "trained_under": list(config.train_prompts),
             "jitter_max_px": config.jitter_max_px,
-            "whole_image": "the box of the whole unpadded image: 0, 0, width - 1, height - 1",
-            "box": "x0, y0, x1, y1, both corners inclusive, pixel centres being integers",
-            "prompt_encoder_side_px": sam.prompt_encoder.input_image_size[0],
+            "whole_image": "the box of the whole image: 0, 0, width - 1, height - 1",
+            "box": BOX,
         },
         "output": "logits; above 0 is head",
     }
@@ -76,6 +90,15 @@ def generator_sidecar(manifest: Mapping[str, Any], *, weights: Path) -> dict[str
     """
     settings = manifest.get("config", {}).get("stable_diffusion")
     return {**_origin(manifest, weights=weights), "stable_diffusion": settings}
+
+
+def unit_mean_std(sam: "Sam") -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that a network subtracts and divides by.
+
+    Returns:
+        Both for pixels in [0, 1], RGB; segment_anything has them for 0..255.
+    """
+    return (sam.pixel_mean.flatten() / 255).tolist(), (sam.pixel_std.flatten() / 255).tolist()
 
 
 def _origin(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
