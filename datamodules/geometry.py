@@ -5,7 +5,7 @@ Coordinates: pixel centres are integers, so a resize by the factor `s` moves the
 Everything here is pure.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import cv2
@@ -78,6 +78,22 @@ def place(original_hw: tuple[int, int], *, frame_hw: tuple[int, int], mode: Mode
     return Placement(original_hw=original_hw, frame_hw=frame_hw, valid_hw=valid_hw, mode=mode)
 
 
+def enlarge(placement: Placement, factor: int) -> Placement:
+    """The same placement in a frame `factor` times as large: pixels of both lie over each other.
+
+    Args:
+        placement: From `place`.
+        factor: Pixels of the larger frame per pixel of the frame, >= 1.
+    """
+    height, width = placement.frame_hw
+    valid_height, valid_width = placement.valid_hw
+    return replace(
+        placement,
+        frame_hw=(height * factor, width * factor),
+        valid_hw=(valid_height * factor, valid_width * factor),
+    )
+
+
 def image_to_frame(image: np.ndarray, placement: Placement) -> np.ndarray:
     """Resize a grey image into its frame; area average where it shrinks, bilinear where it grows.
 
@@ -118,6 +134,23 @@ def mask_to_frame(mask: np.ndarray, placement: Placement) -> np.ndarray:
         ValueError: The mask is not of the placement's size.
     """
     return (image_to_frame(mask.astype(np.float32), placement) >= 0.5).astype(np.uint8)
+
+
+def shrink_mask(mask: np.ndarray, factor: int) -> np.ndarray:
+    """Bring a mask of an enlarged frame back to the frame: foreground from half of its area on.
+
+    Args:
+        mask: (f h, f w) uint8 in {0, 1}.
+        factor: f >= 1.
+
+    Returns:
+        (h, w) uint8 in {0, 1}.
+    """
+    if factor == 1:
+        return mask
+    height, width = mask.shape[0] // factor, mask.shape[1] // factor
+    shares = mask.reshape(height, factor, width, factor).mean(axis=(1, 3))
+    return (shares >= 0.5).astype(np.uint8)
 
 
 def boxes_to_frame(boxes_xyxy_px: np.ndarray, placement: Placement) -> np.ndarray:

@@ -9,9 +9,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augment import Strength, augment_view
 from datamodules.embeddings import EmbeddingSet
 from datamodules.errors import InputError
-from datamodules.geometry import Mode
+from datamodules.geometry import Mode, shrink_mask
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.samples import Sample
 from datamodules.storage import files_sha256
@@ -28,7 +29,9 @@ class FrameDataset(Dataset):
         embeddings: Sets that between them hold every sample, or None for images only.
         views: Augmented views of the real items, of which each draw takes one; None for none.
         n_views: Views an item has, the image itself being view 0.
-        seed: Keys the choice of the view.
+        seed: Keys the choice of the view and fresh augmentation.
+        large: The images, and masks, of `rows` at an encoder's larger size; None for none.
+        augment: Augment each draw of a real item anew; None for none.
     """
 
     def __init__(
@@ -41,7 +44,10 @@ class FrameDataset(Dataset):
         views: EmbeddingSet | None = None,
         n_views: int = 1,
         seed: int = 0,
+        large: Sequence[tuple[PreparedImages, int]] | None = None,
+        augment: Strength | None = None,
     ) -> None:
+        self.large, self.augment = large, augment
         self.rows = list(rows)
         self.index = list(index)
         self.synthetic_from = synthetic_from
@@ -56,9 +62,10 @@ class FrameDataset(Dataset):
         position, draw = key if isinstance(key, tuple) else (key, key)
         part, row = self.rows[position]
         sample_id = part.sample_ids[row]
+        image, mask = self._pictures(position, draw)
         item: dict[str, object] = {
-            "image": torch.from_numpy(part.images[row].astype(np.float32) / 255.0)[None],
-            "mask": torch.from_numpy(part.masks[row].astype(np.float32))[None],
+            "image": torch.from_numpy(image.astype(np.float32) / 255.0)[None],
+            "mask": torch.from_numpy(mask.astype(np.float32))[None],
             "index": self.index[position],
             "is_synthetic": position >= self.synthetic_from,
             "size_hw": torch.from_numpy(np.array(part.size_hw[row])),
@@ -78,6 +85,27 @@ class FrameDataset(Dataset):
             item["embedding"] = torch.from_numpy(np.array(self._embedding(sample_id)))
         return item
 
+    def _pictures(self, position: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image at the encoder's size and the mask of the frame, augmented where asked for."""
+        part, row = self.rows[position]
+        large, large_row = part, row
+        if self.large is not None:
+            large, large_row = self.large[position]
+        image, mask = large.images[large_row], part.masks[row]
+        if self.augment is None or position >= self.synthetic_from:
+            return image, mask
+        factor = image.shape[0] // mask.shape[0]
+        height, width = np.array(part.valid_hw[row]) * factor
+        moved, moved_mask = augment_view(
+            np.array(image[:height, :width]),
+            np.array(large.masks[large_row][:height, :width]),
+            strength=self.augment,
+            seed=_seed_of(draw, seed=self.seed),
+        )
+        frame, label = np.zeros_like(image), np.zeros(image.shape, np.uint8)
+        frame[:height, :width], label[:height, :width] = moved, moved_mask
+        return frame, shrink_mask(label, factor)
+
     def _embedding(self, sample_id: str) -> np.ndarray:
         for embeddings in self.embeddings or ():
             if sample_id in embeddings:
@@ -91,11 +119,16 @@ def view_of(draw: int, *, seed: int, n_views: int) -> int:
     return int.from_bytes(digest[:8], "big") % n_views
 
 
+def _seed_of(draw: int, *, seed: int) -> int:
+    digest = hashlib.sha256(f"augment:{seed}:{draw}".encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
 class HC18DataModule(LightningDataModule):
     """Batches of prepared images, masks and (where cached) embeddings.
 
     A batch is a dict:
-        image: float32 (B, 1, h, w) in [0, 1], zero in the padding.
+        image: float32 (B, 1, f h, f w) in [0, 1], zero in the padding; f = `image_factor`.
         mask: float32 (B, 1, h, w) in {0, 1}.
         index: int64 (B,), the image's rank among all real images; synthetic ones follow.
         is_synthetic: bool (B,).
@@ -126,13 +159,17 @@ class HC18DataModule(LightningDataModule):
         embeddings: Sets that hold every image's embedding, or None.
         views: Augmented views of the train images, or None.
         n_views: Views an image has, itself being view 0.
+        image_factor: Pixels of `image` per pixel of the frame; not with `views`.
+        augment: Augment each draw of a real train image anew, by (seed, draw); not with
+            `embeddings`, which are of the image as it is.
+        pool: Draw real and synthetic images from one pool instead of by `synthetic_share`.
         content_hashes: `files_sha256` of every real pair, where it is known already.
         num_workers: Loader processes; 0 loads in the training process.
         batch_parts: Parts in which each process loads its share of a training batch, for
             `Trainer(accumulate_grad_batches=batch_parts)`; must divide that share.
 
     Raises:
-        ValueError: If two parts share an image.
+        ValueError: If two parts share an image, or settings exclude each other.
         InputError: If a synthetic pair has the name of a real image.
     """
 
@@ -155,6 +192,9 @@ class HC18DataModule(LightningDataModule):
         embeddings: Sequence[EmbeddingSet] | None = None,
         views: EmbeddingSet | None = None,
         n_views: int = 1,
+        image_factor: int = 1,
+        augment: Strength | None = None,
+        pool: bool = False,
         content_hashes: Mapping[str, str] | None = None,
         num_workers: int = 0,
         batch_parts: int = 1,
@@ -178,15 +218,19 @@ class HC18DataModule(LightningDataModule):
         self.batch_size, self.n_batches, self.seed = batch_size, n_batches, seed
         self.cache_dir = Path(cache_dir)
         self.embeddings, self.views, self.n_views = embeddings, views, n_views
+        if (image_factor > 1 and views is not None) or (augment and embeddings is not None):
+            raise ValueError("cached views and embeddings go with neither images nor augmentation")
+        self.image_factor, self.augment, self.pool = image_factor, augment, pool
         self.content_hashes = content_hashes
         self.num_workers, self.batch_parts = num_workers, batch_parts
         self._datasets: dict[str, FrameDataset] = {}
 
     def prepare_data(self) -> None:
         """Resize all images once, on one process."""
-        self._real()
-        if self.synthetic:
-            self._prepare(self.synthetic, hashes=None)
+        for factor in {1, self.image_factor}:
+            self._real(factor)
+            if self.synthetic:
+                self._prepare(self.synthetic, hashes=None, factor=factor)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002 - Lightning's signature
         """Open the prepared arrays; idempotent."""
@@ -202,9 +246,14 @@ class HC18DataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """The training stream; it goes on where an interrupted run had stopped."""
         world_size = self.trainer.world_size if self.trainer else 1
+        n_real, n_other = len(self.train_ids), len(self.synthetic)
+        if self.repeat_real:
+            n_other = n_real
+        if self.pool:
+            n_real, n_other = n_real + n_other, 0
         stream = TrainingStream(
-            n_real=len(self.train_ids),
-            n_synthetic=len(self.train_ids if self.repeat_real else self.synthetic),
+            n_real=n_real,
+            n_synthetic=n_other,
             batch_size=self.batch_size,
             n_batches=self.n_batches,
             synthetic_share=self.synthetic_share,
@@ -244,13 +293,13 @@ class HC18DataModule(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def _real(self) -> PreparedImages:
+    def _real(self, factor: int = 1) -> PreparedImages:
         """All real images, whatever the parts: one prepared folder serves every trial."""
         samples = [self.samples[sample_id] for sample_id in sorted(self.samples)]
-        return self._prepare(samples, hashes=self.content_hashes)
+        return self._prepare(samples, hashes=self.content_hashes, factor=factor)
 
     def _prepare(
-        self, samples: Sequence[Sample], *, hashes: Mapping[str, str] | None
+        self, samples: Sequence[Sample], *, hashes: Mapping[str, str] | None, factor: int = 1
     ) -> PreparedImages:
         return prepare_images(
             samples,
@@ -261,38 +310,51 @@ class HC18DataModule(LightningDataModule):
             frame_hw=self.frame_hw,
             mode=self.resize_mode,
             cache_dir=self.cache_dir,
+            factor=factor,
         )
 
     def _train_dataset(self) -> FrameDataset:
-        real = self._real_rows(self.train_ids)
-        rows, index = list(real), [row for _, row in real]
+        rows = self._rows_of_training(1)
+        index = [row for _, row in self._real_rows(self.train_ids)]
         if self.repeat_real:
-            rows, index = rows * 2, index * 2
-        elif self.synthetic:
-            generated = self._prepare(self.synthetic, hashes=None)
-            rows += [(generated, row) for row in range(len(self.synthetic))]
-            index += range(len(self.samples), len(self.samples) + len(self.synthetic))
+            index = index * 2
+        index += range(len(self.samples), len(self.samples) + len(rows) - len(index))
         return FrameDataset(
             rows,
             index=index,
-            synthetic_from=len(real),
+            synthetic_from=len(self.train_ids),
+            large=self._rows_of_training(self.image_factor) if self.image_factor > 1 else None,
+            augment=self.augment,
             embeddings=self.embeddings,
             views=self.views,
             n_views=self.n_views,
             seed=self.seed,
         )
 
+    def _rows_of_training(self, factor: int) -> list[tuple[PreparedImages, int]]:
+        rows = self._real_rows(self.train_ids, factor=factor)
+        if self.repeat_real:
+            return rows * 2
+        if not self.synthetic:
+            return rows
+        generated = self._prepare(self.synthetic, hashes=None, factor=factor)
+        return rows + [(generated, row) for row in range(len(self.synthetic))]
+
     def _dataset(self, ids: Sequence[str]) -> FrameDataset:
         rows = self._real_rows(ids)
+        factor = self.image_factor
         return FrameDataset(
             rows,
+            large=self._real_rows(ids, factor=factor) if factor > 1 else None,
             index=[row for _, row in rows],
             synthetic_from=len(rows),
             embeddings=self.embeddings,
         )
 
-    def _real_rows(self, ids: Sequence[str]) -> list[tuple[PreparedImages, int]]:
-        real = self._real()
+    def _real_rows(
+        self, ids: Sequence[str], *, factor: int = 1
+    ) -> list[tuple[PreparedImages, int]]:
+        real = self._real(factor)
         row_of = {sample_id: row for row, sample_id in enumerate(real.sample_ids)}
         return [(real, row_of[sample_id]) for sample_id in ids]
 

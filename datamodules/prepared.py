@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.annotation import read_annotation, read_image
-from datamodules.geometry import Mode, image_to_frame, mask_to_frame, place
+from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample
 from datamodules.storage import commit_folder, content_key
 
@@ -25,7 +25,7 @@ class PreparedImages:
 
     sample_ids: list[str]
     images: np.ndarray
-    """uint8 (N, h, w), zero in the padding."""
+    """uint8 (N, h, w), zero in the padding; h and w are the frame's times the factor."""
     masks: np.ndarray
     """uint8 (N, h, w) in {0, 1}."""
     size_hw: np.ndarray
@@ -41,6 +41,7 @@ def prepare_images(
     frame_hw: tuple[int, int],
     mode: Mode,
     cache_dir: Path,
+    factor: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreparedImages:
     """Read, resize and keep the images and masks, or open what was kept before.
@@ -51,6 +52,7 @@ def prepare_images(
         frame_hw: Height and width of the frame, px.
         mode: "pad" keeps the aspect, "squash" fills the frame.
         cache_dir: Folder that holds prepared folders.
+        factor: Pixels of the arrays per pixel of the frame; `valid_hw` counts the frame's.
         progress: Called with (done, total).
 
     Returns:
@@ -69,11 +71,13 @@ def prepare_images(
             "filled_bias_px": [sample.filled_bias_px for sample in samples],
             "frame_hw": list(frame_hw),
             "mode": mode,
+            # A factor of 1 is not named, so that what was prepared before is found.
+            **({} if factor == 1 else {"factor": factor}),
         }
     )
     folder = Path(cache_dir) / f"prepared-{key}"
     if not folder.is_dir():
-        _write(folder, samples, frame_hw=frame_hw, mode=mode, progress=progress)
+        _write(folder, samples, frame_hw=frame_hw, mode=mode, factor=factor, progress=progress)
     return open_prepared(folder)
 
 
@@ -92,10 +96,11 @@ def _write(
     *,
     frame_hw: tuple[int, int],
     mode: Mode,
+    factor: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     with commit_folder(folder) as temporary:
-        shape = (len(samples), *frame_hw)
+        shape = (len(samples), frame_hw[0] * factor, frame_hw[1] * factor)
         images = np.lib.format.open_memmap(
             temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
         )
@@ -109,8 +114,9 @@ def _write(
                 sample.annotation_path, filled_bias_px=sample.filled_bias_px
             )
             placement = place(image.shape, frame_hw=frame_hw, mode=mode)
-            images[row] = image_to_frame(image, placement)
-            masks[row] = mask_to_frame(annotation.mask, placement)
+            large = enlarge(placement, factor)
+            images[row] = image_to_frame(image, large)
+            masks[row] = mask_to_frame(annotation.mask, large)
             placements.append(placement)
             if progress is not None:
                 progress(row + 1, len(samples))
