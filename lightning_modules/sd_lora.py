@@ -59,7 +59,7 @@ def add_lora(unet: UNet2DConditionModel, *, rank: int, alpha: int, seed: int) ->
     """Lay LoRA on all attention of a UNet, trained and float32 whatever the UNet is.
 
     Args:
-        unet: Changed in place; its other weights keep their dtype and their `requires_grad`.
+        unet: Changed in place; its other weights are frozen and keep their dtype.
         rank: Of LoRA.
         alpha: LoRA's contribution is multiplied by alpha / rank.
         seed: Keys the first matrices, normal with spread 1 / rank; the second ones are zero, so
