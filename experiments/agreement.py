@@ -23,7 +23,7 @@ def label_agreement(
         samples,
         content_hashes=[files_sha256(s.image_path, s.annotation_path) for s in samples],
         frame_hw=(side, side),
-        mode="pad",
+        mode=segmenter.geometry,
         cache_dir=context.cache_dir,
     )
     embeddings = context.open_embeddings(role)

@@ -7,10 +7,11 @@ import torch
 
 from experiments.columns import PER_IMAGE
 from experiments.context import StageContext
-from experiments.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
-from experiments.fit import fitted_segmenter
-from experiments.scoring import constant_logits, loaders_of, mean_mask
-from lightning_modules.config_sam import FRAME_SIDE_PX
+from experiments.device import device_of
+from experiments.evaluation import Protocol, Scorer, box_only_logits, evaluate
+from experiments.fit import config_of_fit, fitted_segmenter
+from experiments.scoring import constant_logits, loaders_of, mean_mask, segment_with
+from lightning_modules.config_sam import FRAME_SIDE_PX, image_factor
 
 JITTERS_PX = (0, 5, 10, 20, 40, 80)
 """Largest outward push of a side, in pixels of a 256x256 squashed frame."""
@@ -19,17 +20,20 @@ JITTERS_PX = (0, 5, 10, 20, 40, 80)
 def run_box(context: StageContext) -> dict[str, Any]:
     """Score one fitted model, the ellipse in the box and the mean mask under boxes ever looser."""
     content, status = context.node.content, context.status()
-    module = fitted_segmenter(context.upstream_dir("fit"), config=context.config.segmenter)
-    side = FRAME_SIDE_PX[context.config.segmenter.backbone]
+    module = fitted_segmenter(context.upstream_dir("fit"), config=config_of_fit(context))
+    config = module.config
+    side = FRAME_SIDE_PX[config.backbone]
+    cached = "embeddings" in context.node.upstream
     loaders = loaders_of(
         context,
         frame_hw=(side, side),
-        mode="pad",
-        embeddings=[context.open_embeddings("embeddings")],
+        mode=config.geometry,
+        embeddings=[context.open_embeddings("embeddings")] if cached else None,
+        image_factor=1 if cached else image_factor(config.backbone),
     )
-    scorer = Scorer(samples=context.samples, frame_hw=(side, side), mode="pad")
+    scorer = Scorer(samples=context.samples, frame_hw=(side, side), mode=config.geometry)
     train = [context.samples[k] for k in context.pick(content["images"])]
-    model: Segment = lambda batch, boxes: module(batch, boxes)[0]  # noqa: E731
+    model = segment_with(module, device=device_of(context.config))
     constant = constant_logits(mean_mask(train))
     passes = [("model", prompt, None, model) for prompt in ("whole_image", "predicted_box")]
     passes.append(("mean_mask", "whole_image", None, constant))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from datamodules.config import DataConfig, SplitConfig
+from datamodules.config_outline import ExtractorConfig
 from datamodules.errors import InputError
 from experiments.config_run import SlurmConfig, StoreConfig, TrainerConfig, WandbConfig
 from experiments.config_statistics import StatisticsConfig
@@ -234,6 +235,8 @@ class ExperimentConfig:
     stable_diffusion: StableDiffusionConfig = field(default_factory=StableDiffusionConfig)
     """The pretrained diffusion model and its fine-tuning; read with
     `synthesis.generator: stable_diffusion`."""
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    """When a generated outline is taken for a head's ellipse; read by `sd_in_channel`."""
     synthesis: SynthesisConfig = field(default_factory=SynthesisConfig)
     """Synthetic pairs."""
     gate: GateConfig = field(default_factory=GateConfig)

@@ -89,6 +89,7 @@ TRAITS: dict[str, tuple[str, ...]] = {
         "segmenter.batch_size",
         "segmenter.precision",
         "segmenter.early_stopping_patience",
+        "segmenter.tuning",
     ),
     "fit_unet": (
         "unet.encoder_name",
@@ -175,7 +176,8 @@ def units_of(stage: str, *, content: Mapping, config: Mapping, result: Mapping) 
         case "fit_unet":
             return content["unet"]["steps"]
         case "fit":
-            return content["segmenter"]["steps"]
+            # Under `epochs` known only when it is done.
+            return content["segmenter"].get("steps") or result["steps"]
         case "synthesize" | "gate":
             return config["synthesis"]["n_candidates"]
         case "import_pairs":

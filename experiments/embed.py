@@ -1,23 +1,25 @@
 """The stage that embeds images: real ones, their augmented views, or the pairs of a set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from segment_anything.modeling import Sam
 
 from datamodules.augment import augment_view
 from datamodules.embeddings import write_index
+from datamodules.geometry import shrink_mask
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.storage import files_sha256
 from datamodules.synthetic import read_synthetic
 from experiments.context import StageContext
 from experiments.device import device_of
 from experiments.embedding_keys import embedding_key
-from lightning_modules.config_sam import FRAME_SIDE_PX
-from lightning_modules.sam_models import build_sam, encode, for_inference
+from lightning_modules.config_sam import FRAME_SIDE_PX, image_factor
+from lightning_modules.sam_models import BackboneSam, build_sam, encode, for_inference
+from lightning_modules.sam_tuning import encode_features
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
 BATCH = {"cpu": 1, "cuda": 16}
@@ -77,13 +79,16 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
     config = context.config.segmenter
     device = device_of(context.config)
     sam = build_sam(config)
+    is_features = "features" in context.node.content["encoder"]
     sam.image_encoder = for_inference(sam.image_encoder)
     sam.to(device)
+    run = encode_features if is_features else encode
     status = context.status()
     for start in range(0, len(items), BATCH[device.type]):
         part = items[start : start + BATCH[device.type]]
         frames = [_frame(context, prepared=prepared, item=item) for item in part]
         embedding = _encoded(
+            run,
             sam,
             np.stack(frames),
             valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
@@ -96,7 +101,8 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
 
 
 def _encoded(
-    sam: Sam,
+    run: Callable[..., torch.Tensor],
+    sam: BackboneSam,
     frames: np.ndarray,
     *,
     valid_hw: np.ndarray,
@@ -105,7 +111,7 @@ def _encoded(
 ) -> np.ndarray:
     image = torch.from_numpy(frames.astype(np.float32) / 255.0)[:, None].to(device)
     valid = torch.from_numpy(np.array(valid_hw)).to(device)
-    return encode(sam, image, valid_hw=valid, precision=precision).cpu().numpy()
+    return run(sam, image, valid_hw=valid, precision=precision).cpu().numpy()
 
 
 def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> np.ndarray:
@@ -113,7 +119,8 @@ def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> n
     image, mask = prepared.images[item.row], prepared.masks[item.row]
     if not item.view:
         return image
-    height, width = prepared.valid_hw[item.row]
+    factor = image_factor(context.config.segmenter.backbone)
+    height, width = factor * prepared.valid_hw[item.row]
     frame, label = np.zeros_like(image), np.zeros_like(mask)
     seen, seen_mask = np.array(image[:height, :width]), np.array(mask[:height, :width])
     strength = context.node.content["augment"]["strength"]
@@ -122,13 +129,24 @@ def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> n
     else:
         moved, moved_mask = augment_view(seen, seen_mask, strength=strength, seed=item.seed)
     frame[:height, :width], label[:height, :width] = moved, moved_mask
-    context.embeddings.write_view(item.key, image=frame, mask=label)
+    # Kept beside the embedding at the frame's size, for the loss and for pictures.
+    context.embeddings.write_view(
+        item.key, image=_shrunk(frame, factor), mask=shrink_mask(label, factor)
+    )
     return frame
+
+
+def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
+    if factor == 1:
+        return image
+    size = (image.shape[1] // factor, image.shape[0] // factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     """Prepared frames of what is to be embedded, and the hash of each image with its mask."""
-    side = FRAME_SIDE_PX[context.config.segmenter.backbone]
+    segmenter = context.config.segmenter
+    side = FRAME_SIDE_PX[segmenter.backbone]
     if "pairs" in context.node.upstream:
         samples = read_synthetic(context.upstream_dir("pairs")).samples
         hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
@@ -139,7 +157,8 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
         samples,
         content_hashes=hashes,
         frame_hw=(side, side),
-        mode="pad",
+        mode=segmenter.geometry,
+        factor=image_factor(segmenter.backbone),
         cache_dir=context.cache_dir,
     )
     return prepared, hashes

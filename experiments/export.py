@@ -96,10 +96,9 @@ def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
 def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A whole diffusers pipeline, for `from_pretrained`."""
     generator = _stable_diffusion_folder(run_dir, manifest)
+    from experiments.export_sidecar import generator_sidecar
     from lightning_modules.sd_base import load_base
     from lightning_modules.stable_diffusion import load_stable_diffusion, save_pipeline
-
-    from experiments.export_sidecar import generator_sidecar
 
     module = load_stable_diffusion(generator)
     base = load_base(module.config.base_model, revision=module.config.revision)
@@ -132,8 +131,12 @@ def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
         raise InputError(
             f"{run_dir}: a run of stage {stage}; give a fitted SAM, such as runs/store/fit/ID"
         )
+    # Torch, for a run that there is.
+    from experiments.fit import settings_of
+
     try:
-        return SegmenterConfig(**manifest["config"]["segmenter"])
+        config = SegmenterConfig(**manifest["config"]["segmenter"])
+        return settings_of(config, manifest.get("content", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"

@@ -13,7 +13,7 @@ from datamodules.synthetic import read_synthetic
 from experiments.agreement import label_agreement
 from experiments.context import StageContext
 from experiments.fidelity import FidelitySet, summarise_fidelity
-from experiments.fit import fitted_segmenter
+from experiments.fit import config_of_fit, fitted_segmenter
 from lightning_modules.fidelity import pooled
 
 NAME = "fidelity.json"
@@ -27,7 +27,8 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     pairs = read_synthetic(context.upstream_dir("pairs"))
     native = next(iter(pairs.pairs.values())).native_size_hw or (64, 96)
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.config.segmenter)
+    judge_config = config_of_fit(context, "segmenter")
+    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=judge_config)
     train = [context.samples[k] for k in context.pick(content["images"])]
     test = [context.samples[k] for k in context.pick(content["test"])]
     held_out = label_agreement(context, test, sam=judge.sam, role="test_embeddings")

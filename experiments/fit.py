@@ -1,5 +1,8 @@
 """The stages that train what is scored: SAM's mask decoder, or a U-Net, on a trial's images."""
 
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,23 @@ from experiments.context import StageContext
 from experiments.dashboards import stage_logger
 from experiments.training import best_checkpoint, fit, last_loss, make_trainer
 from experiments.wandb_lineage import log_lineage
-from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.sam import SamModule
+from lightning_modules.sam_tuning import trainable_summary
 
 WEIGHTS_NAME = "segmenter.safetensors"
+
+
+def settings_of(config: SegmenterConfig, content: Mapping[str, Any]) -> SegmenterConfig:
+    """The settings of one fit: its content says how it was tuned, whatever the recipe's is."""
+    settings = content.get("segmenter", {"tuning": config.tuning})
+    return replace(config, tuning=settings.get("tuning", "decoder"))
+
+
+def config_of_fit(context: StageContext, role: str = "fit") -> SegmenterConfig:
+    """The settings of an input that was fitted."""
+    return settings_of(context.config.segmenter, context.upstream_content(role))
 
 
 def fitted_segmenter(run_dir: Path, *, config: SegmenterConfig) -> SamModule:
@@ -31,10 +46,14 @@ def fitted_segmenter(run_dir: Path, *, config: SegmenterConfig) -> SamModule:
 
 def run_fit(context: StageContext) -> dict[str, Any]:
     """Fine-tune the mask decoder and keep its weights."""
-    config, seed = context.config.segmenter, context.node.content["seed"]
-    datamodule = _datamodule(context)
+    content, seed = context.node.content, context.node.content["seed"]
+    config = settings_of(context.config.segmenter, content)
+    datamodule = _datamodule(context, config)
+    config = replace(config, steps=datamodule.n_batches)
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
     module = SamModule(config, seed=seed)
+    summary = trainable_summary(module.sam)
+    print(f"weights in training and in all: {summary['trainable']} of {summary['all']}")
     trainer = make_trainer(
         run_dir=context.run_dir,
         config=context.config.trainer,
@@ -60,17 +79,18 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         "n_real": len(datamodule.train_ids),
         "n_synthetic": len(datamodule.synthetic),
         "steps": trainer.global_step,
-        "trainable_parameters": sum(t.numel() for t in state.values()),
+        "trainable_parameters": summary["trainable"],
+        "weights": summary,
         "train_loss": last_loss(trainer),
     }
 
 
-def _datamodule(context: StageContext) -> HC18DataModule:
-    config, content = context.config.segmenter, context.node.content
+def _datamodule(context: StageContext, config: SegmenterConfig) -> HC18DataModule:
+    content = context.node.content
     side = FRAME_SIDE_PX[config.backbone]
     synthetic: list[Sample] = []
     roles = ["embeddings", "val_embeddings", "pair_embeddings"]
-    embeddings: list[EmbeddingSet] = [
+    opened: list[EmbeddingSet] = [
         context.open_embeddings(role) for role in roles if role in context.node.upstream
     ]
     views, n_views = None, 1
@@ -79,23 +99,31 @@ def _datamodule(context: StageContext) -> HC18DataModule:
         n_views = context.upstream_content("views")["augment"]["n_views"]
     if "pairs" in context.node.upstream:
         synthetic = read_synthetic(context.upstream_dir("pairs")).samples
+    ids = context.pick(content["images"])
+    steps = config.steps
+    if config.epochs is not None:
+        n = len(ids) * (2 if content["repeat_real"] else 1) + len(synthetic)
+        steps = config.epochs * math.ceil(n / config.batch_size)
     return HC18DataModule(
         samples=context.samples,
-        train_ids=context.pick(content["images"]),
+        train_ids=ids,
         val_ids=context.pick(content["val"]),
         test_ids={},
         frame_hw=(side, side),
-        resize_mode="pad",
+        resize_mode=config.geometry,
         batch_size=config.batch_size,
-        n_batches=config.steps,
+        n_batches=steps,
         seed=content["seed"],
         cache_dir=context.cache_dir,
         synthetic=synthetic,
         synthetic_share=config.synthetic_share,
         repeat_real=content["repeat_real"],
-        embeddings=embeddings,
+        embeddings=opened or None,
         views=views,
         n_views=n_views,
+        image_factor=1 if opened else image_factor(config.backbone),
+        augment=content.get("augment"),
+        pool=config.epochs is not None,
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
         batch_parts=context.shrink,

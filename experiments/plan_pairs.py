@@ -1,6 +1,6 @@
 """The part of a plan that makes pairs: generators, candidates, gates and their cheap rivals."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from experiments.nodes import Node
@@ -45,7 +45,7 @@ def _synthesis(nodes: Nodes) -> dict[str, Any]:
     del sampler["batch_size"]
     found = {"synthesis": synthesis, "stable_diffusion": {"sampler": sampler}}
     if nodes.config.stable_diffusion.route == "sd_in_channel":
-        found["outline"] = nodes.section("outline")
+        found["extractor"] = nodes.section("extractor")
     return found
 
 
@@ -61,15 +61,15 @@ def _candidates(nodes: Nodes, ids: list[str], *, generator_seed: int) -> Pairs:
             steps=n,
         )
     )
-    label = f"embed {n} candidates (generator on {count})"
-    embeddings = nodes.embed_pairs(key, n=n, label=label)
-    return Pairs(key=key, embeddings=embeddings, label_ids=ids)
+    return Pairs(key=key, source=key, n=n, what=f"candidates (generator on {count})", label_ids=ids)
 
 
 def _gated(nodes: Nodes, ids: list[str], *, generator_seed: int, fold: int) -> Pairs:
     """The gate's node, which is the synthetic set."""
     candidates = _candidates(nodes, ids, generator_seed=generator_seed)
-    segmenter = nodes.fit("real", ids=ids, seed=0, pairs=None, fold=fold)
+    # A judge on a frozen encoder, whatever is tuned elsewhere: its embeddings are of the store.
+    segmenter = nodes.fit("real", ids=ids, seed=0, pairs=None, fold=fold, tuning="decoder")
+    embeddings = nodes.embed_pairs(candidates)
     n = nodes.config.synthesis.n_candidates
     key = nodes.add(
         Node(
@@ -77,7 +77,7 @@ def _gated(nodes: Nodes, ids: list[str], *, generator_seed: int, fold: int) -> P
             content={"gate": nodes.section("gate"), "images": nodes.contents(ids)},
             upstream={
                 "candidates": candidates.key,
-                "embeddings": candidates.embeddings,
+                "embeddings": embeddings,
                 "real_embeddings": nodes.embed(ids, what="train images"),
                 "segmenter": segmenter,
             },
@@ -85,10 +85,8 @@ def _gated(nodes: Nodes, ids: list[str], *, generator_seed: int, fold: int) -> P
             steps=n,
         )
     )
-    _fidelity(
-        nodes, ids, pairs=key, embeddings=candidates.embeddings, segmenter=segmenter, fold=fold
-    )
-    return Pairs(key=key, embeddings=candidates.embeddings, label_ids=ids)
+    _fidelity(nodes, ids, pairs=key, embeddings=embeddings, segmenter=segmenter, fold=fold)
+    return replace(candidates, key=key)
 
 
 def _fidelity(
@@ -123,9 +121,7 @@ def _imported(nodes: Nodes) -> Pairs:
             steps=len(pairs),
         )
     )
-    label = f"embed {len(pairs)} imported pairs"
-    embeddings = nodes.embed_pairs(key, n=len(pairs), label=label)
-    return Pairs(key=key, embeddings=embeddings, is_foreign=True)
+    return Pairs(key=key, source=key, n=len(pairs), what="imported pairs", is_foreign=True)
 
 
 def _made_pairs(
@@ -146,8 +142,8 @@ def _made_pairs(
             steps=n,
         )
     )
-    label = f"embed {n} {what} pairs (from {len(ids)} images)"
-    return Pairs(key=key, embeddings=nodes.embed_pairs(key, n=n, label=label), label_ids=ids)
+    what = f"{what} pairs (from {len(ids)} images)"
+    return Pairs(key=key, source=key, n=n, what=what, label_ids=ids)
 
 
 def pairs_of(
@@ -187,5 +183,5 @@ def pairs_of(
                 steps=1,
             )
         )
-        return Pairs(key=key, embeddings=gated.embeddings, label_ids=named)
+        return replace(gated, key=key)
     return gated

@@ -3,7 +3,7 @@
 from typing import Any
 
 from experiments.nodes import Node
-from experiments.plan_nodes import Nodes
+from experiments.plan_nodes import CACHED, Nodes
 from lightning_modules.config_sam import FRAME_SIDE_PX
 
 
@@ -21,7 +21,7 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
             },
             upstream={
                 "fit": fit_key,
-                "embeddings": embed_test(nodes, nodes.data.name, fold=fold),
+                **_cached_test(nodes, fit_key, cohort=nodes.data.name, fold=fold),
             },
             label=f"boxes ever looser: {nodes.nodes[fit_key].label[4:]}",
             steps=len(test) * 14,
@@ -29,8 +29,18 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
     )
 
 
-def embed_test(nodes: Nodes, cohort: str, *, fold: int) -> str:
-    return nodes.embed(_test_ids(nodes, cohort, fold=fold), what=f"test images of {cohort}")
+def embed_test(nodes: Nodes, cohort: str, *, fold: int, features: bool = False) -> str:
+    """Embeddings of a cohort's test images."""
+    ids = _test_ids(nodes, cohort, fold=fold)
+    return nodes.embed(ids, what=f"test images of {cohort}", features=features)
+
+
+def _cached_test(nodes: Nodes, fit_key: str | None, *, cohort: str, fold: int) -> dict[str, str]:
+    """The input that spares the encoder, by role; none where a trial has an encoder of its own."""
+    tuning = nodes.config.segmenter.tuning if fit_key is not None else "decoder"
+    if tuning not in CACHED:
+        return {}
+    return {"embeddings": embed_test(nodes, cohort, fold=fold, features=tuning == "late_lora")}
 
 
 def _test_ids(nodes: Nodes, cohort: str, *, fold: int) -> list[str]:
@@ -68,7 +78,7 @@ def scores(
             }
             upstream = {} if fit_key is None else {"fit": fit_key}
             if not is_unet:
-                upstream["embeddings"] = embed_test(nodes, cohort, fold=fold)
+                upstream |= _cached_test(nodes, fit_key, cohort=cohort, fold=fold)
             if fit_key is None:
                 content["encoder"] = nodes.encoder()
             what = "zero-shot" if fit_key is None else nodes.nodes[fit_key].label[4:]
@@ -107,6 +117,8 @@ def controls(nodes: Nodes, control: str, *, fold: int) -> dict[tuple[str, str], 
                 # The box is taken from the mask in the segmenter's frame.
                 "frame_side_px": FRAME_SIDE_PX[nodes.config.segmenter.backbone],
             }
+            if nodes.config.segmenter.geometry != "pad":
+                content["geometry"] = nodes.config.segmenter.geometry
             if control == "mean_mask":
                 content["images"] = nodes.contents(train)
             keys[cohort, prompt] = nodes.add(

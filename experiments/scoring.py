@@ -4,6 +4,7 @@ Fitting and scoring are apart, so that another cohort or prompt trains nothing a
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -18,12 +19,16 @@ from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
 from experiments.columns import PER_IMAGE
 from experiments.context import StageContext
+from experiments.device import device_of
 from experiments.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
-from experiments.fit import WEIGHTS_NAME, fitted_segmenter
+from experiments.fit import WEIGHTS_NAME, config_of_fit, fitted_segmenter
 from experiments.predictions import KeptPredictions
-from lightning_modules.config_sam import FRAME_SIDE_PX
+from lightning_modules.config_sam import FRAME_SIDE_PX, image_factor
 from lightning_modules.sam import SamModule
+from lightning_modules.sam_models import decode
 
+NEEDED = ("embedding", "image", "valid_hw")
+"""What of a batch an encoder or decoder reads."""
 MEAN_MASK_HW = (270, 400)
 
 
@@ -47,29 +52,49 @@ def run_score(context: StageContext) -> dict[str, Any]:
 
         unet = load_unet(context.upstream_dir("fit") / WEIGHTS_NAME, config=context.config.unet)
         unet.eval()
-        frame_hw, mode = tuple(context.config.unet.size_hw), "squash"
+        frame_hw, mode, factor = tuple(context.config.unet.size_hw), "squash", 1
 
         def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
             return unet(batch["image"])
     else:
         module = _segmenter(context, is_fitted=fit_stage == "fit")
-        side = FRAME_SIDE_PX[context.config.segmenter.backbone]
-        frame_hw, mode = (side, side), "pad"
-
-        def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
-            return module(batch, boxes)[0]
+        config = module.config
+        side = FRAME_SIDE_PX[config.backbone]
+        frame_hw, mode = (side, side), config.geometry
+        factor = 1 if "embeddings" in node.upstream else image_factor(config.backbone)
+        segment = segment_with(module, device=device_of(context.config))
 
     embeddings = [context.open_embeddings("embeddings")] if "embeddings" in node.upstream else None
     with torch.inference_mode():
-        rows = _score(context, segment=segment, frame_hw=frame_hw, mode=mode, embeddings=embeddings)
+        rows = _score(
+            context,
+            segment=segment,
+            frame_hw=frame_hw,
+            mode=mode,
+            embeddings=embeddings,
+            factor=factor,
+        )
     return _summary(rows)
+
+
+def segment_with(module: SamModule, *, device: torch.device) -> Segment:
+    """Let a segmenter decode batches; an image is encoded once, however many boxes follow."""
+    module = module.to(device)
+
+    def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
+        if "encoded" not in batch:
+            given = {k: v.to(device) for k, v in batch.items() if k in NEEDED}
+            batch["encoded"] = module.embed(given)
+        return decode(module.sam, batch["encoded"], boxes.to(device))[0]
+
+    return segment
 
 
 def _segmenter(context: StageContext, *, is_fitted: bool) -> SamModule:
     config = context.config.segmenter
     if is_fitted:
-        return fitted_segmenter(context.upstream_dir("fit"), config=config)
-    return SamModule(config).eval()
+        return fitted_segmenter(context.upstream_dir("fit"), config=config_of_fit(context))
+    return SamModule(replace(config, tuning="decoder")).eval()
 
 
 def _score(
@@ -79,11 +104,14 @@ def _score(
     frame_hw: tuple[int, int],
     mode: str,
     embeddings: list[EmbeddingSet] | None,
+    factor: int = 1,
 ) -> list[dict[str, Any]]:
     status, kept = context.status(), KeptPredictions()
     rows = evaluate(
         segment,
-        loaders_of(context, frame_hw=frame_hw, mode=mode, embeddings=embeddings),
+        loaders_of(
+            context, frame_hw=frame_hw, mode=mode, embeddings=embeddings, image_factor=factor
+        ),
         protocol=protocol_of(context.node.content),
         scorer=Scorer(samples=context.samples, frame_hw=frame_hw, mode=mode),
         keep=kept.add,
@@ -101,6 +129,7 @@ def loaders_of(
     frame_hw: tuple[int, int],
     mode: str,
     embeddings: list[EmbeddingSet] | None,
+    image_factor: int = 1,
 ) -> dict[str, DataLoader]:
     """The stage's test images as batches, by cohort."""
     content = context.node.content
@@ -116,6 +145,7 @@ def loaders_of(
         seed=0,
         cache_dir=context.cache_dir,
         embeddings=embeddings,
+        image_factor=image_factor,
         content_hashes=context.content,
     )
     datamodule.setup()
@@ -125,7 +155,7 @@ def loaders_of(
 def run_control(context: StageContext) -> dict[str, Any]:
     """Score the ellipse in the prompt's box, or the mean mask: what needs no image."""
     content = context.node.content
-    side = content["frame_side_px"]
+    side, mode = content["frame_side_px"], content.get("geometry", "pad")
     protocol = protocol_of(content)
     if content["kind"] == "box_only":
         segment = box_only_logits(
@@ -134,7 +164,7 @@ def run_control(context: StageContext) -> dict[str, Any]:
     else:
         train = [context.samples[sample_id] for sample_id in context.pick(content["images"])]
         segment = constant_logits(mean_mask(train))
-    rows = _score(context, segment=segment, frame_hw=(side, side), mode="pad", embeddings=None)
+    rows = _score(context, segment=segment, frame_hw=(side, side), mode=mode, embeddings=None)
     return _summary(rows)
 
 

@@ -10,13 +10,13 @@ import torch
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
-from datamodules.geometry import image_to_frame, logits_to_original, place
-from experiments.fit import WEIGHTS_NAME, fitted_segmenter
-from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
+from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place
+from experiments.fit import WEIGHTS_NAME, fitted_segmenter, settings_of
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.config_unet import UnetConfig
 from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.sam import SamModule
-from lightning_modules.sam_models import encode, for_inference
+from lightning_modules.sam_models import decode, for_inference
 
 if TYPE_CHECKING:
     # Its library takes a second to import, which a SAM should not pay.
@@ -48,7 +48,9 @@ def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> "SamModule | U
         if is_unet:
             config = UnetConfig(**manifest["config"]["unet"])
         else:
-            config = SegmenterConfig(**manifest["config"]["segmenter"])
+            config = settings_of(
+                SegmenterConfig(**manifest["config"]["segmenter"]), manifest.get("content", {})
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
@@ -107,10 +109,12 @@ def _segment(
 ) -> np.ndarray:
     if isinstance(module, SamModule):
         side = FRAME_SIDE_PX[module.config.backbone]
-        placement = place(image.shape, frame_hw=(side, side), mode="pad")
+        placement = place(image.shape, frame_hw=(side, side), mode=module.config.geometry)
+        large = enlarge(placement, image_factor(module.config.backbone))
     else:
         placement = place(image.shape, frame_hw=module.config.size_hw, mode="squash")
-    frame = image_to_frame(image, placement).astype(np.float32) / 255.0
+        large = placement
+    frame = image_to_frame(image, large).astype(np.float32) / 255.0
     images = torch.from_numpy(frame)[None, None].to(module.device)
     if isinstance(module, SamModule):
         logits = _prompted(module, images, valid_hw=placement.valid_hw, prompt=prompt)
@@ -125,11 +129,8 @@ def _prompted(
     module: SamModule, images: torch.Tensor, *, valid_hw: tuple[int, int], prompt: Prompt
 ) -> torch.Tensor:
     sizes = torch.tensor([valid_hw], device=module.device)
-    embedding = encode(
-        module.sam, images, valid_hw=sizes, precision=module.config.encoder_precision
-    )
-    batch = {"embedding": embedding, "valid_hw": sizes}
-    logits = module(batch, whole_image_boxes(sizes))[0]
+    embedding = module.embed({"image": images, "valid_hw": sizes})
+    logits = decode(module.sam, embedding, whole_image_boxes(sizes))[0]
     if prompt == "predicted_box":
-        logits = module(batch, predicted_boxes(logits, valid_hw=sizes))[0]
+        logits = decode(module.sam, embedding, predicted_boxes(logits, valid_hw=sizes))[0]
     return logits

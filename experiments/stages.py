@@ -21,7 +21,7 @@ from experiments.box import run_box
 from experiments.context import StageContext, StageError
 from experiments.embed import run_embed
 from experiments.fidelity_stage import run_fidelity
-from experiments.fit import fitted_segmenter, run_fit
+from experiments.fit import config_of_fit, fitted_segmenter, run_fit
 from experiments.gate import (
     GateMeasurement,
     fingerprints,
@@ -62,7 +62,8 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     ids = context.pick(context.node.content["images"])
     real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
     groups = [context.rows[sample_id].group_id for sample_id in ids]
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.config.segmenter)
+    judge_config = config_of_fit(context, "segmenter")
+    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=judge_config)
     on_real = label_agreement(
         context, [context.samples[k] for k in ids], sam=judge.sam, role="real_embeddings"
     )

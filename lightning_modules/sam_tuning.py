@@ -11,8 +11,9 @@ from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.config_sam import SegmenterConfig
+from lightning_modules.config_sam import EncoderPrecision, SegmenterConfig
 from lightning_modules.randomness import keyed_seed
+from lightning_modules.sam_models import BackboneSam, encoder_input
 
 UNUSED_DECODER_PARTS = (
     "iou_prediction_head.",
@@ -112,6 +113,23 @@ def encode_prefix(encoder: ImageEncoderViT, prepared: torch.Tensor) -> torch.Ten
     if encoder.pos_embed is not None:
         tokens = tokens + encoder.pos_embed
     return _through(encoder.blocks[: first_trained_block(encoder)], tokens, checkpointing=False)
+
+
+@torch.no_grad()
+def encode_features(
+    sam: BackboneSam, image: torch.Tensor, *, valid_hw: torch.Tensor, precision: EncoderPrecision
+) -> torch.Tensor:
+    """Run `encode_prefix` on images as `encode` runs the whole encoder.
+
+    Returns:
+        (B, S / 16, S / 16, C) float16, contiguous.
+    """
+    sam.image_encoder.eval()
+    prepared = encoder_input(sam, image, valid_hw=valid_hw)
+    use_bf16 = precision == "bf16"
+    with torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=use_bf16):
+        tokens = encode_prefix(sam.image_encoder, prepared)
+    return tokens.to(torch.float16).contiguous()
 
 
 def encode_suffix(

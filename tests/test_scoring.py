@@ -1,7 +1,6 @@
 """The stages that score: the mean mask, the model's own box, logits that are no numbers."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +17,7 @@ from experiments.embed import run_embed
 from experiments.evaluation import Protocol, Scorer, evaluate
 from experiments.predictions import read_prediction
 from experiments.scoring import constant_logits, mean_mask, run_control, run_score
+from lightning_modules.sam import SamModule
 
 VALID_HW = (43, 64)
 OWN_BOX = Protocol(prompts=["predicted_box"], jitter_draws=1, jitter_max_px=19)
@@ -260,12 +260,9 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
 
 
 def test_weights_that_are_no_numbers_fail_the_stage(stages, monkeypatch):
-    broken = SimpleNamespace()
-
-    def nothing(batch, boxes):
-        return torch.full_like(batch["mask"], torch.nan), broken
-
-    monkeypatch.setattr("experiments.scoring._segmenter", lambda *_, **__: nothing)
+    module = SamModule(stages.config.segmenter).eval()
+    torch.nn.init.constant_(module.sam.mask_decoder.mask_tokens.weight, torch.nan)
+    monkeypatch.setattr("experiments.scoring._segmenter", lambda *_, **__: module)
     context = stages.context("score", content_of(stages, "whole_image"))
     with pytest.raises(FloatingPointError, match="002_HC: the logits are not finite"):
         run_score(context)
