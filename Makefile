@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY = PASSIVE
 export HC18_ROOT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep dashboard table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
+.PHONY: help setup demo sweep dashboard bench table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ sweep: .venv/.installed ## Run a recipe: make sweep RECIPE=hc18_fractions HC18_R
 
 dashboard: .venv/.installed ## W&B runs of a sweep in the terminal: make dashboard SWEEP=demo
 	@$(BIN)/sonosweep dashboard $(SWEEP) $(ARGS)
+
+bench: .venv/.installed ## Ours against the published way on this machine (about 10 minutes)
+	@$(BIN)/sonosweep bench $(ARGS)
 
 ## Tables and figures (each runs what is missing)
 table-fractions: .venv/.installed ## Table over 5-100 % of the real images

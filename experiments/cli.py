@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from datamodules.errors import InputError
+from experiments.cli_bench import bench_app
 from experiments.cli_data import data_app
 from experiments.cli_models import models_app
 from experiments.cli_words import Overrides, Recipe, stdout_console
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(models_app)
+app.add_typer(bench_app)
 
 
 @app.command()

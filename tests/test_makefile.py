@@ -35,6 +35,7 @@ def test_make_alone_prints_help_and_runs_nothing():
     ("target", "recipe"),
     [
         ("demo", "sonosweep demo"),
+        ("bench", "sonosweep bench"),
         ("table-fractions", "sonosweep table hc18_fractions --kind fractions"),
         ("figure-fractions", "sonosweep figure hc18_fractions --kind fractions"),
         ("table-paper", "sonosweep table paper_curve --kind paper"),

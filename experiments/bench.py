@@ -1,0 +1,165 @@
+"""Benchmarks of ours against the published way: pick, run, `bench.json`, table. Torch-free."""
+
+import importlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from datamodules.errors import InputError
+from datamodules.storage import write_json
+from experiments.bench_measure import Result, as_json, from_json
+from experiments.bench_table import bench_table
+from experiments.provenance import code_state, machine, provenance
+
+SCHEMA_VERSION = 1
+JSON_NAME = "bench.json"
+BENCHMARKS: dict[str, str] = {
+    "machine": "the peak of the matrix product, and of copying memory",
+    "data": "PNG files against prepared arrays",
+    "encoder": "the image encoder, stock and ours",
+}
+"""What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
+
+
+@dataclass(kw_only=True)
+class BenchSettings:
+    """What the command line says."""
+
+    names: Sequence[str] = ()
+    """Benchmarks to run; none stands for all."""
+    out: Path = Path("runs/bench")
+    device: str = "auto"
+    quick: bool = False
+    data_root: Path | None = None
+
+
+def check(settings: BenchSettings) -> list[str]:
+    """The benchmarks to run, in their order.
+
+    Raises:
+        InputError: For a name, device or folder that is not there.
+    """
+    for name in settings.names:
+        if name not in BENCHMARKS:
+            raise InputError(f"benchmark {name}: no such one; use {', '.join(BENCHMARKS)}")
+    if settings.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {settings.device}: use auto, cpu or cuda")
+    if settings.data_root is not None and not settings.data_root.is_dir():
+        raise InputError(f"{settings.data_root}: no such folder; give HC18's, or leave it out")
+    return [name for name in BENCHMARKS if not settings.names or name in settings.names]
+
+
+def bench_command(settings: BenchSettings, console: Console) -> dict[str, Any]:
+    """Run the benchmarks; what has been measured is kept whatever ends the run.
+
+    Returns:
+        What `bench.json` holds.
+
+    Raises:
+        InputError: For a user's mistake.
+        SystemExit: With code 130 after Ctrl-C.
+    """
+    names = check(settings)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    run = _Run(settings, console)
+    with tempfile.TemporaryDirectory(prefix="work-", dir=settings.out) as work:
+        try:
+            run.start(Path(work))
+            for name in names:
+                run.result(name)
+        except KeyboardInterrupt:
+            kept = ", ".join(run.results) or "nothing"
+            console.print(f"stopped; {settings.out / JSON_NAME} holds: {kept}")
+            raise SystemExit(130) from None
+    console.print(f"{settings.out / JSON_NAME} and {settings.out / 'bench.md'}", soft_wrap=True)
+    return run.content()
+
+
+def read_bench(out: Path) -> dict[str, Any]:
+    """What an earlier run wrote.
+
+    Raises:
+        InputError: There is none, or it is of another version.
+    """
+    path = out / JSON_NAME
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: no results; run sonosweep bench --out {out} first") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not valid JSON; remove it and run the bench again") from error
+    if content.get("schema") != SCHEMA_VERSION:
+        raise InputError(f"{path}: schema {content.get('schema')}, not {SCHEMA_VERSION}; run again")
+    return content
+
+
+def table_of(content: dict[str, Any]) -> str:
+    """The markdown table of what `bench.json` holds."""
+    return bench_table(content, [from_json(entry) for entry in content["results"].values()])
+
+
+class _Run:
+    """Runs each benchmark once, whoever asks for it, and writes after each."""
+
+    def __init__(self, settings: BenchSettings, console: Console) -> None:
+        self.settings, self.console = settings, console
+        self.results: dict[str, Result] = {}
+        self.seconds: dict[str, float] = {}
+        self.date = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def start(self, work: Path) -> None:
+        import torch
+
+        from experiments.bench_context import Bench
+
+        device = self.settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch sees no GPU here; use cpu")
+        self.device, self.threads = device, torch.get_num_threads()
+        self.bench = Bench(
+            work=work,
+            data_root=self.settings.data_root,
+            device=device,
+            quick=self.settings.quick,
+            run=self.result,
+            say=self.console.print,
+        )
+
+    def result(self, name: str) -> Result:
+        if name not in self.results:
+            function = importlib.import_module(f"experiments.bench_{name}")
+            started = datetime.now(UTC)
+            self.console.print(f"{name}: {BENCHMARKS[name]} ...", highlight=False)
+            found = getattr(function, f"bench_{name}")(self.bench)
+            self.results[name] = found
+            # Those that it asked for are in it too.
+            self.seconds[name] = round((datetime.now(UTC) - started).total_seconds(), 2)
+            content = self.content()
+            write_json(self.settings.out / JSON_NAME, content)
+            (self.settings.out / "bench.md").write_text(table_of(content))
+        return self.results[name]
+
+    def content(self) -> dict[str, Any]:
+        ordered = [name for name in BENCHMARKS if name in self.results]
+        return {
+            "schema": SCHEMA_VERSION,
+            "date": self.date,
+            "machine": machine() | {"device": self.device, "threads": self.threads},
+            "versions": provenance()["versions"],
+            "code": code_state(),
+            "settings": {
+                "names": list(self.settings.names),
+                "quick": self.settings.quick,
+                "images": "phantoms" if self.settings.data_root is None else "HC18",
+            },
+            "seconds": self.seconds,
+            "results": {name: as_json(self.results[name]) for name in ordered},
+        }

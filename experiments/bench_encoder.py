@@ -1,0 +1,164 @@
+"""SAM's image encoder: as it is built, as transformers has it, and as we run it."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from experiments.bench_context import Bench
+from experiments.bench_machine import share_of_peak
+from experiments.bench_measure import Ratio, Result, Timing, Value, Way
+from lightning_modules.config_sam import IMAGE_SIDE_PX, Backbone, SegmenterConfig
+from lightning_modules.sam_attention import use_stock_attention
+from lightning_modules.sam_models import build_sam, for_inference, random_vit
+
+
+def bench_encoder(bench: Bench) -> Result:
+    """Seconds an image of each encoder, stock and ours, with the share of the measured peak."""
+    machine = bench.run("machine")
+    found = Result(name="encoder")
+    batch = 1 if bench.device == "cpu" else 8
+    found.settings = {"batch": batch, "weights": f"{bench.vit}: random, {bench.backbone}: its own"}
+    _small(bench, found, machine=machine, batch=batch)
+    _large(bench, found, machine=machine, batch=batch)
+    if bench.device == "cpu":
+        found.notes.append(
+            "torch.compile was not run on the CPU: compiling takes longer than the images of a "
+            "demo, and the embeddings of a sweep are computed once."
+        )
+    return found
+
+
+def _small(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
+    name = bench.backbone
+    stock = build_sam(SegmenterConfig(backbone=name)).image_encoder.to(bench.device)
+    fast = for_inference(stock).to(bench.device)
+    image = _image(name, batch=batch, device=bench.device)
+    last = image.contiguous(memory_format=torch.channels_last)
+    ways = [
+        _way(f"{name} stock, fp32", stock, image),
+        _way(f"{name} folded and channels last, fp32", fast, last),
+        _way(f"{name} folded and channels last, bf16", fast, last, bf16=True),
+    ]
+    timings = bench.measure(ways, repeats=2 if bench.quick else 5)
+    found.timings += timings
+    found.ratios += [
+        _ratio(f"{name} encoder, fp32", timings[0], timings[1]),
+        _ratio(f"{name} encoder, bf16", timings[0], timings[2]),
+    ]
+    operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
+    _shares(found, timings[:2], operations=operations, machine=machine)
+
+
+def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
+    name = bench.vit
+    fast = random_vit(name).image_encoder.eval().to(bench.device)
+    stock = use_stock_attention(copy.deepcopy(fast))
+    image = _image(name, batch=batch, device=bench.device)
+    ways = [
+        _way(f"{name} stock, fp32", stock, image),
+        _way(f"{name} SDPA, fp32", fast, image),
+        _way(f"{name} SDPA, bf16", fast, image, bf16=True),
+    ]
+    if name == "vit_b":
+        encoder = transformers_sam(device=bench.device).vision_encoder
+        found.settings["transformers_attention"] = encoder.config._attn_implementation
+        ways.insert(1, _way("vit_b of transformers, fp32", encoder, image))
+    if bench.device == "cuda":
+        compiled = torch.compile(copy.deepcopy(fast))
+        ways.append(_way(f"{name} SDPA, bf16, compiled", compiled, image, bf16=True))
+    # A pass of a ViT on a CPU takes so long that a first one weighs little.
+    is_long = bench.device == "cpu" and not bench.quick
+    timings = bench.measure(ways, repeats=2 if is_long or bench.quick else 5, warm_up=not is_long)
+    found.timings += timings
+    if is_long:
+        found.notes.append(f"{name}: no warm-up and 2 repeats; a pass takes seconds.")
+    by_label = {timing.label: timing for timing in timings}
+    stock_time = by_label[f"{name} stock, fp32"]
+    found.ratios += [
+        _ratio(f"{name} encoder, fp32", stock_time, by_label[f"{name} SDPA, fp32"], target=1.8),
+        _ratio(f"{name} encoder, bf16", stock_time, by_label[f"{name} SDPA, bf16"], target=3.0),
+    ]
+    operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
+    _shares(found, timings, operations=operations, machine=machine)
+
+
+def encoder_flops(encoder: nn.Module, *, side_px: int) -> float:
+    """Operations (2 x multiply-add) of one image, counted without computing.
+
+    Args:
+        encoder: A stock one; fused attention is not counted on the meta device.
+        side_px: Side of its image.
+
+    Source:
+        torch.utils.flop_counter: matrix products, convolutions and attention; nothing else.
+    """
+    copied = copy.deepcopy(encoder).to("meta")
+    # TinyViT caches a tensor of its weights outside of its parameters.
+    copied.train(False)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        copied(torch.empty(1, 3, side_px, side_px, device="meta"))
+    return float(counter.get_total_flops())
+
+
+def _shares(found: Result, timings: list[Timing], *, operations: float, machine: Result) -> None:
+    found.values.append(
+        Value(
+            label=f"{timings[0].label.split()[0]} encoder, arithmetic of an image",
+            value=operations / 1e9,
+            unit="GFLOP",
+            formula="torch.utils.flop_counter on the stock encoder",
+        )
+    )
+    for timing in timings:
+        precision = "bf16" if "bf16" in timing.label else "fp32"
+        share = share_of_peak(
+            timing.label,
+            operations=operations,
+            seconds=timing.per_unit_s,
+            machine=machine,
+            precision=precision,
+        )
+        found.values.append(share)
+
+
+def _way(label: str, encoder: nn.Module, image: torch.Tensor, *, bf16: bool = False) -> Way:
+    return Way(label=label, unit="image", units=len(image), call=_pass(encoder, image, bf16=bf16))
+
+
+def _pass(encoder: nn.Module, image: torch.Tensor, *, bf16: bool) -> Callable[[int], None]:
+    def call(_: int) -> None:
+        enabled = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=bf16)
+        with torch.no_grad(), enabled:
+            encoder(image)
+
+    return call
+
+
+def _image(name: Backbone, *, batch: int, device: str) -> torch.Tensor:
+    side = IMAGE_SIDE_PX[name]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, side, side, generator=generator).to(device)
+
+
+def transformers_sam(*, device: str) -> nn.Module:
+    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
+    # It takes seconds to import.
+    from transformers import SamConfig, SamModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SamModel(SamConfig()).eval().to(device)
+
+
+def _ratio(label: str, stock: Timing, ours: Timing, *, target: float | None = None) -> Ratio:
+    return Ratio(
+        label=label,
+        published_s=stock.per_unit_s,
+        ours_s=ours.per_unit_s,
+        how="measured",
+        at_least=target,
+    )

@@ -1,0 +1,69 @@
+"""What this machine can do at best: a large matrix product and a copy of memory."""
+
+import statistics
+
+import torch
+
+from experiments.bench_context import Bench
+from experiments.bench_measure import Result, Value, Way
+
+
+def bench_machine(bench: Bench) -> Result:
+    """Peak of the matrix product in fp32 and bf16, and of copying memory.
+
+    A square product of side n takes 2 n^3 operations; a copy of b bytes reads b and writes b.
+    """
+    side = 64 if bench.quick else (8192 if bench.device == "cuda" else 2048)
+    n_bytes = 2**20 if bench.quick else (2**32 if bench.device == "cuda" else 2**28)
+    repeats = 2 if bench.quick else 7
+    source = torch.ones(n_bytes, dtype=torch.uint8, device=bench.device)
+    target = torch.zeros_like(source)
+    ways = [
+        _product("matrix product, fp32", side=side, dtype=torch.float32, bench=bench),
+        _product("matrix product, bf16", side=side, dtype=torch.bfloat16, bench=bench),
+        Way(label="memory copy", unit="copy", units=1, call=lambda _: _copy(source, target)),
+    ]
+    product, half, copy = timings = bench.measure(ways, repeats=repeats)
+    operations = 2 * side**3
+    found = [
+        (product.label, operations / statistics.median(product.wall_s) / 1e9, "GFLOP/s"),
+        (half.label, operations / statistics.median(half.wall_s) / 1e9, "GFLOP/s"),
+        (copy.label, 2 * n_bytes / statistics.median(copy.wall_s) / 1e9, "GB/s"),
+    ]
+    formulas = (f"2 x {side}^3 / s", f"2 x {side}^3 / s", f"2 x {n_bytes} B / s")
+    return Result(
+        name="machine",
+        timings=timings,
+        values=[
+            Value(label=label, value=value, unit=unit, formula=formula)
+            for (label, value, unit), formula in zip(found, formulas, strict=True)
+        ],
+        settings={"side": side, "bytes": n_bytes, "threads": torch.get_num_threads()},
+    )
+
+
+def share_of_peak(
+    label: str, *, operations: float, seconds: float, machine: Result, precision: str = "fp32"
+) -> Value:
+    """Share of the measured matrix product that a counted amount of arithmetic reaches, percent."""
+    peak = machine.value(f"matrix product, {precision}").value * 1e9
+    return Value(
+        label=f"{label}: share of the {precision} peak",
+        value=100 * operations / seconds / peak,
+        unit="%",
+        formula=f"{operations / 1e9:.3g} GFLOP in {seconds:.3g} s",
+    )
+
+
+def _product(label: str, *, side: int, dtype: torch.dtype, bench: Bench) -> Way:
+    a = torch.ones(side, side, dtype=dtype, device=bench.device)
+    b = torch.ones(side, side, dtype=dtype, device=bench.device)
+
+    def call(_: int) -> None:
+        torch.mm(a, b)
+
+    return Way(label=label, unit="product", units=1, call=call)
+
+
+def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(source)

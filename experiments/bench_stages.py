@@ -1,0 +1,109 @@
+"""Our way: the real stages of a real plan, run one by one in a store of their own."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from experiments.bench_context import Bench
+from experiments.context import StageContext
+from experiments.data import load_data
+from experiments.nodes import Node
+from experiments.plan import make_plan
+from experiments.recipe import load_config
+from experiments.store import RunStore, write_done, write_started
+
+IMAGES = 24
+"""Images of the data that are used, where there are more."""
+N_TEST = 6
+
+
+class TrialStages:
+    """The stages of one trial, which can be run at any size and again.
+
+    Args:
+        bench: Its data and folder.
+        name: Its store's folder below the bench's.
+        overrides: Changes to the default recipe.
+    """
+
+    def __init__(self, bench: Bench, *, name: str, overrides: Sequence[str]) -> None:
+        subset = [] if bench.quick else [f"data.subset.n_images={IMAGES}", "data.subset.name=bench"]
+        accelerator = "gpu" if bench.device == "cuda" else "cpu"
+        self.config = load_config(
+            None,
+            [
+                f"data.root={bench.root()}",
+                *subset,
+                f"split.test={3 if bench.quick else N_TEST}",
+                "split.val=1",
+                f"store.root={bench.work / name}",
+                f"trainer.accelerator={accelerator}",
+                "wandb.mode=disabled",
+                f"segmenter.backbone={bench.backbone}",
+                "segmenter.batch_size=5",
+                "evaluation.prompts=[jittered_box]",
+                "evaluation.jitter_draws=5",
+                "evaluation.controls=[]",
+                *overrides,
+            ],
+        )
+        self.data = load_data(self.config)
+        self.store = RunStore(Path(self.config.store.root))
+        self.plan = make_plan(self.config, self.data.view)
+
+    def node(self, stage: str, *, last: bool = False) -> Node:
+        """The first, or last, stage of a kind in the plan."""
+        found = [node for node in self.plan.nodes.values() if node.stage == stage]
+        return found[-1 if last else 0]
+
+    def run(self, node: Node) -> dict[str, Any]:
+        """Run a stage as its worker does, in this process; one that was run before is run anew.
+
+        Returns:
+            Its result with `seconds`: from the manifest to the marker on the disk.
+        """
+        from experiments.stages import STAGES
+
+        context = StageContext(
+            config=self.config,
+            node=node,
+            store=self.store,
+            samples=self.data.samples,
+            rows=self.data.rows,
+            content=self.data.view.content,
+            sweep="bench",
+        )
+        shutil.rmtree(context.run_dir, ignore_errors=True)
+        context.run_dir.mkdir(parents=True)
+        started = time.perf_counter()
+        # Later stages read an input's content from its manifest.
+        write_started(context.run_dir, {"content": node.content})
+        result = STAGES[node.stage](context)
+        write_done(context.run_dir, result)
+        return {**result, "seconds": time.perf_counter() - started}
+
+    def forget_embeddings(self) -> None:
+        """Remove every embedding, so that the next stage that embeds computes."""
+        shutil.rmtree(self.store.root / "store" / "embeddings", ignore_errors=True)
+
+
+def first_images(node: Node, n: int) -> Node:
+    """The same stage on its first n images; those that it trains, embeds or tests.
+
+    Raises:
+        ValueError: It has fewer.
+    """
+    key = "test" if "test" in node.content else "images"
+    if len(node.content[key]) < n:
+        raise ValueError(f"{node.stage} has {len(node.content[key])} images, not {n}")
+    return replace(node, content=node.content | {key: node.content[key][:n]})
+
+
+def with_steps(trial: TrialStages, node: Node, *, steps: int, seed: int) -> Node:
+    """A fit with another number of steps and another seed, the settings of the run included."""
+    trial.config.segmenter = replace(trial.config.segmenter, steps=steps)
+    segmenter = node.content["segmenter"] | {"steps": steps}
+    return replace(node, content=node.content | {"segmenter": segmenter, "seed": seed})
