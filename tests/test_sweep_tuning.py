@@ -1,0 +1,85 @@
+"""Whole sweeps whose encoder is tuned, on a small ViT, from embedding to the results' rows."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import write_hc18_folder
+from test_sweep import LEAN, run
+
+SMALL = (
+    *LEAN,
+    "segmenter.backbone=vit_tiny",
+    "sweep.condition=[real,strong,synthetic]",
+    "sweep.real_fraction=[1.0]",
+    "wandb.mode=disabled",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_hc18_folder(tmp_path_factory.mktemp("tuning") / "hc18")
+
+
+def swept(data, store, *changes):
+    ended = run(data, store, *SMALL, *changes)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    results = pd.read_csv(store / "toy" / "results.csv")
+    assert set(results["status"]) == {"done"}
+    # Three trials that differ.
+    assert results["dice_mean"].nunique() == 3
+    return results.set_index("condition")
+
+
+def done(store, key: str) -> dict:
+    return json.loads((store / "store" / key / "DONE.json").read_text())
+
+
+def manifests(store, stage: str) -> list[dict]:
+    paths = (store / "store" / stage).glob("*/manifest.json")
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def test_lora_in_all_blocks_with_the_papers_epochs(data, tmp_path):
+    epochs = ("segmenter.tuning=lora", "segmenter.epochs=2", "segmenter.lr_schedule=constant")
+    results = swept(data, tmp_path, *epochs)
+    (gate,) = manifests(tmp_path, "gate")
+    n_pairs = done(tmp_path, f"gate/{gate['id']}")["accepted"]
+    # Two passes over four images in batches of two; and over those with the pairs.
+    assert results.loc["real", "steps"] == 4
+    assert results.loc["strong", "steps"] == 4
+    assert results.loc["synthetic", "steps"] == 2 * -(-(4 + n_pairs) // 2)
+    weights = done(tmp_path, results.loc["real", "fit_id"])["weights"]
+    assert weights["image_encoder"]["trainable"] == 4 * (4 * 32 + 96 * 4)
+    fits = manifests(tmp_path, "fit")
+    tunings = [fit["content"]["segmenter"].get("tuning", "decoder") for fit in fits]
+    # The gate's judge stands on a frozen encoder.
+    assert sorted(tunings) == ["decoder", "lora", "lora", "lora"]
+    for fit in fits:
+        if fit["content"]["segmenter"].get("tuning") == "lora":
+            assert "embeddings" not in fit["upstream"]
+            assert "steps" not in fit["content"]["segmenter"]
+    augmented = [fit["content"].get("augment") for fit in fits]
+    assert sorted(filter(None, augmented)) == ["strong"]
+
+
+def test_late_lora_runs_on_cached_features_and_a_squashed_frame(data, tmp_path):
+    swept(data, tmp_path, "segmenter.tuning=late_lora", "segmenter.geometry=squash")
+    embeds = manifests(tmp_path, "embed")
+    encoders = [m["content"]["encoder"] for m in embeds]
+    assert {e["geometry"] for e in encoders} == {"squash"}
+    assert {e.get("features") for e in encoders} == {None, "late_lora"}
+    features = [
+        m["id"] for m in manifests(tmp_path, "embed") if "features" in m["content"]["encoder"]
+    ]
+    late = [m for m in manifests(tmp_path, "fit") if "tuning" in m["content"]["segmenter"]]
+    assert len(late) == 3
+    for fit in late:
+        assert fit["upstream"]["embeddings"].split("/")[1] in features
+        assert fit["content"]["segmenter"]["geometry"] == "squash"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tuning", ["adapter", "full"])
+def test_other_modes(data, tmp_path, tuning):
+    swept(data, tmp_path, f"segmenter.tuning={tuning}")
