@@ -1,12 +1,10 @@
 """From a drawn outline to an ellipse, and from an ellipse to an outline. Pure; no torch.
 
-A generator's outline has gaps, noise, second lines and blobs, so the fit is robust: ellipses
-through five of the line's pixels are scored by how much of them the line covers (RANSAC), the best
-are refined on the line's centre, and what they say about the line decides whether it is accepted.
+A generator's outline has gaps, noise, second lines and blobs, so the fit is robust (`outline_fit`),
+and what it says about the line decides whether the ellipse is accepted.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,13 +12,8 @@ import cv2
 import numpy as np
 
 from datamodules.config_outline import ExtractorConfig
-from datamodules.ellipse import (
-    Ellipse,
-    contour_distance_px,
-    fit_ellipse,
-    perimeter_px,
-    scale_ellipse,
-)
+from datamodules.ellipse import Ellipse, contour_distance_px, scale_ellipse
+from datamodules.outline_fit import LineAlong, best_ellipse
 
 if TYPE_CHECKING:
     # That module needs torch.
@@ -28,17 +21,6 @@ if TYPE_CHECKING:
 
 _MIN_PIXELS = 20
 _MIN_PIECE_SHARE = 0.01  # of the shorter side: smaller pieces are noise
-_REACH_SHARES = (0.04, 0.02, 0.015, 0.015)  # of the shorter side: where refinement looks for line
-_MIN_REACH_PX = 2.0
-_MIN_AXIS_RATIO = 0.3  # HC18's, squashed to a square, are 0.52 to 0.98
-_HYPOTHESES = 1500
-_REFINED = 12
-_FINISHED = 3
-_SCORE_POINTS = 72
-_CONTOUR_POINTS = 240
-_STEP_PX = 0.5
-_MARGIN_SHARE = 0.06  # of the shorter side: how far a run is followed beyond the reach
-_WIDE = 2.5  # times the median thickness: a blob on the line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,18 +41,6 @@ class ExtractedOutline:
     closedness: float
     thickness_px: float | None
     reason: str | None
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The line along one ellipse: where the contour meets it, and how far off and wide it is."""
-
-    centers_xy: np.ndarray
-    offsets_px: np.ndarray
-    widths_px: np.ndarray
-    is_whole: np.ndarray
-    closedness: float
-    visible_share: float
 
 
 def extract_ellipse(outline: np.ndarray, config: ExtractorConfig | None = None) -> ExtractedOutline:
@@ -97,27 +67,19 @@ def extract_ellipse(outline: np.ndarray, config: ExtractorConfig | None = None) 
         raise ValueError(f"outline must be uint8 (H, W), got {outline.dtype} {outline.shape}")
     config = ExtractorConfig() if config is None else config
     line = _without_specks(outline, threshold=config.threshold)
-    foreground = line > config.threshold
-    count = int(foreground.sum())
+    count = int((line > config.threshold).sum())
     if count < _MIN_PIXELS:
         return _refused(f"{count} pixels of line above {config.threshold}, {_MIN_PIXELS} needed")
-    share = count / foreground.size
+    share = count / line.size
     if share > config.max_foreground_share:
         return _refused(
             f"{share:.2f} of the image above {config.threshold}, "
             f"more than {config.max_foreground_share:g}"
         )
-    found = _candidates(foreground)
-    for shares, kept in ((_REACH_SHARES[:1], _FINISHED), (_REACH_SHARES[1:], 1)):
-        refined = [
-            _refine(ellipse, line=line, threshold=config.threshold, reach_shares=shares)
-            for ellipse in found
-        ]
-        scored = sorted((r for r in refined if r is not None), key=_score, reverse=True)
-        found = _distinct([ellipse for ellipse, _ in scored])[:kept]
-    if not scored:
+    best = best_ellipse(line, threshold=config.threshold)
+    if best is None:
         return _refused(f"no ellipse fits the {count} pixels above {config.threshold}")
-    return _judge(scored[0][0], line=scored[0][1], size_hw=outline.shape, config=config)
+    return _judge(best[0], line=best[1], size_hw=outline.shape, config=config)
 
 
 def _refused(reason: str) -> ExtractedOutline:
@@ -127,7 +89,7 @@ def _refused(reason: str) -> ExtractedOutline:
 
 
 def _judge(
-    ellipse: Ellipse, *, line: _Line, size_hw: tuple[int, int], config: ExtractorConfig
+    ellipse: Ellipse, *, line: LineAlong, size_hw: tuple[int, int], config: ExtractorConfig
 ) -> ExtractedOutline:
     """Accept the ellipse, or name the first limit that it breaks."""
     residual_px = float(np.median(np.abs(line.offsets_px)))
@@ -161,225 +123,14 @@ def _judge(
 def _without_specks(outline: np.ndarray, *, threshold: int) -> np.ndarray:
     """Blacken pieces that are shorter than a hundredth of the image's shorter side."""
     foreground = (outline > threshold).astype(np.uint8)
+    if not foreground.any():
+        return outline
     _, labels, stats, _ = cv2.connectedComponentsWithStats(foreground, connectivity=8)
     extent = stats[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
     is_speck = extent < _MIN_PIECE_SHARE * min(outline.shape)
     # Label 0 is the background, whose greys place the line's edge.
     is_speck[0] = False
     return np.where(is_speck[labels], np.uint8(0), outline)
-
-
-def _candidates(foreground: np.ndarray) -> list[Ellipse]:
-    """Return the ellipses through five pixels each that the line covers best, best first."""
-    mask = foreground.astype(np.uint8)
-    rows, columns = np.nonzero(foreground)
-    depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3)[rows, columns].astype(np.float64)
-    # A blob has many pixels, all of them deep; the line's lie at its edge.
-    weights = depth**-2
-    points = np.stack([columns, rows], axis=1).astype(np.float64)
-    # A fixed seed: the same image gives the same ellipse.
-    rng = np.random.default_rng(0)
-    chosen = rng.choice(len(points), size=(_HYPOTHESES, 5), p=weights / weights.sum())
-    centers, shapes = _conics_through(points[chosen])
-    angles = np.arange(_SCORE_POINTS) * (2 * np.pi / _SCORE_POINTS)
-    circle = np.stack([np.cos(angles), np.sin(angles)])
-    contours = centers[:, :, None] + np.linalg.cholesky(shapes) @ circle
-    scores = _scores(contours, to_line=cv2.distanceTransform(1 - mask, cv2.DIST_L2, 3))
-    best = np.argsort(-scores, kind="stable")[:_REFINED]
-    return [_ellipse(centers[i], shapes[i]) for i in best if scores[i] > 0]
-
-
-def _conics_through(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres (K, 2) and R diag(a^2, b^2) R^T (K, 2, 2) of the conics that are ellipses.
-
-    Args:
-        points: float64 (N, 5, 2).
-    """
-    middle, scale = points.mean(axis=(0, 1)), points.std(axis=(0, 1)).max() + 1e-9
-    x, y = np.moveaxis((points - middle) / scale, 2, 0)
-    design = np.stack([x * x, x * y, y * y, x, y, np.ones_like(x)], axis=2)
-    a, b, c, d, e, f = np.linalg.svd(design)[2][:, -1].T
-    determinant = a * c - b * b / 4
-    keep = determinant > 1e-9
-    a, b, c, d, e, f, determinant = (v[keep] for v in (a, b, c, d, e, f, determinant))
-    # Where the gradient (2 a x + b y + d, b x + 2 c y + e) is zero.
-    centers = np.stack([b * e - 2 * c * d, b * d - 2 * a * e], axis=1) / (4 * determinant)[:, None]
-    level = -(f + (d * centers[:, 0] + e * centers[:, 1]) / 2)
-    inverse = np.stack([np.stack([c, -b / 2], 1), np.stack([-b / 2, a], 1)], 1)
-    shapes = inverse * (level / determinant)[:, None, None] * scale**2
-    centers = middle + scale * centers
-    minor_squared, major_squared = np.linalg.eigvalsh(shapes).T
-    # A needle would count both of its sides on one straight line.
-    real = (minor_squared > 4) & (minor_squared > _MIN_AXIS_RATIO**2 * major_squared)
-    return centers[real], shapes[real]
-
-
-def _scores(contours: np.ndarray, *, to_line: np.ndarray) -> np.ndarray:
-    """Return covered length times closedness, float64 (K,): a blob's inside has no length.
-
-    Args:
-        contours: (K, 2, P) x and y of points on each ellipse.
-        to_line: (H, W) distance from each pixel to the nearest one of the line.
-    """
-    height, width = to_line.shape
-    columns, rows = np.rint(contours).astype(int).transpose(1, 0, 2)
-    visible = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
-    near = to_line[rows.clip(0, height - 1), columns.clip(0, width - 1)] <= _reach_px(
-        to_line.shape, _REACH_SHARES[-1]
-    )
-    closed = np.roll(contours, -1, axis=2) - contours
-    length = np.hypot(closed[:, 0], closed[:, 1])
-    covered = (length * (near & visible)).sum(axis=1)
-    return covered**2 / np.maximum((length * visible).sum(axis=1), 1e-9)
-
-
-def _ellipse(center: np.ndarray, shape: np.ndarray) -> Ellipse:
-    values, vectors = np.linalg.eigh(shape)
-    theta_rad = math.atan2(vectors[1, 1], vectors[0, 1]) % math.pi
-    return Ellipse(
-        center_x_px=float(center[0]),
-        center_y_px=float(center[1]),
-        semi_major_px=math.sqrt(values[1]),
-        semi_minor_px=math.sqrt(values[0]),
-        theta_rad=0.0 if theta_rad >= math.pi else theta_rad,
-    )
-
-
-def _reach_px(size_hw: tuple[int, int], share: float) -> float:
-    return max(_MIN_REACH_PX, share * min(size_hw))
-
-
-def _refine(
-    ellipse: Ellipse, *, line: np.ndarray, threshold: int, reach_shares: Sequence[float]
-) -> tuple[Ellipse, _Line] | None:
-    """Fit the line's centre near the ellipse, nearer each time; None where there is no line."""
-    for share in reach_shares:
-        reach_px = _reach_px(line.shape, share)
-        along = _line_along(ellipse, line=line, threshold=threshold, reach_px=reach_px)
-        if not len(along.offsets_px):
-            return None
-        is_blob = along.widths_px > _WIDE * np.median(along.widths_px)
-        try:
-            ellipse = _fit_without_outliers(along.centers_xy[along.is_whole & ~is_blob])
-        except ValueError:
-            return None
-    reach_px = _reach_px(line.shape, _REACH_SHARES[-1])
-    along = _line_along(ellipse, line=line, threshold=threshold, reach_px=reach_px)
-    return (ellipse, along) if len(along.offsets_px) else None
-
-
-def _score(refined: tuple[Ellipse, _Line]) -> float:
-    ellipse, along = refined
-    return along.closedness**2 * along.visible_share * perimeter_px(ellipse)
-
-
-def _distinct(ellipses: list[Ellipse]) -> list[Ellipse]:
-    """Drop each ellipse that an earlier one equals within a pixel."""
-    kept: list[Ellipse] = []
-    for ellipse in ellipses:
-        contour = _contour(ellipse)[0]
-        if all(np.abs(contour_distance_px(other, contour)).max() > 1 for other in kept):
-            kept.append(ellipse)
-    return kept
-
-
-def _fit_without_outliers(points: np.ndarray) -> Ellipse:
-    """Fit an ellipse three times, leaving out what lies beyond three standard deviations."""
-    kept = points
-    for _ in range(3):
-        ellipse = fit_ellipse(kept)
-        distance = np.abs(contour_distance_px(ellipse, points))
-        # 1.4826 medians of a normal error's size are its standard deviation.
-        kept = points[distance <= max(1.0, 3 * 1.4826 * float(np.median(distance)))]
-    return fit_ellipse(kept)
-
-
-def _line_along(ellipse: Ellipse, *, line: np.ndarray, threshold: int, reach_px: float) -> _Line:
-    """Look for the line along the ellipse's normals; the piece nearest to the ellipse counts."""
-    contour, normals = _contour(ellipse)
-    inside_image = _is_inside(contour, size_hw=line.shape)
-    contour, normals = contour[inside_image], normals[inside_image]
-    steps = math.ceil((reach_px + _MARGIN_SHARE * min(line.shape)) / _STEP_PX)
-    offsets = np.arange(-steps, steps + 1) * _STEP_PX
-    positions = contour[:, None] + offsets[:, None] * normals[:, None]
-    seen = _is_inside(positions, size_hw=line.shape)
-    greys = np.where(seen, _sample(line, positions), threshold)
-    row, center, run_width, is_whole = _nearest_runs(greys, threshold=threshold, seen=seen)
-    offset = (center - steps) * _STEP_PX
-    is_near = np.abs(offset) <= reach_px
-    row, offset = row[is_near], offset[is_near]
-    return _Line(
-        centers_xy=contour[row] + offset[:, None] * normals[row],
-        offsets_px=offset,
-        widths_px=run_width[is_near] * _STEP_PX,
-        is_whole=is_whole[is_near],
-        closedness=len(row) / max(len(contour), 1),
-        visible_share=len(contour) / len(inside_image),
-    )
-
-
-def _contour(ellipse: Ellipse) -> tuple[np.ndarray, np.ndarray]:
-    """Return points (P, 2) evenly spread along the ellipse, and outward unit normals (P, 2)."""
-    a, b = ellipse.semi_major_px, ellipse.semi_minor_px
-    dense = np.linspace(0, 2 * np.pi, 4 * _CONTOUR_POINTS + 1)
-    steps = np.hypot(np.diff(a * np.cos(dense)), np.diff(b * np.sin(dense)))
-    length = np.concatenate([[0.0], np.cumsum(steps)])
-    t = np.interp(np.arange(_CONTOUR_POINTS) / _CONTOUR_POINTS * length[-1], length, dense)
-    cos, sin = math.cos(ellipse.theta_rad), math.sin(ellipse.theta_rad)
-    turn = np.array([[cos, sin], [-sin, cos]])
-    points = np.stack([a * np.cos(t), b * np.sin(t)], axis=1) @ turn
-    normals = np.stack([b * np.cos(t), a * np.sin(t)], axis=1) @ turn
-    center = (ellipse.center_x_px, ellipse.center_y_px)
-    return points + center, normals / np.linalg.norm(normals, axis=1, keepdims=True)
-
-
-def _is_inside(points_xy: np.ndarray, *, size_hw: tuple[int, int]) -> np.ndarray:
-    last_xy = np.array(size_hw[::-1]) - 0.5
-    return ((points_xy >= -0.5) & (points_xy <= last_xy)).all(axis=-1)
-
-
-def _sample(line: np.ndarray, positions_xy: np.ndarray) -> np.ndarray:
-    """Return the bilinear greys, float32 (P, S), at positions (P, S, 2); none for no positions."""
-    if not len(positions_xy):
-        return np.zeros(positions_xy.shape[:2], dtype=np.float32)
-    return cv2.remap(
-        line.astype(np.float32),
-        positions_xy.astype(np.float32),
-        None,
-        cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
-
-
-def _nearest_runs(
-    greys: np.ndarray, *, threshold: int, seen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return, for each row with a run above the threshold, the one nearest to the row's middle.
-
-    Args:
-        greys: float (P, S); no more than the threshold where not seen.
-        threshold: a run's ends are where the linear greys cross it.
-        seen: bool (P, S), samples inside the image.
-
-    Returns:
-        Row, centre (in samples), width (in samples) and whether both ends are seen; each (R,).
-    """
-    padded = np.pad(greys.astype(np.float64), ((0, 0), (1, 1)), constant_values=threshold)
-    change = np.diff((padded > threshold).astype(np.int8), axis=1)
-    row, before = np.nonzero(change == 1)
-    last = np.nonzero(change == -1)[1]
-    below, above = padded[row, before], padded[row, before + 1]
-    first_edge = before - (above - threshold) / (above - below)
-    above, below = padded[row, last], padded[row, last + 1]
-    last_edge = last - 1 + (above - threshold) / (above - below)
-    center = (first_edge + last_edge) / 2
-    order = np.lexsort((np.abs(center - (greys.shape[1] - 1) / 2), row))
-    row, first = np.unique(row[order], return_index=True)
-    nearest = order[first]
-    # Nothing beyond the samples is seen either: a run into it has no known centre.
-    seen = np.pad(seen, ((0, 0), (1, 1)))
-    is_whole = seen[row, before[nearest]] & seen[row, last[nearest] + 1]
-    return row, center[nearest], (last_edge - first_edge)[nearest], is_whole
 
 
 def outline_to_original(ellipse: Ellipse, placement: "Placement") -> Ellipse:
