@@ -5,6 +5,7 @@ Free of torch, so that the command line can say at once that a file is missing.
 
 import hashlib
 import importlib.util
+import zipfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -74,7 +75,22 @@ def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
     path = Path(weights_path).expanduser()
     if not path.is_file():
         raise WeightsError(f"segmenter.weights_path={weights_path}: no such file; {wanted}")
+    if not _is_whole(path):
+        raise WeightsError(f"{path}: no weights, or cut short; {wanted}")
     return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file looks like weights to its end; what is in it is read later."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(10)
+        if path.suffix == ".safetensors":
+            return 0 < int.from_bytes(head[:8], "little") < path.stat().st_size
+        # torch's own format since 1.6, or the pickle before it.
+        return zipfile.is_zipfile(path) or head[:2] == b"\x80\x02"
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
 
 
 def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:

@@ -106,10 +106,14 @@ def test_encoder_ids_differ(tmp_path):
     with pytest.raises(WeightsError, match="no such file; vit_b needs"):
         encoder_id("vit_b", str(tmp_path / "none.pth"))
     path = tmp_path / "weights.pth"
-    path.write_bytes(b"some weights")
-    assert encoder_id("vit_b", str(path)) == hashlib.sha256(b"some weights").hexdigest()
-    path.write_bytes(b"other weights!")
-    assert encoder_id("vit_b", str(path)) == hashlib.sha256(b"other weights!").hexdigest()
+    for value in (0.0, 1.0):
+        torch.save({"a": torch.full((2,), value)}, path)
+        expected = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert encoder_id("vit_b", str(path)) == expected
+    for content in (b"", b"some words", path.read_bytes()[:-20]):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match="no weights, or cut short; vit_b needs"):
+            encoder_id("vit_b", str(path))
 
 
 # --- building ---
