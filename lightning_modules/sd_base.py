@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from lightning_modules.errors import WeightsError
 from lightning_modules.sd_weights import (
@@ -189,6 +190,8 @@ def _download(base_model: str, *, revision: str | None) -> Path:
 
 
 def _from_folder(found: BaseFiles) -> list[nn.Module]:
+    # A bar for a second's work would break through the command line's own.
+    disable_progress_bar()
     networks: list[nn.Module] = []
     classes = (UNet2DConditionModel, AutoencoderKL, CLIPTextModel)
     for network_class, weights in zip(classes, found.weights, strict=True):

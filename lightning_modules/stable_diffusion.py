@@ -1,7 +1,7 @@
 """Fine-tune Stable Diffusion by LoRA, and draw from it."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -29,19 +29,12 @@ from lightning_modules.sam import learning_rate_factor
 from lightning_modules.sd_base import Base, encode_prompts, load_base
 from lightning_modules.sd_latents import LatentBank, encode_bank, training_inputs
 from lightning_modules.sd_lora import load_trained, prepare_unet, save_trained
-from lightning_modules.sd_sampling import decode_latents, draw_latents, mask_channels
+from lightning_modules.sd_sampling import Progress, decode_latents, draw_latents, mask_channels
 from lightning_modules.sd_weights import base_id, read_json, shorten
 
-__all__ = [
-    "LatentBank",
-    "StableDiffusionModule",
-    "encode_bank",
-    "load_stable_diffusion",
-]
+__all__ = ["LatentBank", "StableDiffusionModule", "encode_bank", "load_stable_diffusion"]
 
 CONFIG_NAME = "generator.json"
-
-Progress = Callable[[int, int], None]
 
 
 class StableDiffusionModule(L.LightningModule):
@@ -249,15 +242,20 @@ class StableDiffusionModule(L.LightningModule):
         """Load weights of which only frozen ones may be missing, whatever `strict` says.
 
         Raises:
-            WeightsError: A trained weight is missing, or one is unknown.
+            WeightsError: A trained weight is missing, or one is unknown or of another shape.
         """
-        missing = sorted(self._trained_names() - state_dict.keys())
-        unknown = sorted(state_dict.keys() - self.state_dict().keys())
-        if missing or unknown:
+        mine = self.state_dict()
+        other = sorted(self._trained_names() - state_dict.keys())
+        other += sorted(
+            name
+            for name, tensor in state_dict.items()
+            if name not in mine or mine[name].shape != tensor.shape
+        )
+        if other:
             raise WeightsError(
-                f"the checkpoint is not of this generator (route {self.config.route}): "
-                f"{len(missing)} trained weights missing, {len(unknown)} unknown, such as "
-                f"{(missing + unknown)[0]}"
+                f"the checkpoint is not of this generator (route {self.config.route}, rank "
+                f"{self.config.lora_rank}): {len(other)} weights are missing, unknown or of "
+                f"another shape, such as {other[0]}"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lightning_modules import sd_base
+from lightning_modules.config_stable_diffusion import Route, StableDiffusionConfig
+from lightning_modules.randomness import keyed_generator
+from lightning_modules.sd_base import Base, load_base
+from lightning_modules.sd_sampling import mask_channels
+from lightning_modules.stable_diffusion import LatentBank, StableDiffusionModule, encode_bank
 
 UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -42,6 +48,12 @@ TEXT: dict[str, Any] = {
     "eos_token_id": 513,
     "pad_token_id": 513,
 }
+
+SIZE_HW = (64, 128)
+ROUTES: tuple[Route, ...] = ("sd_mask", "sd_in_channel")
+PROMPTS = ["first", "second", "first", ""]
+ROWS = {11: 0, 12: 1, 17: 2, 14: 3}
+"""Of the four images, whose numbers among all images are others."""
 
 
 def tiny_pipeline(
@@ -178,3 +190,69 @@ def _vae_name(name: str) -> str:
             r"to_([qkv])\.": r"\1.",
         },
     )
+
+
+def small_config(folder: Path | None = None, **changes: object) -> StableDiffusionConfig:
+    small = {
+        "base_model": None if folder is None else str(folder),
+        "size_hw": SIZE_HW,
+        "lora_rank": 3,
+        "lora_alpha": 6,
+        "steps": 4,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "warmup_steps": 1,
+        "precision": "32-true",
+    }
+    return StableDiffusionConfig(**(small | changes))
+
+
+def pictures() -> tuple[torch.Tensor, torch.Tensor]:
+    """Four images and masks that are not symmetric."""
+    generator = keyed_generator("pictures")
+    ys, xs = torch.meshgrid(torch.arange(64.0), torch.arange(128.0), indexing="ij")
+    masks = torch.stack(
+        [
+            (((xs - 40 - 9 * n) / 30) ** 2 + ((ys - 30) / 18) ** 2 < 1).float()[None]
+            for n in range(4)
+        ]
+    )
+    return 0.2 + 0.5 * masks + 0.2 * torch.rand(4, 1, 64, 128, generator=generator), masks
+
+
+def encoded_bank(base: Base, route: Route = "sd_mask", batch_size: int = 3) -> LatentBank:
+    images, masks = pictures()
+    return encode_bank(
+        base,
+        images=images,
+        masks=masks,
+        outlines=1 - masks if route == "sd_in_channel" else None,
+        prompts=PROMPTS,
+        rows=ROWS,
+        route=route,
+        batch_size=batch_size,
+    )
+
+
+def small_module(folder: Path, *, seed: int = 3, **changes: object) -> StableDiffusionModule:
+    config, base = small_config(folder, **changes), load_base(str(folder))
+    module = StableDiffusionModule(config, base=base, seed=seed)
+    module.set_bank(encoded_bank(base, config.route))
+    return module
+
+
+def moved(module: StableDiffusionModule) -> StableDiffusionModule:
+    """Stand for a training: other trained weights, and the same ones averaged."""
+    generator = keyed_generator("moved")
+    with torch.no_grad():
+        for parameter in module.trained_parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    module.ema = EMAModel(module.trained_parameters(), decay=0.9, foreach=True)
+    return module
+
+
+def unet_inputs(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noisy latents, timesteps and mask channels of three items."""
+    generator = keyed_generator(seed, "inputs")
+    latents = torch.randn(3, 4, 8, 16, generator=generator)
+    return latents, torch.tensor([0, 400, 999]), mask_channels(pictures()[1][:3])
