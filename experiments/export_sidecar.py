@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.attribution import HC18_LICENCE
 from datamodules.samples import PHANTOM_MARKER
 from datamodules.storage import file_sha256
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
@@ -12,11 +13,6 @@ from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-HC18_LICENCE = (
-    "HC18: T. L. A. van den Heuvel, D. de Bruijn, C. L. de Korte and B. van Ginneken, Automated "
-    "measurement of fetal head circumference using 2D ultrasound images, 2018, Zenodo, "
-    "doi:10.5281/zenodo.1327317, licence CC BY 4.0."
-)
 OTHER_DATA = "fitted on images of another source than HC18, whose licence is its owner's to state"
 PHANTOM_DATA = "fitted on procedural phantoms, which are free of licences and of patients"
 PLACEMENT = {

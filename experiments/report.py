@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from datamodules.attribution import HC18_LICENCE
 from experiments.config_statistics import StatisticsConfig
 from experiments.contrasts import verdict
 from experiments.findings import compare, finding, primary_contrast, prompt_order, size
@@ -23,11 +24,7 @@ from experiments.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.spreads import spread_table, spreads
 from experiments.tables import CONDITION_LABELS, CONTROLS, PROMPT_LABELS, Block, blocks, footnotes
 
-HC18_ATTRIBUTION = (
-    "HC18: T. L. A. van den Heuvel, D. de Bruijn, C. L. de Korte and B. van Ginneken, Automated "
-    "measurement of fetal head circumference using 2D ultrasound images, 2018, Zenodo, "
-    "doi:10.5281/zenodo.1327317, licence CC BY 4.0. Pictures here are resized and carry outlines."
-)
+HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
 _LONGEST_SIDE_PX = 520
 
