@@ -203,9 +203,8 @@ def test_overfits_one_batch(folder: Path, route: Route, reached: float):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    # The batch's noise is keyed by its draws and so stays the same: 1.065 falls to 0.68 and 0.85.
+    # The batch's noise is keyed by its draws and so stays the same: 1.065 falls to 0.81 and 0.89.
     # The frozen weights around LoRA are random, which keeps it from zero.
-    print(losses[-1])
     assert losses[0] > 1.05
     assert losses[-1] < reached
 
