@@ -1,4 +1,4 @@
-"""The ellipse extractor, the outlines it reads, and the generator's sentences."""
+"""The ellipse extractor and the outlines it reads."""
 
 import subprocess
 import sys
@@ -17,8 +17,7 @@ from datamodules.outline import (
     outline_to_frame,
     outline_to_original,
 )
-from datamodules.prompts_text import trimester_prompt
-from datamodules.samples import read_hc18, trimester
+from datamodules.samples import read_hc18
 
 SQUASHED = place((540, 800), frame_hw=(512, 512), mode="squash")
 HEAD = Ellipse(
@@ -358,31 +357,6 @@ def test_outlines_need_no_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("number", "sentence"),
-    [
-        (1, "An ultrasound image of a fetal head, first trimester."),
-        (2, "An ultrasound image of a fetal head, second trimester."),
-        (3, "An ultrasound image of a fetal head, third trimester."),
-        (None, "An ultrasound image of a fetal head."),
-    ],
-)
-def test_trimester_prompt(number, sentence):
-    assert trimester_prompt(number) == sentence
-
-
-def test_trimester_prompt_of_a_circumference():
-    sentences = [trimester_prompt(trimester(hc_mm)) for hc_mm in (97.9, 98.0, 260.0, None)]
-    assert [s.removeprefix("An ultrasound image of a fetal head") for s in sentences] == [
-        ", first trimester.",
-        ", second trimester.",
-        ", third trimester.",
-        ".",
-    ]
-    with pytest.raises(ValueError, match="trimester=4"):
-        trimester_prompt(4)
 
 
 def test_real_outlines_read_as_the_annotation_reader_reads_them(real_hc18_root):
