@@ -23,6 +23,11 @@ BENCHMARKS: dict[str, str] = {
     "machine": "the peak of the matrix product, and of copying memory",
     "data": "PNG files against prepared arrays",
     "encoder": "the image encoder, stock and ours",
+    "finetune": "a decoder fine-tune at 5, 50 and 500 images",
+    "evaluation": "scoring under five boxes",
+    "ablation": "the whole 7-amount x 4-condition ablation",
+    "startup": "the sweep's own time, and the start of a process",
+    "memory": "peak memory of a decoder fine-tune over 1,000 images",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
 

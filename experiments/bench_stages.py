@@ -1,8 +1,12 @@
 """Our way: the real stages of a real plan, run one by one in a store of their own."""
 
+import contextlib
+import io
+import logging
 import shutil
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,26 @@ IMAGES = 24
 N_TEST = 6
 
 
+def common_overrides(bench: Bench, *, name: str) -> list[str]:
+    """Settings of every trial here: data, split, backbone, batch, and a store below the bench's."""
+    return [
+        f"data.root={bench.root()}",
+        f"data.subset.n_images={'null' if bench.quick else IMAGES}",
+        "data.subset.name=bench",
+        f"split.test={3 if bench.quick else N_TEST}",
+        "split.val=1",
+        "split.train=null",
+        f"store.root={bench.work / name}",
+        f"trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'}",
+        "wandb.mode=disabled",
+        f"segmenter.backbone={bench.backbone}",
+        "segmenter.batch_size=5",
+        "evaluation.prompts=[jittered_box]",
+        "evaluation.jitter_draws=5",
+        "evaluation.controls=[]",
+    ]
+
+
 class TrialStages:
     """The stages of one trial, which can be run at any size and again.
 
@@ -30,26 +54,8 @@ class TrialStages:
     """
 
     def __init__(self, bench: Bench, *, name: str, overrides: Sequence[str]) -> None:
-        subset = [] if bench.quick else [f"data.subset.n_images={IMAGES}", "data.subset.name=bench"]
-        accelerator = "gpu" if bench.device == "cuda" else "cpu"
-        self.config = load_config(
-            None,
-            [
-                f"data.root={bench.root()}",
-                *subset,
-                f"split.test={3 if bench.quick else N_TEST}",
-                "split.val=1",
-                f"store.root={bench.work / name}",
-                f"trainer.accelerator={accelerator}",
-                "wandb.mode=disabled",
-                f"segmenter.backbone={bench.backbone}",
-                "segmenter.batch_size=5",
-                "evaluation.prompts=[jittered_box]",
-                "evaluation.jitter_draws=5",
-                "evaluation.controls=[]",
-                *overrides,
-            ],
-        )
+        words = [*common_overrides(bench, name=name), *overrides]
+        self.config = load_config(None, words)
         self.data = load_data(self.config)
         self.store = RunStore(Path(self.config.store.root))
         self.plan = make_plan(self.config, self.data.view)
@@ -81,13 +87,27 @@ class TrialStages:
         started = time.perf_counter()
         # Later stages read an input's content from its manifest.
         write_started(context.run_dir, {"content": node.content})
-        result = STAGES[node.stage](context)
+        with _silence():
+            result = STAGES[node.stage](context)
         write_done(context.run_dir, result)
         return {**result, "seconds": time.perf_counter() - started}
 
     def forget_embeddings(self) -> None:
         """Remove every embedding, so that the next stage that embeds computes."""
         shutil.rmtree(self.store.root / "store" / "embeddings", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep back what libraries print; a sweep sends it to the stage's log."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def first_images(node: Node, n: int) -> Node:

@@ -1,0 +1,159 @@
+"""The whole ablation: 7 amounts x 4 conditions, composed of parts, and a small one for real."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from experiments.bench_context import Bench
+from experiments.bench_encoder import fastest_encoder, published_encoders
+from experiments.bench_finetune import (
+    BATCH_SIZE,
+    DECODER_STEP,
+    EPOCHS,
+    PUBLISHED,
+)
+from experiments.bench_measure import Line, Ratio, Result, Timing, Value, steps_of
+from experiments.bench_published import PublishedSam
+from experiments.bench_stages import TrialStages, common_overrides
+from experiments.bench_startup import run_sonosweep
+
+PAPER_AMOUNTS = (5, 10, 20, 50, 100, 300, 500)
+PAPER_PAIRS = 495
+N_VIEWS = 8
+"""Views of an image under weak and under strong augmentation, itself the first: our default."""
+TARGETS = {("lite", "cpu"): 4.0, ("vit_b", "cpu"): 40.0}
+
+
+def images_seen(amounts: Sequence[int], *, pairs: int, epochs: int) -> tuple[int, int]:
+    """Images that the trials of an ablation see: three conditions of real images, and synthesis.
+
+    Args:
+        amounts: Labelled images of the trials of each condition.
+        pairs: Synthetic pairs beside them in each synthesis trial.
+        epochs: Passes over whatever a trial has.
+
+    Returns:
+        Those of the three conditions without pairs together, and of synthesis.
+    """
+    return 3 * epochs * sum(amounts), epochs * (sum(amounts) + pairs * len(amounts))
+
+
+def steps_in_all(amounts: Sequence[int], *, pairs: int, epochs: int, batch_size: int) -> int:
+    """Optimiser steps of all trials; see `images_seen`."""
+    real = sum(steps_of(n, epochs=epochs, batch_size=batch_size) for n in amounts)
+    both = sum(steps_of(n + pairs, epochs=epochs, batch_size=batch_size) for n in amounts)
+    return 3 * real + both
+
+
+def embeddings_needed(amounts: Sequence[int], *, pairs: int, n_views: int) -> int:
+    """Different embeddings of an ablation: nested amounts share theirs, whatever the condition.
+
+    Images, their weak and their strong views, the image itself being a view of both, and pairs.
+    """
+    return max(amounts) * (1 + 2 * (n_views - 1)) + pairs
+
+
+def bench_ablation(bench: Bench) -> Result:
+    """Seconds of 28 fine-tunes, and of a small ablation that was really run both ways."""
+    finetune, encoder = bench.run("finetune"), bench.run("encoder")
+    steps = steps_in_all(PAPER_AMOUNTS, pairs=PAPER_PAIRS, epochs=EPOCHS, batch_size=BATCH_SIZE)
+    embeddings = embeddings_needed(PAPER_AMOUNTS, pairs=PAPER_PAIRS, n_views=N_VIEWS)
+    fit = Line(
+        fixed_s=finetune.value("ours: fit, fixed part").value,
+        per_unit_s=finetune.value("ours: fit, a step of 5").value,
+    )
+    embed_s = finetune.value("ours: embed, an image").value
+    real, both = images_seen(PAPER_AMOUNTS, pairs=PAPER_PAIRS, epochs=EPOCHS)
+    found = Result(
+        name="ablation",
+        values=[
+            Value(label="images seen", value=real + both, unit="images", how="composed"),
+            Value(label="optimiser steps", value=steps, unit="steps", how="composed"),
+            Value(label="embeddings of ours", value=embeddings, unit="images", how="composed"),
+        ],
+        settings={
+            "amounts": list(PAPER_AMOUNTS),
+            "pairs": PAPER_PAIRS,
+            "epochs": EPOCHS,
+            "views": N_VIEWS,
+        },
+    )
+    n_trials = 4 * len(PAPER_AMOUNTS)
+    ours = n_trials * fit.fixed_s + steps * fit.per_unit_s
+
+    def ratio(label: str, name: str, *, a_step: float, an_embedding: float) -> Ratio:
+        return Ratio(
+            label=f"{label}, 28 fine-tunes",
+            published_s=steps * a_step,
+            ours_s=ours + embeddings * an_embedding,
+            how="composed",
+            at_least=TARGETS.get((name, bench.device)),
+        )
+
+    a_step = finetune.timing(PUBLISHED).per_unit_s
+    name = bench.backbone
+    found.ratios.append(ratio(name, name, a_step=a_step, an_embedding=embed_s))
+    _vit(bench, found, ratio=ratio, finetune=finetune, encoder=encoder)
+    found.notes.append(
+        "Composed: published = steps x a measured step; ours = 28 x a fit's fixed part + steps x a "
+        f"step + every embedding once, {N_VIEWS} views of an image under weak and strong "
+        "augmentation included. Scoring is not in it: `evaluation` has its own ratio."
+    )
+    _for_real(bench, found)
+    return found
+
+
+def _vit(
+    bench: Bench,
+    found: Result,
+    *,
+    ratio: Callable[..., Ratio],
+    finetune: Result,
+    encoder: Result,
+) -> None:
+    name = bench.vit
+    decoder_s = finetune.timing(DECODER_STEP).per_unit_s
+    fastest = fastest_encoder(encoder, name).per_unit_s
+    for theirs in published_encoders(encoder, name):
+        a_step = BATCH_SIZE * (theirs.per_unit_s + decoder_s)
+        label = f"{name} (against {theirs.label.split(',')[0]})"
+        found.ratios.append(ratio(label, name, a_step=a_step, an_embedding=fastest))
+
+
+def _for_real(bench: Bench, found: Result) -> None:
+    """Two amounts x two conditions through the sweep's runner, and as a loop of plain steps."""
+    amounts, steps = (2, 5), 2
+    words = [
+        *common_overrides(bench, name="ablation"),
+        "name=ablation",
+        "sweep.real_fraction=[]",
+        f"sweep.real_count=[{','.join(map(str, amounts))}]",
+        "sweep.condition=[real,strong]",
+        f"segmenter.steps={steps}",
+        "augment.n_views=2",
+        "statistics.primary.prompt=jittered_box",
+    ]
+    wall_s = run_sonosweep(["sweep", "demo", *words])
+    trial = TrialStages(bench, name="ablation-plain", overrides=["sweep.real_count=[5]"])
+    plain = PublishedSam(trial.config.segmenter, device=bench.device)
+    ids = [each[0] for each in trial.node("embed").content["images"]]
+    samples = [trial.data.samples[each] for each in ids]
+    started = time.perf_counter()
+    for number in range(2 * len(amounts) * steps):
+        plain.step(samples, draw=BATCH_SIZE * number)
+    plain_s = time.perf_counter() - started
+    seen = 2 * len(amounts) * steps * BATCH_SIZE
+    label = f"{2 * len(amounts)} small trials, {seen} images seen"
+    for whose, seconds in (("published", plain_s), ("ours, a whole sweep with its scores", wall_s)):
+        found.timings.append(
+            Timing(
+                label=f"{whose}: {label}", unit="run", units=1, wall_s=[seconds], cpu_s=[seconds]
+            )
+        )
+    found.ratios.append(
+        Ratio(
+            label=f"{bench.backbone}, for real: {label}",
+            published_s=plain_s,
+            ours_s=wall_s,
+            how="measured",
+        )
+    )

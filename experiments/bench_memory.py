@@ -1,0 +1,58 @@
+"""Peak memory of a decoder fine-tune with 1,000 cached embeddings, in a process of its own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from experiments.bench_context import Bench
+from experiments.bench_measure import Result, Value
+
+
+def bench_memory(bench: Bench) -> Result:
+    """Peak resident memory of the published step, and of ours over 1,000 embeddings."""
+    images, steps = (20, 2) if bench.quick else (1000, 4)
+    folder = bench.work / "memory"
+    ours = _peak_gib("ours", bench, folder=folder, images=images, steps=steps)
+    published = _peak_gib("published", bench, folder=folder, images=5, steps=1)
+    return Result(
+        name="memory",
+        values=[
+            Value(
+                label=f"ours: {images} embeddings read, then {steps} steps of 5",
+                value=ours,
+                unit="GiB",
+                formula="peak resident memory of the process, libraries included",
+                at_most=2.0 if bench.device == "cpu" else None,
+            ),
+            Value(
+                label="published: a step of 5, the encoder in it",
+                value=published,
+                unit="GiB",
+                formula="peak resident memory of the process, libraries included",
+            ),
+        ],
+        settings={"images": images, "steps": steps, "backbone": bench.backbone},
+        notes=[
+            "The embeddings are files of zeros of the true size and type; the trainer reads every "
+            "one of them through the loader once before it trains. Pages of mapped files that the "
+            "process still holds count as its memory."
+        ],
+    )
+
+
+def _peak_gib(way: str, bench: Bench, *, folder: Path, images: int, steps: int) -> float:
+    package = str(Path(__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    words = [way, str(bench.root()), str(folder), bench.backbone, bench.device]
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.bench_memory_child", *words, str(images), str(steps)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ended.returncode:
+        lines = ended.stderr.strip().splitlines() or ["no words"]
+        raise RuntimeError(f"the fine-tune of the memory benchmark failed: {lines[-1]}")
+    return float(ended.stdout.split()[-1])

@@ -1,0 +1,139 @@
+"""The arithmetic of composed numbers by hand, and that both ways compute the same thing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_hc18_folder
+
+from datamodules.hc18 import FrameDataset
+from datamodules.prepared import prepare_images
+from datamodules.samples import read_hc18
+from datamodules.storage import files_sha256
+from experiments.bench_ablation import embeddings_needed, images_seen, steps_in_all
+from experiments.bench_data import break_even
+from experiments.bench_encoder import encoder_flops
+from experiments.bench_finetune import trial_seconds
+from experiments.bench_machine import share_of_peak
+from experiments.bench_measure import Line, Result, Value
+from experiments.bench_published import PublishedSam
+from experiments.bench_startup import per_trial, stage_seconds
+from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
+from lightning_modules.sam_models import build_sam, decode, encode, for_inference
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    root = write_hc18_folder(tmp_path_factory.mktemp("bench") / "hc18")
+    return sorted(read_hc18(root), key=lambda s: s.sample_id)[:3]
+
+
+def test_a_fine_tune_by_hand():
+    """50 images x 20 epochs in fives are 200 steps."""
+    theirs, ours = trial_seconds(
+        50,
+        published=Line(fixed_s=2.0, per_unit_s=10.0),
+        fit=Line(fixed_s=3.0, per_unit_s=0.5),
+        embed=Line(fixed_s=1.0, per_unit_s=2.0),
+    )
+    assert theirs == 2 + 200 * 10
+    assert ours == (1 + 50 * 2) + (3 + 200 * 0.5)
+
+
+def test_the_ablation_by_hand():
+    """Two amounts, three pairs: 3 conditions x 2 epochs x (5 + 10), and 2 x (5 + 3 + 10 + 3)."""
+    assert images_seen((5, 10), pairs=3, epochs=2) == (90, 42)
+    # Batches of 5: real 1 + 2 an epoch, with pairs 2 + 3 (8 and 13 images).
+    assert steps_in_all((5, 10), pairs=3, epochs=2, batch_size=5) == 3 * 2 * 3 + 2 * 5
+    # 10 images, each with 3 weak and 3 strong views beside itself, and the pairs.
+    assert embeddings_needed((5, 10), pairs=3, n_views=4) == 10 * 7 + 3
+
+
+def test_synthesis_is_about_half_of_the_papers_ablation():
+    amounts = (5, 10, 20, 50, 100, 300, 500)
+    real, both = images_seen(amounts, pairs=495, epochs=20)
+    assert (real, both) == (59_100, 89_000)
+    assert 495 * 20 * 7 / (real + both) == pytest.approx(0.468, abs=1e-3)
+
+
+def test_small_arithmetic_by_hand():
+    assert per_trial(5.0, 11.0, few=2, many=8) == 1.0
+    assert per_trial(5.0, 4.0, few=2, many=8) == 0.0
+    assert break_even(0.09, 0.1, 0.01) == pytest.approx(1.0)
+    assert break_even(0.1, 0.01, 0.1) == float("inf")
+    machine = Result(
+        name="machine", values=[Value(label="matrix product, fp32", value=100.0, unit="GFLOP/s")]
+    )
+    share = share_of_peak("a", operations=5e10, seconds=2.0, machine=machine)
+    assert (share.value, share.unit) == (25.0, "%")
+
+
+def test_stage_seconds_are_those_of_the_markers(tmp_path):
+    for number, seconds in enumerate((1.5, 2.25)):
+        folder = tmp_path / "store" / "fit" / str(number)
+        folder.mkdir(parents=True)
+        (folder / "DONE.json").write_text(json.dumps({"seconds": seconds}))
+    assert stage_seconds(tmp_path) == 3.75
+    assert stage_seconds(tmp_path / "nothing") == 0
+
+
+def test_flops_of_a_convolution_by_hand():
+    """3 to 4 channels, kernel 2, stride 2 on 8x8: 16 outputs x 4 x 12 multiply-adds, twice."""
+    network = torch.nn.Conv2d(3, 4, kernel_size=2, stride=2)
+    assert encoder_flops(network, side_px=8) == 2 * 16 * 4 * 12
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "vit_tiny"])
+def test_both_ways_give_the_same_logits(samples, tmp_path, backbone):
+    """Cached in fp16, encoder folded or with SDPA, decoded as a batch: within 0.02 of plain."""
+    config = SegmenterConfig(backbone=backbone)
+    plain = PublishedSam(config, device="cpu")
+    items = [plain.read(sample) for sample in samples]
+    boxes = [plain.box(item, draw=number) for number, item in enumerate(items)]
+    with torch.no_grad():
+        expected = torch.cat(
+            [plain.decode(plain.embed(i), box) for i, box in zip(items, boxes, strict=True)]
+        )
+    side = FRAME_SIDE_PX[backbone]
+    prepared = prepare_images(
+        samples,
+        content_hashes=[files_sha256(s.image_path, s.annotation_path) for s in samples],
+        frame_hw=(side, side),
+        mode="pad",
+        factor=image_factor(backbone),
+        cache_dir=tmp_path,
+    )
+    image = torch.from_numpy(np.array(prepared.images, dtype=np.float32) / 255.0)[:, None]
+    valid_hw = torch.from_numpy(np.array(prepared.valid_hw))
+    sam = build_sam(config)
+    sam.image_encoder = for_inference(sam.image_encoder)
+    embeddings = encode(sam, image, valid_hw=valid_hw, precision="fp32")
+    assert embeddings.dtype == torch.float16
+    with torch.no_grad():
+        found = decode(sam, embeddings, torch.cat(boxes))[0]
+    assert (found - expected).abs().max() < 0.02
+    assert expected.std() > 0.02
+    # The masks that both train on.
+    if image_factor(backbone) == 1:
+        dataset = FrameDataset(
+            [(prepared, row) for row in range(len(samples))],
+            index=range(len(samples)),
+            synthetic_from=len(samples),
+            embeddings=None,
+        )
+        for row, item in enumerate(items):
+            assert torch.equal(dataset[row]["mask"], item["mask"][0])
+            assert torch.equal(dataset[row]["image"], item["image"][0])
+
+
+def test_a_published_step_trains_the_decoder_alone(samples):
+    plain = PublishedSam(SegmenterConfig(backbone="tiny", learning_rate=1e-3), device="cpu")
+    encoder = [p.clone() for p in plain.sam.image_encoder.parameters()]
+    losses = [plain.step(samples, draw=0) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    moved = zip(encoder, plain.sam.image_encoder.parameters(), strict=True)
+    assert all(torch.equal(before, after) for before, after in moved)
+    row = plain.score(samples[0], draw=0)
+    assert row["sample_id"] == samples[0].sample_id
+    assert 0 <= row["dice"] <= 1
