@@ -23,6 +23,8 @@ from lightning_modules.sam_tuning import encode_features
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
 BATCH = {"cpu": 1, "cuda": 16}
+# A ViT's attention over 64x64 tokens takes 0.8 GB an image.
+LARGE_BATCH = {"cpu": 1, "cuda": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,10 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
     sam.to(device)
     run = encode_features if is_features else encode
     status = context.status()
-    for start in range(0, len(items), BATCH[device.type]):
-        part = items[start : start + BATCH[device.type]]
+    is_large = image_factor(config.backbone) > 1
+    size = (LARGE_BATCH if is_large else BATCH)[device.type]
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
         frames = [_frame(context, prepared=prepared, item=item) for item in part]
         embedding = _encoded(
             run,
