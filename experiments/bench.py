@@ -22,12 +22,14 @@ JSON_NAME = "bench.json"
 BENCHMARKS: dict[str, str] = {
     "machine": "the peak of the matrix product, and of copying memory",
     "data": "PNG files against prepared arrays",
+    "memory": "peak memory of a decoder fine-tune over 1,000 images",
     "encoder": "the image encoder, stock and ours",
     "finetune": "a decoder fine-tune at 5, 50 and 500 images",
     "evaluation": "scoring under five boxes",
-    "ablation": "the whole 7-amount x 4-condition ablation",
+    "sampling": "drawing from Stable Diffusion, one by one and in batches",
+    "generator": "a LoRA step, latents cached or not",
     "startup": "the sweep's own time, and the start of a process",
-    "memory": "peak memory of a decoder fine-tune over 1,000 images",
+    "ablation": "the whole 7-amount x 4-condition ablation",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
 
