@@ -1,16 +1,19 @@
 """ViT backbones: their files, their input, their frame, and SamPredictor beside them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from segment_anything import SamPredictor
+from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import PromptEncoder, Sam
 
+from datamodules.geometry import logits_to_original, place
 from lightning_modules.config_sam import FRAME_SIDE_PX, IMAGE_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.errors import WeightsError
 from lightning_modules.sam_backbones import SAM_PIXEL_MEAN, SAM_PIXEL_STD, VITS, normalised
-from lightning_modules.sam_models import build_sam, decode, encode
+from lightning_modules.sam_models import build_sam, decode, encode, encoder_input, random_vit
 from lightning_modules.sam_weights import load_strictly, read_state_dict
 
 
@@ -37,6 +40,67 @@ def test_any_usual_wrapping_is_taken_off(tmp_path, sam, wrapper, prefix):
     found = read_state_dict(path)
     assert found.keys() == sam.state_dict().keys()
     assert all(torch.equal(found[name], t) for name, t in sam.state_dict().items())
+
+
+def test_wrappings_in_wrappings_are_taken_off(tmp_path, sam):
+    """As a trainer's checkpoint of a compiled model in DDP; and what is no prefix of all stays."""
+    state = {f"module._orig_mod.sam.{name}": t for name, t in sam.state_dict().items()}
+    path = tmp_path / "weights.pt"
+    torch.save({"model": {"state_dict": state, "step": 7}, "optimizer": {}}, path)
+    assert read_state_dict(path).keys() == sam.state_dict().keys()
+    mixed = {"sam.image_encoder.pos_embed": torch.zeros(1), "extra.weight": torch.zeros(1)}
+    torch.save(mixed, path)
+    assert read_state_dict(path).keys() == mixed.keys()
+
+
+@pytest.mark.parametrize("backbone", ["vit_b", "vit_l", "vit_h", "medsam"])
+def test_vits_are_segment_anythings_own(backbone):
+    """Names and shapes, without memory for the weights: what fits there fits here."""
+    with torch.device("meta"):
+        stock = sam_model_registry["vit_b" if backbone == "medsam" else backbone]()
+        ours = random_vit(backbone)
+    expected = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == expected
+    windows = [block.window_size for block in stock.image_encoder.blocks]
+    assert [block.window_size for block in ours.image_encoder.blocks] == windows
+    assert ours.image_encoder.img_size == stock.image_encoder.img_size == 1024
+    heads = [block.attn.num_heads for block in stock.image_encoder.blocks]
+    assert [block.attn.num_heads for block in ours.image_encoder.blocks] == heads
+    eps = {m.eps for m in stock.modules() if isinstance(m, torch.nn.LayerNorm)}
+    assert {m.eps for m in ours.modules() if isinstance(m, torch.nn.LayerNorm)} == eps
+
+
+@pytest.mark.parametrize("backbone", ["vit_b", "medsam"])
+def test_a_file_is_loaded_and_read_at_1024(tmp_path, monkeypatch, backbone):
+    """From the setting to logits of the frame, with an encoder of few channels."""
+    small = replace(VITS[backbone], embed_dim=32, depth=2, num_heads=2, global_blocks=(1,))
+    monkeypatch.setitem(VITS, backbone, small)
+    source = random_vit(backbone)
+    state = {name: t + 0.01 for name, t in source.state_dict().items()}
+    path = tmp_path / "weights.pth"
+    torch.save({"model": {f"module.{name}": t for name, t in state.items()}}, path)
+    config = SegmenterConfig(backbone=backbone, weights_path=str(path))
+    built = build_sam(config)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in built.state_dict().items())
+    assert not any(module.training for module in built.modules())
+    image = torch.rand(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[173, 256]])
+    embedding = encode(built, image, valid_hw=sizes, precision="fp32")
+    assert embedding.shape == (1, 256, 64, 64)
+    grey = image[..., : 4 * 173, :]
+    if backbone == "medsam":
+        grey = (grey - grey.min()) / (grey.max() - grey.min())
+        prepared = torch.nn.functional.pad(grey.expand(-1, 3, -1, -1), (0, 0, 0, 1024 - 4 * 173))
+    else:
+        prepared = built.preprocess(255 * grey.expand(-1, 3, -1, -1))
+    with torch.no_grad():
+        expected = built.image_encoder(prepared)
+        logits, _ = decode(built, embedding, torch.tensor([[20.0, 30, 200, 150]]))
+    assert torch.allclose(embedding.float(), expected, atol=2e-3)
+    assert logits.shape == (1, 1, 256, 256)
+    torch.save(build_sam(SegmenterConfig()).state_dict(), path)
+    with pytest.raises(WeightsError, match="it looks like lite"):
+        build_sam(config)
 
 
 def test_safetensors_are_read(tmp_path, sam):
@@ -146,17 +210,25 @@ def test_masks_are_those_of_sam_predictor(sam):
     predictor.set_image(np.stack([grey] * 3, axis=-1))
     box = torch.tensor([[2.0, 3.0, 28.0, 18.0]])
     in_image = ((box + 0.5) * 4 - 0.5).numpy()[0]
-    _, iou, low_res = predictor.predict(box=in_image, multimask_output=False)
+    masks, iou, low_res = predictor.predict(box=in_image, multimask_output=False)
     frame = torch.zeros(1, 1, 128, 128)
     frame[0, 0, :88] = torch.from_numpy(grey / 255.0)
     valid_hw = torch.tensor([[22, 32]])
     with torch.no_grad():
-        embedding = encode(sam, frame, valid_hw=valid_hw, precision="fp32")
+        embedding = sam.image_encoder(encoder_input(sam, frame, valid_hw=valid_hw))
         logits, iou_pred = decode(sam, embedding, box)
+        kept = encode(sam, frame, valid_hw=valid_hw, precision="fp32")
+    assert np.allclose(logits[0].numpy(), low_res, atol=1e-4)
+    assert np.allclose(iou_pred.numpy(), iou, atol=1e-5)
+    assert low_res.std() > 0.01
+    # Masks at the picture's own size, which here is the encoder's.
+    placement = replace(
+        place((88, 128), frame_hw=(32, 32), mode="pad"), frame_hw=(128, 128), valid_hw=(88, 128)
+    )
+    ours = logits_to_original(logits, placement)[0, 0] > 0
+    assert (ours.numpy() != masks[0]).mean() < 1e-3
     # Embeddings are kept as float16.
-    assert np.allclose(logits[0].numpy(), low_res, atol=0.02)
-    assert np.allclose(iou_pred.numpy(), iou, atol=0.01)
-    assert np.abs(low_res).max() > 0.1
+    assert torch.allclose(kept.float(), embedding, atol=2e-3)
 
 
 def test_a_wrong_size_is_refused(sam):
