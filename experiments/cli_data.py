@@ -1,4 +1,4 @@
-"""The commands below `sonosweep data`: look at data, publish a split, make a procedural set."""
+"""The commands below `sonosweep data`: look at data, fetch it, publish a split, make phantoms."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.cli_words import Overrides, Recipe, stdout_console
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at data, or make a procedural set.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
 
 @data_app.command("index")
@@ -84,3 +84,41 @@ def data_phantom(
     stdout_console().print(
         f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index"
     )
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="hc18.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to fill.")] = Path("hc18"),
+    record_url: Annotated[
+        str | None, typer.Option(hidden=True, help="Another address of the record.")
+    ] = None,
+) -> None:
+    """Fetch HC18 from its official record, checked and unpacked; goes on where it stopped."""
+    from datamodules.errors import InputError
+
+    if name != "hc18":
+        raise InputError(f"data fetch {name}: unknown; the one set to fetch is hc18")
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from datamodules.attribution import HC18_LICENCE
+    from datamodules.fetch import RECORD_URL, fetch_hc18
+
+    console = stdout_console()
+    console.print(HC18_LICENCE, markup=False, soft_wrap=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+        tasks = {}
+
+        def show(file_name: str, done: int, size: int) -> None:
+            if file_name not in tasks:
+                tasks[file_name] = bars.add_task(file_name, total=size)
+            bars.update(tasks[file_name], completed=done)
+
+        fetched = fetch_hc18(to, record_url=record_url or RECORD_URL, progress=show)
+    what = f"fetched {', '.join(fetched.files)}" if fetched.files else "all there, nothing to fetch"
+    for line in (
+        f"{to}: {what}; {fetched.n_training} training and {fetched.n_test} test images",
+        f"next: make demo HC18_ROOT={to.resolve()}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)

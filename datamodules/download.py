@@ -1,0 +1,254 @@
+"""One file over HTTP, whole and checked: it goes on where it stopped, and tries again.
+
+A file grows as NAME.part and gets its name when size and MD5 are right.
+"""
+
+import hashlib
+import http.client
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from datamodules.storage import fsync_path
+
+GO_ON = "run the same command again: it goes on where it stopped"
+_CHUNK_BYTES = 1 << 18
+_JSON_LIMIT_BYTES = 1 << 22
+_AGAIN_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_LONGEST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file that a record promises."""
+
+    name: str
+    size_bytes: int
+    md5: str
+    """Hexadecimal."""
+    url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long to wait for a server."""
+
+    attempts: int = 5
+    """Attempts in a row that bring nothing; one that brings bytes counts anew."""
+    timeout_s: float = 30.0
+    """Without a byte."""
+    backoff_s: float = 1.0
+    """Before the second attempt; doubles with each."""
+
+
+class _Fruitless(Exception):
+    """An attempt that another may better."""
+
+    def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+# Not every OSError: a full disk is none of the server's doing.
+_PASSING = (
+    _Fruitless,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+    urllib.error.URLError,
+    http.client.HTTPException,
+)
+
+
+def fetch_json(url: str, *, patience: Patience) -> Any:
+    """Read JSON from a server.
+
+    Raises:
+        InputError: It cannot be reached, refuses, or answers something else.
+    """
+    tried = 0
+    while True:
+        try:
+            with _open(url, start=0, patience=patience) as answer:
+                text = answer.read(_JSON_LIMIT_BYTES)
+            return json.loads(text)
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(
+                f"{url}: answers no JSON; look at it in a browser, a login page may be in between"
+            ) from error
+        except _PASSING as error:
+            tried += 1
+            _wait(error, url=url, tried=tried, patience=patience)
+
+
+def download(
+    file: RemoteFile,
+    folder: Path,
+    *,
+    patience: Patience,
+    progress: Callable[[int], None] | None = None,
+) -> Path:
+    """Bring a file into a folder; nothing to do where it is there already.
+
+    Args:
+        file: What to fetch.
+        folder: Where to; made where it is missing. Holds NAME.part until the file is whole.
+        patience: For the server.
+        progress: Told how many bytes are there.
+
+    Returns:
+        Path of the file, whose size and MD5 are those of the record.
+
+    Raises:
+        InputError: The server cannot be reached or refuses, or the file came damaged twice.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target, part = folder / file.name, folder / f"{file.name}.part"
+    if target.is_file():
+        if target.stat().st_size == file.size_bytes and file_md5(target) == file.md5:
+            return target
+        target.unlink()
+    for _ in range(2):
+        _fill(file, part, patience=patience, progress=progress)
+        if file_md5(part) == file.md5:
+            fsync_path(part)
+            part.replace(target)
+            return target
+        part.unlink()
+    raise InputError(
+        f"{file.url}: damaged twice, its MD5 is not the record's {file.md5}; try again later"
+    )
+
+
+def file_md5(path: Path) -> str:
+    """MD5 of a file's bytes, hexadecimal."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()
+
+
+def _fill(
+    file: RemoteFile,
+    part: Path,
+    *,
+    patience: Patience,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Let `part` grow to the file's size."""
+    tried, most = 0, _size(part)
+    while (have := _size(part)) != file.size_bytes:
+        if have > file.size_bytes:
+            # Of another version of the file.
+            part.unlink()
+            have = 0
+        try:
+            _attempt(file, part, start=have, patience=patience, progress=progress)
+        except _PASSING as error:
+            # More than ever: a server without ranges starts again, and would seem to advance.
+            tried, most = (1, _size(part)) if _size(part) > most else (tried + 1, most)
+            _wait(error, url=file.url, tried=tried, patience=patience)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _attempt(
+    file: RemoteFile,
+    part: Path,
+    *,
+    start: int,
+    patience: Patience,
+    progress: Callable[[int], None] | None,
+) -> None:
+    """Add what one answer brings.
+
+    Raises:
+        _Fruitless: The answer ended early, is of another size, or does not begin at `start`.
+    """
+    with _open(file.url, start=start, patience=patience) as answer:
+        begin, total = _extent(answer)
+        if answer.status == 206 and begin != start:
+            part.unlink(missing_ok=True)
+            raise _Fruitless("the server sent another part than it was asked for")
+        if total is not None and total != file.size_bytes:
+            part.unlink(missing_ok=True)
+            raise _Fruitless(f"{total} bytes on the server, {file.size_bytes} in the record")
+        # A server without ranges sends everything again.
+        with part.open("ab" if answer.status == 206 else "wb") as handle:
+            size = start if answer.status == 206 else 0
+            while size < file.size_bytes and (chunk := answer.read(_CHUNK_BYTES)):
+                handle.write(chunk[: file.size_bytes - size])
+                size = min(size + len(chunk), file.size_bytes)
+                if progress is not None:
+                    progress(size)
+    if size < file.size_bytes:
+        raise _Fruitless(f"the connection ended at {size} of {file.size_bytes} bytes")
+
+
+def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """First byte of an answer, and size of the whole file; None where it is not told."""
+    if answer.status != 206:
+        length = answer.headers.get("Content-Length")
+        return 0, int(length) if length is not None and length.isdigit() else None
+    # bytes FIRST-LAST/TOTAL
+    span, _, total = (answer.headers.get("Content-Range") or "").partition("/")
+    first = span.removeprefix("bytes").strip().split("-")[0]
+    begin = int(first) if first.isdigit() else -1
+    return begin, int(total) if total.isdigit() else None
+
+
+def _open(
+    url: str, *, start: int, patience: Patience
+) -> AbstractContextManager[http.client.HTTPResponse]:
+    """Ask for a file from a byte on.
+
+    Raises:
+        InputError: The address is no HTTP, or the server refuses for good.
+        _Fruitless: It refuses for now; a range that it does not have is asked for from 0.
+    """
+    if not url.startswith(("https://", "http://")):
+        raise InputError(f"{url}: not an http address; the record is not as expected")
+    headers = {"User-Agent": "sonosweep", "Accept-Encoding": "identity"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    request = urllib.request.Request(url, headers=headers)
+    try:
+        return urllib.request.urlopen(request, timeout=patience.timeout_s)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416 and start:
+            return _open(url, start=0, patience=patience)
+        reason = f"HTTP {error.code} {error.reason}"
+        if error.code not in _AGAIN_STATUS:
+            raise InputError(f"{url}: {reason}; look at it in a browser") from error
+        said = error.headers.get("Retry-After") or ""
+        raise _Fruitless(reason, wait_s=float(said) if said.isdigit() else 0.0) from error
+
+
+def _wait(error: Exception, *, url: str, tried: int, patience: Patience) -> None:
+    """Wait before the next attempt.
+
+    Raises:
+        InputError: There is none.
+    """
+    reason = getattr(error, "reason", error)
+    if isinstance(reason, ssl.SSLCertVerificationError):
+        raise InputError(
+            f"{url}: its certificate is not trusted ({reason.verify_message}); check the clock and "
+            "the proxy"
+        ) from error
+    if tried >= patience.attempts:
+        words = " ".join(str(reason).split()) or type(error).__name__
+        raise InputError(f"{url}: {words}, {tried} times in a row; {GO_ON}") from error
+    backoff = patience.backoff_s * 2 ** (tried - 1)
+    time.sleep(min(_LONGEST_WAIT_S, max(backoff, getattr(error, "wait_s", 0.0))))
