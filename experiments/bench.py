@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.storage import write_json
+from datamodules.storage import write_atomic, write_json
 from experiments.bench_measure import Result, as_json, from_json
 from experiments.bench_table import bench_table
 from experiments.provenance import code_state, machine, provenance
 
 SCHEMA_VERSION = 1
 JSON_NAME = "bench.json"
+START, END = "<!-- bench -->", "<!-- /bench -->"
 BENCHMARKS: dict[str, str] = {
     "machine": "the peak of the matrix product, and of copying memory",
     "data": "PNG files against prepared arrays",
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, str] = {
     "generator": "a LoRA step, latents cached or not",
     "startup": "the sweep's own time, and the start of a process",
     "ablation": "the whole 7-amount x 4-condition ablation",
+    "scaling": "growth with images, image size, trials and devices",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
 
@@ -109,6 +111,20 @@ def read_bench(out: Path) -> dict[str, Any]:
 def table_of(content: dict[str, Any]) -> str:
     """The markdown table of what `bench.json` holds."""
     return bench_table(content, [from_json(entry) for entry in content["results"].values()])
+
+
+def insert_table(path: Path, content: dict[str, Any]) -> None:
+    """Put the table between the markers of a Markdown file, so that no number is typed.
+
+    Raises:
+        InputError: The file has no markers.
+    """
+    text = path.read_text() if path.is_file() else ""
+    head, found, rest = text.partition(START)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        raise InputError(f"{path}: has no lines {START} and {END}; add them for the table")
+    write_atomic(path, f"{head}{START}\n{table_of(content)}{END}{tail}")
 
 
 class _Run:

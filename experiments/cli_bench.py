@@ -37,11 +37,23 @@ def bench(
     table: Annotated[
         bool, typer.Option("--table", help="Print the table of an earlier run; measure nothing.")
     ] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="With --table: Markdown file to put the table into.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Measure ours against the published way, side by side on this machine."""
-    from experiments.bench import BenchSettings, bench_command, check, read_bench, table_of
+    from experiments.bench import (
+        BenchSettings,
+        bench_command,
+        check,
+        insert_table,
+        read_bench,
+        table_of,
+    )
 
+    if into is not None and not table:
+        raise InputError("--into belongs to --table; add it")
     if table and names:
         raise InputError("--table prints all of an earlier run; leave the names out")
     if root is None and os.environ.get("HC18_ROOT"):
@@ -56,7 +68,9 @@ def bench(
     else:
         _measure_in_child()
         content = read_bench(out)
-    if as_json:
+    if into is not None:
+        insert_table(into, content)
+    elif as_json:
         print(json.dumps(content, indent=1))
     elif table:
         print(table_of(content), end="")

@@ -11,7 +11,14 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from experiments import bench as bench_module
-from experiments.bench import BENCHMARKS, BenchSettings, bench_command, read_bench, table_of
+from experiments.bench import (
+    BENCHMARKS,
+    BenchSettings,
+    bench_command,
+    insert_table,
+    read_bench,
+    table_of,
+)
 from experiments.bench_table import seconds_text
 
 ROOT = Path(__file__).parents[1]
@@ -114,6 +121,19 @@ def test_a_table_without_results_says_what_to_do(tmp_path):
     (tmp_path / "bench.json").write_text('{"schema": 0}')
     with pytest.raises(InputError, match="schema 0, not 1"):
         read_bench(tmp_path)
+
+
+def test_the_table_goes_between_its_markers(content, tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    insert_table(path, content)
+    expected = f"before\n<!-- bench -->\n{table_of(content)}<!-- /bench -->\nafter\n"
+    assert path.read_text() == expected
+    insert_table(path, content)
+    assert path.read_text() == expected
+    path.write_text("no markers")
+    with pytest.raises(InputError, match="has no lines"):
+        insert_table(path, content)
 
 
 def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):

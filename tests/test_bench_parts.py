@@ -18,7 +18,9 @@ from experiments.bench_finetune import trial_seconds
 from experiments.bench_machine import share_of_peak
 from experiments.bench_measure import Line, Result, Value
 from experiments.bench_published import PublishedSam
+from experiments.bench_scaling import ablation_tasks, same_images
 from experiments.bench_startup import per_trial, stage_seconds
+from experiments.schedule import simulate
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.sam_models import build_sam, decode, encode, for_inference
 
@@ -67,6 +69,29 @@ def test_small_arithmetic_by_hand():
     )
     share = share_of_peak("a", operations=5e10, seconds=2.0, machine=machine)
     assert (share.value, share.unit) == (25.0, "%")
+
+
+def test_the_ablations_tasks_by_hand():
+    """28 fits, 22 stages that embed; on one device all one after the other."""
+    tasks = ablation_tasks(
+        fit=Line(fixed_s=0.0, per_unit_s=1.0), embed=Line(fixed_s=0.0, per_unit_s=1.0)
+    )
+    assert sum(name.startswith("fit") for name in tasks) == 28
+    amounts = (5, 10, 20, 50, 100, 300, 500)
+    steps = steps_in_all(amounts, pairs=495, epochs=20, batch_size=5)
+    embeddings = embeddings_needed(amounts, pairs=495, n_views=8)
+    assert simulate(tasks, devices=1).makespan_s == steps + embeddings
+    # 500 images and 495 pairs: 20 x 199 steps, which no number of devices makes shorter.
+    assert tasks["fit synthetic 500"].seconds == 3980
+    assert set(tasks["fit weak 10"].after) == {
+        "embed real 5",
+        "embed real 10",
+        "embed weak 5",
+        "embed weak 10",
+    }
+    lines = {"published": Line(fixed_s=0.0, per_unit_s=10.0), "fit": Line(fixed_s=1, per_unit_s=1)}
+    theirs, ours = same_images(3, embed=Line(fixed_s=0.0, per_unit_s=2.0), **lines)
+    assert (theirs, ours) == (3 * 2000, 100 + 3 * 201)
 
 
 def test_stage_seconds_are_those_of_the_markers(tmp_path):
