@@ -140,7 +140,7 @@ def _shares(found: Result, timings: list[Timing], *, operations: float, machine:
         share = share_of_peak(
             timing.label,
             operations=operations,
-            seconds=timing.per_unit_s,
+            seconds=timing.spread_s[0],
             machine=machine,
             precision=precision,
         )

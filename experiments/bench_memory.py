@@ -13,8 +13,8 @@ def bench_memory(bench: Bench) -> Result:
     """Peak resident memory of the published step, and of ours over 1,000 embeddings."""
     images, steps = (20, 2) if bench.quick else (1000, 4)
     folder = bench.work / "memory"
-    ours = _peak_gib("ours", bench, folder=folder, images=images, steps=steps)
-    published = _peak_gib("published", bench, folder=folder, images=5, steps=1)
+    imported, ours = _peaks_gib("ours", bench, folder=folder, images=images, steps=steps)
+    _, published = _peaks_gib("published", bench, folder=folder, images=5, steps=1)
     return Result(
         name="memory",
         values=[
@@ -25,6 +25,7 @@ def bench_memory(bench: Bench) -> Result:
                 formula="peak resident memory of the process, libraries included",
                 at_most=2.0 if bench.device == "cpu" else None,
             ),
+            Value(label="of it the imported libraries", value=imported, unit="GiB"),
             Value(
                 label="published: a step of 5, the encoder in it",
                 value=published,
@@ -41,7 +42,10 @@ def bench_memory(bench: Bench) -> Result:
     )
 
 
-def _peak_gib(way: str, bench: Bench, *, folder: Path, images: int, steps: int) -> float:
+def _peaks_gib(
+    way: str, bench: Bench, *, folder: Path, images: int, steps: int
+) -> tuple[float, float]:
+    """Peak resident memory after the imports, and at the end."""
     package = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     words = [way, str(bench.root()), str(folder), bench.backbone, bench.device]
@@ -55,4 +59,5 @@ def _peak_gib(way: str, bench: Bench, *, folder: Path, images: int, steps: int) 
     if ended.returncode:
         lines = ended.stderr.strip().splitlines() or ["no words"]
         raise RuntimeError(f"the fine-tune of the memory benchmark failed: {lines[-1]}")
-    return float(ended.stdout.split()[-1])
+    imported, peak = map(float, ended.stdout.split()[-2:])
+    return imported, peak

@@ -1,4 +1,4 @@
-"""The process that the memory benchmark measures: a fine-tune, then its peak on the last line."""
+"""The process that the memory benchmark measures: a fine-tune, then its peaks on the last line."""
 
 import resource
 import sys
@@ -103,12 +103,17 @@ def main() -> None:
     """Arguments: way, data folder, own folder, backbone, device, images, steps."""
     way, root, folder, backbone, device, images, steps = sys.argv[1:]
     torch.manual_seed(0)
+    imported = _peak_gib()
     if way == "ours":
         fine_tune(Path(folder), backbone=backbone, device=device, n=int(images), steps=int(steps))
     else:
         published(Path(root), backbone=backbone, device=device, n=int(images))
+    print(imported, _peak_gib())
+
+
+def _peak_gib() -> float:
     # On Linux the unit is KiB.
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def bench_sampling(bench: Bench) -> Result:
     share = share_of_peak(
         timings[2].label,
         operations=operations,
-        seconds=timings[2].per_unit_s,
+        seconds=timings[2].spread_s[0],
         machine=machine,
         precision=precision,
     )
