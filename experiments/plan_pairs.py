@@ -6,6 +6,7 @@ from typing import Any
 from experiments.nodes import Node
 from experiments.plan_nodes import Nodes, Pairs
 from experiments.plan_scores import embed_test
+from lightning_modules.sd_weights import base_id
 
 
 def _generator(nodes: Nodes, ids: list[str], *, generator_seed: int) -> str:
@@ -28,9 +29,6 @@ def _generator(nodes: Nodes, ids: list[str], *, generator_seed: int) -> str:
 
 
 def _base_id(nodes: Nodes) -> str:
-    # Hashing libraries are for those who bring a base model.
-    from lightning_modules.sd_weights import base_id
-
     stable = nodes.config.stable_diffusion
     return base_id(stable.base_model, revision=stable.revision)
 

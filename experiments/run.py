@@ -22,6 +22,7 @@ from experiments.progress import LiveProgress
 from experiments.store import RunStore, hold, read_failure
 from experiments.store_guard import claim_store, use_sweep
 from experiments.sweep import Sweep, SweepInterruptedError
+from lightning_modules.sd_weights import is_hub_name
 from lightning_modules.weights import find_lite_weights
 
 if TYPE_CHECKING:
@@ -70,8 +71,10 @@ def execute(
 
     Raises:
         InputError: If `sweep.launcher` is slurm on a machine without it.
+        WeightsError: If a base model on the hub is needed and cannot be had.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
+    _fetch_base(config, plan, console)
     launcher = _cluster(config, plan)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,18 @@ def execute(
         )
         _run_live(sweep, console)
     return sweep
+
+
+def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
+    """Bring a base model from the hub before anything runs that would wait for it."""
+    base_model, store = config.stable_diffusion.base_model, RunStore(Path(config.store.root))
+    asks = [node for node in plan.nodes.values() if "base_id" in node.content]
+    if not is_hub_name(base_model) or all(store.is_done(n.stage, n.id) for n in asks):
+        return
+    from lightning_modules.sd_base import fetch_base
+
+    with console.status(f"looking for {base_model} in the hub's cache and on the hub"):
+        fetch_base(base_model, revision=config.stable_diffusion.revision)
 
 
 def _cluster(config: ExperimentConfig, plan: Plan) -> "SlurmLauncher | None":

@@ -110,7 +110,7 @@ def load_base(base_model: str | None, *, revision: str | None = None) -> Base:
             to get a base model.
     """
     if is_hub_name(base_model):
-        found = find_base(str(_download(base_model, revision=revision)))
+        found = find_base(str(fetch_base(base_model, revision=revision)))
     else:
         found = find_base(base_model)
     try:
@@ -172,7 +172,12 @@ def encode_prompts(base: Base, prompts: Sequence[str]) -> torch.Tensor:
     return torch.cat(embedded)
 
 
-def _download(base_model: str, *, revision: str | None) -> Path:
+def fetch_base(base_model: str, *, revision: str | None = None) -> Path:
+    """Take a base model from the hub's cache, or from the hub into it.
+
+    Raises:
+        WeightsError: It is in neither; one line that says how to get a base model.
+    """
     try:
         folder = snapshot_download(
             base_model,

@@ -1,20 +1,24 @@
 """Every shipped recipe takes a real step with both of its networks on a tiny HC18 folder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning import Trainer
 
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
+from experiments.config import ExperimentConfig
 from experiments.recipe import RECIPES, load_config
-from lightning_modules.config_sam import FRAME_SIDE_PX
+from lightning_modules.config_sam import FRAME_SIDE_PX, image_factor
 from lightning_modules.diffusion import DiffusionModule
 from lightning_modules.sam import SamModule
+from lightning_modules.weights import FILES
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision):
+def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision, factor=1):
     """One training batch by Lightning's own switch; the weights before and after."""
     samples = {sample.sample_id: sample for sample in read_hc18(folder)}
     ids = sorted(samples)
@@ -29,6 +33,7 @@ def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision):
         n_batches=1,
         seed=0,
         cache_dir=folder.parent / "cache",
+        image_factor=factor,
     )
     before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
     trainer = Trainer(
@@ -47,28 +52,91 @@ def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision):
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def small(name: str) -> ExperimentConfig:
+    """A recipe as it is shipped, with a small network where its own are the user's to bring."""
+    config = load_config(name, [])
+    if config.segmenter.backbone in FILES:
+        config.segmenter = replace(config.segmenter, backbone="vit_tiny")
+    return config
+
+
+def test_the_papers_recipes_have_28_fine_tunes_each():
+    for name in ("paper_hc18", "paper_es"):
+        grid = load_config(name, []).sweep
+        assert len(grid.condition) * len(grid.real_count) * len(grid.support) == 28
+
+
+def test_the_papers_values_are_the_papers():
+    """As arXiv 2506.23664 and its code state them."""
+    config = load_config("paper_hc18", [])
+    generator, segmenter = config.stable_diffusion, config.segmenter
+    assert (generator.route, generator.size_hw, generator.lora_rank) == (
+        *("sd_in_channel", (512, 512), 128),
+    )
+    assert (generator.learning_rate, generator.lr_schedule, generator.batch_size) == (
+        *(1e-4, "constant", 1),
+    )
+    assert generator.steps == 100 * config.synthesis.generator_count == 6000
+    drawn = generator.sampler
+    assert (drawn.solver, drawn.num_inference_steps, drawn.lora_scale) == ("unipc", 30, 0.9)
+    assert (generator.noise_offset, generator.caption_dropout, generator.ema_decay) == (0, 0, 0)
+    assert generator.min_snr_gamma is None
+    assert (segmenter.backbone, segmenter.epochs, segmenter.batch_size) == ("vit_b", 20, 5)
+    assert (segmenter.learning_rate, segmenter.weight_decay) == (1e-5, 0)
+    assert segmenter.train_prompts == ["jittered_box"]
+    assert segmenter.jitter_max_px == 19
+    assert config.extractor.threshold == 180
+    assert config.evaluation.jitter_draws == 5
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_segmenter_of_a_recipe_takes_a_step(name, hc18_folder):
-    config = load_config(name, []).segmenter
+    config = small(name).segmenter
     side = FRAME_SIDE_PX[config.backbone]
     fast_dev_run(
         SamModule(config),
         hc18_folder,
         frame_hw=(side, side),
-        mode="pad",
+        mode=config.geometry,
+        factor=image_factor(config.backbone),
         batch_size=config.batch_size,
         precision=config.precision,
     )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_generator_of_a_recipe_takes_a_step(name, hc18_folder):
-    config = load_config(name, []).generator
+def test_the_generator_of_a_recipe_takes_a_step(name, hc18_folder, tmp_path):
+    config = load_config(name, [])
+    generator = config.active_generator
+    if config.synthesis.generator == "stable_diffusion":
+        from sd_parts import tiny_pipeline
+
+        from lightning_modules.sd_base import load_base
+        from lightning_modules.stable_diffusion import StableDiffusionModule, encode_bank
+
+        size_hw, draws_outlines = (64, 128), generator.route == "sd_in_channel"
+        base = load_base(str(tiny_pipeline(tmp_path / "base")))
+        generator = replace(generator, size_hw=size_hw)
+        bank = encode_bank(
+            base,
+            images=torch.rand(12, 1, *size_hw),
+            masks=torch.ones(12, 1, *size_hw),
+            outlines=torch.zeros(12, 1, *size_hw) if draws_outlines else None,
+            prompts=["An ultrasound image of a fetal head."] * 12,
+            rows={row: row for row in range(12)},
+            route=generator.route,
+            batch_size=4,
+            device=torch.device("cpu"),
+        )
+        module = StableDiffusionModule(generator, base=base)
+        module.set_bank(bank)
+    else:
+        module = DiffusionModule(generator)
     fast_dev_run(
-        DiffusionModule(config),
+        module,
         hc18_folder,
-        frame_hw=config.size_hw,
+        frame_hw=generator.size_hw,
         mode="squash",
-        batch_size=config.batch_size,
-        precision=config.precision,
+        batch_size=generator.batch_size,
+        precision=generator.precision,
     )

@@ -1,6 +1,7 @@
 """Stages of Stable Diffusion on a tiny pipeline: both routes, from labelled images to pairs."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import cv2
@@ -11,6 +12,7 @@ from conftest import write_hc18_folder
 from safetensors.torch import load_file
 from sd_parts import tiny_pipeline
 from stage_parts import Stages
+from test_sweep import command, environment
 
 from datamodules.ellipse import rasterise
 from datamodules.geometry import place
@@ -200,3 +202,20 @@ def test_a_stopped_training_goes_on_to_the_same_weights(stages, fitted):
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     settings = json.loads((context.run_dir / "generator" / "generator.json").read_text())
     assert settings["config"]["route"] == "sd_mask"
+
+
+def test_a_hub_out_of_reach_is_said_before_anything_runs(tmp_path):
+    data = write_hc18_folder(tmp_path / "hc18")
+    words = ["synthesis.generator=stable_diffusion", "stable_diffusion.base_model=some/model"]
+    ended = subprocess.run(
+        command(data, tmp_path / "runs", *words),
+        capture_output=True,
+        text=True,
+        env={**environment(), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")},
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 2
+    (line,) = ended.stderr.strip().splitlines()
+    assert line.startswith("error: stable_diffusion.base_model=some/model: no such path here, and")
+    assert not list((tmp_path / "runs" / "store").glob("fit/*"))
