@@ -135,6 +135,8 @@ class SegmenterConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"{key} must be at least 1 or null, not {value}")
+        if self.weights_path is not None and self.backbone in ("tiny", "vit_tiny"):
+            raise ValueError(f"weights_path is not read by {self.backbone}, which is random")
         if self.backbone == "tiny" and self.tuning not in ("decoder", "full"):
             raise ValueError(f"tuning={self.tuning} needs attention, which tiny has not")
         if self.encoder_checkpointing and self.backbone in ("lite", "tiny"):

@@ -64,7 +64,13 @@ def _is_state(found: Mapping) -> bool:
 def load_strictly(
     network: torch.nn.Module, state: Mapping[str, torch.Tensor], *, path: Path, backbone: Backbone
 ) -> None:
-    """Load a state dict that must fit to the last name and shape.
+    """Give a network the weights of a state dict, which must fit to the last name and shape.
+
+    Args:
+        network: May lie on the meta device; its weights are float32 on the CPU afterwards.
+        state: Of any floating type.
+        path: Where it came from, for messages.
+        backbone: What it should be, for messages.
 
     Raises:
         WeightsError: It does not; says which backbone the file is of, where that shows.
@@ -81,7 +87,8 @@ def load_strictly(
             f"{path}: not the weights of {backbone}: {len(missing)} missing, {len(unknown)} "
             f"unknown, {len(shaped)} of another shape, such as {example}; {remedy}"
         )
-    network.load_state_dict(state, strict=True)
+    as_float = {n: t.float() if t.is_floating_point() else t for n, t in state.items()}
+    network.load_state_dict(as_float, strict=True, assign=True)
 
 
 def _remedy(state: Mapping[str, torch.Tensor], backbone: Backbone) -> str:

@@ -42,7 +42,9 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
     """
     path = _packaged_path() if weights_path is None else Path(weights_path).expanduser()
     remedy = (
-        "run `make setup`" if weights_path is None else "correct weights_path, or leave it empty"
+        "run `make setup`"
+        if weights_path is None
+        else "correct weights_path, leave it empty, or name its segmenter.backbone"
     )
     if not path.is_file():
         raise WeightsError(f"LiteMedSAM's weights are not at {path}: {remedy}")

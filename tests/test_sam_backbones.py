@@ -83,6 +83,9 @@ def test_a_file_is_loaded_and_read_at_1024(tmp_path, monkeypatch, backbone):
     built = build_sam(config)
     assert all(torch.equal(tensor, state[name]) for name, tensor in built.state_dict().items())
     assert not any(module.training for module in built.modules())
+    assert {p.dtype for p in built.parameters()} == {torch.float32}
+    assert {t.device.type for t in (*built.parameters(), *built.buffers())} == {"cpu"}
+    assert all(parameter.requires_grad for parameter in built.image_encoder.parameters())
     image = torch.rand(1, 1, 1024, 1024, generator=torch.Generator().manual_seed(0))
     sizes = torch.tensor([[173, 256]])
     embedding = encode(built, image, valid_hw=sizes, precision="fp32")
@@ -114,6 +117,21 @@ class Payload:
 
     def __reduce__(self):
         return (print, ("this must not be printed",))
+
+
+def test_weights_kept_in_half_are_used_in_full(tmp_path, sam):
+    network = build_sam(SegmenterConfig(backbone="vit_tiny"))
+    state = {name: tensor.half() for name, tensor in sam.state_dict().items()}
+    load_strictly(network, state, path=tmp_path, backbone="vit_tiny")
+    for name, tensor in network.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, state[name].float())
+
+
+@pytest.mark.parametrize("backbone", ["tiny", "vit_tiny"])
+def test_weights_for_a_random_network_are_refused(backbone):
+    with pytest.raises(ValueError, match=f"weights_path is not read by {backbone}"):
+        SegmenterConfig(backbone=backbone, weights_path="sam_vit_b_01ec64.pth")
 
 
 def test_files_that_are_no_weights_are_refused_in_one_line(tmp_path, sam, capfd):
