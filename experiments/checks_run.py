@@ -23,23 +23,41 @@ SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 
 
 def check_weights(config: ExperimentConfig) -> Check:
-    """LiteMedSAM's file and its checksum, where the recipe takes it."""
-    from lightning_modules.weights import find_lite_weights
+    """The backbone's file, and the base model where the recipe fine-tunes one."""
+    from lightning_modules.weights import FILES, find_lite_weights, find_weights
 
-    if config.segmenter.backbone != "lite":
-        text = f"segmenter.backbone={config.segmenter.backbone} needs none"
-        return Check(name="weights", mark="ok", text=text)
+    backbone, given = config.segmenter.backbone, config.segmenter.weights_path
+    facts: dict[str, Any] = {}
     try:
-        path = find_lite_weights(config.segmenter.weights_path)
+        if backbone == "lite":
+            path = find_lite_weights(given)
+            text = f"LiteMedSAM, checksum right ({path.name})"
+            facts["path"] = str(path)
+        elif backbone in FILES:
+            path = find_weights(backbone, given)
+            text = f"{backbone}: {path.name}"
+            facts["path"] = str(path)
+        else:
+            text = f"segmenter.backbone={backbone} needs none"
+        if config.synthesis.generator == "stable_diffusion":
+            text += f"; {_base_model(config)}"
     except WeightsError as error:
         return from_message("weights", error)
-    facts = {"path": str(path)}
-    text = f"LiteMedSAM, checksum right ({path.name})"
     if "unet" in config.sweep.condition and config.unet.encoder_weights is not None:
         remedy = "have them downloaded once where there is a network"
         text += f"; the U-Net's {config.unet.encoder_weights} weights come from the network"
         return Check(name="weights", mark="warn", text=text, remedy=remedy, facts=facts)
     return Check(name="weights", mark="ok", text=text, facts=facts)
+
+
+def _base_model(config: ExperimentConfig) -> str:
+    """What is known of the base model without loading it; WeightsError where it is missing."""
+    from lightning_modules.sd_weights import find_base, is_hub_name
+
+    name = config.stable_diffusion.base_model
+    if is_hub_name(name):
+        return f"base model {name} from the hub or its cache, asked for when a sweep starts"
+    return f"base model {find_base(name).path.name}, whole"
 
 
 def check_data(config: ExperimentConfig, *, may_draw: bool = False) -> Check:

@@ -4,10 +4,16 @@ from pathlib import Path
 
 from experiments.config import ExperimentConfig
 
-EMBEDDING_MIB = {"lite": 2.0, "tiny": 0.14}
-"""An image's embedding in half precision, by backbone."""
-FIT_MIB = {"lite": 14.0, "tiny": 4.0}
-"""A segmenter's weights."""
+EMBEDDING_MIB = {"lite": 2.0, "tiny": 0.14, "vit_tiny": 0.05}
+"""An image's embedding in half precision, by backbone; 256x64x64 numbers for those not named."""
+FIT_MIB = {"lite": 14.0, "tiny": 4.0, "vit_tiny": 4.0}
+"""A mask decoder's weights; SAM's own for those not named."""
+ENCODER_MIB = {"lite": 22.0, "vit_b": 342.0, "medsam": 342.0, "vit_l": 1176.0, "vit_h": 2430.0}
+"""An encoder's weights in float32, kept with each fit where all of it is trained."""
+TRAINED_SHARE = {"full": 1.0, "lora": 0.01, "late_lora": 0.01, "adapter": 0.05}
+"""Part of those that a tuning mode keeps, roughly."""
+STABLE_MIB = 150.0
+"""LoRA of rank 128 on Stable Diffusion 1.5, with its config."""
 UNET_MIB = 24.0
 GENERATOR_MIB = 11.0
 PAIR_MIB = 0.35
@@ -16,6 +22,13 @@ HC18_IMAGES = 999
 """Counted where a recipe names no subset."""
 _FROM_GENERATOR = ("synthetic", "synthetic_no_gate", "synthetic_random_subset")
 _OWN_BUDGET = (("synthetic_same_budget", "synthetic_same_budget_strong"), ("warp",), ("phantom",))
+
+
+def _fit_mib(config: ExperimentConfig) -> float:
+    """Weights that one fit leaves."""
+    backbone, tuning = config.segmenter.backbone, config.segmenter.tuning
+    encoder = ENCODER_MIB.get(backbone, 1.0) * TRAINED_SHARE.get(tuning, 0.0)
+    return FIT_MIB.get(backbone, 16.0) + encoder
 
 
 def disk_need_gib(config: ExperimentConfig) -> float:
@@ -48,12 +61,13 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     n_generators = n_shared + (n_own[0] if conditions & set(_OWN_BUDGET[0]) else 0)
     n_fits = n_amounts * n_supports * len(grid.seed) * len(grid.fold)
     fits_mib = n_fits * (
-        UNET_MIB * ("unet" in conditions) + FIT_MIB[backbone] * len(conditions - {"unet"})
+        UNET_MIB * ("unet" in conditions) + _fit_mib(config) * len(conditions - {"unet"})
     )
+    is_pixel = config.synthesis.generator == "pixel"
     total_mib = (
-        EMBEDDING_MIB[backbone] * (n_embedded + n_pairs)
+        EMBEDDING_MIB.get(backbone, 2.0) * (n_embedded + n_pairs)
         + PAIR_MIB * n_pairs
-        + GENERATOR_MIB * n_generators
+        + (GENERATOR_MIB if is_pixel else STABLE_MIB) * n_generators
         + fits_mib
     )
     return total_mib / 1024

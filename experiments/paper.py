@@ -72,15 +72,28 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
     if segmenter.backbone not in _VIT_B:
         name = _BACKBONES.get(segmenter.backbone, segmenter.backbone)
         notes.append(f"Backbone: ours is {name}; the paper's is SAM ViT-B.")
-    notes.append(
-        f"Steps: we take {_count(segmenter.steps, 'step')} of batch {segmenter.batch_size} for "
-        "every amount and condition; the paper takes 20 epochs of batch 5, which is 20 steps at 5 "
-        "real images and 2,000 with 495 synthetic ones beside them."
-    )
-    notes.append(
-        f"Learning rate: ours is {segmenter.learning_rate:g} with warm-up and cosine, by AdamW; "
-        "the paper's is a constant 1e-05, by Adam."
-    )
+    if segmenter.tuning != "decoder":
+        notes.append(
+            f"Tuning: ours is {segmenter.tuning}; the paper trains the mask decoder alone."
+        )
+    if segmenter.epochs is None:
+        notes.append(
+            f"Steps: we take {_count(segmenter.steps, 'step')} of batch {segmenter.batch_size} "
+            "for every amount and condition; the paper takes 20 epochs of batch 5, which is 20 "
+            "steps at 5 real images and 2,000 with 495 synthetic ones beside them."
+        )
+    elif (segmenter.epochs, segmenter.batch_size) != (20, 5):
+        notes.append(
+            f"Steps: we take {segmenter.epochs} epochs of batch {segmenter.batch_size}; the paper "
+            "takes 20 epochs of batch 5."
+        )
+    if (segmenter.lr_schedule, segmenter.warmup_steps) != ("constant", 0):
+        notes.append(
+            f"Learning rate: ours is {segmenter.learning_rate:g} with warm-up and "
+            f"{segmenter.lr_schedule} after it, by AdamW; the paper's is a constant 1e-05, by Adam."
+        )
+    elif segmenter.learning_rate != 1e-5:
+        notes.append(f"Learning rate: ours is {segmenter.learning_rate:g}; the paper's is 1e-05.")
     if set(segmenter.train_prompts) != {"jittered_box"}:
         named = " and ".join(dict.fromkeys(segmenter.train_prompts))
         notes.append(f"Prompts in training: ours are {named}; the paper's is jittered_box alone.")
@@ -134,6 +147,19 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
         if count is not None:
             labels = _count(count, "labelled image")
         made = f"our pairs are imported from a folder, whose maker saw {labels}"
+    elif synthesis.generator == "stable_diffusion":
+        stable = config.stable_diffusion
+        height, width = stable.size_hw
+        how = {
+            "sd_in_channel": "outlines extracted from its pictures",
+            "sd_mask": "each labelled by the ellipse that it was conditioned on",
+        }[stable.route]
+        labels = _count(synthesis.generator_count, "labelled image")
+        made = (
+            f"ours is Stable Diffusion with LoRA of rank {stable.lora_rank} at {height}x{width} on "
+            f"{labels} ({stable.route}), and draws "
+            f"{_count(synthesis.n_candidates, 'candidate')}, {how}"
+        )
     else:
         height, width = config.generator.size_hw
         labels = _count(synthesis.generator_count, "labelled image")
@@ -146,13 +172,16 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
     if config.gate.enabled and not is_imported:
         gate = "ours pass an automatic gate"
     share = f"{100 * config.segmenter.synthetic_share:g} %"
+    mixture = [
+        f"Mixture: {share} of each of our batches is synthetic; the paper adds its pairs to the "
+        "real ones."
+    ]
     return [
         f"Generator: {made}; the paper's is Stable Diffusion 1.5 with LoRA at 512x512 on 60 "
         "labelled images (20 a trimester), with outlines extracted from its pictures.",
         f"Check of the synthetic pairs: {gate}; the paper's are corrected by hand, and 495 of 500 "
         "are kept.",
-        f"Mixture: {share} of each of our batches is synthetic; the paper adds its pairs to the "
-        "real ones.",
+        *(mixture if config.segmenter.epochs is None else []),
     ]
 
 

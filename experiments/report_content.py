@@ -198,10 +198,12 @@ def _protocol(sweep: Sweep) -> list[str]:
     config = sweep.config
     patience = config.segmenter.early_stopping_patience
     n_val = len(sweep.data.view.split.val)
+    length = f"{config.segmenter.steps} optimiser steps"
+    if config.segmenter.epochs is not None:
+        length = f"{config.segmenter.epochs} passes over its images, so more steps with more,"
     stopping = (
-        f"Every trial takes {config.segmenter.steps} optimiser steps of "
-        f"{config.segmenter.batch_size} images and its last weights count; no validation label "
-        "chooses anything."
+        f"Every trial takes {length} of {config.segmenter.batch_size} images and its last weights "
+        "count; no validation label chooses anything."
         if patience is None
         else f"Trials stop early on {n_val} validation images, which the table counts."
     )
@@ -216,11 +218,16 @@ def _protocol(sweep: Sweep) -> list[str]:
         "mask, so they do: the row without an image shows how much.",
     ]
     if any(run.node.stage == "gate" for run in sweep.runs.values()):
-        share = config.segmenter.synthetic_share
+        mixture = f"Synthetic pairs fill {config.segmenter.synthetic_share:.0%} of each batch."
+        if config.segmenter.epochs is not None:
+            mixture = "Real images and synthetic pairs are drawn from one pool."
+        outlines = "drawn from the ellipses of the generator's own labelled images"
+        stable = config.stable_diffusion
+        if config.synthesis.generator != "pixel" and stable.route == "sd_in_channel":
+            outlines = "read from the generated pictures"
         lines.append(
-            f"Synthetic pairs fill {share:.0%} of each batch. Their outlines are drawn from the "
-            "ellipses of the generator's own labelled images; the gate's limits and its segmenter "
-            "come from the same images."
+            f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come "
+            "from the generator's own labelled images."
         )
     return lines
 
