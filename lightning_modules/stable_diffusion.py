@@ -361,13 +361,13 @@ class StableDiffusionModule(L.LightningModule):
 
 
 def load_stable_diffusion(
-    path: str | Path, *, base_model: str | None, revision: str | None = None
+    path: str | Path, *, base_model: str | None = None, revision: str | None = None
 ) -> StableDiffusionModule:
     """Load what `save_generator` wrote onto its base model, ready to draw, on the CPU.
 
     Args:
         path: The folder.
-        base_model: The base model that it was fitted on, wherever it lies now.
+        base_model: The base model that it was fitted on; None takes it from where it lay then.
         revision: Of a name on the hub.
 
     Raises:
@@ -383,6 +383,8 @@ def load_stable_diffusion(
         seed, wanted, prompts = settings["seed"], settings["base_id"], tuple(settings["prompts"])
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG_NAME}: damaged ({shorten(error)})") from error
+    if base_model is None:
+        base_model, revision = config.base_model, config.revision
     found = base_id(base_model, revision=revision)
     if found != wanted:
         raise WeightsError(

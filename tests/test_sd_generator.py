@@ -58,6 +58,8 @@ def test_a_saved_generator_draws_the_same(
     assert 0 <= drawn.min() < drawn.max() <= 1
     assert calls == [(done, 4) for done in range(1, 5)]
     assert torch.equal(module.draw(["first", "new", ""], **settings), drawn)
+    again = load_stable_diffusion(tmp_path / "generator")
+    assert torch.equal(again.draw(["first", "new", ""], **settings), drawn)
     changed = loaded.draw(["first", "other words", ""], **settings)
     assert torch.equal(changed[2], drawn[2])
     assert not torch.equal(changed[1], drawn[1])
@@ -152,10 +154,17 @@ def test_generators_that_cannot_be_used_are_refused(folder: Path, tmp_path: Path
 
     refused("no generator here")
     small_module(folder).save_generator(generator)
-    refused("set stable_diffusion.base_model to a folder", None)
     refused("fitted on another base model", tiny_pipeline(tmp_path / "other", seed=1))
     settings = generator / "generator.json"
     content = json.loads(settings.read_text())
+    for base_model, said in (
+        (None, "set stable_diffusion.base_model to a folder"),
+        (str(tmp_path / "gone"), "gone: not there"),
+        (str(tmp_path / "other"), "fitted on another base model"),
+    ):
+        config = {**content["config"], "base_model": base_model}
+        settings.write_text(json.dumps({**content, "config": config}))
+        refused(said, None)
     assert content["config"]["size_hw"] == list(SIZE_HW)
     assert content["prompts"] == ["", "first", "second"]
     settings.write_text(json.dumps({**content, "config": {**content["config"], "lora_rank": 4}}))
