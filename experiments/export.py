@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SIDECAR = "sonosweep.json"
 SAM_FILE = "sam.pth"
+CONV_IN = "conv_in.safetensors"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 
 
@@ -89,6 +90,9 @@ def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     with commit_folder(out) as folder:
         for name in LORA_FILES:
             shutil.copyfile(generator / name, folder / name)
+        if (generator / CONV_IN).is_file():
+            # The mask's channels, which LoRA does not hold.
+            shutil.copyfile(generator / CONV_IN, folder / CONV_IN)
         sidecar = generator_sidecar(manifest, weights=folder / LORA_FILES[0])
         write_json(folder / SIDECAR, sidecar)
 
@@ -98,7 +102,8 @@ def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     generator = _stable_diffusion_folder(run_dir, manifest)
     from experiments.export_sidecar import generator_sidecar
     from lightning_modules.sd_base import load_base
-    from lightning_modules.stable_diffusion import load_stable_diffusion, save_pipeline
+    from lightning_modules.sd_pipeline import save_pipeline
+    from lightning_modules.stable_diffusion import load_stable_diffusion
 
     module = load_stable_diffusion(generator)
     base = load_base(module.config.base_model, revision=module.config.revision)
@@ -182,7 +187,7 @@ def _stable_diffusion_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path
     if missing:
         raise InputError(
             f"{folder}: {missing[0]} is missing, so this generator is no finished Stable "
-            "Diffusion; fit one by generator.route=sd_in_channel or sd_mask"
+            "Diffusion; fit one with synthesis.generator=stable_diffusion"
         )
     return folder
 

@@ -1,5 +1,6 @@
 """Stages of Stable Diffusion on a tiny pipeline: both routes, from labelled images to pairs."""
 
+import io
 import json
 import subprocess
 from dataclasses import replace
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_hc18_folder
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from rich.console import Console
 from safetensors.torch import load_file
 from sd_parts import tiny_pipeline
 from stage_parts import Stages
@@ -18,10 +21,14 @@ from datamodules.ellipse import rasterise
 from datamodules.geometry import place
 from datamodules.outline import draw_outline, outline_to_frame
 from datamodules.synthetic import read_metadata, read_synthetic
+from experiments.config import resolved
 from experiments.context import StageError
+from experiments.export import export_command
 from experiments.plan import make_plan
+from experiments.provenance import provenance
 from experiments.stable_diffusion_stages import BANK_NAME
 from experiments.stages import run_generator, run_synthesize
+from experiments.store import write_started
 from lightning_modules.config_stable_diffusion import (
     StableDiffusionConfig,
     StableDiffusionSamplerConfig,
@@ -86,6 +93,34 @@ def test_a_generator_leaves_the_ecosystems_files(fitted, route):
     assert 0 < result["trainable_parameters"] < result["parameters"]
     # Latents are needed until the training is done, and no longer.
     assert not (context.run_dir / BANK_NAME).exists()
+
+
+@pytest.mark.parametrize("route", ["sd_mask", "sd_in_channel"])
+def test_a_generator_is_exported_as_lora_and_as_a_pipeline(stages, fitted, route, tmp_path):
+    context, _ = fitted[route]
+    nodes_of(stages, route)
+    node = context.node
+    manifest = {
+        "stage": node.stage,
+        "id": node.id,
+        "content": node.content,
+        "upstream": node.upstream,
+        "config": resolved(stages.config),
+        **provenance(),
+    }
+    write_started(context.run_dir, manifest)
+    console = Console(file=io.StringIO())
+    for name in ("lora", "pipeline"):
+        export_command(context.run_dir, format_name=name, out=tmp_path / name, console=console)
+        assert (tmp_path / name / "sonosweep.json").is_file()
+    is_mask = route == "sd_mask"
+    assert (tmp_path / "lora" / "conv_in.safetensors").is_file() == is_mask
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "pipeline" / "unet")
+    assert unet.config.in_channels == (68 if is_mask else 4)
+    if not is_mask:
+        pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+        pipe.load_lora_weights(tmp_path / "lora")
+        assert pipe.get_active_adapters()
 
 
 def test_ids_follow_the_base_models_content_not_its_place(stages, tmp_path):
