@@ -54,7 +54,7 @@ def make_parts(*, device: str, quick: bool, in_channels: int = 4) -> Parts:
     else:
         unet = {"block_out_channels": (32, 64, 128, 128), "cross_attention_dim": 128}
         unet |= {"layers_per_block": 1, "attention_head_dim": 4}
-        vae, text, size_hw = (32, 32, 64, 64), {"hidden_size": 128}, (192, 320)
+        vae, text, size_hw = (32, 32, 64, 64), {"hidden_size": 128}, (128, 192)
     text |= {"num_attention_heads": 2 if quick else 4, "intermediate_size": 2 * text["hidden_size"]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
