@@ -62,7 +62,7 @@ def bench_sampling(bench: Bench) -> Result:
             call=lambda _: _draw(parts, prompts, empty=empty, steps=steps, guidance=1.0),
         ),
     ]
-    timings = bench.measure(ways, repeats=2 if bench.quick else 3)
+    timings = bench.measure(ways, repeats=3 if is_gpu else 2)
     operations = 2 * steps * unet_flops(parts, prompts=prompts[:1])
     share = share_of_peak(
         timings[2].label,

@@ -77,17 +77,23 @@ def test_more_devices_never_take_longer(results):
 
 
 @pytest.mark.long
-def test_memory_start_up_and_the_real_small_ablation(tmp_path):
-    results = run(["memory", "startup", "ablation"], tmp_path)
+def test_memory_and_start_up(tmp_path):
+    results = run(["memory", "startup"], tmp_path)
     memory = results["memory"].values
     assert [value.at_most for value in memory] == [2.0, None, None]
     assert 0 < memory[1].value <= memory[0].value
     overhead = results["startup"].value("the sweep's own time a trial")
     assert overhead.at_most == 2.0
     assert overhead.value >= 0
+
+
+@pytest.mark.long
+def test_the_ablation_from_parts_and_for_real(tmp_path):
+    results = run(["ablation"], tmp_path)
     ratios = results["ablation"].ratios
     assert ratios[0].label == "tiny, 28 fine-tunes"
-    assert [r.how for r in ratios][-1] == "measured"
+    assert ratios[-1].label == "tiny, for real: 4 small trials, 40 images seen"
+    assert ratios[-1].how == "measured"
     steps = results["ablation"].value("optimiser steps").value
     a_step = results["finetune"].timing("published: a step of 5 images, encoder in it").per_unit_s
     assert ratios[0].published_s == pytest.approx(steps * a_step)
