@@ -14,6 +14,10 @@ class TrainerConfig:
     devices: int = 1
     """Devices that a segmenter's or a generator's training is spread over, by DDP; the batch stays
     as large as it is, shared between them. Other stages use one."""
+    batch_parts: int = 1
+    """Parts in which a batch is computed, one after the other, to save memory: gradients add up
+    over them, and the optimiser's step is the same. The next smaller divisor of a batch is taken;
+    where memory runs out all the same, a stage takes more by itself."""
     threads: int | None = None
     """CPU threads of a stage; null shares the cores between `sweep.workers`."""
     num_workers: int = 0
@@ -23,7 +27,12 @@ class TrainerConfig:
     stop early keeps one after each of its validations instead."""
 
     def __post_init__(self) -> None:
-        for name, least in (("devices", 1), ("num_workers", 0), ("checkpoint_every", 1)):
+        for name, least in (
+            ("devices", 1),
+            ("batch_parts", 1),
+            ("num_workers", 0),
+            ("checkpoint_every", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
         if self.threads is not None and self.threads < 1:

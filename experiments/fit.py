@@ -53,7 +53,11 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
     module = SamModule(config, seed=seed)
     summary = trainable_summary(module.sam)
-    print(f"weights in training and in all: {summary['trainable']} of {summary['all']}")
+    held = (summary[f"{part}_bytes"] for part in ("weight", "gradient", "optimizer"))
+    print(
+        f"trained weights: {summary['trainable']:,} of {summary['all']:,}; weights, gradients and "
+        f"the optimiser's state take {sum(held) / 2**20:.0f} MiB, activations come on top"
+    )
     trainer = make_trainer(
         run_dir=context.run_dir,
         config=context.config.trainer,
@@ -65,6 +69,8 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         patience=config.early_stopping_patience,
         accumulate=context.shrink,
     )
+    if trainer.logger is not None:
+        trainer.logger.log_hyperparams({"weights": summary})
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     best = best_checkpoint(context.run_dir)
     if best is not None:

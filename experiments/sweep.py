@@ -73,7 +73,11 @@ class Sweep:
         self.config, self.data, self.plan, self.say = config, data, plan, say
         self.store = RunStore(_absolute(config.store.root))
         self.launcher: Launcher = launcher or LocalLauncher(config)
-        self.runs = {key: NodeRun(node=node) for key, node in plan.nodes.items()}
+        parts = config.trainer.batch_parts
+        self.runs = {
+            key: NodeRun(node=node, shrink=parts_within(parts, limit=self._batch_size(node.stage)))
+            for key, node in plan.nodes.items()
+        }
         for run in self.runs.values():
             if self.store.is_done(run.node.stage, run.node.id):
                 run.state = "reused"
@@ -300,6 +304,11 @@ class Sweep:
             self._paused = False
             self.say("there is room on the disk again; the sweep goes on")
         return self._paused
+
+
+def parts_within(wanted: int, *, limit: int) -> int:
+    """The largest divisor of a batch of `limit` items that is no larger than wanted."""
+    return next(n for n in range(min(wanted, limit), 0, -1) if limit % n == 0)
 
 
 def next_shrink(current: int, *, limit: int) -> int | None:

@@ -12,7 +12,7 @@ from experiments.launchers import LocalLauncher, Slot, slots_of
 from experiments.nodes import Node, Plan
 from experiments.recipe import load_config
 from experiments.store import read_failure, write_done, write_failed
-from experiments.sweep import Sweep, SweepInterruptedError, next_shrink
+from experiments.sweep import Sweep, SweepInterruptedError, next_shrink, parts_within
 
 
 class FakeJob:
@@ -210,6 +210,13 @@ def test_out_of_memory_that_less_memory_mends(tmp_path):
 )
 def test_parts_divide_the_batch(current, limit, expected):
     assert next_shrink(current, limit=limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "limit", "expected"), [(1, 4, 1), (2, 4, 2), (3, 4, 2), (9, 4, 4), (5, 1, 1)]
+)
+def test_parts_asked_for_divide_the_batch(wanted, limit, expected):
+    assert parts_within(wanted, limit=limit) == expected
 
 
 def test_failures_in_a_row_stop_the_sweep_with_one_summary(tmp_path):
