@@ -82,7 +82,7 @@ class SegmenterConfig:
     learning_rate: float = 1e-4
     """AdamW's peak learning rate; of 1e-4 to 1e-3 the best on held-out HC18 after 40 steps."""
     weight_decay: float = 0.0
-    """AdamW's decoupled weight decay, of the mask decoder."""
+    """AdamW's decoupled weight decay, of every trained weight."""
     warmup_steps: int = 5
     """Steps of linear warm-up."""
     lr_schedule: LearningRateSchedule = "cosine"
@@ -94,7 +94,7 @@ class SegmenterConfig:
     jitter_max_px: int = 19
     """Largest outward push of a box's side, in pixels of a 256x256 squashed frame, inclusive."""
     precision: TrainerPrecision = "32-true"
-    """Precision of the decoder's steps."""
+    """Precision of the steps: the decoder's and, where it is trained, the encoder's."""
     encoder_precision: EncoderPrecision = "fp32"
     """Precision of the frozen image encoder; embeddings are kept as float16 either way."""
     synthetic_share: float = 0.5

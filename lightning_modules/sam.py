@@ -193,18 +193,29 @@ class SamModule(L.LightningModule):
         """Load weights of which only frozen ones may be missing, whatever `strict` says.
 
         Raises:
-            WeightsError: A trainable weight is missing, or one is unknown.
+            WeightsError: A trainable weight is missing, or one is unknown or of another shape.
         """
-        trainable = self._trainable_names()
+        trainable, own = self._trainable_names(), self.state_dict()
         missing = sorted(trainable - state_dict.keys())
-        unknown = sorted(state_dict.keys() - self.state_dict().keys())
+        unknown = sorted(state_dict.keys() - own.keys())
         if missing or unknown:
             raise WeightsError(
                 f"the checkpoint is not of this segmenter (backbone {self.config.backbone}): "
                 f"{len(missing)} trainable weights missing, {len(unknown)} unknown, such as "
                 f"{(missing + unknown)[0]}"
             )
-        return super().load_state_dict(state_dict, strict=False, assign=assign)
+        for name, tensor in state_dict.items():
+            if tensor.shape != own[name].shape:
+                shapes = f"{tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+                raise WeightsError(
+                    f"the checkpoint is not of this segmenter (backbone {self.config.backbone}, "
+                    f"tuning {self.config.tuning}): {name} is {shapes}"
+                )
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        # TinyViT in eval mode computes with a copy of its biases, made when the mode was set.
+        trains_all = self.training and self.config.tuning == "full"
+        set_training(self.sam.image_encoder, trains_all=trains_all)
+        return result
 
     def _learning_rate(self) -> float:
         schedule = None if self._trainer is None else self.lr_schedulers()

@@ -10,6 +10,9 @@ from experiments.bench_measure import Line, from_json, line_through
 
 SHORT = ["finetune", "evaluation", "sampling", "generator", "scaling"]
 
+# Minutes in all: the parts have tests of their own.
+pytestmark = pytest.mark.long
+
 
 def run(names, out):
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123
@@ -76,7 +79,6 @@ def test_more_devices_never_take_longer(results):
     assert hours == sorted(hours, reverse=True)
 
 
-@pytest.mark.long
 def test_memory_and_start_up(tmp_path):
     results = run(["memory", "startup"], tmp_path)
     memory = results["memory"].values
@@ -87,7 +89,6 @@ def test_memory_and_start_up(tmp_path):
     assert overhead.value >= 0
 
 
-@pytest.mark.long
 def test_the_ablation_from_parts_and_for_real(tmp_path):
     results = run(["ablation"], tmp_path)
     ratios = results["ablation"].ratios
