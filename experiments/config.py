@@ -122,14 +122,16 @@ class GateConfig:
 class AugmentConfig:
     """Augmented views of the real images, embedded once."""
 
-    n_views: int = 8
+    n_views: int | None = 8
     """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones. A draw of
-    the training takes one by a hash of (seed, draw)."""
+    the training takes one by a hash of (seed, draw). null: every draw is augmented and encoded
+    anew."""
 
     def __post_init__(self) -> None:
-        if self.n_views < 2:
+        if self.n_views is not None and self.n_views < 2:
             raise ValueError(
-                f"augment.n_views={self.n_views}: at least 2, the image and one augmented view"
+                f"augment.n_views={self.n_views}: at least 2, the image and one augmented view; or "
+                "null to augment every draw anew"
             )
 
 

@@ -152,6 +152,9 @@ def traits_of(stage: str, *, content: Mapping, upstream: Mapping, config: Mappin
         # The U-Net is scored without embeddings; a predicted box takes a second pass.
         prompt = _at(content, "evaluation.prompt")
         found += ["embeddings" in upstream, prompt == "predicted_box"]
+    if stage == "fit":
+        # Without embeddings every step runs the encoder.
+        found.append("embeddings" in upstream)
     found.append(content.get("kind"))
     return json.dumps(found)
 

@@ -44,7 +44,7 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     repeats = len(grid.fold) * len(grid.generator_seed)
     parts = _parts(config)
     n_embedded = sum(parts)
-    if conditions & {"strong", "weak"}:
+    if conditions & {"strong", "weak"} and config.augment.n_views is not None:
         # What supports draw overlaps; more than the train part cannot be drawn.
         drawn = n_supports * max(
             [*grid.real_count, *(fraction * parts[2] for fraction in grid.real_fraction)]

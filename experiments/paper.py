@@ -103,10 +103,13 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
             "to 19 px."
         )
     if {"weak", "strong"} & set(config.sweep.condition):
+        n_views = config.augment.n_views
+        views = (
+            f" We draw from {n_views} embedded views of each image; the paper transforms afresh."
+        )
         notes.append(
             "Augmentation: we take the box from the transformed mask; the paper's code leaves it "
-            f"where it was before. We draw from {config.augment.n_views} embedded views of each "
-            "image; the paper transforms afresh."
+            f"where it was before.{views if n_views is not None else ''}"
         )
     notes.append(
         "Masks: we resize without loss of area; the paper's code truncates a bicubic resize, which "

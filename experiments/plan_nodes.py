@@ -157,7 +157,14 @@ class Nodes:
             "repeat_real": repeats,
         }
         upstream = {}
-        if tuning in CACHED:
+        is_fresh = condition in STRENGTHS and (
+            tuning not in CACHED or self.config.augment.n_views is None
+        )
+        if is_fresh:
+            content["augment"] = STRENGTHS[condition]
+            if tuning in CACHED:
+                content["encoder"] = self.encoder(features=tuning == "late_lora")
+        elif tuning in CACHED:
             features = tuning == "late_lora"
             upstream["embeddings"] = self.embed(ids, what="train images", features=features)
             if uses_val:
@@ -169,9 +176,6 @@ class Nodes:
                 )
             if pairs is not None:
                 upstream["pair_embeddings"] = self.embed_pairs(pairs, features=features)
-        elif condition in STRENGTHS:
-            # An encoder that is trained sees every draw augmented anew.
-            content["augment"] = STRENGTHS[condition]
         if pairs is not None:
             upstream["pairs"] = pairs.key
         return self.add(

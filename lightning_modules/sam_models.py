@@ -31,6 +31,7 @@ from lightning_modules.sam_backbones import (
     tiny_vit_encoder,
     vit_encoder,
 )
+from lightning_modules.sam_decoder import decode_one_mask
 from lightning_modules.sam_weights import load_strictly, read_state_dict
 from lightning_modules.weights import TINY_ID, VIT_TINY_ID, find_lite_weights, find_weights
 
@@ -168,7 +169,7 @@ def encoder_input(sam: BackboneSam, image: torch.Tensor, *, valid_hw: torch.Tens
 def decode(
     sam: Sam, embeddings: torch.Tensor, boxes_xyxy_px: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode a batch of images with one box each, in one call of the stock mask decoder.
+    """Decode a batch of images with one box each, in one call.
 
     Args:
         sam: From `build_sam`.
@@ -192,17 +193,11 @@ def decode(
     with torch.autocast(embeddings.device.type, enabled=False):
         sparse, dense = sam.prompt_encoder(points=None, boxes=boxes_xyxy_px.float(), masks=None)
         image_pe = sam.prompt_encoder.get_dense_pe()
-        # The decoder repeats the image embedding once per prompt and adds the dense embedding, so
-        # the images travel as the dense part and what it repeats is one zero.
         dense = embeddings.float() + dense
-    low_res_logits, iou_pred = sam.mask_decoder(
-        image_embeddings=dense.new_zeros(1, 1, 1, 1),
-        image_pe=image_pe,
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=False,
+    logits, iou_pred = decode_one_mask(
+        sam.mask_decoder, embeddings=dense, image_pe=image_pe, sparse=sparse
     )
-    return low_res_logits.float(), iou_pred[:, 0].float()
+    return logits.float(), iou_pred.float()
 
 
 def _transformer(*, depth: int, mlp_dim: int) -> TwoWayTransformer:

@@ -22,6 +22,9 @@ UNUSED_DECODER_PARTS = (
     "output_hypernetworks_mlps.3.",
 )
 """What the loss of a single mask does not reach; kept as it was, so that DDP waits for nothing."""
+KEY_BIAS = ".k_proj.bias"
+"""It adds the same to all scores of a query, so no output depends on it; AdamW would make steps
+of its gradient's rounding."""
 UNUSED_ENCODER_PARTS = ("norm_head.", "head.")
 """TinyViT's classifier, which its features do not pass."""
 ADAM_STATES = 2
@@ -57,7 +60,8 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
     """
     sam.requires_grad_(False)
     for name, parameter in sam.mask_decoder.named_parameters():
-        parameter.requires_grad_(not name.startswith(UNUSED_DECODER_PARTS))
+        is_used = not name.startswith(UNUSED_DECODER_PARTS) and not name.endswith(KEY_BIAS)
+        parameter.requires_grad_(is_used)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed("tuning", seed))
         if config.tuning in ("lora", "late_lora"):

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from datamodules.geometry import image_to_frame, logits_to_original, mask_to_frame, place
+from lightning_modules import sam_models
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.errors import WeightsError
 from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import boxes_from_masks, jitter_boxes
 from lightning_modules.sam_backbones import normalised
+from lightning_modules.sam_decoder import decode_one_mask
 from lightning_modules.sam_models import (
     build_sam,
     decode,
@@ -250,19 +252,21 @@ def test_decode_equals_the_loop_over_images(tiny):
 
 
 @torch.no_grad()
-def test_decode_keeps_the_prompt_in_fp32_under_autocast(tiny):
+def test_decode_keeps_the_prompt_in_fp32_under_autocast(tiny, monkeypatch):
     image, valid_hw, boxes = tiny_batch()
     embeddings = encode(tiny, image, valid_hw=valid_hw, precision="fp32")
     expected, _ = decode(tiny, embeddings, boxes)
     seen = []
-    hook = tiny.mask_decoder.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
-    )
+
+    def watched(decoder, **given):
+        seen.append(given)
+        return decode_one_mask(decoder, **given)
+
+    monkeypatch.setattr(sam_models, "decode_one_mask", watched)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, iou_pred = decode(tiny, embeddings, boxes)
-    hook.remove()
     sparse, _ = tiny.prompt_encoder(points=None, boxes=boxes, masks=None)
-    assert torch.equal(seen[0]["sparse_prompt_embeddings"], sparse)
+    assert torch.equal(seen[0]["sparse"], sparse)
     assert logits.dtype == iou_pred.dtype == torch.float32
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
