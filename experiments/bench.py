@@ -86,6 +86,8 @@ def bench_command(settings: BenchSettings, console: Console) -> dict[str, Any]:
             kept = ", ".join(run.results) or "nothing"
             console.print(f"stopped; {settings.out / JSON_NAME} holds: {kept}")
             raise SystemExit(130) from None
+        finally:
+            run.close()
     console.print(f"{settings.out / JSON_NAME} and {settings.out / 'bench.md'}", soft_wrap=True)
     return run.content()
 
@@ -132,6 +134,8 @@ class _Run:
 
     def __init__(self, settings: BenchSettings, console: Console) -> None:
         self.settings, self.console = settings, console
+        # A `Bench`, which comes with torch.
+        self.bench: Any = None
         self.results: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
         self.date = datetime.now(UTC).isoformat(timespec="seconds")
@@ -155,6 +159,11 @@ class _Run:
             run=self.result,
             say=self.console.print,
         )
+
+    def close(self) -> None:
+        """End what the benchmarks started."""
+        if self.bench is not None:
+            self.bench.plain.close()
 
     def result(self, name: str) -> Result:
         if name not in self.results:

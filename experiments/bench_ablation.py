@@ -1,6 +1,5 @@
 """The whole ablation: 7 amounts x 4 conditions, composed of parts, and a small one for real."""
 
-import time
 from collections.abc import Callable, Sequence
 
 from experiments.bench_context import Bench
@@ -10,15 +9,16 @@ from experiments.bench_finetune import (
     DECODER_STEP,
     EPOCHS,
     PUBLISHED,
+    published_batch,
 )
 from experiments.bench_measure import Line, Ratio, Result, Timing, Value, steps_of
-from experiments.bench_published import PublishedSam
 from experiments.bench_stages import TrialStages, common_overrides
 from experiments.bench_startup import run_sonosweep
+from experiments.config import AugmentConfig
 
 PAPER_AMOUNTS = (5, 10, 20, 50, 100, 300, 500)
 PAPER_PAIRS = 495
-N_VIEWS = 8
+N_VIEWS = AugmentConfig().n_views or 1
 """Views of an image under weak and under strong augmentation, itself the first: our default."""
 TARGETS = {("lite", "cpu"): 4.0, ("vit_b", "cpu"): 40.0}
 
@@ -134,13 +134,11 @@ def _for_real(bench: Bench, found: Result) -> None:
     ]
     wall_s = run_sonosweep(["sweep", "demo", *words])
     trial = TrialStages(bench, name="ablation-plain", overrides=["sweep.real_count=[5]"])
-    plain = PublishedSam(trial.config.segmenter, device=bench.device)
-    ids = [each[0] for each in trial.node("embed").content["images"]]
-    samples = [trial.data.samples[each] for each in ids]
-    started = time.perf_counter()
-    for number in range(2 * len(amounts) * steps):
-        plain.step(samples, draw=BATCH_SIZE * number)
-    plain_s = time.perf_counter() - started
+    given = published_batch(bench, [name for name, _ in trial.node("embed").content["images"]])
+    plain_s = sum(
+        bench.plain.call("step", **given, draw=BATCH_SIZE * number)[0]
+        for number in range(2 * len(amounts) * steps)
+    )
     seen = 2 * len(amounts) * steps * BATCH_SIZE
     label = f"{2 * len(amounts)} small trials, {seen} images seen"
     for whose, seconds in (("published", plain_s), ("ours, a whole sweep with its scores", wall_s)):

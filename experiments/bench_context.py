@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from experiments.bench_measure import Result, Timing, Way
+from experiments.bench_plain import PlainProcess
 from lightning_modules.config_sam import Backbone
 
 QUICK_HW = (54, 80)
@@ -27,6 +28,7 @@ class Bench:
         quick: Smallest sizes and networks, for tests: the numbers mean nothing.
         run: Runs a benchmark that another one needs the result of.
         say: Prints a line for the user.
+        plain: Does what the published way does, in a plain script's environment.
     """
 
     work: Path
@@ -35,6 +37,7 @@ class Bench:
     quick: bool
     run: Callable[[str], Result]
     say: Callable[[str], None] = field(default=print)
+    plain: PlainProcess = field(default_factory=PlainProcess)
 
     @property
     def backbone(self) -> Backbone:
@@ -89,8 +92,10 @@ class Bench:
         started, processor = time.perf_counter(), time.process_time()
         counted = way.call(number)
         self._wait()
-        seconds = time.perf_counter() - started
-        return (seconds if counted is None else counted), time.process_time() - processor
+        seconds, processor_s = time.perf_counter() - started, time.process_time() - processor
+        if isinstance(counted, tuple):
+            return counted
+        return (seconds if counted is None else counted), processor_s
 
     def _wait(self) -> None:
         """A GPU works on after its call came back."""

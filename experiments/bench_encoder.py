@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.bench_context import Bench
 from experiments.bench_machine import share_of_peak
 from experiments.bench_measure import Ratio, Result, Timing, Value, Way
+from experiments.bench_plain_child import random_image
 from lightning_modules.config_sam import IMAGE_SIDE_PX, Backbone, SegmenterConfig
 from lightning_modules.sam_attention import use_stock_attention
 from lightning_modules.sam_models import build_sam, for_inference, random_vit
@@ -35,10 +36,10 @@ def _small(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
     name = bench.backbone
     stock = build_sam(SegmenterConfig(backbone=name)).image_encoder.to(bench.device)
     fast = for_inference(stock).to(bench.device)
-    image = _image(name, batch=batch, device=bench.device)
+    image = random_image(name, batch=batch, device=bench.device)
     last = image.contiguous(memory_format=torch.channels_last)
     ways = [
-        _way(f"{name} stock, fp32", stock, image),
+        _stock_way(bench, f"{name} stock, fp32", name, batch=batch),
         _way(f"{name} folded and channels last, fp32", fast, last),
         _way(f"{name} folded and channels last, bf16", fast, last, bf16=True),
     ]
@@ -56,9 +57,9 @@ def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
     name = bench.vit
     fast = random_vit(name).image_encoder.eval().to(bench.device)
     stock = use_stock_attention(copy.deepcopy(fast))
-    image = _image(name, batch=batch, device=bench.device)
+    image = random_image(name, batch=batch, device=bench.device)
     ways = [
-        _way(f"{name} stock, fp32", stock, image),
+        _stock_way(bench, f"{name} stock, fp32", name, batch=batch),
         _way(f"{name} SDPA, fp32", fast, image),
     ]
     half, full = (machine.value(f"matrix product, {p}").value for p in ("bf16", "fp32"))
@@ -71,18 +72,16 @@ def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
             "reached here."
         )
     if name == "vit_b":
-        encoder = transformers_sam(device=bench.device).vision_encoder
-        found.settings["transformers_attention"] = encoder.config._attn_implementation
-        ways.insert(1, _way("vit_b of transformers, fp32", encoder, image))
+        label = "vit_b of transformers, fp32"
+        ways.insert(1, _stock_way(bench, label, name, batch=batch, library="transformers"))
     if bench.device == "cuda":
         compiled = torch.compile(copy.deepcopy(fast))
         ways.append(_way(f"{name} SDPA, bf16, compiled", compiled, image, bf16=True))
-    # A pass of a ViT on a CPU takes so long that a first one weighs little.
     is_long = bench.device == "cpu" and not bench.quick
-    timings = bench.measure(ways, repeats=2 if is_long or bench.quick else 5, warm_up=not is_long)
+    timings = bench.measure(ways, repeats=2 if is_long or bench.quick else 5)
     found.timings += timings
     if is_long:
-        found.notes.append(f"{name}: no warm-up and 2 repeats; a pass takes seconds.")
+        found.notes.append(f"{name}: 2 repeats; a pass takes seconds.")
     by_label = {timing.label: timing for timing in timings}
     stock_time = by_label[f"{name} stock, fp32"]
     found.ratios += [
@@ -147,6 +146,16 @@ def _shares(found: Result, timings: list[Timing], *, operations: float, machine:
         found.values.append(share)
 
 
+def _stock_way(
+    bench: Bench, label: str, name: Backbone, *, batch: int, library: str = "segment_anything"
+) -> Way:
+    """A stock encoder in the plain process."""
+    given = {"backbone": name, "library": library, "device": bench.device, "batch": batch}
+    return Way(
+        label=label, unit="image", units=batch, call=lambda _: bench.plain.call("encode", **given)
+    )
+
+
 def _way(label: str, encoder: nn.Module, image: torch.Tensor, *, bf16: bool = False) -> Way:
     return Way(label=label, unit="image", units=len(image), call=_pass(encoder, image, bf16=bf16))
 
@@ -158,22 +167,6 @@ def _pass(encoder: nn.Module, image: torch.Tensor, *, bf16: bool) -> Callable[[i
             encoder(image)
 
     return call
-
-
-def _image(name: Backbone, *, batch: int, device: str) -> torch.Tensor:
-    side = IMAGE_SIDE_PX[name]
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, 3, side, side, generator=generator).to(device)
-
-
-def transformers_sam(*, device: str) -> nn.Module:
-    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
-    # It takes seconds to import.
-    from transformers import SamConfig, SamModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SamModel(SamConfig()).eval().to(device)
 
 
 def _ratio(label: str, stock: Timing, ours: Timing, *, target: float | None = None) -> Ratio:

@@ -3,7 +3,6 @@
 from experiments.bench_context import Bench
 from experiments.bench_encoder import fastest_encoder, published_encoders
 from experiments.bench_measure import Line, Ratio, Result, Value, Way, line_through
-from experiments.bench_published import PublishedSam
 from experiments.bench_stages import TrialStages, first_images, with_steps
 
 DRAWS, COHORT = 5, 200
@@ -58,11 +57,12 @@ def _measure(bench: Bench, found: Result, *, sizes: tuple[int, int]) -> None:
     score = trial.node("score")
     score.upstream["fit"] = fit_key
     apart = TrialStages(bench, name="evaluation-embed", overrides=["sweep.real_count=[2]"])
-    plain = PublishedSam(trial.config.segmenter, device=bench.device)
-    samples = [trial.data.samples[each[0]] for each in test.content["images"]]
+    names = [name for name, _ in test.content["images"]]
+    given = {"root": str(bench.root()), "backbone": bench.backbone, "device": bench.device}
 
-    def theirs(number: int) -> None:
-        plain.score(samples[(number + 1) % len(samples)], draw=number + 1)
+    def theirs(number: int) -> tuple[float, float]:
+        name = names[(number + 1) % len(names)]
+        return bench.plain.call("score", **given, name=name, draw=number + 1)
 
     def embedded(n: int) -> float:
         apart.forget_embeddings()

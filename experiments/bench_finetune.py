@@ -1,10 +1,9 @@
 """A decoder fine-tune: the encoder in every step against embeddings that are computed once."""
 
-import torch
-from torch import nn
+from typing import Any
 
 from experiments.bench_context import Bench
-from experiments.bench_encoder import fastest_encoder, published_encoders, transformers_sam
+from experiments.bench_encoder import fastest_encoder, published_encoders
 from experiments.bench_measure import (
     Line,
     Ratio,
@@ -14,9 +13,7 @@ from experiments.bench_measure import (
     line_through,
     steps_of,
 )
-from experiments.bench_published import PublishedSam
 from experiments.bench_stages import TrialStages, first_images, with_steps
-from lightning_modules.losses import dice_cross_entropy_loss
 
 AMOUNTS = (5, 50, 500)
 EPOCHS, BATCH_SIZE = 20, 5
@@ -62,7 +59,7 @@ def bench_finetune(bench: Bench) -> Result:
 def _measure(
     bench: Bench, found: Result, *, steps: tuple[int, int], images: tuple[int, int]
 ) -> None:
-    plain, samples, trial = _both(bench)
+    given, trial = _both(bench)
     # In a store of its own: the fits need their embeddings all the time.
     apart = TrialStages(bench, name="embed", overrides=["sweep.real_count=[5]"])
     fit = trial.node("fit")
@@ -76,11 +73,11 @@ def _measure(
         apart.forget_embeddings()
         return apart.run(first_images(apart.node("embed"), n))["seconds"]
 
-    def step(number: int) -> None:
-        plain.step(samples, draw=BATCH_SIZE * (number + 1))
+    def step(number: int) -> tuple[float, float]:
+        return bench.plain.call("step", **given, draw=BATCH_SIZE * (number + 1))
 
-    def build(_: int) -> None:
-        PublishedSam(trial.config.segmenter, device=bench.device)
+    def build(_: int) -> tuple[float, float]:
+        return bench.plain.call("build", backbone=bench.backbone, device=bench.device)
 
     ways = [
         Way(label=PUBLISHED, unit="step", units=1, call=step),
@@ -97,12 +94,17 @@ def _measure(
     found.timings += bench.measure(ways, repeats=2 if bench.quick else 3)
 
 
-def _both(bench: Bench) -> tuple[PublishedSam, list, TrialStages]:
-    """The published fine-tune, its batch, and our trial on the same images."""
+def _both(bench: Bench) -> tuple[dict[str, Any], TrialStages]:
+    """What the published step is given, and our trial on the same images."""
     trial = TrialStages(bench, name="finetune", overrides=["sweep.real_count=[5]"])
-    ids = [sample_id for sample_id, _ in trial.node("embed").content["images"]]
-    samples = [trial.data.samples[sample_id] for sample_id in ids]
-    return PublishedSam(trial.config.segmenter, device=bench.device), samples, trial
+    names = [name for name, _ in trial.node("embed").content["images"]]
+    return published_batch(bench, names), trial
+
+
+def published_batch(bench: Bench, names: list[str]) -> dict[str, Any]:
+    """The arguments of the plain process's step."""
+    root, backbone, device = str(bench.root()), bench.backbone, bench.device
+    return {"root": root, "names": names, "backbone": backbone, "device": device}
 
 
 def our_lines(
@@ -157,12 +159,14 @@ def _ratios(
 def _real_trial(bench: Bench, found: Result) -> None:
     """One small fine-tune from nothing to its weights, not composed: 2 epochs of 5 images."""
     epochs = 1 if bench.quick else 2
-    plain, samples, trial = _both(bench)
-    steps = steps_of(len(samples), epochs=epochs, batch_size=BATCH_SIZE)
+    given, trial = _both(bench)
+    steps = steps_of(len(given["names"]), epochs=epochs, batch_size=BATCH_SIZE)
 
-    def theirs(_: int) -> None:
-        for number in range(steps):
-            plain.step(samples, draw=BATCH_SIZE * number)
+    def theirs(_: int) -> tuple[float, float]:
+        parts = [
+            bench.plain.call("step", **given, draw=BATCH_SIZE * number) for number in range(steps)
+        ]
+        return sum(wall for wall, _ in parts), sum(cpu for _, cpu in parts)
 
     def ours(_: int) -> float:
         trial.forget_embeddings()
@@ -222,32 +226,11 @@ def _rename(found: Result, before: int, *, prefix: str, name: str) -> None:
 
 
 def _decoder_way(bench: Bench) -> Way:
-    """A mask decoder's forward and backward on one image, the embedding given."""
-    if bench.vit != "vit_b":
-        plain = _both(bench)[0]
-        side, grid = plain.side, plain.side // 4
-        decode = plain.decode
-        parameters: nn.Module = plain.sam.mask_decoder
-    else:
-        side, grid = 1024, 64
-        model = transformers_sam(device=bench.device)
-        parameters = model.mask_decoder
-
-        def decode(embedding: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-            output = model(
-                image_embeddings=embedding, input_boxes=box[None], multimask_output=False
-            )
-            return output.pred_masks[:, 0]
-
-    embedding = torch.randn(1, 256, grid, grid, device=bench.device)
-    box = torch.tensor([[0.1, 0.1, 0.8, 0.6]], device=bench.device) * side
-    mask = torch.zeros(1, 1, 4 * grid, 4 * grid, device=bench.device)
-    mask[..., : 2 * grid, : 2 * grid] = 1.0
-    valid_hw = torch.tensor([[4 * grid, 4 * grid]], device=bench.device)
-
-    def call(_: int) -> None:
-        parameters.zero_grad()
-        logits = decode(embedding, box)
-        dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw).backward()
-
-    return Way(label=DECODER_STEP, unit="image", units=1, call=call)
+    """A published mask decoder's forward and backward on one image, the embedding given."""
+    given = {"backbone": bench.vit, "device": bench.device}
+    return Way(
+        label=DECODER_STEP,
+        unit="image",
+        units=1,
+        call=lambda _: bench.plain.call("decode", **given),
+    )

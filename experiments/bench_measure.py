@@ -126,9 +126,10 @@ class Way:
     label: str
     unit: str
     units: float
-    call: Callable[[int], float | None]
+    call: Callable[[int], float | tuple[float, float] | None]
     """Called with the number of the repeat, -1 being the warm-up. It may give back the seconds
-    that count; None counts the whole call."""
+    that count, with those of the processor where the work was another process's; None counts the
+    whole call."""
 
 
 def line_through(small: Timing, large: Timing) -> Line:

@@ -49,9 +49,12 @@ def _peaks_gib(
     package = str(Path(__file__).resolve().parents[1])
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     words = [way, str(bench.root()), str(folder), bench.backbone, bench.device]
+    environment = {**os.environ, "PYTHONPATH": path}
+    if way == "published":
+        environment.pop("GLIBC_TUNABLES", None)
     ended = subprocess.run(
         [sys.executable, "-m", "experiments.bench_memory_child", *words, str(images), str(steps)],
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from datamodules.annotation import read_annotation, read_image
 from datamodules.geometry import enlarge, image_to_frame, mask_to_frame, place
@@ -22,6 +23,16 @@ from lightning_modules.sam_backbones import normalised
 from lightning_modules.sam_models import BackboneSam, build_sam
 
 JITTER_MAX_PX = 19
+
+
+def transformers_sam(*, device: str) -> nn.Module:
+    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
+    # It takes seconds to import.
+    from transformers import SamConfig, SamModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SamModel(SamConfig()).eval().to(device)
 
 
 class PublishedSam:

@@ -20,7 +20,7 @@ IMPORTS = "import torch, lightning, segment_anything, torchmetrics"
 def bench_startup(bench: Bench) -> Result:
     """Seconds a trial that real sweeps take beside their stages' own, and a process's imports."""
     found = Result(name="startup")
-    n_repeats, few, many = (1, 1, 2) if bench.quick else (2, 2, 8)
+    n_repeats, few, many = (1, 1, 2) if bench.quick else (1, 1, 5)
     beside: dict[int, list[float]] = {few: [], many: []}
     for number in range(n_repeats):
         for n_trials in (few, many):

@@ -81,11 +81,7 @@ def bench(
 
 
 def _measure_in_child() -> None:
-    """Run the same command in a process with the environment that a sweep gives its stages.
-
-    Both ways then have the sweep's memory settings, which the published one would not: a stock
-    encoder is faster so.
-    """
+    """Run the same command in a process with the environment that a sweep gives its stages."""
     from experiments.launchers import MALLOC_TUNABLES
 
     environment = {**os.environ, IN_CHILD: "1"}
