@@ -44,7 +44,7 @@ def test_each_thing_takes_time_there(plain, root):
 
 
 def test_an_error_there_is_told_and_the_next_call_works(plain):
-    with pytest.raises(RuntimeError, match="InputError.*no such folder"):
+    with pytest.raises(RuntimeError, match="no such folder"):
         plain.call("score", root=os.devnull, name="none", draw=0, **PLACE)
     assert plain.call("build", **PLACE)[0] > 0
 
@@ -61,8 +61,10 @@ def test_a_process_that_ended_is_told_and_started_anew(plain):
 def test_it_runs_without_the_stages_memory_settings(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1000000")
     process = PlainProcess()
-    started = process._started()
     try:
+        # An answer: it has the environment that it runs in.
+        process.call("build", **PLACE)
+        started = process._started()
         with open(f"/proc/{started.pid}/environ", "rb") as file:  # noqa: PTH123
             environment = file.read()
         assert b"GLIBC_TUNABLES" not in environment
