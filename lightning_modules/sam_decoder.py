@@ -20,7 +20,12 @@ from torch.nn import functional
 
 
 def decode_one_mask(
-    decoder: MaskDecoder, *, embeddings: torch.Tensor, image_pe: torch.Tensor, sparse: torch.Tensor
+    decoder: MaskDecoder,
+    *,
+    embeddings: torch.Tensor,
+    image_pe: torch.Tensor,
+    sparse: torch.Tensor,
+    n_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode the mask that SAM gives for an unambiguous prompt.
 
@@ -30,9 +35,10 @@ def decode_one_mask(
         embeddings: (B, C, h, w) float32, images and dense prompts added up.
         image_pe: (1, C, h, w) float32, the position of each embedding.
         sparse: (B, P, C) float32, each image's prompt tokens.
+        n_rows: Upscale the first so many of the h rows, where the rest is padding; None for all.
 
     Returns:
-        Logits (B, 1, 4h, 4w) and the predicted IoU (B,).
+        Logits (B, 1, 4h, 4w), 0 below n_rows, and the predicted IoU (B,).
 
     Source:
         MaskDecoder.predict_masks of segment_anything (first mask), equal to it to 1e-5 of the
@@ -45,9 +51,11 @@ def decode_one_mask(
     tokens = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
     tokens, keys = _attend_both_ways(decoder.transformer, tokens, keys, position)
     mask_weights = decoder.output_hypernetworks_mlps[0](tokens[:, 1])
-    logits = _upscaled(decoder.output_upscaling, keys).flatten(1, 3) @ mask_weights[:, :, None]
+    n_rows = height if n_rows is None else n_rows
+    upscaled = _upscaled(decoder.output_upscaling, keys[:, : n_rows * width])
+    logits = _as_image(upscaled.flatten(1, 3) @ mask_weights[:, :, None], size_hw=(n_rows, width))
     iou = decoder.iou_prediction_head(tokens[:, 0])[:, 0]
-    return _as_image(logits, size_hw=(height, width)), iou
+    return functional.pad(logits, (0, 0, 0, 4 * (height - n_rows))), iou
 
 
 def _attend_both_ways(

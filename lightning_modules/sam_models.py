@@ -5,6 +5,7 @@ The networks are segment_anything's; `lite` puts LiteMedSAM's TinyViT and weight
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator
 
 import torch
@@ -167,7 +168,7 @@ def encoder_input(sam: BackboneSam, image: torch.Tensor, *, valid_hw: torch.Tens
 
 
 def decode(
-    sam: Sam, embeddings: torch.Tensor, boxes_xyxy_px: torch.Tensor
+    sam: Sam, embeddings: torch.Tensor, boxes_xyxy_px: torch.Tensor, *, n_rows: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode a batch of images with one box each, in one call.
 
@@ -175,6 +176,7 @@ def decode(
         sam: From `build_sam`.
         embeddings: (B, 256, h, w) float16 or float32, from `encode`.
         boxes_xyxy_px: (B, 4) x0, y0, x1, y1 in frame pixels, inclusive.
+        n_rows: Rows of the frame from its top that are asked for; below them logits may be 0.
 
     Returns:
         Logits (B, 1, 4h, 4w) and the predicted IoU (B,), both float32: the one mask that SAM gives
@@ -195,7 +197,11 @@ def decode(
         image_pe = sam.prompt_encoder.get_dense_pe()
         dense = embeddings.float() + dense
     logits, iou_pred = decode_one_mask(
-        sam.mask_decoder, embeddings=dense, image_pe=image_pe, sparse=sparse
+        sam.mask_decoder,
+        embeddings=dense,
+        image_pe=image_pe,
+        sparse=sparse,
+        n_rows=None if n_rows is None else math.ceil(n_rows / EMBEDDING_STRIDE),
     )
     return logits.float(), iou_pred.float()
 

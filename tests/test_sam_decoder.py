@@ -98,3 +98,15 @@ def test_the_bias_of_keys_changes_nothing():
                 parameter.add_(torch.randn_like(parameter))
         after = stock(decoder, given)[0]
     assert torch.allclose(before, after, rtol=0, atol=1e-12)
+
+
+def test_rows_of_padding_are_left_out_and_change_nothing_above():
+    decoder, given = decoder_of(depth=2, grid=(5, 3), dtype=torch.float64)
+    with torch.no_grad():
+        whole, iou = fast(decoder, given)
+        above, same = decode_one_mask(decoder, **given, n_rows=3)
+    assert above.shape == whole.shape
+    assert torch.allclose(above[:, :, :12], whole[:, :, :12], rtol=0, atol=1e-12)
+    assert (above[:, :, 12:] == 0).all()
+    assert (whole[:, :, 12:] != 0).any()
+    assert torch.equal(iou, same)
