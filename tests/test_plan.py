@@ -137,6 +137,26 @@ def test_every_condition_has_its_inputs_and_its_labels():
     assert len(set(fits)) == len(fits)
 
 
+def test_without_a_number_of_views_every_draw_is_augmented_and_encoded_anew():
+    made = plan(
+        "sweep.condition=[real,strong,synthetic_same_budget_strong]",
+        "sweep.real_fraction=[0.1]",
+        "synthesis.generator_count=20",
+        "augment.n_views=null",
+    )
+    fits = {spec.condition: made.nodes[spec.fit_key] for spec in made.trials if not spec.is_control}
+    assert set(fits["real"].upstream) == {"embeddings"}
+    assert "augment" not in fits["real"].content
+    assert set(fits["strong"].upstream) == set()
+    assert set(fits["synthetic_same_budget_strong"].upstream) == {"pairs"}
+    for condition in ("strong", "synthetic_same_budget_strong"):
+        assert fits[condition].content["augment"] == "strong"
+        # Its encoder makes the result, so it makes the id.
+        assert fits[condition].content["encoder"]["precision"] == "fp32"
+    views = [n.content.get("augment", {}) for n in made.nodes.values() if n.stage == "embed"]
+    assert {view.get("strength") for view in views} <= {None, "mirror"}
+
+
 def test_a_fold_tests_its_own_images_and_shares_nothing_that_it_fitted():
     data = make_data()
     ids = list(data.units)

@@ -1,6 +1,7 @@
 """SAM's attention by scaled_dot_product_attention beside the stock one."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from segment_anything.modeling.image_encoder import Attention, Block
 from lightning_modules import sam_attention
 from lightning_modules.config_sam import SegmenterConfig
 from lightning_modules.sam_attention import SdpaAttention, use_sdpa, use_stock_attention
+from lightning_modules.sam_backbones import tiny_vit_encoder
 from lightning_modules.sam_models import build_sam
 
 
@@ -100,3 +102,14 @@ def test_the_state_dict_is_untouched_and_copies_stay_fast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             half = sam.image_encoder(image)
     assert (half.float() - expected).abs().max() < 0.1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler")
+@torch.no_grad()
+def test_the_compiled_encoder_equals_the_plain_one():
+    encoder = tiny_vit_encoder().eval()
+    use_sdpa(encoder)
+    image = torch.randn(1, 3, encoder.img_size, encoder.img_size)
+    compiled = torch.compile(encoder)(image)
+    assert (compiled - encoder(image)).abs().max() < 1e-4

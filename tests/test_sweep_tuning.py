@@ -80,6 +80,14 @@ def test_late_lora_runs_on_cached_features_and_a_squashed_frame(data, tmp_path):
 
 
 @pytest.mark.long
+def test_a_decoder_learns_from_views_drawn_afresh(data, tmp_path):
+    swept(data, tmp_path, "segmenter.tuning=decoder", "augment.n_views=null")
+    fits = {m["content"].get("augment"): m for m in manifests(tmp_path, "fit")}
+    assert "embeddings" not in fits["strong"]["upstream"]
+    assert "embeddings" in fits[None]["upstream"]
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("tuning", ["adapter", "full"])
 def test_other_modes(data, tmp_path, tuning):
     swept(data, tmp_path, f"segmenter.tuning={tuning}")
