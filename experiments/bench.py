@@ -32,8 +32,11 @@ BENCHMARKS: dict[str, str] = {
     "startup": "the sweep's own time, and the start of a process",
     "ablation": "the whole 7-amount x 4-condition ablation",
     "scaling": "growth with images, image size, trials and devices",
+    "views": "embedded views against fresh augmentation, in Dice and time (half an hour)",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
+ONLY_BY_NAME = ("views",)
+"""Benchmarks that a run without names leaves out."""
 
 
 @dataclass(kw_only=True)
@@ -41,7 +44,7 @@ class BenchSettings:
     """What the command line says."""
 
     names: Sequence[str] = ()
-    """Benchmarks to run; none stands for all."""
+    """Benchmarks to run; none stands for all but those of half an hour."""
     out: Path = Path("runs/bench")
     device: str = "auto"
     quick: bool = False
@@ -61,7 +64,8 @@ def check(settings: BenchSettings) -> list[str]:
         raise InputError(f"--device {settings.device}: use auto, cpu or cuda")
     if settings.data_root is not None and not settings.data_root.is_dir():
         raise InputError(f"{settings.data_root}: no such folder; give HC18's, or leave it out")
-    return [name for name in BENCHMARKS if not settings.names or name in settings.names]
+    chosen = settings.names or [name for name in BENCHMARKS if name not in ONLY_BY_NAME]
+    return [name for name in BENCHMARKS if name in chosen]
 
 
 def bench_command(settings: BenchSettings, console: Console) -> dict[str, Any]:
@@ -153,6 +157,7 @@ class _Run:
         self.device, self.threads = device, torch.get_num_threads()
         self.bench = Bench(
             work=work,
+            keep=self.settings.out.absolute(),
             data_root=self.settings.data_root,
             device=device,
             quick=self.settings.quick,

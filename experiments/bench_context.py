@@ -23,6 +23,7 @@ class Bench:
 
     Args:
         work: Folder for what they write; its owner removes it.
+        keep: Folder for what a later run may use again.
         data_root: Images in HC18's layout, or None to draw phantoms.
         device: Where to compute.
         quick: Smallest sizes and networks, for tests: the numbers mean nothing.
@@ -32,6 +33,7 @@ class Bench:
     """
 
     work: Path
+    keep: Path
     data_root: Path | None
     device: Literal["cpu", "cuda"]
     quick: bool

@@ -22,7 +22,7 @@ IN_CHILD = "SONOSWEEP_BENCH"
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Benchmarks to run; all without a name."),
+        typer.Argument(metavar="[NAME]...", help="Benchmarks; without a name all but views."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench.json and the table.")] = Path(
         "runs/bench"

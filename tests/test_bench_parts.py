@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_hc18_folder
@@ -20,6 +21,12 @@ from experiments.bench_measure import Line, Result, Value
 from experiments.bench_published import PublishedSam
 from experiments.bench_scaling import ablation_tasks, same_images
 from experiments.bench_startup import per_trial, stage_seconds
+from experiments.bench_views import (
+    dice_by_support,
+    difference_points,
+    embedding_cpu_s,
+    fit_cpu_s,
+)
 from experiments.schedule import simulate
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.sam_models import build_sam, decode, encode, for_inference
@@ -101,6 +108,39 @@ def test_stage_seconds_are_those_of_the_markers(tmp_path):
         (folder / "DONE.json").write_text(json.dumps({"seconds": seconds}))
     assert stage_seconds(tmp_path) == 3.75
     assert stage_seconds(tmp_path / "nothing") == 0
+
+
+def test_views_are_compared_by_support():
+    rows = pd.DataFrame(
+        {
+            "condition": ["weak", "weak", "real", "strong"],
+            "support": [1, 0, 0, 0],
+            "dice_mean": [0.9, 0.8, 0.7, 0.6],
+        }
+    )
+    assert dice_by_support(rows, "weak") == {1: 0.9, 0: 0.8}
+    mean, deviation = difference_points({0: 0.80, 1: 0.90}, {1: 0.88, 0: 0.80})
+    assert mean == pytest.approx(1.0)
+    assert deviation == pytest.approx(2**0.5)
+
+
+def test_seconds_of_views_are_those_of_the_markers(tmp_path):
+    runs = {
+        "embed/a": {"embedded": 10, "cpu_seconds": 20.0},
+        "embed/b": {"embedded": 30, "cpu_seconds": 40.0},
+        # Found in the store: what it took is no cost of embedding.
+        "embed/c": {"embedded": 0, "cpu_seconds": 5.0},
+        "fit/d": {"cpu_seconds": 7.0},
+        "fit/e": {"cpu_seconds": 9.0},
+    }
+    for name, done in runs.items():
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "DONE.json").write_text(json.dumps(done))
+    assert embedding_cpu_s(tmp_path) == 1.5
+    rows = pd.DataFrame({"condition": ["weak", "weak", "real"], "fit_id": ["fit/d", "fit/e", "x"]})
+    assert fit_cpu_s(tmp_path, rows, "weak") == 8.0
+    with pytest.raises(ValueError, match="nothing was embedded"):
+        embedding_cpu_s(tmp_path / "fit")
 
 
 def test_flops_of_a_convolution_by_hand():

@@ -98,3 +98,19 @@ def test_the_ablation_from_parts_and_for_real(tmp_path):
     steps = results["ablation"].value("optimiser steps").value
     a_step = results["finetune"].timing("published: a step of 5 images, encoder in it").per_unit_s
     assert ratios[0].published_s == pytest.approx(steps * a_step)
+
+
+def test_views_stay_for_a_second_run(tmp_path):
+    first = run(["views"], tmp_path)["views"]
+    assert [ratio.label for ratio in first.ratios] == [
+        "weak, 2 views: a fine-tune at N = 3",
+        "strong, 2 views: a fine-tune at N = 3",
+    ]
+    assert [value.label for value in first.values][:2] == [
+        "weak, fresh: Dice",
+        "weak, 2 views: Dice",
+    ]
+    assert "less fresh" in first.value("strong, 2 views: Dice").formula
+    again = run(["views"], tmp_path)["views"]
+    assert again.values == first.values
+    assert again.ratios == first.ratios
