@@ -32,7 +32,7 @@ BENCHMARKS: dict[str, str] = {
     "startup": "the sweep's own time, and the start of a process",
     "ablation": "the whole 7-amount x 4-condition ablation",
     "scaling": "growth with images, image size, trials and devices",
-    "views": "embedded views against fresh augmentation, in Dice and time (half an hour)",
+    "views": "embedded views against fresh augmentation, in Dice and time (two hours)",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
 ONLY_BY_NAME = ("views",)
@@ -44,7 +44,7 @@ class BenchSettings:
     """What the command line says."""
 
     names: Sequence[str] = ()
-    """Benchmarks to run; none stands for all but those of half an hour."""
+    """Benchmarks to run; none stands for all but those of hours."""
     out: Path = Path("runs/bench")
     device: str = "auto"
     quick: bool = False

@@ -22,8 +22,8 @@ class Timing:
     wall_s: list[float]
     """Seconds of each repeat."""
     cpu_s: list[float]
-    """Seconds of processor time of each repeat, all threads together; other processes of a busy
-    machine lengthen them less than the wall clock."""
+    """Seconds of processor time of each repeat, all threads together, or none where only the wall
+    clock is known; other processes of a busy machine lengthen them less than the wall clock."""
 
     @property
     def per_unit_s(self) -> float:
@@ -36,9 +36,9 @@ class Timing:
         return min(self.wall_s) / self.units, max(self.wall_s) / self.units
 
     @property
-    def cpu_per_unit_s(self) -> float:
-        """Median seconds of processor time a unit."""
-        return statistics.median(self.cpu_s) / self.units
+    def cpu_per_unit_s(self) -> float | None:
+        """Median seconds of processor time a unit; None where it is not known."""
+        return statistics.median(self.cpu_s) / self.units if self.cpu_s else None
 
 
 @dataclass(frozen=True, kw_only=True)

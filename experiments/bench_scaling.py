@@ -2,7 +2,7 @@
 
 import torch
 
-from experiments.bench_ablation import N_VIEWS, PAPER_AMOUNTS, PAPER_PAIRS
+from experiments.bench_ablation import AUGMENT, PAPER_AMOUNTS, PAPER_PAIRS
 from experiments.bench_context import Bench
 from experiments.bench_finetune import BATCH_SIZE, EPOCHS, PUBLISHED, trial_seconds
 from experiments.bench_measure import Line, Ratio, Result, Value, Way, steps_of
@@ -69,10 +69,10 @@ def ablation_tasks(*, fit: Line, embed: Line) -> dict[str, Task]:
     An amount's images are those of the amount before it and more: each stage embeds the rest.
     """
     tasks: dict[str, Task] = {"pairs": Task(seconds=embed.seconds(PAPER_PAIRS))}
-    views = {"real": 1, "weak": N_VIEWS - 1, "strong": N_VIEWS - 1}
     before = 0
     for count in PAPER_AMOUNTS:
-        for kind, n_views in views.items():
+        augmented = (AUGMENT.views_at(count) or 1) - 1
+        for kind, n_views in (("real", 1), ("weak", augmented), ("strong", augmented)):
             seconds = embed.seconds((count - before) * n_views)
             tasks[f"embed {kind} {count}"] = Task(seconds=seconds)
         before = count

@@ -76,7 +76,7 @@ def _timings(timings: Sequence[Timing]) -> list[str]:
             timing.label,
             f"{seconds_text(timing.per_unit_s)} / {timing.unit}",
             f"{seconds_text(timing.spread_s[0])} - {seconds_text(timing.spread_s[1])}",
-            seconds_text(timing.cpu_per_unit_s),
+            "" if timing.cpu_per_unit_s is None else seconds_text(timing.cpu_per_unit_s),
             str(len(timing.wall_s)),
         )
         for timing in timings

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -126,12 +127,37 @@ class AugmentConfig:
     """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones. A draw of
     the training takes one by a hash of (seed, draw). null: every draw is augmented and encoded
     anew."""
+    max_per_trial: int | None = 400
+    """Views that a trial's images have together: with many images each has fewer than n_views, but
+    at least 2. null: no limit."""
+
+    def views_at(self, n_images: int) -> int | None:
+        """Views each image of a trial with so many has, itself among them; None: drawn anew."""
+        if self.n_views is None or self.max_per_trial is None:
+            return self.n_views
+        return min(self.n_views, max(2, self.max_per_trial // max(1, n_images)))
+
+    def augmented_views(self, amounts: Sequence[int]) -> int:
+        """Different augmented views, images themselves not counted, that nested amounts need.
+
+        The images of an amount are among those of any larger one, and the views of a larger amount
+        are among those of any smaller one.
+        """
+        total, before = 0, 0
+        for n_images in sorted(set(amounts)):
+            total += (n_images - before) * ((self.views_at(n_images) or 1) - 1)
+            before = n_images
+        return total
 
     def __post_init__(self) -> None:
         if self.n_views is not None and self.n_views < 2:
             raise ValueError(
                 f"augment.n_views={self.n_views}: at least 2, the image and one augmented view; or "
                 "null to augment every draw anew"
+            )
+        if self.max_per_trial is not None and self.max_per_trial < 2:
+            raise ValueError(
+                f"augment.max_per_trial={self.max_per_trial}: at least 2, or null for no limit"
             )
 
 

@@ -45,12 +45,11 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     parts = _parts(config)
     n_embedded = sum(parts)
     if conditions & {"strong", "weak"} and config.augment.n_views is not None:
+        amounts = [*grid.real_count, *(round(part * parts[2]) for part in grid.real_fraction)]
         # What supports draw overlaps; more than the train part cannot be drawn.
-        drawn = n_supports * max(
-            [*grid.real_count, *(fraction * parts[2] for fraction in grid.real_fraction)]
-        )
+        most = parts[2] * (config.augment.n_views - 1)
         kinds = len(conditions & {"strong", "weak"})
-        n_embedded += kinds * (config.augment.n_views - 1) * min(parts[2], drawn)
+        n_embedded += kinds * min(most, n_supports * config.augment.augmented_views(amounts))
     n_shared = repeats * bool(conditions & set(_FROM_GENERATOR))
     n_own = [
         n_amounts * n_supports * (repeats if "synthetic" in names[0] else len(grid.fold))

@@ -104,8 +104,11 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
         )
     if {"weak", "strong"} & set(config.sweep.condition):
         n_views = config.augment.n_views
+        most = config.augment.max_per_trial
+        limit = "" if most is None else f" ({most} in a trial, at least 2 an image)"
         views = (
-            f" We draw from {n_views} embedded views of each image; the paper transforms afresh."
+            f" We draw from {n_views} embedded views of each image{limit}; the paper transforms "
+            "afresh."
         )
         notes.append(
             "Augmentation: we take the box from the transformed mask; the paper's code leaves it "

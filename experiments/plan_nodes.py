@@ -111,7 +111,7 @@ class Nodes:
         n, label = len(ids), f"embed {len(ids)} {what}"
         if strength is not None:
             # A mirror image is one view beside the image itself.
-            n_views = 2 if strength == "mirror" else self.config.augment.n_views
+            n_views = 2 if strength == "mirror" else self.config.augment.views_at(len(ids))
             content["augment"] = {"strength": strength, "n_views": n_views}
             n, label = n * n_views, f"embed {n_views - 1} {strength} views of {n} {what}"
         return self.add(Node(stage="embed", content=content, label=label, steps=n))

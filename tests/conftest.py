@@ -22,9 +22,14 @@ EXAMS = (
 SIZE_HW = (54, 80)
 
 
+LONGEST = ("test_sweep", "test_sweep_tuning", "test_wandb_lineage", "test_forecast")
+"""Files of about a minute and more, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, so that it does not run alone at the end of two processes."""
-    items.sort(key=lambda item: item.path.stem != "test_sweep")
+    """The longest files first, so that none runs alone at the end of two processes."""
+    places = {stem: place for place, stem in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
 
 
 def write_hc18_folder(root: Path) -> Path:

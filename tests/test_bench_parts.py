@@ -1,6 +1,7 @@
 """The arithmetic of composed numbers by hand, and that both ways compute the same thing."""
 
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -20,13 +21,14 @@ from experiments.bench_machine import share_of_peak
 from experiments.bench_measure import Line, Result, Value
 from experiments.bench_published import PublishedSam
 from experiments.bench_scaling import ablation_tasks, same_images
-from experiments.bench_startup import per_trial, stage_seconds
+from experiments.bench_startup import stage_gaps
 from experiments.bench_views import (
     dice_by_support,
     difference_points,
     embedding_cpu_s,
     fit_cpu_s,
 )
+from experiments.config import AugmentConfig
 from experiments.schedule import simulate
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.sam_models import build_sam, decode, encode, for_inference
@@ -56,7 +58,11 @@ def test_the_ablation_by_hand():
     # Batches of 5: real 1 + 2 an epoch, with pairs 2 + 3 (8 and 13 images).
     assert steps_in_all((5, 10), pairs=3, epochs=2, batch_size=5) == 3 * 2 * 3 + 2 * 5
     # 10 images, each with 3 weak and 3 strong views beside itself, and the pairs.
-    assert embeddings_needed((5, 10), pairs=3, n_views=4) == 10 * 7 + 3
+    four = AugmentConfig(n_views=4, max_per_trial=None)
+    assert embeddings_needed((5, 10), pairs=3, augment=four) == 10 * 7 + 3
+    # 25 views in a trial: 5 images have four, ten have two. Of the second five, one is augmented.
+    few = AugmentConfig(n_views=4, max_per_trial=25)
+    assert embeddings_needed((5, 10), pairs=3, augment=few) == 10 + 2 * (5 * 3 + 5 * 1) + 3
 
 
 def test_synthesis_is_about_half_of_the_papers_ablation():
@@ -67,8 +73,6 @@ def test_synthesis_is_about_half_of_the_papers_ablation():
 
 
 def test_small_arithmetic_by_hand():
-    assert per_trial(5.0, 11.0, few=2, many=8) == 1.0
-    assert per_trial(5.0, 4.0, few=2, many=8) == 0.0
     assert break_even(0.09, 0.1, 0.01) == pytest.approx(1.0)
     assert break_even(0.1, 0.01, 0.1) == float("inf")
     machine = Result(
@@ -86,7 +90,7 @@ def test_the_ablations_tasks_by_hand():
     assert sum(name.startswith("fit") for name in tasks) == 28
     amounts = (5, 10, 20, 50, 100, 300, 500)
     steps = steps_in_all(amounts, pairs=495, epochs=20, batch_size=5)
-    embeddings = embeddings_needed(amounts, pairs=495, n_views=8)
+    embeddings = embeddings_needed(amounts, pairs=495, augment=AugmentConfig())
     assert simulate(tasks, devices=1).makespan_s == steps + embeddings
     # 500 images and 495 pairs: 20 x 199 steps, which no number of devices makes shorter.
     assert tasks["fit synthetic 500"].seconds == 3980
@@ -101,13 +105,18 @@ def test_the_ablations_tasks_by_hand():
     assert (theirs, ours) == (3 * 2000, 100 + 3 * 201)
 
 
-def test_stage_seconds_are_those_of_the_markers(tmp_path):
-    for number, seconds in enumerate((1.5, 2.25)):
-        folder = tmp_path / "store" / "fit" / str(number)
+def test_gaps_lie_between_the_end_of_a_stage_and_the_next_begin(tmp_path):
+    for name, begun, ended in (("fit/b", 110.5, 112.0), ("embed/a", 100.0, 110.0)):
+        folder = tmp_path / "store" / name
         folder.mkdir(parents=True)
-        (folder / "DONE.json").write_text(json.dumps({"seconds": seconds}))
-    assert stage_seconds(tmp_path) == 3.75
-    assert stage_seconds(tmp_path / "nothing") == 0
+        (folder / "manifest.json").write_text(json.dumps({"started": begun}))
+        (folder / "DONE.json").write_text("{}")
+        os.utime(folder / "DONE.json", (ended, ended))
+    gaps, window_s = stage_gaps(tmp_path)
+    assert gaps == [0.5]
+    assert window_s == 12.0
+    with pytest.raises(ValueError, match="0 finished stages"):
+        stage_gaps(tmp_path / "nothing")
 
 
 def test_views_are_compared_by_support():

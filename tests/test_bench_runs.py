@@ -103,14 +103,14 @@ def test_the_ablation_from_parts_and_for_real(tmp_path):
 def test_views_stay_for_a_second_run(tmp_path):
     first = run(["views"], tmp_path)["views"]
     assert [ratio.label for ratio in first.ratios] == [
-        "weak, 2 views: a fine-tune at N = 3",
-        "strong, 2 views: a fine-tune at N = 3",
+        "N = 3, weak, 2 views: a fine-tune",
+        "N = 3, strong, 2 views: a fine-tune",
     ]
     assert [value.label for value in first.values][:2] == [
-        "weak, fresh: Dice",
-        "weak, 2 views: Dice",
+        "N = 3, weak, fresh: Dice",
+        "N = 3, weak, 2 views: Dice",
     ]
-    assert "less fresh" in first.value("strong, 2 views: Dice").formula
+    assert "less fresh" in first.value("N = 3, strong, 2 views: Dice").formula
     again = run(["views"], tmp_path)["views"]
     assert again.values == first.values
     assert again.ratios == first.ratios

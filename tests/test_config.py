@@ -94,6 +94,7 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("evaluation.controls=[mean_mask,mean_mask]", ["evaluation.controls", "twice"]),
         ("gate.prompt=predicted_box", ["gate", "prompt", "predicted_box"]),
         ("augment.n_views=1", ["augment.n_views=1", "at least 2", "null"]),
+        ("augment.max_per_trial=1", ["augment.max_per_trial=1", "at least 2", "null"]),
         ("unet.size_hw=[100,192]", ["unet", "size_hw", "multiples of 32"]),
         ("split.n_folds=0", ["split.n_folds=0", "1 for a single split"]),
         ("sweep.fold=[1]", ["sweep.fold=1", "split.n_folds=1", "folds 0 to 0"]),

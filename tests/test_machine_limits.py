@@ -87,6 +87,10 @@ def test_the_size_of_a_sweep_by_hand():
     strong = [*base, "sweep.condition=[strong]", "sweep.support=[0,1,2]", "augment.n_views=8"]
     expected = (2 * (80 + 7 * 50) + 12 * 14) / 1024
     assert disk_need_gib(load_config("demo", strong)) == pytest.approx(expected)
+    # 50 views in a trial: ten images have five, twenty have two; 4 segmenters.
+    few = [*base, "sweep.condition=[strong]", "augment.max_per_trial=50"]
+    expected = (2 * (80 + 10 * 4 + 10 * 1) + 4 * 14) / 1024
+    assert disk_need_gib(load_config("demo", few)) == pytest.approx(expected)
     # One set of 30 pairs for both conditions, from one generator; 8 segmenters.
     pairs = [*base, "sweep.condition=[synthetic,synthetic_no_gate]", "synthesis.n_candidates=30"]
     expected = (2 * (80 + 30) + 0.35 * 30 + 11 + 8 * 14) / 1024

@@ -157,6 +157,22 @@ def test_without_a_number_of_views_every_draw_is_augmented_and_encoded_anew():
     assert {view.get("strength") for view in views} <= {None, "mirror"}
 
 
+def test_with_many_images_each_has_fewer_views():
+    made = plan(
+        "sweep.condition=[strong]",
+        "sweep.real_fraction=[]",
+        "sweep.real_count=[5,20,40]",
+        "augment.max_per_trial=60",
+    )
+    found = {}
+    for spec in made.trials:
+        if not spec.is_control:
+            views = made.nodes[made.nodes[spec.fit_key].upstream["views"]].content
+            found[spec.n_real] = views["augment"]["n_views"]
+    # 60 // 5 is more than eight, 60 // 40 less than two.
+    assert found == {5: 8, 20: 3, 40: 2}
+
+
 def test_a_fold_tests_its_own_images_and_shares_nothing_that_it_fitted():
     data = make_data()
     ids = list(data.units)

@@ -259,7 +259,9 @@ def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
     assert "no trial has finished" in (tmp_path / "toy" / "table.md").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+)
 def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     data, finished, _ = toy
     process = subprocess.Popen(
