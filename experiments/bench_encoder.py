@@ -43,7 +43,7 @@ def _small(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
         _way(f"{name} folded and channels last, fp32", fast, last),
         _way(f"{name} folded and channels last, bf16", fast, last, bf16=True),
     ]
-    timings = bench.measure(ways, repeats=2 if bench.quick else 5)
+    timings = bench.measure(ways, repeats=2 if bench.quick else 3)
     found.timings += timings
     found.ratios += [
         _ratio(f"{name} encoder, fp32", timings[0], timings[1]),

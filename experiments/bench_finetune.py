@@ -45,7 +45,6 @@ def bench_finetune(bench: Bench) -> Result:
         per_unit_s=found.timing(PUBLISHED).per_unit_s,
     )
     _ratios(found, bench.backbone, published=published, fit=fit, embed=embed, device=bench.device)
-    _real_trial(bench, found)
     _vit(bench, found, fit=fit)
     found.notes.append(
         f"A fine-tune at N images is {EPOCHS} epochs in batches of {BATCH_SIZE}. Published: "
@@ -154,41 +153,6 @@ def _ratios(
             )
             for whose, seconds in (("published", theirs), ("ours", ours))
         ]
-
-
-def _real_trial(bench: Bench, found: Result) -> None:
-    """One small fine-tune from nothing to its weights, not composed: 2 epochs of 5 images."""
-    epochs = 1 if bench.quick else 2
-    given, trial = _both(bench)
-    steps = steps_of(len(given["names"]), epochs=epochs, batch_size=BATCH_SIZE)
-
-    def theirs(_: int) -> tuple[float, float]:
-        parts = [
-            bench.plain.call("step", **given, draw=BATCH_SIZE * number) for number in range(steps)
-        ]
-        return sum(wall for wall, _ in parts), sum(cpu for _, cpu in parts)
-
-    def ours(_: int) -> float:
-        trial.forget_embeddings()
-        seconds = trial.run(trial.node("embed"))["seconds"]
-        node = with_steps(trial, trial.node("fit"), steps=steps, seed=0)
-        return seconds + trial.run(node)["seconds"]
-
-    label = f"a whole small fine-tune, {steps * BATCH_SIZE} images seen"
-    ways = [
-        Way(label=f"published: {label}", unit="trial", units=1, call=theirs),
-        Way(label=f"ours: {label}", unit="trial", units=1, call=ours),
-    ]
-    timings = bench.measure(ways, repeats=1 if not bench.quick else 2, warm_up=False)
-    found.timings += timings
-    found.ratios.append(
-        Ratio(
-            label=f"{bench.backbone}, {label}",
-            published_s=timings[0].per_unit_s,
-            ours_s=timings[1].per_unit_s,
-            how="measured",
-        )
-    )
 
 
 def _vit(bench: Bench, found: Result, *, fit: Line) -> None:

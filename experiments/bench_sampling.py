@@ -55,13 +55,16 @@ def bench_sampling(bench: Bench) -> Result:
             )
             for n in (1, batch)
         ),
-        Way(
-            label=f"ours, batch {batch}, without guidance",
-            unit="image",
-            units=batch,
-            call=lambda _: _draw(parts, prompts, empty=empty, steps=steps, guidance=1.0),
-        ),
     ]
+    if is_gpu:
+        ways.append(
+            Way(
+                label=f"ours, batch {batch}, without guidance",
+                unit="image",
+                units=batch,
+                call=lambda _: _draw(parts, prompts, empty=empty, steps=steps, guidance=1.0),
+            )
+        )
     timings = bench.measure(ways, repeats=3 if is_gpu else 2)
     operations = 2 * steps * unet_flops(parts, prompts=prompts[:1])
     share = share_of_peak(

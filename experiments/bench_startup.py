@@ -24,13 +24,14 @@ GAP = "from a stage's end to the next one's begin"
 def bench_startup(bench: Bench) -> Result:
     """Seconds a trial that a real sweep takes beside its stages' own, and a process's imports."""
     found = Result(name="startup")
-    n_trials = 2 if bench.quick else 5
+    n_trials = 2 if bench.quick else 3
     root, whole = _sweep(bench, n_trials=n_trials)
     gaps, window_s = stage_gaps(root)
     gap = Timing(label=GAP, unit="stage", units=1, wall_s=gaps, cpu_s=[])
     alone = bench.measure(
         [Way(label="imports of a script a trial", unit="process", units=1, call=_import)],
         repeats=1 if bench.quick else 3,
+        warm_up=False,
     )[0]
     found.timings += [whole, gap, alone]
     a_trial = STAGES_A_TRIAL * gap.per_unit_s

@@ -47,7 +47,6 @@ def test_a_fine_tune_is_composed_of_its_parts(results):
     step = found.timing("published: a step of 5 images, encoder in it").per_unit_s
     start = found.timing("published: building the network").per_unit_s
     assert ratio.published_s == pytest.approx(Line(fixed_s=start, per_unit_s=step).seconds(200))
-    assert found.ratio("tiny, a whole small fine-tune, 5 images seen").how == "measured"
     large = [r.label for r in found.ratios if r.label.startswith("vit_tiny (against")]
     assert len(large) == 3
 
