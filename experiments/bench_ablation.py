@@ -122,7 +122,7 @@ def _vit(
 
 def _for_real(bench: Bench, found: Result) -> None:
     """Two amounts x two conditions through the sweep's runner, and as a loop of plain steps."""
-    amounts, steps = (2, 5), 2
+    amounts, steps = (2, 5), 1
     words = [
         *common_overrides(bench, name="ablation"),
         "name=ablation",

@@ -80,7 +80,7 @@ def _measure(bench: Bench, found: Result, *, sizes: tuple[int, int]) -> None:
                 call=lambda _, node=node: trial.run(node)["seconds"],
             ),
         ]
-    found.timings += bench.measure(ways, repeats=2 if bench.quick else 3)
+    found.timings += bench.measure(ways, repeats=2)
 
 
 def _vit(bench: Bench, found: Result, *, score: Line, embed: Line, a_box: float) -> None:

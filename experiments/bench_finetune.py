@@ -90,7 +90,7 @@ def _measure(
         ways.append(
             Way(label=FIT.format(n), unit="step", units=n, call=lambda r, n=n: fitted(r, n))
         )
-    found.timings += bench.measure(ways, repeats=2 if bench.quick else 3)
+    found.timings += bench.measure(ways, repeats=2)
 
 
 def _both(bench: Bench) -> tuple[dict[str, Any], TrialStages]:

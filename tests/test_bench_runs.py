@@ -92,7 +92,7 @@ def test_the_ablation_from_parts_and_for_real(tmp_path):
     results = run(["ablation"], tmp_path)
     ratios = results["ablation"].ratios
     assert ratios[0].label == "tiny, 28 fine-tunes"
-    assert ratios[-1].label == "tiny, for real: 4 small trials, 40 images seen"
+    assert ratios[-1].label == "tiny, for real: 4 small trials, 20 images seen"
     assert ratios[-1].how == "measured"
     steps = results["ablation"].value("optimiser steps").value
     a_step = results["finetune"].timing("published: a step of 5 images, encoder in it").per_unit_s
