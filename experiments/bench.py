@@ -133,6 +133,21 @@ def insert_table(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, f"{head}{START}\n{table_of(content)}{END}{tail}")
 
 
+def keep_earlier(out: Path) -> None:
+    """Rename an earlier run's results after their date, for a new run writes its own."""
+    path = out / JSON_NAME
+    if not path.is_file():
+        return
+    try:
+        date = datetime.fromisoformat(json.loads(path.read_text())["date"])
+    except (ValueError, KeyError, TypeError):
+        date = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    for name in (JSON_NAME, "bench.md"):
+        earlier = out / name
+        if earlier.is_file():
+            earlier.rename(earlier.with_stem(f"bench-{date.astimezone(UTC):%Y%m%dT%H%M%SZ}"))
+
+
 class _Run:
     """Runs each benchmark once, whoever asks for it, and writes after each."""
 
@@ -179,6 +194,8 @@ class _Run:
             self.results[name] = found
             # Those that it asked for are in it too.
             self.seconds[name] = round((datetime.now(UTC) - started).total_seconds(), 2)
+            if len(self.results) == 1:
+                keep_earlier(self.settings.out)
             content = self.content()
             write_json(self.settings.out / JSON_NAME, content)
             (self.settings.out / "bench.md").write_text(table_of(content))

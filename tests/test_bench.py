@@ -151,6 +151,21 @@ def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("work-*"))
 
 
+def test_an_earlier_run_is_kept_under_its_date(tmp_path):
+    settings = BenchSettings(names=["machine"], out=tmp_path, device="cpu", quick=True)
+    first = bench_command(settings, quiet())
+    table = (tmp_path / "bench.md").read_text()
+    (tmp_path / "bench.json").write_text(json.dumps(first | {"date": "2026-01-02T03:04:05+00:00"}))
+    second = bench_command(settings, quiet())
+    assert read_bench(tmp_path)["date"] == second["date"]
+    earlier = tmp_path / "bench-20260102T030405Z.json"
+    assert json.loads(earlier.read_text())["results"] == json.loads(json.dumps(first["results"]))
+    assert earlier.with_suffix(".md").read_text() == table
+    (tmp_path / "bench.json").write_text("{")
+    bench_command(settings, quiet())
+    assert len(list(tmp_path.glob("bench-*.json"))) == 2
+
+
 def test_every_name_has_its_function():
     import importlib
 
