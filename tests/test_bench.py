@@ -16,6 +16,7 @@ from experiments.bench import (
     BenchSettings,
     bench_command,
     insert_table,
+    keep_earlier,
     read_bench,
     table_of,
 )
@@ -152,18 +153,24 @@ def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):
 
 
 def test_an_earlier_run_is_kept_under_its_date(tmp_path):
+    earlier = {"schema": 1, "date": "2026-01-02T03:04:05+00:00"}
+    (tmp_path / "bench.json").write_text(json.dumps(earlier))
+    (tmp_path / "bench.md").write_text("a table")
     settings = BenchSettings(names=["machine"], out=tmp_path, device="cpu", quick=True)
-    first = bench_command(settings, quiet())
-    table = (tmp_path / "bench.md").read_text()
-    (tmp_path / "bench.json").write_text(json.dumps(first | {"date": "2026-01-02T03:04:05+00:00"}))
-    second = bench_command(settings, quiet())
-    assert read_bench(tmp_path)["date"] == second["date"]
-    earlier = tmp_path / "bench-20260102T030405Z.json"
-    assert json.loads(earlier.read_text())["results"] == json.loads(json.dumps(first["results"]))
-    assert earlier.with_suffix(".md").read_text() == table
-    (tmp_path / "bench.json").write_text("{")
+    assert read_bench(tmp_path) == earlier
     bench_command(settings, quiet())
-    assert len(list(tmp_path.glob("bench-*.json"))) == 2
+    assert list(read_bench(tmp_path)["results"]) == ["machine"]
+    assert json.loads((tmp_path / "bench-20260102T030405Z.json").read_text()) == earlier
+    assert (tmp_path / "bench-20260102T030405Z.md").read_text() == "a table"
+
+
+def test_unreadable_results_are_kept_under_their_files_date(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text("{")
+    os.utime(path, (0, 0))
+    keep_earlier(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["bench-19700101T000000Z.json"]
+    keep_earlier(tmp_path)
 
 
 def test_every_name_has_its_function():
