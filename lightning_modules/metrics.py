@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from datamodules.ellipse import fit_ellipse, perimeter_px
 
@@ -77,12 +78,10 @@ def hausdorff_distance_mm(
         return 0.0
     if not pred_mask.any() or not target.any():
         return float("inf")
-    rows, columns = _bounding_box(pred_mask | target)
-    # Outside the masks there is nothing to measure, and a head fills a third of its image.
-    pred_boundary = _boundary(pred_mask[rows, columns])
-    boundary = _boundary(target[rows, columns])
-    to_target_px = ndimage.distance_transform_edt(~boundary)[pred_boundary].max()
-    to_pred_px = ndimage.distance_transform_edt(~pred_boundary)[boundary].max()
+    pred_boundary, boundary = _boundary_points(pred_mask), _boundary_points(target)
+    # A boundary has a thousand pixels where an image has half a million.
+    to_target_px = KDTree(boundary).query(pred_boundary)[0].max()
+    to_pred_px = KDTree(pred_boundary).query(boundary)[0].max()
     return float(max(to_target_px, to_pred_px)) * pixel_size_mm
 
 
@@ -159,8 +158,12 @@ def _bounding_box(mask: np.ndarray, *, margin: int = 0) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    return mask & ~ndimage.binary_erosion(mask)
+def _boundary_points(mask: np.ndarray) -> np.ndarray:
+    """Rows and columns (N, 2) of the foreground pixels that touch the background by a side."""
+    rows, columns = _bounding_box(mask)
+    framed = np.pad(mask[rows, columns], 1)
+    inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
+    return np.argwhere(framed[1:-1, 1:-1] & ~inner) + [rows.start, columns.start]
 
 
 def _as_pair(pred_mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

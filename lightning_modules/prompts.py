@@ -109,8 +109,9 @@ def jitter_boxes(
     """
     scale_y, scale_x = (valid_hw.float() / JITTER_FRAME_PX).unbind(dim=1)
     outward = torch.stack([-scale_x, -scale_y, scale_x, scale_y], dim=1) * offsets
-    whole = whole_image_boxes(valid_hw)
-    return torch.minimum((boxes_xyxy_px + outward).clamp(min=0), whole[:, [2, 3, 2, 3]])
+    # Not by a list of columns: its copy to a GPU could not be captured in a graph.
+    limits = whole_image_boxes(valid_hw)[:, 2:].repeat(1, 2)
+    return torch.minimum((boxes_xyxy_px + outward).clamp(min=0), limits)
 
 
 def prompt_boxes(
