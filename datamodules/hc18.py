@@ -1,127 +1,23 @@
 """`HC18DataModule`: the one source of batches for the diffusion model and for the segmenter."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Strength, augment_view
+from datamodules.augment import Strength
 from datamodules.embeddings import EmbeddingSet
 from datamodules.errors import InputError
-from datamodules.geometry import Mode, shrink_mask
+from datamodules.frames import FrameDataset
+from datamodules.geometry import Mode
 from datamodules.prepared import PreparedImages, prepare_images
+from datamodules.resident import ResidentItems
 from datamodules.samples import Sample
 from datamodules.storage import files_sha256
 from datamodules.stream import TrainingStream
-
-
-class FrameDataset(Dataset):
-    """Prepared images as dicts of arrays, addressed by row or by (row, draw).
-
-    Args:
-        rows: Arrays and row of each item.
-        index: The batch's `index` of each item.
-        synthetic_from: Items from here on are synthetic.
-        embeddings: Sets that between them hold every sample, or None for images only.
-        views: Augmented views of the real items, of which each draw takes one; None for none.
-        n_views: Views an item has, the image itself being view 0.
-        seed: Keys the choice of the view and fresh augmentation.
-        large: The images, and masks, of `rows` at an encoder's larger size; None for none.
-        augment: Augment each draw of a real item anew; None for none.
-    """
-
-    def __init__(
-        self,
-        rows: Sequence[tuple[PreparedImages, int]],
-        *,
-        index: Sequence[int],
-        synthetic_from: int,
-        embeddings: Sequence[EmbeddingSet] | None,
-        views: EmbeddingSet | None = None,
-        n_views: int = 1,
-        seed: int = 0,
-        large: Sequence[tuple[PreparedImages, int]] | None = None,
-        augment: Strength | None = None,
-    ) -> None:
-        self.large, self.augment = large, augment
-        self.rows = list(rows)
-        self.index = list(index)
-        self.synthetic_from = synthetic_from
-        self.embeddings = embeddings
-        self.views, self.n_views, self.seed = views, n_views, seed
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> dict[str, object]:
-        """One item: see `HC18DataModule` for the keys. A plain row gets its row as `draw`."""
-        position, draw = key if isinstance(key, tuple) else (key, key)
-        part, row = self.rows[position]
-        sample_id = part.sample_ids[row]
-        image, mask = self._pictures(position, draw)
-        item: dict[str, object] = {
-            "image": torch.from_numpy(image.astype(np.float32) / 255.0)[None],
-            "mask": torch.from_numpy(mask.astype(np.float32))[None],
-            "index": self.index[position],
-            "is_synthetic": position >= self.synthetic_from,
-            "size_hw": torch.from_numpy(np.array(part.size_hw[row])),
-            "valid_hw": torch.from_numpy(np.array(part.valid_hw[row])),
-            "draw": draw,
-            "sample_id": sample_id,
-        }
-        view = 0
-        if self.views is not None and position < self.synthetic_from:
-            view = view_of(draw, seed=self.seed, n_views=self.n_views)
-        if view:
-            embedding, image, mask = self.views.view(sample_id, view)
-            item["image"] = torch.from_numpy(image.astype(np.float32) / 255.0)[None]
-            item["mask"] = torch.from_numpy(mask.astype(np.float32))[None]
-            item["embedding"] = torch.from_numpy(np.array(embedding))
-        elif self.embeddings is not None:
-            item["embedding"] = torch.from_numpy(np.array(self._embedding(sample_id)))
-        return item
-
-    def _pictures(self, position: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image at the encoder's size and the mask of the frame, augmented where asked for."""
-        part, row = self.rows[position]
-        large, large_row = part, row
-        if self.large is not None:
-            large, large_row = self.large[position]
-        image, mask = large.images[large_row], part.masks[row]
-        if self.augment is None or position >= self.synthetic_from:
-            return image, mask
-        factor = image.shape[0] // mask.shape[0]
-        height, width = np.array(part.valid_hw[row]) * factor
-        moved, moved_mask = augment_view(
-            np.array(image[:height, :width]),
-            np.array(large.masks[large_row][:height, :width]),
-            strength=self.augment,
-            seed=_seed_of(draw, seed=self.seed),
-        )
-        frame, label = np.zeros_like(image), np.zeros(image.shape, np.uint8)
-        frame[:height, :width], label[:height, :width] = moved, moved_mask
-        return frame, shrink_mask(label, factor)
-
-    def _embedding(self, sample_id: str) -> np.ndarray:
-        for embeddings in self.embeddings or ():
-            if sample_id in embeddings:
-                return embeddings[sample_id]
-        raise KeyError(f"{sample_id}: no embedding set holds it")
-
-
-def view_of(draw: int, *, seed: int, n_views: int) -> int:
-    """The view that a draw of the training takes: a hash of (seed, draw), so resume is exact."""
-    digest = hashlib.sha256(f"view:{seed}:{draw}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % n_views
-
-
-def _seed_of(draw: int, *, seed: int) -> int:
-    digest = hashlib.sha256(f"augment:{seed}:{draw}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
 
 
 class HC18DataModule(LightningDataModule):
@@ -134,7 +30,8 @@ class HC18DataModule(LightningDataModule):
         is_synthetic: bool (B,).
         size_hw: int64 (B, 2), the original size.
         valid_hw: int64 (B, 2), the part of the frame that is image, at its top left.
-        draw: int64 (B,), the item's number in the whole training; keys its randomness.
+        draw: int64 (B,), the item's number in the whole training; keys its randomness, which is
+            made on the CPU, and so stays there.
         sample_id: list of B names.
         embedding: fp16 (B, C, eh, ew), where `embeddings` is given.
 
@@ -167,6 +64,8 @@ class HC18DataModule(LightningDataModule):
         num_workers: Loader processes; 0 loads in the training process.
         batch_parts: Parts in which each process loads its share of a training batch, for
             `Trainer(accumulate_grad_batches=batch_parts)`; must divide that share.
+        resident_bytes: Keep the training items on the device that trains where they take no more
+            than this together, instead of loading every batch; 0 for never.
 
     Raises:
         ValueError: If two parts share an image, or settings exclude each other.
@@ -198,6 +97,7 @@ class HC18DataModule(LightningDataModule):
         content_hashes: Mapping[str, str] | None = None,
         num_workers: int = 0,
         batch_parts: int = 1,
+        resident_bytes: int = 0,
     ) -> None:
         super().__init__()
         parts = {"train": set(train_ids), "val": set(val_ids)}
@@ -223,7 +123,9 @@ class HC18DataModule(LightningDataModule):
         self.image_factor, self.augment, self.pool = image_factor, augment, pool
         self.content_hashes = content_hashes
         self.num_workers, self.batch_parts = num_workers, batch_parts
+        self.resident_bytes = resident_bytes
         self._datasets: dict[str, FrameDataset] = {}
+        self._resident: ResidentItems | None = None
 
     def prepare_data(self) -> None:
         """Resize all images once, on one process."""
@@ -263,7 +165,9 @@ class HC18DataModule(LightningDataModule):
             first_batch=self._batches_seen(),
         )
         batch_size = self.batch_size // world_size // self.batch_parts
-        return self._loader("train", batch_size=batch_size, sampler=stream)
+        dataset = self._datasets["train"]
+        self._resident = self._items_to_keep(dataset, stream)
+        return self._loader(self._resident or dataset, batch_size=batch_size, sampler=stream)
 
     def val_dataloader(self) -> DataLoader | list:
         """Validation images in order; an empty list where there are none."""
@@ -273,6 +177,29 @@ class HC18DataModule(LightningDataModule):
         """Test images in order, a loader a cohort."""
         return [self._eval_loader(f"test/{name}") for name in self.test_ids]
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Any], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Any]:
+        """Move a batch; `draw` stays, as reading it back would wait for the device."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved | {"draw": batch["draw"]}
+
+    def on_after_batch_transfer(
+        self,
+        batch: dict[str, Any],
+        dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
+    ) -> dict[str, Any]:
+        """Complete a batch whose items lie on the device already."""
+        if self._resident is not None and "number" in batch:
+            return self._resident.fill(batch)
+        return batch
+
+    def _items_to_keep(self, dataset: FrameDataset, stream: TrainingStream) -> ResidentItems | None:
+        if not self.resident_bytes or dataset.augment is not None:
+            return None
+        items = ResidentItems(dataset, keys=stream)
+        return items if items.n_bytes() <= self.resident_bytes else None
+
     def _batches_seen(self) -> int:
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
@@ -281,16 +208,18 @@ class HC18DataModule(LightningDataModule):
 
     def _eval_loader(self, name: str) -> DataLoader:
         # Every process sees every image: exact on uneven sets, where a distributed sampler pads.
-        return self._loader(name, batch_size=self.batch_size, sampler=None)
+        return self._loader(self._datasets[name], batch_size=self.batch_size, sampler=None)
 
-    def _loader(self, name: str, *, batch_size: int, sampler: object) -> DataLoader:
+    def _loader(self, dataset: Dataset, *, batch_size: int, sampler: object) -> DataLoader:
+        is_kept = isinstance(dataset, ResidentItems)
         return DataLoader(
-            self._datasets[name],
+            dataset,
             batch_size=batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
+            # Numbers cost nothing to load, and nothing to move.
+            num_workers=0 if is_kept else self.num_workers,
             persistent_workers=False,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and not is_kept,
         )
 
     def _real(self, factor: int = 1) -> PreparedImages:

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import default_collate
 
 from datamodules.annotation import read_annotation, read_image
+from datamodules.frames import FrameDataset
 from datamodules.geometry import image_to_frame, mask_to_frame, place
-from datamodules.hc18 import FrameDataset
 from datamodules.prepared import prepare_images
 from datamodules.samples import Sample, read_hc18
 from datamodules.storage import files_sha256

@@ -9,7 +9,8 @@ import torch
 from lightning import LightningModule
 
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore
-from datamodules.hc18 import FrameDataset, HC18DataModule
+from datamodules.frames import FrameDataset
+from datamodules.hc18 import HC18DataModule
 from datamodules.prepared import PreparedImages
 from datamodules.samples import read_hc18
 from experiments.bench_published import PublishedSam

@@ -97,8 +97,8 @@ class DiffusionModule(L.LightningModule):
         image = to_model_range(image, config=config)
         key = {"seed": self.seed, "draws": draws, "device": image.device}
         noise = keyed_randn(image.shape[1:], stream="noise", **key)
-        start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=image.device)
-        timesteps = low_discrepancy_timesteps(start[0], draws)
+        start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=draws.device)
+        timesteps = low_discrepancy_timesteps(start[0], draws).to(image.device)
         dropped = keyed_rand((), stream="mask_dropout", **key) < config.mask_dropout
         alpha, sigma = alphas_sigmas(self.alphas_cumprod, timesteps)
         predicted = self(

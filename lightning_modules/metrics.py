@@ -163,7 +163,7 @@ def _boundary_points(mask: np.ndarray) -> np.ndarray:
     rows, columns = _bounding_box(mask)
     framed = np.pad(mask[rows, columns], 1)
     inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    return np.argwhere(framed[1:-1, 1:-1] & ~inner) + [rows.start, columns.start]
+    return np.argwhere(framed[1:-1, 1:-1] & ~inner) + np.array([rows.start, columns.start])
 
 
 def _as_pair(pred_mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

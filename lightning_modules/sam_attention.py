@@ -3,6 +3,7 @@
 import torch
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import nn
+from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 CPU_TOKENS = 1024
@@ -42,17 +43,67 @@ class SdpaAttention(Attention):
         size_hw: tuple[int, int],
     ) -> torch.Tensor:
         """Attend with some heads: (B, heads, H W, c) each, and so the result."""
-        bias = None
-        if self.use_rel_pos:
-            height, width = size_hw
-            rows = get_rel_pos(height, height, self.rel_pos_h)
-            columns = get_rel_pos(width, width, self.rel_pos_w)
-            on_grid = query.unflatten(2, size_hw)
-            by_row = torch.einsum("bnhwc,hkc->bnhwk", on_grid, rows)
-            by_column = torch.einsum("bnhwc,wkc->bnhwk", on_grid, columns)
-            bias = by_row[..., :, None] + by_column[..., None, :]
-            bias = bias.flatten(4).flatten(2, 3).to(query.dtype)
+        if not self.use_rel_pos:
+            return scaled_dot_product_attention(query, key, value)
+        height, width = size_hw
+        rows = get_rel_pos(height, height, self.rel_pos_h)
+        columns = get_rel_pos(width, width, self.rel_pos_w)
+        on_grid = query.unflatten(2, size_hw)
+        by_row = torch.einsum("bnhwc,hkc->bnhwk", on_grid, rows).to(query.dtype)
+        by_column = torch.einsum("bnhwc,wkc->bnhwk", on_grid, columns).to(query.dtype)
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+            # Kernels of these types that take no bias keep no attention matrix in memory.
+            return attend_by_position(query, key, value, by_row=by_row, by_column=by_column)
+        bias = by_row[..., :, None] + by_column[..., None, :]
+        bias = bias.flatten(4).flatten(2, 3)
         return scaled_dot_product_attention(query, key, value, attn_mask=bias)
+
+
+def attend_by_position(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    by_row: torch.Tensor,
+    by_column: torch.Tensor,
+) -> torch.Tensor:
+    """Attention whose relative positions are further channels of queries and keys.
+
+    A key at row r and column c gets a 1 in row channel r and in column channel c, so the product
+    with a query whose channels hold its bias to each row and column adds just that bias:
+
+        s q k' + b_row[r] + b_column[c] = s (q, b_row / s, b_column / s) (k, e_r, e_c)'
+
+    Args:
+        query: (B, heads, H W, c), as are key and value.
+        by_row: (B, heads, H, W, H), each query's bias to each row of keys.
+        by_column: (B, heads, H, W, W), to each column.
+
+    Returns:
+        (B, heads, H W, c).
+
+    Source:
+        scaled_dot_product_attention with the bias by_row + by_column, equal to it to 1e-5 in
+        float32.
+    """
+    channels = query.shape[-1]
+    height, width = by_row.shape[2:4]
+    scale = channels**-0.5
+    # Fused kernels take channels by eights.
+    n_padding = -(channels + height + width) % 8
+    places = torch.arange(height * width, device=query.device)
+    at_row = torch.arange(height, device=query.device) == (places // width)[:, None]
+    at_column = torch.arange(width, device=query.device) == (places % width)[:, None]
+    at = torch.cat([at_row, at_column], dim=1).to(key.dtype)
+    at = functional.pad(at, (0, n_padding)).expand(*key.shape[:2], -1, -1)
+    bias = torch.cat([by_row, by_column], dim=-1).flatten(2, 3) / scale
+    attended = scaled_dot_product_attention(
+        torch.cat([query, functional.pad(bias, (0, n_padding))], dim=-1),
+        torch.cat([key, at], dim=-1),
+        functional.pad(value, (0, at.shape[-1])),
+        scale=scale,
+    )
+    return attended[..., :channels]
 
 
 def use_sdpa(image_encoder: nn.Module) -> nn.Module:

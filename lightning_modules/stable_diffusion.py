@@ -126,8 +126,8 @@ class StableDiffusionModule(L.LightningModule):
         noise = keyed_randn(latents.shape[1:], stream="noise", **key)
         offset = keyed_randn((latents.shape[1], 1, 1), stream="noise_offset", **key)
         noise = (noise + self.config.noise_offset * offset).to(latents)
-        start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=self.device)
-        timesteps = low_discrepancy_timesteps(start[0], draws)
+        start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=draws.device)
+        timesteps = low_discrepancy_timesteps(start[0], draws).to(self.device)
         alpha, sigma = alphas_sigmas(self.alphas_cumprod, timesteps)
         predicted = self(
             alpha * latents + sigma * noise,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import write_hc18_folder
 
-from datamodules.hc18 import FrameDataset
+from datamodules.frames import FrameDataset
 from datamodules.prepared import prepare_images
 from datamodules.samples import read_hc18
 from datamodules.storage import files_sha256

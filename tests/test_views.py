@@ -19,7 +19,7 @@ from hc18_parts import (
 )
 
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore
-from datamodules.hc18 import view_of
+from datamodules.frames import view_of
 
 GOLDEN_VIEWS = [3, 1, 0, 5, 6, 6, 1, 7, 2, 3, 4, 5]
 N_VIEWS = 4
@@ -65,11 +65,15 @@ def with_views(make, views, pairs, **changes):
     return make(**(values | {"views": views, "n_views": N_VIEWS} | changes))
 
 
-def test_a_draw_has_image_mask_embedding_and_box_of_its_view(make, views, pairs):
-    datamodule = ready(with_views(make, views, pairs, n_batches=20))
+@pytest.mark.parametrize("resident_bytes", [0, 10**9])
+def test_a_draw_has_image_mask_embedding_and_box_of_its_view(make, views, pairs, resident_bytes):
+    """Loaded batch by batch, and from the items that lie on the device."""
+    changes = {"n_batches": 20, "resident_bytes": resident_bytes}
+    datamodule = ready(with_views(make, views, pairs, **changes))
     prepared = datamodule._real()
     seen = set()
-    for batch in datamodule.train_dataloader():
+    for loaded in datamodule.train_dataloader():
+        batch = datamodule.on_after_batch_transfer(loaded, 0)
         boxes = boxes_of(batch)
         for item, draw in enumerate(batch["draw"].tolist()):
             image, mask = batch["image"][item, 0].numpy(), batch["mask"][item, 0].numpy()
