@@ -23,8 +23,14 @@ class TrainerConfig:
     num_workers: int = 0
     """Loader processes of a stage."""
     checkpoint_every: int = 100
-    """Optimiser steps between checkpoints; at most this many are lost by a kill. A trial that may
-    stop early keeps one after each of its validations instead."""
+    """Optimiser steps between checkpoints. A trial that may stop early keeps one after each of its
+    validations instead."""
+    checkpoint_s: float = 10.0
+    """Least seconds between checkpoints, which a GPU would else spend its time on; a kill loses at
+    most this much and `checkpoint_every` steps."""
+    resident_gib: float = 8.0
+    """Memory of a GPU for a stage's training items, GiB: where they take no more, they are moved
+    there once and not batch by batch. On a CPU nothing is kept."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -32,8 +38,10 @@ class TrainerConfig:
             ("batch_parts", 1),
             ("num_workers", 0),
             ("checkpoint_every", 1),
+            ("checkpoint_s", 0),
+            ("resident_gib", 0),
         ):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < math.inf:
                 raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")

@@ -16,6 +16,7 @@ from datamodules.samples import Sample
 from datamodules.synthetic import read_synthetic
 from experiments.context import StageContext
 from experiments.dashboards import stage_logger
+from experiments.device import resident_bytes
 from experiments.training import best_checkpoint, fit, last_loss, make_trainer
 from experiments.wandb_lineage import log_lineage
 from lightning_modules.config_sam import FRAME_SIDE_PX, SegmenterConfig, image_factor
@@ -51,7 +52,9 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     datamodule = _datamodule(context, config)
     config = replace(config, steps=datamodule.n_batches)
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
-    module = SamModule(config, seed=seed)
+    # Graphs of several processes, or over parts of a batch, are more than they save.
+    is_whole = context.shrink == 1 and context.config.trainer.devices == 1
+    module = SamModule(config, seed=seed, captures=is_whole)
     summary = trainable_summary(module.sam)
     held = (summary[f"{part}_bytes"] for part in ("weight", "gradient", "optimizer"))
     print(
@@ -133,4 +136,5 @@ def _datamodule(context: StageContext, config: SegmenterConfig) -> HC18DataModul
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
         batch_parts=context.shrink,
+        resident_bytes=resident_bytes(context),
     )

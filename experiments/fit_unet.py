@@ -7,6 +7,7 @@ from lightning import seed_everything
 from datamodules.hc18 import HC18DataModule
 from experiments.context import StageContext
 from experiments.dashboards import stage_logger
+from experiments.device import resident_bytes
 from experiments.fit import WEIGHTS_NAME
 from experiments.training import fit, last_loss, make_trainer
 from experiments.wandb_lineage import log_lineage
@@ -30,6 +31,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         cache_dir=context.cache_dir,
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
+        resident_bytes=resident_bytes(context),
     )
     seed_everything(keyed_seed("unet", content["seed"]) % 2**32, verbose=False)
     module = UnetModule(config, seed=content["seed"])

@@ -13,7 +13,7 @@ from datamodules.hc18 import HC18DataModule
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.context import StageContext
 from experiments.dashboards import stage_logger
-from experiments.device import device_of
+from experiments.device import device_of, resident_bytes
 from experiments.make_pairs import outlines_of
 from experiments.training import fit, last_loss, make_trainer
 from experiments.wandb_lineage import log_lineage
@@ -39,6 +39,7 @@ def run_pixel_generator(context: StageContext) -> dict[str, Any]:
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
         batch_parts=context.shrink,
+        resident_bytes=resident_bytes(context),
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     module = DiffusionModule(config, seed=seed)

@@ -25,7 +25,7 @@ from datamodules.samples import trimester
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.context import StageContext, StageError
 from experiments.dashboards import stage_logger
-from experiments.device import device_of
+from experiments.device import device_of, resident_bytes
 from experiments.make_pairs import outlines_of
 from experiments.training import fit, last_loss, make_trainer
 from experiments.wandb_lineage import log_lineage
@@ -67,6 +67,7 @@ def run_stable_diffusion(context: StageContext) -> dict[str, Any]:
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
         batch_parts=context.shrink,
+        resident_bytes=resident_bytes(context),
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     base = load_base(config.base_model, revision=config.revision)

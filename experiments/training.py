@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,35 @@ class DurableCheckpointIO(TorchCheckpointIO):
         super().save_checkpoint(checkpoint, path, storage_options)
         fsync_path(Path(path))
         fsync_path(Path(path).parent)
+
+
+class PacedCheckpoint(ModelCheckpoint):
+    """Checkpoints every so many steps, where the last one is long enough ago.
+
+    Args:
+        least_s: Seconds between two of them; the first may be written at once.
+        settings: Of ModelCheckpoint.
+    """
+
+    def __init__(self, *, least_s: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._least_s, self._written = least_s, time.monotonic()
+        self._seen_step = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **named: Any) -> None:
+        """Write one where it is due."""
+        # Once a step: between two parts of the next batch there is nothing to go on from.
+        if (
+            trainer.global_step % self._every_n_train_steps
+            or trainer.global_step == self._seen_step
+        ):
+            return
+        self._seen_step = trainer.global_step
+        # Processes that share a training must agree: writing waits for all of them.
+        is_due = time.monotonic() - self._written >= self._least_s
+        if trainer.strategy.reduce_boolean_decision(is_due, all=False):
+            super().on_train_batch_end(trainer, *args, **named)
+            self._written = time.monotonic()
 
 
 def checkpoint_dir(run_dir: Path) -> Path:
@@ -109,7 +139,8 @@ def make_trainer(
     }
     if patience is None:
         callbacks.append(
-            ModelCheckpoint(
+            PacedCheckpoint(
+                least_s=config.checkpoint_s,
                 every_n_train_steps=config.checkpoint_every,
                 # Between two parts of a batch there is nothing to go on from, and where several
                 # processes share one they end at different times.

@@ -4,6 +4,7 @@ A box is (x0, y0, x1, y1) in pixels of the frame, both corners inclusive: pixel 
 integers, and SAM's prompt encoder adds the half pixel itself. Everything here is pure.
 """
 
+from collections.abc import Sequence
 from typing import get_args
 
 import cv2
@@ -144,6 +145,32 @@ def prompt_boxes(
         tight = boxes_from_masks(mask, valid_hw=valid_hw)
         return jitter_boxes(tight, offsets=offsets, valid_hw=valid_hw)
     raise ValueError(f"prompt must be one of {get_args(PromptProtocol)}, not {protocol!r}")
+
+
+def drawn_boxes(
+    protocols: Sequence[PromptProtocol],
+    *,
+    mask: torch.Tensor,
+    valid_hw: torch.Tensor,
+    offsets: torch.Tensor,
+    choice: torch.Tensor,
+) -> torch.Tensor:
+    """Make each item's box by the protocol that was drawn for it.
+
+    Args:
+        protocols: P of them, see `prompt_boxes`.
+        mask: (B, 1, H, W), foreground > 0.5.
+        valid_hw: (B, 2) int, px.
+        offsets: (B, 4), see `jitter_boxes`.
+        choice: (B,) int64 in [0, P), on the mask's device.
+
+    Returns:
+        (B, 4) float32 in frame pixels, inclusive.
+    """
+    boxes = torch.stack(
+        [prompt_boxes(p, mask=mask, valid_hw=valid_hw, offsets=offsets) for p in protocols]
+    )
+    return boxes[choice, torch.arange(len(choice), device=boxes.device)]
 
 
 def ellipse_in_box_mask(

@@ -1,20 +1,23 @@
 """Fine-tune SAM on boxes: its mask decoder, and of its image encoder what the config says."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MeanMetric
 
-from lightning_modules.config_sam import LearningRateSchedule, SegmenterConfig
+from lightning_modules.captured import CapturedModule
+from lightning_modules.config_sam import LearningRateSchedule, PromptProtocol, SegmenterConfig
 from lightning_modules.errors import WeightsError, require_finite
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
-from lightning_modules.prompts import prompt_boxes, whole_image_boxes
+from lightning_modules.prompts import drawn_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed
-from lightning_modules.sam_models import build_sam, decode, encode, encoder_input
+from lightning_modules.sam_models import BackboneSam, build_sam, decode, encode, encoder_input
 from lightning_modules.sam_tuning import (
     apply_tuning,
     encode_prefix,
@@ -42,12 +45,20 @@ class SamModule(L.LightningModule):
     Args:
         config: The segmenter's settings, or a plain dict of them as checkpoints hold it.
         seed: Keys prompts, jitter and dropout.
+        captures: On a GPU, replay the training step of a batch with embeddings as a CUDA graph:
+            for decoder tuning in one process, without accumulated gradients.
 
     Raises:
         WeightsError: The pretrained weights are missing or others.
     """
 
-    def __init__(self, config: SegmenterConfig | dict[str, Any], *, seed: int = 0):
+    def __init__(
+        self,
+        config: SegmenterConfig | dict[str, Any],
+        *,
+        seed: int = 0,
+        captures: bool = False,
+    ) -> None:
         super().__init__()
         if isinstance(config, dict):
             config = SegmenterConfig(**config)
@@ -57,7 +68,12 @@ class SamModule(L.LightningModule):
         self.save_hyperparameters({"config": asdict(config), "seed": seed})
         self.sam = build_sam(config)
         apply_tuning(self.sam, config, seed=seed)
-        self.train_dice, self.val_dice, self.test_dice = MeanMetric(), MeanMetric(), MeanMetric()
+        # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
+        means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
+        self.train_dice, self.val_dice, self.test_dice = means
+        self.captures = captures and config.tuning == "decoder"
+        self._captured = CapturedModule(self._training_loss)
+        self._losses: list[torch.Tensor] = []
 
     def forward(
         self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
@@ -105,39 +121,55 @@ class SamModule(L.LightningModule):
 
     def training_boxes(self, batch: dict[str, Any]) -> torch.Tensor:
         """Draw each item's prompt and make its box (B, 4); a function of (seed, draw) alone."""
+        offsets, choice = self._drawn(batch)
+        return drawn_boxes(
+            self.config.train_prompts,
+            mask=batch["mask"],
+            valid_hw=batch["valid_hw"],
+            offsets=offsets,
+            choice=choice,
+        )
+
+    def _drawn(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each item's jitter (B, 4) and number of its prompt (B,)."""
         config, key = self.config, {"seed": self.seed, "draws": batch["draw"]}
         key["device"] = batch["mask"].device
         offsets = keyed_randint(0, config.jitter_max_px + 1, (4,), stream="jitter", **key)
         choice = keyed_randint(0, len(config.train_prompts), (), stream="prompt", **key)
-        boxes = torch.stack(
-            [
-                prompt_boxes(p, mask=batch["mask"], valid_hw=batch["valid_hw"], offsets=offsets)
-                for p in config.train_prompts
-            ]
-        )
-        return boxes[choice, torch.arange(len(choice), device=boxes.device)]
+        return offsets, choice
 
     def _step(self, batch: dict[str, Any], stage: Stage) -> torch.Tensor:
         mask, valid_hw = batch["mask"], batch["valid_hw"]
-        is_train = stage == "train"
-        boxes = self.training_boxes(batch) if is_train else whole_image_boxes(valid_hw)
-        # No loss or Dice reads the padding below.
-        n_rows = int(valid_hw[:, 0].max())
-        logits, _ = decode(self.sam, self.embed(batch), boxes, n_rows=n_rows)
-        loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
-        if is_train:
+        if stage == "train":
+            is_captured = self.captures and mask.is_cuda and "embedding" in batch
+            loss_of = self._captured if is_captured else self._training_loss()
+            offsets, choice = self._drawn(batch)
+        else:
+            loss_of = BoxLoss(self.sam, prompts=("whole_image",))
+            offsets, choice = valid_hw.new_zeros(len(mask), 4), valid_hw.new_zeros(len(mask))
+        loss, dice = loss_of(self.embed(batch), mask, valid_hw, offsets, choice)
+        if stage == "train":
+            self._losses.append(loss.detach())
+        dice_metric = getattr(self, f"{stage}_dice")
+        dice_metric.update(dice.detach())
+        size = len(mask)
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=stage != "train")
+        self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def _training_loss(self) -> "BoxLoss":
+        return BoxLoss(self.sam, prompts=self.config.train_prompts)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
+        """Refuse a loss that is not finite; by now a GPU is at work on the gradients already."""
+        for loss in self._losses:
             require_finite(
                 loss.item(),
                 step=self.global_step,
                 learning_rate=self._learning_rate(),
                 setting="segmenter.learning_rate",
             )
-        dice = getattr(self, f"{stage}_dice")
-        dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
-        size = len(mask)
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=not is_train)
-        self.log(f"{stage}/dice", dice, on_step=False, on_epoch=True, batch_size=size)
-        return loss
+        self._losses.clear()
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the batch's loss under the drawn prompts."""
@@ -167,7 +199,11 @@ class SamModule(L.LightningModule):
             own = config.encoder_learning_rate
             groups.append({"params": encoder, "lr": config.learning_rate if own is None else own})
         optimizer = torch.optim.AdamW(
-            groups, lr=config.learning_rate, weight_decay=config.weight_decay
+            groups,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            # One kernel for all weights instead of a dozen.
+            fused=self.device.type == "cuda",
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
@@ -225,6 +261,38 @@ class SamModule(L.LightningModule):
 
     def _trainable_names(self) -> set[str]:
         return {name for name, p in self.named_parameters() if p.requires_grad}
+
+
+class BoxLoss(nn.Module):
+    """Loss (scalar) and Dice (B,) of a batch whose embeddings are at hand.
+
+    Args:
+        sam: Its prompt encoder and mask decoder are used, not copied.
+        prompts: The protocols that an item's box may be drawn by.
+    """
+
+    def __init__(self, sam: BackboneSam, *, prompts: Sequence[PromptProtocol]) -> None:
+        super().__init__()
+        self.prompt_encoder, self.mask_decoder = sam.prompt_encoder, sam.mask_decoder
+        self.prompts = tuple(prompts)
+
+    def forward(
+        self,
+        embedding: torch.Tensor,
+        mask: torch.Tensor,
+        valid_hw: torch.Tensor,
+        offsets: torch.Tensor,
+        choice: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Decode each embedding (B, C, h, w) under its drawn box; see `drawn_boxes`."""
+        boxes = drawn_boxes(
+            self.prompts, mask=mask, valid_hw=valid_hw, offsets=offsets, choice=choice
+        )
+        # No loss or Dice reads the padding below. A GPU would wait to tell how much there is.
+        n_rows = None if mask.is_cuda else int(valid_hw[:, 0].max())
+        logits, _ = decode(self, embedding, boxes, n_rows=n_rows)
+        loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
+        return loss, dice_from_logits(logits.detach(), mask, valid_hw=valid_hw)
 
 
 def learning_rate_factor(

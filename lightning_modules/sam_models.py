@@ -7,6 +7,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
@@ -167,8 +168,19 @@ def encoder_input(sam: BackboneSam, image: torch.Tensor, *, valid_hw: torch.Tens
     return prepared.contiguous(memory_format=torch.channels_last)
 
 
+class BoxDecoder(Protocol):
+    """What decodes boxes: a Sam, or what holds these two parts of one."""
+
+    prompt_encoder: PromptEncoder
+    mask_decoder: MaskDecoder
+
+
 def decode(
-    sam: Sam, embeddings: torch.Tensor, boxes_xyxy_px: torch.Tensor, *, n_rows: int | None = None
+    sam: BoxDecoder,
+    embeddings: torch.Tensor,
+    boxes_xyxy_px: torch.Tensor,
+    *,
+    n_rows: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode a batch of images with one box each, in one call.
 

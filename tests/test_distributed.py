@@ -45,7 +45,7 @@ def stages(tmp_path_factory):
     made.config.generator.steps = 4
     made.config.generator.warmup_steps = 1
     made.config.generator.batch_size = 4
-    made.config.trainer.checkpoint_every = 2
+    made.config.trainer.checkpoint_every, made.config.trainer.checkpoint_s = 2, 0
     made.config.sweep.real_fraction = [1.0]
     made.config.sweep.condition = ["real"]
     made.config.sweep.workers = 1

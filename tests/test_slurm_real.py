@@ -114,6 +114,7 @@ SMALL = [
     "wandb.mode=disabled",
     "segmenter.steps=300",
     "trainer.checkpoint_every=20",
+    "trainer.checkpoint_s=0",
 ]
 
 

@@ -212,7 +212,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(stages, fitted):
         raise KeyboardInterrupt
 
     config, steps = stages.config, stages.config.stable_diffusion.steps
-    config.trainer.checkpoint_every = 1
+    config.trainer.checkpoint_every, config.trainer.checkpoint_s = 1, 0
     with pytest.MonkeyPatch.context() as patch:
         calls = []
         step = StableDiffusionModule.training_step

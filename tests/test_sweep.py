@@ -45,6 +45,7 @@ SETTINGS = [
     "evaluation.jitter_draws=2",
     "statistics.bootstrap_samples=100",
     "trainer.checkpoint_every=2",
+    "trainer.checkpoint_s=0",
     "trainer.threads=1",
 ]
 # Less to score, where the scores are not what a test is about.

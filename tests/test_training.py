@@ -81,7 +81,7 @@ def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
     folder.mkdir(exist_ok=True)
     trainer = make_trainer(
         run_dir=folder,
-        config=TrainerConfig(accelerator="cpu", checkpoint_every=2),
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
         precision="32-true",
         steps=STEPS,
         logger=None,
@@ -157,3 +157,44 @@ def test_a_checkpoint_is_on_the_disk_before_the_last_one_goes(tmp_path, monkeypa
     assert len(synced) >= 3
     for (before, _), (name, there) in itertools.pairwise(synced):
         assert {before, name} <= {*there}
+
+
+class Clock(Callback):
+    """A second a step, as the checkpoints see it; notes which steps are on the disk."""
+
+    def __init__(self, folder, monkeypatch) -> None:
+        self.folder, self.now, self.found = folder, 0.0, []
+        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+
+    def on_train_batch_start(self, *_):
+        self.now += 1.0
+        self.found += [path.stem for path in checkpoints(self.folder)]
+
+
+@pytest.mark.parametrize(
+    ("least_s", "accumulate", "steps"),
+    [
+        (0, 1, [2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        (5, 1, [6, 12, 18]),
+        (100, 1, []),
+        # Two seconds a step; after the second part of a batch alone, late or not.
+        (5, 2, [4, 8]),
+    ],
+)
+def test_checkpoints_are_written_no_sooner_than_asked(
+    tmp_path, monkeypatch, least_s, accumulate, steps
+):
+    clock = Clock(tmp_path, monkeypatch)
+    trainer = make_trainer(
+        run_dir=tmp_path,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
+        precision="32-true",
+        steps=STEPS // accumulate,
+        logger=None,
+        status=StatusFile(tmp_path),
+        what="steps",
+        accumulate=accumulate,
+    )
+    trainer.callbacks.insert(0, clock)
+    fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
+    assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]
