@@ -1,6 +1,8 @@
 """The stage that embeds images: real ones, their augmented views, or the pairs of a set."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +25,10 @@ from lightning_modules.sam_tuning import encode_features
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
 BATCH = {"cpu": 1, "cuda": 16}
-# A ViT's attention over 64x64 tokens takes 0.8 GB an image.
+# In fp32 a ViT's attention over 64x64 tokens takes 0.8 GB an image.
 LARGE_BATCH = {"cpu": 1, "cuda": 4}
+WRITERS = 8
+"""Files that are on their way to the disk at once, while the encoder works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,20 +92,35 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
     status = context.status()
     is_large = image_factor(config.backbone) > 1
     size = (LARGE_BATCH if is_large else BATCH)[device.type]
-    for start in range(0, len(items), size):
-        part = items[start : start + size]
-        frames = [_frame(context, prepared=prepared, item=item) for item in part]
-        embedding = _encoded(
-            run,
-            sam,
-            np.stack(frames),
-            valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
-            precision=config.encoder_precision,
-            device=device,
-        )
-        for item, each in zip(part, embedding, strict=True):
-            context.embeddings.write(item.key, each)
-        status.update("images", done=start + len(part), total=len(items))
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+
+    def frames_of(part: Sequence[_Item]) -> np.ndarray:
+        return np.stack([_frame(context, prepared=prepared, item=item) for item in part])
+
+    done, writing = 0, deque[Future[None]]()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writer:
+        ahead = reader.submit(frames_of, parts[0])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            frames = ahead.result()
+            if following is not None:
+                ahead = reader.submit(frames_of, following)
+            embedding = _encoded(
+                run,
+                sam,
+                frames,
+                valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
+                precision=config.encoder_precision,
+                device=device,
+            )
+            for item, each in zip(part, embedding, strict=True):
+                writing.append(writer.submit(context.embeddings.write, item.key, each))
+            # What waits for the disk is bounded, and an error of it ends the stage.
+            while len(writing) > 2 * WRITERS:
+                writing.popleft().result()
+            done += len(part)
+            status.update("images", done=done, total=len(items))
+        for each in writing:
+            each.result()
 
 
 def _encoded(

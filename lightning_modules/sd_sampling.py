@@ -14,6 +14,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
+from lightning_modules.captured import CapturedCall
 from lightning_modules.config_stable_diffusion import Solver, StableDiffusionSamplerConfig
 from lightning_modules.noise import guide
 from lightning_modules.randomness import keyed_randn
@@ -122,6 +123,21 @@ def draw_latents(
         latent_hw=latent_hw,
     )
     device = unet.conv_in.weight.device
+
+    def unet_pass(
+        inputs: torch.Tensor, timestep: torch.Tensor, embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        # diffusers scales peft's layers for this one pass.
+        lora = {"scale": sampler.lora_scale}
+        return unet(
+            inputs,
+            timestep,
+            encoder_hidden_states=embeddings,
+            cross_attention_kwargs=lora,
+            return_dict=False,
+        )[0]
+
+    network = CapturedCall(unet_pass) if device.type == "cuda" else unet_pass
     noise_shape = (LATENT_CHANNELS, *latent_hw)
     starts = range(0, len(seeds), sampler.batch_size)
     done, total = 0, len(starts) * sampler.num_inference_steps
@@ -142,8 +158,9 @@ def draw_latents(
         )
         for timestep in solver.timesteps:
             output = _predict(
-                unet,
+                network,
                 latents,
+                dtype=unet.dtype,
                 timestep=timestep,
                 embeddings=embeddings,
                 channels=channels,
@@ -203,9 +220,10 @@ def _branches(
 
 
 def _predict(
-    unet: UNet2DConditionModel,
+    network: Callable[..., torch.Tensor],
     latents: torch.Tensor,
     *,
+    dtype: torch.dtype,
     timestep: torch.Tensor,
     embeddings: torch.Tensor,
     channels: torch.Tensor | None,
@@ -219,15 +237,9 @@ def _predict(
     if channels is not None:
         inputs = torch.cat([inputs, channels], dim=1)
     # Autocast picks the dtype itself; float32 and bf16 weights may then lie side by side.
-    dtype = torch.float32 if torch.is_autocast_enabled(latents.device.type) else unet.dtype
-    output = unet(
-        inputs.to(dtype),
-        timestep,
-        encoder_hidden_states=embeddings.to(dtype),
-        # diffusers scales peft's layers for this one pass.
-        cross_attention_kwargs={"scale": sampler.lora_scale},
-        return_dict=False,
-    )[0].float()
+    if torch.is_autocast_enabled(latents.device.type):
+        dtype = torch.float32
+    output = network(inputs.to(dtype), timestep, embeddings.to(dtype)).float()
     if len(embeddings) == len(latents):
         return output
     unconditional, conditional = output.chunk(2)

@@ -6,10 +6,16 @@ import shutil
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention, Block
+from torch.nn.functional import scaled_dot_product_attention
 
 from lightning_modules import sam_attention
 from lightning_modules.config_sam import SegmenterConfig
-from lightning_modules.sam_attention import SdpaAttention, use_sdpa, use_stock_attention
+from lightning_modules.sam_attention import (
+    SdpaAttention,
+    attend_by_position,
+    use_sdpa,
+    use_stock_attention,
+)
 from lightning_modules.sam_backbones import tiny_vit_encoder
 from lightning_modules.sam_models import build_sam
 
@@ -113,3 +119,31 @@ def test_the_compiled_encoder_equals_the_plain_one():
     image = torch.randn(1, 3, encoder.img_size, encoder.img_size)
     compiled = torch.compile(encoder)(image)
     assert (compiled - encoder(image)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("size_hw", [(9, 12), (14, 14), (5, 3)])
+def test_positions_as_channels_equal_positions_as_a_bias(size_hw):
+    """Grids whose channels fused kernels take, and others; gradients reach all that is given."""
+    height, width = size_hw
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(2, 3, *shape, generator=generator).requires_grad_()
+
+    query, key, value = (drawn(height * width, 16) for _ in range(3))
+    by_row, by_column = drawn(height, width, height), drawn(height, width, width)
+    bias = (by_row[..., :, None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    found = attend_by_position(query, key, value, by_row=by_row, by_column=by_column)
+    assert found.shape == expected.shape
+    assert torch.allclose(found, expected, atol=1e-5)
+    given = (query, key, value, by_row, by_column)
+    pull = torch.linspace(-1, 1, expected.numel()).view_as(expected)
+    for one, other in zip(
+        torch.autograd.grad((found * pull).sum(), given),
+        torch.autograd.grad((expected * pull).sum(), given),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-4)
+    exchanged = attend_by_position(query, key, value, by_row=by_row.flip(-1), by_column=by_column)
+    assert not torch.allclose(exchanged, expected, atol=1e-2)
