@@ -54,7 +54,12 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
     # Graphs of several processes, or over parts of a batch, are more than they save.
     is_whole = context.shrink == 1 and context.config.trainer.devices == 1
-    module = SamModule(config, seed=seed, captures=is_whole)
+    module = SamModule(
+        config,
+        seed=seed,
+        captures=is_whole,
+        has_encoder=config.tuning != "decoder" or datamodule.embeddings is None,
+    )
     summary = trainable_summary(module.sam)
     held = (summary[f"{part}_bytes"] for part in ("weight", "gradient", "optimizer"))
     print(

@@ -14,37 +14,55 @@ MOST_SHAPES = 4
 """Shapes of inputs that are captured; each keeps its activations on the GPU for good."""
 
 
-class CapturedModule:
-    """Calls a module, by the graph that was captured where inputs of these shapes came before.
-
-    Gradients lie in the graph's own memory, which the next backward pass writes anew: clear them
-    (`set_to_none`) before each, and do not add them up over several.
+class CapturedStep:
+    """Calls a module for a loss and its gradients, by a graph for inputs of shapes seen before.
 
     Args:
-        make: Makes the module that is captured, over the same weights each time. It must draw no
-            random numbers and read no value back from the GPU.
+        make: Makes the module that is captured, over the same weights each time; the first of its
+            outputs is the loss. It must draw no random numbers and read no value back.
 
     Source:
-        torch.cuda.make_graphed_callables.
+        torch.cuda.graph; as torch.cuda.make_graphed_callables, which leaves it to autograd to hand
+        each weight its gradient.
     """
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         self._make = make
-        self._graphed: dict[tuple, Callable[..., Any]] = {}
+        self._captured: dict[tuple, _Capture] = {}
+        self._gradients: list[tuple[nn.Parameter, torch.Tensor]] = []
 
-    def __call__(self, *inputs: torch.Tensor) -> Any:
-        """What the module returns for inputs on a GPU; overwritten by the next call."""
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The module's outputs for inputs on a GPU, without gradients of their own.
+
+        Outputs and gradients are overwritten by the next call with inputs of these shapes.
+        """
         shapes = _shapes(inputs)
-        if shapes not in self._graphed:
-            if len(self._graphed) >= MOST_SHAPES:
-                return self._make()(*inputs)
-            self._graphed[shapes] = self._capture(inputs)
-        return self._graphed[shapes](*inputs)
+        if shapes not in self._captured:
+            if len(self._captured) >= MOST_SHAPES:
+                self._captured.clear()
+            self._captured[shapes] = _Capture(_with_gradients(self._make()), inputs)
+        outputs, self._gradients = self._captured[shapes].replay(inputs)
+        return outputs
 
-    def _capture(self, inputs: tuple[torch.Tensor, ...]) -> Callable[..., Any]:
-        sample = tuple(value.detach().clone() for value in inputs)
-        with _autocast_without_cache():
-            return torch.cuda.make_graphed_callables(self._make(), sample, allow_unused_input=True)
+    def give_gradients(self) -> None:
+        """Hand each weight the gradient of the last loss, in place of a backward pass."""
+        for parameter, gradient in self._gradients:
+            parameter.grad = gradient
+
+
+def _with_gradients(module: nn.Module) -> Callable[..., tuple]:
+    """A function that gives the module's outputs, and each weight with its gradient."""
+    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+    def call(*inputs: torch.Tensor) -> tuple:
+        with torch.enable_grad():
+            outputs = module(*inputs)
+            # A weight that nothing depends on keeps no gradient, as in a backward pass.
+            gradients = torch.autograd.grad(outputs[0], weights, allow_unused=True)
+        given = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
+        return tuple(output.detach() for output in outputs), given
+
+    return call
 
 
 class CapturedCall:
@@ -76,9 +94,7 @@ class CapturedCall:
 class _Capture:
     """One graph, and the memory that it reads and writes."""
 
-    def __init__(
-        self, function: Callable[..., torch.Tensor], inputs: tuple[torch.Tensor, ...]
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], inputs: tuple[torch.Tensor, ...]) -> None:
         self._inputs = tuple(value.clone() for value in inputs)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -92,7 +108,7 @@ class _Capture:
             with torch.cuda.graph(self._graph):
                 self._output = function(*self._inputs)
 
-    def replay(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def replay(self, inputs: tuple[torch.Tensor, ...]) -> Any:
         for own, given in zip(self._inputs, inputs, strict=True):
             own.copy_(given)
         self._graph.replay()

@@ -11,12 +11,13 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MeanMetric
 
-from lightning_modules.captured import CapturedModule
+from lightning_modules.captured import CapturedStep
 from lightning_modules.config_sam import LearningRateSchedule, PromptProtocol, SegmenterConfig
-from lightning_modules.errors import WeightsError, require_finite
+from lightning_modules.errors import WeightsError
+from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.prompts import drawn_boxes
-from lightning_modules.randomness import keyed_randint, keyed_seed
+from lightning_modules.randomness import keyed_randint, keyed_seed, seed_torch
 from lightning_modules.sam_models import BackboneSam, build_sam, decode, encode, encoder_input
 from lightning_modules.sam_tuning import (
     apply_tuning,
@@ -47,6 +48,8 @@ class SamModule(L.LightningModule):
         seed: Keys prompts, jitter and dropout.
         captures: On a GPU, replay the training step of a batch with embeddings as a CUDA graph:
             for decoder tuning in one process, without accumulated gradients.
+        has_encoder: Whether the image encoder is built and loaded; decoder tuning on embeddings
+            needs none.
 
     Raises:
         WeightsError: The pretrained weights are missing or others.
@@ -58,6 +61,7 @@ class SamModule(L.LightningModule):
         *,
         seed: int = 0,
         captures: bool = False,
+        has_encoder: bool = True,
     ) -> None:
         super().__init__()
         if isinstance(config, dict):
@@ -66,14 +70,15 @@ class SamModule(L.LightningModule):
         self.seed = seed
         # Plain types: a dataclass here makes Lightning refuse to resume from its checkpoints.
         self.save_hyperparameters({"config": asdict(config), "seed": seed})
-        self.sam = build_sam(config)
+        self.sam = build_sam(config, has_encoder=has_encoder)
         apply_tuning(self.sam, config, seed=seed)
         # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
         means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
         self.train_dice, self.val_dice, self.test_dice = means
         self.captures = captures and config.tuning == "decoder"
-        self._captured = CapturedModule(self._training_loss)
-        self._losses: list[torch.Tensor] = []
+        self._captured = CapturedStep(self._training_loss)
+        self._is_captured = False
+        self._watch = LossWatch(setting="segmenter.learning_rate")
 
     def forward(
         self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
@@ -141,35 +146,40 @@ class SamModule(L.LightningModule):
     def _step(self, batch: dict[str, Any], stage: Stage) -> torch.Tensor:
         mask, valid_hw = batch["mask"], batch["valid_hw"]
         if stage == "train":
-            is_captured = self.captures and mask.is_cuda and "embedding" in batch
-            loss_of = self._captured if is_captured else self._training_loss()
+            self._is_captured = self.captures and mask.is_cuda and "embedding" in batch
+            loss_of = self._captured if self._is_captured else self._training_loss()
             offsets, choice = self._drawn(batch)
         else:
             loss_of = BoxLoss(self.sam, prompts=("whole_image",))
             offsets, choice = valid_hw.new_zeros(len(mask), 4), valid_hw.new_zeros(len(mask))
         loss, dice = loss_of(self.embed(batch), mask, valid_hw, offsets, choice)
-        if stage == "train":
-            self._losses.append(loss.detach())
-        dice_metric = getattr(self, f"{stage}_dice")
-        dice_metric.update(dice.detach())
-        size = len(mask)
+        dice_metric, size = getattr(self, f"{stage}_dice"), len(mask)
+        dice_metric.update(dice)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=stage != "train")
-        self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
+        if stage == "train":
+            self._watch.add(loss, step=self.global_step, learning_rate=self._learning_rate())
+        else:
+            self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def _training_loss(self) -> "BoxLoss":
         return BoxLoss(self.sam, prompts=self.config.train_prompts)
 
+    def backward(self, loss: torch.Tensor, *args: Any, **named: Any) -> None:
+        """Hand out the gradients that a captured step has computed with its loss, or compute."""
+        if self._is_captured:
+            self._captured.give_gradients()
+        else:
+            super().backward(loss, *args, **named)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
-        """Refuse a loss that is not finite; by now a GPU is at work on the gradients already."""
-        for loss in self._losses:
-            require_finite(
-                loss.item(),
-                step=self.global_step,
-                learning_rate=self._learning_rate(),
-                setting="segmenter.learning_rate",
-            )
-        self._losses.clear()
+        """Refuse a loss that is not finite."""
+        self._watch.check()
+
+    def on_train_epoch_end(self) -> None:
+        """Judge what is left, and log the training's Dice once: at each step it takes time."""
+        self._watch.check(all_of_them=True)
+        self.log("train/dice", self.train_dice)
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the batch's loss under the drawn prompts."""
@@ -185,7 +195,7 @@ class SamModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
         """Seed dropout by where the run is, so that a resumed run drops the same."""
-        torch.manual_seed(keyed_seed(self.seed, self.global_step, batch_idx, "dropout"))
+        seed_torch(keyed_seed(self.seed, self.global_step, batch_idx, "dropout"))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW on the trainable weights; linear warm-up, then as `lr_schedule` says."""
@@ -217,7 +227,8 @@ class SamModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen weights out."""
+        """Leave the frozen weights out; a run must not go on from weights of a bad loss."""
+        self._watch.check(all_of_them=True)
         trainable = self._trainable_names()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trainable}

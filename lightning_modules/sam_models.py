@@ -51,7 +51,23 @@ class BackboneSam(Sam):
     backbone: Backbone = "lite"
 
 
-def build_sam(config: SegmenterConfig) -> BackboneSam:
+class AbsentEncoder(nn.Module):
+    """Stands where embeddings are at hand and no image is encoded."""
+
+    def __init__(self, img_size: int) -> None:
+        super().__init__()
+        self.img_size = img_size
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Refuse.
+
+        Raises:
+            RuntimeError: Always.
+        """
+        raise RuntimeError(f"no encoder was built, for an image {tuple(image.shape)} all the same")
+
+
+def build_sam(config: SegmenterConfig, *, has_encoder: bool = True) -> BackboneSam:
     """Build the network of a backbone with its weights, on the CPU, in eval mode.
 
     `tiny` and `vit_tiny` are small networks whose weights are random, the same on every call: they
@@ -59,6 +75,7 @@ def build_sam(config: SegmenterConfig) -> BackboneSam:
 
     Args:
         config: `backbone` and `weights_path` are read.
+        has_encoder: Without it the image encoder's weights are not loaded.
 
     Returns:
         A Sam whose frame is `FRAME_SIDE_PX[backbone]` square and whose encoder reads
@@ -73,9 +90,15 @@ def build_sam(config: SegmenterConfig) -> BackboneSam:
     if backbone == "lite":
         # Found before anything is built: a missing file is told at once.
         path = find_lite_weights(config.weights_path)
+        state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         with _own_random_state("lite"):
-            sam = _assemble(lite_image_encoder(), backbone=backbone)
-        sam.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"), strict=True)
+            if has_encoder:
+                encoder: nn.Module = lite_image_encoder()
+            else:
+                encoder = AbsentEncoder(IMAGE_SIDE_PX["lite"])
+                state = {k: v for k, v in state.items() if not k.startswith("image_encoder.")}
+            sam = _assemble(encoder, backbone=backbone)
+        sam.load_state_dict(state, strict=True)
     elif backbone == "tiny":
         with _own_random_state(TINY_ID):
             transformer = _transformer(depth=1, mlp_dim=256)
@@ -94,6 +117,8 @@ def build_sam(config: SegmenterConfig) -> BackboneSam:
         load_strictly(sam, state, path=path, backbone=backbone)
     else:
         raise ValueError(f"no backbone {backbone!r}")
+    if not has_encoder:
+        sam.image_encoder = AbsentEncoder(IMAGE_SIDE_PX[backbone])
     # Only now: TinyViT's eval() caches attention biases computed from the weights of that moment.
     return sam.eval()
 

@@ -32,7 +32,10 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             loaded: Any = load_file(path)
         else:
-            loaded = torch.load(path, weights_only=True, map_location="cpu")
+            # Mapped: what of a file is not used is not read.
+            loaded = torch.load(
+                path, weights_only=True, map_location="cpu", mmap=zipfile.is_zipfile(path)
+            )
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path}: holds more than weights, which is not run; save its state_dict() alone"

@@ -57,13 +57,13 @@ def fitted(tmp_path, *, captures: bool, precision: str) -> tuple[SamModule, list
     )
     module = SamModule(config, seed=3, captures=captures)
     losses = []
-    hook = module.on_before_optimizer_step
+    add = module._watch.add
 
-    def kept(optimizer):
-        losses.extend(loss.item() for loss in module._losses)
-        hook(optimizer)
+    def kept(loss, **given):
+        losses.append(loss.item())
+        add(loss, **given)
 
-    module.on_before_optimizer_step = kept
+    module._watch.add = kept
     trainer = L.Trainer(
         default_root_dir=tmp_path,
         accelerator="gpu",
@@ -84,8 +84,8 @@ def fitted(tmp_path, *, captures: bool, precision: str) -> tuple[SamModule, list
 def test_a_captured_training_gives_the_same_weights(tmp_path, precision, tolerance):
     eager, expected = fitted(tmp_path, captures=False, precision=precision)
     captured, losses = fitted(tmp_path, captures=True, precision=precision)
-    assert len(captured._captured._graphed) == 1
-    assert not eager._captured._graphed
+    assert len(captured._captured._captured) == 1
+    assert not eager._captured._captured
     assert losses == pytest.approx(expected, rel=tolerance)
     start = SamModule(captured.config).state_dict()
     moved = 0

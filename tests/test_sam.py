@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.geometry import image_to_frame, mask_to_frame, place
-from lightning_modules.config_sam import SegmenterConfig
-from lightning_modules.errors import WeightsError
+from lightning_modules.config_sam import FRAME_SIDE_PX, IMAGE_SIDE_PX, SegmenterConfig
+from lightning_modules.errors import NonFiniteLossError, WeightsError
 from lightning_modules.prompts import boxes_from_masks, jitter_boxes, whole_image_boxes
 from lightning_modules.sam import SamModule, learning_rate_factor
 from lightning_modules.sam_models import decode, encode
@@ -274,6 +274,62 @@ def test_loading_refuses_missing_and_unknown_weights():
         module.load_state_dict(without, strict=False)
     with pytest.raises(WeightsError, match=r"0 trainable weights missing, 1 unknown.*network\.a"):
         module.load_state_dict({**trainable, "network.a": torch.zeros(1)})
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight(tmp_path):
+    class Broken(StreamData):
+        def train_dataloader(self):
+            loader = super().train_dataloader()
+            loader.dataset.heads.items[0]["image"][...] = float("nan")
+            return loader
+
+    module = SamModule(make_config())
+    before = weights(module)
+    # Item 0 is in the first batch.
+    with pytest.raises(NonFiniteLossError, match=r"at step 0 .*lower segmenter.learning_rate"):
+        make_trainer(tmp_path, max_steps=2).fit(module, datamodule=Broken())
+    for name, value in weights(module).items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_training_dice_is_logged_over_all_items(tmp_path):
+    module, seen = SamModule(make_config()), []
+    update = module.train_dice.update
+    module.train_dice.update = lambda dice: (seen.extend(dice.tolist()), update(dice))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(module, datamodule=StreamData())
+    assert len(seen) == 8
+    assert trainer.callback_metrics["train/dice"].item() == pytest.approx(np.mean(seen), abs=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["lite", "tiny"])
+def test_without_an_encoder_embeddings_train_the_same(backbone):
+    """The decoder's weights are those of the whole network, and an image is refused."""
+    config = make_config(backbone=backbone)
+    whole, light = SamModule(config, seed=3), SamModule(config, seed=3, has_encoder=False)
+    assert not any(p.numel() for p in light.sam.image_encoder.parameters())
+    side, grid = FRAME_SIDE_PX[backbone], FRAME_SIDE_PX[backbone] // 4
+    mask = torch.zeros(2, 1, side, side)
+    mask[..., 5:30, 8:40] = 1
+    batch = {
+        "embedding": torch.randn(2, 256, grid, grid, generator=torch.Generator().manual_seed(0)),
+        "mask": mask,
+        "valid_hw": torch.tensor([[side, side], [side // 2, side]]),
+        "draw": torch.tensor([3, 4]),
+    }
+    losses = [module.training_step(batch) for module in (whole, light)]
+    assert torch.equal(losses[0], losses[1])
+    for loss in losses:
+        loss.backward()
+    for name, parameter in light.named_parameters():
+        other = whole.get_parameter(name)
+        assert (parameter.grad is None) == (other.grad is None), name
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
+    image = torch.zeros(2, 1, IMAGE_SIDE_PX[backbone], IMAGE_SIDE_PX[backbone])
+    with pytest.raises(RuntimeError, match="no encoder was built"):
+        light.embed(
+            {key: value for key, value in batch.items() if key != "embedding"} | {"image": image}
+        )
 
 
 def test_bf16_mixed_trains_on_the_cpu(tmp_path):
