@@ -1,6 +1,7 @@
 """The whole ablation: 7 amounts x 4 conditions, composed of parts, and a small one for real."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from experiments.bench_context import Bench
 from experiments.bench_encoder import fastest_encoder, published_encoders
@@ -8,7 +9,8 @@ from experiments.bench_finetune import (
     BATCH_SIZE,
     DECODER_STEP,
     EPOCHS,
-    PUBLISHED,
+    parts_of,
+    prefix_of,
     published_batch,
 )
 from experiments.bench_measure import Line, Ratio, Result, Timing, Value, steps_of
@@ -54,14 +56,10 @@ def embeddings_needed(amounts: Sequence[int], *, pairs: int, augment: AugmentCon
 
 def bench_ablation(bench: Bench) -> Result:
     """Seconds of 28 fine-tunes, and of a small ablation that was really run both ways."""
-    finetune, encoder = bench.run("finetune"), bench.run("encoder")
+    finetune = bench.run("finetune")
     steps = steps_in_all(PAPER_AMOUNTS, pairs=PAPER_PAIRS, epochs=EPOCHS, batch_size=BATCH_SIZE)
     embeddings = embeddings_needed(PAPER_AMOUNTS, pairs=PAPER_PAIRS, augment=AUGMENT)
-    fit = Line(
-        fixed_s=finetune.value("ours: fit, fixed part").value,
-        per_unit_s=finetune.value("ours: fit, a step of 5").value,
-    )
-    embed_s = finetune.value("ours: embed, an image").value
+    parts = parts_of(finetune)
     real, both = images_seen(PAPER_AMOUNTS, pairs=PAPER_PAIRS, epochs=EPOCHS)
     found = Result(
         name="ablation",
@@ -78,21 +76,31 @@ def bench_ablation(bench: Bench) -> Result:
         },
     )
     n_trials = 4 * len(PAPER_AMOUNTS)
-    ours = n_trials * fit.fixed_s + steps * fit.per_unit_s
 
-    def ratio(label: str, name: str, *, a_step: float, an_embedding: float) -> Ratio:
+    def ratio(label: str, name: str, *, a_step: float, fit: Line, an_embedding: float) -> Ratio:
         return Ratio(
             label=f"{label}, 28 fine-tunes",
             published_s=steps * a_step,
-            ours_s=ours + embeddings * an_embedding,
+            ours_s=n_trials * fit.fixed_s + steps * fit.per_unit_s + embeddings * an_embedding,
             how="composed",
             at_least=TARGETS.get((name, bench.device)),
         )
 
-    a_step = finetune.timing(PUBLISHED).per_unit_s
-    name = bench.backbone
-    found.ratios.append(ratio(name, name, a_step=a_step, an_embedding=embed_s))
-    _vit(bench, found, ratio=ratio, finetune=finetune, encoder=encoder)
+    measured = {bench.backbone: parts}
+    if bench.is_gpu:
+        measured[bench.vit] = parts_of(finetune, prefix=prefix_of(bench, bench.vit))
+    found.ratios += [
+        ratio(
+            name,
+            name,
+            a_step=each.published.per_unit_s,
+            fit=each.fit,
+            an_embedding=each.embed.per_unit_s,
+        )
+        for name, each in measured.items()
+    ]
+    if not bench.is_gpu:
+        _vit(bench, found, ratio=partial(ratio, fit=parts.fit), finetune=finetune)
     found.notes.append(
         "Composed: published = steps x a measured step; ours = 28 x a fit's fixed part + steps x a "
         f"step + every embedding once, up to {AUGMENT.n_views} views of an image under weak and "
@@ -109,9 +117,8 @@ def _vit(
     *,
     ratio: Callable[..., Ratio],
     finetune: Result,
-    encoder: Result,
 ) -> None:
-    name = bench.vit
+    name, encoder = bench.vit, bench.run("encoder")
     decoder_s = finetune.timing(DECODER_STEP).per_unit_s
     fastest = fastest_encoder(encoder, name).per_unit_s
     for theirs in published_encoders(encoder, name):

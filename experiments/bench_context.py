@@ -51,6 +51,25 @@ class Bench:
         """The large backbone, or the stand-in of tests."""
         return "vit_tiny" if self.quick else "vit_b"
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether there is a GPU to fill: sizes are larger there, and repeats more."""
+        return self.device == "cuda" and not self.quick
+
+    def weights(self, backbone: Backbone) -> str | None:
+        """Random weights of a large backbone as a file, as its stages read them; None for others.
+
+        On a GPU a large backbone runs through the real stages, not composed of parts.
+        """
+        if backbone != self.vit or self.quick:
+            return None
+        path = self.work / f"{backbone}.pth"
+        if not path.is_file():
+            from lightning_modules.sam_models import random_vit
+
+            torch.save(random_vit(backbone).state_dict(), path)
+        return str(path)
+
     def root(self) -> Path:
         """Folder of images in HC18's layout; phantoms are drawn once where none was given."""
         if self.data_root is not None:

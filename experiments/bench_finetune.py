@@ -1,5 +1,6 @@
 """A decoder fine-tune: the encoder in every step against embeddings that are computed once."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.bench_context import Bench
@@ -14,6 +15,7 @@ from experiments.bench_measure import (
     steps_of,
 )
 from experiments.bench_stages import TrialStages, first_images, with_steps
+from lightning_modules.config_sam import Backbone
 
 AMOUNTS = (5, 50, 500)
 EPOCHS, BATCH_SIZE = 20, 5
@@ -31,21 +33,12 @@ def bench_finetune(bench: Bench) -> Result:
         name="finetune",
         settings={"epochs": EPOCHS, "batch_size": BATCH_SIZE, "backbone": bench.backbone},
     )
-    steps, images = ((1, 3), (1, 4)) if bench.quick else ((2, 8), (1, 5))
-    _measure(bench, found, steps=steps, images=images)
-    fit, embed = our_lines(found, steps=steps, images=images)
-    found.values += [
-        Value(label="ours: fit, fixed part", value=fit.fixed_s, unit="s", how="composed"),
-        Value(label="ours: fit, a step of 5", value=fit.per_unit_s, unit="s", how="composed"),
-        Value(label="ours: embed, fixed part", value=embed.fixed_s, unit="s", how="composed"),
-        Value(label="ours: embed, an image", value=embed.per_unit_s, unit="s", how="composed"),
-    ]
-    published = Line(
-        fixed_s=found.timing(PUBLISHED_START).per_unit_s,
-        per_unit_s=found.timing(PUBLISHED).per_unit_s,
-    )
-    _ratios(found, bench.backbone, published=published, fit=fit, embed=embed, device=bench.device)
-    _vit(bench, found, fit=fit)
+    parts = _measured_parts(bench, found, backbone=bench.backbone)
+    _ratios(found, bench.backbone, parts, device=bench.device)
+    if bench.is_gpu:
+        _ratios(found, bench.vit, _measured_parts(bench, found, backbone=bench.vit), device="cuda")
+    else:
+        _composed_vit(bench, found, fit=parts.fit)
     found.notes.append(
         f"A fine-tune at N images is {EPOCHS} epochs in batches of {BATCH_SIZE}. Published: "
         "start + steps x a measured step. Ours: fixed parts + N x an embedding + steps x a step; "
@@ -55,14 +48,85 @@ def bench_finetune(bench: Bench) -> Result:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a fine-tune is made of: the published one by steps; ours by steps and by images."""
+
+    published: Line
+    fit: Line
+    embed: Line
+
+
+def parts_of(found: Result, *, prefix: str = "") -> Parts:
+    """The parts that `bench_finetune` measured.
+
+    Args:
+        found: Its result.
+        prefix: `prefix_of` the backbone.
+    """
+
+    def line(kind: str, unit: str) -> Line:
+        fixed_s, per_unit_s = (
+            found.value(f"{prefix}ours: {kind}, {part}").value for part in ("fixed part", unit)
+        )
+        return Line(fixed_s=fixed_s, per_unit_s=per_unit_s)
+
+    return Parts(
+        published=Line(
+            fixed_s=found.timing(prefix + PUBLISHED_START).per_unit_s,
+            per_unit_s=found.timing(prefix + PUBLISHED).per_unit_s,
+        ),
+        fit=line("fit", "a step of 5"),
+        embed=line("embed", "an image"),
+    )
+
+
+def prefix_of(bench: Bench, backbone: Backbone) -> str:
+    """What the labels of a backbone begin with; nothing for the small one."""
+    return "" if backbone == bench.backbone else f"{backbone}, "
+
+
+def _sizes(bench: Bench) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Two numbers of steps and two of images."""
+    if bench.quick:
+        return (1, 3), (1, 4)
+    return ((20, 220), (4, 16)) if bench.is_gpu else ((2, 8), (1, 5))
+
+
+def _measured_parts(bench: Bench, found: Result, *, backbone: Backbone) -> Parts:
+    steps, images = _sizes(bench)
+    prefix = prefix_of(bench, backbone)
+    _measure(bench, found, backbone=backbone, steps=steps, images=images)
+    lines = {
+        "fit": line_through(*(found.timing(prefix + FIT.format(n)) for n in steps)),
+        "embed": line_through(*(found.timing(prefix + EMBED.format(n)) for n in images)),
+    }
+    for kind, unit in (("fit", "a step of 5"), ("embed", "an image")):
+        line = lines[kind]
+        for label, value in (("fixed part", line.fixed_s), (unit, line.per_unit_s)):
+            label = f"{prefix}ours: {kind}, {label}"
+            found.values.append(Value(label=label, value=value, unit="s", how="composed"))
+    return parts_of(found, prefix=prefix)
+
+
 def _measure(
-    bench: Bench, found: Result, *, steps: tuple[int, int], images: tuple[int, int]
+    bench: Bench,
+    found: Result,
+    *,
+    backbone: Backbone,
+    steps: tuple[int, int],
+    images: tuple[int, int],
 ) -> None:
-    given, trial = _both(bench)
+    given = {"backbone": backbone, "weights": bench.weights(backbone), "device": bench.device}
+    prefix, count = prefix_of(bench, backbone), max(BATCH_SIZE, images[1])
+    overrides = [f"sweep.real_count=[{count}]"]
+    trial = TrialStages(bench, name=f"finetune-{backbone}", overrides=overrides, backbone=backbone)
     # In a store of its own: the fits need their embeddings all the time.
-    apart = TrialStages(bench, name="embed", overrides=["sweep.real_count=[5]"])
+    apart = TrialStages(bench, name=f"embed-{backbone}", overrides=overrides, backbone=backbone)
     fit = trial.node("fit")
     trial.run(trial.node("embed"))
+    names = [name for name, _ in trial.node("embed").content["images"]][:BATCH_SIZE]
+    batch = given | {"root": str(bench.root()), "names": names}
 
     def fitted(number: int, n_steps: int) -> float:
         node = with_steps(trial, fit, steps=n_steps, seed=number + 1)
@@ -73,46 +137,30 @@ def _measure(
         return apart.run(first_images(apart.node("embed"), n))["seconds"]
 
     def step(number: int) -> tuple[float, float]:
-        return bench.plain.call("step", **given, draw=BATCH_SIZE * (number + 1))
-
-    def build(_: int) -> tuple[float, float]:
-        return bench.plain.call("build", backbone=bench.backbone, device=bench.device)
+        return bench.plain.call("step", **batch, draw=BATCH_SIZE * (number + 1))
 
     ways = [
-        Way(label=PUBLISHED, unit="step", units=1, call=step),
-        Way(label=PUBLISHED_START, unit="network", units=1, call=build),
+        Way(label=prefix + PUBLISHED, unit="step", units=1, call=step),
+        Way(
+            label=prefix + PUBLISHED_START,
+            unit="network",
+            units=1,
+            call=lambda _: bench.plain.call("build", **given),
+        ),
     ]
     for n in images:
-        ways.append(
-            Way(label=EMBED.format(n), unit="image", units=n, call=lambda _, n=n: embedded(n))
-        )
+        label = prefix + EMBED.format(n)
+        ways.append(Way(label=label, unit="image", units=n, call=lambda _, n=n: embedded(n)))
     for n in steps:
-        ways.append(
-            Way(label=FIT.format(n), unit="step", units=n, call=lambda r, n=n: fitted(r, n))
-        )
-    found.timings += bench.measure(ways, repeats=2)
-
-
-def _both(bench: Bench) -> tuple[dict[str, Any], TrialStages]:
-    """What the published step is given, and our trial on the same images."""
-    trial = TrialStages(bench, name="finetune", overrides=["sweep.real_count=[5]"])
-    names = [name for name, _ in trial.node("embed").content["images"]]
-    return published_batch(bench, names), trial
+        label = prefix + FIT.format(n)
+        ways.append(Way(label=label, unit="step", units=n, call=lambda r, n=n: fitted(r, n)))
+    found.timings += bench.measure(ways, repeats=5 if bench.is_gpu else 2)
 
 
 def published_batch(bench: Bench, names: list[str]) -> dict[str, Any]:
     """The arguments of the plain process's step."""
     root, backbone, device = str(bench.root()), bench.backbone, bench.device
     return {"root": root, "names": names, "backbone": backbone, "device": device}
-
-
-def our_lines(
-    found: Result, *, steps: tuple[int, int], images: tuple[int, int]
-) -> tuple[Line, Line]:
-    """Fit by steps and embed by images, from their two measured sizes each."""
-    fit = [found.timing(FIT.format(n)) for n in steps]
-    embed = [found.timing(EMBED.format(n)) for n in images]
-    return line_through(*fit), line_through(*embed)
 
 
 def trial_seconds(n_images: int, *, published: Line, fit: Line, embed: Line) -> tuple[float, float]:
@@ -128,11 +176,9 @@ def trial_seconds(n_images: int, *, published: Line, fit: Line, embed: Line) -> 
     return published.seconds(steps), embed.seconds(n_images) + fit.seconds(steps)
 
 
-def _ratios(
-    found: Result, backbone: str, *, published: Line, fit: Line, embed: Line, device: str
-) -> None:
+def _ratios(found: Result, backbone: str, parts: Parts, *, device: str) -> None:
     for n_images in AMOUNTS:
-        theirs, ours = trial_seconds(n_images, published=published, fit=fit, embed=embed)
+        theirs, ours = trial_seconds(n_images, **vars(parts))
         seen = EPOCHS * n_images
         found.ratios.append(
             Ratio(
@@ -155,7 +201,7 @@ def _ratios(
         ]
 
 
-def _vit(bench: Bench, found: Result, *, fit: Line) -> None:
+def _composed_vit(bench: Bench, found: Result, *, fit: Line) -> None:
     """ViT-B from the encoder's own measurement: its decoder and embeddings are those of lite."""
     encoder = bench.run("encoder")
     name = bench.vit
@@ -167,7 +213,8 @@ def _vit(bench: Bench, found: Result, *, fit: Line) -> None:
         per_step = BATCH_SIZE * (theirs.per_unit_s + step.per_unit_s)
         published = Line(fixed_s=0.0, per_unit_s=per_step)
         before = len(found.ratios)
-        _ratios(found, name, published=published, fit=fit, embed=embed, device=bench.device)
+        parts = Parts(published=published, fit=fit, embed=embed)
+        _ratios(found, name, parts, device=bench.device)
         _rename(found, before, prefix=theirs.label.split(",")[0], name=name)
     found.notes.append(
         f"{name} is composed: published a step = 5 x (an encoder pass + transformers' decoder, "

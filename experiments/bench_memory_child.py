@@ -1,4 +1,4 @@
-"""The process that the memory benchmark measures: a fine-tune, then its peaks on the last line."""
+"""The process that the memory benchmark measures: a fine-tune, then its peaks in GiB."""
 
 import resource
 import sys
@@ -37,7 +37,9 @@ def write_embeddings(folder: Path, *, n: int, grid: int) -> EmbeddingSet:
 class _Loader(HC18DataModule):
     """The real module's loaders over images that were never files."""
 
-    def __init__(self, dataset: FrameDataset, *, side: int, steps: int, folder: Path) -> None:
+    def __init__(
+        self, dataset: FrameDataset, *, side: int, steps: int, folder: Path, resident_bytes: int
+    ) -> None:
         super().__init__(
             samples={},
             train_ids=[part.sample_ids[row] for part, row in dataset.rows],
@@ -49,6 +51,7 @@ class _Loader(HC18DataModule):
             n_batches=steps,
             seed=0,
             cache_dir=folder,
+            resident_bytes=resident_bytes,
         )
         self._datasets["train"] = dataset
 
@@ -80,17 +83,26 @@ def fine_tune(folder: Path, *, backbone: Backbone, device: str, n: int, steps: i
     for row in range(n):
         dataset[row]
     config = SegmenterConfig(backbone=backbone, batch_size=5, steps=steps)
-    module: LightningModule = SamModule(config)
+    # As the stage `fit` does.
+    is_gpu = device == "cuda"
+    module: LightningModule = SamModule(config, captures=is_gpu, has_encoder=False)
+    settings = TrainerConfig(accelerator="gpu" if is_gpu else "cpu")
     trainer = make_trainer(
         run_dir=folder / "run",
-        config=TrainerConfig(accelerator="gpu" if device == "cuda" else "cpu"),
+        config=settings,
         precision=config.precision,
         steps=steps,
         logger=None,
         status=StatusFile(folder / "run"),
         what="steps",
     )
-    loader = _Loader(dataset, side=side, steps=steps, folder=folder)
+    loader = _Loader(
+        dataset,
+        side=side,
+        steps=steps,
+        folder=folder,
+        resident_bytes=int(settings.resident_gib * 2**30) if is_gpu else 0,
+    )
     fit(trainer, module, loader, run_dir=folder / "run")
 
 
@@ -109,7 +121,7 @@ def main() -> None:
         fine_tune(Path(folder), backbone=backbone, device=device, n=int(images), steps=int(steps))
     else:
         published(Path(root), backbone=backbone, device=device, n=int(images))
-    print(imported, _peak_gib())
+    print(imported, _peak_gib(), torch.cuda.max_memory_allocated() / 2**30)
 
 
 def _peak_gib() -> float:

@@ -24,23 +24,40 @@ from lightning_modules.sam_models import build_sam, random_vit
 class Plain:
     """Networks are built outside of the time; each method gives the work to be timed."""
 
-    def build(self, *, backbone: Backbone, device: str) -> Callable[[], object]:
+    def build(
+        self, *, backbone: Backbone, device: str, weights: str | None = None
+    ) -> Callable[[], object]:
         """Build a network with its weights."""
-        return lambda: PublishedSam(SegmenterConfig(backbone=backbone), device=device)
+        config = SegmenterConfig(backbone=backbone, weights_path=weights)
+        return lambda: PublishedSam(config, device=device)
 
     def step(
-        self, *, root: str, names: list[str], backbone: Backbone, device: str, draw: int
+        self,
+        *,
+        root: str,
+        names: list[str],
+        backbone: Backbone,
+        device: str,
+        draw: int,
+        weights: str | None = None,
     ) -> Callable[[], object]:
         """Take one optimiser step on a batch."""
         samples = [_samples(root)[name] for name in names]
-        plain = _plain(backbone, device)
+        plain = _plain(backbone, device, weights)
         return lambda: plain.step(samples, draw=draw)
 
     def score(
-        self, *, root: str, name: str, backbone: Backbone, device: str, draw: int
+        self,
+        *,
+        root: str,
+        name: str,
+        backbone: Backbone,
+        device: str,
+        draw: int,
+        weights: str | None = None,
     ) -> Callable[[], object]:
         """Score an image under one box."""
-        sample, plain = _samples(root)[name], _plain(backbone, device)
+        sample, plain = _samples(root)[name], _plain(backbone, device, weights)
         return lambda: plain.score(sample, draw=draw)
 
     def encode(
@@ -94,8 +111,9 @@ def random_image(backbone: Backbone, *, batch: int, device: str) -> torch.Tensor
 
 
 @functools.cache
-def _plain(backbone: Backbone, device: str) -> PublishedSam:
-    return PublishedSam(SegmenterConfig(backbone=backbone), device=device)
+def _plain(backbone: Backbone, device: str, weights: str | None = None) -> PublishedSam:
+    config = SegmenterConfig(backbone=backbone, weights_path=weights)
+    return PublishedSam(config, device=device)
 
 
 @functools.cache

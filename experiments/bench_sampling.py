@@ -17,7 +17,7 @@ def bench_sampling(bench: Bench) -> Result:
     """Seconds an image of the pipeline at batch 1, and of ours at batch 1 and in a batch."""
     machine = bench.run("machine")
     steps = 2 if bench.quick else STEPS
-    batch = {"cuda": 16, "cpu": 2 if bench.quick else 4}[bench.device]
+    batch = {"cuda": 32, "cpu": 2 if bench.quick else 4}[bench.device]
     parts = make_parts(device=bench.device, quick=bench.quick)
     is_gpu = bench.device == "cuda"
     precision = "bf16" if is_gpu else "fp32"

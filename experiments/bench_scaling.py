@@ -4,7 +4,7 @@ import torch
 
 from experiments.bench_ablation import AUGMENT, PAPER_AMOUNTS, PAPER_PAIRS
 from experiments.bench_context import Bench
-from experiments.bench_finetune import BATCH_SIZE, EPOCHS, PUBLISHED, trial_seconds
+from experiments.bench_finetune import BATCH_SIZE, EPOCHS, parts_of, trial_seconds
 from experiments.bench_measure import Line, Ratio, Result, Value, Way, steps_of
 from experiments.schedule import Task, simulate
 from lightning_modules.config_sam import IMAGE_SIDE_PX, Backbone
@@ -17,15 +17,9 @@ IMAGES = (5, 50, 500, 1000)
 def bench_scaling(bench: Bench) -> Result:
     """Times over images, image size, trials and devices; all but the encoder composed."""
     finetune = bench.run("finetune")
-    fit = Line(
-        fixed_s=finetune.value("ours: fit, fixed part").value,
-        per_unit_s=finetune.value("ours: fit, a step of 5").value,
-    )
-    embed = Line(
-        fixed_s=finetune.value("ours: embed, fixed part").value,
-        per_unit_s=finetune.value("ours: embed, an image").value,
-    )
-    published = Line(fixed_s=0.0, per_unit_s=finetune.timing(PUBLISHED).per_unit_s)
+    parts = parts_of(finetune)
+    fit, embed = parts.fit, parts.embed
+    published = Line(fixed_s=0.0, per_unit_s=parts.published.per_unit_s)
     found = Result(name="scaling", settings={"devices": list(DEVICES)})
     for n_images in IMAGES:
         theirs, ours = trial_seconds(n_images, published=published, fit=fit, embed=embed)

@@ -18,14 +18,17 @@ from experiments.nodes import Node
 from experiments.plan import make_plan
 from experiments.recipe import load_config
 from experiments.store import RunStore, write_done, write_started
+from lightning_modules.config_sam import Backbone
 
 IMAGES = 24
 """Images of the data that are used, where there are more."""
 N_TEST = 6
 
 
-def common_overrides(bench: Bench, *, name: str) -> list[str]:
+def common_overrides(bench: Bench, *, name: str, backbone: Backbone | None = None) -> list[str]:
     """Settings of every trial here: data, split, backbone, batch, and a store below the bench's."""
+    backbone = backbone or bench.backbone
+    weights = bench.weights(backbone)
     return [
         f"data.root={bench.root()}",
         f"data.subset.n_images={'null' if bench.quick else IMAGES}",
@@ -36,7 +39,9 @@ def common_overrides(bench: Bench, *, name: str) -> list[str]:
         f"store.root={bench.work / name}",
         f"trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'}",
         "wandb.mode=disabled",
-        f"segmenter.backbone={bench.backbone}",
+        f"segmenter.backbone={backbone}",
+        f"segmenter.weights_path={weights or 'null'}",
+        f"segmenter.encoder_precision={'bf16' if bench.device == 'cuda' else 'fp32'}",
         "segmenter.batch_size=5",
         "evaluation.prompts=[jittered_box]",
         "evaluation.jitter_draws=5",
@@ -51,10 +56,18 @@ class TrialStages:
         bench: Its data and folder.
         name: Its store's folder below the bench's.
         overrides: Changes to the default recipe.
+        backbone: None for the bench's small one.
     """
 
-    def __init__(self, bench: Bench, *, name: str, overrides: Sequence[str]) -> None:
-        words = [*common_overrides(bench, name=name), *overrides]
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        name: str,
+        overrides: Sequence[str],
+        backbone: Backbone | None = None,
+    ) -> None:
+        words = [*common_overrides(bench, name=name, backbone=backbone), *overrides]
         self.config = load_config(None, words)
         self.data = load_data(self.config)
         self.store = RunStore(Path(self.config.store.root))
