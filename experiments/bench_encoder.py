@@ -41,13 +41,14 @@ def _small(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
     ways = [
         _stock_way(bench, f"{name} stock, fp32", name, batch=batch),
         _way(f"{name} folded and channels last, fp32", fast, last),
-        _way(f"{name} folded and channels last, bf16", fast, last, bf16=True),
     ]
+    if _bf16_pays(bench, found, name=name, machine=machine):
+        ways.append(_way(f"{name} folded and channels last, bf16", fast, last, bf16=True))
     timings = bench.measure(ways, repeats=2 if bench.quick else 3)
     found.timings += timings
     found.ratios += [
-        _ratio(f"{name} encoder, fp32", timings[0], timings[1]),
-        _ratio(f"{name} encoder, bf16", timings[0], timings[2]),
+        _ratio(f"{name} encoder, {precision}", timings[0], ours)
+        for precision, ours in zip(("fp32", "bf16"), timings[1:], strict=False)
     ]
     operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
     _shares(found, timings[:2], operations=operations, machine=machine)
@@ -62,15 +63,8 @@ def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
         _stock_way(bench, f"{name} stock, fp32", name, batch=batch),
         _way(f"{name} SDPA, fp32", fast, image),
     ]
-    half, full = (machine.value(f"matrix product, {p}").value for p in ("bf16", "fp32"))
-    if bench.quick or half > full:
+    if _bf16_pays(bench, found, name=name, machine=machine):
         ways.append(_way(f"{name} SDPA, bf16", fast, image, bf16=True))
-    else:
-        found.notes.append(
-            f"{name} in bf16 was left out: this processor's matrix product reaches {half:.3g} "
-            f"GFLOP/s in bf16 and {full:.3g} in fp32, so bf16 cannot pay and its target is not "
-            "reached here."
-        )
     if name == "vit_b":
         label = "vit_b of transformers, fp32"
         ways.insert(1, _stock_way(bench, label, name, batch=batch, library="transformers"))
@@ -92,6 +86,19 @@ def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
         found.ratios.append(_ratio(f"{name} encoder, bf16", stock_time, ours, target=3.0))
     operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
     _shares(found, timings, operations=operations, machine=machine)
+
+
+def _bf16_pays(bench: Bench, found: Result, *, name: Backbone, machine: Result) -> bool:
+    """Whether to measure bf16 at all; where not, a note says why."""
+    half, full = (machine.value(f"matrix product, {p}").value for p in ("bf16", "fp32"))
+    if bench.quick or half > full:
+        return True
+    found.notes.append(
+        f"{name} in bf16 was left out: this processor's matrix product reaches {half:.3g} "
+        f"GFLOP/s in bf16 and {full:.3g} in fp32, so bf16 cannot pay and a target for it is not "
+        "reached here."
+    )
+    return False
 
 
 def fastest_encoder(encoder: Result, name: Backbone) -> Timing:

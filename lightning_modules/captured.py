@@ -59,7 +59,12 @@ def _with_gradients(module: nn.Module) -> Callable[..., tuple]:
             outputs = module(*inputs)
             # A weight that nothing depends on keeps no gradient, as in a backward pass.
             gradients = torch.autograd.grad(outputs[0], weights, allow_unused=True)
-        given = [(w, g) for w, g in zip(weights, gradients, strict=True) if g is not None]
+        given = [
+            # A fused optimiser wants a gradient laid out as its weight is.
+            (weight, torch.empty_like(weight).copy_(gradient))
+            for weight, gradient in zip(weights, gradients, strict=True)
+            if gradient is not None
+        ]
         return tuple(output.detach() for output in outputs), given
 
     return call

@@ -78,6 +78,7 @@ class SamModule(L.LightningModule):
         self.captures = captures and config.tuning == "decoder"
         self._captured = CapturedStep(self._training_loss)
         self._is_captured = False
+        self._last_loss: torch.Tensor | None = None
         self._watch = LossWatch(setting="segmenter.learning_rate")
 
     def forward(
@@ -155,12 +156,19 @@ class SamModule(L.LightningModule):
         loss, dice = loss_of(self.embed(batch), mask, valid_hw, offsets, choice)
         dice_metric, size = getattr(self, f"{stage}_dice"), len(mask)
         dice_metric.update(dice)
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=stage != "train")
         if stage == "train":
             self._watch.add(loss, step=self.global_step, learning_rate=self._learning_rate())
+            self._last_loss = loss.detach()
+            if self._has_loggers():
+                self.log("train/loss", loss, batch_size=size)
         else:
+            self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
             self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    def _has_loggers(self) -> bool:
+        """Whether each step's loss is for anybody; to log it takes as long as a GPU's step."""
+        return self._trainer is not None and bool(self.trainer.loggers)
 
     def _training_loss(self) -> "BoxLoss":
         return BoxLoss(self.sam, prompts=self.config.train_prompts)
@@ -177,9 +185,11 @@ class SamModule(L.LightningModule):
         self._watch.check()
 
     def on_train_epoch_end(self) -> None:
-        """Judge what is left, and log the training's Dice once: at each step it takes time."""
+        """Judge what is left, and log what need not be logged at every step."""
         self._watch.check(all_of_them=True)
         self.log("train/dice", self.train_dice)
+        if self._last_loss is not None and not self._has_loggers():
+            self.log("train/loss", self._last_loss)
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the batch's loss under the drawn prompts."""

@@ -131,19 +131,20 @@ def random_vit(backbone: Backbone) -> BackboneSam:
 
 
 @torch.no_grad()
-def for_inference(image_encoder: nn.Module) -> nn.Module:
-    """Copy a frozen encoder into a form that only computes faster.
+def for_inference(image_encoder: nn.Module, *, in_place: bool = False) -> nn.Module:
+    """Bring a frozen encoder into a form that only computes faster.
 
     Batch norms that follow a convolution are folded into it, and weights lie channels-last: half
     the time on a CPU.
 
     Args:
-        image_encoder: A backbone's encoder; it is not changed.
+        image_encoder: A backbone's encoder.
+        in_place: Change it instead of a copy.
 
     Returns:
-        A copy in eval mode, equal to the original to 1e-5; its state dict has other names.
+        It in eval mode, equal to the original to 1e-5; its state dict has other names.
     """
-    copied = copy.deepcopy(image_encoder).eval()
+    copied = (image_encoder if in_place else copy.deepcopy(image_encoder)).eval()
     for parent in list(copied.modules()):
         for name, child in list(parent.named_children()):
             # TinyViT's convolution with its batch norm brings its own folding.

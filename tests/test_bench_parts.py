@@ -13,6 +13,7 @@ from datamodules.frames import FrameDataset
 from datamodules.prepared import prepare_images
 from datamodules.samples import read_hc18
 from datamodules.storage import files_sha256
+from experiments import bench_machine
 from experiments.bench_ablation import embeddings_needed, images_seen, steps_in_all
 from experiments.bench_data import break_even
 from experiments.bench_encoder import encoder_flops
@@ -211,3 +212,12 @@ def test_a_published_step_trains_the_decoder_alone(samples):
     row = plain.score(samples[0], draw=0)
     assert row["sample_id"] == samples[0].sample_id
     assert 0 <= row["dice"] <= 1
+
+
+def test_a_product_that_takes_minutes_is_made_smaller(monkeypatch):
+    times = iter([10.0, 10.01])
+    monkeypatch.setattr(bench_machine.time, "perf_counter", lambda: next(times))
+    # 0.01 s at 256: 5.1 s at 2048, 0.64 s at 1024.
+    assert bench_machine.affordable_side(2048, dtype=torch.float32, device="cpu") == 1024
+    times = iter([10.0, 10.001])
+    assert bench_machine.affordable_side(2048, dtype=torch.float32, device="cpu") == 2048
