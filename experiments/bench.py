@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from datamodules.storage import write_atomic, write_json
 from experiments.bench_measure import Result, as_json, from_json
 from experiments.bench_table import bench_table
-from experiments.provenance import code_state, machine, provenance
+from experiments.provenance import code_state, machine, provenance, used_gpu
 
 SCHEMA_VERSION = 1
 JSON_NAME = "bench.json"
@@ -206,7 +206,8 @@ class _Run:
         return {
             "schema": SCHEMA_VERSION,
             "date": self.date,
-            "machine": machine() | {"device": self.device, "threads": self.threads},
+            "machine": machine()
+            | {"device": self.device, "threads": self.threads, "gpu": used_gpu().get("gpu")},
             "versions": provenance()["versions"],
             "code": code_state(),
             "settings": {

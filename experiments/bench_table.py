@@ -21,7 +21,7 @@ def bench_table(content: dict[str, Any], results: Sequence[Result]) -> str:
     machine, settings = content["machine"], content["settings"]
     lines = [
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
-        f"{machine['memory_gib']} GiB, device {machine['device']}; torch "
+        f"{machine['memory_gib']} GiB, device {machine.get('gpu') or machine['device']}; torch "
         f"{content['versions']['torch']}; {settings['images']}; {content['date'][:10]}, "
         f"commit {str(content['code']['git_sha'])[:10]}.",
     ]

@@ -59,11 +59,13 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
             lines.append("| " + " | ".join([*cells[:-1], note or cells[-1]]) + " |")
         lines.append("")
     host, seconds, memory, started = machine(), 0.0, 0.0, []
+    gpus: set[str] = set()
     for run in sweep.runs.values():
         folder = sweep.store.run_dir(run.node.stage, run.node.id)
         if run.state in ("done", "reused"):
             result = sweep.store.result(run.node.stage, run.node.id)
             seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
+            gpus |= {result["gpu"]} if "gpu" in result else set()
             started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
     spent = clock(seconds)
     unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
@@ -71,6 +73,6 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
     lines.append(
         f"`{command}`: {len(sweep.plan.grid)} trials, {spent} ({unit}) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
-        f"{host['cpu']}; commit {commits}."
+        f"{host['cpu']}{''.join(f', {gpu}' for gpu in sorted(gpus))}; commit {commits}."
     )
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.config import resolved
 from experiments.context import StageContext
-from experiments.provenance import provenance
+from experiments.provenance import provenance, used_gpu
 from experiments.store import FailureKind, hold, write_done, write_failed, write_started
 
 STOPPED = 128 + signal.SIGTERM
@@ -103,6 +103,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 "seconds": round(time.time() - started, 2),
                 "cpu_seconds": round(time.process_time() - cpu_started, 2),
                 "peak_memory_mib": round(peak, 1),
+                **used_gpu(),
             },
         )
     except BaseException as error:
