@@ -47,17 +47,10 @@ class Plain:
         return lambda: plain.step(samples, draw=draw)
 
     def score(
-        self,
-        *,
-        root: str,
-        name: str,
-        backbone: Backbone,
-        device: str,
-        draw: int,
-        weights: str | None = None,
+        self, *, root: str, name: str, backbone: Backbone, device: str, draw: int
     ) -> Callable[[], object]:
         """Score an image under one box."""
-        sample, plain = _samples(root)[name], _plain(backbone, device, weights)
+        sample, plain = _samples(root)[name], _plain(backbone, device)
         return lambda: plain.score(sample, draw=draw)
 
     def encode(

@@ -9,6 +9,9 @@ from datamodules.ellipse import fit_ellipse, perimeter_px
 
 PAPER_SIDE_PX = 256
 """The paper scores in a 256x256 squashed frame."""
+TREE_SHARE = 0.03
+"""Boundaries of a larger share of the pixels, as noise has, are met faster by a distance transform
+of all pixels than by a tree of theirs."""
 
 
 def dice_score(pred_mask: np.ndarray, target: np.ndarray) -> float:
@@ -78,11 +81,11 @@ def hausdorff_distance_mm(
         return 0.0
     if not pred_mask.any() or not target.any():
         return float("inf")
-    pred_boundary, boundary = _boundary_points(pred_mask), _boundary_points(target)
-    # A boundary has a thousand pixels where an image has half a million.
-    to_target_px = KDTree(boundary).query(pred_boundary)[0].max()
-    to_pred_px = KDTree(pred_boundary).query(boundary)[0].max()
-    return float(max(to_target_px, to_pred_px)) * pixel_size_mm
+    rows, columns = _bounding_box(pred_mask | target)
+    # Outside the masks there is nothing to measure, and a head fills a third of its image.
+    boundaries = _boundary(pred_mask[rows, columns]), _boundary(target[rows, columns])
+    far_px = max(_farthest_px(*boundaries), _farthest_px(*boundaries[::-1]))
+    return far_px * pixel_size_mm
 
 
 def head_circumference_mm(mask: np.ndarray, *, pixel_size_mm: float) -> float:
@@ -158,12 +161,19 @@ def _bounding_box(mask: np.ndarray, *, margin: int = 0) -> tuple[slice, slice]:
     return spans[0], spans[1]
 
 
-def _boundary_points(mask: np.ndarray) -> np.ndarray:
-    """Rows and columns (N, 2) of the foreground pixels that touch the background by a side."""
-    rows, columns = _bounding_box(mask)
-    framed = np.pad(mask[rows, columns], 1)
+def _boundary(mask: np.ndarray) -> np.ndarray:
+    """Foreground pixels that share a side with the background or the outside."""
+    framed = np.pad(mask, 1)
     inner = framed[:-2, 1:-1] & framed[2:, 1:-1] & framed[1:-1, :-2] & framed[1:-1, 2:]
-    return np.argwhere(framed[1:-1, 1:-1] & ~inner) + np.array([rows.start, columns.start])
+    return mask & ~inner
+
+
+def _farthest_px(boundary: np.ndarray, other: np.ndarray) -> float:
+    """Largest distance from a pixel of one boundary to the nearest of the other, both not empty."""
+    points, others = np.argwhere(boundary), np.argwhere(other)
+    if len(points) + len(others) > TREE_SHARE * boundary.size:
+        return float(ndimage.distance_transform_edt(~other)[boundary].max())
+    return float(KDTree(others).query(points)[0].max())
 
 
 def _as_pair(pred_mask: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

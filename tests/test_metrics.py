@@ -9,6 +9,7 @@ from skimage.metrics import hausdorff_distance
 from skimage.segmentation import find_boundaries
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
+from lightning_modules import metrics
 from lightning_modules.metrics import (
     dice_at_256,
     dice_score,
@@ -96,6 +97,17 @@ def test_hausdorff_by_hand():
     inner[15:35, 25:55] = True
     expected = pytest.approx(5 * math.sqrt(2))
     assert hausdorff_distance_mm(outer, inner, pixel_size_mm=1) == expected
+
+
+@pytest.mark.parametrize("density", [0.002, 0.3, 0.9])
+def test_hausdorff_by_a_tree_equals_that_by_a_distance_transform(monkeypatch, density):
+    rng = np.random.default_rng(5)
+    pred, target = rng.random((40, 70)) < density, rng.random((40, 70)) < 0.1
+    found = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(metrics, "TREE_SHARE", share)
+        found.append(hausdorff_distance_mm(pred, target, pixel_size_mm=0.3))
+    assert found[0] == found[1] > 0
 
 
 def test_hausdorff_is_between_boundaries_not_between_filled_masks():
