@@ -32,10 +32,11 @@ BENCHMARKS: dict[str, str] = {
     "startup": "the sweep's own time, and the start of a process",
     "ablation": "the whole 7-amount x 4-condition ablation",
     "scaling": "growth with images, image size, trials and devices",
-    "views": "embedded views against fresh augmentation, in Dice and time (two hours)",
+    "views": "embedded views against fresh augmentation, in Dice and time (an hour)",
+    "views100": "the same at 100 images (more than an hour)",
 }
 """What there is, in the order of a run; each is `bench_NAME` in the module of that name."""
-ONLY_BY_NAME = ("views",)
+ONLY_BY_NAME = ("views", "views100")
 """Benchmarks that a run without names leaves out."""
 
 

@@ -46,19 +46,6 @@ FEW = Sizes(
         "segmenter.steps=60",
     ),
 )
-MANY = Sizes(
-    name="views100",
-    n_images=100,
-    supports=(0, 1),
-    views=(2, 4),
-    words=(
-        "data.subset.n_images=null",
-        "split.test=40",
-        "split.val=5",
-        "split.train=null",
-        "segmenter.steps=180",
-    ),
-)
 QUICK = Sizes(
     name="views",
     n_images=3,
@@ -83,19 +70,18 @@ def bench_views(bench: Bench) -> Result:
     Raises:
         InputError: There is no real data; Dice on phantoms would choose nothing.
     """
+    return compare_views(bench, QUICK if bench.quick else FEW, name="views")
+
+
+def compare_views(bench: Bench, sizes: Sizes, *, name: str) -> Result:
+    """The same at sizes that are given; see `bench_views`."""
     if bench.data_root is None and not bench.quick:
-        raise InputError("benchmark views needs real images: give --root or HC18_ROOT")
-    all_sizes = [QUICK] if bench.quick else [FEW, MANY]
-    found = Result(name="views", settings={"sizes": [asdict(sizes) for sizes in all_sizes]})
-    rows = {
-        (sizes.name, views): _rows(bench, sizes, views)
-        for sizes in all_sizes
-        for views in (*map(str, sizes.views), FRESH)
-    }
+        raise InputError(f"benchmark {name} needs real images: give --root or HC18_ROOT")
+    found = Result(name=name, settings={"sizes": asdict(sizes)})
+    views = (*map(str, sizes.views), FRESH)
+    rows = {each: _rows(bench, sizes, each) for each in views}
     # After all sweeps: the mean cost of an embedding is of them all.
-    for sizes in all_sizes:
-        mine = {views: each for (name, views), each in rows.items() if name == sizes.name}
-        _compare(found, sizes, mine, store=bench.keep / "views" / "store")
+    _compare(found, sizes, rows, store=bench.keep / "views" / "store")
     found.notes.append(
         "Fresh augmentation stands in the place of the published way, at our step's speed. Seconds "
         "are the processor's, of every process: a fit, and K embeddings an image at the mean cost "

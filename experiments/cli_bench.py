@@ -22,7 +22,9 @@ IN_CHILD = "SONOSWEEP_BENCH"
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Benchmarks; without a name all but views."),
+        typer.Argument(
+            metavar="[NAME]...", help="Benchmarks; without a name all but those of an hour."
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench.json and the table.")] = Path(
         "runs/bench"
