@@ -23,7 +23,7 @@ def bench(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME]...", help="Benchmarks; without a name all but those of an hour."
+            metavar="[NAME]...", help="Benchmarks; else all but those of hours."
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench.json and the table.")] = Path(
