@@ -22,9 +22,7 @@ IN_CHILD = "SONOSWEEP_BENCH"
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...", help="Benchmarks; else all but those of hours."
-        ),
+        typer.Argument(metavar="[NAME]...", help="Benchmarks; else all but those of hours."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of bench.json and the table.")] = Path(
         "runs/bench"

@@ -42,7 +42,9 @@ class TrainerConfig:
             ("resident_gib", 0),
         ):
             if not least <= getattr(self, name) < math.inf:
-                raise ValueError(f"trainer.{name}={getattr(self, name)}: at least {least}")
+                raise ValueError(
+                    f"trainer.{name}={getattr(self, name)}: a finite number, at least {least}"
+                )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
 
