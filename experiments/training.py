@@ -46,7 +46,7 @@ class PacedCheckpoint(ModelCheckpoint):
     """Checkpoints every so many steps, where the last one is long enough ago.
 
     Args:
-        least_s: Seconds between two of them; the first may be written at once.
+        least_s: Seconds between two of them, and before the first.
         settings: Of ModelCheckpoint.
     """
 

@@ -187,8 +187,11 @@ class SamModule(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Judge what is left, and log what need not be logged at every step."""
         self._watch.check(all_of_them=True)
+        if self._last_loss is None:
+            # A resumed run had no step left to take.
+            return
         self.log("train/dice", self.train_dice)
-        if self._last_loss is not None and not self._has_loggers():
+        if not self._has_loggers():
             self.log("train/loss", self._last_loss)
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
