@@ -5,13 +5,12 @@ It is written at every start, so its age is that of the sweep's last use.
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
-from experiments.nodes import Plan
 
 PLAN_NAME = "plan.json"
 LAYOUT = 1
@@ -64,37 +63,6 @@ class PlanFile:
     def keys(self) -> set[str]:
         """Keys of all stages."""
         return {stage.key for stage in self.stages}
-
-
-def planned(plan: Plan) -> PlanFile:
-    """What `plan.json` holds of a plan."""
-    stages = tuple(
-        PlannedStage(
-            key=key,
-            label=node.label,
-            stage=node.stage,
-            steps=node.steps,
-            upstream=tuple(dict.fromkeys(node.upstream.values())),
-        )
-        for key, node in plan.nodes.items()
-    )
-    trials = tuple(
-        PlannedTrial(
-            id=spec.id,
-            name=spec.name,
-            condition=spec.condition,
-            real_fraction=spec.real_fraction,
-            n_real=spec.n_real,
-            support=spec.support,
-            seed=spec.seed,
-            generator_seed=spec.generator_seed,
-            fold=spec.fold,
-            is_control=spec.is_control,
-            keys=tuple(spec.keys),
-        )
-        for spec in plan.trials
-    )
-    return PlanFile(stages=stages, trials=trials)
 
 
 def write_plan(folder: Path, plan: PlanFile) -> None:
@@ -153,27 +121,6 @@ def check_layout(content: Any, path: Path, *, known: int) -> None:
         )
 
 
-def record_plan(folder: Path, plan: Plan) -> str | None:
-    """Write a sweep's plan over the one of its last start.
-
-    Box figures made since are kept: no grid has their stage.
-
-    Returns:
-        One line on what changed in between, or None.
-
-    Raises:
-        NewerLayoutError: If a newer version wrote the old one.
-    """
-    new = planned(plan)
-    old = _known_plan(folder)
-    if old is not None:
-        extra = [s for s in old.stages if s.stage == OUTSIDE_THE_GRID and s.key not in new.keys]
-        kept = [stage for stage in extra if new.keys.issuperset(stage.upstream)]
-        new = replace(new, stages=(*new.stages, *kept))
-    write_plan(folder, new)
-    return None if old is None else plan_changes(old, new)
-
-
 def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
     """One line on what a changed recipe does to a sweep; None where nothing changed."""
     for what, before, now in (
@@ -194,16 +141,6 @@ def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
 
 def _grid_keys(plan: PlanFile) -> set[str]:
     return {stage.key for stage in plan.stages if stage.stage != OUTSIDE_THE_GRID}
-
-
-def _known_plan(folder: Path) -> PlanFile | None:
-    """The plan of the last start; None where there is none or nobody could read it."""
-    try:
-        return read_plan(folder)
-    except NewerLayoutError:
-        raise
-    except InputError:
-        return None
 
 
 def _count(found: Collection[str], what: str, then: str) -> str:

@@ -17,7 +17,7 @@ from experiments.data import Data, load_data, write_splits
 from experiments.devices import check_devices
 from experiments.nodes import Plan
 from experiments.plan import make_plan
-from experiments.plan_file import record_plan
+from experiments.plan_record import record_plan
 from experiments.progress import LiveProgress
 from experiments.store import RunStore, hold, read_failure
 from experiments.store_guard import claim_store, use_sweep

@@ -14,7 +14,8 @@ from wandb_server import WandbServer
 from datamodules.errors import InputError
 from experiments.config import resolved
 from experiments.dashboard import dashboard_command, find_runs, make_view, push_sweep, short_name
-from experiments.plan_file import planned, write_plan
+from experiments.plan_file import write_plan
+from experiments.plan_record import planned
 from experiments.wandb_summary import log_sweep
 
 STAGE_RUN = """

@@ -16,11 +16,10 @@ from experiments.plan_file import (
     NewerLayoutError,
     PlanFile,
     plan_changes,
-    planned,
     read_plan,
-    record_plan,
     write_plan,
 )
+from experiments.plan_record import planned, record_plan
 from experiments.recipe import load_config
 from experiments.store_guard import check_version, claim_store
 
