@@ -41,7 +41,7 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
         for key in spec.score_keys.values():
             run = sweep.runs[key]
             if run.state in ("done", "reused"):
-                parts.append(_rows(sweep, run).assign(**_axes(spec_axes(spec))))
+                parts.append(_rows(sweep, run).assign(**spec_axes(spec)))
     if not parts:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
@@ -194,7 +194,3 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
 def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
     path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
     return read_rows(path)
-
-
-def _axes(axes: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in axes.items() if key not in ("test_cohort", "prompt")}
