@@ -1,4 +1,6 @@
-"""Where and how stages run: nothing here changes what they compute. Torch-free."""
+"""Where and how stages run: nothing here changes what they compute, but for parts of a U-Net's
+batch. Torch-free.
+"""
 
 import math
 from dataclasses import dataclass, field
@@ -7,7 +9,8 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class TrainerConfig:
-    """Where and how training runs. Nothing here changes what is computed beyond rounding."""
+    """Where and how training runs. Nothing here changes what is computed beyond rounding, but for
+    `batch_parts` of a U-Net."""
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Lightning's accelerator."""
@@ -16,8 +19,9 @@ class TrainerConfig:
     as large as it is, shared between them. Other stages use one."""
     batch_parts: int = 1
     """Parts in which a batch is computed, one after the other, to save memory: gradients add up
-    over them, and the optimiser's step is the same. The next smaller divisor of a batch is taken;
-    where memory runs out all the same, a stage takes more by itself."""
+    over them, and the optimiser's step is the same, but for the U-Net's: its batch normalisation
+    takes its statistics over each part. The next smaller divisor of a batch is taken; where memory
+    runs out all the same, a stage takes more by itself."""
     threads: int | None = None
     """CPU threads of a stage; null shares the cores between `sweep.workers`."""
     num_workers: int = 0

@@ -16,7 +16,11 @@ from lightning_modules.unet import UnetModule, save_unet
 
 
 def run_fit_unet(context: StageContext) -> dict[str, Any]:
-    """Fit the U-Net on the trial's images, in its own frame, and keep its weights."""
+    """Fit the U-Net on the trial's images, in its own frame, and keep its weights.
+
+    A batch in several parts takes one optimiser step, but batch normalisation takes its statistics
+    over each part: other weights than at once, by more than rounding. The result says how many.
+    """
     config, content = context.config.unet, context.node.content
     datamodule = HC18DataModule(
         samples=context.samples,
@@ -31,6 +35,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         cache_dir=context.cache_dir,
         content_hashes=context.content,
         num_workers=context.config.trainer.num_workers,
+        batch_parts=context.shrink,
         resident_bytes=resident_bytes(context),
     )
     seed_everything(keyed_seed("unet", content["seed"]) % 2**32, verbose=False)
@@ -43,7 +48,8 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="fit"),
         status=context.status(),
         what="steps",
-        # Batch normalisation takes its statistics from the whole batch.
+        accumulate=context.shrink,
+        # Batch normalisation would take its statistics over each device's share.
         devices=1,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
@@ -53,6 +59,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         "n_real": len(datamodule.train_ids),
         "n_synthetic": 0,
         "steps": trainer.global_step,
+        "batch_parts": context.shrink,
         "trainable_parameters": sum(p.numel() for p in module.parameters()),
         "train_loss": last_loss(trainer),
     }

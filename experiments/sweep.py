@@ -290,6 +290,8 @@ class Sweep:
         each = self.config.trainer.devices
         sizes = {
             "fit": self.config.segmenter.batch_size // each,
+            # On one device, whatever the others are spread over.
+            "fit_unet": self.config.unet.batch_size,
             "generator": self.config.active_generator.batch_size // each,
             "synthesize": self.config.sampler_batch_size,
         }

@@ -31,7 +31,8 @@ class UnetConfig:
     steps: int = 160
     """Optimiser steps, the same for every condition and amount; 100 lost 0.013 of the Dice."""
     batch_size: int = 4
-    """Images a step; batch normalisation takes its statistics from them."""
+    """Images a step. Batch normalisation takes its statistics from them, or from each part of them
+    where the batch is computed in `trainer.batch_parts`."""
     learning_rate: float = 2e-3
     """AdamW's peak learning rate; 1e-3 did as well from 20 images."""
     weight_decay: float = 0.01

@@ -36,7 +36,8 @@ class UnetModule(L.LightningModule):
     Batches carry `image` float32 (B, 1, h, w) in [0, 1], `mask` float32 (B, 1, h, w) {0, 1},
     `valid_hw` int64 (B, 2) and `draw` int64 (B,); the frame is `config.size_hw`, squashed. A
     training item is moved and its intensities are changed by amounts from (seed, draw) alone.
-    Batch normalisation takes a training batch's statistics over the items of one process.
+    Batch normalisation takes a training batch's statistics over the items of one process, and of
+    one part where gradients are accumulated.
 
     Args:
         config: The U-Net's settings, or a plain dict of them as checkpoints hold it.

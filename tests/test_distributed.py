@@ -1,6 +1,7 @@
 """One batch in several parts or on several devices: the same weights as at once."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from experiments.fit import WEIGHTS_NAME
 from experiments.nodes import Node
 from experiments.plan import make_plan
 from experiments.stages import run_generator
+from experiments.store import read_failure
 from experiments.training import last_checkpoint
 from experiments.worker import failure_kind, run_held
+from lightning_modules.config_unet import UnetConfig
+from lightning_modules.unet import UnetModule
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +138,29 @@ def test_a_generator_in_parts_sees_the_same_batches(stages):
         losses.append(load_file(context.run_dir / "generator" / "generator.safetensors"))
     # Adam divides by the gradient's size: in few steps it makes much of a rounding.
     assert largest_difference(*losses) < 1e-3
+
+
+def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch):
+    """Fails at once, as it cannot hold more than two images, and goes through in two parts."""
+    unet = UnetConfig(size_hw=(32, 64), decoder_channels=(16, 8, 8, 8, 8), steps=3, warmup_steps=1)
+    monkeypatch.setattr(stages.config, "unet", unet)
+    ids, sizes = list(stages.data.view.split.train), []
+    step = UnetModule.training_step
+
+    def small(self, batch):
+        sizes.append(len(batch["mask"]))
+        if sizes[-1] > 2:
+            raise MemoryError
+        return step(self, batch)
+
+    monkeypatch.setattr(UnetModule, "training_step", small)
+    context = stages.context("fit_unet", {"images": stages.contents(ids), "seed": 0})
+    assert run_held(context, threads=1) == 1
+    assert read_failure(context.run_dir).kind == "out_of_memory"
+    assert run_held(replace(context, shrink=2), threads=1) == 0
+    assert sizes == [4] + [2] * 6
+    result = json.loads((context.run_dir / "DONE.json").read_text())
+    assert (result["steps"], result["batch_parts"]) == (3, 2)
 
 
 def test_a_stage_is_found_again_from_its_directory(fit_context):
