@@ -5,6 +5,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from experiments.box_passes import PASSES
 from experiments.columns import PER_IMAGE
 from experiments.context import StageContext
 from experiments.device import device_of
@@ -12,9 +13,6 @@ from experiments.evaluation import Protocol, Scorer, box_only_logits, evaluate
 from experiments.fit import config_of_fit, fitted_segmenter
 from experiments.scoring import constant_logits, loaders_of, mean_mask, segment_with
 from lightning_modules.config_sam import FRAME_SIDE_PX, image_factor
-
-JITTERS_PX = (0, 5, 10, 20, 40, 80)
-"""Largest outward push of a side, in pixels of a 256x256 squashed frame."""
 
 
 def run_box(context: StageContext) -> dict[str, Any]:
@@ -35,17 +33,13 @@ def run_box(context: StageContext) -> dict[str, Any]:
     train = [context.samples[k] for k in context.pick(content["images"])]
     model = segment_with(module, device=device_of(context.config))
     constant = constant_logits(mean_mask(train))
-    passes = [("model", prompt, None, model) for prompt in ("whole_image", "predicted_box")]
-    passes.append(("mean_mask", "whole_image", None, constant))
-    for jitter_px in JITTERS_PX:
-        passes.append(("model", "jittered_box", jitter_px, model))
-        ellipse = box_only_logits(jitter_max_px=jitter_px, prompt="jittered_box")
-        passes.append(("ellipse", "jittered_box", jitter_px, ellipse))
     parts = []
     with torch.inference_mode():
-        for done, (what, prompt, jitter_px, segment) in enumerate(passes):
+        for done, (what, prompt, jitter_px) in enumerate(PASSES):
+            # The ellipse is pulled in by what its box is pushed out.
+            ellipse = box_only_logits(jitter_max_px=jitter_px or 0, prompt=prompt)
             rows = evaluate(
-                segment,
+                {"model": model, "mean_mask": constant, "ellipse": ellipse}[what],
                 loaders,
                 protocol=Protocol(
                     prompts=[prompt],
@@ -56,7 +50,7 @@ def run_box(context: StageContext) -> dict[str, Any]:
             )
             frame = pd.DataFrame(rows, columns=list(PER_IMAGE))
             parts.append(frame.assign(what=what, jitter_px=jitter_px))
-            status.update("passes", done=done + 1, total=len(passes))
+            status.update("passes", done=done + 1, total=len(PASSES))
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(context.run_dir / "per_image.csv", index=False)
-    return {"images": int(table["sample_id"].nunique()), "passes": len(passes)}
+    return {"images": int(table["sample_id"].nunique()), "passes": len(PASSES)}

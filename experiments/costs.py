@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from experiments.box_passes import PASSES
 from experiments.config import ExperimentConfig, resolved
 from experiments.devices import device_kind
 from experiments.launchers import slots_of, threads_of
@@ -194,7 +195,7 @@ def units_of(stage: str, *, content: Mapping, config: Mapping, result: Mapping) 
         case "control":
             return len(content["test"])
         case "box":
-            return len(content["test"]) * 14
+            return len(content["test"]) * len(PASSES)
         case _:
             return 1
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from experiments.box_passes import PASSES
 from experiments.nodes import Node
 from experiments.plan_nodes import CACHED, Nodes
 from lightning_modules.config_sam import FRAME_SIDE_PX
@@ -24,7 +25,7 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
                 **_cached_test(nodes, fit_key, cohort=nodes.data.name, fold=fold),
             },
             label=f"boxes ever looser: {nodes.nodes[fit_key].label[4:]}",
-            steps=len(test) * 14,
+            steps=len(test) * len(PASSES),
         )
     )
 

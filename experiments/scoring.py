@@ -46,16 +46,12 @@ def run_score(context: StageContext) -> dict[str, Any]:
     """Score every image of one cohort under one prompt, and keep the predicted masks."""
     node = context.node
     fit_stage = node.upstream.get("fit", "").split("/")[0]
-    segment: Segment
     if fit_stage == "fit_unet":
         from lightning_modules.unet import load_unet
 
         unet = load_unet(context.upstream_dir("fit") / WEIGHTS_NAME, config=context.config.unet)
-        unet.eval()
         frame_hw, mode, factor = tuple(context.config.unet.size_hw), "squash", 1
-
-        def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-            return unet(batch["image"])
+        segment = segment_without_prompt(unet, device=device_of(context.config))
     else:
         module = _segmenter(context, is_fitted=fit_stage == "fit")
         config = module.config
@@ -86,6 +82,16 @@ def segment_with(module: SamModule, *, device: torch.device) -> Segment:
             given = {k: v.to(device) for k, v in batch.items() if k in NEEDED}
             batch["encoded"] = module.embed(given)
         return decode(module.sam, batch["encoded"], boxes.to(device))[0]
+
+    return segment
+
+
+def segment_without_prompt(module: torch.nn.Module, *, device: torch.device) -> Segment:
+    """Let a U-Net segment batches; the boxes are not read."""
+    module = module.to(device).eval()
+
+    def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+        return module(batch["image"].to(device))
 
     return segment
 

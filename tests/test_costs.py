@@ -19,7 +19,7 @@ from experiments.costs import (
 )
 from experiments.launchers import threads_of
 from experiments.nodes import STAGE_VERSION, Node
-from experiments.plan import make_plan
+from experiments.plan import box_plan, make_plan
 from experiments.provenance import machine
 from experiments.recipe import load_config
 from experiments.store import write_done, write_started
@@ -225,6 +225,16 @@ def test_units_of_a_run_are_those_of_its_plan():
             result={"embedded": node.steps},
         )
         assert found == node.steps, node.label
+
+
+def test_units_of_the_box_stage_are_fifteen_an_image_in_plan_and_cost():
+    """Model and ellipse under six jitters, the model under two prompts, the mean mask."""
+    config, data = load_config("demo", ["sweep.condition=[real]"]), make_data()
+    made, key = box_plan(config, data)
+    node = made.nodes[key]
+    assert node.steps == 15 * len(data.split.test)
+    found = units_of("box", content=node.content, config=resolved(config), result={})
+    assert found == node.steps
 
 
 def test_tasks_carry_units_costs_and_inputs(tmp_path):

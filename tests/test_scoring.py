@@ -13,11 +13,15 @@ from stage_parts import Stages
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import Sample, read_hc18
+from experiments.box import run_box
+from experiments.costs import units_of
 from experiments.embed import run_embed
 from experiments.evaluation import Protocol, Scorer, evaluate
 from experiments.predictions import read_prediction
 from experiments.scoring import constant_logits, mean_mask, run_control, run_score
+from lightning_modules.config_unet import UnetConfig
 from lightning_modules.sam import SamModule
+from lightning_modules.unet import UnetModule, save_unet
 
 VALID_HW = (43, 64)
 OWN_BOX = Protocol(prompts=["predicted_box"], jitter_draws=1, jitter_max_px=19)
@@ -208,6 +212,7 @@ def stages(tmp_path_factory):
 
 
 TEST = ["002_HC", "005_HC", "006_2HC"]
+BOXED = ("model", "ellipse")
 TRAIN = ["001_HC", "003_HC", "007_HC"]
 
 
@@ -297,3 +302,45 @@ def test_the_mean_mask_control_scores_one_mask_for_all(stages):
     assert (voted != masks[TEST[0]]).mean() < 0.02
     assert result["dice"] == pytest.approx(scored(context)["dice"].mean())
     assert scored(context)["found"].all()
+
+
+def test_the_box_stage_makes_the_passes_that_its_cost_counts(stages, monkeypatch):
+    module = SamModule(stages.config.segmenter).eval()
+    monkeypatch.setattr("experiments.box.fitted_segmenter", lambda *_, **__: module)
+    fit, _ = stages.run(lambda _: {}, "fit", {"segmenter": {"tuning": "decoder"}})
+    content = {
+        "images": stages.contents(TRAIN),
+        "test": stages.contents(TEST),
+        "cohort": "hc18",
+        "jitter_draws": 1,
+    }
+    context, result = stages.run(run_box, "box", content, fit=fit.node.key)
+    rows = scored(context)
+    assert len(rows) == units_of("box", content=content, config={}, result=result)
+    assert result == {"images": 3, "passes": 15}
+    passes = rows[["what", "prompt", "jitter_px"]].drop_duplicates().fillna(-1)
+    jitters = [(what, "jittered_box", px) for px in (0, 5, 10, 20, 40, 80) for what in BOXED]
+    assert [*passes.itertuples(index=False, name=None)] == [
+        ("model", "whole_image", -1),
+        ("model", "predicted_box", -1),
+        ("mean_mask", "whole_image", -1),
+        *jitters,
+    ]
+
+
+def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
+    """Its weights and its images: on another device than the test's, which computes nothing."""
+    unet = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
+    monkeypatch.setattr(stages.config, "unet", unet)
+    monkeypatch.setattr("experiments.scoring.device_of", lambda _: torch.device("meta"))
+    fit, _ = stages.run(lambda _: {}, "fit_unet", {"seed": 0})
+    save_unet(UnetModule(unet, seed=0), fit.run_dir / "segmenter.safetensors")
+    seen = []
+
+    def spy(context, *, segment, **_):
+        seen.append(segment({"image": torch.zeros(2, 1, 64, 96)}, torch.zeros(2, 4)))
+        return [{"sample_id": "a", "dice": 0.5}]
+
+    monkeypatch.setattr("experiments.scoring._score", spy)
+    stages.run(run_score, "score", content_of(stages, "whole_image"), fit=fit.node.key)
+    assert [(logits.device.type, logits.shape) for logits in seen] == [("meta", (2, 1, 64, 96))]
