@@ -5,7 +5,6 @@ the grain of the noise are relative to a frame of 256 px, so that one seed shows
 every resolution. Boxes are for the caller to take from the view's mask, never from the original's.
 """
 
-import hashlib
 import math
 from typing import Any, Literal, get_args
 
@@ -14,6 +13,8 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
+
+from datamodules.keyed import text_seed
 
 Strength = Literal["weak", "strong"]
 
@@ -83,17 +84,12 @@ def augment_view(
     with torch.random.fork_rng(devices=[]):
         for attempt in range(_MAX_ATTEMPTS):
             # torch.manual_seed would seed the accelerators as well, which nothing puts back.
-            torch.default_generator.manual_seed(_sub_seed(seed, attempt))
+            torch.default_generator.manual_seed(text_seed("augment", seed, attempt) >> 1)
             view, view_mask = geometry(*original)
             if int(view_mask.sum()) >= kept_px:
                 grey = (appearance(view).clamp(0, 1) * 255).round().to(torch.uint8)
                 return grey[0].numpy(), view_mask[0].numpy().copy()
     return image.copy(), mask.copy()
-
-
-def _sub_seed(seed: int, attempt: int) -> int:
-    digest = hashlib.sha256(f"augment:{seed}:{attempt}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _weak() -> tuple[v2.Transform, v2.Transform]:

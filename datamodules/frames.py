@@ -1,6 +1,5 @@
 """Prepared images, their masks and embeddings as the items that loaders make batches of."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch.utils.data import Dataset
 from datamodules.augment import Strength, augment_view
 from datamodules.embeddings import EmbeddingSet
 from datamodules.geometry import shrink_mask
+from datamodules.keyed import text_seed
 from datamodules.prepared import PreparedImages
 
 
@@ -103,7 +103,7 @@ class FrameDataset(Dataset):
             np.array(image[:height, :width]),
             np.array(large.masks[large_row][:height, :width]),
             strength=self.augment,
-            seed=_seed_of(draw, seed=self.seed),
+            seed=text_seed("augment", self.seed, draw),
         )
         frame, label = np.zeros_like(image), np.zeros(image.shape, np.uint8)
         frame[:height, :width], label[:height, :width] = moved, moved_mask
@@ -118,10 +118,4 @@ class FrameDataset(Dataset):
 
 def view_of(draw: int, *, seed: int, n_views: int) -> int:
     """The view that a draw of the training takes: a hash of (seed, draw), so resume is exact."""
-    digest = hashlib.sha256(f"view:{seed}:{draw}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") % n_views
-
-
-def _seed_of(draw: int, *, seed: int) -> int:
-    digest = hashlib.sha256(f"augment:{seed}:{draw}".encode()).digest()
-    return int.from_bytes(digest[:8], "big")
+    return text_seed("view", seed, draw) % n_views

@@ -3,12 +3,12 @@
 The scenes are those of `phantom_image`, the outlines those of the trial's own labels.
 """
 
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from datamodules.ellipse import Ellipse, EllipseDistribution, perimeter_px
+from datamodules.keyed import text_seed
 from datamodules.phantom_image import draw_head
 
 # Perimeter over the image's width below which a head is drawn as in the first trimester, and from
@@ -44,7 +44,11 @@ def phantom_pairs(
         )
     # The checks above run at the call, not at the first pair.
     return (
-        _draw_pair(_pair_rng(seed, number), distribution=distribution, size_hw=size_hw)
+        _draw_pair(
+            np.random.default_rng(text_seed("phantom", seed, number)),
+            distribution=distribution,
+            size_hw=size_hw,
+        )
         for number in range(n)
     )
 
@@ -61,11 +65,6 @@ def early_probability(ellipse: Ellipse, *, width_px: int) -> float:
     """
     share = perimeter_px(ellipse) / width_px
     return float(np.clip((_LATE_FROM - share) / (_LATE_FROM - _EARLY_BELOW), 0, 1))
-
-
-def _pair_rng(seed: int, number: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"phantom:{seed}:{number}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _draw_pair(

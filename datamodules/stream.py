@@ -1,15 +1,15 @@
 """The order in which training samples are seen: a pure function of (seed, batch number)."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
 
+from datamodules.keyed import text_seed
+
 
 def _permutation(n: int, *, seed: int, stream: int, epoch: int) -> list[int]:
-    digest = hashlib.sha256(f"order:{seed}:{stream}:{epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = torch.Generator().manual_seed(text_seed("order", seed, stream, epoch) >> 1)
     return torch.randperm(n, generator=generator).tolist()
 
 

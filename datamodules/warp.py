@@ -3,7 +3,6 @@
 Pure. The map is affine and carries ellipse to ellipse exactly, so the new label is exact as well.
 """
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 
 from datamodules.ellipse import Ellipse, EllipseDistribution, scale_ellipse
+from datamodules.keyed import text_seed
 
 # Beyond this turn another source is preferred: the probe looks from above.
 _MAX_TURN_RAD = math.pi / 4
@@ -193,17 +193,12 @@ def warp_pairs(
             ellipses,
             in_target=in_target,
             distribution=distribution,
-            rng=_pair_rng(seed, number),
+            rng=np.random.default_rng(text_seed("warp", seed, number)),
             size_hw=size_hw,
             max_stretch=max_stretch,
         )
         for number in range(n)
     )
-
-
-def _pair_rng(seed: int, number: int) -> np.random.Generator:
-    digest = hashlib.sha256(f"warp:{seed}:{number}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
 def _draw_pair(

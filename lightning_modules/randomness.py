@@ -17,6 +17,9 @@ Draws = torch.Tensor | Sequence[int]
 def keyed_seed(*parts: int | str) -> int:
     """Hash a key to a seed, the same on every machine and Python.
 
+    `datamodules.keyed.text_seed`, which may not import this, hashes otherwise; to make them one
+    would change the numbers of finished runs.
+
     Args:
         *parts: Integers and strings; 1 and "1" differ, and so do ("ab",) and ("a", "b").
 
