@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_modules.config_diffusion import GeneratorConfig, SamplerConfig
 from lightning_modules.errors import WeightsError
+from lightning_modules.loss_watch import LossWatch
 from lightning_modules.noise import (
     alphas_sigmas,
     low_discrepancy_timesteps,
@@ -119,6 +120,10 @@ class DiffusionModule(L.LightningModule):
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse losses and weights that are not finite."""
+        return [LossWatch(setting="generator.learning_rate")]
 
     def _learning_rate_factor(self, step: int) -> float:
         config = self.config

@@ -79,7 +79,6 @@ class SamModule(L.LightningModule):
         self._captured = CapturedStep(self._training_loss)
         self._is_captured = False
         self._last_loss: torch.Tensor | None = None
-        self._watch = LossWatch(setting="segmenter.learning_rate")
 
     def forward(
         self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
@@ -125,19 +124,8 @@ class SamModule(L.LightningModule):
         self.sam.prompt_encoder.eval()
         return self
 
-    def training_boxes(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Draw each item's prompt and make its box (B, 4); a function of (seed, draw) alone."""
-        offsets, choice = self._drawn(batch)
-        return drawn_boxes(
-            self.config.train_prompts,
-            mask=batch["mask"],
-            valid_hw=batch["valid_hw"],
-            offsets=offsets,
-            choice=choice,
-        )
-
     def _drawn(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each item's jitter (B, 4) and number of its prompt (B,)."""
+        """Each item's jitter (B, 4) and number of its prompt (B,); of (seed, draw) alone."""
         config, key = self.config, {"seed": self.seed, "draws": batch["draw"]}
         key["device"] = batch["mask"].device
         offsets = keyed_randint(0, config.jitter_max_px + 1, (4,), stream="jitter", **key)
@@ -157,7 +145,6 @@ class SamModule(L.LightningModule):
         dice_metric, size = getattr(self, f"{stage}_dice"), len(mask)
         dice_metric.update(dice)
         if stage == "train":
-            self._watch.add(loss, step=self.global_step, learning_rate=self._learning_rate())
             self._last_loss = loss.detach()
             if self._has_loggers():
                 self.log("train/loss", loss, batch_size=size)
@@ -180,13 +167,12 @@ class SamModule(L.LightningModule):
         else:
             super().backward(loss, *args, **named)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:  # noqa: ARG002
-        """Refuse a loss that is not finite."""
-        self._watch.check()
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse losses and weights that are not finite."""
+        return [LossWatch(setting="segmenter.learning_rate")]
 
     def on_train_epoch_end(self) -> None:
-        """Judge what is left, and log what need not be logged at every step."""
-        self._watch.check(all_of_them=True)
+        """Log what need not be logged at every step."""
         if self._last_loss is None:
             # A resumed run had no step left to take.
             return
@@ -240,8 +226,7 @@ class SamModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen weights out; a run must not go on from weights of a bad loss."""
-        self._watch.check(all_of_them=True)
+        """Leave the frozen weights out."""
         trainable = self._trainable_names()
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: state[name] for name in state if name in trainable}
@@ -278,10 +263,6 @@ class SamModule(L.LightningModule):
         trains_all = self.training and self.config.tuning == "full"
         set_training(self.sam.image_encoder, trains_all=trains_all)
         return result
-
-    def _learning_rate(self) -> float:
-        schedule = None if self._trainer is None else self.lr_schedulers()
-        return schedule.get_last_lr()[0] if schedule else self.config.learning_rate
 
     def _trainable_names(self) -> set[str]:
         return {name for name, p in self.named_parameters() if p.requires_grad}

@@ -17,7 +17,8 @@ from lightning_modules.config_stable_diffusion import (
     StableDiffusionConfig,
     StableDiffusionSamplerConfig,
 )
-from lightning_modules.errors import WeightsError, require_finite
+from lightning_modules.errors import WeightsError
+from lightning_modules.loss_watch import LossWatch
 from lightning_modules.noise import (
     alphas_sigmas,
     low_discrepancy_timesteps,
@@ -138,12 +139,6 @@ class StableDiffusionModule(L.LightningModule):
         target = velocity(latents, noise=noise, alpha=alpha, sigma=sigma) if self._is_v else noise
         errors = (predicted.to(target.dtype) - target).square().mean(dim=(1, 2, 3))
         loss = (self._loss_weights(timesteps) * errors).mean()
-        require_finite(
-            loss.item(),
-            step=self.global_step,
-            learning_rate=self._learning_rate(),
-            setting="stable_diffusion.learning_rate",
-        )
         self.log("train/loss", loss, batch_size=len(draws))
         return loss
 
@@ -195,9 +190,9 @@ class StableDiffusionModule(L.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _learning_rate(self) -> float:
-        schedule = None if self._trainer is None else self.lr_schedulers()
-        return schedule.get_last_lr()[0] if schedule else self.config.learning_rate
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse losses and weights that are not finite."""
+        return [LossWatch(setting="stable_diffusion.learning_rate")]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip by the config, which the run's id covers, not by a flag of the trainer."""

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torchmetrics import MeanMetric
 
 from lightning_modules.config_unet import SIDE_UNIT_PX, UnetConfig
-from lightning_modules.errors import WeightsError, require_finite
+from lightning_modules.errors import WeightsError
+from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
@@ -56,7 +57,9 @@ class UnetModule(L.LightningModule):
         # Plain types: a dataclass here makes Lightning refuse to resume from its checkpoints.
         self.save_hyperparameters({"config": asdict(config), "seed": seed})
         self.network = build_unet(config, seed=seed)
-        self.train_dice, self.val_dice, self.test_dice = MeanMetric(), MeanMetric(), MeanMetric()
+        # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
+        means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
+        self.train_dice, self.val_dice, self.test_dice = means
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Predict logits of the head.
@@ -109,7 +112,6 @@ class UnetModule(L.LightningModule):
         valid_hw, size = batch["valid_hw"], len(mask)
         logits = self(image)
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
-        self._require_finite(loss.detach(), what="loss")
         dice = getattr(self, f"{stage}_dice")
         dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=not is_train)
@@ -128,21 +130,9 @@ class UnetModule(L.LightningModule):
         """Log loss and Dice of the images as they are."""
         self._step(batch, "test")
 
-    def on_train_end(self) -> None:
-        """Refuse weights that the last step made useless: no later loss would show it."""
-        finite = all(bool(value.isfinite().all()) for value in self.network.state_dict().values())
-        self._require_finite(0.0 if finite else math.nan, what="a weight")
-
-    def _require_finite(self, value: torch.Tensor | float, *, what: str) -> None:
-        config, step = self.config, self.global_step
-        factor = learning_rate_factor(step, warmup_steps=config.warmup_steps, steps=config.steps)
-        require_finite(
-            float(value),
-            what=what,
-            step=step,
-            learning_rate=config.learning_rate * factor,
-            setting="unet.learning_rate",
-        )
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse losses and weights that are not finite."""
+        return [LossWatch(setting="unet.learning_rate")]
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; linear warm-up, then a cosine to zero at `steps`."""

@@ -22,13 +22,14 @@ from lightning_modules.diffusion import (
     load_generator,
     to_model_range,
 )
-from lightning_modules.errors import WeightsError
+from lightning_modules.errors import NonFiniteLossError, WeightsError
 from lightning_modules.noise import alphas_sigmas, velocity
 from lightning_modules.pixel_unet import mask_condition
 from lightning_modules.randomness import keyed_generator
 from lightning_modules.sampling import draw_samples, guided_velocity
 
 STEPS = 4
+A_WEIGHT = "unet.conv_out.bias"
 
 
 def _config(**changes: object) -> GeneratorConfig:
@@ -281,6 +282,28 @@ def test_learning_rate_rises_then_falls_to_zero_at_the_last_step():
     _fit(module, steps=6, callbacks=[record])
     expected = [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466]
     assert record.rates == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_loss_that_is_not_finite_moves_no_weight():
+    module = DiffusionModule(_config(learning_rate=1e-3), seed=2)
+    with torch.no_grad():
+        module.network.get_parameter(A_WEIGHT).view(-1)[0] = float("inf")
+    before = {name: value.clone() for name, value in module.network.state_dict().items()}
+    expected = r"loss is inf at step 0 \(learning rate 0.001\); lower generator.learning_rate"
+    with pytest.raises(NonFiniteLossError, match=expected):
+        _fit(module, steps=STEPS)
+    for name, value in module.network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_weights_that_the_last_step_ruins_are_noticed():
+    class Ruined(DiffusionModule):
+        def on_train_batch_end(self, *_: object) -> None:
+            if self.global_step == 2:
+                self.network.state_dict()[A_WEIGHT].view(-1)[0] = float("inf")
+
+    with pytest.raises(NonFiniteLossError, match="a weight is nan at step 2"):
+        _fit(Ruined(_config()), steps=2)
 
 
 def test_batch_of_eight_equals_two_of_four_accumulated():

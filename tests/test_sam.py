@@ -184,13 +184,28 @@ def test_forward_uses_the_embedding_or_else_the_image():
     assert not torch.equal(other, from_image)
 
 
+def boxes_of_training(module, batch):
+    """The boxes (B, 4) under which a training step decodes the batch."""
+    seen = []
+    hook = module.sam.prompt_encoder.register_forward_pre_hook(
+        lambda _module, _args, named: seen.append(named["boxes"]), with_kwargs=True
+    )
+    try:
+        module.training_step(batch)
+    finally:
+        hook.remove()
+    (boxes,) = seen
+    return boxes
+
+
+@pytest.mark.usefixtures("unlogged")
 def test_training_boxes_are_the_drawn_protocols_and_do_not_depend_on_the_batch():
     module, batch = SamModule(make_config(), seed=3), make_batch(8)
     batch["draw"] = torch.arange(100, 108)
-    boxes = module.training_boxes(batch)
+    boxes = boxes_of_training(module, batch)
     for item in range(8):
         single = {key: value[item : item + 1] for key, value in batch.items()}
-        assert torch.equal(module.training_boxes(single)[0], boxes[item])
+        assert torch.equal(boxes_of_training(module, single)[0], boxes[item])
     whole = whole_image_boxes(batch["valid_hw"])
     tight = boxes_from_masks(batch["mask"], valid_hw=batch["valid_hw"])
     largest = jitter_boxes(tight, offsets=torch.full((8, 4), 19), valid_hw=batch["valid_hw"])
@@ -200,15 +215,18 @@ def test_training_boxes_are_the_drawn_protocols_and_do_not_depend_on_the_batch()
     outward = torch.tensor([-1, -1, 1, 1])
     assert torch.all((jittered - tight[~is_whole]) * outward >= 0)
     assert torch.all((largest[~is_whole] - jittered) * outward >= 0)
-    assert not torch.equal(SamModule(make_config(), seed=4).training_boxes(batch), boxes)
+    other = SamModule(make_config(), seed=4)
+    assert not torch.equal(boxes_of_training(other, batch), boxes)
 
 
+@pytest.mark.usefixtures("unlogged")
 def test_prompts_are_drawn_with_equal_odds():
     module = SamModule(make_config(train_prompts=["tight_box", "whole_image"]))
     one = make_batch(1)
+    one["embedding"] = encode(module.sam, one["image"], valid_hw=one["valid_hw"], precision="fp32")
     batch = {key: value.expand(400, *value.shape[1:]) for key, value in one.items()}
     batch["draw"] = torch.arange(400)
-    is_whole = module.training_boxes(batch) == whole_image_boxes(batch["valid_hw"])
+    is_whole = boxes_of_training(module, batch) == whole_image_boxes(batch["valid_hw"])
     # Standard deviation 10.
     assert is_whole.all(dim=1).sum().item() == pytest.approx(200, abs=40)
 
@@ -290,6 +308,15 @@ def test_a_loss_that_is_not_finite_moves_no_weight(tmp_path):
         make_trainer(tmp_path, max_steps=2).fit(module, datamodule=Broken())
     for name, value in weights(module).items():
         assert torch.equal(value, before[name]), name
+
+
+def test_weights_that_the_last_step_ruins_are_noticed(tmp_path):
+    class Ruined(SamModule):
+        def on_train_batch_end(self, *_):
+            self.sam.mask_decoder.mask_tokens.weight.data[0, 0] = float("inf")
+
+    with pytest.raises(NonFiniteLossError, match=r"a weight is nan at step 1 .*lower segmenter"):
+        make_trainer(tmp_path, max_steps=1).fit(Ruined(make_config()), datamodule=StreamData())
 
 
 def test_the_training_dice_is_logged_over_all_items(tmp_path):

@@ -247,8 +247,19 @@ def test_a_loss_that_is_not_finite_is_named(folder: Path):
     module = small_module(folder)
     with torch.no_grad():
         module.trained_parameters()[0].fill_(float("nan"))
-    with pytest.raises(NonFiniteLossError, match=r"lower stable_diffusion.learning_rate"):
-        module.training_step(_batch())
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss is nan at step 0 .*lower stable_diffusion.learning_rate"
+    ):
+        _fit(module, steps=1)
+
+
+def test_weights_that_the_last_step_ruins_are_noticed(folder: Path):
+    class Ruin(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object):
+            module.trained_parameters()[0].data.view(-1)[0] = float("inf")
+
+    with pytest.raises(NonFiniteLossError, match=r"a weight is nan at step 1 .*lower stable_diff"):
+        _fit(small_module(folder), steps=1, callbacks=[Ruin()])
 
 
 def _assert_same_training(first: StableDiffusionModule, second: StableDiffusionModule) -> None:
