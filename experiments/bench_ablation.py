@@ -121,9 +121,9 @@ def _vit(
     name, encoder = bench.vit, bench.run("encoder")
     decoder_s = finetune.timing(DECODER_STEP).per_unit_s
     fastest = fastest_encoder(encoder, name).per_unit_s
-    for theirs in published_encoders(encoder, name):
+    for whose, theirs in published_encoders(encoder, name).items():
         a_step = BATCH_SIZE * (theirs.per_unit_s + decoder_s)
-        label = f"{name} (against {theirs.label.split(',')[0]})"
+        label = f"{name} (against {whose})"
         found.ratios.append(ratio(label, name, a_step=a_step, an_embedding=fastest))
 
 

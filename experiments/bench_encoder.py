@@ -51,7 +51,7 @@ def _small(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
         for precision, ours in zip(("fp32", "bf16"), timings[1:], strict=False)
     ]
     operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
-    _shares(found, timings[:2], operations=operations, machine=machine)
+    _shares(found, timings[:2], name=name, operations=operations, machine=machine)
 
 
 def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
@@ -85,7 +85,7 @@ def _large(bench: Bench, found: Result, *, machine: Result, batch: int) -> None:
         ours = by_label[f"{name} SDPA, bf16"]
         found.ratios.append(_ratio(f"{name} encoder, bf16", stock_time, ours, target=3.0))
     operations = encoder_flops(stock, side_px=IMAGE_SIDE_PX[name])
-    _shares(found, timings, operations=operations, machine=machine)
+    _shares(found, timings, name=name, operations=operations, machine=machine)
 
 
 def _bf16_pays(bench: Bench, found: Result, *, name: Backbone, machine: Result) -> bool:
@@ -103,14 +103,18 @@ def _bf16_pays(bench: Bench, found: Result, *, name: Backbone, machine: Result) 
 
 def fastest_encoder(encoder: Result, name: Backbone) -> Timing:
     """The fastest of our measured encoders of a ViT."""
-    ours = [timing for timing in encoder.timings if timing.label.startswith(f"{name} SDPA")]
+    labels = [f"{name} SDPA, {kind}" for kind in ("fp32", "bf16", "bf16, compiled")]
+    ours = [timing for timing in encoder.timings if timing.label in labels]
     return min(ours, key=lambda timing: timing.per_unit_s)
 
 
-def published_encoders(encoder: Result, name: Backbone) -> list[Timing]:
-    """The encoders that a published run of a ViT may have: transformers', segment_anything's."""
-    labels = [f"{name} of transformers, fp32", f"{name} stock, fp32"]
-    return [timing for timing in encoder.timings if timing.label in labels]
+def published_encoders(encoder: Result, name: Backbone) -> dict[str, Timing]:
+    """The encoders that a published run of a ViT may have, by what a person calls them.
+
+    They are transformers' and segment_anything's, in the order in which they were measured.
+    """
+    names = {f"{who}, fp32": who for who in (f"{name} of transformers", f"{name} stock")}
+    return {names[t.label]: t for t in encoder.timings if t.label in names}
 
 
 def encoder_flops(encoder: nn.Module, *, side_px: int) -> float:
@@ -132,10 +136,17 @@ def encoder_flops(encoder: nn.Module, *, side_px: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _shares(found: Result, timings: list[Timing], *, operations: float, machine: Result) -> None:
+def _shares(
+    found: Result,
+    timings: list[Timing],
+    *,
+    name: Backbone,
+    operations: float,
+    machine: Result,
+) -> None:
     found.values.append(
         Value(
-            label=f"{timings[0].label.split()[0]} encoder, arithmetic of an image",
+            label=f"{name} encoder, arithmetic of an image",
             value=operations / 1e9,
             unit="GFLOP",
             formula="torch.utils.flop_counter on the stock encoder",

@@ -107,8 +107,8 @@ def _vit(bench: Bench, found: Result, *, score: Line, embed: Line, a_box: float)
     beside = max(0.0, a_box - encoder.timing(f"{bench.backbone} stock, fp32").per_unit_s)
     fastest = fastest_encoder(encoder, name).per_unit_s
     own = Line(fixed_s=embed.fixed_s, per_unit_s=fastest)
-    for theirs in published_encoders(encoder, name):
-        label = f"{name} (against {theirs.label.split(',')[0]})"
+    for whose, theirs in published_encoders(encoder, name).items():
+        label = f"{name} (against {whose})"
         a_box = theirs.per_unit_s + beside
         found.ratios.append(_ratio(label, name, score=score, embed=own, a_box=a_box))
     found.notes.append(

@@ -209,13 +209,13 @@ def _composed_vit(bench: Bench, found: Result, *, fit: Line) -> None:
     found.timings.append(step)
     fastest = fastest_encoder(encoder, name)
     embed = Line(fixed_s=0.0, per_unit_s=fastest.per_unit_s)
-    for theirs in published_encoders(encoder, name):
+    for whose, theirs in published_encoders(encoder, name).items():
         per_step = BATCH_SIZE * (theirs.per_unit_s + step.per_unit_s)
         published = Line(fixed_s=0.0, per_unit_s=per_step)
         before = len(found.ratios)
         parts = Parts(published=published, fit=fit, embed=embed)
         _ratios(found, name, parts, device=bench.device)
-        _rename(found, before, prefix=theirs.label.split(",")[0], name=name)
+        _rename(found, before, prefix=whose, name=name)
     found.notes.append(
         f"{name} is composed: published a step = 5 x (an encoder pass + transformers' decoder, "
         f"measured apart); ours an embedding = a pass of {fastest.label}, a step = the measured "

@@ -23,9 +23,7 @@ def run_id(context: StageContext) -> str:
     The kind stands in it because viewers of offline runs list directories by their ids.
     """
     node = context.node
-    kind = node.stage
-    if node.stage == "fit" and node.label:
-        kind = node.label.split()[1].rstrip(",")
+    kind = node.slug or node.stage
     n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
     return clean_id(f"{context.sweep[:60]}-{kind}-n{n_images}-{node.id[:8]}-s{seed}")
 

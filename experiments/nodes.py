@@ -51,6 +51,10 @@ class Node:
     """Directory `stage/id` of each input, by role; hashed."""
     label: str = ""
     """What a person reads."""
+    title: str = ""
+    """Its subject without the verb, for the labels of stages that read it; the fits have one."""
+    slug: str = ""
+    """What names of W&B runs call it; empty for the stage's own name."""
     steps: int = 0
     """Units of work, for the estimate of the time left."""
 
@@ -110,6 +114,21 @@ class TrialSpec:
         """The name and the first digits of what was fitted; a control is scored, not fitted."""
         key = self.fit_key or min(self.score_keys.values())
         return f"{self.name}-{key.split('/')[1][:8]}"
+
+    @property
+    def axes(self) -> dict[str, Any]:
+        """The axes as columns of a table; a control has neither support nor seed."""
+        axes = ("real_fraction", "support", "seed", "generator_seed")
+        return {
+            "trial_id": self.id,
+            "condition": self.condition,
+            "n_real": self.n_real,
+            "n_generator_labels": self.n_generator_labels,
+            "n_val_labels": self.n_val_labels,
+            "n_total_labels": self.n_total_labels,
+            "fold": self.fold,
+            **{name: None if self.is_control else getattr(self, name) for name in axes},
+        }
 
     @property
     def keys(self) -> list[str]:

@@ -178,12 +178,15 @@ class Nodes:
                 upstream["pair_embeddings"] = self.embed_pairs(pairs, features=features)
         if pairs is not None:
             upstream["pairs"] = pairs.key
+        title = f"{condition}, {len(ids)} images, seed {seed}"
         return self.add(
             Node(
                 stage="fit",
                 content=content,
                 upstream=upstream,
-                label=f"fit {condition}, {len(ids)} images, seed {seed}",
+                label=f"fit {title}",
+                title=title,
+                slug=condition,
                 steps=self._steps(len(ids), pairs=pairs, repeats=repeats),
             )
         )
@@ -198,11 +201,13 @@ class Nodes:
 
     def _fit_unet(self, ids: list[str], *, seed: int) -> str:
         content = {"unet": self.section("unet"), "images": self.contents(ids), "seed": seed}
+        title = f"U-Net on {len(ids)} images, seed {seed}"
         return self.add(
             Node(
                 stage="fit_unet",
                 content=content,
-                label=f"fit U-Net on {len(ids)} images, seed {seed}",
+                label=f"fit {title}",
+                title=title,
                 steps=self.config.unet.steps,
             )
         )

@@ -24,7 +24,7 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
                 "fit": fit_key,
                 **_cached_test(nodes, fit_key, cohort=nodes.data.name, fold=fold),
             },
-            label=f"boxes ever looser: {nodes.nodes[fit_key].label[4:]}",
+            label=f"boxes ever looser: {nodes.nodes[fit_key].title}",
             steps=len(test) * len(PASSES),
         )
     )
@@ -82,7 +82,7 @@ def scores(
                 upstream |= _cached_test(nodes, fit_key, cohort=cohort, fold=fold)
             if fit_key is None:
                 content["encoder"] = nodes.encoder()
-            what = "zero-shot" if fit_key is None else nodes.nodes[fit_key].label[4:]
+            what = "zero-shot" if fit_key is None else nodes.nodes[fit_key].title
             keys[cohort, prompt] = nodes.add(
                 Node(
                     stage="score",

@@ -1,13 +1,14 @@
 """The plan: what is shared, what an id depends on, and whose labels a row counts."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 
 from datamodules.errors import InputError
 from datamodules.splits import Split, Unit, support_order
 from experiments.nodes import DataView, Plan
-from experiments.plan import make_plan
+from experiments.plan import box_plan, make_plan
 from experiments.recipe import load_config
 
 N_TRAIN = 46
@@ -252,6 +253,29 @@ def test_paths_devices_and_dashboards_do_not_change_ids():
         "name=other",
     )
     assert list(same.nodes) == list(base.nodes)
+
+
+def test_labels_and_wandb_ids_name_what_was_fitted():
+    # It imports W&B and Lightning, for seconds.
+    from experiments.dashboards import run_id
+
+    words = ["sweep.condition=[real,unet]", "sweep.real_fraction=[0.1]", "sweep.seed=[3]"]
+    made = plan(*words, "evaluation.prompts=[whole_image]", "evaluation.controls=[zero_shot]")
+    box, box_key = box_plan(load_config("demo", words), make_data())
+    found = {}
+    for node in [*made.nodes.values(), box.nodes[box_key]]:
+        wandb_id = run_id(SimpleNamespace(node=node, sweep="night"))
+        found[node.label] = wandb_id.replace(node.id[:8], "ID")
+    assert found == {
+        "embed 5 train images": "night-embed-n5-ID-s0",
+        "embed 22 test images of hc18": "night-embed-n22-ID-s0",
+        "fit real, 5 images, seed 3": "night-real-n5-ID-s3",
+        "fit U-Net on 5 images, seed 3": "night-fit_unet-n5-ID-s3",
+        "score real, 5 images, seed 3 on hc18, whole_image": "night-score-n0-ID-s0",
+        "score U-Net on 5 images, seed 3 on hc18, whole_image": "night-score-n0-ID-s0",
+        "score zero-shot on hc18, whole_image": "night-score-n0-ID-s0",
+        "boxes ever looser: real, 5 images, seed 3": "night-box-n5-ID-s0",
+    }
 
 
 @pytest.mark.parametrize(

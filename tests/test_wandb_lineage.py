@@ -39,7 +39,13 @@ class Named(Node):
 
 context = StageContext(
     config=load_config("demo", [f"store.root={root}", f"wandb.mode={mode}"]),
-    node=Named(stage=stage, content={"seed": 0}, upstream=upstream, label="fit real, 4 images"),
+    node=Named(
+        stage=stage,
+        content={"seed": 0},
+        upstream=upstream,
+        label="fit real, 4 images",
+        slug="real",
+    ),
     store=RunStore(root),
     samples={},
     rows={},
