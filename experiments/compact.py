@@ -15,6 +15,7 @@ from experiments.cells import MODEL
 from experiments.latex import escape_latex, latex_cell, latex_text
 from experiments.statistics import CONTROLS, amounts, combine_results, with_defaults
 from experiments.tables import CONDITION_LABELS, PROMPT_LABELS
+from experiments.words import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +102,6 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
     Raises:
         InputError: If the measure is unknown or has no value, or nothing is done.
     """
-    from experiments.outputs import one_of
-
     shown = MEASURES[one_of(measure, tuple(MEASURES), option="--measure")]
     blocks = compact_blocks(results, shown=shown)
     notes = _notes(results)

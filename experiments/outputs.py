@@ -1,7 +1,6 @@
 """What `sonosweep table` and `sonosweep figure` do: run what is missing, then show one output."""
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from experiments.config import ExperimentConfig
 from experiments.recipe import load_config
+from experiments.words import one_of
 
 KINDS = ("fractions", "paper", "box", "ledger")
 FORMATS = ("markdown", "latex", "csv")
@@ -22,19 +22,6 @@ _STEMS = {
 }
 """File names of a kind's table and figure, without their ending."""
 _SUFFIXES = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
-
-
-def one_of(value: str, known: Sequence[str], *, option: str) -> str:
-    """Give a word back if it is known.
-
-    Raises:
-        InputError: If it is not, with the nearest one that is.
-    """
-    if value in known:
-        return value
-    close = difflib.get_close_matches(value, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(known)}"
-    raise InputError(f"{option} {value}: unknown; {hint}")
 
 
 def table_command(
@@ -94,8 +81,7 @@ def run_for(config: ExperimentConfig, console: Console, *, kind: str) -> Path:
         )
     if kind == "box":
         return _run_box(config, console)
-    from experiments.results import write_outputs
-    from experiments.run import execute, prepare, report_failures
+    from experiments.run import execute, prepare, report_failures, write_outputs
 
     data, plan = prepare(config, console)
     if kind == "paper":

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import pandas as pd
 from rich.console import Console
@@ -41,27 +41,12 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
         for key in spec.score_keys.values():
             run = sweep.runs[key]
             if run.state in ("done", "reused"):
-                parts.append(_rows(sweep, run).assign(**spec_axes(spec)))
+                parts.append(_rows(sweep, run).assign(**spec.axes))
     if not parts:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
     frame = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
     return frame.reindex(columns=columns)
-
-
-def spec_axes(spec: TrialSpec) -> dict[str, Any]:
-    """The axes of a trial as columns; a control has neither support nor seed."""
-    axes = ("real_fraction", "support", "seed", "generator_seed")
-    return {
-        "trial_id": spec.id,
-        "condition": spec.condition,
-        "n_real": spec.n_real,
-        "n_generator_labels": spec.n_generator_labels,
-        "n_val_labels": spec.n_val_labels,
-        "n_total_labels": spec.n_total_labels,
-        "fold": spec.fold,
-        **{name: None if spec.is_control else getattr(spec, name) for name in axes},
-    }
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
@@ -78,7 +63,7 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
         is_done = len(results) == len(runs)
         fitted = results[0] if results and not spec.is_control else {}
         rows.append(
-            spec_axes(spec)
+            spec.axes
             | {
                 "status": "done" if is_done else "failed" if broken else "pending",
                 "reason": broken[0].reason if broken else "",
@@ -116,10 +101,21 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     return per_image, results
 
 
-def write_outputs(sweep: Sweep, console: Console) -> None:
-    """Write every output of a sweep, and say what was found and which file to open.
+class Log(Protocol):
+    """Logs what was found elsewhere; gives one line on what went wrong, or None."""
+
+    def __call__(self, sweep: Sweep, *, key: str, finding: str) -> str | None: ...
+
+
+def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
+    """Write every output of a sweep, log it, and say what was found and which file to open.
 
     Nothing is written again where nothing has changed since the last time.
+
+    Args:
+        sweep: The sweep, run as far as it came.
+        console: Where to say it.
+        log: Called with the outputs written, such as `wandb_summary.log_sweep`.
     """
     folder = sweep.store.sweep_dir(sweep.config.name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,11 +126,8 @@ def write_outputs(sweep: Sweep, console: Console) -> None:
         with console.status("writing tables, figure and report"):
             known = {"key": key, "finding": _write_all(sweep, folder)}
         write_json(marker, known)
-    # Here, because it takes from this module.
-    from experiments.wandb_summary import log_sweep
-
     with console.status("logging to W&B"):
-        trouble = log_sweep(sweep, key=key, finding=known["finding"])
+        trouble = log(sweep, key=key, finding=known["finding"])
     if trouble is not None:
         console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     _last_screen(sweep, console, folder=folder, finding_text=known["finding"])
@@ -167,7 +160,7 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
 
 def _outputs_key(sweep: Sweep) -> str:
     states = [[key, run.state in ("done", "reused"), run.reason] for key, run in sweep.runs.items()]
-    axes = [spec_axes(spec) for spec in sweep.plan.trials]
+    axes = [spec.axes for spec in sweep.plan.trials]
     return content_key([states, axes, resolved(sweep.config), code_state()])
 
 

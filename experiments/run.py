@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import yaml
 from rich.console import Console
@@ -19,14 +18,12 @@ from experiments.nodes import Plan
 from experiments.plan import make_plan
 from experiments.plan_record import record_plan
 from experiments.progress import LiveProgress
+from experiments.slurm import SlurmLauncher
 from experiments.store import RunStore, hold, read_failure
 from experiments.store_guard import claim_store, use_sweep
 from experiments.sweep import Sweep, SweepInterruptedError
 from lightning_modules.sd_weights import is_hub_name
 from lightning_modules.weights import find_lite_weights
-
-if TYPE_CHECKING:
-    from experiments.slurm import SlurmLauncher
 
 
 def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
@@ -111,17 +108,14 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
         fetch_base(base_model, revision=config.stable_diffusion.revision)
 
 
-def _cluster(config: ExperimentConfig, plan: Plan) -> "SlurmLauncher | None":
+def _cluster(config: ExperimentConfig, plan: Plan) -> SlurmLauncher | None:
     """The launcher of a sweep on a cluster that has something left to do."""
-    # That module needs this one, for the command of its jobs.
-    from experiments.slurm import SlurmLauncher
-
     store = RunStore(Path(config.store.root))
     is_done = all(store.is_done(node.stage, node.id) for node in plan.nodes.values())
     return SlurmLauncher(config) if config.sweep.launcher == "slurm" and not is_done else None
 
 
-def _take_up(sweep: Sweep, launcher: "SlurmLauncher", console: Console) -> None:
+def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console) -> None:
     """Let the sweep wait for the jobs that its last start left in the queue."""
     sweep.launcher = launcher
     jobs = set()
@@ -233,7 +227,7 @@ def run_sweep(config: ExperimentConfig, console: Console, *, retry_failed: bool 
     data, plan = prepare(config, console)
     sweep = execute(config, console, data=data, plan=plan, retry_failed=retry_failed)
     failed = report_failures(sweep, console)
-    _write_outputs(sweep, console)
+    write_outputs(sweep, console)
     if failed:
         raise SystemExit(1)
 
@@ -255,7 +249,7 @@ def write_again(
     sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)
     sweep.recall_failures()
     write_splits(data.view.folds, folder / "split.json")
-    _write_outputs(sweep, console)
+    write_outputs(sweep, console)
     if into is not None:
         from experiments.readme import insert_results
         from experiments.statistics import read_rows
@@ -289,7 +283,9 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
         raise SystemExit(1)
 
 
-def _write_outputs(sweep: Sweep, console: Console) -> None:
-    from experiments.results import write_outputs
+def write_outputs(sweep: Sweep, console: Console) -> None:
+    """Write a sweep's outputs and log them to W&B."""
+    from experiments import results
+    from experiments.wandb_summary import log_sweep
 
-    write_outputs(sweep, console)
+    results.write_outputs(sweep, console, log=log_sweep)

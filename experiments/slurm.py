@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from experiments.config import ExperimentConfig
 from experiments.context import StageContext
 from experiments.launchers import Job
-from experiments.slurm_job import SlurmJob
+from experiments.slurm_job import SlurmJob, job_command
 from experiments.slurm_ledger import Batch, new_batch, read_ledger, write_ledger
 from experiments.slurm_queue import (
     ENDED,
@@ -28,7 +28,6 @@ from experiments.slurm_queue import (
     read_queue,
 )
 from experiments.store import RunStore, hold
-from experiments.trial import job_command
 
 PATIENCE_S = 3600.0
 """How long squeue may fail, and a batch be refused for the moment, before that is an error."""

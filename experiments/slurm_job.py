@@ -129,3 +129,11 @@ def _words(job_id: str, seen: Seen) -> str:
         "CANCELLED": " (by scancel)",
     }.get(seen.state, f" (exit code {seen.code})" if seen.code else "")
     return f"its job {job_id} ended as {seen.state}{more}, log in the sweep's folder slurm/"
+
+
+def job_command(config_path: Path, stages: Sequence[str]) -> list[str]:
+    """The words after the interpreter with which a cluster's job runs stages of a sweep."""
+    here = ["sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]"]
+    chosen = [word for key in stages for word in ("--stage", key)]
+    root = f"store.root={config_path.parent.parent}"
+    return ["-m", "experiments", "trial", str(config_path), *chosen, root, *here]

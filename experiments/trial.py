@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
@@ -80,14 +79,6 @@ def trial_overrides(words: Sequence[str]) -> list[str]:
             other = "real_fraction" if name == "real_count" else "real_count"
             overrides.append(f"sweep.{other}=[]")
     return overrides
-
-
-def job_command(config_path: Path, stages: Sequence[str]) -> list[str]:
-    """The words after the interpreter with which a cluster's job runs stages of a sweep."""
-    here = ["sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]"]
-    chosen = [word for key in stages for word in ("--stage", key)]
-    root = f"store.root={config_path.parent.parent}"
-    return ["-m", "experiments", "trial", str(config_path), *chosen, root, *here]
 
 
 def trial_scores(sweep: Sweep) -> pd.DataFrame:

@@ -16,7 +16,6 @@ from typing import Any
 from datamodules.storage import content_key, write_json
 from experiments.config import resolved
 from experiments.nodes import Node, TrialSpec
-from experiments.results import spec_axes
 from experiments.sweep import Sweep
 from experiments.wandb_mode import resolve_mode
 
@@ -77,7 +76,7 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     kind = "trial" if made_by == sweep.config.name else "reused"
     shown = _shown(sweep, spec)
     content = {
-        **spec_axes(spec),
+        **spec.axes,
         "made_by": made_by,
         "fit_id": spec.fit_key,
         "score_ids": {"/".join(place): key for place, key in spec.score_keys.items()},

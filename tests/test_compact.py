@@ -7,9 +7,10 @@ import pytest
 from datamodules.errors import InputError
 from experiments.compact import compact_tables
 from experiments.explain import choose
-from experiments.outputs import figure_command, one_of
+from experiments.outputs import figure_command
 from experiments.paper import deviations
 from experiments.recipe import load_config
+from experiments.words import one_of
 
 
 def row(condition, n_real, support, value):
