@@ -71,8 +71,8 @@ test: .venv/.installed ## Run the default test suite
 test-all: .venv/.installed ## Run every test, the long ones too
 	@$(BIN)/python -m pytest
 
-lint: .venv/.installed ## Run the linter
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: .venv/.installed ## Run the linters: style, and which room may import which
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 lock: ## Compile requirements.lock anew (needs uv; names, versions and hashes only)
 	uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock

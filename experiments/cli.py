@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 
 from datamodules.errors import InputError
-from experiments.cli_bench import bench_app
-from experiments.cli_data import data_app
-from experiments.cli_models import models_app
-from experiments.cli_words import Overrides, Recipe, stdout_console
+from experiments.commands.arguments import Overrides, Recipe, stdout_console
+from experiments.commands.bench import bench_app
+from experiments.commands.data import data_app
+from experiments.commands.models import models_app
 
 app = typer.Typer(
     name="sonosweep",
@@ -30,11 +30,11 @@ app.add_typer(bench_app)
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """Run the whole job at a small size, on phantoms or on HC18 (HC18_ROOT or data.root=)."""
-    from experiments.recipe import load_config
+    from experiments.config.recipe import load_config
 
     config = load_config("demo", overrides or [])
     # After the config is known to be good: decoding and drawing libraries take half a second.
-    from experiments.run import run_sweep
+    from experiments.commands.run import run_sweep
 
     if config.data.root is None and not os.environ.get("HC18_ROOT"):
         config.data.root = str(_phantom_for_demo(Path(config.store.root)))
@@ -58,17 +58,17 @@ def sweep(
     ] = False,
 ) -> None:
     """Run a recipe's trials; write tables, figures and report."""
-    from experiments.recipe import load_config
+    from experiments.config.recipe import load_config
 
     if as_json and not dry_run:
         raise InputError("--json belongs to a dry run; add --dry-run")
     config = load_config(recipe, overrides or [])
     if dry_run:
-        from experiments.forecast_text import print_dry_run
+        from experiments.runner.forecast_text import print_dry_run
 
         print_dry_run(config, retry_failed=retry_failed, as_json=as_json)
         return
-    from experiments.run import run_sweep
+    from experiments.commands.run import run_sweep
 
     run_sweep(config, stdout_console(), retry_failed=retry_failed)
 
@@ -89,7 +89,7 @@ def trial(
     ] = None,
 ) -> None:
     """Run one trial of a recipe with all that it needs: for agents and cluster jobs."""
-    from experiments.trial import trial_command
+    from experiments.commands.trial import trial_command
 
     trial_command(recipe, words or [], stages=stage or [], console=stdout_console())
 
@@ -126,15 +126,15 @@ def report(
     ] = None,
 ) -> None:
     """Write a sweep's outputs again from what is done, or trace one number to its runs."""
-    from experiments.recipe import load_config
+    from experiments.config.recipe import load_config
 
     config = load_config(recipe, overrides or [])
     if explain is not None:
-        from experiments.explain import explain_cell
+        from experiments.results.explain import explain_cell
 
         print(explain_cell(config, explain))
         return
-    from experiments.run import write_again
+    from experiments.commands.run import write_again
 
     write_again(config, stdout_console(), into=into, command=command or f"sonosweep sweep {recipe}")
 
@@ -163,7 +163,7 @@ def table(
     ] = "dice_weighted",
 ) -> None:
     """Run what is missing of a recipe and print its table; or one table of several results."""
-    from experiments.outputs import table_command
+    from experiments.commands.outputs import table_command
 
     progress = Console(stderr=True, highlight=False)
     text = table_command(
@@ -175,7 +175,7 @@ def table(
 @app.command()
 def figure(sources: Sources, kind: Kind = "fractions") -> None:
     """Run what is missing of a recipe and print the paths of its figure."""
-    from experiments.outputs import figure_command
+    from experiments.commands.outputs import figure_command
 
     progress = Console(stderr=True, highlight=False)
     print("\n".join(figure_command(sources, kind=kind, console=progress)))
@@ -189,9 +189,9 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Say how a sweep fares, whether it runs or not: done, running, failed and why."""
-    from experiments.status import as_json as plain
-    from experiments.status import find_sweep, read_sweep
-    from experiments.status_view import print_status
+    from experiments.store.status import as_json as plain
+    from experiments.store.status import find_sweep, read_sweep
+    from experiments.store.status_view import print_status
 
     found = read_sweep(find_sweep(sweep, root=root), log_lines=lines)
     if as_json:
@@ -222,8 +222,8 @@ def clean(
     --orphans and --sweep add up; --stage and --older-than narrow what they select. What another
     sweep refers to, or a process holds, is never removed.
     """
-    from experiments.clean import selection_of
-    from experiments.clean_view import clean_command
+    from experiments.store.clean import selection_of
+    from experiments.store.clean_view import clean_command
 
     chosen = selection_of(
         orphans=orphans, stages=stage or [], sweeps=sweep or [], older_than=older_than
@@ -240,8 +240,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Say what a run would find here, and what to do about what is missing; runs nothing."""
-    from experiments.doctor import as_dict
-    from experiments.doctor import doctor as look
+    from experiments.doctor.screen import as_dict
+    from experiments.doctor.screen import doctor as look
 
     found = look(sources or [], None if as_json else stdout_console())
     if as_json:
@@ -260,7 +260,7 @@ def dashboard(
     ] = None,
 ) -> None:
     """Look at a sweep's W&B runs in the terminal, or push them to a project."""
-    from experiments.dashboard import dashboard_command
+    from experiments.tracking.dashboard import dashboard_command
 
     dashboard_command(sweep, root=root, push=push, console=stdout_console())
 
@@ -268,7 +268,7 @@ def dashboard(
 @app.command("wandb-sweep")
 def wandb_sweep(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe's grid as a sweep for W&B's own agents, whose runs are single trials."""
-    from experiments.wandb_grid import sweep_file
+    from experiments.tracking.grid import sweep_file
 
     print(sweep_file(recipe, overrides or []), end="")
 
@@ -285,7 +285,7 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Score anybody's masks at the original size, under our own protocol."""
-    from experiments.score import as_dict, print_score, score_command
+    from experiments.deliver.score import as_dict, print_score, score_command
 
     found = score_command(
         predictions,
@@ -322,7 +322,7 @@ def submit(
     ] = None,
 ) -> None:
     """Segment unlabelled test images into HC18's submission file, or check such a file."""
-    from experiments.submission import check_command, submit_command
+    from experiments.deliver.submission import check_command, submit_command
 
     if test_root is None:
         raise InputError("--test-root is missing; give the folder of the test images")
@@ -343,10 +343,10 @@ def submit(
 
 
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
-    from experiments.recipe import load_config
+    from experiments.config.recipe import load_config
 
     config = load_config(recipe, overrides or [])
-    from experiments.run import run_stage
+    from experiments.commands.run import run_stage
 
     run_stage(config, stdout_console(), stage=stage)
 

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import torch
 
-from lightning_modules.config_sam import PromptProtocol
 from lightning_modules.losses import valid_pixels
+from lightning_modules.prompt_protocol import PromptProtocol
 
 JITTER_FRAME_PX = 256
 """The paper jitters in a 256x256 squashed frame: one jitter pixel is 1/256 of the image's side."""

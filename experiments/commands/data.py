@@ -1,0 +1,124 @@
+"""The commands below `sonosweep data`: look at data, fetch it, publish a split, make phantoms."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from experiments.commands.arguments import Overrides, Recipe, stdout_console
+
+data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
+
+
+@data_app.command("index")
+def data_index(
+    root: Annotated[Path, typer.Argument(help="Folder of the data.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
+) -> None:
+    """Say what a data folder holds, after reading every image and annotation."""
+    from experiments.commands.data_report import index_folder, print_summary
+
+    summary = index_folder(root, layout=layout, console=Console(stderr=True, highlight=False))
+    if as_json:
+        print(json.dumps(summary, indent=1))
+    else:
+        print_summary(summary, stdout_console())
+
+
+@data_app.command("split")
+def data_split(
+    recipe: Recipe,
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    name: Annotated[str, typer.Option(help="Name of the split.")],
+    version: Annotated[str, typer.Option(help="Version of the split.")],
+    overrides: Overrides = None,
+) -> None:
+    """Publish the split of a recipe: a hashed file that makes others' numbers comparable.
+
+    With split.n_folds from 2 on it holds every fold.
+    """
+    from experiments.config.recipe import load_config
+
+    config = load_config(recipe, overrides or [])
+    from datamodules.split_file import write_split_file
+    from experiments.stages.data import load_data
+
+    with Console(stderr=True, highlight=False).status("reading the data"):
+        data = load_data(config)
+        split, folds = data.view.split, data.view.folds
+        made = write_split_file(
+            out,
+            name=name,
+            version=version,
+            split=split,
+            samples=list(data.samples.values()),
+            folds=folds if len(folds) > 1 else (),
+        )
+    if made.folds:
+        stdout_console().print(
+            f"{out}: {name} {version}, {len(made.folds)} folds that test {len(made.test_ids)} "
+            f"images of {made.dataset.cohort}, sha256 {made.sha256}",
+            soft_wrap=True,
+        )
+        return
+    stdout_console().print(
+        f"{out}: {name} {version}, {len(split.train)} train, {len(split.val)} validation and "
+        f"{len(split.test)} test images of {made.dataset.cohort}, sha256 {made.sha256}",
+        soft_wrap=True,
+    )
+
+
+@data_app.command("phantom")
+def data_phantom(
+    root: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
+    n_exams: Annotated[int, typer.Option(min=3, max=5000, help="Number of exams.")] = 66,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other phantoms.")] = 0,
+) -> None:
+    """Write a procedural fetal-head set in HC18's layout."""
+    from datamodules.phantom import write_phantom
+
+    write_phantom(root, n_exams=n_exams, seed=seed)
+    stdout_console().print(
+        f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index"
+    )
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="hc18.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to fill.")] = Path("hc18"),
+    record_url: Annotated[
+        str | None, typer.Option(hidden=True, help="Another address of the record.")
+    ] = None,
+) -> None:
+    """Fetch HC18 from its official record, checked and unpacked; goes on where it stopped."""
+    from datamodules.errors import InputError
+
+    if name != "hc18":
+        raise InputError(f"data fetch {name}: unknown; the one set to fetch is hc18")
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    from datamodules.attribution import HC18_LICENCE
+    from datamodules.fetch import RECORD_URL, fetch_hc18
+
+    console = stdout_console()
+    console.print(HC18_LICENCE, markup=False, soft_wrap=True)
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+        tasks = {}
+
+        def show(file_name: str, done: int, size: int) -> None:
+            if file_name not in tasks:
+                tasks[file_name] = bars.add_task(file_name, total=size)
+            bars.update(tasks[file_name], completed=done)
+
+        fetched = fetch_hc18(to, record_url=record_url or RECORD_URL, progress=show)
+    what = f"fetched {', '.join(fetched.files)}" if fetched.files else "all there, nothing to fetch"
+    for line in (
+        f"{to}: {what}; {fetched.n_training} training and {fetched.n_test} test images",
+        f"next: make demo HC18_ROOT={to.resolve()}",
+    ):
+        console.print(line, markup=False, soft_wrap=True)

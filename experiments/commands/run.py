@@ -1,0 +1,291 @@
+"""Run a recipe from its config to its outputs: what `sweep`, `demo` and the single stages share."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from datamodules.errors import InputError
+from datamodules.storage import write_atomic
+from experiments.config.schema import ExperimentConfig, resolved
+from experiments.plan.grid import make_plan
+from experiments.plan.nodes import Plan
+from experiments.plan.record import record_plan
+from experiments.runner.gpus import check_devices
+from experiments.runner.progress import LiveProgress
+from experiments.runner.slurm import SlurmLauncher
+from experiments.runner.sweep import Sweep, SweepInterruptedError
+from experiments.stages.data import Data, load_data, write_splits
+from experiments.store.guard import claim_store, use_sweep
+from experiments.store.runs import RunStore, hold, read_failure
+from lightning_modules.generators.stable_diffusion.weights import is_hub_name
+from lightning_modules.segmenters.sam.weights import find_lite_weights
+
+
+def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
+    """Check everything that can be checked before torch is imported, then plan.
+
+    Raises:
+        InputError, WeightsError: For a user's mistake.
+    """
+    if config.segmenter.backbone == "lite":
+        find_lite_weights(config.segmenter.weights_path)
+    check_devices(config)
+    _check_writable(Path(config.store.root))
+    claim_store(Path(config.store.root))
+    with console.status("reading the data") as status:
+        data = load_data(
+            config,
+            progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
+        )
+        plan = make_plan(config, data.view)
+    return data, plan
+
+
+def execute(
+    config: ExperimentConfig,
+    console: Console,
+    *,
+    data: Data,
+    plan: Plan,
+    whole: Plan | None = None,
+    retry_failed: bool = True,
+) -> Sweep:
+    """Run a plan's stages with live progress, after writing down what the sweep is.
+
+    Args:
+        config: The recipe.
+        console: Where to draw and to say what was found.
+        data: Its images.
+        plan: What to run.
+        whole: The sweep that `plan` is a part of; None where it is all of it.
+        retry_failed: Whether a stage whose last attempt ended by an error of its own is tried
+            again. One that ran out of memory or disk space always is.
+
+    Raises:
+        InputError: If `sweep.launcher` is slurm on a machine without it.
+        WeightsError: If a base model on the hub is needed and cannot be had.
+        SystemExit: With code 130 after a signal; everything finished is kept.
+    """
+    _fetch_base(config, plan, console)
+    launcher = _cluster(config, plan)
+    folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    with use_sweep(folder):
+        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+        write_splits(data.view.folds, folder / "split.json")
+        sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
+        if not retry_failed:
+            _keep_failures(sweep, console)
+        if launcher is not None:
+            _take_up(sweep, launcher, console)
+        split = data.view.split
+        n_trials = len(plan.grid)
+        trials = "1 trial" if n_trials == 1 else f"{n_trials} trials"
+        console.print(
+            f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
+            f"and {len(split.test)} test images; {trials} in {len(plan.nodes)} "
+            f"stages, {sweep.pending} to do",
+            highlight=False,
+        )
+        _run_live(sweep, console)
+    return sweep
+
+
+def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
+    """Bring a base model from the hub before anything runs that would wait for it."""
+    base_model, store = config.stable_diffusion.base_model, RunStore(Path(config.store.root))
+    asks = [node for node in plan.nodes.values() if "base_id" in node.content]
+    if not is_hub_name(base_model) or all(store.is_done(n.stage, n.id) for n in asks):
+        return
+    from lightning_modules.generators.stable_diffusion.base import fetch_base
+
+    with console.status(f"looking for {base_model} in the hub's cache and on the hub"):
+        fetch_base(base_model, revision=config.stable_diffusion.revision)
+
+
+def _cluster(config: ExperimentConfig, plan: Plan) -> SlurmLauncher | None:
+    """The launcher of a sweep on a cluster that has something left to do."""
+    store = RunStore(Path(config.store.root))
+    is_done = all(store.is_done(node.stage, node.id) for node in plan.nodes.values())
+    return SlurmLauncher(config) if config.sweep.launcher == "slurm" and not is_done else None
+
+
+def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console) -> None:
+    """Let the sweep wait for the jobs that its last start left in the queue."""
+    sweep.launcher = launcher
+    jobs = set()
+    for key, job in launcher.adopt().items():
+        run = sweep.runs.get(key)
+        if run is not None and run.state == "waiting":
+            run.job, run.state, run.started = job, "running", time.monotonic()
+            jobs.add(job)
+    if jobs:
+        n_jobs = "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
+        say(console, f"{n_jobs} still in SLURM's queue and not sent again")
+
+
+def _run_live(sweep: Sweep, console: Console) -> None:
+    try:
+        with LiveProgress(sweep, console) as progress:
+            sweep.run(progress.update)
+    except SweepInterruptedError:
+        done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
+        console.print(
+            f"stopped: {done} of {len(sweep.runs)} stages are done and kept; the same command "
+            "goes on from here"
+        )
+        raise SystemExit(130) from None
+    if sweep.halted:
+        say(console, sweep.halted)
+
+
+def _recorded_sweep(
+    config: ExperimentConfig, console: Console, *, data: Data, plan: Plan, whole: Plan | None
+) -> Sweep:
+    """Write down what the sweep refers to, then see what of it is done."""
+    store = RunStore(Path(config.store.root))
+    # `clean` holds this too: it removes nothing that is found done here.
+    with hold(store.root / "store"):
+        change = record_plan(store.sweep_dir(config.name), plan if whole is None else whole)
+        sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
+    if change is not None:
+        say(console, change)
+    return sweep
+
+
+def _keep_failures(sweep: Sweep, console: Console) -> None:
+    """Take a stage that failed by itself for failed, and say how it is tried again."""
+    kept = 0
+    for run in sweep.runs.values():
+        if run.state != "waiting":
+            continue
+        failure = read_failure(sweep.store.run_dir(run.node.stage, run.node.id))
+        if failure is not None and failure.kind == "error":
+            run.state, run.reason = "failed", failure.reason
+            kept += 1
+    if kept:
+        what = (
+            "stage has failed before and is" if kept == 1 else "stages have failed before and are"
+        )
+        say(
+            console,
+            f"{kept} {what} not tried again; once the cause is mended, add --retry-failed",
+        )
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def narrow(plan: Plan, *, stage: str = "", keys: Sequence[str] = ()) -> Plan:
+    """The part of a plan that leads to the stages of one kind, or to certain ones."""
+    wanted = [key for key, node in plan.nodes.items() if node.stage == stage or key in keys]
+    keep: set[str] = set()
+    while wanted:
+        key = wanted.pop()
+        if key not in keep:
+            keep.add(key)
+            wanted += plan.nodes[key].upstream.values()
+    nodes = {key: node for key, node in plan.nodes.items() if key in keep}
+    trials = [spec for spec in plan.trials if keep.issuperset(spec.keys)]
+    return dataclasses.replace(plan, nodes=nodes, trials=trials)
+
+
+def report_failures(sweep: Sweep, console: Console) -> bool:
+    """Name what failed; whether anything did."""
+    failed = [run for run in sweep.runs.values() if run.state in ("failed", "blocked")]
+    for run in failed:
+        log = sweep.store.run_dir(run.node.stage, run.node.id) / "log.txt"
+        console.print(
+            f"{run.state}: {run.node.label}: {run.reason} (log: {os.path.relpath(log)})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return bool(failed)
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"store.root={root}: cannot be made ({error.strerror}); choose a folder you may write"
+        ) from error
+    if not os.access(root, os.W_OK):
+        raise InputError(f"store.root={root}: not writable; choose another folder")
+
+
+def run_sweep(config: ExperimentConfig, console: Console, *, retry_failed: bool = False) -> None:
+    """Run a recipe to its report; exit code 1 where a stage failed."""
+    data, plan = prepare(config, console)
+    sweep = execute(config, console, data=data, plan=plan, retry_failed=retry_failed)
+    failed = report_failures(sweep, console)
+    write_outputs(sweep, console)
+    if failed:
+        raise SystemExit(1)
+
+
+def write_again(
+    config: ExperimentConfig, console: Console, *, into: Path | None, command: str
+) -> None:
+    """Write a sweep's outputs from what is done, without running anything.
+
+    Args:
+        config: The sweep.
+        console: Where to say what was found.
+        into: Markdown file whose results block is replaced, or None.
+        command: What that block names as its command.
+    """
+    data, plan = prepare(config, console)
+    folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)
+    sweep.recall_failures()
+    write_splits(data.view.folds, folder / "split.json")
+    write_outputs(sweep, console)
+    if into is not None:
+        from experiments.results.readme import insert_results
+        from experiments.results.statistics import read_rows
+        from experiments.results.tables import blocks
+
+        results = read_rows(folder / "results.csv")
+        tables = blocks(results, per_image=read_rows(folder / "per_image.csv"))
+        insert_results(into, sweep=sweep, tables=tables, command=command)
+
+
+def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None:
+    """Run what leads to the stages of one kind, and say where they are.
+
+    Raises:
+        InputError: If the recipe has no such stage.
+    """
+    data, plan = prepare(config, console)
+    narrowed = narrow(plan, stage=stage)
+    if not narrowed.nodes:
+        raise InputError(
+            f"sweep.condition={config.sweep.condition}: these conditions need no generator; add "
+            "sweep.condition=[synthetic]"
+        )
+    sweep = execute(config, console, data=data, plan=narrowed, whole=plan)
+    failed = report_failures(sweep, console)
+    for run in sweep.runs.values():
+        if run.node.stage == stage and run.state in ("done", "reused"):
+            run_dir = sweep.store.run_dir(stage, run.node.id)
+            console.print(f"{run.node.label}: {os.path.relpath(run_dir)}", soft_wrap=True)
+    if failed:
+        raise SystemExit(1)
+
+
+def write_outputs(sweep: Sweep, console: Console) -> None:
+    """Write a sweep's outputs and log them to W&B."""
+    from experiments.results import outputs as results
+    from experiments.tracking.summary import log_sweep
+
+    results.write_outputs(sweep, console, log=log_sweep)

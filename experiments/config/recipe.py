@@ -1,0 +1,190 @@
+"""From a recipe and `key=value` words to a checked config. Torch-free: a mistake costs no wait."""
+
+import difflib
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datamodules.errors import InputError
+from experiments.config.paths import RECIPES
+from experiments.config.schema import ExperimentConfig, GridConfig
+
+PAPER_EVALUATION: dict[str, Any] = {"prompts": ["jittered_box"], "jitter_draws": 5}
+"""Keys of `evaluation` under `compat: paper`."""
+
+
+def find_recipe(recipe: str) -> Path:
+    """Path of a recipe given by path or by the name of a shipped one.
+
+    Raises:
+        InputError: If there is none.
+    """
+    for path in (Path(recipe), RECIPES / recipe, RECIPES / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    raise InputError(f"recipe {recipe}: no such file; shipped recipes: {', '.join(names)}")
+
+
+def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
+    """Merge the schema, a recipe and `key=value` overrides into a checked config.
+
+    Args:
+        recipe: Path or shipped name; None starts from the defaults.
+        overrides: Strings `key.sub=value`, values in YAML.
+
+    Raises:
+        InputError: For an unknown key, a value of the wrong kind or out of range, or broken YAML.
+    """
+    merged: dict[str, Any] = {}
+    if recipe is not None:
+        path = find_recipe(recipe)
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not valid YAML ({_one_line(error)}); mend it") from error
+        if not isinstance(loaded, dict):
+            raise InputError(f"{path}: a recipe is a mapping of keys to values; mend it")
+        merged = loaded
+        _check_keys(merged, ExperimentConfig, where=str(path))
+    if any(override.replace(" ", "") == "compat=paper" for override in overrides):
+        # Asked for on the command line, it stands above what the recipe says.
+        for key in PAPER_EVALUATION:
+            merged.get("evaluation", {}).pop(key, None)
+    for override in overrides:
+        _set_override(merged, override)
+    apply_compat(merged)
+    schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
+    if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
+        merged["sweep"]["real_fraction"] = []
+    try:
+        typed = OmegaConf.merge(schema, OmegaConf.create(merged))
+    except OmegaConfBaseException as error:
+        raise InputError(_explain(error)) from error
+    for section in fields(ExperimentConfig):
+        # Section by section, so that a room's own message gets the section's name in front.
+        if is_dataclass(section.type):
+            try:
+                OmegaConf.to_object(typed[section.name])
+            except ValueError as error:
+                message = _one_line(error)
+                prefix = "" if message.startswith(section.name) else f"{section.name}."
+                raise InputError(prefix + message) from error
+    try:
+        return OmegaConf.to_object(typed)
+    except ValueError as error:
+        raise InputError(_one_line(error)) from error
+
+
+def apply_compat(merged: dict[str, Any]) -> None:
+    """Write the paper's evaluation into merged settings with `compat: paper`; else nothing.
+
+    Args:
+        merged: Settings of a recipe and its overrides; changed in place.
+
+    Raises:
+        InputError: If a setting of its own says otherwise.
+    """
+    if merged.get("compat") != "paper":
+        return
+    evaluation = merged.setdefault("evaluation", {})
+    for key, value in PAPER_EVALUATION.items():
+        if evaluation.setdefault(key, value) != value:
+            raise InputError(
+                f"evaluation.{key}={evaluation[key]}: compat=paper scores with {value}; remove one "
+                "of the two"
+            )
+    primary = merged.setdefault("statistics", {}).setdefault("primary", {})
+    primary.setdefault("prompt", "jittered_box")
+
+
+def _set_override(merged: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"{override!r}: expected key=value, as in segmenter.steps=80")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(
+            f"{override}: the value is not valid YAML; a list is written [a,b]"
+        ) from error
+    if text.strip() == "":
+        raise InputError(f"{override}: no value after '='; write null for none")
+    _check_path(key)
+    node = merged
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"{key}: {parent} is not a group of keys in the recipe")
+    if is_dataclass(_type_at(key)) and not isinstance(value, dict):
+        raise InputError(f"{key}={text}: {key} is a group; set one of its keys, as {key}.KEY=...")
+    _check_list(key, value, kind=_type_at(key))
+    node[leaf] = value
+
+
+def _type_at(key: str) -> Any:
+    node: Any = ExperimentConfig
+    for part in key.split("."):
+        node = {f.name: f.type for f in fields(node)}[part]
+    return node
+
+
+def _check_path(key: str) -> None:
+    node: Any = ExperimentConfig
+    for depth, part in enumerate(key.split(".")):
+        if not is_dataclass(node):
+            parent = ".".join(key.split(".")[:depth])
+            raise InputError(f"{key}: {parent} is a single value; write {parent}=...")
+        types = {f.name: f.type for f in fields(node)}
+        if part not in types:
+            prefix = ".".join(key.split(".")[:depth])
+            raise InputError(_unknown(key, part, names=list(types), prefix=prefix))
+        node = types[part]
+
+
+def _check_keys(content: dict[str, Any], schema: Any, *, where: str, prefix: str = "") -> None:
+    types = {f.name: f.type for f in fields(schema)}
+    for name, value in content.items():
+        if name not in types:
+            unknown = _unknown(prefix + str(name), str(name), names=list(types), prefix=prefix[:-1])
+            raise InputError(f"{where}: {unknown}")
+        if is_dataclass(types[name]):
+            if not isinstance(value, dict):
+                raise InputError(f"{where}: {prefix}{name} must be a group of keys")
+            _check_keys(value, types[name], where=where, prefix=f"{prefix}{name}.")
+        else:
+            _check_list(f"{where}: {prefix}{name}", value, kind=types[name])
+
+
+def _check_list(key: str, value: Any, *, kind: Any) -> None:
+    """Refuse what is no list, or none of the right length; OmegaConf's own words name no key."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin not in (list, tuple):
+        return
+    if not isinstance(value, list):
+        raise InputError(f"{key}={value}: a list is needed; write [{value}]")
+    count = len(value) if Ellipsis in arguments else len(arguments)
+    if origin is tuple and [type(item) for item in value] != [int] * count:
+        raise InputError(f"{key}={value}: {count} whole numbers are needed")
+
+
+def _unknown(key: str, part: str, *, names: list[str], prefix: str) -> str:
+    close = difflib.get_close_matches(part, names, n=1)
+    full = [f"{prefix}.{name}" if prefix else name for name in (close or names)]
+    hint = f"did you mean {full[0]}?" if close else f"known keys: {', '.join(full)}"
+    return f"{key}: unknown key; {hint}"
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None)
+    message = str(error).split("\n", 1)[0]
+    return f"{key}: {message}" if key and key not in message else _one_line(message)
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,296 @@
+"""`sonosweep predict`: a fitted segmenter applied to one's own images."""
+
+import csv
+import io
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import cv2
+import numpy as np
+from rich.console import Console
+
+from datamodules.any_image import find_images, read_any_image
+from datamodules.ellipse import Ellipse, perimeter_px
+from datamodules.errors import InputError
+from datamodules.mask_folder import some_names
+from datamodules.samples import read_pixel_sizes
+from datamodules.storage import commit_folder, write_atomic, write_json
+from experiments.deliver.submission import PROMPTS, ellipse_of_mask, show_progress
+from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
+from experiments.store.manifest import read_manifest
+
+if TYPE_CHECKING:
+    # They import torch, and a wrong path is refused before that.
+    from lightning_modules.segmenters.sam.module import SamModule
+    from lightning_modules.segmenters.unet.module import UnetModule
+
+Prompt = Literal["whole_image", "predicted_box"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What was found in one image; the fields are the columns of predictions.csv.
+
+    Attributes:
+        filename: Of the image, with its ending.
+        found: Whether the predicted mask gives an ellipse; the numbers are None otherwise.
+        center_x_px: Column of the ellipse's centre; 0 is the centre of the first pixel.
+        center_y_px: Row of the centre, likewise; y points down.
+        semi_major_px: Longer semi-axis, px.
+        semi_minor_px: Shorter semi-axis, px.
+        theta_rad: Angle of the longer axis, from +x towards +y (down), in [0, pi).
+        hc_px: Circumference of the ellipse, px.
+        pixel_size_mm: Side of a pixel, or None where it is unknown.
+        hc_mm: Head circumference; None without a pixel size.
+        reason: Why nothing was found; "" otherwise.
+    """
+
+    filename: str
+    found: bool
+    center_x_px: float | None = None
+    center_y_px: float | None = None
+    semi_major_px: float | None = None
+    semi_minor_px: float | None = None
+    theta_rad: float | None = None
+    hc_px: float | None = None
+    pixel_size_mm: float | None = None
+    hc_mm: float | None = None
+    reason: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Prediction))
+
+
+def prediction_of_mask(
+    mask: np.ndarray, *, filename: str, pixel_size_mm: float | None
+) -> Prediction:
+    """Measure one predicted mask.
+
+    Args:
+        mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
+        filename: Of the image.
+        pixel_size_mm: Side of a pixel, mm, > 0; None where it is unknown.
+
+    Returns:
+        The ellipse and its circumference; or, for a mask that is empty or full or whose outline
+        gives no ellipse in the image, the reason.
+    """
+    try:
+        ellipse = ellipse_of_mask(mask)
+        _require_inside(ellipse, size_hw=mask.shape)
+    except ValueError as error:
+        return Prediction(
+            filename=filename, found=False, pixel_size_mm=pixel_size_mm, reason=str(error)
+        )
+    hc_px = perimeter_px(ellipse)
+    return Prediction(
+        filename=filename,
+        found=True,
+        **asdict(ellipse),
+        hc_px=hc_px,
+        pixel_size_mm=pixel_size_mm,
+        hc_mm=None if pixel_size_mm is None else hc_px * pixel_size_mm,
+    )
+
+
+def _require_inside(ellipse: Ellipse, *, size_hw: tuple[int, int]) -> None:
+    height, width = size_hw
+    x, y = ellipse.center_x_px, ellipse.center_y_px
+    if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+        raise ValueError(f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})")
+    if ellipse.semi_major_px > math.hypot(height, width):
+        raise ValueError("the fitted ellipse is larger than the image")
+
+
+def predictions_text(predictions: Sequence[Prediction]) -> str:
+    """The text of predictions.csv: a header and one line an image, unknown numbers left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for prediction in predictions:
+        writer.writerow([_cell(value) for value in astuple(prediction)])
+    return text.getvalue()
+
+
+def _cell(value: str | float | None) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    return "" if value is None else value
+
+
+def pixel_sizes(
+    paths: Mapping[str, Path], *, pixel_size_mm: float | None, table: Path | None
+) -> dict[str, float | None]:
+    """Find the pixel size of each image.
+
+    Args:
+        paths: Images by stem.
+        pixel_size_mm: One for all of them, mm.
+        table: CSV with HC18's columns, a row for each image; others are not read.
+
+    Returns:
+        Pixel size in mm by stem; None for all where neither is given.
+
+    Raises:
+        InputError: Both are given, one is no positive number, or an image has no row.
+    """
+    if pixel_size_mm is not None:
+        if table is not None:
+            raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
+        if not 0 < pixel_size_mm < math.inf:
+            raise InputError(f"--pixel-size {pixel_size_mm}: must be above 0, in mm")
+    if table is None:
+        return dict.fromkeys(paths, pixel_size_mm)
+    sizes = read_pixel_sizes(table)
+    missing = [path.name for path in paths.values() if path.name not in sizes]
+    if missing:
+        raise InputError(
+            f"{table}: no row for {len(missing)} of {len(paths)} images ({some_names(missing)}); "
+            "add their pixel sizes, or leave the images out"
+        )
+    return {stem: sizes[path.name] for stem, path in paths.items()}
+
+
+def predict_command(
+    run_dir: Path,
+    places: Sequence[Path],
+    *,
+    out: Path,
+    pixel_size_mm: float | None,
+    pixel_size_table: Path | None,
+    prompt: str,
+    console: Console,
+) -> dict[str, Any]:
+    """Segment images into masks/, overlays/, predictions.csv and summary.json of a new folder.
+
+    Args:
+        run_dir: Directory of a fitted segmenter.
+        places: Images, and folders of images.
+        out: Folder to write, there whole or not at all.
+        pixel_size_mm: Of all images, or None.
+        pixel_size_table: CSV with the pixel size of each image, or None.
+        prompt: One of `PROMPTS`.
+        console: Where progress is shown.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        InputError: For a user's mistake; nothing is written then.
+        WeightsError: The backbone's weights are missing or others.
+    """
+    if prompt not in PROMPTS:
+        raise InputError(f"--prompt {prompt}: unknown; choose one of {', '.join(PROMPTS)}")
+    if out.exists():
+        raise InputError(f"{out}: exists; choose another folder, or remove it")
+    manifest = read_manifest(run_dir)
+    paths, left = find_images(places)
+    sizes = pixel_sizes(paths, pixel_size_mm=pixel_size_mm, table=pixel_size_table)
+    with console.status("loading the segmenter"):
+        module = _load(run_dir, prompt=prompt)
+    with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+        with console.status("reading the images"):
+            grey, scaled = _prepare(paths, Path(scratch))
+        predictions = []
+        with console.status("segmenting") as status:
+            show = show_progress(status, console=console)
+            for done, (stem, mask) in enumerate(_segment(module, grey, prompt=prompt), start=1):
+                show(done, len(paths))
+                _write_pictures(folder, mask, image_path=grey[stem])
+                name = paths[stem].name
+                predictions.append(
+                    prediction_of_mask(mask, filename=name, pixel_size_mm=sizes[stem])
+                )
+        write_atomic(folder / "predictions.csv", predictions_text(predictions))
+        summary = {
+            "out": str(out),
+            "run": str(run_dir),
+            "run_id": manifest.get("id"),
+            "prompt": prompt,
+            "n_images": len(predictions),
+            "n_found": sum(p.found for p in predictions),
+            "not_found": {p.filename: p.reason for p in predictions if not p.found},
+            "scaled_to_8_bit": scaled,
+            "not_read": left,
+            "predictions": [asdict(p) for p in predictions],
+        }
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """Say what was written, what was found, and what the reader should know."""
+    lines = [f"{name}: {reason}" for name, reason in summary["not_found"].items()]
+    scaled = summary["scaled_to_8_bit"]
+    if scaled:
+        ranges = [f"{name} {low}..{high}" for name, (low, high) in scaled.items()]
+        lines.append(
+            f"{len(scaled)} images of more than 8 bit were scaled from their own range to 0..255: "
+            + some_names(ranges)
+        )
+    left = summary["not_read"]
+    if left:
+        lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
+    if all(p["pixel_size_mm"] is None for p in summary["predictions"]):
+        lines.append("no pixel size is known, so hc_mm is empty; give --pixel-size MM")
+    lines.append(
+        f"{summary['out']}: {summary['n_images']} masks and overlays, predictions.csv; a head in "
+        f"{summary['n_found']} of {summary['n_images']} images"
+    )
+    for line in lines:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _write_pictures(folder: Path, mask: np.ndarray, *, image_path: Path) -> None:
+    """Write masks/NAME and overlays/NAME, of the name of the grey PNG at `image_path`."""
+    image = cv2.imread(str(image_path), cv2.IMREAD_UNCHANGED)
+    overlay = overlay_contours(image, [(mask, PREDICTION_RGB)])
+    for kind, picture in (("masks", mask * 255), ("overlays", overlay)):
+        (folder / kind).mkdir(exist_ok=True)
+        (folder / kind / image_path.name).write_bytes(encode_png(picture))
+
+
+def _prepare(
+    paths: Mapping[str, Path], scratch: Path
+) -> tuple[dict[str, Path], dict[str, tuple[int, int]]]:
+    """Read every image before the first is segmented; as grey PNG, which the segmenter reads."""
+    grey: dict[str, Path] = {}
+    scaled: dict[str, tuple[int, int]] = {}
+    for stem, path in paths.items():
+        image = read_any_image(path)
+        grey[stem] = scratch / f"{stem}.png"
+        grey[stem].write_bytes(encode_png(image.grey))
+        if image.scaled_from is not None:
+            scaled[path.name] = image.scaled_from
+    return grey, scaled
+
+
+def _load(run_dir: Path, *, prompt: Prompt) -> "SamModule | UnetModule":
+    from safetensors import SafetensorError
+
+    from experiments.deliver.segment_images import load_run
+
+    try:
+        return load_run(run_dir, prompt=prompt)
+    except SafetensorError as error:
+        raise InputError(
+            f"{run_dir}: its weights are damaged or cut short ({error}); copy them again, or fit "
+            "the segmenter again"
+        ) from error
+
+
+def _segment(
+    module: "SamModule | UnetModule", grey: Mapping[str, Path], *, prompt: Prompt
+) -> Iterator[tuple[str, np.ndarray]]:
+    from experiments.deliver.segment_images import segment_images
+
+    try:
+        yield from segment_images(module, grey, prompt=prompt)
+    except FloatingPointError as error:
+        raise InputError(f"{error}; fit the segmenter again") from error

@@ -1,0 +1,322 @@
+"""`sonosweep score`: anybody's masks under the protocol of our own evaluation."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.annotation import read_image
+from datamodules.errors import InputError
+from datamodules.mask_folder import find_masks, read_mask, some_names
+from datamodules.samples import HC18_FOLDER, Sample, read_cohort, read_hc18
+from datamodules.split_file import SplitFile, read_split_file
+from datamodules.storage import commit_folder, content_key, file_sha256, write_atomic
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LAYOUTS = ("auto", "hc18", "cohort")
+MISSING = ("refuse", "empty")
+PROMPT = "as_given"
+"""Prompt of rows whose masks were made elsewhere: nobody knows what the model was told."""
+
+# Column of results.csv, words for a person, factor, digits.
+_LINES = (
+    ("dice_trimester_weighted_mean", "Dice, trimester-weighted mean (%)", 100, 2),
+    ("dice_mean", "Dice, mean (%)", 100, 2),
+    ("dice_median", "Dice, median (%)", 100, 2),
+    ("dice_share_below_090", "images below Dice 0.9 (%)", 100, 1),
+    ("dice_256_mean", "Dice at 256x256, mean (%)", 100, 2),
+    ("hausdorff_mm_mean", "Hausdorff distance, mean (mm)", 1, 2),
+    ("hc_err_mm_mean", "HC difference DF, mean (mm)", 1, 2),
+    ("hc_abs_err_mm_mean", "absolute HC difference ADF, mean (mm)", 1, 2),
+    ("hc_abs_err_mm_p95", "ADF, 95th percentile (mm)", 1, 2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Scores of a folder of masks."""
+
+    name: str
+    per_image: "pd.DataFrame"
+    results: "pd.DataFrame"
+    """One row, with the columns of a sweep's results.csv."""
+    split: SplitFile | None
+    missing: tuple[str, ...] = ()
+    """Images without a file, counted as empty predictions."""
+    empty: tuple[str, ...] = ()
+    """Images whose file holds no foreground."""
+    notes: tuple[str, ...] = field(default=())
+    """What the reader should know, one sentence each."""
+
+    def measures(self) -> dict[str, float]:
+        """Columns of results.csv that exist for these data; no mm without pixel sizes."""
+        row = self.results.iloc[0]
+        return {name: float(row[name]) for name, *_ in _LINES if not np.isnan(row[name])}
+
+
+def read_references(root: Path, *, layout: str) -> list[Sample]:
+    """Annotated samples of a folder.
+
+    Raises:
+        InputError: For a folder without annotations, or one that is not of the layout.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(LAYOUTS)}")
+    is_cohort = layout == "cohort" or (layout == "auto" and (root / "image").is_dir())
+    if is_cohort:
+        has_masks = not (root / "image").is_dir() or any((root / "mask").glob("*.png"))
+    else:
+        parts = {name: (root / folder).is_dir() for name, folder in HC18_FOLDER.items()}
+        has_masks = parts["training"] or not parts["test"]
+    if not has_masks:
+        raise InputError(
+            f"{root}: no reference masks, so nothing can be scored; segment its images with "
+            f"sonosweep submit RUN --test-root {root} --masks DIR"
+        )
+    return read_cohort(root) if is_cohort else read_hc18(root)
+
+
+def score_folder(
+    predictions: Path,
+    *,
+    samples: Sequence[Sample],
+    name: str,
+    split: SplitFile | None = None,
+    missing: Literal["refuse", "empty"] = "refuse",
+    progress: Callable[[int, int], None] | None = None,
+) -> Score:
+    """Score the masks of a folder at the size of the images.
+
+    Args:
+        predictions: Folder of PNG masks `<id>.png`, `<id>_Annotation.png` or `<id>_mask.png`.
+        samples: Annotated samples of one cohort.
+        name: Condition under which the scores are filed.
+        split: Its test images are scored, of a cross-test those of every fold; all samples without
+            one.
+        missing: `empty` counts an image without a mask as an empty prediction, Dice 0.
+        progress: Called with (images scored, images in all).
+
+    Raises:
+        InputError: A mask is missing, of another size than its image, or no mask; by name.
+    """
+    chosen = {sample.sample_id: sample for sample in samples}
+    if split is not None:
+        split.check_against(samples)
+        chosen = {sample_id: chosen[sample_id] for sample_id in split.test_ids}
+    files, notes = find_masks(predictions, sample_ids=list(chosen), known=samples)
+    absent = tuple(sample_id for sample_id in chosen if sample_id not in files)
+    if absent and missing == "refuse":
+        raise InputError(
+            f"{predictions}: {len(absent)} of {len(chosen)} images have no mask "
+            f"({some_names(absent)}); add them, name the images by --split, or count them as "
+            "Dice 0 by --missing empty"
+        )
+    rows, empty = _score_rows(chosen, files=files, progress=progress)
+    hashes = [[i, file_sha256(files[i]) if i in files else None] for i in sorted(chosen)]
+    keys = {
+        "trial_id": content_key(hashes),
+        "condition": name,
+        "test_cohort": samples[0].cohort,
+        "prompt": PROMPT,
+        "draw": 0,
+    }
+    per_image, results = _tabulate([keys | row for row in rows])
+    return Score(
+        name=name,
+        per_image=per_image,
+        results=results,
+        split=split,
+        missing=absent,
+        empty=empty,
+        notes=tuple(notes),
+    )
+
+
+def _score_rows(
+    samples: Mapping[str, Sample],
+    *,
+    files: Mapping[str, Path],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    # Here, because it imports torch: a wrong folder is refused before that.
+    from experiments.stages.evaluation import Scorer
+
+    scorer = Scorer(samples=samples, frame_hw=(256, 256), mode="pad")
+    rows, empty = [], []
+    for sample_id, sample in samples.items():
+        size_hw = read_image(sample.image_path).shape
+        reference_hw = scorer.reference(sample_id).shape
+        if reference_hw != size_hw:
+            raise InputError(
+                f"{sample.annotation_path}: {reference_hw[1]}x{reference_hw[0]} px, but its image "
+                f"has {size_hw[1]}x{size_hw[0]}; export both at one size"
+            )
+        predicted = np.zeros(size_hw, np.uint8)
+        if sample_id in files:
+            predicted = read_mask(files[sample_id], size_hw=size_hw)
+            if not predicted.any():
+                empty.append(sample_id)
+        rows.append(scorer.row(sample_id, predicted))
+        if progress is not None:
+            progress(len(rows), len(samples))
+    return rows, tuple(empty)
+
+
+def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.DataFrame]":
+    """Rows of per_image.csv, and the one of results.csv."""
+    import pandas as pd
+
+    from experiments.results.statistics import KEYS, MEASURES, aggregate
+    from experiments.store.columns import PER_IMAGE
+
+    columns = list(dict.fromkeys([*KEYS, *PER_IMAGE]))
+    per_image = pd.DataFrame(list(rows), columns=columns)
+    per_image = per_image.astype(dict.fromkeys(MEASURES, "float64"))
+    return per_image, aggregate(per_image)
+
+
+def as_dict(score: Score) -> dict[str, Any]:
+    """The scores for a program: plain values, and no key for what cannot be measured."""
+    row, split = score.results.iloc[0], score.split
+    return {
+        "name": score.name,
+        "trial_id": row["trial_id"],
+        "cohort": row["test_cohort"],
+        "split": None
+        if split is None
+        else {"name": split.name, "version": split.version, "sha256": split.sha256},
+        "n_images": int(row["n_images"]),
+        "n_exams": int(row["n_exams"]),
+        **score.measures(),
+        "trimesters_missing": row["trimesters_missing"],
+        "missing": list(score.missing),
+        "empty": list(score.empty),
+        "notes": list(score.notes),
+    }
+
+
+def print_score(score: Score, console: Console) -> None:
+    """Print a small table, and below it what was counted as an empty prediction."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right")
+    for label, text in _table(score):
+        table.add_row(label, text)
+    console.print(f"{score.name} on {_where(score)}", markup=False, soft_wrap=True)
+    console.print(table)
+    for sentence in _sentences(score):
+        console.print(f"- {sentence}", markup=False, soft_wrap=True)
+
+
+def write_score(score: Score, out: Path) -> None:
+    """Write per_image.csv, results.csv, score.json and summary.md, all or nothing.
+
+    Raises:
+        InputError: The folder exists.
+    """
+    check_out(out)
+    with commit_folder(out) as folder:
+        score.per_image.to_csv(folder / "per_image.csv", index=False)
+        score.results.to_csv(folder / "results.csv", index=False)
+        write_atomic(folder / "score.json", json.dumps(as_dict(score), indent=1) + "\n")
+        write_atomic(folder / "summary.md", _markdown(score))
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that exists, before an hour is spent on what cannot be written.
+
+    Raises:
+        InputError: It exists.
+    """
+    if out.exists():
+        raise InputError(f"{out}: exists; choose another folder, or remove it")
+
+
+def score_command(
+    predictions: Path,
+    *,
+    root: Path,
+    split: Path | None,
+    layout: str,
+    missing: str,
+    name: str | None,
+    out: Path | None,
+    console: Console,
+) -> Score:
+    """What `sonosweep score` does before it prints.
+
+    Raises:
+        InputError: For anything wrong with the masks, the data or the options.
+    """
+    if missing not in MISSING:
+        raise InputError(f"--missing {missing}: unknown; choose one of {', '.join(MISSING)}")
+    if out is not None:
+        check_out(out)
+    published = None if split is None else read_split_file(split)
+    samples = read_references(root, layout=layout)
+    with console.status("scoring") as status:
+        score = score_folder(
+            predictions,
+            samples=samples,
+            name=predictions.resolve().name if name is None else name,
+            split=published,
+            missing=missing,
+            progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
+        )
+    if out is not None:
+        write_score(score, out)
+    return score
+
+
+def _table(score: Score) -> list[tuple[str, str]]:
+    row, measures = score.results.iloc[0], score.measures()
+    lines = [("images", f"{row['n_images']:.0f}"), ("exams", f"{row['n_exams']:.0f}")]
+    for name, label, factor, digits in _LINES:
+        if name in measures:
+            lines.append((label, f"{measures[name] * factor:.{digits}f}"))
+    return lines
+
+
+def _where(score: Score) -> str:
+    cohort = score.results.iloc[0]["test_cohort"]
+    if score.split is None:
+        return f"all annotated images of {cohort}"
+    split = score.split
+    part = f"the test parts of all {len(split.folds)} folds" if split.folds else "the test part"
+    return f"{part} of {cohort}, split {split.name} {split.version} (sha256 {split.sha256:.16})"
+
+
+def _sentences(score: Score) -> list[str]:
+    sentences = list(score.notes)
+    if score.missing:
+        names = ", ".join(score.missing)
+        sentences.append(f"{len(score.missing)} images have no mask, counted as empty: {names}")
+    if score.empty:
+        sentences.append(f"{len(score.empty)} masks are empty: {', '.join(score.empty)}")
+    if score.missing or score.empty:
+        sentences.append(
+            "an empty prediction is never left out: Dice 0, circumference 0 mm, Hausdorff distance "
+            "the image's diagonal"
+        )
+    absent = score.results.iloc[0]["trimesters_missing"]
+    if absent and "dice_trimester_weighted_mean" in score.measures():
+        sentences.append(f"no image of trimester {absent}; the other weights were scaled up")
+    if "hc_abs_err_mm_mean" not in score.measures():
+        sentences.append("no pixel sizes: measures in mm are absent")
+    return sentences
+
+
+def _markdown(score: Score) -> str:
+    lines = [f"# {score.name}", "", f"Scored on {_where(score)}, at the original size.", ""]
+    lines += ["| measure | value |", "|---|---|"]
+    lines += [f"| {label} | {text} |" for label, text in _table(score)]
+    lines += ["", f"Id of the masks: {score.results.iloc[0]['trial_id']}", ""]
+    lines += [f"- {sentence}" for sentence in _sentences(score)]
+    return "\n".join(lines).rstrip() + "\n"

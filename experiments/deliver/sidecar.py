@@ -1,0 +1,122 @@
+"""What an exported model's file does not say: input, prompt, data and versions, as JSON."""
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.attribution import HC18_LICENCE
+from datamodules.samples import PHANTOM_MARKER
+from datamodules.storage import file_sha256
+from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+OTHER_DATA = "fitted on images of another source than HC18, whose licence is its owner's to state"
+PHANTOM_DATA = "fitted on procedural phantoms, which are free of licences and of patients"
+PLACEMENT = {
+    "pad": (
+        "the longest side is resized to image_side_px, the aspect ratio kept; zeros below and "
+        "right, after the normalisation"
+    ),
+    "squash": (
+        "the image is resized to image_side_px x image_side_px, the aspect ratio lost; do this "
+        "yourself, and undo it on the mask: segment_anything and transformers pad"
+    ),
+}
+NORMALISATION = {
+    "imagenet": "(value - pixel_mean) / pixel_std for values in 0..255, as SAM's own",
+    "min_max": (
+        "each image is stretched so that its own minimum is 0 and its maximum 255; do this "
+        "yourself: pixel_mean and pixel_std then only divide by 255"
+    ),
+}
+BOX = (
+    "x0, y0, x1, y1, both corners inclusive, pixel centres being integers: x moves to "
+    "(x + 0.5) * scale - 0.5 when the image is resized"
+)
+_PACKAGES = ("sonosweep", "torch", "segment-anything", "diffusers", "peft", "transformers")
+
+
+def sam_sidecar(
+    config: SegmenterConfig, manifest: Mapping[str, Any], *, sam: "Sam", weights: Path
+) -> dict[str, Any]:
+    """Describe an exported SAM: what its weights cannot say of how to use them.
+
+    Args:
+        config: Its settings.
+        manifest: Of its run.
+        sam: The network.
+        weights: The written file.
+    """
+    from lightning_modules.segmenters.sam.backbones import normalisation_of
+
+    return {
+        **_origin(manifest, weights=weights),
+        "backbone": config.backbone,
+        "tuning": config.tuning,
+        "input": {
+            "geometry": config.geometry,
+            "placement": PLACEMENT[config.geometry],
+            "image_side_px": sam.image_encoder.img_size,
+            "frame_side_px": FRAME_SIDE_PX[config.backbone],
+            "channels": "grey, three times",
+            "normalisation": NORMALISATION[normalisation_of(config.backbone)],
+            "pixel_mean": sam.pixel_mean.flatten().tolist(),
+            "pixel_std": sam.pixel_std.flatten().tolist(),
+        },
+        "prompt": {
+            "kind": "one box an image; no points, no mask; multimask_output=False",
+            "trained_under": list(config.train_prompts),
+            "jitter_max_px": config.jitter_max_px,
+            "whole_image": "the box of the whole image: 0, 0, width - 1, height - 1",
+            "box": BOX,
+        },
+        "output": "logits; above 0 is head",
+    }
+
+
+def generator_sidecar(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
+    """Describe an exported Stable Diffusion generator.
+
+    Args:
+        manifest: Of its run.
+        weights: The LoRA file.
+    """
+    settings = manifest.get("config", {}).get("stable_diffusion")
+    return {**_origin(manifest, weights=weights), "stable_diffusion": settings}
+
+
+def unit_mean_std(sam: "Sam") -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel that a network subtracts and divides by.
+
+    Returns:
+        Both for pixels in [0, 1], RGB; segment_anything has them for 0..255.
+    """
+    return (sam.pixel_mean.flatten() / 255).tolist(), (sam.pixel_std.flatten() / 255).tolist()
+
+
+def _origin(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
+    return {
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+        "run": {key: manifest.get(key) for key in ("stage", "id", "sweep", "git_sha")},
+        "data": data_line(manifest),
+        "versions": {package: _version(package) for package in _PACKAGES},
+    }
+
+
+def data_line(manifest: Mapping[str, Any]) -> str:
+    """Licence and attribution of the images that a run was fitted on."""
+    root = manifest.get("config", {}).get("data", {}).get("root")
+    if root is not None and (Path(root) / PHANTOM_MARKER).is_file():
+        return PHANTOM_DATA
+    ids = [str(each[0]) for each in manifest.get("content", {}).get("images", [])]
+    return HC18_LICENCE if ids and all("HC" in each for each in ids) else OTHER_DATA
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,340 @@
+"""HC18's submission file: one ellipse in mm for each test image, written and validated."""
+
+import contextlib
+import csv
+import io
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.status import Status
+
+from datamodules.annotation import read_image
+from datamodules.ellipse import Ellipse, fit_ellipse
+from datamodules.errors import InputError
+from datamodules.mask_folder import some_names
+from datamodules.samples import Sample, read_hc18_test
+from datamodules.storage import commit_folder, write_atomic
+from lightning_modules.metrics import outline_points
+
+N_CHALLENGE = 335
+"""Images of the challenge's test set."""
+PROMPTS = ("whole_image", "predicted_box")
+"""Prompts that need no reference."""
+_PLAIN_EVERY_S = 15.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmissionRow:
+    """One line of the file; the fields are its columns, in its order.
+
+    Attributes:
+        filename: Of the test image, with its ending.
+        center_x_mm: Column of the centre; 0 is the centre of the first pixel.
+        center_y_mm: Row of the centre, likewise; y points down.
+        semi_axes_a_mm: Longer semi-axis.
+        semi_axes_b_mm: Shorter semi-axis, above 0.
+        angle_rad: Of the longer axis, from +x towards +y (down), in [0, pi).
+    """
+
+    filename: str
+    center_x_mm: float
+    center_y_mm: float
+    semi_axes_a_mm: float
+    semi_axes_b_mm: float
+    angle_rad: float
+
+
+COLUMNS = tuple(field.name for field in fields(SubmissionRow))
+
+
+def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
+    """Fit the ellipse of one predicted mask.
+
+    Args:
+        mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
+
+    Raises:
+        ValueError: No ellipse can be had: the mask is empty or full, or no ellipse fits its
+            outline. Its text is the reason.
+    """
+    if not mask.any():
+        raise ValueError("the predicted mask is empty")
+    if mask.all():
+        raise ValueError("the predicted mask fills the image")
+    try:
+        return fit_ellipse(outline_points(mask))
+    except ValueError as error:
+        raise ValueError("no ellipse fits the outline of the predicted mask") from error
+
+
+def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
+    """Fit the ellipse of one predicted mask, in mm.
+
+    Args:
+        mask: See `ellipse_of_mask`.
+        filename: Of the image.
+        pixel_size_mm: Side of a pixel, mm, > 0.
+
+    Raises:
+        ValueError: See `ellipse_of_mask`; or the one that fits is not in the image.
+    """
+    ellipse = ellipse_of_mask(mask)
+    row = SubmissionRow(
+        filename=filename,
+        center_x_mm=ellipse.center_x_px * pixel_size_mm,
+        center_y_mm=ellipse.center_y_px * pixel_size_mm,
+        semi_axes_a_mm=ellipse.semi_major_px * pixel_size_mm,
+        semi_axes_b_mm=ellipse.semi_minor_px * pixel_size_mm,
+        angle_rad=ellipse.theta_rad,
+    )
+    wrong = _fault(row, size_hw=mask.shape, pixel_size_mm=pixel_size_mm)
+    if wrong:
+        raise ValueError(f"of the ellipse fitted to the predicted mask, {wrong}")
+    return row
+
+
+def _fault(row: SubmissionRow, *, size_hw: tuple[int, int], pixel_size_mm: float) -> str | None:
+    """What no head in this image can have, or None; pixels or degrees are mostly caught too."""
+    height_mm, width_mm = size_hw[0] * pixel_size_mm, size_hw[1] * pixel_size_mm
+    half_mm = pixel_size_mm / 2
+    a, b = row.semi_axes_a_mm, row.semi_axes_b_mm
+    if not all(math.isfinite(value) for value in astuple(row)[1:]):
+        return "a value is not finite"
+    for name, value, end in (
+        ("center_x_mm", row.center_x_mm, width_mm),
+        ("center_y_mm", row.center_y_mm, height_mm),
+    ):
+        if not -half_mm <= value <= end - half_mm:
+            return f"{name}={value:.2f} lies outside the image of {width_mm:.2f}x{height_mm:.2f} mm"
+    if not 0 < b <= a:
+        return f"semi_axes_a_mm={a:.2f} and semi_axes_b_mm={b:.2f} are not a >= b > 0"
+    if a > math.hypot(height_mm, width_mm):
+        return f"semi_axes_a_mm={a:.2f} exceeds the image of {width_mm:.2f}x{height_mm:.2f} mm"
+    if not 0 <= row.angle_rad < math.pi:
+        return f"angle_rad={row.angle_rad:.4f} is not in [0, pi), in radians"
+    return None
+
+
+def submission_text(rows: Sequence[SubmissionRow]) -> str:
+    """The file's text: the header and one line an image."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        # Eight digits never round an angle below pi up to pi.
+        writer.writerow([row.filename, *(f"{value:.8f}" for value in astuple(row)[1:])])
+    return text.getvalue()
+
+
+def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
+    """Check a submission against HC18's test part.
+
+    Columns and their order, one row for each test image in the order of the pixel-size CSV,
+    centres inside the image (mm), a >= b > 0, angles in [0, pi).
+
+    Args:
+        path: CSV file.
+        test_root: Folder that holds test_set/ and test_set_pixel_size.csv.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: The first fault, with its row.
+    """
+    samples = read_hc18_test(test_root)
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
+    rows = _parse(text, label=str(path))
+    _check_names([row.filename for row in rows], samples=samples, label=str(path))
+    for row, sample in zip(rows, samples, strict=True):
+        size_hw = read_image(sample.image_path).shape
+        wrong = _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm)
+        if wrong:
+            raise InputError(f"{path}: {row.filename}: {wrong}; correct the row")
+    return rows
+
+
+def _parse(text: str, *, label: str) -> list[SubmissionRow]:
+    table = [row for row in csv.reader(io.StringIO(text)) if row]
+    header = tuple(cell.strip() for cell in table[0]) if table else ()
+    if header != COLUMNS:
+        raise InputError(f"{label}: the header is {','.join(header)!r}, not {','.join(COLUMNS)!r}")
+    rows = []
+    for number, cells in enumerate(table[1:], start=2):
+        if len(cells) != len(COLUMNS):
+            raise InputError(f"{label}: row {number} has {len(cells)} cells, not {len(COLUMNS)}")
+        try:
+            values = [float(cell) for cell in cells[1:]]
+        except ValueError as error:
+            raise InputError(f"{label}: row {number} ({cells[0]}): {error}") from error
+        named = dict(zip(COLUMNS, [cells[0].strip(), *values], strict=True))
+        rows.append(SubmissionRow(**named))
+    return rows
+
+
+def _check_names(names: Sequence[str], *, samples: Sequence[Sample], label: str) -> None:
+    expected = [sample.image_path.name for sample in samples]
+    missing = [name for name in expected if name not in set(names)]
+    unknown = [name for name in names if name not in set(expected)]
+    if missing or unknown:
+        what = f"no row for {some_names(missing)}" if missing else f"{some_names(unknown)} unknown"
+        raise InputError(
+            f"{label}: {len(names)} rows for {len(expected)} test images, {what}; write one row an "
+            "image"
+        )
+    if len(names) > len(expected):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"{label}: {twice} has two rows; write one row an image")
+    if list(names) != expected:
+        number = next(
+            i
+            for i, pair in enumerate(zip(names, expected, strict=True), start=2)
+            if pair[0] != pair[1]
+        )
+        raise InputError(
+            f"{label}: row {number} is {names[number - 2]}, not {expected[number - 2]}; keep the "
+            "order of the pixel-size CSV"
+        )
+
+
+def submit_command(
+    run_dir: Path,
+    *,
+    test_root: Path,
+    out: Path | None,
+    masks: Path | None,
+    prompt: str,
+    skip_degenerate: bool,
+    console: Console,
+) -> None:
+    """Segment the images of a folder; write the submission, the masks, or both.
+
+    Args:
+        run_dir: Directory of a fitted segmenter.
+        test_root: HC18's folder, or for masks alone a cohort's with image/.
+        out: CSV to write, or None.
+        masks: New folder for `<id>.png` (0 and 255), or None.
+        prompt: One of `PROMPTS`.
+        skip_degenerate: Leave out rows that cannot be had, instead of writing no file.
+        console: Where progress and names are shown.
+
+    Raises:
+        InputError: For a user's mistake; or an ellipse cannot be had and is not to be skipped.
+    """
+    if prompt not in PROMPTS:
+        raise InputError(f"--prompt {prompt}: unknown; choose one of {', '.join(PROMPTS)}")
+    _check_outputs(out=out, masks=masks)
+    paths, samples = _images(test_root, is_submission=out is not None)
+    # Here, because they import torch: a wrong folder is refused before that.
+    from experiments.deliver.segment_images import load_run, segment_images
+
+    with console.status("loading the segmenter"):
+        module = load_run(run_dir, prompt=prompt)
+    rows: list[SubmissionRow] = []
+    degenerate: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        folder = None if masks is None else stack.enter_context(commit_folder(masks))
+        show = show_progress(stack.enter_context(console.status("segmenting")), console=console)
+        found = segment_images(module, paths, prompt=prompt)
+        for done, (name, mask) in enumerate(found, start=1):
+            show(done, len(paths))
+            if folder is not None:
+                cv2.imwrite(str(folder / f"{name}.png"), mask * 255)
+            if out is not None:
+                try:
+                    rows.append(_row(samples[name], mask))
+                except ValueError as error:
+                    degenerate[samples[name].image_path.name] = str(error)
+    if masks is not None:
+        console.print(f"{masks}: {len(paths)} masks", markup=False, soft_wrap=True)
+    if out is not None:
+        for name, reason in degenerate.items():
+            console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
+        write_submission(out, rows, degenerate=list(degenerate), skip=skip_degenerate)
+        console.print(_verdict(out, rows=rows, degenerate=degenerate), soft_wrap=True)
+
+
+def write_submission(
+    path: Path, rows: Sequence[SubmissionRow], *, degenerate: Sequence[str], skip: bool
+) -> None:
+    """Write the file, unless an ellipse is missing that is not to be skipped.
+
+    Raises:
+        InputError: `degenerate` names images and `skip` is false; nothing is written.
+    """
+    if degenerate and not skip:
+        raise InputError(
+            f"{path}: not written, for {len(degenerate)} of {len(degenerate) + len(rows)} images "
+            f"the prediction gives no ellipse ({some_names(degenerate)}); try a better segmenter, "
+            "or leave the rows out by --skip-degenerate"
+        )
+    write_atomic(path, submission_text(rows))
+
+
+def check_command(path: Path, *, test_root: Path, console: Console) -> None:
+    """What `sonosweep submit --check` does.
+
+    Raises:
+        InputError: The file is no valid submission.
+    """
+    rows = validate_submission(path, test_root)
+    console.print(_verdict(path, rows=rows, degenerate={}), soft_wrap=True)
+
+
+def _verdict(path: Path, *, rows: Sequence[SubmissionRow], degenerate: Mapping[str, str]) -> str:
+    if degenerate:
+        left_out = f"{path}: {len(rows)} rows, {len(degenerate)} left out"
+        return f"{left_out}; this is not a valid submission"
+    if len(rows) == N_CHALLENGE:
+        return f"{path}: a valid submission of {len(rows)} rows"
+    return (
+        f"{path}: {len(rows)} rows, valid for these test images; the challenge's own test set has "
+        f"{N_CHALLENGE}"
+    )
+
+
+def _row(sample: Sample, mask: np.ndarray) -> SubmissionRow:
+    return row_of_mask(mask, filename=sample.image_path.name, pixel_size_mm=sample.pixel_size_mm)
+
+
+def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[str, Sample]]:
+    """Images by id, and HC18's samples by id; none of these for a cohort."""
+    if is_submission or not (root / "image").is_dir():
+        samples = {sample.sample_id: sample for sample in read_hc18_test(root)}
+        return {name: sample.image_path for name, sample in samples.items()}, samples
+    paths = {p.stem: p for p in sorted((root / "image").glob("*.png")) if p.name[0] != "."}
+    if not paths:
+        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    return paths, {}
+
+
+def _check_outputs(*, out: Path | None, masks: Path | None) -> None:
+    if out is None and masks is None:
+        raise InputError("nothing to write; give --out FILE.csv, --masks DIR, or both")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
+    if masks is not None and masks.exists():
+        raise InputError(f"{masks}: exists; choose another folder, or remove it")
+
+
+def show_progress(status: Status, *, console: Console) -> Callable[[int, int], None]:
+    """Show images done: in place on a terminal, a line now and then in a log."""
+    last = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal last
+        status.update(f"segmenting images {done}/{total}")
+        if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
+            last = time.monotonic()
+            console.print(f"segmented {done} of {total} images")
+
+    return show

@@ -1,0 +1,79 @@
+"""From a plan to the `plan.json` that its sweep keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from datamodules.errors import InputError
+from experiments.plan.nodes import Plan
+from experiments.store.plan_file import (
+    OUTSIDE_THE_GRID,
+    NewerLayoutError,
+    PlanFile,
+    PlannedStage,
+    PlannedTrial,
+    plan_changes,
+    read_plan,
+    write_plan,
+)
+
+
+def planned(plan: Plan) -> PlanFile:
+    """What `plan.json` holds of a plan."""
+    stages = tuple(
+        PlannedStage(
+            key=key,
+            label=node.label,
+            stage=node.stage,
+            steps=node.steps,
+            upstream=tuple(dict.fromkeys(node.upstream.values())),
+        )
+        for key, node in plan.nodes.items()
+    )
+    trials = tuple(
+        PlannedTrial(
+            id=spec.id,
+            name=spec.name,
+            condition=spec.condition,
+            real_fraction=spec.real_fraction,
+            n_real=spec.n_real,
+            support=spec.support,
+            seed=spec.seed,
+            generator_seed=spec.generator_seed,
+            fold=spec.fold,
+            is_control=spec.is_control,
+            keys=tuple(spec.keys),
+        )
+        for spec in plan.trials
+    )
+    return PlanFile(stages=stages, trials=trials)
+
+
+def record_plan(folder: Path, plan: Plan) -> str | None:
+    """Write a sweep's plan over the one of its last start.
+
+    Box figures made since are kept: no grid has their stage.
+
+    Returns:
+        One line on what changed in between, or None.
+
+    Raises:
+        NewerLayoutError: If a newer version wrote the old one.
+    """
+    new = planned(plan)
+    old = _known_plan(folder)
+    if old is not None:
+        extra = [s for s in old.stages if s.stage == OUTSIDE_THE_GRID and s.key not in new.keys]
+        kept = [stage for stage in extra if new.keys.issuperset(stage.upstream)]
+        new = replace(new, stages=(*new.stages, *kept))
+    write_plan(folder, new)
+    return None if old is None else plan_changes(old, new)
+
+
+def _known_plan(folder: Path) -> PlanFile | None:
+    """The plan of the last start; None where there is none or nobody could read it."""
+    try:
+        return read_plan(folder)
+    except NewerLayoutError:
+        raise
+    except InputError:
+        return None

@@ -1,0 +1,160 @@
+"""The numbers of a table: trials of one cell (cohort, prompt, amount, condition, labels) averaged.
+
+A model is what was trained with one support, seed and generator seed; with cross-testing the trials
+of its folds test different exams, so their images are pooled before anything is averaged.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pandas as pd
+
+from experiments.results.resampling import crossed_bootstrap
+from experiments.results.statistics import (
+    amounts,
+    average_draws,
+    summarise,
+    weighted_interval,
+    with_defaults,
+)
+
+MODEL = ["support", "seed", "generator_seed"]
+"""The axes of a model beside its condition and amount."""
+MEANS = {
+    "dice_trimester_weighted_mean": 100,
+    "dice_mean": 100,
+    "dice_median": 100,
+    "dice_share_below_090": 1,
+    "dice_256_mean": 100,
+    "hausdorff_mm_mean": 1,
+    "hc_abs_err_mm_mean": 1,
+    "hc_abs_err_mm_p95": 1,
+    "n_not_found": 1,
+}
+"""Columns of results.csv that a cell averages over models, with the factor of the table's unit."""
+_INTERVALS = ["dice_low", "dice_high"]
+_INTERVALS += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
+_CELL = ["test_cohort", "prompt", "amount", "condition", "generator_key", "n_val_labels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One table: the rows of one test cohort and prompt."""
+
+    test_cohort: str
+    prompt: str
+    title: str
+    rows: pd.DataFrame
+    """Text cells under `tables.COLUMNS`; empty where there is nothing to say."""
+    notes: tuple[str, ...]
+    """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
+    spreads: pd.DataFrame
+    """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
+    best: pd.DataFrame
+    """Whether a cell is the best of its amount, as printed; shaped as `rows`. Never a control, and
+    nothing where there is one row to choose from."""
+
+
+def cells(
+    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Average the done trials of each cell (cohort, prompt, amount, condition, label counts).
+
+    A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
+    models, each `_sd` is the standard deviation (n - 1) of a mean, and the intervals resample
+    exams and supports at once (exams alone where there is one support).
+
+    Args:
+        results: Rows of results.csv.
+        per_image: Rows of per_image.csv; without them a cell of several trials has no interval,
+            and one of several folds no number.
+        seed: Of the resampling.
+
+    Returns:
+        A row per cell: test_cohort, prompt, amount, condition, n_val_labels, n_generator_labels,
+        real_fraction, n_real_min, n_real_max, n_total_min, n_total_max, n_trials, n_supports,
+        n_folds, trial_ids, trial_dice (a model each), the columns of `MEANS`, dice_low, dice_high,
+        dice_trimester_weighted_low and _high, dice_sd, dice_trimester_weighted_sd,
+        hc_abs_err_mm_sd, n_exams, trimesters_missing.
+    """
+    done = with_defaults(results[results["status"] == "done"])
+    # On its own labels a generator may see a few more in one support than in the other.
+    own_labels = done["condition"].str.startswith("synthetic_same_budget")
+    key = done["n_generator_labels"].mask(own_labels, -1)
+    done = done.assign(amount=amounts(done), generator_key=key)
+    images = None if per_image is None else average_draws(per_image)
+    rows = []
+    for where, part in done.groupby(_CELL, sort=False, dropna=False):
+        row = dict(zip(_CELL, where, strict=True))
+        own = None if images is None else _images_of(images, part=part)
+        models = _models(part, images=own, seed=seed)
+        rows.append(row | _counts(part) | _averages(models, images=own, seed=seed))
+    return pd.DataFrame(rows).drop(columns="generator_key", errors="ignore")
+
+
+def _images_of(images: pd.DataFrame, *, part: pd.DataFrame) -> pd.DataFrame:
+    return images[
+        images["trial_id"].isin(part["trial_id"])
+        & (images["test_cohort"] == part["test_cohort"].iloc[0])
+        & (images["prompt"] == part["prompt"].iloc[0])
+    ]
+
+
+def _models(part: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> pd.DataFrame:
+    """Give a row per model with the columns of results.csv; folds are pooled by their images."""
+    rows = []
+    for _, folds in part.groupby(MODEL, sort=False, dropna=False):
+        row = folds.iloc[0].to_dict()
+        if len(folds) > 1:
+            unknown = dict.fromkeys([*MEANS, *_INTERVALS, "n_exams"], math.nan)
+            own = None if images is None else images["trial_id"].isin(folds["trial_id"])
+            row |= unknown if own is None else summarise(images[own], seed)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _counts(part: pd.DataFrame) -> dict:
+    return {
+        "n_generator_labels": part["n_generator_labels"].max(),
+        "real_fraction": part["real_fraction"].iloc[0],
+        "n_real_min": part["n_real"].min(),
+        "n_real_max": part["n_real"].max(),
+        "n_total_min": part["n_total_labels"].min(),
+        "n_total_max": part["n_total_labels"].max(),
+        "n_trials": len(part),
+        "n_supports": max(part["support"].nunique(), 1),
+        "n_folds": part["fold"].nunique(),
+        "trial_ids": tuple(part["trial_id"]),
+    }
+
+
+def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> dict:
+    # Files of older versions lack some columns.
+    known = models.reindex(columns=[*models.columns.union([*MEANS, *_INTERVALS], sort=False)])
+    row = {name: known[name].mean() for name in MEANS}
+    row |= {name: known[name].iloc[0] for name in _INTERVALS}
+    if len(models) > 1:
+        row |= _pooled_intervals(images, seed=seed)
+    return row | {
+        "trial_dice": tuple(models["dice_mean"]),
+        "dice_sd": models["dice_mean"].std(ddof=1),
+        "dice_trimester_weighted_sd": known["dice_trimester_weighted_mean"].std(ddof=1),
+        "hc_abs_err_mm_sd": known["hc_abs_err_mm_mean"].std(ddof=1),
+        "n_exams": models["n_exams"].max(),
+        "trimesters_missing": models.get("trimesters_missing", pd.Series([""])).iloc[0],
+    }
+
+
+def _pooled_intervals(images: pd.DataFrame | None, *, seed: int) -> dict[str, float]:
+    if images is None:
+        return dict.fromkeys(_INTERVALS, math.nan)
+    keys = ["support", "sample_id", "exam_id"]
+    filled = images.assign(support=images["support"].fillna(-1))
+    means = filled.groupby(keys, as_index=False).agg(
+        dice=("dice", "mean"), trimester=("trimester", "first")
+    )
+    plain = crossed_bootstrap(
+        means["dice"], exams=means["exam_id"], supports=means["support"], seed=seed
+    )
+    weighted = weighted_interval(means, seed=seed)
+    return dict(zip(_INTERVALS, (plain.low, plain.high, *weighted), strict=True))

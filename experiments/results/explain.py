@@ -1,0 +1,201 @@
+"""From a cell of a table back to its runs: `sonosweep report RECIPE --explain CELL`."""
+
+import difflib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from datamodules.errors import InputError
+from experiments.config.schema import ExperimentConfig
+from experiments.results.cells import MEANS, cells
+from experiments.results.statistics import amounts, read_rows
+from experiments.runner.progress import clock
+from experiments.store.runs import RunStore
+
+PARTS = ("cohort", "prompt", "amount", "condition")
+_COLUMNS = ("test_cohort", "prompt", "amount_name", "condition")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Trace:
+    """What the lines of a text share."""
+
+    store: RunStore
+    commands: list[str] = field(default_factory=list)
+    """Each command once, in order of appearance; lines name it by its number from 1."""
+
+
+def explain_cell(config: ExperimentConfig, cell: str) -> str:
+    """Name the numbers of a cell, its trials, and every run behind each.
+
+    Args:
+        config: The recipe, whose outputs are written.
+        cell: COHORT/PROMPT/AMOUNT/CONDITION as `hc18/whole_image/20/strong`; the amount is a number
+            of images or a share as `5%`, 0 for a control; `*` takes all of a part.
+
+    Returns:
+        Text of several lines. A run names its command by a number; the commands close the text,
+        each on a line of its own.
+
+    Raises:
+        InputError: For a part that is not in the results, or a sweep without results.
+    """
+    store = RunStore(Path(config.store.root))
+    results, per_image = _read(store, name=config.name)
+    chosen = choose(results, cell)
+    found = cells(chosen, per_image=per_image)
+    lines: list[str] = []
+    trace = _Trace(store=store)
+    for _, row in found.iterrows():
+        where = (row["test_cohort"], row["prompt"], row["amount"], row["condition"])
+        lines += ["/".join(where), *_numbers(row)]
+        own = chosen[
+            chosen["trial_id"].isin(row["trial_ids"])
+            & (chosen["test_cohort"] == row["test_cohort"])
+            & (chosen["prompt"] == row["prompt"])
+        ]
+        for _, trial in own.iterrows():
+            lines += _trial_lines(trial, trace=trace)
+        lines.append("")
+    waiting = chosen[chosen["status"] != "done"].drop_duplicates("trial_id")
+    for _, trial in waiting.iterrows():
+        reason = trial["reason"] if isinstance(trial["reason"], str) else ""
+        lines.append(f"{trial['trial_id']}: {trial['status']} {reason}".rstrip())
+    for number, command in enumerate(trace.commands, start=1):
+        lines += [f"command {number}:", command]
+    return "\n".join(lines).rstrip("\n")
+
+
+def _read(store: RunStore, *, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    folder = store.sweep_dir(name)
+    path = folder / "results.csv"
+    if not path.is_file():
+        raise InputError(f"{path}: no results yet; run `sonosweep sweep` with this recipe first")
+    results = read_rows(path)
+    missing = [column for column in ("fit_id", "score_id") if column not in results]
+    if missing:
+        raise InputError(
+            f"{path}: written by an older version, without {', '.join(missing)}; write it again "
+            "with `sonosweep report`"
+        )
+    return results, read_rows(folder / "per_image.csv")
+
+
+def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
+    """Rows of a cell.
+
+    Args:
+        results: Rows of results.csv.
+        cell: See `explain_cell`.
+
+    Raises:
+        InputError: For a part that no row has; the nearest one is named.
+    """
+    words = cell.split("/")
+    if len(words) != len(PARTS):
+        raise InputError(
+            f"--explain {cell}: expected COHORT/PROMPT/AMOUNT/CONDITION, as "
+            "hc18/whole_image/20/strong"
+        )
+    chosen = results.assign(amount_name=amounts(results))
+    for part, column, word in zip(PARTS, _COLUMNS, words, strict=True):
+        if word == "*":
+            continue
+        if part == "amount":
+            is_here = _has_amount(chosen, word)
+        else:
+            is_here = chosen[column].fillna("").str.lower() == word.lower()
+        if not is_here.any():
+            raise InputError(_unknown(cell, part, word=word, known=_known(chosen, part, column)))
+        chosen = chosen[is_here]
+    return chosen.drop(columns="amount_name")
+
+
+def _has_amount(rows: pd.DataFrame, word: str) -> pd.Series:
+    plain = word.replace(" ", "").lower()
+    names = rows["amount_name"].str.replace(" ", "")
+    return (names == plain) | (rows["n_real"].map(lambda n: f"{n:.0f}") == plain)
+
+
+def _known(rows: pd.DataFrame, part: str, column: str) -> list[str]:
+    if part != "amount":
+        return list(rows[column].dropna().unique())
+    names = {f"{n:.0f}" for n in rows["n_real"]}
+    shares = rows.loc[rows["real_fraction"].notna(), "amount_name"].str.replace(" ", "")
+    return [*sorted(names, key=int), *shares.unique()]
+
+
+def _unknown(cell: str, part: str, *, word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"here are {', '.join(known)}"
+    return f"--explain {cell}: no {part} {word}; {hint}"
+
+
+def _numbers(row: pd.Series) -> list[str]:
+    shown = [
+        f"{name} {row[name] * factor:.2f}" + (" %" if factor == 100 else "")
+        for name, factor in MEANS.items()
+        if pd.notna(row[name])
+    ]
+    interval = ""
+    if pd.notna(row["dice_low"]):
+        interval = f", dice 95 % CI [{100 * row['dice_low']:.2f}, {100 * row['dice_high']:.2f}]"
+    head = f"  {row['n_trials']} trials, {row['n_supports']} supports, {row['n_exams']:.0f} exams"
+    return [head + interval, *(f"  {text}" for text in shown)]
+
+
+def _trial_lines(trial: pd.Series, *, trace: _Trace) -> list[str]:
+    axes = [
+        f"{name} {trial[name]:.0f}"
+        for name in ("support", "seed", "generator_seed", "fold")
+        if pd.notna(trial[name])
+    ]
+    dice = f"Dice {100 * trial['dice_mean']:.2f} %"
+    lines = [f"  trial {trial['trial_id']}: {', '.join([*axes, dice])}"]
+    seen: set[str] = set()
+    _add_runs(lines, str(trial["score_id"]), role="score", trace=trace, depth=2, seen=seen)
+    return lines
+
+
+def _add_runs(
+    lines: list[str], key: str, *, role: str, trace: _Trace, depth: int, seen: set[str]
+) -> None:
+    """Add a run and, indented, what it was made from; a run that stood before is only named."""
+    stage, run_id = key.split("/")
+    run_dir = trace.store.run_dir(stage, run_id)
+    indent = "  " * depth
+    if key in seen:
+        lines.append(f"{indent}{role}: {run_dir} (above)")
+        return
+    seen.add(key)
+    lines.append(f"{indent}{role}: {run_dir}")
+    manifest = _json(run_dir / "manifest.json")
+    if manifest is None:
+        lines.append(f"{indent}  manifest.json is missing")
+        return
+    command = str(manifest.get("command", "unknown"))
+    if command not in trace.commands:
+        trace.commands.append(command)
+    made = _made(manifest, _json(run_dir / "DONE.json"))
+    lines.append(f"{indent}  {made}; command {trace.commands.index(command) + 1}")
+    for name, upstream in sorted(manifest["upstream"].items(), key=lambda item: item[0] != "fit"):
+        _add_runs(lines, upstream, role=name, trace=trace, depth=depth + 1, seen=seen)
+
+
+def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
+    sha = manifest.get("git_sha")
+    commit = sha[:10] if sha else "unknown"
+    if manifest.get("git_dirty_sha256"):
+        commit += f" with changes {manifest['git_dirty_sha256']}"
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
+    took = f", {clock(done['seconds'])}" if done else ", not finished"
+    return "; ".join([manifest["label"], f"commit {commit}", f"started {started}{took}"])
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None

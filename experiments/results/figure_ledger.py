@@ -1,0 +1,241 @@
+"""The ledger: Dice against every labelled image behind a row, ours and the paper's.
+
+A row with synthetic pairs has used the labels of its generator and its gate as well. Counted so,
+a curve that stood above the other may only stand further to the right.
+"""
+
+import textwrap
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from datamodules.storage import write_atomic
+from experiments.results.figure_style import (
+    RC_PARAMS,
+    condition_style,
+    count_axis,
+    draw_levels,
+    ordered,
+    save_figure,
+    shared_legend,
+)
+from experiments.results.figures import curve_points
+from experiments.results.findings import prompt_order
+from experiments.results.paper import paper_reference
+from experiments.results.statistics import CONTROLS
+from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS
+
+PAPER_GENERATOR_LABELS = 60
+"""Labelled images that the paper's generator saw: 20 of each trimester."""
+PAPER_PANELS = ("HC18->ES", "HC18->AF")
+_PAPER_CONDITIONS = ("real", "synthetic")
+_DASHES = dict(zip(PAPER_PANELS, ("-", "--"), strict=True))
+_TITLE_CHARACTERS = 64
+"""Of a line above a panel."""
+NOTES = [
+    "total labels: distinct labelled images behind a row, those of its segmenter, of its generator "
+    "and gate, and of validation where they chose anything.",
+    "Paper: arXiv 2506.23664, read off its figure by eye, about ±0.2 points; Dice at 256x256 under "
+    "a box taken from the reference. Its synthesis is counted with the "
+    f"{PAPER_GENERATOR_LABELS} labels of its generator; images that both used would be counted "
+    "twice, and what chose its 495 of 500 pairs is not counted.",
+    "Ours: Dice at the original size; other test images, backbone and prompt than the paper's. "
+    "Compare the shapes of the two panels, not their heights.",
+]
+
+
+def paper_ledger() -> pd.DataFrame:
+    """Re-index the paper's baseline and synthesis by total labels.
+
+    Returns:
+        panel, condition (our names), n_real, n_generator_labels, n_total_labels, dice (per cent).
+
+    Source: arXiv 2506.23664: the generator is fitted on 60 pairs; numbers as in `paper_reference`.
+    """
+    rows = paper_reference()
+    rows = rows[rows["panel"].isin(PAPER_PANELS) & rows["condition"].isin(_PAPER_CONDITIONS)]
+    generator = (rows["condition"] == "synthetic") * PAPER_GENERATOR_LABELS
+    return rows.assign(
+        n_generator_labels=generator,
+        n_total_labels=rows["n_real"] + generator,
+        dice=100 * rows["dice"],
+    ).reset_index(drop=True)
+
+
+def our_ledger(
+    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Take the rows of our panel: the first cohort under its first prompt, whole image if there.
+
+    Args:
+        results: Rows of results.csv.
+        per_image: Rows of per_image.csv; without them a cell of several trials has no interval.
+        seed: Of the resampling.
+
+    Returns:
+        Rows of `curve_points` with x the total labels; NaN where those are unknown. Empty where
+        nothing is done.
+    """
+    points = curve_points(results, per_image=per_image, x="n_total_labels", seed=seed)
+    if points.empty:
+        return points
+    done = results[results["status"] == "done"]
+    cohort = done["test_cohort"].dropna().iloc[0]
+    own = points[points["test_cohort"] == cohort]
+    prompt = prompt_order(own["prompt"].tolist())[0]
+    return own[own["prompt"] == prompt].reset_index(drop=True)
+
+
+def figure_ledger(
+    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
+) -> Figure:
+    """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed.
+
+    Rows whose total is unknown are not drawn; the left panel names their conditions. Conditions
+    of equal totals stand side by side around that total.
+
+    Args:
+        results: Rows of results.csv; with none done the left panel says so.
+        per_image: See `our_ledger`.
+        seed: See `our_ledger`.
+    """
+    ours = our_ledger(results, per_image=per_image, seed=seed)
+    with matplotlib.rc_context(RC_PARAMS):
+        figure = Figure(figsize=(10.6, 4.6))
+        left, right = figure.subplots(1, 2)
+        levels = _draw_ours(left, ours)
+        _draw_paper(right)
+        for axis in (left, right):
+            axis.set_xlabel("labelled images in all")
+        left.set_ylabel("Dice, % (mean over images)")
+        right.set_ylabel("Dice at 256x256, %")
+        shared_legend(figure, [left, right], levels=[(left, levels)])
+        return figure
+
+
+def _draw_ours(axis: Axes, points: pd.DataFrame) -> pd.Series:
+    """Draw our panel; the levels of the controls in it by label."""
+    if points.empty:
+        axis.set_title("ours: no trial has finished", fontsize=10, loc="left")
+        return pd.Series(dtype=float)
+    first = points.iloc[0]
+    label = PROMPT_LABELS.get(first["prompt"], first["prompt"])
+    title = f"ours: {first['test_cohort']}, {label}"
+    is_level = points["condition"].isin(CONTROLS)
+    unknown = ordered(points.loc[~is_level & points["x"].isna(), "condition"])
+    if unknown:
+        names = "; ".join(CONDITION_LABELS.get(name, name) for name in unknown)
+        note = f"not drawn, total labels unknown: {names}"
+        title = "\n".join([title, *textwrap.wrap(note, _TITLE_CHARACTERS)])
+    axis.set_title(title, fontsize=10, loc="left")
+    lines = points[~is_level].dropna(subset=["x"])
+    places = _beside(lines)
+    for condition in ordered(lines["condition"]):
+        own = lines[lines["condition"] == condition]
+        style = condition_style(condition)
+        bars = [(own["dice"] - own["low"]).fillna(0), (own["high"] - own["dice"]).fillna(0)]
+        axis.errorbar(
+            places[own.index],
+            own["dice"],
+            bars,
+            label=CONDITION_LABELS.get(condition, condition),
+            markersize=4.5,
+            linewidth=1.4,
+            elinewidth=0.7,
+            capsize=2,
+            **style,
+        )
+    named = points[is_level].set_index("condition")["dice"]
+    levels = named.rename(index=lambda name: CONDITION_LABELS.get(name, name))
+    draw_levels(axis, levels)
+    if len(lines):
+        count_axis(axis, lines["x"])
+    return levels
+
+
+def _beside(lines: pd.DataFrame) -> pd.Series:
+    """Move points of equal totals apart by 4 % each, in the order of the tables."""
+    order = ordered(lines["condition"])
+    rank = lines["condition"].map(order.index)
+    same = rank.groupby(lines["x"])
+    place = same.rank(method="first") - (same.transform("size") + 1) / 2
+    return lines["x"] * 1.04**place
+
+
+def _draw_paper(axis: Axes) -> None:
+    rows = paper_ledger()
+    for panel in PAPER_PANELS:
+        for condition in _PAPER_CONDITIONS:
+            own = rows[(rows["panel"] == panel) & (rows["condition"] == condition)]
+            axis.plot(
+                own["n_total_labels"],
+                own["dice"],
+                label=f"{CONDITION_LABELS[condition]}, paper {panel.replace('->', ' → ')}",
+                linestyle=_DASHES[panel],
+                linewidth=1.2,
+                markersize=5,
+                markerfacecolor="white",
+                **condition_style(condition),
+            )
+    axis.set_title(
+        f"paper: synthesis counted with its generator's {PAPER_GENERATOR_LABELS} labels",
+        fontsize=10,
+        loc="left",
+    )
+    count_axis(axis, rows["n_total_labels"])
+
+
+def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -> str:
+    """Write the numbers behind the figure as Markdown, in the order of their total labels."""
+    ours = our_ledger(results, per_image=per_image)
+    rows = []
+    for _, row in ours.iterrows():
+        interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if pd.notna(row["low"]) else ""
+        where = f"{row['test_cohort']}, {PROMPT_LABELS.get(row['prompt'], row['prompt'])}"
+        rows.append(("ours, " + where, row["condition"], row["x"], f"{row['dice']:.1f}{interval}"))
+    for _, row in paper_ledger().sort_values("n_total_labels", kind="stable").iterrows():
+        where = f"paper, {row['panel'].replace('->', ' to ')}"
+        rows.append((where, row["condition"], row["n_total_labels"], f"{row['dice']:.1f}"))
+    lines = ["| source | condition | total labels | Dice % |", "| :-- | :-- | --: | --: |"]
+    for source, condition, total, dice in rows:
+        label = CONDITION_LABELS.get(condition, condition)
+        counted = "unknown" if pd.isna(total) else f"{total:.0f}"
+        lines.append(f"| {source} | {label} | {counted} | {dice} |")
+    notes = [*_verdicts(), *NOTES]
+    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+
+
+def _verdicts() -> list[str]:
+    """Set the paper's smallest synthesis beside its baselines of about as many labels."""
+    said, rows = [], paper_ledger()
+    for panel in PAPER_PANELS:
+        own = rows[rows["panel"] == panel]
+        base = own[own["condition"] == "real"].set_index("n_total_labels")["dice"]
+        least = own[own["condition"] == "synthetic"].sort_values("n_total_labels").iloc[0]
+        total = least["n_total_labels"]
+        below, above = base.index[base.index <= total].max(), base.index[base.index > total].min()
+        said.append(
+            f"Paper, {panel.replace('->', ' to ')}: synthesis with {least['n_real']} + "
+            f"{least['n_generator_labels']} = {total} labels has {least['dice']:.1f} %; its "
+            f"baseline has {base[below]:.1f} % with {below} and {base[above]:.1f} % with {above}."
+        )
+    return said
+
+
+def write_ledger(
+    results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame | None = None
+) -> list[Path]:
+    """Write figure_ledger.png, figure_ledger.pdf and table_ledger.md; the paths in that order.
+
+    Args:
+        results: Rows of results.csv.
+        folder: Where the files go; it must be there.
+        per_image: See `our_ledger`.
+    """
+    figure = figure_ledger(results, per_image=per_image)
+    paths = list(save_figure(figure, stem=folder / "figure_ledger"))
+    write_atomic(folder / "table_ledger.md", table_ledger(results, per_image))
+    return [*paths, folder / "table_ledger.md"]

@@ -1,0 +1,207 @@
+"""What all figures share: colours, legend, levels with their labels, files of stable bytes."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.results.tables import CONDITION_LABELS
+
+RC_PARAMS = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+}
+LEVEL_COLOR = "#444444"
+_LEVEL_GAP_PT = 11.0
+"""Between the labels of two levels: a line of text of 8 points."""
+# The baseline is black and the synthetic lines get the strongest colours. What comes in pairs that
+# colour-blind readers may take for one another has another marker.
+_STYLES = {
+    "real": ("#222222", "o"),
+    "real_repeated": ("#949494", "v"),
+    "weak": ("#029e73", "^"),
+    "strong": ("#cc78bc", "D"),
+    "warp": ("#ca9161", "<"),
+    "phantom": ("#56b4e9", ">"),
+    "synthetic": ("#0173b2", "s"),
+    "synthetic_same_budget": ("#de8f05", "P"),
+    "synthetic_same_budget_strong": ("#d55e00", "X"),
+    "real_resized": ("#8c3b6a", "d"),
+    "synthetic_no_gate": ("#5b3fa0", "p"),
+    "synthetic_random_subset": ("#7f9a1f", "h"),
+    "unet": ("#7a4a12", "*"),
+    "box_only": ("#444444", "_"),
+    "mean_mask": ("#6b6b6b", "|"),
+    "zero_shot": ("#a0522d", "x"),
+}
+_UNKNOWN = ("#b8a400", "8")
+
+
+def condition_style(condition: str) -> dict[str, str]:
+    """Colour and marker of a condition, the same in every figure; one for all unknown ones."""
+    color, marker = _STYLES.get(condition, _UNKNOWN)
+    return {"color": color, "marker": marker}
+
+
+def ordered(conditions: Sequence[str]) -> list[str]:
+    """Name each condition once, in the order of the tables."""
+    present = list(dict.fromkeys(conditions))
+    known = [name for name in CONDITION_LABELS if name in present]
+    return known + [name for name in present if name not in known]
+
+
+INCHES_PER_NAME = 2.3
+"""Width of the longest condition's name with its mark, in the legend."""
+
+
+def shared_legend(
+    figure: Figure,
+    axes: Sequence[Axes],
+    *,
+    levels: Sequence[tuple[Axes, pd.Series]] = (),
+    columns: int = 4,
+) -> None:
+    """Put one legend of all axes below them, name the levels, and lay the figure out around both.
+
+    Args:
+        figure: Holds the axes.
+        axes: Whose curves the legend names, each label once.
+        levels: What `draw_levels` drew, to be named at the right of each axis.
+        columns: Most columns of the legend.
+    """
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    # A figure of one panel is too narrow for four names in a row.
+    columns = max(1, min(columns, int(figure.get_figwidth() / INCHES_PER_NAME)))
+    rows = -(-len(handles) // columns)
+    reserved = (0.06 + 0.24 * rows) / figure.get_figheight()
+    figure.tight_layout(rect=(0, reserved, 1, 1))
+    for axis, named in levels:
+        label_levels(axis, named)
+    if any(len(named) for _, named in levels):
+        # The labels take width only, so that their places on the height stay right.
+        figure.tight_layout(rect=(0, reserved, 1, 1))
+    if handles:
+        figure.legend(
+            handles.values(), handles.keys(), loc="lower center", ncols=min(len(handles), columns)
+        )
+
+
+def draw_levels(axis: Axes, levels: pd.Series) -> None:
+    """Draw horizontal dashed levels behind an axis' curves, and keep the curves readable.
+
+    A level further from the curves than their own range would squeeze them: it is not drawn,
+    and `label_levels` names it at the edge with an arrow. Call it after the curves.
+
+    Args:
+        axis: Holds the curves, if any.
+        levels: Values in data units by label; may be empty.
+    """
+    shown = levels.dropna()
+    if axis.has_data():
+        low, high = axis.get_ylim()
+        reach = high - low
+        shown = shown[(shown >= low - reach) & (shown <= high + reach)]
+    for value in shown:
+        axis.axhline(value, color=LEVEL_COLOR, linestyle=(0, (5, 3)), linewidth=1.1)
+
+
+def label_levels(axis: Axes, levels: pd.Series, *, digits: int = 1) -> None:
+    """Name levels at the right of an axis, none over another; call it once the height stands.
+
+    Args:
+        axis: After `draw_levels`.
+        levels: The same levels.
+        digits: Decimals of the value behind each name.
+    """
+    named = levels.dropna().sort_values(kind="stable")
+    if named.empty:
+        return
+    low, high = axis.get_ylim()
+    pixels_per_point = axis.figure.dpi / 72
+    base = axis.transData.transform((0, low))[1] / pixels_per_point
+    top = axis.transData.transform((0, high))[1] / pixels_per_point - base
+    wanted, arrows = [], []
+    for value in named:
+        inside = low <= value <= high
+        at = axis.transData.transform((0, min(max(value, low), high)))[1] / pixels_per_point - base
+        wanted.append(at)
+        arrows.append("" if inside else (" ↓" if value < low else " ↑"))
+    places = spread(wanted, gap=_LEVEL_GAP_PT, low=0.0, high=max(top, 0.0))
+    for (label, value), place, arrow in zip(named.items(), places, arrows, strict=True):
+        axis.annotate(
+            f"{label} {value:.{digits}f}{arrow}",
+            (1, 0),
+            xycoords="axes fraction",
+            xytext=(4, place),
+            textcoords="offset points",
+            ha="left",
+            va="center",
+            fontsize=8,
+            color=LEVEL_COLOR,
+        )
+
+
+def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
+    """Move ascending places apart by at least `gap`, as little as that needs, within [low, high].
+
+    Args:
+        wanted: (N,) ascending.
+        gap: Least distance of two neighbours.
+        low: Least place.
+        high: Greatest place; where N labels do not fit, they start at `low` and go beyond it.
+
+    Returns:
+        (N,) ascending places; empty for none.
+    """
+    places = list(wanted)
+    for k in range(len(places)):
+        least = low if k == 0 else places[k - 1] + gap
+        places[k] = max(places[k], least)
+    excess = places[-1] - high if places else 0.0
+    if excess > 0:
+        places[-1] = max(high, low + gap * (len(places) - 1))
+        for k in range(len(places) - 2, -1, -1):
+            places[k] = min(places[k], places[k + 1] - gap)
+    return places
+
+
+def count_axis(axis: Axes, counts: Sequence[float]) -> None:
+    """Make a logarithmic axis of image counts with ticks at the counts that do not crowd."""
+    values = np.unique(np.asarray(counts, dtype=np.float64))
+    axis.set_xscale("log")
+    shown: list[float] = []
+    for value in values:
+        if not shown or value / shown[-1] > 1.3:
+            shown.append(float(value))
+    axis.set_xticks(shown, [f"{value:.0f}" for value in shown])
+    axis.set_xticks([], minor=True)
+
+
+def png_bytes(figure: Figure, *, dpi: int = 150) -> bytes:
+    """Render a figure as PNG without the software's name or a date."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, *, stem: Path) -> tuple[Path, Path]:
+    """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
+    paths = stem.with_suffix(".png"), stem.with_suffix(".pdf")
+    paths[0].write_bytes(png_bytes(figure))
+    figure.savefig(paths[1], metadata={"CreationDate": None})
+    return paths

@@ -1,0 +1,137 @@
+"""Tables as LaTeX: the text cells of `tables` under booktabs rules and siunitx columns."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from experiments.results.cells import Block
+
+_LATEX_HEADINGS = {
+    "n real": "n",
+    "generator labels": "gen.",
+    "validation labels": "val.",
+    "total labels": "labels",
+    "share below 0.9": "share",
+    "weighted Dice %": "weighted %",
+    "weighted 95 % CI": "weighted CI",
+    "not found": "none",
+    "Dice@256 %": "@256 %",
+    "HC error mm": "ADF mm",
+    "HC error p95 mm": "p95 mm",
+}
+
+_SPREAD_COLUMN = "SD of trials"
+_MARKS = (
+    "±: standard deviation over the trials of a row (supports and seeds). Bold: the best of the "
+    "trained rows of one amount, as printed, which is no test of a difference."
+)
+
+
+def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
+    """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below.
+
+    The best cell of an amount is bold, and the standard deviation over trials follows its mean
+    after ±. Headings are short and the reason of a failure stands below, so that a landscape page
+    holds it.
+    """
+    parts = ["% Needs \\usepackage{booktabs,siunitx}; landscape A4, margins of 1 cm."]
+    parts.append("{\\scriptsize\\setlength{\\tabcolsep}{3pt}")
+    reasons, is_marked = [], False
+    for block in tables:
+        frame, marked = _with_marks(block)
+        is_marked = is_marked or bool(marked)
+        first_interval = next(name for name in frame.columns if name.endswith("95 % CI"))
+        for i, note in enumerate(block.notes):
+            if note:
+                frame.loc[i, first_interval] = note.split(":")[0]
+                named = (
+                    f"{frame.loc[i, 'condition']}, {frame.loc[i, 'n real']} real images: {note}."
+                )
+                reasons += [named] if named not in reasons else []
+        frame = frame.rename(columns=_LATEX_HEADINGS)
+        label = f"tab:{block.test_cohort}-{block.prompt}"
+        ready = [_LATEX_HEADINGS.get(name, name) for name in marked]
+        parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
+    notes = [*notes, *([_MARKS] if is_marked else [])]
+    parts += [f"\\noindent {latex_text(note)}\\par" for note in [*notes, *reasons]]
+    return "\n".join([*parts, "}", ""])
+
+
+def _with_marks(block: Block) -> tuple[pd.DataFrame, list[str]]:
+    """Give the rows with ± and bold, and the names of the columns that hold either, as LaTeX."""
+    frame = block.rows.copy()
+    marked = [c for c in frame if (block.spreads[c] != "").any() or block.best[c].any()]
+    for name in marked:
+        cells_of_column = zip(frame[name], block.spreads[name], block.best[name], strict=True)
+        frame[name] = [
+            latex_cell(f"{text} ± {spread}" if spread else text, is_best=is_best)
+            for text, spread, is_best in cells_of_column
+        ]
+    # What stands behind ± needs no column of its own.
+    return frame.drop(columns=_SPREAD_COLUMN, errors="ignore"), marked
+
+
+def latex_cell(text: str, *, is_best: bool) -> str:
+    """Escape a cell, with ± as mathematics, and make the best bold; an empty one is a dash."""
+    if not text:
+        return "--"
+    return f"\\textbf{{{latex_text(text)}}}" if is_best else latex_text(text)
+
+
+def latex_table(frame: pd.DataFrame, *, caption: str, label: str, ready: Sequence[str] = ()) -> str:
+    """Write text cells as a booktabs table; columns of plain numbers become siunitx S columns.
+
+    Args:
+        frame: Text cells.
+        caption: Above the table; escaped here, as the cells are.
+        label: For references.
+        ready: Columns that are LaTeX already; they are set to the right.
+    """
+    numeric = [name for name in frame if name not in ready and _is_numeric(frame[name])]
+    style = frame.style.hide(axis="index").format(escape="latex")
+    style = style.format(lambda text: text or "{--}", subset=numeric)
+    style = style.format(str, subset=list(ready))
+    style = style.format_index(escape="latex", axis=1)
+    kinds = ["r" if name in ready else "l" for name in frame.columns]
+    for place, name in enumerate(frame.columns):
+        if name in numeric:
+            kinds[place] = _number_column(frame[name])
+    return style.to_latex(
+        hrules=True,
+        siunitx=True,
+        caption=escape_latex(caption),
+        label=label,
+        position="htbp",
+        position_float="centering",
+        column_format="".join(kinds),
+    )
+
+
+def _is_numeric(cells_of_column: pd.Series) -> bool:
+    filled = cells_of_column[cells_of_column != ""]
+    numbers = pd.to_numeric(filled, errors="coerce")  # siunitx knows no infinity
+    return len(filled) > 0 and bool(np.isfinite(numbers).all())
+
+
+def _number_column(cells_of_column: pd.Series) -> str:
+    halves = [text.partition(".")[::2] for text in cells_of_column]
+    whole, part = (max(len(half) for half in side) for side in zip(*halves, strict=True))
+    return f"S[table-format={whole}.{part}]"
+
+
+def escape_latex(text: str) -> str:
+    """Escape LaTeX's special characters in running text."""
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "\\": "\\textbackslash{}",
+        "<": "\\textless{}",
+        ">": "\\textgreater{}",
+    }
+    return "".join(special.get(c, c) for c in text)
+
+
+def latex_text(text: str) -> str:
+    """Escape running text, with ± as mathematics."""
+    return escape_latex(text).replace("±", "$\\pm$")

@@ -1,0 +1,189 @@
+"""From finished stages to a sweep's outputs. What is written here can always be written again."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pandas as pd
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from datamodules.storage import content_key, write_atomic, write_json
+from experiments.config.schema import resolved
+from experiments.config.wandb_mode import resolve_mode
+from experiments.plan.nodes import TrialSpec
+from experiments.results.statistics import KEYS, add_trials, aggregate, read_rows
+from experiments.runner.progress import clock
+from experiments.runner.sweep import NodeRun, Sweep
+from experiments.store.columns import PER_IMAGE
+from experiments.store.provenance import code_state
+
+OUTPUTS = (
+    "results.csv",
+    "per_image.csv",
+    "table.md",
+    "table.tex",
+    "figure.png",
+    "figure.pdf",
+    "report.html",
+)
+
+
+def collect_per_image(sweep: Sweep) -> pd.DataFrame:
+    """Rows of every scored trial and control, with their axes; may be empty."""
+    # The cohort and the prompt are in both.
+    columns = [*dict.fromkeys([*KEYS, *PER_IMAGE])]
+    parts = []
+    for spec in sweep.plan.trials:
+        for key in spec.score_keys.values():
+            run = sweep.runs[key]
+            if run.state in ("done", "reused"):
+                parts.append(_rows(sweep, run).assign(**spec.axes))
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    # A column without any value must not decide the type of the others.
+    frame = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
+    return frame.reindex(columns=columns)
+
+
+def collect_trials(sweep: Sweep) -> pd.DataFrame:
+    """A row a trial: axes, status, reason, cost. Seconds are those of fitting and scoring."""
+    rows = []
+    for spec in sweep.plan.trials:
+        runs = [sweep.runs[key] for key in spec.keys]
+        results = [
+            sweep.store.result(run.node.stage, run.node.id)
+            for run in runs
+            if run.state in ("done", "reused")
+        ]
+        broken = [run for run in runs if run.state in ("failed", "blocked")]
+        is_done = len(results) == len(runs)
+        fitted = results[0] if results and not spec.is_control else {}
+        rows.append(
+            spec.axes
+            | {
+                "status": "done" if is_done else "failed" if broken else "pending",
+                "reason": broken[0].reason if broken else "",
+                "n_synthetic": fitted.get("n_synthetic"),
+                "steps": fitted.get("steps"),
+                "seconds": sum(result["seconds"] for result in results) if is_done else None,
+                "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def add_stages(results: pd.DataFrame, *, trials: Sequence[TrialSpec]) -> pd.DataFrame:
+    """Name the stages behind each row: fit_id (absent for a control) and score_id, as `stage/id`.
+
+    A trial that has no score yet keeps its fit_id.
+    """
+    where = ["trial_id", "test_cohort", "prompt"]
+    scores = {(t.id, *place): key for t in trials for place, key in t.score_keys.items()}
+    fits = {spec.id: spec.fit_key for spec in trials}
+    places = results[where].itertuples(index=False, name=None)
+    return results.assign(
+        fit_id=results["trial_id"].map(fits), score_id=[scores.get(place) for place in places]
+    )
+
+
+def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Write per_image.csv and results.csv, and give both back."""
+    per_image = collect_per_image(sweep)
+    aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
+    results = add_trials(aggregated, trials=collect_trials(sweep))
+    results = add_stages(results, trials=sweep.plan.trials)
+    write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
+    write_atomic(folder / "results.csv", results.to_csv(index=False))
+    return per_image, results
+
+
+class Log(Protocol):
+    """Logs what was found elsewhere; gives one line on what went wrong, or None."""
+
+    def __call__(self, sweep: Sweep, *, key: str, finding: str) -> str | None: ...
+
+
+def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
+    """Write every output of a sweep, log it, and say what was found and which file to open.
+
+    Nothing is written again where nothing has changed since the last time.
+
+    Args:
+        sweep: The sweep, run as far as it came.
+        console: Where to say it.
+        log: Called with the outputs written, such as `wandb_summary.log_sweep`.
+    """
+    folder = sweep.store.sweep_dir(sweep.config.name)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = _outputs_key(sweep)
+    marker = folder / "outputs.json"
+    known = json.loads(marker.read_text()) if marker.is_file() else {}
+    if known.get("key") != key or not all((folder / name).is_file() for name in OUTPUTS):
+        with console.status("writing tables, figure and report"):
+            known = {"key": key, "finding": _write_all(sweep, folder)}
+        write_json(marker, known)
+    with console.status("logging to W&B"):
+        trouble = log(sweep, key=key, finding=known["finding"])
+    if trouble is not None:
+        console.print(trouble, markup=False, highlight=False, soft_wrap=True)
+    _last_screen(sweep, console, folder=folder, finding_text=known["finding"])
+
+
+def _write_all(sweep: Sweep, folder: Path) -> str:
+    from experiments.results.figures import figure_amounts, png_bytes, save_figure
+    from experiments.results.findings import compare, finding, primary_contrast
+    from experiments.results.paper import deviations, write_comparison
+    from experiments.results.report import render_report
+    from experiments.results.report_content import gather
+    from experiments.results.tables import blocks, footnotes, to_latex, to_markdown
+
+    per_image, results = write_tables_csv(sweep, folder)
+    tables, notes = blocks(results, per_image=per_image), footnotes(results)
+    write_atomic(folder / "table.md", to_markdown(tables, notes=notes))
+    write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
+    figure = figure_amounts(results, per_image=per_image)
+    save_figure(figure, stem=folder / "figure")
+    write_comparison(
+        results, folder, train_cohort=sweep.data.name, deviations=deviations(sweep.config)
+    )
+    content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
+    write_atomic(folder / "report.html", render_report(content))
+    chosen = sweep.config.statistics
+    primary = primary_contrast(per_image, statistics=chosen) if chosen.primary.enabled else None
+    compared = compare(per_image, statistics=chosen)
+    return " ".join(finding(compared, results=results, primary=primary))
+
+
+def _outputs_key(sweep: Sweep) -> str:
+    states = [[key, run.state in ("done", "reused"), run.reason] for key, run in sweep.runs.items()]
+    axes = [spec.axes for spec in sweep.plan.trials]
+    return content_key([states, axes, resolved(sweep.config), code_state()])
+
+
+def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: str) -> None:
+    relative = os.path.relpath(folder)
+    done = sum(run.state == "done" for run in sweep.runs.values())
+    seconds = sum(run.seconds for run in sweep.runs.values())
+    is_whole = all(run.state in ("done", "reused") for run in sweep.runs.values())
+    nothing = "nothing was left to do" if is_whole else "no stage was finished"
+    work = f"{done} stages in {clock(seconds)}" if done else nothing
+    lines = [
+        finding_text,
+        "",
+        f"report   {relative}/report.html",
+        f"table    {relative}/table.md (also .tex)",
+        f"figure   {relative}/figure.png (also .pdf)",
+        f"numbers  {relative}/results.csv, {relative}/per_image.csv",
+        "",
+        f"{work}; W&B: {resolve_mode(sweep.config.wandb)}",
+    ]
+    console.print(Panel(Text("\n".join(lines)), title=sweep.config.name, title_align="left"))
+
+
+def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
+    path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
+    return read_rows(path)

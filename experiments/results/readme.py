@@ -1,0 +1,78 @@
+"""Put a sweep's table into a Markdown file between two markers, so that no number is typed."""
+
+import json
+from pathlib import Path
+
+from datamodules.errors import InputError
+from datamodules.storage import write_atomic
+from experiments.results.tables import Block
+from experiments.runner.progress import clock
+from experiments.runner.sweep import Sweep
+from experiments.store.provenance import machine
+
+START, END = "<!-- results -->", "<!-- /results -->"
+COLUMNS = [
+    "condition",
+    "real",
+    "n real",
+    "total labels",
+    "weighted Dice %",
+    "weighted 95 % CI",
+    "Dice %",
+    "HD mm",
+    "HC error mm",
+    "exams",
+]
+
+
+def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:
+    """Replace what stands between the markers by the sweep's table, command, machine and time.
+
+    A file with several blocks names the sweep in the first marker: `<!-- results NAME -->`.
+
+    Raises:
+        InputError: If the file has no markers.
+    """
+    text = path.read_text()
+    named = START.replace(" -->", f" {sweep.config.name} -->")
+    start = named if named in text else START
+    head, found, rest = text.partition(start)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        raise InputError(
+            f"{path}: has no lines {START} and {END}; add them where the table belongs"
+        )
+    write_atomic(path, head + start + "\n" + _block(sweep, tables, command) + END + tail)
+
+
+def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
+    lines = []
+    for block in tables:
+        frame = block.rows
+        columns = [name for name in COLUMNS if name in frame and (frame[name] != "").any()]
+        lines += [f"**{block.title}**", "", "| " + " | ".join(columns) + " |"]
+        lines.append(
+            "|" + "|".join(" :-- " if c == "condition" else " --: " for c in columns) + "|"
+        )
+        for (_, row), note in zip(block.rows.iterrows(), block.notes, strict=True):
+            cells = [str(row[name]) or "–" for name in columns]
+            lines.append("| " + " | ".join([*cells[:-1], note or cells[-1]]) + " |")
+        lines.append("")
+    host, seconds, memory, started = machine(), 0.0, 0.0, []
+    gpus: set[str] = set()
+    for run in sweep.runs.values():
+        folder = sweep.store.run_dir(run.node.stage, run.node.id)
+        if run.state in ("done", "reused"):
+            result = sweep.store.result(run.node.stage, run.node.id)
+            seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
+            gpus |= {result["gpu"]} if "gpu" in result else set()
+            started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
+    spent = clock(seconds)
+    unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
+    commits = ", ".join(sorted({sha[:10] for sha in started}))
+    lines.append(
+        f"`{command}`: {len(sweep.plan.grid)} trials, {spent} ({unit}) of work "
+        f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
+        f"{host['cpu']}{''.join(f', {gpu}' for gpu in sorted(gpus))}; commit {commits}."
+    )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,271 @@
+"""Gather what a sweep's report shows: numbers from its tables, pictures from its runs."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from datamodules.annotation import read_annotation, read_image
+from datamodules.samples import trimester
+from experiments.config.schema import resolved
+from experiments.results.figures import figure_trimesters, png_bytes
+from experiments.results.findings import pick_cases
+from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
+from experiments.results.report import Picture, ReportContent
+from experiments.results.report_synthesis import (
+    candidates,
+    fidelity_views,
+    gate_effect,
+    is_finished,
+    near_copies,
+    near_copies_note,
+    outlined,
+    run_dir,
+    sample_pairs,
+)
+from experiments.results.tables import CONDITION_LABELS, CONTROLS, PROMPT_LABELS
+from experiments.runner.sweep import Sweep
+from experiments.store.kept_masks import read_prediction
+from experiments.store.provenance import provenance
+
+N_PAIRS = 6
+
+
+def gather(
+    sweep: Sweep, *, per_image: pd.DataFrame, results: pd.DataFrame, figure_png: bytes
+) -> ReportContent:
+    """Put a sweep's report together from what is finished."""
+    kind = {"hc18": "hc18", "phantom": "phantom"}.get(sweep.data.name, "other")
+    predictions, predictions_note = _predictions(sweep, per_image)
+    return ReportContent(
+        title=f"{sweep.config.name}: fetal head segmentation with few labels",
+        data_kind=kind,
+        results=results,
+        per_image=per_image,
+        figures=_figures(sweep, per_image, figure_png=figure_png),
+        real=_real_pairs(sweep),
+        synthetic=sample_pairs(sweep),
+        predictions=predictions,
+        predictions_note=predictions_note,
+        candidates=candidates(sweep),
+        gate_effect=gate_effect(results),
+        fidelity=fidelity_views(sweep),
+        near_copies=near_copies(sweep),
+        near_copies_note=near_copies_note(sweep),
+        data_facts=_data_facts(sweep),
+        data_summary=_data_summary(sweep),
+        protocol=_protocol(sweep),
+        provenance=_provenance(sweep),
+        config_yaml=yaml.safe_dump(resolved(sweep.config), sort_keys=False),
+        runs=_runs(sweep),
+        statistics=sweep.config.statistics,
+    )
+
+
+def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
+    figures = [
+        Picture(
+            image=figure_png,
+            caption="Dice against the number of real images; bands are 95 % intervals over exams.",
+        )
+    ]
+    prompt = shown_prompt(
+        per_image[per_image["trimester"].notna()],
+        prompts=sweep.config.evaluation.prompts,
+        test_cohort=sweep.data.name,
+    )
+    if prompt is not None:
+        figure = figure_trimesters(per_image, prompt=prompt, test_cohort=sweep.data.name)
+        figures.append(
+            Picture(
+                image=png_bytes(figure),
+                caption="Dice by trimester at the smallest and the largest amount.",
+            )
+        )
+    return figures
+
+
+def shown_prompt(
+    per_image: pd.DataFrame, *, prompts: Sequence[str], test_cohort: str
+) -> str | None:
+    """The first prompt under which a trained model was scored: one that controls alone were scored
+    under has nothing to show.
+
+    Args:
+        per_image: Rows of per_image.csv.
+        prompts: In the order of preference.
+        test_cohort: Cohort that counts.
+
+    Returns:
+        One of `prompts`; None where there is none, as for no rows.
+    """
+    is_trained = ~per_image["condition"].isin(CONTROLS)
+    rows = per_image[is_trained & (per_image["test_cohort"] == test_cohort)]
+    known = set(rows["prompt"])
+    return next((prompt for prompt in prompts if prompt in known), None)
+
+
+def _real_pairs(sweep: Sweep) -> list[Picture]:
+    ids = list(sweep.data.view.split.train)[:N_PAIRS]
+    return [
+        Picture(image=outlined(sweep.data.samples[sample_id]), caption=sample_id)
+        for sample_id in ids
+    ]
+
+
+def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
+    """The trial with the most images of the last condition, under its first prompt."""
+    cohort = sweep.data.name
+    prompt = shown_prompt(per_image, prompts=sweep.config.evaluation.prompts, test_cohort=cohort)
+    finished = [
+        s
+        for s in sweep.plan.trials
+        if not s.is_control
+        and (cohort, prompt) in s.score_keys
+        and is_finished(sweep.runs[s.score_keys[cohort, prompt]])
+    ]
+    if not finished:
+        return {}, ""
+    spec = max(finished, key=lambda s: (s.condition != "real", s.n_real))
+    run = sweep.runs[spec.score_keys[cohort, prompt]]
+    here = per_image[
+        (per_image["condition"] == spec.condition)
+        & (per_image["n_real"] == spec.n_real)
+        & (per_image["support"] == spec.support)
+        & (per_image["seed"] == spec.seed)
+        & (per_image["generator_seed"] == spec.generator_seed)
+        & (per_image["test_cohort"] == cohort)
+        & (per_image["prompt"] == prompt)
+    ]
+    groups: dict[str, list[Picture]] = {}
+    for _, case in pick_cases(here).iterrows():
+        sample = sweep.data.samples[case["sample_id"]]
+        annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
+        predicted = read_prediction(
+            run_dir(sweep, run),
+            prompt=prompt,
+            sample_id=sample.sample_id,
+            size_hw=annotation.mask.shape,
+        )
+        picture = overlay_contours(
+            read_image(sample.image_path),
+            [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)],
+        )
+        caption = f"{sample.sample_id}: Dice {100 * case['dice']:.1f} %"
+        groups.setdefault(str(case["which"]).capitalize(), []).append(
+            Picture(image=picture, caption=caption)
+        )
+    condition = CONDITION_LABELS.get(spec.condition, spec.condition)
+    note = f"{condition}, {spec.n_real} real images, {cohort}, {PROMPT_LABELS.get(prompt, prompt)}."
+    return groups, note
+
+
+def _data_facts(sweep: Sweep) -> dict[str, str]:
+    index = sweep.data.indices[sweep.data.name]
+    kinds = Counter(row.kind for row in index.rows)
+    subset = sweep.config.data.subset
+    return {
+        "cohort": sweep.data.name,
+        "subset": f"{subset.name}, {len(index.rows)} images",
+        "exams": str(len({row.exam_id for row in index.rows})),
+        "annotations": ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())),
+        "near-duplicate pairs": str(len(index.duplicates)),
+    }
+
+
+def _data_summary(sweep: Sweep) -> pd.DataFrame:
+    split = sweep.data.view.split
+    rows = []
+    parts = {"train": split.train, "validation": split.val, "test": split.test}
+    parts |= {f"test: {name}": ids for name, ids in sweep.data.view.cohorts.items()}
+    for name, ids in parts.items():
+        samples = [sweep.data.samples[sample_id] for sample_id in ids]
+        row: dict[str, Any] = {
+            "part": name,
+            "images": len(samples),
+            "exams": len({sample.exam_id for sample in samples}),
+        }
+        counts = Counter(trimester(sample.hc_mm) for sample in samples)
+        row |= {f"trimester {number}": counts[number] for number in (1, 2, 3)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _protocol(sweep: Sweep) -> list[str]:
+    config = sweep.config
+    patience = config.segmenter.early_stopping_patience
+    n_val = len(sweep.data.view.split.val)
+    length = f"{config.segmenter.steps} optimiser steps"
+    if config.segmenter.epochs is not None:
+        length = f"{config.segmenter.epochs} passes over its images, so more steps with more,"
+    stopping = (
+        f"Every trial takes {length} of {config.segmenter.batch_size} images and its last weights "
+        "count; no validation label chooses anything."
+        if patience is None
+        else f"Trials stop early on {n_val} validation images, which the table counts."
+    )
+    lines = [
+        "Train, validation and test are disjoint by exam; exams that share a near-duplicate image "
+        "stay together. The lists of ids stand in split.json beside this file.",
+        "Amounts are nested: the images of a smaller amount are among those of a larger one. Their "
+        "order goes exam after exam within a trimester and interleaves the trimesters.",
+        stopping,
+        "Test images choose nothing. Scores are taken at the original image size.",
+        "The whole-image prompt leaks nothing about the head. Boxes are taken from the reference "
+        "mask, so they do: the row without an image shows how much.",
+    ]
+    if any(run.node.stage == "gate" for run in sweep.runs.values()):
+        mixture = f"Synthetic pairs fill {config.segmenter.synthetic_share:.0%} of each batch."
+        if config.segmenter.epochs is not None:
+            mixture = "Real images and synthetic pairs are drawn from one pool."
+        outlines = "drawn from the ellipses of the generator's own labelled images"
+        stable = config.stable_diffusion
+        if config.synthesis.generator != "pixel" and stable.route == "sd_in_channel":
+            outlines = "read from the generated pictures"
+        lines.append(
+            f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come "
+            "from the generator's own labelled images."
+        )
+    return lines
+
+
+def _provenance(sweep: Sweep) -> dict[str, str]:
+    facts = provenance()
+    machine, versions = facts["machine"], facts["versions"]
+    shas = set()
+    for run in sweep.runs.values():
+        path = run_dir(sweep, run) / "manifest.json"
+        if is_finished(run) and path.exists():
+            manifest = json.loads(path.read_text())
+            shas.add((manifest["git_sha"] or "none", manifest["git_dirty_sha256"]))
+    code = sorted(f"{sha[:12]}{' + uncommitted ' + dirty if dirty else ''}" for sha, dirty in shas)
+    return {
+        "command": facts["command"],
+        "code": ", ".join(code),
+        "mixed code": "runs of several code states" if len(code) > 1 else "no",
+        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+        f"{machine['system']}",
+        "python": machine["python"],
+        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
+        "lock": facts["lock_sha256"] or "none",
+        "segmenter": sweep.config.segmenter.backbone,
+    }
+
+
+def _runs(sweep: Sweep) -> pd.DataFrame:
+    rows = []
+    for run in sweep.runs.values():
+        result = sweep.store.result(run.node.stage, run.node.id) if is_finished(run) else {}
+        rows.append(
+            {
+                "run": f"{run.node.stage}/{run.node.id}",
+                "what": run.node.label,
+                "state": "done" if is_finished(run) else run.state,
+                "seconds": result.get("seconds"),
+                "peak MiB": result.get("peak_memory_mib"),
+            }
+        )
+    return pd.DataFrame(rows)

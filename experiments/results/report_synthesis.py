@@ -1,0 +1,190 @@
+"""What a report shows of synthetic sets: pairs, the gate, fidelity and near copies."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datamodules.annotation import read_annotation, read_image
+from datamodules.samples import Sample
+from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
+from experiments.results.pictures import REFERENCE_RGB, overlay_contours
+from experiments.results.report import Candidates, Fidelity, Picture
+from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS
+from experiments.runner.sweep import NodeRun, Sweep
+from experiments.stages.fidelity import fidelity_rows
+
+N_PAIRS = 6
+N_REJECTED = 8
+N_COPIES = 3
+GATE_CONDITIONS = ("synthetic", "synthetic_no_gate", "synthetic_random_subset")
+
+
+def is_finished(run: NodeRun) -> bool:
+    """Whether a stage's result is there."""
+    return run.state in ("done", "reused")
+
+
+def run_dir(sweep: Sweep, run: NodeRun) -> Path:
+    """Directory of a stage."""
+    return sweep.store.run_dir(run.node.stage, run.node.id)
+
+
+def outlined(sample: Sample) -> np.ndarray:
+    """An image with its reference outline, RGB."""
+    mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
+    return overlay_contours(read_image(sample.image_path), [(mask, REFERENCE_RGB)])
+
+
+def _done(sweep: Sweep, *stages: str) -> list[NodeRun]:
+    return [run for run in sweep.runs.values() if run.node.stage in stages and is_finished(run)]
+
+
+def candidates(sweep: Sweep) -> list[Candidates]:
+    """What each gate kept and refused; one that accepted nothing failed, and is shown as well."""
+    return [
+        _candidates_of(sweep, run)
+        for run in sweep.runs.values()
+        if run.node.stage == "gate" and (run_dir(sweep, run) / "rejected.jsonl").is_file()
+    ]
+
+
+def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
+    """Dice downstream of the gate, of no gate, and of a random subset of the gate's size.
+
+    Returns:
+        A row per cohort, prompt, amount and condition where a sweep has both the gate and one of
+        its rivals; else no rows.
+    """
+    done = results[(results["status"] == "done") & results["condition"].isin(GATE_CONDITIONS)]
+    if done["condition"].nunique() < 2:
+        return pd.DataFrame()
+    where = ["test_cohort", "prompt", "n_real", "condition"]
+    means = done.groupby(where, sort=False).agg(
+        dice=("dice_mean", "mean"),
+        weighted=("dice_trimester_weighted_mean", "mean"),
+        trials=("trial_id", "nunique"),
+        pairs=("n_synthetic", "mean"),
+    )
+    return pd.DataFrame(
+        {
+            "cohort": [key[0] for key in means.index],
+            "prompt": [PROMPT_LABELS.get(key[1], key[1]) for key in means.index],
+            "real images": [f"{key[2]:.0f}" for key in means.index],
+            "pairs from": [CONDITION_LABELS.get(key[3], key[3]) for key in means.index],
+            "pairs": [f"{n:.0f}" for n in means["pairs"]],
+            "weighted Dice %": [f"{100 * value:.1f}" for value in means["weighted"]],
+            "Dice %": [f"{100 * value:.1f}" for value in means["dice"]],
+            "trials": [f"{n}" for n in means["trials"]],
+        }
+    )
+
+
+def fidelity_views(sweep: Sweep) -> list[Fidelity]:
+    """The measured sets, each beside its control of held-out real images."""
+    return [_fidelity_of(sweep, run) for run in _done(sweep, "fidelity")]
+
+
+def _fidelity_of(sweep: Sweep, run: NodeRun) -> Fidelity:
+    summary = json.loads((run_dir(sweep, run) / "fidelity.json").read_text())
+    folder = sweep.store.root / "store" / run.node.upstream["pairs"]
+    known = {pair.sample_id: pair for pair in read_metadata(folder / "metadata.jsonl")}
+    couples = []
+    for found in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]:
+        made, real = known.get(found["sample_id"]), sweep.data.samples.get(found["train_id"])
+        if made is not None and real is not None:
+            text = f"{made.sample_id}: distance {found['distance']:.3g}"
+            nearest = Picture(image=outlined(real), caption=f"nearest: {real.sample_id}")
+            couples.append((_pair_picture(folder, made, caption=text), nearest))
+    return Fidelity(
+        name=run.node.label,
+        rows=fidelity_rows(summary),
+        notes=tuple(summary["notes"]),
+        nearest=couples,
+    )
+
+
+def sample_pairs(sweep: Sweep) -> list[Picture]:
+    """Some accepted pairs of the first generator, or of the pairs that others made."""
+    pictures = []
+    for run in _done(sweep, "gate", "import_pairs")[:1]:
+        folder = run_dir(sweep, run)
+        for pair in read_metadata(folder / "metadata.jsonl")[:N_PAIRS]:
+            pictures.append(_pair_picture(folder, pair))
+    return pictures
+
+
+def _pair_picture(folder: Path, pair: SyntheticPair, *, caption: str | None = None) -> Picture:
+    image_path, mask_path = pair_paths(folder, pair.sample_id)
+    mask = read_annotation(mask_path).mask
+    picture = overlay_contours(read_image(image_path), [(mask, REFERENCE_RGB)])
+    if caption is None:
+        agreement = pair.gate.get("agreement")
+        caption = pair.sample_id
+        if agreement is not None:
+            caption += f", agreement {agreement:.2f}"
+    return Picture(image=picture, caption=caption)
+
+
+def _candidates_of(sweep: Sweep, run: NodeRun) -> Candidates:
+    folder = run_dir(sweep, run)
+    rejected = read_metadata(folder / "rejected.jsonl")
+    n_kept = len(read_metadata(folder / "metadata.jsonl"))
+    source = sweep.store.root / "store" / run.node.upstream["candidates"]
+    # One of each kind of reason first, so that the pictures show what the counts say.
+    kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
+    order = sorted(range(len(rejected)), key=lambda i: (kinds[:i].count(kinds[i]), i))
+    return Candidates(
+        n_made=n_kept + len(rejected),
+        n_kept=n_kept,
+        reasons=dict(Counter(kinds)),
+        rejected=[
+            _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))
+            for i in order[:N_REJECTED]
+        ],
+        name=run.node.label,
+    )
+
+
+def _kind_of(reason: str) -> str:
+    for kind in ("agreement with the segmenter", "mean intensity", "intensity spread"):
+        if reason.startswith(kind):
+            return kind
+    return "near-copy of a real image"
+
+
+def near_copies(sweep: Sweep) -> list[tuple[Picture, Picture]]:
+    """The accepted pairs that are most similar to an image of the generator, beside it."""
+    pairs = []
+    for run in _done(sweep, "gate")[:1]:
+        folder = run_dir(sweep, run)
+        kept = read_metadata(folder / "metadata.jsonl")
+        kept.sort(key=lambda pair: -pair.gate["similarity"])
+        for pair in kept[:N_COPIES]:
+            nearest = sweep.data.samples[pair.gate["nearest"]]
+            text = f"{pair.sample_id}: correlation {pair.gate['similarity']:.2f}"
+            pairs.append(
+                (
+                    _pair_picture(folder, pair, caption=text),
+                    Picture(image=outlined(nearest), caption=f"nearest: {nearest.sample_id}"),
+                )
+            )
+    return pairs
+
+
+def near_copies_note(sweep: Sweep) -> str:
+    """How similarity is measured, and where its limit lies."""
+    gates = _done(sweep, "gate")
+    if not gates:
+        return ""
+    limits = sweep.store.result("gate", gates[0].node.id)["limits"]
+    gate = sweep.config.gate
+    below = "kept candidates are below it" if gate.enabled else "no limit was kept to"
+    return (
+        "Similarity is the correlation at 32x48 pixels with the nearest image that the generator "
+        f"was fitted on, mirrored or not. The limit is {limits['max_similarity']:.2f}: the "
+        f"{gate.copy_quantile:.0%} quantile of the same measure between real images of different "
+        f"exams, or {gate.copy_min_correlation:.2f} if that is more; {below}."
+    )

@@ -1,0 +1,346 @@
+"""Statistics of a sweep: from one row per image to one row per trial.
+
+An exam is the unit of sampling: its frames show one head and are not independent. Every interval
+therefore resamples exams. Dice lies in [0, 1] here; tables and figures turn it into per cent.
+Intervals over exams and supports are in `resampling`, differences in `contrasts`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from datamodules.errors import InputError
+from experiments.results.resampling import crossed_bootstrap
+
+CONTROLS = ("box_only", "mean_mask", "zero_shot")
+"""Conditions without a training image: no amount, not compared, last in their block."""
+
+TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
+"""Images per trimester of the HC18 training set (van den Heuvel et al. 2018), 999 in all."""
+
+KEYS = [
+    "trial_id",
+    "condition",
+    "real_fraction",
+    "n_real",
+    "n_generator_labels",
+    "n_val_labels",
+    "n_total_labels",
+    "support",
+    "seed",
+    "generator_seed",
+    "fold",
+    "test_cohort",
+    "prompt",
+]
+"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
+0 without cross-testing; with it, the folds of a support and seed test different exams."""
+
+MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
+SUMMARY = [
+    "n_images",
+    "n_exams",
+    "n_not_found",
+    "dice_mean",
+    "dice_median",
+    "dice_low",
+    "dice_high",
+    "dice_share_below_090",
+    "dice_256_mean",
+    "hausdorff_mm_mean",
+    "hc_err_mm_mean",
+    "hc_abs_err_mm_mean",
+    "hc_abs_err_mm_p95",
+    "dice_trimester_weighted_mean",
+    "dice_trimester_weighted_low",
+    "dice_trimester_weighted_high",
+    "trimesters_missing",
+]
+"""Columns of results.csv that are computed from per_image.csv."""
+_TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
+_TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt"]
+_TEXT_COLUMNS += ["status", "reason", "trimesters_missing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedMean:
+    """A trimester-weighted mean and what it could not see."""
+
+    value: float
+    """The mean in the unit of the values; NaN if no value has a trimester."""
+    missing: tuple[int, ...]
+    """Trimesters without a value; the other weights were scaled up to sum to 1."""
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read per_image.csv or results.csv; ids stay text (an id such as 12e4 is no number).
+
+    Files that were written before there were folds get fold 0.
+    """
+    rows = _read(path)
+    if "fold" not in rows and "trial_id" in rows:
+        rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
+    return rows
+
+
+def _read(path: Path) -> pd.DataFrame:
+    dtypes = dict.fromkeys(_TEXT_COLUMNS, "str")
+    return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+
+
+def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read several files of one kind (all results.csv or all per_image.csv) into one table.
+
+    Args:
+        paths: At least one file.
+
+    Returns:
+        The rows of all files in order; a trial that stands in several files comes from the first.
+
+    Raises:
+        InputError: If a file has other columns than the first one: a column that is absent in one
+            would look like numbers that could not be computed.
+    """
+    frames, known = [], set()
+    first = set(_read(paths[0]).columns)
+    for path in paths:
+        odd = first ^ set(_read(path).columns)
+        if odd:
+            raise InputError(
+                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
+                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
+            )
+        rows = read_rows(path)
+        frames.append(rows[~rows["trial_id"].isin(known)])
+        known |= set(rows["trial_id"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Copy rows of per_image.csv or results.csv with a whole number in `fold`: 0 where unknown."""
+    fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
+    return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int))
+
+
+def cluster_bootstrap_ci(
+    values: ArrayLike, groups: ArrayLike, *, n_boot: int = 2000, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean over images, by resampling whole exams.
+
+    Args:
+        values: (N,) finite numbers, one per image, any unit.
+        groups: (N,) exam ids.
+        n_boot: Resamples.
+        seed: Of the resampling; the same input and seed give the same interval.
+        level: Coverage in (0, 1).
+
+    Returns:
+        (low, high) in the unit of the values; (NaN, NaN) with fewer than two exams.
+
+    Raises:
+        ValueError: If a value is not finite or the lengths differ.
+
+    Source: Field and Welsh 2007 (cluster bootstrap). With one image an exam it agrees with
+        scipy.stats.bootstrap(method="percentile") to the resampling error.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    codes, _ = pd.factorize(np.asarray(groups))
+    if array.shape != codes.shape or array.ndim != 1:
+        raise ValueError(f"values {array.shape} and groups {codes.shape} must be equal vectors")
+    if not np.isfinite(array).all():
+        raise ValueError("cluster_bootstrap_ci: a value is not finite")
+    n_groups = int(codes.max(initial=-1)) + 1
+    if n_groups < 2:
+        return float("nan"), float("nan")
+    sums = np.bincount(codes, weights=array)
+    counts = np.bincount(codes)
+    drawn = np.random.default_rng(seed).integers(n_groups, size=(n_boot, n_groups))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def trimester_weighted_mean(values: ArrayLike, trimesters: ArrayLike) -> WeightedMean:
+    """Mean of trimester means, weighted by the shares of the HC18 training set.
+
+    A test part that happens to hold few first-trimester heads cannot hide their failures.
+
+    Args:
+        values: (N,) numbers, any unit.
+        trimesters: (N,) of 1, 2, 3 or NaN (unknown: left out).
+
+    Returns:
+        The mean; if a trimester is absent the other weights are renormalised and it is named.
+    """
+    frame = pd.DataFrame({"value": np.asarray(values, dtype=np.float64)})
+    frame["trimester"] = pd.to_numeric(pd.Series(np.asarray(trimesters)), errors="coerce")
+    means = frame.groupby("trimester")["value"].mean()
+    present = [t for t in TRIMESTER_COUNTS if t in means.index]
+    missing = tuple(t for t in TRIMESTER_COUNTS if t not in means.index)
+    if not present:
+        return WeightedMean(value=float("nan"), missing=missing)
+    weights = np.array([TRIMESTER_COUNTS[t] for t in present], dtype=np.float64)
+    value = float(np.average(means.loc[present].to_numpy(), weights=weights))
+    return WeightedMean(value=value, missing=missing)
+
+
+def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Average the prompt draws of each image: a row per trial, cohort, prompt and image.
+
+    `found` becomes the share of draws with a prediction, NaN where the file has no such column.
+
+    Raises:
+        ValueError: If a key other than the draw differs within one trial, cohort and prompt.
+    """
+    where = ["trial_id", "test_cohort", "prompt"]
+    rest = [key for key in KEYS if key not in where]
+    rows = with_defaults(per_image)
+    varying = rows.groupby(where, sort=False)[rest].nunique(dropna=False).max()
+    if (varying > 1).any():
+        raise ValueError(f"per_image: {list(varying.index[varying > 1])} differ within a trial")
+    if "found" not in rows:
+        rows["found"] = np.nan
+    # True and False beside absent values make a column of text or objects.
+    rows["found"] = rows["found"].map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
+    carried = dict.fromkeys([*rest, "exam_id", "trimester"], "first")
+    averaged = dict.fromkeys([*MEASURES, "found"], "mean")
+    grouped = rows.groupby([*where, "sample_id"], sort=False, as_index=False)
+    return grouped.agg({**carried, **averaged})
+
+
+def aggregate(per_image: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> pd.DataFrame:
+    """Turn per_image rows into the rows of results.csv that can be computed from them.
+
+    Draws are averaged per image first; means, medians and shares are then over images, intervals
+    over exams. mm columns are NaN where no image has a pixel size.
+
+    Returns:
+        A row per trial, cohort and prompt in order of appearance; `status` is done. Empty input
+        gives the columns alone.
+    """
+    rows = []
+    images = average_draws(per_image)
+    for _, part in images.groupby(["trial_id", "test_cohort", "prompt"], sort=False):
+        keys = {key: part[key].iloc[0] for key in KEYS}
+        rows.append(keys | {"status": "done", "reason": ""} | summarise(part, seed, n_boot=n_boot))
+    return pd.DataFrame(rows, columns=[*KEYS, "status", "reason", *SUMMARY])
+
+
+def summarise(images: pd.DataFrame, seed: int = 0, *, n_boot: int = 2000) -> dict[str, float | str]:
+    """Compute the columns of `SUMMARY` over images of one model (or the folds of one).
+
+    Args:
+        images: From `average_draws`, each image once; not empty.
+        seed: Of the resampling.
+        n_boot: Resamples.
+
+    Returns:
+        n_not_found counts the images with an empty prediction in any draw (NaN if not recorded);
+        `trimesters_missing` names absent trimesters ("1,3"); shares and Dice in [0, 1].
+    """
+    dice, exams = images["dice"], images["exam_id"]
+    low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot, seed=seed)
+    weighted = trimester_weighted_mean(dice, images["trimester"])
+    interval = weighted_interval(images, seed=seed, n_boot=n_boot)
+    known = images["found"].notna().any()
+    return {
+        "n_images": len(images),
+        "n_exams": exams.nunique(),
+        "n_not_found": int((images["found"] < 1).sum()) if known else float("nan"),
+        "dice_mean": dice.mean(),
+        "dice_median": dice.median(),
+        "dice_low": low,
+        "dice_high": high,
+        "dice_share_below_090": (dice < 0.9).mean(),
+        "dice_256_mean": images["dice_256"].mean(),
+        "hausdorff_mm_mean": images["hausdorff_mm"].mean(),
+        "hc_err_mm_mean": images["hc_err_mm"].mean(),
+        "hc_abs_err_mm_mean": images["hc_abs_err_mm"].mean(),
+        "hc_abs_err_mm_p95": images["hc_abs_err_mm"].quantile(0.95),
+        "dice_trimester_weighted_mean": weighted.value,
+        "dice_trimester_weighted_low": interval[0],
+        "dice_trimester_weighted_high": interval[1],
+        "trimesters_missing": ",".join(map(str, weighted.missing)),
+    }
+
+
+def weighted_interval(
+    images: pd.DataFrame, *, seed: int, n_boot: int = 2000
+) -> tuple[float, float]:
+    """Interval of the trimester-weighted mean Dice over exams and, with several, supports.
+
+    Args:
+        images: dice, exam_id, trimester and support, a row per image and support.
+        seed: Of the resampling.
+        n_boot: Resamples.
+
+    Returns:
+        (low, high) in [0, 1] from `crossed_bootstrap`; NaN with fewer than two exams.
+    """
+    found = crossed_bootstrap(
+        images["dice"],
+        exams=images["exam_id"],
+        supports=images["support"].fillna(-1),
+        strata=pd.to_numeric(images["trimester"], errors="coerce"),
+        weights=TRIMESTER_COUNTS,
+        seed=seed,
+        n_boot=n_boot,
+    )
+    return found.low, found.high
+
+
+def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
+    """Complete the aggregated rows by what only the runner knows.
+
+    Args:
+        aggregated: From `aggregate`.
+        trials: A row per trial: trial_id, status (done, failed, pending...), reason, steps,
+            seconds, peak_memory_mib and the trial's keys.
+
+    Returns:
+        The rows of results.csv. A trial without any image row keeps one row, its cohort and prompt
+        empty; a row without an entry in `trials` (box_only) stays done.
+    """
+    # What the runner does not know stays empty.
+    known = trials.reindex(columns=["trial_id", *_TRIAL_COLUMNS])
+    bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
+    done = bare.merge(known, on="trial_id", how="left", validate="many_to_one")
+    done["status"] = done["status"].fillna("done")
+    done["reason"] = done["reason"].fillna("")
+    absent = trials[~trials["trial_id"].isin(aggregated["trial_id"])]
+    if done.empty:
+        rows = absent.reindex(columns=list(dict.fromkeys([*done.columns, *absent.columns])))
+    else:
+        rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
+    first = ["trial_id", "status", "reason", *KEYS[1:]]
+    return rows[first + [name for name in rows.columns if name not in first]]
+
+
+def amounts(rows: pd.DataFrame) -> pd.Series:
+    """Name the amount of real data of each row: "10 %" of a fraction, else "40 images"."""
+    per_cent = (rows["real_fraction"] * 100).map(lambda share: f"{share:.4g} %")
+    count = rows["n_real"].map(lambda n: f"{n:.0f} image" if n == 1 else f"{n:.0f} images")
+    return per_cent.where(rows["real_fraction"].notna(), count)
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Adjust p-values for their number.
+
+    Args:
+        p_values: (N,) in [0, 1], the whole family.
+
+    Returns:
+        (N,) adjusted values in [0, 1], in the order given; empty for none.
+
+    Source: Holm 1979.
+    """
+    p = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted

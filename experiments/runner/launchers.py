@@ -1,0 +1,242 @@
+"""Where stages run: processes of this machine, one a slot. Torch-free."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from experiments.config.paths import ROOT
+from experiments.config.schema import ExperimentConfig
+from experiments.runner.distributed import write_request
+from experiments.runner.gpus import device_environment
+from experiments.runner.worker import STOPPED, run_node
+from experiments.stages.context import StageContext
+
+DISTRIBUTED = ("fit", "generator")
+"""Stages that `trainer.devices` spreads over several devices; the others take the first one."""
+MALLOC_TUNABLES = ":".join(
+    (
+        "glibc.malloc.hugetlb=1",
+        "glibc.malloc.mmap_threshold=4294967296",
+        "glibc.malloc.trim_threshold=17179869184",
+    )
+)
+
+
+class Job(Protocol):
+    """Stages that were started together."""
+
+    def ended(self) -> str | None:
+        """How it ended, in words; None while it may still run."""
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal or the system ended it, so that the same may well work again."""
+
+    def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
+
+    def kill(self, *, after_s: float) -> None:
+        """Wait that long for its end, then end it."""
+
+
+class Launcher(Protocol):
+    """Starts stages somewhere and knows how many more it takes."""
+
+    chains: bool
+    """Whether a start costs so much that the stages that follow one go with it."""
+    poll_s: float
+    """Seconds between two looks at the jobs."""
+
+    def free(self) -> int:
+        """Jobs that can start now."""
+
+    def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
+        """Start jobs of one or more stages, each stage after the one before it."""
+
+    def leave(self, jobs: Sequence[Job]) -> str:
+        """The sweep was asked to stop: end or leave the jobs; gives a line for the user, or ''."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A place for one job at a time."""
+
+    devices: tuple[int, ...] = ()
+    """Ids of its GPUs; empty for whatever the process sees."""
+
+
+def slots_of(config: ExperimentConfig) -> list[Slot]:
+    """The places of this machine: `sweep.workers`, or the GPUs of `sweep.devices`.
+
+    With `sweep.per_device` above 1 a device comes up that often, after every other one.
+    """
+    grid, each = config.sweep, config.trainer.devices
+    if not grid.devices:
+        return [Slot() for _ in range(grid.workers)]
+    groups = [tuple(grid.devices[i : i + each]) for i in range(0, len(grid.devices), each)]
+    return [Slot(devices=group) for _ in range(grid.per_device) for group in groups]
+
+
+def threads_of(config: ExperimentConfig) -> int:
+    """CPU threads of a stage: as set, or an equal share of the cores for each slot."""
+    cores = len(os.sched_getaffinity(0))
+    return config.trainer.threads or max(1, cores // len(slots_of(config)))
+
+
+class LocalLauncher:
+    """Processes of this machine: forked ones, or a command where several devices share a stage.
+
+    Args:
+        config: Its devices, workers and threads.
+    """
+
+    chains = False
+    poll_s = 0.25
+    stop_grace_s = 20.0
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self._config = config
+        self.slots = slots_of(config)
+        self.threads = threads_of(config)
+        self._busy: dict[int, Job] = {}
+        self._spawner: multiprocessing.context.ForkServerContext | None = None
+
+    def free(self) -> int:
+        """Slots whose last job has ended."""
+        self._busy = {i: job for i, job in self._busy.items() if job.ended() is None}
+        return len(self.slots) - len(self._busy)
+
+    def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
+        """Start one process a job; each job is one stage."""
+        started: list[Job] = []
+        for (context,) in jobs:
+            number = next(i for i in range(len(self.slots)) if i not in self._busy)
+            slot = self.slots[number]
+            started.append(self._start(context, slot))
+            self._busy[number] = started[-1]
+        return started
+
+    def leave(self, jobs: Sequence[Job]) -> str:
+        """End all, after time to write a checkpoint."""
+        for job in jobs:
+            job.stop()
+        for job in jobs:
+            job.kill(after_s=self.stop_grace_s)
+        return ""
+
+    def _start(self, context: StageContext, slot: Slot) -> Job:
+        is_distributed = self._config.trainer.devices > 1 and context.node.stage in DISTRIBUTED
+        environment = device_environment(slot.devices if is_distributed else slot.devices[:1])
+        if is_distributed:
+            return _CommandJob(context, threads=self.threads, environment=environment)
+        if self._spawner is None:
+            self._spawner = _forkserver()
+        process = self._spawner.Process(target=run_node, args=(context, self.threads, environment))
+        process.start()
+        return _ProcessJob(process)
+
+
+class _ProcessJob:
+    """A forked process."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+
+    def ended(self) -> str | None:
+        if self._process.is_alive():
+            return None
+        self._process.join()
+        return _exit_words(self._process.exitcode)
+
+    @property
+    def was_killed(self) -> bool:
+        return _was_killed(self._process.exitcode)
+
+    def stop(self) -> None:
+        self._process.terminate()
+
+    def kill(self, *, after_s: float) -> None:
+        self._process.join(after_s)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+class _CommandJob:
+    """A command of its own: Lightning starts it once more for every further device."""
+
+    def __init__(
+        self,
+        context: StageContext,
+        *,
+        threads: int,
+        environment: dict[str, str],
+    ) -> None:
+        context.run_dir.mkdir(parents=True, exist_ok=True)
+        write_request(context)
+        package = str(ROOT)
+        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+        # A group of its own: the processes of all devices end together.
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "experiments.runner.distributed",
+                str(context.run_dir),
+                str(threads),
+                str(context.shrink),
+            ],
+            env={**os.environ, **environment, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def ended(self) -> str | None:
+        code = self._process.poll()
+        return None if code is None else _exit_words(code)
+
+    @property
+    def was_killed(self) -> bool:
+        return _was_killed(self._process.poll())
+
+    def stop(self) -> None:
+        # The first process tells the others.
+        self._process.terminate()
+
+    def kill(self, *, after_s: float) -> None:
+        try:
+            self._process.wait(after_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _was_killed(code: int | None) -> bool:
+    return code is not None and (code < 0 or code == STOPPED)
+
+
+def _exit_words(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"its process was killed by {signal.Signals(-code).name}"
+    if code == STOPPED:
+        return "its process was asked to stop"
+    return f"its process ended with {code}"
+
+
+def _forkserver() -> multiprocessing.context.ForkServerContext:
+    """Processes forked from one that has imported torch: a stage then starts in milliseconds."""
+    # Waiting threads sleep: spinning ones take the other process's core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    # Large activations otherwise go back to the system and come again page by page at every step:
+    # on two cores an encoder pass took 1.65 s so, and 0.96 s with this.
+    os.environ.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
+    spawner = multiprocessing.get_context("forkserver")
+    spawner.set_forkserver_preload(["experiments.stages.table"])
+    return spawner

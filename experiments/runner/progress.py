@@ -1,0 +1,194 @@
+"""The live table of a sweep, and its plain lines where there is no terminal."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from experiments.runner.costs import Costs, n_slots
+from experiments.runner.schedule import Task, simulate
+from experiments.runner.sweep import FINISHED, NodeRun, Sweep
+from experiments.runner.workload import tasks_of, units_to_do
+
+PLAIN_EVERY_S = 15.0
+ESTIMATE_EVERY_S = 1.0
+NARROW = 80
+"""Columns of a terminal below which a stage has no bar."""
+BAR_WIDTH = 16
+MARKS = {
+    "waiting": ("·", "dim"),
+    "running": ("▶", "bold cyan"),
+    "done": ("✓", "green"),
+    "reused": ("=", "green"),
+    "failed": ("✗", "bold red"),
+    "blocked": ("-", "red"),
+}
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
+
+
+class TimeLeft:
+    """Estimates the time that a sweep still takes, from the runs in its store and its own."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._runs, self._store = sweep.runs, sweep.store
+        self._slots = n_slots(sweep.config)
+        self._costs = Costs(sweep.store.root, config=sweep.config)
+        # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
+        self._nodes = {key: run.node for key, run in sweep.runs.items()}
+        self._traits = {key: self._costs.traits(node) for key, node in self._nodes.items()}
+        self._learnt = {key for key, run in sweep.runs.items() if run.state == "reused"}
+        self._units = units_to_do(self._nodes, done=self._learnt)
+        self._at, self._seconds = -ESTIMATE_EVERY_S, 0.0
+
+    def seconds(self) -> float:
+        """Seconds until the last stage ends; simulated anew at most once in ESTIMATE_EVERY_S."""
+        now = time.monotonic()
+        if now - self._at >= ESTIMATE_EVERY_S:
+            self._at, self._seconds = now, self._simulated(now)
+        return self._seconds
+
+    def _simulated(self, now: float) -> float:
+        for key, run in self._runs.items():
+            if run.state == "done" and key not in self._learnt:
+                self._learnt.add(key)
+                self._costs.learn(self._store.root / "store" / key)
+        # What runs already comes first: it has its slot.
+        order = sorted(
+            (key for key, run in self._runs.items() if run.state not in FINISHED),
+            key=lambda key: self._runs[key].state != "running",
+        )
+        costs = {key: self._costs.of(self._nodes[key].stage, self._traits[key]) for key in order}
+        tasks = tasks_of({key: self._units[key] for key in order}, nodes=self._nodes, costs=costs)
+        for key in order:
+            run = self._runs[key]
+            if run.state == "running":
+                seconds = tasks[key].seconds
+                left = max(seconds - (now - run.started), 0.05 * seconds)
+                tasks[key] = Task(seconds=left, after=tasks[key].after)
+        return simulate(tasks, devices=self._slots).makespan_s
+
+
+class LiveProgress:
+    """Draws a sweep while it runs: a live table, or lines in a log."""
+
+    def __init__(self, sweep: Sweep, console: Console) -> None:
+        self._sweep, self._console = sweep, console
+        self._began = time.monotonic()
+        self._left = TimeLeft(sweep)
+        self._printed: dict[str, str] = {
+            key: run.state for key, run in sweep.runs.items() if run.state == "reused"
+        }
+        self._last_plain = 0.0
+        self._live = (
+            Live(console=console, refresh_per_second=2, get_renderable=self._draw)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+        else:
+            self.update()
+
+    def update(self) -> None:
+        """Print what changed, where there is no terminal; the live table draws itself."""
+        if self._live is not None:
+            return
+        for key, run in self._sweep.runs.items():
+            if self._printed.get(key) != run.state and run.state != "waiting":
+                self._printed[key] = run.state
+                self._line(run)
+        now = time.monotonic()
+        if now - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = now
+            for run in self._sweep.runs.values():
+                if run.state == "running" and run.total:
+                    self._line(run)
+
+    def _line(self, run: NodeRun) -> None:
+        elapsed = clock(time.monotonic() - self._began)
+        left = f", about {clock(self._left.seconds())} left" if self._sweep.pending else ""
+        detail = _detail(run)
+        self._console.print(
+            f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _draw(self) -> Group:
+        runs = list(self._sweep.runs.values())
+        finished = sum(run.state in FINISHED for run in runs)
+        left = self._left.seconds()
+        share = finished / len(runs)
+        head = Text.assemble(
+            (f" {self._sweep.config.name} ", "bold"),
+            f"{finished} of {len(runs)} stages, {clock(time.monotonic() - self._began)} elapsed, "
+            f"about {clock(left)} left ({share:.0%})",
+        )
+        table = Table.grid(padding=(0, 1))
+        shown, hidden = self._fitting(runs)
+        # One row a stage, however narrow: a wrapped label would push the running ones off.
+        width = self._console.width
+        has_bars = width >= NARROW
+        bars = BAR_WIDTH if has_bars else 0
+        detail = min(max(18, width // 3), max(len(_detail(run)) for run in shown))
+        label = width - 1 - bars - detail - 3
+        for column in (1, label, bars, detail):
+            table.add_column(width=column, no_wrap=True, overflow="ellipsis")
+        for run in shown:
+            mark, style = MARKS[run.state]
+            bar: ProgressBar | Text = Text("")
+            if has_bars and run.state == "running" and run.total:
+                bar = ProgressBar(total=run.total, completed=run.done, width=BAR_WIDTH)
+            table.add_row(
+                Text(mark, style=style),
+                Text(run.node.label, style="" if run.state != "waiting" else "dim"),
+                bar,
+                Text(_detail(run), style=style if run.state in ("failed", "blocked") else "dim"),
+            )
+        rest = Text(f"  and {hidden} more stages", style="dim") if hidden else Text("")
+        return Group(head, table, rest)
+
+    def _fitting(self, runs: list[NodeRun]) -> tuple[list[NodeRun], int]:
+        """As many stages as the terminal has rows for: broken and running ones before others."""
+        room = max(3, self._console.height - 4)
+        if len(runs) <= room:
+            return runs, 0
+        rank = {"running": 0, "failed": 1, "waiting": 2, "done": 3, "blocked": 4, "reused": 5}
+        order = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], i))
+        kept = sorted(order[:room])
+        return [runs[i] for i in kept], len(runs) - room
+
+
+def _detail(run: NodeRun) -> str:
+    if run.state == "running":
+        elapsed = clock(time.monotonic() - run.started)
+        return f"{run.what} {run.done}/{run.total}, {elapsed}" if run.total else elapsed
+    if run.state == "done":
+        return clock(run.seconds)
+    if run.state == "reused":
+        return "done before"
+    return run.reason

@@ -1,0 +1,333 @@
+"""Run a plan: stages in jobs of their own, as many at once as there is room, none of them twice."""
+
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from datamodules.errors import InputError
+from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Node, Plan
+from experiments.runner.launchers import DISTRIBUTED, Job, Launcher, LocalLauncher
+from experiments.stages.context import StageContext
+from experiments.stages.data import Data
+from experiments.store.runs import Failure, RunStore, read_failure, read_status
+
+State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
+FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
+ROOM_MIB = 512
+"""Free space from which on a sweep goes on that had paused because the disk was full; on a small
+disk, a twentieth of it."""
+FULL_MIB = 1
+"""Free space below which even the reason of a failure may not have been written."""
+
+
+@dataclass(kw_only=True)
+class NodeRun:
+    """How one stage fares."""
+
+    node: Node
+    state: State = "waiting"
+    reason: str = ""
+    """Why it failed or cannot start."""
+    started: float = 0.0
+    seconds: float = 0.0
+    job: Job | None = field(default=None, repr=False)
+    what: str = ""
+    done: int = 0
+    total: int = 0
+    n_killed: int = 0
+    """Times that its process was killed without having got further."""
+    done_when_killed: int = 0
+    shrink: int = 1
+    """Parts that its batches are computed in, since memory ran out."""
+
+
+class SweepInterruptedError(Exception):
+    """The user or the system asked the sweep to stop; everything finished is kept."""
+
+
+class Sweep:
+    """The stages of a plan and their jobs.
+
+    Args:
+        config: The recipe.
+        data: Its images.
+        plan: Its stages.
+        launcher: Where stages run; None takes the processes of this machine.
+        say: Prints a line for the user.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        *,
+        data: Data,
+        plan: Plan,
+        launcher: Launcher | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.config, self.data, self.plan, self.say = config, data, plan, say
+        self.store = RunStore(_absolute(config.store.root))
+        self.launcher: Launcher = launcher or LocalLauncher(config)
+        parts = config.trainer.batch_parts
+        self.runs = {
+            key: NodeRun(node=node, shrink=parts_within(parts, limit=self._batch_size(node.stage)))
+            for key, node in plan.nodes.items()
+        }
+        for run in self.runs.values():
+            if self.store.is_done(run.node.stage, run.node.id):
+                run.state = "reused"
+        self.halted = ""
+        """Why no more is started; empty while all goes well."""
+        self._failures_in_row: list[NodeRun] = []
+        self._paused = False
+        self._stop = False
+
+    @property
+    def pending(self) -> int:
+        """Stages that are neither finished nor given up."""
+        return sum(run.state not in FINISHED for run in self.runs.values())
+
+    def recall_failures(self) -> None:
+        """Take a stage whose last attempt failed for failed: for outputs written without a run."""
+        for run in self.runs.values():
+            if run.state != "waiting":
+                continue
+            failure = read_failure(self.store.run_dir(run.node.stage, run.node.id))
+            if failure is None:
+                self._block(run)
+            else:
+                run.state, run.reason = "failed", failure.reason
+
+    def run(self, on_change: Callable[[], None]) -> None:
+        """Run what is not done. One stage's failure stops nothing but what needs its result.
+
+        Args:
+            on_change: Called several times a second, to draw.
+
+        Raises:
+            SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
+                checkpoint, or go on where their launcher leaves them.
+            InputError: The store is not there any more.
+        """
+        self.store.root.mkdir(parents=True, exist_ok=True)
+        place = self.store.root.stat()
+        previous = {
+            number: signal.signal(number, self._ask_stop)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        try:
+            while self.pending:
+                if self._stop:
+                    raise SweepInterruptedError
+                self._require_store(place)
+                self._collect()
+                if self.halted and not self._running():
+                    break
+                self._start_ready()
+                on_change()
+                time.sleep(self.launcher.poll_s)
+        finally:
+            left = self.launcher.leave([run.job for run in self._running() if run.job is not None])
+            if left:
+                self.say(left)
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _require_store(self, place: os.stat_result) -> None:
+        """Stop before the empty folder below a lost mount is filled with results."""
+        try:
+            is_there = os.path.samestat(self.store.root.stat(), place)
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise InputError(
+                f"store.root={self.store.root}: the folder is gone, or is another one than at the "
+                "start (a lost mount?); bring it back, and the same command goes on"
+            )
+
+    def _ask_stop(self, *_: object) -> None:
+        self._stop = True
+
+    def _running(self) -> list[NodeRun]:
+        return [run for run in self.runs.values() if run.state == "running"]
+
+    def _start_ready(self) -> None:
+        for run in self.runs.values():
+            if run.state == "waiting":
+                self._block(run)
+        if self.halted or self._is_paused():
+            return
+        free, chains, taken = self.launcher.free(), [], set()
+        for run in self.runs.values():
+            if len(chains) >= free:
+                break
+            if run.state == "waiting" and run.node.key not in taken and self._has_inputs(run):
+                chains.append(self._chain(run, taken=taken))
+                taken |= {each.node.key for each in chains[-1]}
+        if not chains:
+            return
+        jobs = self.launcher.start([[self._context(run) for run in chain] for chain in chains])
+        for chain, job in zip(chains, jobs, strict=True):
+            for run in chain:
+                run.job, run.state, run.started = job, "running", time.monotonic()
+
+    def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
+        keys = run.node.upstream.values()
+        return all(key in coming or self.runs[key].state in ("done", "reused") for key in keys)
+
+    def _chain(self, first: NodeRun, *, taken: set[str]) -> list[NodeRun]:
+        """What goes into one job: the stage, and what waits for it alone but no other training."""
+        chain = [first]
+        if self.launcher.chains:
+            # The plan's order has each stage after its inputs.
+            for run in self.runs.values():
+                coming = [each.node.key for each in chain]
+                if (
+                    run.state == "waiting"
+                    and run.node.stage not in (*DISTRIBUTED, "fit_unet")
+                    and run.node.key not in taken
+                    and not {*run.node.upstream.values()}.isdisjoint(coming)
+                    and self._has_inputs(run, coming=coming)
+                ):
+                    chain.append(run)
+        return chain
+
+    def _block(self, run: NodeRun) -> None:
+        """Give a stage up where one of its inputs cannot be had."""
+        inputs = [self.runs[key] for key in run.node.upstream.values()]
+        broken = [i for i in inputs if i.state in ("failed", "blocked")]
+        if broken:
+            run.state = "blocked"
+            run.reason = f"{broken[0].node.label}: {broken[0].reason}"
+
+    def _context(self, run: NodeRun) -> StageContext:
+        run_dir = self.store.run_dir(run.node.stage, run.node.id)
+        # What an earlier attempt left must not be taken for this one's.
+        for name in ("status.json", "FAILED.json"):
+            (run_dir / name).unlink(missing_ok=True)
+        return StageContext(
+            config=self.config,
+            node=run.node,
+            store=self.store,
+            samples=self.data.samples,
+            rows=self.data.rows,
+            content=self.data.view.content,
+            sweep=self.config.name,
+            tags=self._tags(run.node),
+            shrink=run.shrink,
+        )
+
+    def _tags(self, node: Node) -> tuple[str, ...]:
+        """Conditions and amounts of the trials that this stage is."""
+        tags = {self.data.name}
+        for spec in self.plan.trials:
+            if node.key in spec.keys:
+                tags |= {spec.condition, f"n={spec.n_real}"}
+        return tuple(sorted(tags))
+
+    def _collect(self) -> None:
+        for run in self._running():
+            run_dir = self.store.run_dir(run.node.stage, run.node.id)
+            status = read_status(run_dir)
+            if status is not None:
+                run.what, run.done, run.total = status["what"], status["done"], status["total"]
+            # In this order: a marker that was written before the end is then always seen.
+            ended = run.job.ended() if run.job is not None else "it was never started"
+            # The marker decides: a process that was told to stop may well exit with 0.
+            if self.store.is_done(run.node.stage, run.node.id):
+                run.state, run.reason = "done", ""
+                self._failures_in_row.clear()
+            elif ended is not None and not self._has_inputs(run):
+                # It stood behind its input in one job, and was never begun.
+                run.state = "waiting"
+            elif ended is not None:
+                words = f"{ended}; see {run_dir / 'log.txt'}"
+                self._failed(run, read_failure(run_dir), ended=words)
+            if run.state != "running":
+                run.seconds, run.job = time.monotonic() - run.started, None
+
+    def _failed(self, run: NodeRun, failure: Failure | None, *, ended: str) -> None:
+        """Decide whether another attempt can mend it."""
+        was_killed = failure is None and run.job is not None and run.job.was_killed
+        run.reason = failure.reason if failure else ended
+        if was_killed and run.done > run.done_when_killed:
+            # A job that a time limit ends again and again gets there all the same.
+            run.n_killed, run.done_when_killed = 0, run.done
+        if was_killed and run.n_killed < self.config.sweep.retries:
+            run.n_killed += 1
+            run.state = "waiting"
+            self.say(f"{run.node.label}: {ended.split(';')[0]}; it goes on from its checkpoint")
+            return
+        # A launcher's job with stages behind one another is a sweep itself, and has tried that.
+        if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
+            shrink = next_shrink(run.shrink, limit=self._batch_size(run.node.stage))
+            if shrink is not None:
+                run.state, run.shrink = "waiting", shrink
+                self.say(f"{run.node.label}: out of memory; again, a batch in {shrink} parts")
+                return
+        is_full = failure is not None and failure.kind == "disk_full"
+        if failure is None and not was_killed:
+            is_full = shutil.disk_usage(self.store.root).free < FULL_MIB * 2**20
+        if is_full:
+            run.state, self._paused = "waiting", True
+            self.say(
+                f"{run.node.label}: the disk is full, the sweep pauses; free some of "
+                f"{self.store.root} and it goes on, or end it and start it again later"
+            )
+            return
+        run.state = "failed"
+        self._failures_in_row.append(run)
+        if len(self._failures_in_row) >= self.config.sweep.max_failures:
+            self.halted = _summary(self._failures_in_row)
+
+    def _batch_size(self, stage: str) -> int:
+        """Items that a stage computes at once on one device; 1 where nothing can be made less."""
+        each = self.config.trainer.devices
+        sizes = {
+            "fit": self.config.segmenter.batch_size // each,
+            # On one device, whatever the others are spread over.
+            "fit_unet": self.config.unet.batch_size,
+            "generator": self.config.active_generator.batch_size // each,
+            "synthesize": self.config.sampler_batch_size,
+        }
+        return sizes.get(stage, 1)
+
+    def _is_paused(self) -> bool:
+        """Whether the disk is still full."""
+        if not self._paused:
+            return False
+        usage = shutil.disk_usage(self.store.root)
+        if usage.free >= min(ROOM_MIB * 2**20, usage.total / 20):
+            self._paused = False
+            self.say("there is room on the disk again; the sweep goes on")
+        return self._paused
+
+
+def parts_within(wanted: int, *, limit: int) -> int:
+    """The largest divisor of a batch of `limit` items that is no larger than wanted."""
+    return next(n for n in range(min(wanted, limit), 0, -1) if limit % n == 0)
+
+
+def next_shrink(current: int, *, limit: int) -> int | None:
+    """The next larger divisor of a batch of `limit` items; None where each item is alone."""
+    return next((n for n in range(2 * current, limit + 1) if limit % n == 0), None)
+
+
+def _summary(failures: Sequence[NodeRun]) -> str:
+    """One line on failures that came one after the other."""
+    reasons = dict.fromkeys(run.reason for run in failures)
+    first, more = next(iter(reasons)), len(reasons) - 1
+    others = f" (and {more} other reasons)" if more else ""
+    return (
+        f"{len(failures)} stages failed in a row, so no more is started: {first}{others}; mend it "
+        "and start again with --retry-failed"
+    )
+
+
+def _absolute(root: str) -> str:
+    return os.path.abspath(root)  # noqa: PTH100 - Path.resolve would follow links

@@ -1,0 +1,160 @@
+"""The life of one stage in a process of its own: lock, manifest, run, marker."""
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from experiments.config.schema import resolved
+from experiments.stages.context import StageContext
+from experiments.store.provenance import provenance, used_gpu
+from experiments.store.runs import FailureKind, hold, write_done, write_failed, write_started
+
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a stage that was asked to stop, as a shell gives it."""
+
+
+def run_node(context: StageContext, threads: int, environment: Mapping[str, str]) -> None:
+    """Run a stage in a process forked for it; the process ends here.
+
+    Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
+    `FAILED.json` with its reason; the parent reads markers, never the exit code alone.
+
+    Args:
+        context: The stage.
+        threads: Its CPU threads.
+        environment: Variables of this process alone, such as its GPU.
+    """
+    # Before torch first looks for a GPU.
+    os.environ.update(environment)
+    context.run_dir.mkdir(parents=True, exist_ok=True)
+    redirect_output(context.run_dir / "log.txt")
+    # Ctrl-C reaches the whole group; the parent answers it by a SIGTERM, which Lightning takes
+    # between two steps and not in the middle of an update.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    stop_with_parent()
+    code = run_held(context, threads=threads)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: W&B's and torch's exit handlers may wait for a server or a thread.
+    os._exit(code)
+
+
+def run_held(context: StageContext, *, threads: int) -> int:
+    """Run a stage alone, unless it is done; 0 where it is done afterwards, else an exit code."""
+    # Inside: the parent imports this module, and must not import torch.
+    from experiments.stages.stage_logger import finish
+
+    waiting = context.status()
+    with hold(
+        context.run_dir, on_wait=lambda: waiting.update("held by another sweep", done=0, total=0)
+    ):
+        if context.store.is_done(context.node.stage, context.node.id):
+            return 0
+        code = _run(context, threads=threads)
+        finish(exit_code=code)
+    return code
+
+
+def _run(context: StageContext, *, threads: int) -> int:
+    import torch
+
+    from experiments.stages.device import device_of
+    from experiments.stages.table import STAGES
+    from experiments.stages.training import checkpoint_dir
+
+    torch.set_num_threads(threads)
+    run_dir, node = context.run_dir, context.node
+    started, cpu_started = time.time(), time.process_time()
+    try:
+        write_started(
+            run_dir,
+            {
+                "stage": node.stage,
+                "id": node.id,
+                "label": node.label,
+                "content": node.content,
+                "upstream": node.upstream,
+                "config": resolved(context.config),
+                "sweep": context.sweep,
+                "started": started,
+                "threads": threads,
+                "devices": context.config.trainer.devices,
+                "device": device_of(context.config).type,
+                "batch_parts": context.shrink,
+                **provenance(),
+            },
+        )
+        result = STAGES[node.stage](context)
+        # On Linux the unit is KiB. A forked process starts with what its parent had imported.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        write_done(
+            run_dir,
+            {
+                **result,
+                "seconds": round(time.time() - started, 2),
+                "cpu_seconds": round(time.process_time() - cpu_started, 2),
+                "peak_memory_mib": round(peak, 1),
+                **used_gpu(),
+            },
+        )
+    except BaseException as error:
+        traceback.print_exc()
+        if isinstance(error, KeyboardInterrupt | SystemExit | InterruptedError):
+            return STOPPED
+        _write_failed(run_dir, error)
+        return 1
+    # The weights are kept beside; what a done run would need to go on is not.
+    shutil.rmtree(checkpoint_dir(run_dir), ignore_errors=True)
+    return 0
+
+
+def _write_failed(run_dir: Path, error: BaseException) -> None:
+    reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+    try:
+        write_failed(run_dir, reason, kind=failure_kind(error, run_dir=run_dir))
+    except OSError:
+        # No room for the few bytes either: the sweep sees that by itself.
+        traceback.print_exc()
+
+
+def failure_kind(error: BaseException, *, run_dir: Path) -> FailureKind:
+    """Tell what another attempt can mend from what will come again."""
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
+        return "out_of_memory"
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    # Writers in C++ and Rust give words of their own.
+    is_full |= "no space left" in words
+    is_full |= "pytorchstreamwriter failed" in words and shutil.disk_usage(run_dir).free < 2**26
+    return "disk_full" if is_full else "error"
+
+
+def redirect_output(path: Path) -> None:
+    """Append all that the process prints, C code included, to a file."""
+    log = path.open("a", buffering=1)
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        with contextlib.suppress(ValueError, OSError):
+            stream.flush()
+        os.dup2(log.fileno(), descriptor)
+    sys.stdout = sys.stderr = log
+
+
+def stop_with_parent() -> None:
+    """End by SIGTERM, which leaves a checkpoint, when the sweep itself was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,56 @@
+"""The stage behind the box figure: how much of a score does the box give away?"""
+
+from typing import Any
+
+import pandas as pd
+import torch
+
+from experiments.plan.box_passes import PASSES
+from experiments.stages.context import StageContext
+from experiments.stages.device import device_of
+from experiments.stages.evaluation import Protocol, Scorer, box_only_logits, evaluate
+from experiments.stages.fit import config_of_fit, fitted_segmenter
+from experiments.stages.scoring import constant_logits, loaders_of, mean_mask, segment_with
+from experiments.store.columns import PER_IMAGE
+from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, image_factor
+
+
+def run_box(context: StageContext) -> dict[str, Any]:
+    """Score one fitted model, the ellipse in the box and the mean mask under boxes ever looser."""
+    content, status = context.node.content, context.status()
+    module = fitted_segmenter(context.upstream_dir("fit"), config=config_of_fit(context))
+    config = module.config
+    side = FRAME_SIDE_PX[config.backbone]
+    cached = "embeddings" in context.node.upstream
+    loaders = loaders_of(
+        context,
+        frame_hw=(side, side),
+        mode=config.geometry,
+        embeddings=[context.open_embeddings("embeddings")] if cached else None,
+        image_factor=1 if cached else image_factor(config.backbone),
+    )
+    scorer = Scorer(samples=context.samples, frame_hw=(side, side), mode=config.geometry)
+    train = [context.samples[k] for k in context.pick(content["images"])]
+    model = segment_with(module, device=device_of(context.config))
+    constant = constant_logits(mean_mask(train))
+    parts = []
+    with torch.inference_mode():
+        for done, (what, prompt, jitter_px) in enumerate(PASSES):
+            # The ellipse is pulled in by what its box is pushed out.
+            ellipse = box_only_logits(jitter_max_px=jitter_px or 0, prompt=prompt)
+            rows = evaluate(
+                {"model": model, "mean_mask": constant, "ellipse": ellipse}[what],
+                loaders,
+                protocol=Protocol(
+                    prompts=[prompt],
+                    jitter_draws=content["jitter_draws"],
+                    jitter_max_px=jitter_px or 0,
+                ),
+                scorer=scorer,
+            )
+            frame = pd.DataFrame(rows, columns=list(PER_IMAGE))
+            parts.append(frame.assign(what=what, jitter_px=jitter_px))
+            status.update("passes", done=done + 1, total=len(PASSES))
+    table = pd.concat(parts, ignore_index=True)
+    table.to_csv(context.run_dir / "per_image.csv", index=False)
+    return {"images": int(table["sample_id"].nunique()), "passes": len(PASSES)}

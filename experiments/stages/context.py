@@ -1,0 +1,74 @@
+"""What every stage is given: config, store, data and a place to say how far it is."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
+from datamodules.index import IndexRow
+from datamodules.samples import Sample
+from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Node
+from experiments.store.runs import RunStore, StatusFile
+
+
+class StageError(RuntimeError):
+    """A stage cannot give a result; one line that says why and what to do."""
+
+
+@dataclass(kw_only=True)
+class StageContext:
+    """The inputs of one run of one stage."""
+
+    config: ExperimentConfig
+    node: Node
+    store: RunStore
+    samples: dict[str, Sample]
+    """All annotated samples of the sweep by id, external cohorts included."""
+    rows: dict[str, IndexRow]
+    """Their index rows."""
+    content: dict[str, str]
+    """Their content hashes."""
+    sweep: str
+    """Name of the sweep that asked for the run."""
+    tags: tuple[str, ...] = ()
+    """W&B tags: conditions and amounts that use the run."""
+    shrink: int = 1
+    """Parts that a batch is computed in, one after the other: above 1 after memory ran out."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Directory of this run."""
+        return self.store.run_dir(self.node.stage, self.node.id)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Directory of prepared images, shared by all sweeps of the store."""
+        return self.store.root / "store" / "prepared"
+
+    def upstream_dir(self, role: str) -> Path:
+        """Directory of an input."""
+        return self.store.root / "store" / self.node.upstream[role]
+
+    def upstream_content(self, role: str) -> dict[str, Any]:
+        """What an input was made from."""
+        return json.loads((self.upstream_dir(role) / "manifest.json").read_text())["content"]
+
+    @property
+    def embeddings(self) -> EmbeddingStore:
+        """Embeddings of single images, shared by all sweeps of the store."""
+        return EmbeddingStore(self.store.root / "store" / "embeddings")
+
+    def open_embeddings(self, role: str) -> EmbeddingSet:
+        """The embeddings that an input wrote down."""
+        return open_embeddings(self.upstream_dir(role), store=self.embeddings)
+
+    def pick(self, contents: Sequence[Sequence[str]]) -> list[str]:
+        """Ids of a node's `[id, hash]` pairs."""
+        return [sample_id for sample_id, _ in contents]
+
+    def status(self) -> StatusFile:
+        """Where to say how far the run is."""
+        return StatusFile(self.run_dir)

@@ -1,0 +1,189 @@
+"""The stage that embeds images: real ones, their augmented views, or the pairs of a set."""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from datamodules.augment import augment_view
+from datamodules.embeddings import write_index
+from datamodules.geometry import shrink_mask
+from datamodules.prepared import PreparedImages, prepare_images
+from datamodules.storage import files_sha256
+from datamodules.synthetic import read_synthetic
+from experiments.stages.context import StageContext
+from experiments.stages.device import device_of
+from experiments.store.embedding_keys import embedding_key
+from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, image_factor
+from lightning_modules.segmenters.sam.network import BackboneSam, build_sam, encode, for_inference
+from lightning_modules.segmenters.sam.tuning import encode_features
+
+# One image at a time is the cheapest on a CPU: larger activations leave its caches.
+BATCH = {"cpu": 1, "cuda": 16}
+# In fp32 a ViT's attention over 64x64 tokens takes 0.8 GB an image; in bf16 it is not kept.
+LARGE_BATCH = {"fp32": 4, "bf16": 16}
+WRITERS = 8
+"""Files that are on their way to the disk at once, while the encoder works."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    """One embedding to have: a row of the prepared images, as it is or as an augmented view."""
+
+    key: str
+    row: int
+    view: int
+    seed: int
+
+
+def run_embed(context: StageContext) -> dict[str, Any]:
+    """Embed what the store does not hold yet, and write down the keys of all."""
+    prepared, hashes = _images(context)
+    augment = context.node.content.get("augment")
+    items = [
+        [
+            _item(context, row=row, pair_hash=hashes[row], view=view)
+            for view in range(augment["n_views"] if augment else 1)
+        ]
+        for row in range(len(prepared.sample_ids))
+    ]
+    store = context.embeddings
+    missing = [
+        item
+        for views in items
+        for item in views
+        if item.key not in store or (item.view and not store.has_view(item.key))
+    ]
+    if missing:
+        _embed(context, prepared=prepared, items=missing)
+    write_index(
+        context.run_dir,
+        {
+            sample_id: [item.key for item in views]
+            for sample_id, views in zip(prepared.sample_ids, items, strict=True)
+        },
+    )
+    return {"images": len(prepared.sample_ids), "embedded": len(missing)}
+
+
+def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Item:
+    key, seed = embedding_key(
+        context.node.content,
+        frame_side_px=FRAME_SIDE_PX[context.config.segmenter.backbone],
+        pair_hash=pair_hash,
+        view=view,
+    )
+    return _Item(key=key, row=row, view=view, seed=seed)
+
+
+def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:
+    config = context.config.segmenter
+    device = device_of(context.config)
+    sam = build_sam(config)
+    is_features = "features" in context.node.content["encoder"]
+    sam.image_encoder = for_inference(sam.image_encoder, in_place=True)
+    sam.to(device)
+    run = encode_features if is_features else encode
+    status = context.status()
+    size = BATCH[device.type]
+    if image_factor(config.backbone) > 1:
+        size = min(size, LARGE_BATCH[config.encoder_precision])
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+
+    def frames_of(part: Sequence[_Item]) -> np.ndarray:
+        return np.stack([_frame(context, prepared=prepared, item=item) for item in part])
+
+    done, writing = 0, deque[Future[None]]()
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(WRITERS) as writer:
+        ahead = reader.submit(frames_of, parts[0])
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            frames = ahead.result()
+            if following is not None:
+                ahead = reader.submit(frames_of, following)
+            embedding = _encoded(
+                run,
+                sam,
+                frames,
+                valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
+                precision=config.encoder_precision,
+                device=device,
+            )
+            for item, each in zip(part, embedding, strict=True):
+                writing.append(writer.submit(context.embeddings.write, item.key, each))
+            # What waits for the disk is bounded, and an error of it ends the stage.
+            while len(writing) > 2 * WRITERS:
+                writing.popleft().result()
+            done += len(part)
+            status.update("images", done=done, total=len(items))
+        for each in writing:
+            each.result()
+
+
+def _encoded(
+    run: Callable[..., torch.Tensor],
+    sam: BackboneSam,
+    frames: np.ndarray,
+    *,
+    valid_hw: np.ndarray,
+    precision: str,
+    device: torch.device,
+) -> np.ndarray:
+    # Bytes are a quarter to move.
+    image = torch.from_numpy(frames).to(device)[:, None].float() / 255.0
+    valid = torch.from_numpy(np.array(valid_hw)).to(device)
+    return run(sam, image, valid_hw=valid, precision=precision).cpu().numpy()
+
+
+def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> np.ndarray:
+    """The frame to embed, uint8 (h, w); a view's frame and mask are kept with it."""
+    image, mask = prepared.images[item.row], prepared.masks[item.row]
+    if not item.view:
+        return image
+    factor = image_factor(context.config.segmenter.backbone)
+    height, width = factor * prepared.valid_hw[item.row]
+    frame, label = np.zeros_like(image), np.zeros_like(mask)
+    seen, seen_mask = np.array(image[:height, :width]), np.array(mask[:height, :width])
+    strength = context.node.content["augment"]["strength"]
+    if strength == "mirror":
+        moved, moved_mask = seen[:, ::-1], seen_mask[:, ::-1]
+    else:
+        moved, moved_mask = augment_view(seen, seen_mask, strength=strength, seed=item.seed)
+    frame[:height, :width], label[:height, :width] = moved, moved_mask
+    # Kept beside the embedding at the frame's size, for the loss and for pictures.
+    context.embeddings.write_view(
+        item.key, image=_shrunk(frame, factor), mask=shrink_mask(label, factor)
+    )
+    return frame
+
+
+def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
+    if factor == 1:
+        return image
+    size = (image.shape[1] // factor, image.shape[0] // factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
+    """Prepared frames of what is to be embedded, and the hash of each image with its mask."""
+    segmenter = context.config.segmenter
+    side = FRAME_SIDE_PX[segmenter.backbone]
+    if "pairs" in context.node.upstream:
+        samples = read_synthetic(context.upstream_dir("pairs")).samples
+        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    else:
+        samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
+        hashes = [context.content[sample.sample_id] for sample in samples]
+    prepared = prepare_images(
+        samples,
+        content_hashes=hashes,
+        frame_hw=(side, side),
+        mode=segmenter.geometry,
+        factor=image_factor(segmenter.backbone),
+        cache_dir=context.cache_dir,
+    )
+    return prepared, hashes

@@ -1,0 +1,113 @@
+"""Stages that make pairs without a network: the cheap rivals and controls of a generator."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from datamodules.annotation import read_annotation, read_image
+from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
+from datamodules.geometry import image_to_frame, image_to_original, place
+from datamodules.phantom_pairs import phantom_pairs
+from datamodules.synthetic import (
+    SyntheticPair,
+    link_pair,
+    read_metadata,
+    write_metadata,
+    write_pair,
+)
+from datamodules.warp import warp_pairs
+from experiments.stages.context import StageContext
+from experiments.stages.wandb_lineage import log_pairs
+from lightning_modules.randomness import keyed_seed
+
+# Beyond this a head's texture no longer looks like ultrasound; the nearest source is taken then.
+MAX_STRETCH = 1.4
+
+
+def run_warp(context: StageContext) -> dict[str, Any]:
+    """Deform the trial's own pairs to new ellipses drawn from theirs."""
+    content = context.node.content
+    ids = context.pick(content["images"])
+    made = warp_pairs(
+        [read_image(context.samples[sample_id].image_path) for sample_id in ids],
+        [context.rows[sample_id].ellipse for sample_id in ids],
+        distribution=outlines_of(context, ids),
+        n=content["n"],
+        seed=content["seed"],
+        size_hw=tuple(content["image_hw"]),
+        max_stretch=MAX_STRETCH,
+    )
+    return _write_all(context, ((image, ellipse) for image, ellipse, _ in made))
+
+
+def run_phantom(context: StageContext) -> dict[str, Any]:
+    """Draw procedural heads on outlines drawn from the trial's own."""
+    content = context.node.content
+    made = phantom_pairs(
+        distribution=outlines_of(context, context.pick(content["images"])),
+        n=content["n"],
+        seed=content["seed"],
+        size_hw=tuple(content["image_hw"]),
+    )
+    return _write_all(context, made)
+
+
+def run_resize(context: StageContext) -> dict[str, Any]:
+    """Pass real images through the generator's own size: its blur, with the real content."""
+    content = context.node.content
+    native = tuple(content["native_hw"])
+    pairs = []
+    for number, sample_id in enumerate(context.pick(content["images"])):
+        sample = context.samples[sample_id]
+        image = read_image(sample.image_path)
+        mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
+        placement = place(image.shape, frame_hw=native, mode="squash")
+        small = image_to_frame(image, placement)
+        name = f"resized-{number:05d}"
+        write_pair(
+            context.run_dir,
+            name,
+            image=image_to_original(small, placement, interpolation="linear"),
+            mask=mask,
+        )
+        pairs.append(SyntheticPair(sample_id=name, native_size_hw=native))
+    write_metadata(context.run_dir / "metadata.jsonl", pairs)
+    log_pairs(context)
+    return {"pairs": len(pairs)}
+
+
+def run_subset(context: StageContext) -> dict[str, Any]:
+    """Take as many candidates at random as the gate kept: what a gate is worth beside its size."""
+    source = context.upstream_dir("candidates")
+    candidates = read_metadata(source / "metadata.jsonl")
+    n_kept = len(read_metadata(context.upstream_dir("gate") / "metadata.jsonl"))
+    rng = np.random.default_rng(keyed_seed("subset", context.node.content["seed"]))
+    chosen = sorted(rng.permutation(len(candidates))[:n_kept].tolist())
+    for number in chosen:
+        link_pair(source, context.run_dir, sample_id=candidates[number].sample_id)
+    write_metadata(context.run_dir / "metadata.jsonl", [candidates[k] for k in chosen])
+    log_pairs(context)
+    return {"pairs": len(chosen)}
+
+
+def outlines_of(context: StageContext, ids: list[str]) -> EllipseDistribution:
+    """The distribution of the labelled outlines of these images, and of no others."""
+    rows = [context.rows[sample_id] for sample_id in ids]
+    return EllipseDistribution.fit(
+        [row.ellipse for row in rows], size_hws=[row.size_hw for row in rows]
+    )
+
+
+def _write_all(context: StageContext, made: Iterable[tuple[np.ndarray, Ellipse]]) -> dict[str, Any]:
+    content, status = context.node.content, context.status()
+    pairs = []
+    for number, (image, ellipse) in enumerate(made):
+        name = f"{context.node.stage}-{context.node.id[:8]}-{number:05d}"
+        mask = rasterise(ellipse, size_hw=tuple(content["image_hw"]))
+        write_pair(context.run_dir, name, image=image, mask=mask)
+        pairs.append(SyntheticPair(sample_id=name, ellipse=ellipse))
+        status.update("pairs", done=number + 1, total=content["n"])
+    write_metadata(context.run_dir / "metadata.jsonl", pairs)
+    log_pairs(context)
+    return {"pairs": len(pairs)}

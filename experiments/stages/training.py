@@ -1,0 +1,216 @@
+"""Lightning's Trainer as every stage uses it: fixed steps, one epoch, checkpoints, no surprises."""
+
+import os
+import re
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from datamodules.storage import fsync_path
+from experiments.config.running import TrainerConfig
+from experiments.store.runs import StatusFile
+
+
+class ReportProgress(Callback):
+    """Write optimiser steps done to the run's status file."""
+
+    def __init__(self, status: StatusFile, *, what: str, steps: int) -> None:
+        self._status, self._what, self._steps = status, what, steps
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Say how many optimiser steps are done."""
+        if trainer.is_global_zero:
+            self._status.update(self._what, done=trainer.global_step, total=self._steps)
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Checkpoints that are on the disk before the one before them is removed."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save as Lightning does, then wait for the disk."""
+        super().save_checkpoint(checkpoint, path, storage_options)
+        fsync_path(Path(path))
+        fsync_path(Path(path).parent)
+
+
+class PacedCheckpoint(ModelCheckpoint):
+    """Checkpoints every so many steps, where the last one is long enough ago.
+
+    Args:
+        least_s: Seconds between two of them, and before the first.
+        settings: Of ModelCheckpoint.
+    """
+
+    def __init__(self, *, least_s: float, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._least_s, self._written = least_s, time.monotonic()
+        self._seen_step = 0
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any, **named: Any) -> None:
+        """Write one where it is due."""
+        # Once a step: between two parts of the next batch there is nothing to go on from.
+        if (
+            trainer.global_step % self._every_n_train_steps
+            or trainer.global_step == self._seen_step
+        ):
+            return
+        self._seen_step = trainer.global_step
+        # Processes that share a training must agree: writing waits for all of them.
+        is_due = time.monotonic() - self._written >= self._least_s
+        if trainer.strategy.reduce_boolean_decision(is_due, all=False):
+            super().on_train_batch_end(trainer, *args, **named)
+            self._written = time.monotonic()
+
+
+def checkpoint_dir(run_dir: Path) -> Path:
+    """Where a run keeps what it needs to go on."""
+    return run_dir / "checkpoints"
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the most steps that is whole, or None."""
+    found = [
+        (int(match[1]), path)
+        for path in checkpoint_dir(run_dir).glob("*.ckpt")
+        if (match := re.fullmatch(r"step=(\d+)", path.stem))
+    ]
+    return next((path for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a power cut or a full disk left all of a file; its own sums tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def best_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the best validation Dice, where early stopping kept one."""
+    path = checkpoint_dir(run_dir) / "best.ckpt"
+    return path if path.exists() else None
+
+
+def make_trainer(
+    *,
+    run_dir: Path,
+    config: TrainerConfig,
+    precision: str,
+    steps: int,
+    logger: Logger | None,
+    status: StatusFile,
+    what: str,
+    patience: int | None = None,
+    accumulate: int = 1,
+    devices: int | None = None,
+) -> Trainer:
+    """Make the Trainer of a stage.
+
+    Args:
+        run_dir: Directory of the run.
+        config: Devices and checkpoints.
+        precision: Lightning's precision.
+        steps: Optimiser steps; the training is one epoch of that many batches.
+        logger: W&B, or None.
+        status: Where to report progress.
+        what: Word for the progress.
+        patience: Validations without a better val/dice before stopping; None does not validate.
+        accumulate: Parts of a batch that make one optimiser step.
+        devices: Devices to share a batch, by DDP; None takes the config's.
+    """
+    devices = config.devices if devices is None else devices
+    callbacks: list[Callback] = [ReportProgress(status, what=what, steps=steps)]
+    step_checkpoint = {
+        "dirpath": checkpoint_dir(run_dir),
+        "filename": "{step}",
+        "save_top_k": 1,
+        "monitor": None,
+        "enable_version_counter": False,
+    }
+    if patience is None:
+        callbacks.append(
+            PacedCheckpoint(
+                least_s=config.checkpoint_s,
+                every_n_train_steps=config.checkpoint_every,
+                # Between two parts of a batch there is nothing to go on from, and where several
+                # processes share one they end at different times.
+                save_on_exception=accumulate == 1 and devices == 1,
+                **step_checkpoint,
+            )
+        )
+    else:
+        callbacks += [
+            EarlyStopping(monitor="val/dice", mode="max", patience=patience),
+            ModelCheckpoint(
+                dirpath=checkpoint_dir(run_dir),
+                filename="best",
+                monitor="val/dice",
+                mode="max",
+                save_top_k=1,
+                enable_version_counter=False,
+            ),
+            # After each validation and at no other time: Lightning skips the validation that is
+            # due where a checkpoint was written between it and its step. And after the best one
+            # was kept, so that its score is among what is resumed.
+            ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=False, **step_checkpoint),
+        ]
+    return Trainer(
+        default_root_dir=run_dir,
+        accelerator=config.accelerator,
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        accumulate_grad_batches=accumulate,
+        # Inside a SLURM job Lightning would count SLURM's tasks as its processes, and queue the
+        # job again by itself; both are the sweep's.
+        plugins=[LightningEnvironment(), DurableCheckpointIO()],
+        precision=precision,
+        max_epochs=1,
+        logger=logger or False,
+        callbacks=callbacks,
+        # Ten validations over the training, where a condition stops early at all.
+        val_check_interval=accumulate * max(1, steps // 10) if patience is not None else None,
+        limit_val_batches=None if patience is not None else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def last_loss(trainer: Trainer) -> float | None:
+    """Loss of the last step; None where a resumed run had no step left to take."""
+    loss = trainer.callback_metrics.get("train/loss")
+    return None if loss is None else float(loss)
+
+
+def fit(
+    trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: Path
+) -> LightningModule:
+    """Fit from the start or from the last checkpoint, and give back the fitted module."""
+    checkpoint = last_checkpoint(run_dir)
+    try:
+        trainer.fit(
+            module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint)
+        )
+    except RuntimeError as error:
+        # A cluster's SIGTERM may reach the loader's processes too, which the fit then misses.
+        if not trainer.received_sigterm:
+            raise
+        raise InterruptedError("stopped by a signal, and its loader processes too") from error
+    if trainer.interrupted:
+        raise InterruptedError("stopped by a signal; the same command goes on from the checkpoint")
+    if not trainer.is_global_zero:
+        # Weights are the same in every process of a run; the first one keeps them.
+        os._exit(0)
+    return module

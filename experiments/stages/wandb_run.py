@@ -1,0 +1,106 @@
+"""One W&B run, as the stages and the summary of a sweep open it."""
+
+import os
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from experiments.config.schema import WandbConfig
+from experiments.config.wandb_mode import resolve_mode, server_answers, server_url
+
+INIT_TIMEOUT_S = 20
+MAX_ID = 128
+_NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def clean_id(text: str) -> str:
+    """A W&B id of a name: letters, digits, `_`, `.` and `-`, at most 128 of them."""
+    return _NOT_IN_IDS.sub("-", text)[:MAX_ID]
+
+
+def usable_mode(config: WandbConfig) -> str:
+    """The mode of a run: offline, with a line that says so, where the server does not answer."""
+    mode = resolve_mode(config)
+    if mode == "online" and not server_answers():
+        print(f"W&B: {server_url()} does not answer; this run is logged offline", flush=True)
+        return "offline"
+    return mode
+
+
+def open_run(
+    folder: Path,
+    *,
+    config: WandbConfig,
+    mode: str,
+    run_id: str,
+    name: str,
+    group: str,
+    job_type: str,
+    tags: Sequence[str],
+    content: Mapping[str, Any],
+) -> wandb.Run:
+    """Start a run in a folder of ours, or continue the one of the same id.
+
+    Args:
+        folder: Its files go to `folder/wandb`.
+        config: Project and entity.
+        mode: online or offline.
+        run_id: Unique within the project; see `clean_id`.
+        name: What a person reads.
+        group: Name of the sweep.
+        job_type: Kind of work.
+        tags: Shortened to 64 characters.
+        content: The run's config.
+
+    Raises:
+        Exception: Of many kinds, where W&B cannot start; the caller goes on without it.
+    """
+    (folder / "wandb").mkdir(parents=True, exist_ok=True)
+    # Artefacts are otherwise staged in the user's home.
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
+    return wandb.init(
+        dir=str(folder),
+        project=config.project,
+        entity=config.entity,
+        id=run_id,
+        name=name,
+        group=group,
+        job_type=job_type,
+        tags=[tag[:64] for tag in tags],
+        config=dict(content),
+        resume="allow",
+        mode=mode,
+        settings=wandb.Settings(
+            silent=True, console="off", init_timeout=INIT_TIMEOUT_S, x_disable_meta=True
+        ),
+    )
+
+
+@contextmanager
+def harmless(what: str) -> Iterator[None]:
+    """Print what goes wrong with W&B instead of raising it."""
+    try:
+        yield
+    except Exception as error:  # W&B raises many kinds, and none may stop a stage.
+        print(f"W&B: {what}: {type(error).__name__}: {error}", flush=True)
+
+
+def finish(*, exit_code: int, timeout_s: float = 30.0) -> bool:
+    """End the process's W&B run, if there is one; a server that does not answer is not waited for.
+
+    The run's own files are complete before this is called. Any code but 0 shows it as failed.
+
+    Returns:
+        Whether it ended in time.
+    """
+    if wandb.run is None:
+        return True
+    thread = threading.Thread(target=wandb.finish, kwargs={"exit_code": exit_code}, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return not thread.is_alive()

@@ -1,0 +1,286 @@
+"""`sonosweep clean`: what old artefacts cost, and their removal when it is asked for.
+
+Nothing is removed that somebody holds, that a sweep refers to which was not named, or that was not
+selected. A directory is renamed before it is emptied, so an interruption leaves nothing that
+another sweep would believe.
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datamodules.errors import InputError
+from experiments.store.guard import check_version
+from experiments.store.inventory import (
+    EMBEDDINGS,
+    PREPARED,
+    REMOVED_PREFIX,
+    SHARED,
+    Artefact,
+    Inventory,
+    take_inventory,
+)
+from experiments.store.runs import hold
+
+_UNIT_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """What a user asks to have removed: what fits all that is given. Nothing given is nothing."""
+
+    orphans: bool = False
+    """What no sweep refers to; together with `sweeps`, also what these alone refer to."""
+    stages: tuple[str, ...] = ()
+    """Only of these stages."""
+    sweeps: tuple[str, ...] = ()
+    """What no sweep but these refers to."""
+    older_than_s: float | None = None
+    """Only what was last used longer ago, seconds."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return self == Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a selection comes to."""
+
+    chosen: tuple[Artefact, ...]
+    kept: tuple[tuple[Artefact, str], ...]
+    """What was asked for and stays, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned:
+    """What a removal did."""
+
+    removed: tuple[Artefact, ...]
+    kept: tuple[tuple[Artefact, str], ...]
+    left: tuple[Path, ...]
+    """What is out of use but could not be deleted yet."""
+
+
+def parse_age(text: str) -> float:
+    """Seconds of an age as 12h, 30d or 2w.
+
+    Raises:
+        InputError: For anything else.
+    """
+    found = re.fullmatch(r"(\d{1,6})([hdw])", text)
+    if found is None:
+        raise InputError(f"--older-than {text}: write a number and h, d or w, as 30d")
+    return int(found[1]) * _UNIT_S[found[2]]
+
+
+def choose(inventory: Inventory, selection: Selection, *, now: float) -> Choice:
+    """Decide what a selection removes, and why the rest of it stays.
+
+    Raises:
+        InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
+            where it is not known what some sweep, or a trial that runs, refers to.
+    """
+    if selection.is_empty:
+        return Choice(chosen=(), kept=())
+    _check(inventory, selection)
+    chosen: list[Artefact] = []
+    kept: list[tuple[Artefact, str]] = []
+    gone: set[str] = set()
+    # Embeddings come after the stages: an index that goes no longer needs its files.
+    for artefact in sorted(inventory.artefacts, key=lambda each: each.stage in SHARED):
+        if not _is_asked(artefact, selection, now=now):
+            continue
+        reason = _protected(artefact, selection) or (
+            _shared_protected(artefact, inventory, gone=gone) if artefact.stage in SHARED else ""
+        )
+        if reason:
+            kept.append((artefact, reason))
+        else:
+            chosen.append(artefact)
+            gone.add(artefact.key)
+    return Choice(chosen=tuple(chosen), kept=tuple(kept))
+
+
+def remove(root: Path, selection: Selection) -> Cleaned:
+    """Remove what is selected, and finish what an earlier removal left.
+
+    Sweeps that start meanwhile wait until it is decided what goes.
+
+    Raises:
+        InputError: As `choose`, and for a store that may not be written.
+    """
+    store = root / "store"
+    removed: list[Artefact] = []
+    kept: list[tuple[Artefact, str]] = []
+    gone: set[str] = set()
+    try:
+        with hold(store):
+            inventory = take_inventory(root)
+            choice = choose(inventory, selection, now=time.time())
+            outgoing = list(inventory.half_removed)
+            for artefact in choice.chosen:
+                # A stage that could not be taken keeps its embeddings.
+                using = artefact.users - gone
+                reason = f"{min(using)} uses it" if using else _take(artefact, store, outgoing)
+                if reason:
+                    kept.append((artefact, reason))
+                else:
+                    removed.append(artefact)
+                    gone.add(artefact.key)
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be removed ({error.strerror}); {len(removed)} others are "
+            "gone; check who may write there"
+        ) from error
+    for path in outgoing:
+        shutil.rmtree(path, ignore_errors=True)
+    left = tuple(path for path in outgoing if path.exists())
+    return Cleaned(removed=tuple(removed), kept=(*choice.kept, *kept), left=left)
+
+
+def clean_inventory(root: Path) -> Inventory:
+    """`take_inventory` of a store that there is and that this version knows.
+
+    Raises:
+        InputError: If there is no store, or a newer version wrote it.
+    """
+    if not (root / "store").is_dir():
+        raise InputError(f"{root}: holds no store; give --root, the store.root of your sweeps")
+    check_version(root)
+    return take_inventory(root)
+
+
+def orphans(inventory: Inventory) -> list[Artefact]:
+    """What no sweep refers to, as far as that is known.
+
+    Not among them are prepared images, which no plan names, and embeddings without an owner while
+    a stage is unfinished that may own them.
+    """
+    return [
+        each
+        for each in inventory.artefacts
+        if not each.sweeps
+        and each.state != "held"
+        and each.stage != PREPARED
+        and not (each.stage == EMBEDDINGS and not each.users and inventory.open_embeds)
+    ]
+
+
+def _check(inventory: Inventory, selection: Selection) -> None:
+    for name in selection.sweeps:
+        if name not in inventory.sweeps:
+            known = ", ".join(sorted(inventory.sweeps)) or "none"
+            raise InputError(f"--sweep {name}: no such sweep in {inventory.root}; known: {known}")
+        if inventory.sweeps[name].is_used:
+            raise InputError(f"--sweep {name}: it runs now; stop it first")
+        if any(each.state == "held" and name in each.sweeps for each in inventory.artefacts):
+            raise InputError(f"--sweep {name}: some of its stages run now; stop them first")
+    stages = sorted({each.stage for each in inventory.artefacts})
+    for stage in selection.stages:
+        if stage not in stages:
+            known = ", ".join(stages) or "nothing at all"
+            raise InputError(f"--stage {stage}: the store holds none; it holds {known}")
+    if inventory.has_trials:
+        raise InputError(
+            f"{inventory.root}: trials run that no plan names; wait for them, or stop them first"
+        )
+    if inventory.unknown_sweeps:
+        name = inventory.unknown_sweeps[0]
+        config = inventory.root / name / "config.yaml"
+        raise InputError(
+            f"{inventory.root / name}: has no readable plan.json, so it is not known what it "
+            f"refers to; `sonosweep report {config}` writes it, or move the folder away"
+        )
+
+
+def _is_asked(artefact: Artefact, selection: Selection, *, now: float) -> bool:
+    if selection.stages and artefact.stage not in selection.stages:
+        return False
+    if artefact.stage == PREPARED and PREPARED not in selection.stages:
+        # No plan names them, so they are nobody's orphans.
+        return False
+    if selection.older_than_s is not None and now - artefact.last_use < selection.older_than_s:
+        return False
+    if not selection.orphans and not selection.sweeps:
+        return True
+    if artefact.stage == PREPARED:
+        return not selection.sweeps
+    is_named = not artefact.sweeps.isdisjoint(selection.sweeps)
+    return is_named or (selection.orphans and not artefact.sweeps)
+
+
+def _protected(artefact: Artefact, selection: Selection) -> str:
+    if artefact.state == "held":
+        return "in use"
+    others = sorted(artefact.sweeps - set(selection.sweeps))
+    return f"sweep {', '.join(others)} refers to it" if others else ""
+
+
+def _shared_protected(artefact: Artefact, inventory: Inventory, *, gone: set[str]) -> str:
+    """Why a file that any stage may be reading stays."""
+    if inventory.is_in_use:
+        return "a sweep runs on this store"
+    if artefact.stage != EMBEDDINGS:
+        return ""
+    if artefact.users - gone:
+        return f"{min(artefact.users - gone)} uses it"
+    if not artefact.users and inventory.open_embeds - gone:
+        return f"{min(inventory.open_embeds - gone)} is not finished and may use it"
+    return ""
+
+
+def _take(artefact: Artefact, store: Path, outgoing: list[Path]) -> str:
+    """Delete a file, or rename a directory and add it to `outgoing`; why not, or nothing."""
+    if artefact.stage in SHARED and artefact.paths[0].is_file():
+        for path in artefact.paths:
+            path.unlink(missing_ok=True)
+        return ""
+    (folder,) = artefact.paths
+    target = store / f"{REMOVED_PREFIX}{artefact.stage}-{artefact.name}-{os.getpid()}"
+    with contextlib.ExitStack() as stack:
+        if artefact.stage not in SHARED and not stack.enter_context(_try_hold(folder)):
+            return "in use"
+        try:
+            folder.rename(target)
+        except FileNotFoundError:
+            return "somebody else removed it"
+    outgoing.append(target)
+    return ""
+
+
+@contextlib.contextmanager
+def _try_hold(run_dir: Path) -> Iterator[bool]:
+    """Hold a directory if nobody does."""
+    try:
+        file = (run_dir / ".lock").open("a")
+    except FileNotFoundError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def selection_of(
+    *, orphans: bool, stages: Sequence[str], sweeps: Sequence[str], older_than: str | None
+) -> Selection:
+    """A selection from the words of the command line.
+
+    Raises:
+        InputError: For an age that cannot be read.
+    """
+    chosen = Selection(orphans=orphans, stages=tuple(stages), sweeps=tuple(sweeps))
+    age = None if older_than is None else parse_age(older_than)
+    return replace(chosen, older_than_s=age)

@@ -1,0 +1,110 @@
+"""What a sweep takes on the disk, and what that disk is. Torch-free."""
+
+from pathlib import Path
+
+from experiments.config.schema import ExperimentConfig
+
+EMBEDDING_MIB = {"lite": 2.0, "tiny": 0.14, "vit_tiny": 0.05}
+"""An image's embedding in half precision, by backbone; 256x64x64 numbers for those not named."""
+FIT_MIB = {"lite": 14.0, "tiny": 4.0, "vit_tiny": 4.0}
+"""A mask decoder's weights; SAM's own for those not named."""
+ENCODER_MIB = {"lite": 22.0, "vit_b": 342.0, "medsam": 342.0, "vit_l": 1176.0, "vit_h": 2430.0}
+"""An encoder's weights in float32, kept with each fit where all of it is trained."""
+TRAINED_SHARE = {"full": 1.0, "lora": 0.01, "late_lora": 0.01, "adapter": 0.05}
+"""Part of those that a tuning mode keeps, roughly."""
+STABLE_MIB = 150.0
+"""LoRA of rank 128 on Stable Diffusion 1.5, with its config."""
+UNET_MIB = 24.0
+GENERATOR_MIB = 11.0
+PAIR_MIB = 0.35
+"""A synthetic pair as PNG and as prepared arrays."""
+HC18_IMAGES = 999
+"""Counted where a recipe names no subset."""
+_FROM_GENERATOR = ("synthetic", "synthetic_no_gate", "synthetic_random_subset")
+_OWN_BUDGET = (("synthetic_same_budget", "synthetic_same_budget_strong"), ("warp",), ("phantom",))
+
+
+def _fit_mib(config: ExperimentConfig) -> float:
+    """Weights that one fit leaves."""
+    backbone, tuning = config.segmenter.backbone, config.segmenter.tuning
+    encoder = ENCODER_MIB.get(backbone, 1.0) * TRAINED_SHARE.get(tuning, 0.0)
+    return FIT_MIB.get(backbone, 16.0) + encoder
+
+
+def disk_need_gib(config: ExperimentConfig) -> float:
+    """Roughly what the store takes after the sweep, GiB, were it empty before.
+
+    It counts embeddings, pairs and weights. Source: `hc18_ablation` with 9 conditions, 5 supports
+    and 6 views took 4.5 GiB, of which 3.1 GiB were embeddings; this says 4.1.
+    """
+    grid, backbone = config.sweep, config.segmenter.backbone
+    conditions = set(grid.condition)
+    n_supports = len(grid.support)
+    n_amounts = len(grid.real_fraction) + len(grid.real_count)
+    repeats = len(grid.fold) * len(grid.generator_seed)
+    parts = _parts(config)
+    n_embedded = sum(parts)
+    if conditions & {"strong", "weak"} and config.augment.n_views is not None:
+        amounts = [*grid.real_count, *(round(part * parts[2]) for part in grid.real_fraction)]
+        # What supports draw overlaps; more than the train part cannot be drawn.
+        most = parts[2] * (config.augment.n_views - 1)
+        kinds = len(conditions & {"strong", "weak"})
+        n_embedded += kinds * min(most, n_supports * config.augment.augmented_views(amounts))
+    n_shared = repeats * bool(conditions & set(_FROM_GENERATOR))
+    n_own = [
+        n_amounts * n_supports * (repeats if "synthetic" in names[0] else len(grid.fold))
+        for names in _OWN_BUDGET
+        if conditions & set(names)
+    ]
+    n_pairs = (n_shared + sum(n_own)) * config.synthesis.n_candidates
+    n_generators = n_shared + (n_own[0] if conditions & set(_OWN_BUDGET[0]) else 0)
+    n_fits = n_amounts * n_supports * len(grid.seed) * len(grid.fold)
+    fits_mib = n_fits * (
+        UNET_MIB * ("unet" in conditions) + _fit_mib(config) * len(conditions - {"unet"})
+    )
+    is_pixel = config.synthesis.generator == "pixel"
+    total_mib = (
+        EMBEDDING_MIB.get(backbone, 2.0) * (n_embedded + n_pairs)
+        + PAIR_MIB * n_pairs
+        + (GENERATOR_MIB if is_pixel else STABLE_MIB) * n_generators
+        + fits_mib
+    )
+    return total_mib / 1024
+
+
+def _parts(config: ExperimentConfig) -> tuple[float, float, float]:
+    """Images of test, validation and train part, as far as the recipe says."""
+    total = config.data.subset.n_images or HC18_IMAGES
+    split = config.split
+
+    def count(value: float) -> float:
+        return min(total, value * total if value < 1 else value)
+
+    test, val = count(split.test), count(split.val)
+    left = max(0.0, total - test - val)
+    return test, val, left if split.train is None else min(left, count(split.train))
+
+
+def filesystem(folder: Path, *, mounts: Path = Path("/proc/mounts")) -> tuple[str, list[str]]:
+    """Kind and options of the filesystem that a folder is on; `unknown` where it is not said.
+
+    Args:
+        folder: An absolute path.
+        mounts: The system's list: device, mount point, kind, options and two numbers a line.
+    """
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return "unknown", []
+    found, best = ("unknown", list[str]()), -1
+    resolved = folder.resolve()
+    for line in lines:
+        words = line.split()
+        if len(words) < 4:
+            continue
+        # Spaces are written as \040.
+        point = Path(words[1].replace("\\040", " "))
+        # A later mount of the same point lies over the earlier one.
+        if resolved.is_relative_to(point) and len(point.parts) >= best:
+            found, best = (words[2], words[3].split(",")), len(point.parts)
+    return found

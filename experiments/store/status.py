@@ -1,0 +1,258 @@
+"""How a sweep fares, from its plan and the markers in its store: no torch, no data, no waiting.
+
+Other processes write while this reads: whatever is missing or half written counts as not there.
+"""
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from datamodules.errors import InputError
+from experiments.store.guard import check_version, is_held, is_used
+from experiments.store.plan_file import PLAN_NAME, PlanFile, PlannedStage, PlannedTrial, read_plan
+
+State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
+STATES: tuple[State, ...] = get_args(State)
+TAIL_BYTES = 16384
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageStatus:
+    """How one stage fares.
+
+    - `done`: its marker is there.
+    - `running`: a process holds it.
+    - `failed`: its last attempt ended by an error.
+    - `interrupted`: it began, and nobody is at it; it goes on where it was.
+    - `blocked`: it needs the result of one that failed.
+    - `waiting`: it has not begun.
+    """
+
+    key: str
+    label: str
+    state: State
+    reason: str = ""
+    """Why it failed, in one line."""
+    kind: str = ""
+    """Kind of the failure, where that is known."""
+    what: str = ""
+    """What it does now, or did when it was interrupted."""
+    done: int = 0
+    total: int = 0
+    age_s: float | None = None
+    """Seconds since it last said how far it is; None where it has not."""
+    log: str = ""
+    """Path of its log."""
+    log_tail: tuple[str, ...] = ()
+    """Last lines of the log of a failed stage."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStatus:
+    """Trials of one condition and amount, counted by state."""
+
+    condition: str
+    n_real: int
+    is_control: bool
+    trials: dict[State, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStatus:
+    """How a sweep fares."""
+
+    name: str
+    folder: Path
+    is_running: bool
+    """Whether a process leads it; jobs that were sent to a cluster run without one."""
+    stages: tuple[StageStatus, ...]
+    trials: dict[State, int]
+    """Trials of the grid; the controls are in `cells` alone."""
+    cells: tuple[CellStatus, ...]
+
+    def of(self, *states: State) -> list[StageStatus]:
+        """Stages in some states, in the plan's order."""
+        return [stage for stage in self.stages if stage.state in states]
+
+    @property
+    def counts(self) -> dict[State, int]:
+        """Stages by state; states that none is in are left out."""
+        return _counts(stage.state for stage in self.stages)
+
+
+def find_sweep(sweep: str, *, root: Path) -> Path:
+    """Folder of a sweep: the path of one, or a name below `root`.
+
+    Raises:
+        InputError: If there is none, with the sweeps that there are.
+    """
+    for folder in (Path(sweep), root / sweep):
+        if (folder / PLAN_NAME).is_file():
+            return folder
+    for folder in (Path(sweep), root / sweep):
+        if (folder / "config.yaml").is_file():
+            read_plan(folder)
+    known = sorted(path.parent.name for path in root.glob(f"*/{PLAN_NAME}"))
+    hint = f"there is {', '.join(known)}" if known else f"{root} holds none; give --root"
+    raise InputError(f"{sweep}: no such sweep; {hint}")
+
+
+def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:
+    """Read how a sweep fares.
+
+    Args:
+        folder: Folder of the sweep; the store stands beside it.
+        log_lines: Lines of each failed stage's log.
+
+    Raises:
+        InputError: If a newer version wrote the plan or the store, or the plan is damaged.
+    """
+    root = folder.parent
+    plan = read_plan(folder)
+    check_version(root)
+    now = time.time()
+    found: dict[str, StageStatus] = {}
+    for stage in plan.stages:
+        broken = [
+            found[key]
+            for key in stage.upstream
+            if key in found and found[key].state in ("failed", "blocked")
+        ]
+        status = _stage(stage, run_dir=root / "store" / stage.key, now=now, n_lines=log_lines)
+        if status.state == "waiting" and broken:
+            reason = f"{broken[0].label}: {broken[0].reason}"
+            status = StageStatus(key=stage.key, label=stage.label, state="blocked", reason=reason)
+        found[stage.key] = status
+    states = {key: status.state for key, status in found.items()}
+    return SweepStatus(
+        name=folder.resolve().name,
+        folder=folder,
+        is_running=is_used(folder),
+        stages=tuple(found.values()),
+        trials=_counts(trial_state(t, states) for t in plan.trials if not t.is_control),
+        cells=_cells(plan, states=states),
+    )
+
+
+def trial_state(trial: PlannedTrial, states: dict[str, State]) -> State:
+    """State of a trial from those of its own stages: the worst, and `done` if all are.
+
+    A stage that is missing in `states` counts as waiting.
+    """
+    own = {states.get(key, "waiting") for key in trial.keys}
+    for state in ("failed", "blocked", "running", "interrupted"):
+        if state in own:
+            return state
+    return "done" if own == {"done"} else "waiting"
+
+
+def as_json(status: SweepStatus) -> dict[str, Any]:
+    """The same for a program, as JSON types; every state is in the counts, with 0 for none."""
+    return {
+        "sweep": status.name,
+        "folder": str(status.folder),
+        "is_running": status.is_running,
+        "stages": _all_states(status.counts),
+        "trials": _all_states(status.trials),
+        "cells": [{**asdict(cell), "trials": _all_states(cell.trials)} for cell in status.cells],
+        "running": [asdict(stage) for stage in status.of("running")],
+        "failures": [asdict(stage) for stage in status.of("failed")],
+        "interrupted": [asdict(stage) for stage in status.of("interrupted")],
+    }
+
+
+def last_lines(path: Path, *, count: int) -> tuple[str, ...]:
+    """Last lines of a log that say something, without colours; none where it cannot be read.
+
+    A line that was written over by carriage returns, as progress bars do, is what was seen last.
+    """
+    if count < 1:
+        return ()
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ()
+    seen = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    plain = [_CONTROL.sub("", _ESCAPE.sub("", line)).rstrip() for line in seen]
+    return tuple([line for line in plain if line.strip()][-count:])
+
+
+def _stage(stage: PlannedStage, *, run_dir: Path, now: float, n_lines: int) -> StageStatus:
+    # The lock is asked before the marker: what ends in between is done, not interrupted.
+    held = is_held(run_dir)
+    log = run_dir / "log.txt"
+    if (run_dir / "DONE.json").is_file():
+        return StageStatus(key=stage.key, label=stage.label, state="done")
+    failure = None if held else _read_object(run_dir / "FAILED.json")
+    if failure is not None:
+        return StageStatus(
+            key=stage.key,
+            label=stage.label,
+            state="failed",
+            reason=" ".join(str(failure.get("reason", "no reason is known")).split()),
+            kind=str(failure.get("kind", "")),
+            log=str(log),
+            log_tail=last_lines(log, count=n_lines),
+        )
+    if not held and not (run_dir / "manifest.json").is_file():
+        return StageStatus(key=stage.key, label=stage.label, state="waiting")
+    progress = _read_object(run_dir / "status.json") or {}
+    said = _number(progress.get("time"))
+    return StageStatus(
+        key=stage.key,
+        label=stage.label,
+        state="running" if held else "interrupted",
+        what=str(progress.get("what", "")),
+        done=int(_number(progress.get("done")) or 0),
+        total=int(_number(progress.get("total")) or 0),
+        age_s=None if said is None else max(0.0, now - said),
+        log=str(log),
+    )
+
+
+def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
+    """Cells in the plan's order, amounts of a condition ascending, controls last."""
+    cells: dict[tuple[str, int, bool], list[State]] = {}
+    for trial in plan.trials:
+        cell = (trial.condition, trial.n_real, trial.is_control)
+        cells.setdefault(cell, []).append(trial_state(trial, states))
+    order = list(dict.fromkeys(trial.condition for trial in plan.trials))
+    return tuple(
+        CellStatus(condition=condition, n_real=n, is_control=control, trials=_counts(found))
+        for (condition, n, control), found in sorted(
+            cells.items(), key=lambda item: (item[0][2], order.index(item[0][0]), item[0][1])
+        )
+    )
+
+
+def _counts(states: Iterable[State]) -> dict[State, int]:
+    counted = Counter(states)
+    return {state: counted[state] for state in STATES if counted[state]}
+
+
+def _all_states(counts: dict[State, int]) -> dict[str, int]:
+    return {state: counts.get(state, 0) for state in STATES}
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number else None
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where it is missing, half written or something else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

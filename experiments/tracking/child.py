@@ -1,0 +1,191 @@
+"""The process that logs a sweep's outcome to W&B: `python -m experiments.tracking.child REQUEST`.
+
+What it has logged is written down run by run, so that another start goes on from there.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import wandb
+
+from datamodules.annotation import read_annotation, read_image
+from datamodules.storage import write_json
+from experiments.config.schema import WandbConfig
+from experiments.stages.wandb_run import clean_id, finish, open_run, usable_mode
+from experiments.store.kept_masks import read_prediction
+from experiments.tracking.agent import summary_of
+from experiments.tracking.summary import LOGGED_NAME, logged
+
+OVERLAY_SIDE_PX = 400
+_CLASSES = {0: "background", 1: "head"}
+
+
+def main(path: Path) -> int:
+    """Log everything that a request names; 1 where some of it could not be logged."""
+    request = json.loads(path.read_text())
+    config = WandbConfig(mode=request["mode"], **request["wandb"])
+    folder = Path(request["folder"])
+    per_image = pd.read_csv(folder / "per_image.csv")
+    done, mode, is_complete = logged(folder), usable_mode(config), True
+    jobs = [trial for trial in request["trials"] if trial["id"] in set(request["new"])]
+    for job in [*jobs, None]:
+        try:
+            if job is None:
+                log_analysis(request, mode=mode, config=config, per_image=per_image)
+            else:
+                log_trial(request, job, mode=mode, config=config, per_image=per_image)
+            ended = finish(exit_code=0)
+        except Exception as error:  # W&B raises many kinds; the next run may well work.
+            print(f"W&B: {type(error).__name__}: {error}", flush=True)
+            finish(exit_code=1)
+            ended = False
+        if ended:
+            done["analysis" if job is None else job["id"]] = (request if job is None else job)[
+                "key"
+            ]
+            write_json(folder / LOGGED_NAME, done)
+        is_complete &= ended
+        if wandb.run is not None:
+            # It still waits for a server: nothing more can be started beside it.
+            return 1
+    return 0 if is_complete else 1
+
+
+def log_trial(
+    request: dict[str, Any],
+    trial: dict[str, Any],
+    *,
+    mode: str,
+    config: WandbConfig,
+    per_image: pd.DataFrame,
+) -> None:
+    """A run with the config, the scores and some predictions of one trial."""
+    run = open_run(
+        Path(request["folder"]),
+        config=config,
+        mode=mode,
+        run_id=clean_id(f"{request['sweep'][:60]}-{trial['id']}"),
+        name=trial["name"],
+        group=request["sweep"],
+        job_type=trial["job_type"],
+        tags=trial["tags"],
+        content={**request["config"], **trial["config"], "job": trial["job_type"]},
+    )
+    shown = overlays(trial["overlays"])
+    if shown:
+        run.log({"overlays": shown})
+    # Against the amount, so that a plot over many runs is the curve that the study is about.
+    run.define_metric("n_real")
+    for name in ("dice/*", "hc_abs_err_mm/*"):
+        run.define_metric(name, step_metric="n_real")
+    n_real = trial["config"]["n_real"]
+    run.log({"n_real": n_real, **trial_summary(per_image, trial["id"])})
+
+
+def trial_summary(per_image: pd.DataFrame, trial_id: str) -> dict[str, float]:
+    """Mean scores of a trial as `dice/PROMPT`, its main cohort first; draws averaged by image."""
+    rows = per_image[per_image["trial_id"] == trial_id]
+    keys = ["test_cohort", "prompt", "sample_id"]
+    means = rows.groupby(keys, sort=False)[["dice", "hc_abs_err_mm"]].mean().reset_index()
+    return summary_of(means)
+
+
+def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
+    """The fixed test images of a trial, with the prediction and the reference as masks."""
+    images = []
+    for item in shown.get("images", []):
+        image = read_image(Path(item["image"]))
+        reference = read_annotation(
+            Path(item["annotation"]), filled_bias_px=item["filled_bias_px"]
+        ).mask
+        try:
+            predicted = read_prediction(
+                Path(shown["run_dir"]),
+                prompt=shown["prompt"],
+                sample_id=item["sample_id"],
+                size_hw=image.shape,
+            )
+        except KeyError:
+            continue
+        images.append(
+            wandb.Image(
+                _small(image, cv2.INTER_AREA),
+                caption=f"{item['sample_id']}, {shown['prompt']}",
+                masks={
+                    name: {
+                        "mask_data": _small(mask.astype(np.uint8), cv2.INTER_NEAREST),
+                        "class_labels": _CLASSES,
+                    }
+                    for name, mask in (("prediction", predicted), ("reference", reference))
+                },
+            )
+        )
+    return images
+
+
+def log_analysis(
+    request: dict[str, Any], *, mode: str, config: WandbConfig, per_image: pd.DataFrame
+) -> None:
+    """The sweep's own run: its table, a row a trial, its figure, and where the report is."""
+    folder = Path(request["folder"])
+    run = open_run(
+        folder,
+        config=config,
+        mode=mode,
+        run_id=clean_id(f"{request['sweep'][:60]}-analysis"),
+        name=f"analysis of {request['sweep']}",
+        group=request["sweep"],
+        job_type="analysis",
+        tags=[request["cohort"]],
+        content={**request["config"], "job": "analysis"},
+    )
+    rows = [
+        {
+            "trial": trial["id"],
+            "job": trial["job_type"],
+            **{k: v for k, v in trial["config"].items() if k != "score_ids"},
+            **trial_summary(per_image, trial["id"]),
+        }
+        for trial in request["trials"]
+    ]
+    tables = {"results": pd.read_csv(folder / "results.csv"), "trials": pd.DataFrame(rows)}
+    run.log(
+        {
+            **{name: _table(frame) for name, frame in tables.items() if not frame.empty},
+            "figure": wandb.Image(str(folder / "figure.png")),
+        }
+    )
+    run.summary.update(
+        {
+            "finding": request["finding"],
+            "report": f"{folder.name}/report.html",
+            "n_trials": len(request["trials"]),
+        }
+    )
+
+
+def _table(frame: pd.DataFrame) -> wandb.Table:
+    # None instead of NaN: a column of W&B has one type, or none.
+    plain = frame.astype(object).where(frame.notna(), None)
+    return wandb.Table(
+        columns=list(plain.columns), data=plain.to_numpy().tolist(), allow_mixed_types=True
+    )
+
+
+def _small(picture: np.ndarray, interpolation: int) -> np.ndarray:
+    scale = min(1.0, OVERLAY_SIDE_PX / max(picture.shape))
+    size_wh = [max(1, round(side * scale)) for side in reversed(picture.shape)]
+    return cv2.resize(picture, size_wh, interpolation=interpolation)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    # Not sys.exit: W&B's exit handlers may wait for a server.
+    os._exit(code)

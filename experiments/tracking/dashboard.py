@@ -1,0 +1,200 @@
+"""`sonosweep dashboard`: a sweep's runs of W&B in the terminal, or pushed to a project.
+
+Torch-free, and free of wandb until something is pushed.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from datamodules.errors import InputError
+from datamodules.storage import content_key, write_json
+from experiments.config.wandb_mode import is_logged_in, server_answers, server_url
+from experiments.store.plan_file import read_plan
+from experiments.store.status import find_sweep
+
+VIEWS_NAME = "wandb-views.json"
+VIEW_NAME = "wandb-view"
+_DIRECTORY = re.compile(r"(?:offline-)?run-(\d+_\d+)-(.+)")
+_ID = re.compile(r"(?:.*-)?([^-]+)-(n\d+)-(.+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedRun:
+    """A run of W&B on this machine."""
+
+    path: Path
+    """Its directory, `offline-run-DATE_TIME-ID`, or without `offline-` where it was online."""
+    stage: str
+    """The stage that logged it; empty for one of the sweep's summary."""
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether a server may not have it yet."""
+        return self.path.name.startswith("offline-")
+
+
+def find_runs(folder: Path) -> list[LoggedRun]:
+    """Runs of a sweep's stages, and those of its summary.
+
+    Args:
+        folder: Folder of the sweep; the store stands beside it.
+    """
+    stages = [(key.split("/")[0], folder.parent / "store" / key) for key in read_plan(folder).keys]
+    return [
+        LoggedRun(path=path, stage=stage)
+        for stage, parent in [*stages, ("", folder)]
+        for kind in ("offline-run-*", "run-*")
+        for path in sorted((parent / "wandb").glob(kind))
+        if any(path.glob("*.wandb"))
+    ]
+
+
+def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
+    """Make the folder that `wandb leet` opens: links, under names that tell the runs apart.
+
+    It lists directories by the first thirty letters of their names or so, and finds a run's file
+    by the name of its directory. So each run gets a directory of its own, and links in it.
+
+    Returns:
+        `folder/wandb-view`, made anew.
+    """
+    view = folder / VIEW_NAME
+    shutil.rmtree(view, ignore_errors=True)
+    for run in runs:
+        date, name = _DIRECTORY.fullmatch(run.path.name).groups()
+        short = short_name(name, sweep=folder.resolve().name, stage=run.stage)
+        made = view / f"run-{date}-{short}"
+        made.mkdir(parents=True)
+        (file,) = run.path.glob("*.wandb")
+        (made / f"run-{short}.wandb").symlink_to(file.resolve())
+        (made / "files").symlink_to((run.path / "files").resolve())
+    return view
+
+
+def short_name(run_id: str, *, sweep: str, stage: str) -> str:
+    """A run's id with what tells it from others in front: `n20-synthetic-fit-0bc03dd7-s0`.
+
+    Args:
+        run_id: Such as `<sweep>-synthetic-n20-0bc03dd7-s0`.
+        sweep: Name of the sweep, which is left out.
+        stage: Stage that logged it; empty for one of the sweep's summary.
+    """
+    parts = _ID.fullmatch(run_id)
+    if parts is None:
+        return run_id.removeprefix(f"{sweep}-")
+    kind, amount, rest = parts.groups()
+    words = [amount, kind, rest] if stage in ("", kind) else [amount, kind, stage, rest]
+    return "-".join(words)
+
+
+def dashboard_command(sweep: str, *, root: Path, push: str | None, console: Console) -> None:
+    """Open a sweep's runs in the terminal, or push them.
+
+    Args:
+        sweep: Folder of a sweep, or its name.
+        root: Folder of the sweeps.
+        push: `ENTITY/PROJECT`, or None to open the terminal's dashboard.
+        console: Where to print.
+
+    Raises:
+        InputError: For an unknown sweep, one without runs, or a server that cannot be used.
+        SystemExit: With the exit code of W&B's own command where that fails.
+    """
+    folder = find_sweep(sweep, root=root)
+    runs = find_runs(folder)
+    if not runs:
+        raise InputError(
+            f"{folder}: no runs of W&B; they are written while a sweep runs, unless "
+            "wandb.mode=disabled"
+        )
+    if push is not None:
+        push_sweep(folder, runs=runs, to=push, console=console)
+        return
+    if not sys.stdout.isatty():
+        raise InputError(
+            f"{folder}: {len(runs)} runs of W&B, but no terminal to show them in; run this in one, "
+            "or add --push ENTITY/PROJECT"
+        )
+    _wandb("leet", str(make_view(folder, runs)))
+
+
+def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Console) -> None:
+    """Sync what a server does not have of a sweep, and create its workspace and its report.
+
+    Runs that were synced are marked by W&B and skipped the next time; views that have not changed
+    are not made again.
+
+    Raises:
+        InputError: If `to` is no `ENTITY/PROJECT`, nobody is logged in, or the server is away.
+        SystemExit: Where W&B could not take it.
+    """
+    entity, _, project = to.partition("/")
+    if not entity or not project or "/" in project:
+        raise InputError(f"--push {to}: expected ENTITY/PROJECT, as in my-team/sonosweep")
+    if not is_logged_in():
+        raise InputError("W&B: not logged in; run `wandb login`, or set WANDB_API_KEY")
+    if not server_answers():
+        raise InputError(f"W&B: {server_url()} does not answer; try again when it does")
+    paths = [str(run.path) for run in runs if run.is_offline]
+    if paths:
+        _wandb("sync", "--yes", "-e", entity, "-p", project, *paths)
+    for line in create_views(folder, entity=entity, project=project):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
+    """Save the workspace and the report of a sweep, unless the same ones are there already.
+
+    Returns:
+        A line for each with its address.
+
+    Raises:
+        SystemExit: Where W&B refuses them.
+    """
+    import wandb
+
+    from experiments.tracking.views import Place, make_report, make_workspace
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    prompts = config["evaluation"]["prompts"]
+    name = config["name"]
+    # Whoever changes the views' code changes what is saved.
+    views_code = Path(__file__).with_name("views.py").read_text()
+    key = content_key([name, prompts, views_code, server_url()])
+    known = _read_views(folder)
+    place = Place(entity=entity, project=project, sweep=name)
+    found = known.get(f"{entity}/{project}", {})
+    if found.get("key") != key:
+        os.environ["WANDB_SILENT"] = "true"
+        try:
+            workspace = make_workspace(place, prompts=prompts).save()
+            report = make_report(place, prompts=prompts).save()
+        except (wandb.Error, ValueError, OSError, KeyError, TypeError) as error:
+            print(f"W&B refused the views: {type(error).__name__}: {error}", file=sys.stderr)
+            raise SystemExit(1) from error
+        found = {"key": key, "workspace": workspace.url, "report": report.url}
+        write_json(folder / VIEWS_NAME, {**known, f"{entity}/{project}": found})
+    return [f"workspace  {found['workspace']}", f"report     {found['report']}"]
+
+
+def _read_views(folder: Path) -> dict[str, dict[str, str]]:
+    try:
+        return json.loads((folder / VIEWS_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _wandb(*words: str) -> None:
+    code = subprocess.run([sys.executable, "-m", "wandb", *words], check=False).returncode
+    if code:
+        raise SystemExit(code)

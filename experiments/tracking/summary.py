@@ -1,0 +1,159 @@
+"""A sweep's summary for W&B: a run a trial, and one with its table, figure and report.
+
+W&B is used in a process of its own, for a limited time: whatever it does, the sweep ends.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamodules.storage import content_key, write_json
+from experiments.config.schema import resolved
+from experiments.config.wandb_mode import resolve_mode
+from experiments.plan.nodes import Node, TrialSpec
+from experiments.runner.sweep import Sweep
+
+N_OVERLAYS = 4
+"""Test images whose predictions are shown, the same ones in every trial of a fold."""
+LOGGED_NAME = "wandb.json"
+LOG_NAME = "wandb.log"
+
+
+def log_sweep(sweep: Sweep, *, key: str, finding: str) -> str | None:
+    """Log what W&B does not have yet of a sweep's outcome.
+
+    Args:
+        sweep: The sweep, its outputs written.
+        key: Hash of its outputs.
+        finding: What was found, in sentences.
+
+    Returns:
+        One line on what went wrong, or None.
+    """
+    if resolve_mode(sweep.config.wandb) == "disabled":
+        return None
+    folder = sweep.store.sweep_dir(sweep.config.name)
+    known = logged(folder)
+    trials = [trial for spec in sweep.plan.trials if (trial := _trial(sweep, spec)) is not None]
+    new = [trial for trial in trials if known.get(trial["id"]) != trial["key"]]
+    if not new and known.get("analysis") == key:
+        return None
+    request = {
+        "sweep": sweep.config.name,
+        "folder": str(folder),
+        "config": resolved(sweep.config),
+        "wandb": {"project": sweep.config.wandb.project, "entity": sweep.config.wandb.entity},
+        "mode": sweep.config.wandb.mode,
+        "key": key,
+        "finding": finding,
+        "cohort": sweep.data.name,
+        "trials": trials,
+        "new": [trial["id"] for trial in new],
+    }
+    return _in_child(folder, request, timeout_s=90.0 + 5.0 * len(new))
+
+
+def logged(folder: Path) -> dict[str, str]:
+    """Hash of what was logged for each trial, and under `analysis` for the sweep's outputs."""
+    try:
+        return json.loads((folder / LOGGED_NAME).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
+    """What is logged of a trial; None where it is not done."""
+    if any(sweep.runs[key].state not in ("done", "reused") for key in spec.keys):
+        return None
+    first = spec.fit_key or min(spec.score_keys.values())
+    made_by = json.loads(_path(sweep, first, "manifest.json").read_text()).get("sweep", "")
+    kind = "trial" if made_by == sweep.config.name else "reused"
+    shown = _shown(sweep, spec)
+    content = {
+        **spec.axes,
+        "made_by": made_by,
+        "fit_id": spec.fit_key,
+        "score_ids": {"/".join(place): key for place, key in spec.score_keys.items()},
+    }
+    return {
+        "id": spec.id,
+        "name": spec.name,
+        "job_type": "control" if spec.is_control else kind,
+        "tags": [sweep.data.name, spec.condition, f"n={spec.n_real}"],
+        "config": content,
+        "overlays": shown,
+        "key": content_key([content, kind]),
+    }
+
+
+def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
+    """The predictions of a trial that are shown, of the first prompt that it was scored under."""
+    prompts = [prompt for cohort, prompt in spec.score_keys if cohort == sweep.data.name]
+    if not prompts:
+        return {}
+    ranked = sorted(prompts, key=_rank(sweep.config.evaluation.prompts))
+    key = spec.score_keys[sweep.data.name, ranked[0]]
+    node = sweep.plan.nodes[key]
+    samples = [sweep.data.samples[sample_id] for sample_id in fixed_images(node)]
+    return {
+        "run_dir": str(_path(sweep, key, "")),
+        "prompt": ranked[0],
+        "images": [
+            {
+                "sample_id": sample.sample_id,
+                "image": str(sample.image_path),
+                "annotation": str(sample.annotation_path),
+                "filled_bias_px": sample.filled_bias_px,
+            }
+            for sample in samples
+        ],
+    }
+
+
+def fixed_images(node: Node) -> list[str]:
+    """Ids of the test images of a scoring stage that are shown: evenly spaced, at most four."""
+    ids = sorted(sample_id for sample_id, _ in node.content["test"])
+    n = min(N_OVERLAYS, len(ids))
+    return [ids[number * len(ids) // n] for number in range(n)]
+
+
+def _rank(prompts: Sequence[str]) -> Any:
+    known = list(prompts)
+    return lambda prompt: known.index(prompt) if prompt in known else len(known)
+
+
+def _path(sweep: Sweep, key: str, name: str) -> Path:
+    return sweep.store.root / "store" / key / name
+
+
+def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str | None:
+    path, log = folder / "wandb-request.json", folder / LOG_NAME
+    write_json(path, request)
+    with log.open("a") as output:
+        # A session of its own: W&B starts processes that must end with it.
+        child = subprocess.Popen(
+            [sys.executable, "-m", "experiments.tracking.child", str(path)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            code: int | None = child.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            path.unlink(missing_ok=True)
+    if code == 0:
+        return None
+    why = "took too long" if code is None else "did not take all of it"
+    return f"W&B {why}: the sweep's summary goes on at the next start ({os.path.relpath(log)})"

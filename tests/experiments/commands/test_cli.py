@@ -1,0 +1,268 @@
+"""The command line from a user's side: help, bad input, and what is (not) imported and written."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+
+CSV = "training_set_pixel_size_and_HC.csv"
+
+
+def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
+    """Run the command in this process; exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["sonosweep", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+def is_one_clear_line(code: int, err: str, words: list[str]) -> None:
+    """What a user's mistake gets."""
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--help",),
+        ("data", "--help"),
+        *(
+            (name, "--help")
+            for name in ("demo", "sweep", "diffusion", "synthesize", "segment", "report")
+        ),
+    ],
+)
+def test_help_names_what_there_is(monkeypatch, capsys, words):
+    code, out, err = run(monkeypatch, capsys, *words)
+    assert code in (0, 2)
+    assert "Usage: sonosweep" in out + err
+
+
+def test_unknown_command_and_option_exit_with_2(monkeypatch, capsys):
+    for words in (("swep",), ("sweep",), ("data", "index"), ("sweep", "demo", "--dry")):
+        code, _, err = run(monkeypatch, capsys, *words)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+def _drop_row(root: Path) -> None:
+    lines = (root / CSV).read_bytes().splitlines(keepends=True)
+    (root / CSV).write_bytes(b"".join(lines[:-1]))
+
+
+def _edit_csv(root: Path, old: str, new: str) -> None:
+    path = root / CSV
+    text = path.read_bytes().decode()
+    assert old in text
+    path.write_bytes(text.replace(old, new, 1).encode())
+
+
+def _bad_pixel_size(value: str):
+    def change(root: Path) -> None:
+        lines = (root / CSV).read_text().splitlines()
+        name, _, hc = lines[1].split(",")
+        lines[1] = f"{name},{value},{hc}"
+        (root / CSV).write_text("\n".join(lines) + "\n")
+
+    return change
+
+
+def _truncate(name: str):
+    def change(root: Path) -> None:
+        path = root / "training_set" / name
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+
+    return change
+
+
+def _blank_annotation(root: Path) -> None:
+    path = root / "training_set" / "003_HC_Annotation.png"
+    cv2.imwrite(str(path), np.zeros((54, 80), np.uint8))
+
+
+BAD_FOLDERS = {
+    "a CSV row without its file": (
+        lambda root: (
+            (root / "training_set" / "003_HC.png").unlink(),
+            (root / "training_set" / "003_HC_Annotation.png").unlink(),
+        ),
+        ["003_HC.png"],
+    ),
+    "a file without its row": (_drop_row, ["008_HC.png"]),
+    "an image without annotation": (
+        lambda root: (root / "training_set" / "003_HC_Annotation.png").unlink(),
+        ["003_HC"],
+    ),
+    "a truncated image": (_truncate("005_HC.png"), ["005_HC.png"]),
+    "a truncated annotation": (_truncate("005_HC_Annotation.png"), ["005_HC_Annotation.png"]),
+    "no PNG at all": (
+        lambda root: (root / "training_set" / "005_HC.png").write_text("not a picture"),
+        ["005_HC.png"],
+    ),
+    "an empty annotation": (_blank_annotation, ["003_HC_Annotation.png"]),
+    "a negative pixel size": (_bad_pixel_size("-0.1"), ["001_HC.png", "-0.1"]),
+    "a zero pixel size": (_bad_pixel_size("0"), ["001_HC.png"]),
+    "a pixel size that is no number": (_bad_pixel_size("small"), ["001_HC.png", "small"]),
+    "a pixel size of nan": (_bad_pixel_size("nan"), ["001_HC.png", "nan"]),
+    "no CSV": (lambda root: (root / CSV).unlink(), [CSV]),
+    "a CSV without the column": (
+        lambda root: _edit_csv(root, "pixel size(mm)", "spacing"),
+        ["pixel size(mm)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_FOLDERS))
+@pytest.mark.parametrize("command", ["index", "sweep"])
+def test_bad_data_is_one_line_that_names_the_file(
+    monkeypatch, capsys, hc18_folder, tmp_path, case, command
+):
+    change, words = BAD_FOLDERS[case]
+    change(hc18_folder)
+    store = tmp_path / "runs"
+    if command == "index":
+        arguments = ["data", "index", str(hc18_folder)]
+    else:
+        arguments = [
+            "sweep",
+            "demo",
+            f"data.root={hc18_folder}",
+            f"store.root={store}",
+            "data.subset.n_images=null",
+            "split.train=null",
+            "segmenter.backbone=tiny",
+        ]
+    code, _, err = run(monkeypatch, capsys, *arguments)
+    is_one_clear_line(code, err, words)
+    assert not [path for path in tmp_path.rglob("*") if path.name == "report.html"]
+    assert not list(store.glob("store/*/*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["data.root=/not/there"], ["/not/there"]),
+        (["data.root=@empty"], ["@empty"]),
+        (["segmenter.stepz=4"], ["segmenter.stepz", "segmenter.steps"]),
+        (["sweep.real_fraction=[2]"], ["sweep.real_fraction=2"]),
+        (["sweep.real_fraction=[]", "sweep.real_count=[900]"], ["sweep.real_count=900"]),
+        (["data.subset.n_images=500"], ["data.subset.n_images=500", "12"]),
+        (["split.test=8", "split.val=5"], ["split.val=5", "12"]),
+        (["split.test=12"], ["split.val"]),
+        (["segmenter.backbone=lite", "segmenter.weights_path=@wrong"], ["sha256", "@wrong"]),
+        (["segmenter.backbone=lite", "segmenter.weights_path=/no.pth"], ["/no.pth"]),
+        (["synthesis.folder=@empty", "sweep.condition=[synthetic]"], ["@empty"]),
+        (["data.test_cohorts=[/nope]"], ["/nope"]),
+        (["store.root=@wrong/runs"], ["store.root"]),
+    ],
+)
+def test_bad_settings_are_one_line_that_names_the_key(
+    monkeypatch, capsys, hc18_folder, tmp_path, changes, words
+):
+    (tmp_path / "@empty").mkdir()
+    (tmp_path / "@wrong").write_text("these are not weights")
+    base = [
+        f"data.root={hc18_folder}",
+        "data.subset.n_images=null",
+        "split.test=3",
+        "split.val=2",
+        "split.train=null",
+        "synthesis.generator_count=4",
+        "segmenter.backbone=tiny",
+        "store.root=@runs",
+    ]
+    filled = [change.replace("=@", f"={tmp_path}/@") for change in [*base, *changes]]
+    code, _, err = run(monkeypatch, capsys, "sweep", "demo", *filled)
+    is_one_clear_line(code, err, words)
+    assert not (tmp_path / "@runs" / "demo").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path):
+    # The tests may run as a user who may read everything.
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("experiments.commands.data_report.read_hc18", refuse)
+    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
+    is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE])
+def test_a_disk_that_fails_is_one_line(monkeypatch, capsys, tmp_path, number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path))
+
+    monkeypatch.setattr("experiments.commands.data_report.read_hc18", fail)
+    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
+    is_one_clear_line(code, err, [str(tmp_path), os.strerror(number)])
+
+
+def test_another_system_error_is_a_fault_of_ours(monkeypatch, capsys, tmp_path):
+    def fail(*_, **__):
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    monkeypatch.setattr("experiments.commands.data_report.read_hc18", fail)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        run(monkeypatch, capsys, "data", "index", str(tmp_path))
+
+
+def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
+    script = (
+        "import sys\n"
+        "sys.argv = ['sonosweep', 'sweep', 'demo', *sys.argv[1:]]\n"
+        "from experiments.__main__ import main\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n"
+        "    heavy = {'torch', 'lightning', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "    print(ended.code, sorted(heavy))\n"
+    )
+    for override in ("segmenter.stepz=3", f"data.root={tmp_path}/none"):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, override, f"store.root={tmp_path}/runs"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HC18_ROOT": ""},
+            check=False,
+        )
+        assert ended.stdout == "2 []\n", ended.stderr
+
+
+def test_index_prints_for_people_and_for_programs(monkeypatch, capsys, hc18_folder):
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["sonosweep", "data", "index", str(hc18_folder), "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    found = json.loads(capsys.readouterr().out)
+    assert (found["images"], found["exams"], found["unlabelled_test_images"]) == (12, 8, 2)
+    assert found["frames_per_exam"] == {"1": 5, "2": 2, "3": 1}
+    assert found["sizes"] == {"80x54": 12}
+    code, out, _ = run(monkeypatch, capsys, "data", "index", str(hc18_folder))
+    assert code == 0
+    assert "8 (5 with 1 frame, 2 with 2 frames, 1 with 3 frames)" in out
+    assert "80x54 (12)" in out
+
+
+def test_phantom_command_writes_a_set_that_index_accepts(monkeypatch, capsys, tmp_path):
+    root = tmp_path / "phantoms"
+    code, out, _ = run(monkeypatch, capsys, "data", "phantom", str(root), "--n-exams", "3")
+    assert code == 0
+    assert str(root) in out.replace("\n", "")
+    code, out, _ = run(monkeypatch, capsys, "data", "index", str(root), "--json")
+    assert json.loads(out)["cohort"] == "phantom"
+    code, _, err = run(monkeypatch, capsys, "data", "phantom", str(root))
+    is_one_clear_line(code, err, ["phantoms", "not empty"])

@@ -1,0 +1,177 @@
+"""Recipes and overrides: what is merged, and how a wrong word is refused."""
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.config.recipe import RECIPES, load_config
+from experiments.config.schema import ExperimentConfig, resolved
+
+
+def test_defaults_recipe_and_overrides_merge_in_that_order(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: mine\nsegmenter: {steps: 7, batch_size: 2}\n")
+    config = load_config(str(recipe), ["segmenter.steps=9", "sweep.real_fraction=[0.5]"])
+    assert isinstance(config, ExperimentConfig)
+    assert (config.name, config.segmenter.steps, config.segmenter.batch_size) == ("mine", 9, 2)
+    assert config.sweep.real_fraction == [0.5]
+    assert config.segmenter.backbone == "lite"
+
+
+def test_tuples_stay_tuples_and_numbers_take_scientific_notation():
+    config = load_config(None, ["generator.size_hw=[32,48]", "segmenter.learning_rate=1e-4"])
+    assert config.generator.size_hw == (32, 48)
+    assert config.segmenter.learning_rate == pytest.approx(1e-4)
+
+
+def test_counts_alone_need_no_fraction():
+    config = load_config(None, ["sweep.real_count=[5,10]"])
+    assert config.sweep.real_fraction == []
+    assert config.sweep.real_count == [5, 10]
+
+
+@pytest.mark.parametrize("condition", ["real", "weak", "strong", "unet"])
+def test_without_pairs_the_share_of_pairs_does_not_matter(condition):
+    share = "segmenter.synthetic_share=0.1"
+    config = load_config("demo", [share, f"sweep.condition=[{condition}]"])
+    assert config.sweep.condition == [condition]
+    # The real images once more fill that share too.
+    for other in ("real_repeated", "warp", "phantom", "real_resized"):
+        with pytest.raises(InputError, match="no image of a batch of 4"):
+            load_config("demo", [share, f"sweep.condition=[{condition},{other}]"])
+
+
+def test_folds_of_cross_testing():
+    config = load_config("demo", ["split.n_folds=3", "sweep.fold=[0,1,2]"])
+    assert (config.split.n_folds, config.sweep.fold) == (3, [0, 1, 2])
+    with pytest.raises(InputError, match=r"sweep\.fold=3: split\.n_folds=3 has folds 0 to 2"):
+        load_config("demo", ["split.n_folds=3", "sweep.fold=[0,3]"])
+    config = load_config("demo", ["split.n_folds=3", "split.file=split.json"])
+    assert (config.split.n_folds, config.split.file) == (3, "split.json")
+
+
+def test_resolved_config_loads_again_to_the_same_config(tmp_path):
+    import yaml
+
+    config = load_config("demo", ["data.root=/data", "sweep.seed=[3]"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(resolved(config)))
+    assert load_config(str(copy), []) == config
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_shipped_recipe_is_valid(recipe):
+    config = load_config(recipe, [])
+    assert config.name
+    assert config.data.root is None, "a recipe must not hold a path of somebody's machine"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("segmenter.stepz=3", ["segmenter.stepz", "did you mean segmenter.steps"]),
+        ("segmentr.steps=3", ["segmentr", "did you mean segmenter"]),
+        ("segmenter.steps.more=3", ["segmenter.steps", "single value"]),
+        ("segmenter=3", ["segmenter", "group"]),
+        ("segmenter.steps=many", ["segmenter.steps", "many"]),
+        ("segmenter.steps=0", ["segmenter", "steps", "at least 1"]),
+        ("segmenter.backbone=vit", ["backbone", "lite"]),
+        ("segmenter.steps=", ["no value"]),
+        ("segmenter.steps", ["key=value"]),
+        ("sweep.condition=[real", ["not valid YAML", "list"]),
+        ("sweep.condition=[real,magic]", ["condition", "magic"]),
+        ("sweep.condition=[]", ["sweep.condition", "at least one"]),
+        ("sweep.seed=[0,0]", ["sweep.seed", "twice"]),
+        ("sweep.real_fraction=[0]", ["sweep.real_fraction=0", "above 0"]),
+        ("sweep.real_fraction=[1.5]", ["sweep.real_fraction=1.5", "at most 1"]),
+        ("sweep.real_fraction=[-0.1]", ["sweep.real_fraction=-0.1"]),
+        ("sweep.real_count=[0]", ["sweep.real_count=0", "at least 1"]),
+        ("split.test=-1", ["split.test=-1"]),
+        ("split.val=0", ["split.val=0"]),
+        ("split.test=2.5", ["split.test=2.5", "whole number"]),
+        ("generator.size_hw=[30,50]", ["generator.size_hw", "multiple"]),
+        ("evaluation.prompts=[no_box]", ["prompts", "no_box"]),
+        ("evaluation.controls=[oracle]", ["controls", "oracle"]),
+        ("evaluation.controls=[mean_mask,mean_mask]", ["evaluation.controls", "twice"]),
+        ("gate.prompt=predicted_box", ["gate", "prompt", "predicted_box"]),
+        ("augment.n_views=1", ["augment.n_views=1", "at least 2", "null"]),
+        ("augment.max_per_trial=1", ["augment.max_per_trial=1", "at least 2", "null"]),
+        ("unet.size_hw=[100,192]", ["unet", "size_hw", "multiples of 32"]),
+        ("split.n_folds=0", ["split.n_folds=0", "1 for a single split"]),
+        ("sweep.fold=[1]", ["sweep.fold=1", "split.n_folds=1", "folds 0 to 0"]),
+        ("sweep.fold=[0,0]", ["sweep.fold", "twice"]),
+        ("statistics.primary.condition=magic", ["statistics.primary.condition=magic", "warp"]),
+        ("statistics.primary.prompt=no_box", ["statistics.primary.prompt=no_box", "tight_box"]),
+        ("trainer.devices=0", ["trainer.devices=0"]),
+        ("trainer.devices=3", ["trainer.devices=3", "segmenter.batch_size=4"]),
+        ("sweep.devices=[0,0]", ["sweep.devices=[0, 0]", "different"]),
+        ("sweep.per_device=0", ["sweep.per_device=0"]),
+        ("sweep.retries=-1", ["sweep.retries=-1"]),
+        ("slurm.time_min=0", ["slurm.time_min=0"]),
+        ("slurm.grace_s=0", ["slurm.grace_s=0"]),
+        ("slurm.time_min=2", ["slurm.grace_s=120", "slurm.time_min=2"]),
+        ("slurm.poll_s=0", ["slurm.poll_s=0"]),
+        ("split.test=.inf", ["split.test=inf"]),
+        ("segmenter.learning_rate=.inf", ["segmenter.learning_rate", "inf"]),
+        ("segmenter.weight_decay=.inf", ["segmenter.weight_decay", "inf"]),
+        ("segmenter.synthetic_share=0.1", ["segmenter.synthetic_share=0.1", "batch of 4"]),
+        ("gate.intensity_slack=.nan", ["gate.intensity_slack=nan"]),
+        ("gate.intensity_slack=-1", ["gate.intensity_slack=-1"]),
+        ("evaluation.prompts=[whole_image,whole_image]", ["evaluation.prompts", "twice"]),
+        ("synthesis.image_hw=[0,0]", ["synthesis.image_hw=[0, 0]", "32"]),
+        ("synthesis.image_hw=[540]", ["synthesis.image_hw=[540]", "2 whole numbers"]),
+        ("synthesis.image_hw=[a,b]", ["synthesis.image_hw=['a', 'b']", "2 whole numbers"]),
+        ("synthesis.folder_labels=-3", ["synthesis.folder_labels=-3"]),
+        ("generator.size_hw=64", ["generator.size_hw=64", "[64]"]),
+        ("sweep.real_fraction=0.1", ["sweep.real_fraction=0.1", "[0.1]"]),
+        ("sweep.condition=real", ["sweep.condition=real", "[real]"]),
+        ("data.test_cohorts=/data/es", ["data.test_cohorts=/data/es", "[/data/es]"]),
+        ("store.root=''", ["store.root"]),
+        ("gate.min_agreement=2", ["gate.min_agreement=2"]),
+        ("name=a/b", ["name=", "a/b"]),
+        ("tags.0=x", ["tags"]),
+        ("sweep.seed.0=x", ["sweep.seed", "single value"]),
+    ],
+)
+def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
+    with pytest.raises(InputError) as raised:
+        load_config("demo", [override])
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", ["not valid YAML"]),
+        ("- a\n- b\n", ["mapping"]),
+        ("segmenter: {step: 3}", ["segmenter.step", "did you mean segmenter.steps"]),
+        ("segmenter: 3", ["segmenter", "group"]),
+        ("sweep: {condition: real}", ["sweep.condition=real", "[real]"]),
+        ("", ["mapping"]),
+    ],
+)
+def test_a_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, words):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError) as raised:
+        load_config(str(recipe), [])
+    message = str(raised.value)
+    assert "\n" not in message
+    assert "broken.yaml" in message
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_recipe_names_the_shipped_ones():
+    with pytest.raises(InputError, match=r"nothere: no such file; shipped recipes: .*demo"):
+        load_config("nothere", [])
+
+
+def test_a_missing_root_says_what_to_set(monkeypatch):
+    monkeypatch.delenv("HC18_ROOT", raising=False)
+    with pytest.raises(InputError, match=r"data\.root.*HC18_ROOT"):
+        load_config("demo", []).data_root()
+    monkeypatch.setenv("HC18_ROOT", "/somewhere")
+    assert str(load_config("demo", []).data_root()) == "/somewhere"

@@ -1,0 +1,315 @@
+"""`sonosweep predict`: one's own images of any kind, measured in px and, where known, in mm."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+
+import cv2
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from datamodules.ellipse import Ellipse, perimeter_px, rasterise
+from datamodules.samples import read_hc18
+from experiments.__main__ import main
+from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
+from experiments.deliver.segment_images import load_run, segment_images
+from experiments.results.pictures import PREDICTION_RGB
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.sam.module import SamModule
+from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.segmenters.unet.module import UnetModule, save_unet
+
+HEAD = Ellipse(
+    center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
+)
+
+
+def run(monkeypatch, capsys, *words):
+    """Run the command in this process; exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+def table(out):
+    """Rows of predictions.csv by file name."""
+    with (out / "predictions.csv").open(newline="") as file:
+        return {row["filename"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory of a random tiny segmenter."""
+    folder = tmp_path / "runs" / "store" / "fit" / "0123"
+    folder.mkdir(parents=True)
+    config = SegmenterConfig(backbone="tiny")
+    module = SamModule(config)
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
+    save_file(state, folder / "segmenter.safetensors")
+    manifest = {"stage": "fit", "id": "0123", "config": {"segmenter": asdict(config)}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def hand_made(monkeypatch):
+    """A head in every image, but for those that the test puts here by stem."""
+    masks = {}
+
+    def segment(module, paths, *, prompt):
+        for name, path in paths.items():
+            size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
+            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw))
+
+    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
+    return masks
+
+
+@pytest.fixture
+def scans(hc18_folder, tmp_path):
+    """One image as PNG, JPEG, 16-bit TIFF and colour BMP; 54 rows, 80 columns."""
+    image = cv2.imread(str(hc18_folder / "training_set" / "001_HC.png"), cv2.IMREAD_GRAYSCALE)
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    cv2.imwrite(str(folder / "a.png"), image)
+    cv2.imwrite(str(folder / "b.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 100])
+    cv2.imwrite(str(folder / "c.tif"), image.astype(np.uint16) * 16)
+    cv2.imwrite(str(folder / "d.bmp"), cv2.merge([image] * 3))
+    return folder
+
+
+def test_measures_of_a_known_head():
+    mask = rasterise(HEAD, size_hw=(54, 80))
+    found = prediction_of_mask(mask, filename="a.png", pixel_size_mm=0.5)
+    assert found.found
+    assert found.reason == ""
+    assert found.center_x_px == pytest.approx(42.3, abs=0.1)
+    assert found.center_y_px == pytest.approx(25.6, abs=0.1)
+    assert found.semi_major_px == pytest.approx(20.5, abs=0.2)
+    assert found.semi_minor_px == pytest.approx(15.2, abs=0.2)
+    assert found.theta_rad == pytest.approx(2.6, abs=0.02)
+    assert found.hc_px == pytest.approx(perimeter_px(HEAD), rel=0.01)
+    assert found.hc_mm == pytest.approx(found.hc_px / 2)
+    assert prediction_of_mask(mask, filename="a.png", pixel_size_mm=None).hc_mm is None
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason"),
+    [
+        (np.s_[:0, :0], "is empty"),
+        (np.s_[:, :], "fills the image"),
+        (np.s_[:, 40:], "no ellipse fits"),
+        (np.s_[20, 30], "no ellipse fits"),
+    ],
+)
+def test_degenerate_masks_have_a_reason_and_no_numbers(drawn, reason):
+    mask = np.zeros((54, 80), np.uint8)
+    mask[drawn] = 1
+    found = prediction_of_mask(mask, filename="a.png", pixel_size_mm=0.1)
+    assert reason in found.reason
+    assert not found.found
+    assert [found.center_x_px, found.hc_px, found.hc_mm] == [None, None, None]
+    line = predictions_text([found]).splitlines()[1]
+    # Empty cells, never a 0 that reads as a measurement.
+    assert line == f"a.png,false,,,,,,,0.100000,,{found.reason}"
+
+
+def test_ellipse_outside_the_image_is_not_a_head():
+    above = Ellipse(
+        center_x_px=42.0, center_y_px=-3.0, semi_major_px=30, semi_minor_px=25, theta_rad=0.0
+    )
+    mask = rasterise(above, size_hw=(54, 80))
+    found = prediction_of_mask(mask, filename="a.png", pixel_size_mm=None)
+    assert "centre outside the image (42.0, -2.4)" in found.reason
+
+
+def test_one_image_in_every_format(monkeypatch, capsys, run_dir, scans, hand_made, tmp_path):
+    out = tmp_path / "new" / "out"
+    words = ("predict", run_dir, scans, "--out", out, "--pixel-size", 0.25)
+    code, printed, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "4 masks and overlays, predictions.csv; a head in 4 of 4 images" in printed
+    assert (
+        "1 images of more than 8 bit were scaled from their own range to 0..255: c.tif" in printed
+    )
+    rows = table(out)
+    assert list(rows) == ["a.png", "b.jpg", "c.tif", "d.bmp"]
+    for row in rows.values():
+        assert tuple(row) == COLUMNS
+        assert row["found"] == "true"
+        assert float(row["hc_mm"]) == pytest.approx(0.25 * float(row["hc_px"]), abs=1e-5)
+        assert float(row["hc_px"]) == pytest.approx(perimeter_px(HEAD), rel=0.01)
+    for stem in "abcd":
+        mask = cv2.imread(str(out / "masks" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(mask, rasterise(HEAD, size_hw=(54, 80)) * 255)
+        overlay = cv2.imread(str(out / "overlays" / f"{stem}.png"))
+        drawn = (overlay == np.array(PREDICTION_RGB[::-1])).all(axis=2)
+        assert overlay.shape == (54, 80, 3)
+        assert 60 < drawn.sum() < 200  # The outline: of 113 px, here 1 px wide.
+        assert not drawn[25, 42]
+    image = cv2.imread(str(scans / "a.png"), cv2.IMREAD_GRAYSCALE)
+    overlay = cv2.imread(str(out / "overlays" / "a.png"))
+    assert (overlay[25, 42] == image[25, 42]).all()
+    # Made whole: nothing temporary is left beside it.
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("prompt", ["whole_image", "predicted_box"])
+def test_masks_are_those_of_submit(monkeypatch, capsys, hc18_folder, run_dir, tmp_path, prompt):
+    paths = {s.sample_id: s.image_path for s in read_hc18(hc18_folder)}
+    expected = dict(segment_images(load_run(run_dir), paths, prompt=prompt))
+    out = tmp_path / "out"
+    words = ("predict", run_dir, *paths.values(), "--out", out, "--prompt", prompt, "--json")
+    code, printed, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    for stem, mask in expected.items():
+        found = cv2.imread(str(out / "masks" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(found, mask * 255)
+    assert 0 < np.mean([mask.mean() for mask in expected.values()]) < 1
+    summary = json.loads(printed)
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert (summary["n_images"], summary["prompt"], summary["run_id"]) == (12, prompt, "0123")
+    assert len(summary["predictions"]) == 12
+    assert all(p["hc_mm"] is None for p in summary["predictions"])
+
+
+def test_folder_of_hc18_with_its_csv(
+    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
+):
+    """The annotations beside the images are no images, and the official CSV is read as it is."""
+    out = tmp_path / "out"
+    sizes = hc18_folder / "training_set_pixel_size_and_HC.csv"
+    words = ("predict", run_dir, hc18_folder / "training_set", "--pixel-sizes", sizes)
+    code, printed, _ = run(monkeypatch, capsys, *words, "--out", out)
+    assert code == 0
+    assert "12 files are no images and were not read: 001_HC_Annotation.png, " in printed
+    samples = {s.image_path.name: s for s in read_hc18(hc18_folder)}
+    rows = table(out)
+    assert rows.keys() == samples.keys()
+    for name, row in rows.items():
+        size = samples[name].pixel_size_mm
+        assert float(row["pixel_size_mm"]) == pytest.approx(size, abs=1e-6)
+        assert float(row["hc_mm"]) == pytest.approx(float(row["hc_px"]) * size, abs=1e-4)
+
+
+def test_degenerate_predictions_are_named_and_no_error(
+    monkeypatch, capsys, run_dir, scans, hand_made, tmp_path
+):
+    hand_made["b"] = np.zeros((54, 80), np.uint8)
+    out = tmp_path / "out"
+    code, printed, _ = run(monkeypatch, capsys, "predict", run_dir, scans, "--out", out)
+    assert code == 0
+    assert "b.jpg: the predicted mask is empty" in printed
+    assert "a head in 3 of 4 images" in printed
+    assert "no pixel size is known, so hc_mm is empty" in printed
+    row = table(out)["b.jpg"]
+    assert (row["found"], row["hc_px"], row["hc_mm"]) == ("false", "", "")
+    assert table(out)["a.png"]["hc_mm"] == ""
+    assert cv2.imread(str(out / "masks" / "b.png"), cv2.IMREAD_UNCHANGED).max() == 0
+
+
+def test_a_unet_predicts_too(monkeypatch, capsys, scans, tmp_path):
+    config = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
+    folder = tmp_path / "store" / "fit_unet" / "u"
+    folder.mkdir(parents=True)
+    save_unet(UnetModule(config, seed=3).eval(), folder / "segmenter.safetensors")
+    manifest = {"stage": "fit_unet", "config": {"unet": asdict(config)}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    out = tmp_path / "out"
+    code, printed, _ = run(monkeypatch, capsys, "predict", folder, scans, "--out", out)
+    assert code == 0
+    assert "4 masks" in printed
+    mask = cv2.imread(str(out / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (54, 80)
+    words = ("predict", folder, scans, "--out", tmp_path / "x", "--prompt", "predicted_box")
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "is a U-Net, which takes no prompt" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "SCANS/none.png"], "none.png: no such file or folder"),
+        (["RUN", "EMPTY"], "no images"),
+        (["RUN", "SCANS", "TWIN/a.jpg"], "have one name"),
+        (["RUN", "TWIN/clip.mp4"], "a video or animation"),
+        (["RUN", "SCANS", "TWIN/bad.png"], "bad.png: PNG cut short"),
+        (["RUN", "SCANS", "--pixel-size", "0"], "--pixel-size 0.0: must be above 0"),
+        (["RUN", "SCANS", "--pixel-size", "nan"], "must be above 0"),
+        (["RUN", "SCANS", "--pixel-size", "1", "--pixel-sizes", "CSV"], "leave one out"),
+        (["RUN", "SCANS", "--pixel-sizes", "CSV"], "no row for 2 of 4 images (b.jpg, d.bmp)"),
+        (["RUN", "SCANS", "--pixel-sizes", "SCANS/none.csv"], "none.csv: cannot be read"),
+        (["RUN", "SCANS", "--prompt", "tight_box"], "--prompt tight_box: unknown"),
+        (["RUN", "SCANS", "--out", "EMPTY"], "exists; choose another folder"),
+        (["EMPTY", "SCANS"], "manifest.json is missing, so this is no run"),
+        (["EMPTY/none", "SCANS"], "no such directory; give a run's"),
+        (["RUN/segmenter.safetensors", "SCANS"], "a file; give the run's directory"),
+        (["CUT", "SCANS"], "its weights are damaged or cut short"),
+        (["OTHER", "SCANS"], "not of this version"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    monkeypatch, capsys, run_dir, scans, tmp_path, words, message
+):
+    places = {"RUN": run_dir, "SCANS": scans, "CSV": tmp_path / "sizes.csv"}
+    for name in ("EMPTY", "TWIN", "CUT", "OTHER"):
+        places[name] = tmp_path / name.lower()
+        places[name].mkdir()
+    places["CSV"].write_text("filename,pixel size(mm)\na.png,0.1\nc.tif,0.2\nz.png,0.3\n")
+    shutil.copy(scans / "b.jpg", places["TWIN"] / "a.jpg")
+    (places["TWIN"] / "clip.mp4").write_bytes(b"x")
+    (places["TWIN"] / "bad.png").write_bytes((scans / "a.png").read_bytes()[:-50])
+    for name in ("manifest.json", "segmenter.safetensors"):
+        for folder in ("CUT", "OTHER"):
+            shutil.copy(run_dir / name, places[folder] / name)
+    weights = places["CUT"] / "segmenter.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    manifest = {"stage": "fit", "config": {"segmenter": {"colour": 3}}}
+    (places["OTHER"] / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    given = []
+    for word in words:
+        head, _, rest = word.partition("/")
+        given.append(str(places[head] / rest) if head in places else word)
+    code, printed, err = run(monkeypatch, capsys, "predict", *given)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, printed, len(lines)) == (2, "", 1)
+    assert message in lines[0]
+    assert "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_weights_that_are_not_finite_are_told(monkeypatch, capsys, run_dir, scans, tmp_path):
+    def segment(module, paths, *, prompt):
+        raise FloatingPointError("a: the logits are not finite; the fitted weights are bad")
+        yield
+
+    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
+    out = tmp_path / "out"
+    code, _, err = run(monkeypatch, capsys, "predict", run_dir, scans, "--out", out)
+    assert code == 2
+    assert "the fitted weights are bad; fit the segmenter again" in err
+    assert not out.exists()
+
+
+def test_wrong_words_are_refused_without_torch(tmp_path):
+    """A typo is answered at once."""
+    code = (
+        "import sys\n"
+        "from experiments.__main__ import main\n"
+        f"sys.argv = ['sonosweep', 'predict', {str(tmp_path / 'none')!r}, 'x.png']\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n"
+        "    print(ended.code, 'torch' in sys.modules)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "2 False\n"
+    assert "no such directory" in ended.stderr

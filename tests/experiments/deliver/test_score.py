@@ -1,0 +1,286 @@
+"""Anybody's masks: found by name, checked, and scored as our own predictions are."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.annotation import read_annotation
+from datamodules.errors import InputError
+from datamodules.mask_folder import find_masks, read_mask
+from datamodules.samples import read_cohort, read_hc18
+from datamodules.split_file import read_split_file, write_split_file
+from datamodules.splits import Split
+from experiments.__main__ import main
+from experiments.deliver.score import read_references, score_folder
+from experiments.results.statistics import SUMMARY, read_rows, trimester_weighted_mean
+from experiments.stages.evaluation import Scorer
+
+SPLIT = Split(train=("001_HC",), val=("003_HC",), test=("002_HC", "005_HC", "008_HC"))
+
+
+def run(monkeypatch, capsys, *words):
+    """Run the command in this process; exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+@pytest.fixture
+def samples(hc18_folder):
+    return read_hc18(hc18_folder)
+
+
+@pytest.fixture
+def masks(samples, tmp_path):
+    """The references, moved to the right by as many pixels as the image has place."""
+    folder = tmp_path / "masks"
+    folder.mkdir()
+    for shift, sample in enumerate(samples):
+        mask = np.roll(read_annotation(sample.annotation_path).mask, shift, axis=1)
+        cv2.imwrite(str(folder / f"{sample.sample_id}.png"), mask)
+    return folder
+
+
+def test_scores_are_those_of_our_own_evaluation(samples, masks):
+    score = score_folder(masks, samples=samples, name="theirs")
+    scorer = Scorer(samples={s.sample_id: s for s in samples}, frame_hw=(64, 64), mode="pad")
+    rows = []
+    for sample in samples:
+        mask = cv2.imread(str(masks / f"{sample.sample_id}.png"), cv2.IMREAD_GRAYSCALE)
+        rows.append(scorer.row(sample.sample_id, mask))
+    expected = pd.DataFrame(rows)
+    assert score.per_image["sample_id"].tolist() == [s.sample_id for s in samples]
+    for column in ("dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"):
+        assert score.per_image[column].tolist() == expected[column].tolist()
+    found = score.measures()
+    assert found["dice_mean"] == pytest.approx(expected["dice"].mean())
+    assert found["dice_median"] == pytest.approx(expected["dice"].median())
+    assert found["dice_share_below_090"] == pytest.approx((expected["dice"] < 0.9).mean())
+    weighted = trimester_weighted_mean(expected["dice"], expected["trimester"])
+    assert found["dice_trimester_weighted_mean"] == pytest.approx(weighted.value)
+    assert found["hc_err_mm_mean"] == pytest.approx(expected["hc_err_mm"].mean())
+    assert found["hc_abs_err_mm_p95"] == pytest.approx(expected["hc_abs_err_mm"].quantile(0.95))
+    assert 0.4 < found["dice_mean"] < 0.95
+    assert score.results["n_images"].tolist() == [12]
+    assert score.results["n_exams"].tolist() == [8]
+
+
+@pytest.mark.parametrize("suffix", ["", "_Annotation", "_mask"])
+@pytest.mark.parametrize("value", [1, 255])
+def test_names_and_labels(samples, masks, suffix, value):
+    expected = score_folder(masks, samples=samples, name="a").measures()
+    for path in sorted(masks.iterdir()):
+        mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) * value
+        path.unlink()
+        cv2.imwrite(str(masks / f"{path.stem}{suffix}.png"), np.stack([mask] * 3, axis=2))
+    assert score_folder(masks, samples=samples, name="b").measures() == expected
+
+
+def test_missing_mask_is_refused_or_counted(samples, masks):
+    (masks / "004_2HC.png").unlink()
+    with pytest.raises(InputError, match=r"1 of 12 images have no mask \(004_2HC\)"):
+        score_folder(masks, samples=samples, name="a")
+    score = score_folder(masks, samples=samples, name="a", missing="empty")
+    assert score.missing == ("004_2HC",)
+    row = score.per_image.set_index("sample_id").loc["004_2HC"]
+    pixel_size_mm = next(s.pixel_size_mm for s in samples if s.sample_id == "004_2HC")
+    assert row["dice"] == 0
+    assert row["hc_err_mm"] == -170
+    assert row["hausdorff_mm"] == pytest.approx(np.hypot(54, 80) * pixel_size_mm)
+    assert score.results["n_images"].tolist() == [12]
+
+
+def test_empty_mask_counts(samples, masks):
+    cv2.imwrite(str(masks / "001_HC.png"), np.zeros((54, 80), np.uint8))
+    score = score_folder(masks, samples=samples, name="a")
+    assert (score.empty, score.missing) == (("001_HC",), ())
+    assert score.per_image["dice"].iloc[0] == 0
+    assert len(score.per_image) == 12
+
+
+def test_mask_of_another_size_is_named_with_both_sizes(samples, masks):
+    cv2.imwrite(str(masks / "003_HC.png"), np.ones((80, 54), np.uint8))
+    with pytest.raises(InputError, match=r"003_HC\.png: the mask has 54x80 px, its image 80x54"):
+        score_folder(masks, samples=samples, name="a")
+
+
+def test_reference_of_another_size_is_named(samples, masks):
+    path = samples[0].annotation_path
+    cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path), 0), (160, 108)))
+    with pytest.raises(InputError, match=r"001_HC_Annotation\.png: 160x108 px.*80x54"):
+        score_folder(masks, samples=samples, name="a")
+
+
+def test_read_mask(tmp_path):
+    path, mask = tmp_path / "a.png", np.zeros((5, 7), np.uint8)
+    mask[1:3, 2:6] = 1
+    for scaled in (mask, mask * 255, mask.astype(np.uint16), mask.astype(np.uint16) * 65535):
+        cv2.imwrite(str(path), scaled)
+        np.testing.assert_array_equal(read_mask(path, size_hw=(5, 7)), mask)
+    cv2.imwrite(str(path), np.ones((5, 7), np.uint8))
+    assert read_mask(path, size_hw=(5, 7)).all()
+    cv2.imwrite(str(path), np.zeros((5, 7), np.uint8))
+    assert not read_mask(path, size_hw=(5, 7)).any()
+    for values, shown in (([1, 2], "1, 2"), ([128, 128], "128"), ([1, 255], "1, 255")):
+        mask[:] = 0
+        mask[1, 2:4] = values
+        cv2.imwrite(str(path), mask)
+        with pytest.raises(InputError, match=rf"holds the values {shown};"):
+            read_mask(path, size_hw=(5, 7))
+    path.write_bytes(b"no PNG")
+    with pytest.raises(InputError, match=r"a\.png: not a PNG"):
+        read_mask(path, size_hw=(5, 7))
+
+
+def test_folders_without_usable_masks(samples, tmp_path):
+    ids, folder = [s.sample_id for s in samples], tmp_path / "p"
+    with pytest.raises(InputError, match="p: no such folder"):
+        find_masks(folder, sample_ids=ids, known=samples)
+    folder.mkdir()
+    with pytest.raises(InputError, match="no PNG masks; write one"):
+        find_masks(folder, sample_ids=ids, known=samples)
+    (folder / "001_HC.nii.gz").write_bytes(b"")
+    with pytest.raises(InputError, match=r"001_HC\.nii\.gz is of a format that is not read"):
+        find_masks(folder, sample_ids=ids, known=samples)
+    (folder / "case_7.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"\(001_HC\.png is expected, case_7\.png was found\)"):
+        find_masks(folder, sample_ids=ids, known=samples)
+    (folder / "001_HC.png").write_bytes(b"")
+    (folder / "._001_HC.png").write_bytes(b"")
+    files, notes = find_masks(folder, sample_ids=ids, known=samples)
+    assert files == {"001_HC": folder / "001_HC.png"}
+    assert notes == ["1 PNG files of no known image were not read (case_7)"]
+    (folder / "001_HC_mask.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"001_HC\.png and 001_HC_mask\.png are both for 001_HC"):
+        find_masks(folder, sample_ids=ids, known=samples)
+
+
+def test_split_file_chooses_the_images(samples, masks, tmp_path):
+    path = tmp_path / "split.json"
+    write_split_file(path, name="demo", version="1", split=SPLIT, samples=samples)
+    (masks / "001_HC.png").unlink()
+    score = score_folder(masks, samples=samples, name="a", split=read_split_file(path))
+    assert score.per_image["sample_id"].tolist() == list(SPLIT.test)
+    assert score.notes == ("8 masks of images outside the split's test part were not read",)
+    second = Split(train=SPLIT.test, val=SPLIT.val, test=SPLIT.train[1:])
+    folds = tmp_path / "folds.json"
+    write_split_file(
+        folds, name="k", version="1", split=SPLIT, samples=samples, folds=[SPLIT, second]
+    )
+    both = score_folder(masks, samples=samples, name="a", split=read_split_file(folds))
+    assert both.per_image["sample_id"].tolist() == [*SPLIT.test, *second.test]
+    image = samples[0].image_path
+    image.write_bytes(image.read_bytes() + b"\0")
+    with pytest.raises(InputError, match="not the files it was made of"):
+        score_folder(masks, samples=samples, name="a", split=read_split_file(path))
+
+
+def as_cohort(root, samples, *, with_masks):
+    """The training part as an external cohort without pixel sizes."""
+    for name in ("image", "mask"):
+        (root / name).mkdir(parents=True)
+    for sample in samples:
+        (root / "image" / sample.image_path.name).write_bytes(sample.image_path.read_bytes())
+        if with_masks:
+            target = root / "mask" / sample.annotation_path.name
+            target.write_bytes(sample.annotation_path.read_bytes())
+    return root
+
+
+def test_without_pixel_sizes_there_are_no_mm(monkeypatch, capsys, samples, masks, tmp_path):
+    root = as_cohort(tmp_path / "ours", samples, with_masks=True)
+    score = score_folder(masks, samples=read_cohort(root), name="a")
+    assert not [name for name in score.measures() if "mm" in name]
+    assert "dice_trimester_weighted_mean" not in score.measures()
+    code, out, _ = run(monkeypatch, capsys, "score", masks, "--root", root)
+    assert code == 0
+    assert "(mm)" not in out
+    assert "no pixel sizes: measures in mm are absent" in out
+    assert f"{100 * score.measures()['dice_mean']:.2f}" in out
+
+
+@pytest.mark.parametrize("layout", ["auto", "cohort"])
+def test_cohort_without_masks_is_refused(monkeypatch, capsys, samples, masks, tmp_path, layout):
+    root = as_cohort(tmp_path / "ours", samples, with_masks=False)
+    words = ("score", masks, "--root", root, "--layout", layout)
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no reference masks" in err
+    assert "sonosweep submit RUN" in err
+
+
+def test_references_of_a_bad_root(hc18_folder, tmp_path):
+    with pytest.raises(InputError, match="--layout dicom: unknown"):
+        read_references(hc18_folder, layout="dicom")
+    with pytest.raises(InputError, match="no such folder"):
+        read_references(tmp_path / "none", layout="auto")
+    (hc18_folder / "training_set").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no reference masks"):
+        read_references(hc18_folder, layout="auto")
+
+
+def test_command_writes_everything_or_nothing(monkeypatch, capsys, hc18_folder, masks, tmp_path):
+    out = tmp_path / "scored"
+    words = ("score", masks, "--root", hc18_folder, "--out", out, "--name", "nnunet")
+    bad = masks / "008_HC.png"
+    good = bad.read_bytes()
+    bad.write_bytes(good[:40])
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "008_HC.png" in err
+    assert not out.exists()
+    bad.write_bytes(good)
+    code, printed, _ = run(monkeypatch, capsys, *words, "--json")
+    assert code == 0
+    found = json.loads(printed)
+    assert json.loads((out / "score.json").read_text()) == found
+    assert sorted(p.name for p in out.iterdir()) == [
+        "per_image.csv",
+        "results.csv",
+        "score.json",
+        "summary.md",
+    ]
+    results = read_rows(out / "results.csv")
+    assert set(SUMMARY) <= set(results.columns)
+    assert results["condition"].tolist() == ["nnunet"]
+    assert results["dice_mean"].tolist() == pytest.approx([found["dice_mean"]])
+    assert len(read_rows(out / "per_image.csv")) == 12
+    text = (out / "summary.md").read_text()
+    assert f"| Dice, mean (%) | {100 * found['dice_mean']:.2f} |" in text
+    assert found["trial_id"] in text
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert code == 2
+    assert "exists; choose another folder" in err
+    code, _, err = run(monkeypatch, capsys, *words[:-4], "--missing", "drop")
+    assert code == 2
+    assert "--missing drop: unknown" in err
+
+
+def test_split_of_a_recipe_is_published_and_used(monkeypatch, capsys, hc18_folder, masks, tmp_path):
+    path = tmp_path / "split.json"
+    words = ("data", "split", "demo", f"data.root={hc18_folder}", f"store.root={tmp_path}/runs")
+    words += ("data.subset.n_images=null", "split.test=3", "split.val=2", "split.train=null")
+    words += ("--out", path, "--name", "mine", "--version", "0.1")
+    code, printed, err = run(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    published = read_split_file(path)
+    assert published.sha256 in printed
+    assert (published.name, published.version) == ("mine", "0.1")
+    assert len(published.split.test) == 3
+    code, printed, _ = run(
+        monkeypatch, capsys, "score", masks, "--root", hc18_folder, "--split", path, "--json"
+    )
+    assert code == 0
+    found = json.loads(printed)
+    assert found["n_images"] == 3
+    assert found["split"] == {"name": "mine", "version": "0.1", "sha256": published.sha256}
+    path.write_text(path.read_text().replace('"mine"', '"other"'))
+    code, _, err = run(monkeypatch, capsys, "score", masks, "--root", hc18_folder, "--split", path)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "edited" in err

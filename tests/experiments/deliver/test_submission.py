@@ -1,0 +1,375 @@
+"""HC18's submission: ellipses in mm, faults named, degenerate predictions never invented."""
+
+import json
+import math
+import sys
+from dataclasses import asdict, replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from datamodules.ellipse import Ellipse, perimeter_px, rasterise
+from datamodules.errors import InputError
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test
+from experiments.__main__ import main
+from experiments.deliver.segment_images import load_run, segment_images
+from experiments.deliver.submission import (
+    COLUMNS,
+    row_of_mask,
+    submission_text,
+    validate_submission,
+    write_submission,
+)
+from experiments.stages.evaluation import Protocol, Scorer, evaluate
+from lightning_modules.metrics import head_circumference_mm
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.sam.module import SamModule
+
+HEAD = Ellipse(
+    center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
+)
+PIXEL_SIZE_MM = 1.234567891
+"""Of the fixture's test images, 80x54 px."""
+
+
+def run(monkeypatch, capsys, *words):
+    """Run the command in this process; exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out = capsys.readouterr()
+    return ended.value.code or 0, out.out, out.err
+
+
+@pytest.fixture
+def rows(hc18_folder):
+    """A valid row for each test image, the second head lying elsewhere."""
+    heads = (HEAD, replace(HEAD, center_x_px=37.0, theta_rad=0.0))
+    return [
+        row_of_mask(
+            rasterise(head, size_hw=(54, 80)),
+            filename=sample.image_path.name,
+            pixel_size_mm=sample.pixel_size_mm,
+        )
+        for head, sample in zip(heads, read_hc18_test(hc18_folder), strict=True)
+    ]
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """A run directory of a random tiny segmenter, of a stage that is called anything."""
+    folder = tmp_path / "runs" / "store" / "anything" / "0123"
+    folder.mkdir(parents=True)
+    config = SegmenterConfig(backbone="tiny")
+    module = SamModule(config)
+    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
+    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
+    save_file(state, folder / "segmenter.safetensors")
+    manifest = {"stage": "anything", "config": {"segmenter": asdict(config)}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def test_row_of_a_known_ellipse():
+    mask = rasterise(HEAD, size_hw=(54, 80))
+    row = row_of_mask(mask, filename="000_HC.png", pixel_size_mm=0.5)
+    assert row.filename == "000_HC.png"
+    assert row.center_x_mm == pytest.approx(0.5 * 42.3, abs=0.05)
+    assert row.center_y_mm == pytest.approx(0.5 * 25.6, abs=0.05)
+    assert row.semi_axes_a_mm == pytest.approx(0.5 * 20.5, abs=0.1)
+    assert row.semi_axes_b_mm == pytest.approx(0.5 * 15.2, abs=0.1)
+    assert row.angle_rad == pytest.approx(2.6, abs=0.02)
+    # Points on the long axis, by the angle from +x towards +y in image rows: inside, then outside.
+    for share, inside in ((0.9, 1), (1.1, 0)):
+        reach_px = share * row.semi_axes_a_mm / 0.5
+        x = row.center_x_mm / 0.5 + reach_px * math.cos(row.angle_rad)
+        y = row.center_y_mm / 0.5 + reach_px * math.sin(row.angle_rad)
+        assert mask[round(y), round(x)] == inside
+    fitted = Ellipse(
+        center_x_px=0,
+        center_y_px=0,
+        semi_major_px=row.semi_axes_a_mm,
+        semi_minor_px=row.semi_axes_b_mm,
+        theta_rad=0,
+    )
+    assert perimeter_px(fitted) == pytest.approx(head_circumference_mm(mask, pixel_size_mm=0.5))
+
+
+@pytest.mark.parametrize(
+    ("drawn", "reason"),
+    [
+        (np.s_[:0, :0], "is empty"),
+        (np.s_[:, :], "fills the image"),
+        (np.s_[:, 40:], "no ellipse fits"),
+        (np.s_[20, 30], "no ellipse fits"),
+    ],
+)
+def test_degenerate_masks_have_a_reason(drawn, reason):
+    mask = np.zeros((54, 80), np.uint8)
+    mask[drawn] = 1
+    with pytest.raises(ValueError, match=reason):
+        row_of_mask(mask, filename="a.png", pixel_size_mm=0.1)
+
+
+def test_ellipse_outside_the_image_is_degenerate():
+    head = replace(HEAD, center_y_px=-3.0, semi_major_px=30, semi_minor_px=25)
+    mask = rasterise(head, size_hw=(54, 80))
+    with pytest.raises(ValueError, match=r"center_y_mm=.* lies outside the image"):
+        row_of_mask(mask, filename="a.png", pixel_size_mm=0.1)
+
+
+def test_file_is_read_back(rows, hc18_folder, tmp_path):
+    path = tmp_path / "submission.csv"
+    write_submission(path, rows, degenerate=[], skip=False)
+    lines = path.read_text().splitlines()
+    assert lines[0] == ("filename,center_x_mm,center_y_mm,semi_axes_a_mm,semi_axes_b_mm,angle_rad")
+    assert [line.split(",")[0] for line in lines[1:]] == ["000_HC.png", "001_HC.png"]
+    found = validate_submission(path, hc18_folder)
+    for row, expected in zip(found, rows, strict=True):
+        assert list(asdict(row).values())[1:] == pytest.approx(
+            list(asdict(expected).values())[1:], abs=1e-8
+        )
+    assert found[0].center_x_mm == pytest.approx(42.3 * PIXEL_SIZE_MM, abs=0.1)
+    nearly_pi = replace(rows[0], angle_rad=math.nextafter(math.pi, 0))
+    path.write_text(submission_text([nearly_pi, rows[1]]))
+    assert validate_submission(path, hc18_folder)[0].angle_rad < math.pi
+
+
+def test_order_is_that_of_the_csv(rows, hc18_folder, tmp_path):
+    path, listed = tmp_path / "submission.csv", hc18_folder / HC18_CSV["test"]
+    header, first, second = listed.read_bytes().splitlines(keepends=True)
+    listed.write_bytes(header + second + first)
+    path.write_text(submission_text(rows))
+    with pytest.raises(InputError, match=r"row 2 is 000_HC\.png, not 001_HC\.png; keep the order"):
+        validate_submission(path, hc18_folder)
+    path.write_text(submission_text(rows[::-1]))
+    assert [row.filename for row in validate_submission(path, hc18_folder)] == [
+        "001_HC.png",
+        "000_HC.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"center_x_mm": 400.0}, r"001_HC\.png: center_x_mm=400\.00 lies outside.* 98\.77x66\.67"),
+        ({"center_y_mm": -2.0}, "center_y_mm=-2.00 lies outside"),
+        ({"semi_axes_a_mm": 130.0}, "semi_axes_a_mm=130.00 exceeds the image"),
+        ({"semi_axes_a_mm": 2.0}, "semi_axes_a_mm=2.00 and semi_axes_b_mm=.* not a >= b > 0"),
+        ({"semi_axes_b_mm": 0.0}, "not a >= b > 0"),
+        ({"semi_axes_b_mm": math.nan}, "a value is not finite"),
+        ({"angle_rad": 90.0}, r"angle_rad=90\.0000 is not in \[0, pi\)"),
+        ({"angle_rad": -0.1}, r"angle_rad=-0\.1000 is not in \[0, pi\)"),
+        ({"angle_rad": math.pi + 1e-6}, r"is not in \[0, pi\)"),
+    ],
+)
+def test_impossible_values_are_named(rows, hc18_folder, tmp_path, change, message):
+    path = tmp_path / "submission.csv"
+    path.write_text(submission_text([rows[0], replace(rows[1], **change)]))
+    with pytest.raises(InputError, match=message):
+        validate_submission(path, hc18_folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: lines[:-1], r"1 rows for 2 test images, no row for 001_HC\.png"),
+        (lambda lines: [*lines, lines[-1].replace("001", "777")], r"777_HC\.png unknown"),
+        (lambda lines: [*lines, lines[-1]], r"001_HC\.png has two rows"),
+        (lambda lines: [lines[0].replace("angle_rad", "angle"), *lines[1:]], "the header is"),
+        (lambda lines: [], "the header is ''"),
+        (lambda lines: [lines[0], lines[1] + ",1", lines[2]], "row 2 has 7 cells, not 6"),
+        (lambda lines: [*lines[:2], "001_HC.png,a,1,1,1,1"], r"row 3 \(001_HC\.png\): could not"),
+    ],
+)
+def test_wrong_files_are_named(rows, hc18_folder, tmp_path, change, message):
+    path = tmp_path / "submission.csv"
+    path.write_text("\r\n".join(change(submission_text(rows).splitlines())))
+    with pytest.raises(InputError, match=message):
+        validate_submission(path, hc18_folder)
+
+
+@pytest.mark.parametrize("prompt", ["whole_image", "predicted_box"])
+def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, tmp_path, prompt):
+    module = SamModule(SegmenterConfig(backbone="tiny")).eval()
+    samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
+    datamodule = HC18DataModule(
+        samples=samples,
+        train_ids=[],
+        val_ids=[],
+        test_ids={"hc18": sorted(samples)},
+        frame_hw=(64, 64),
+        resize_mode="pad",
+        batch_size=1,
+        n_batches=0,
+        seed=0,
+        cache_dir=tmp_path / "cache",
+    )
+    datamodule.setup()
+    expected = {}
+    with torch.inference_mode():
+        evaluate(
+            lambda batch, boxes: module(batch, boxes)[0],
+            {"hc18": datamodule.test_dataloader()[0]},
+            protocol=Protocol(prompts=[prompt], jitter_draws=1, jitter_max_px=0),
+            scorer=Scorer(samples=samples, frame_hw=(64, 64), mode="pad"),
+            keep=lambda prompt, sample_id, mask: expected.update({sample_id: mask}),
+        )
+    paths = {name: sample.image_path for name, sample in samples.items()}
+    found = dict(segment_images(module, paths, prompt=prompt))
+    assert list(found) == list(paths)
+    for name, mask in found.items():
+        assert mask.shape == (54, 80)
+        np.testing.assert_array_equal(mask, expected[name])
+    # The random network says something else in each image, so the above compares something.
+    assert 0 < np.mean([mask.mean() for mask in found.values()]) < 1
+    # The fitted one encodes by folded convolutions: other roundings at the threshold.
+    loaded = dict(segment_images(load_run(run_dir), paths, prompt="whole_image"))
+    if prompt == "whole_image":
+        assert np.mean([np.mean(loaded[name] != found[name]) for name in found]) < 0.01
+
+
+def test_bad_run_directories(run_dir, tmp_path):
+    with pytest.raises(InputError, match=r"none: manifest\.json is missing.*runs/store/fit/ID"):
+        load_run(tmp_path / "none")
+    path = run_dir / "manifest.json"
+    path.write_text(json.dumps({"stage": "fit", "config": {"segmenter": {"colour": 3}}}))
+    with pytest.raises(InputError, match="not of this version"):
+        load_run(run_dir)
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
+        load_run(run_dir)
+    (run_dir / "segmenter.safetensors").unlink()
+    with pytest.raises(InputError, match=r"segmenter\.safetensors is missing"):
+        load_run(run_dir)
+
+
+@pytest.fixture
+def hand_made(monkeypatch):
+    """Predictions drawn by hand: a head, and what the test puts for the second image."""
+    masks = {name: rasterise(HEAD, size_hw=(54, 80)) for name in ("000_HC", "001_HC")}
+
+    def segment(module, paths, *, prompt):
+        yield from ((name, masks[name]) for name in paths)
+
+    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
+    return masks
+
+
+def test_submit_writes_a_file_that_checks(
+    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
+):
+    out, masks = tmp_path / "s.csv", tmp_path / "masks"
+    words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out, "--masks", masks)
+    code, printed, err = run(monkeypatch, capsys, *words)
+    assert (code, err) == (0, "")
+    assert "2 rows, valid for these test images; the challenge's own test set has 335" in printed
+    drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(drawn, hand_made["001_HC"] * 255)
+    words = ("submit", "--check", out, "--test-root", hc18_folder)
+    code, printed, _ = run(monkeypatch, capsys, *words)
+    assert code == 0
+    assert "2 rows, valid" in printed
+    out.write_text(out.read_text().replace("001_HC", "007_HC"))
+    code, _, err = run(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no row for 001_HC.png" in err
+
+
+def test_degenerate_prediction_is_not_invented(
+    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
+):
+    hand_made["001_HC"][:] = 0
+    out = tmp_path / "s.csv"
+    words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out)
+    code, printed, err = run(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "for 1 of 2 images the prediction gives no ellipse (001_HC.png)" in err
+    assert "001_HC.png: the predicted mask is empty" in printed
+    assert not out.exists()
+    code, printed, _ = run(monkeypatch, capsys, *words, "--skip-degenerate")
+    assert code == 0
+    assert "1 rows, 1 left out; this is not a valid submission" in printed
+    lines = out.read_text().splitlines()
+    assert lines[0] == ",".join(COLUMNS)
+    assert [line.split(",")[0] for line in lines[1:]] == ["000_HC.png"]
+    with pytest.raises(InputError, match=r"no row for 001_HC\.png"):
+        validate_submission(out, hc18_folder)
+
+
+def test_cohort_without_masks_is_segmented_and_scored(
+    monkeypatch, capsys, hc18_folder, run_dir, tmp_path
+):
+    """Prediction works where there are no references; its masks are what `score` reads."""
+    cohort, made = tmp_path / "ours", tmp_path / "made"
+    (cohort / "image").mkdir(parents=True)
+    for sample in read_hc18(hc18_folder):
+        (cohort / "image" / sample.image_path.name).write_bytes(sample.image_path.read_bytes())
+    words = ("submit", run_dir, "--test-root", cohort)
+    code, printed, err = run(monkeypatch, capsys, *words, "--masks", made)
+    assert (code, err) == (0, "")
+    assert "12 masks" in printed
+    assert len(list(made.glob("*.png"))) == 12
+    code, printed, _ = run(monkeypatch, capsys, "score", made, "--root", hc18_folder, "--json")
+    assert code == 0
+    assert json.loads(printed)["n_images"] == 12
+    code, _, err = run(monkeypatch, capsys, *words, "--out", tmp_path / "s.csv")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "not HC18, test_set/ is missing" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "--out", "s.csv"], "--test-root is missing"),
+        (["--test-root", "ROOT", "--out", "s.csv"], "give either RUN"),
+        (["RUN", "--test-root", "ROOT"], "nothing to write"),
+        (["RUN", "--test-root", "ROOT", "--out", "no/s.csv"], "no such folder"),
+        (["RUN", "--test-root", "ROOT", "--masks", "ROOT"], "exists; choose another folder"),
+        (["RUN", "--test-root", "ROOT", "--out", "s.csv", "--prompt", "tight_box"], "unknown"),
+        (["RUN", "--test-root", "ROOT/no", "--out", "s.csv"], "no such folder"),
+        (["ROOT", "--test-root", "ROOT", "--out", "s.csv"], "no fitted segmenter"),
+    ],
+)
+def test_bad_input_of_submit_is_one_line(
+    monkeypatch, capsys, hc18_folder, run_dir, tmp_path, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    words = [w.replace("RUN", str(run_dir)).replace("ROOT", str(hc18_folder)) for w in words]
+    code, _, err = run(monkeypatch, capsys, "submit", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert message in err
+    assert not (tmp_path / "s.csv").exists()
+
+
+@pytest.mark.long
+def test_submission_for_the_real_test_images(real_hc18_root, tmp_path):
+    """The bare LiteMedSAM on HC18: every mask has its image's size, every ellipse validates."""
+    module = SamModule(SegmenterConfig()).eval()
+    samples = read_hc18_test(real_hc18_root)
+    paths = {s.sample_id: s.image_path for s in samples}
+    rows, degenerate = [], []
+    for sample, (name, mask) in zip(
+        samples, segment_images(module, paths, prompt="predicted_box"), strict=True
+    ):
+        assert name == sample.sample_id
+        try:
+            row = row_of_mask(mask, filename=f"{name}.png", pixel_size_mm=sample.pixel_size_mm)
+        except ValueError:
+            degenerate.append(name)
+        else:
+            rows.append(row)
+    assert len(rows) > 0.8 * len(samples)
+    path = tmp_path / "submission.csv"
+    write_submission(path, rows, degenerate=degenerate, skip=True)
+    if degenerate:
+        with pytest.raises(InputError, match="no row for"):
+            validate_submission(path, real_hc18_root)
+    else:
+        assert len(validate_submission(path, real_hc18_root)) == len(samples)
+    # Fetal heads are 40 to 350 mm round, that is 6 to 60 mm in semi-axis.
+    assert 6 < np.median([row.semi_axes_a_mm for row in rows]) < 60

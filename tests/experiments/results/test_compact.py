@@ -1,0 +1,166 @@
+"""Compact tables, the words of table and figure, cells by name, and the paper's evaluation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.errors import InputError
+from experiments.commands.outputs import figure_command
+from experiments.config.recipe import load_config
+from experiments.config.words import one_of
+from experiments.results.compact import compact_tables
+from experiments.results.explain import choose
+from experiments.results.paper import deviations
+
+
+def row(condition, n_real, support, value):
+    return {
+        "trial_id": f"{condition}-{n_real}-{support}",
+        "status": "done",
+        "condition": condition,
+        "real_fraction": np.nan,
+        "n_real": n_real,
+        "n_generator_labels": 0,
+        "support": support,
+        "seed": 0,
+        "generator_seed": 0,
+        "fold": 0,
+        "test_cohort": "hc18",
+        "prompt": "whole_image",
+        "n_exams": 9,
+        "dice_trimester_weighted_mean": value,
+    }
+
+
+RESULTS = pd.DataFrame(
+    [
+        row("real", 5, 0, 0.80),
+        row("real", 5, 1, 0.84),
+        row("strong", 5, 0, 0.90),
+        row("real", 20, 0, 0.92),
+    ]
+)
+
+
+def test_cells_are_mean_and_deviation_and_the_best_is_bold():
+    markdown = compact_tables(RESULTS, measure="dice_weighted", format_name="markdown")
+    assert "| condition | 5 images | 20 images |" in markdown
+    assert "| real only | 82.0 ± 2.8 | **92.0** |" in markdown  # SD of 80 and 84, n - 1
+    assert "| strong augmentation | **90.0** | – |" in markdown
+    latex = compact_tables(RESULTS, measure="dice_weighted", format_name="latex")
+    assert "real only & 82.0 $\\pm$ 2.8 & \\textbf{92.0} \\\\" in latex
+    assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
+    plain = compact_tables(RESULTS, measure="dice_weighted", format_name="csv").splitlines()
+    assert plain[0] == "test_cohort,prompt,measure,condition,5 images,20 images"
+    assert plain[1] == "hc18,whole_image,trimester-weighted Dice %,real only,82.0 ± 2.8,92.0"
+
+
+def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():
+    known = RESULTS.assign(dice_mean=0.5)
+    bare = known.assign(test_cohort="es", dice_trimester_weighted_mean=np.nan)
+    bare["dice_mean"] = [0.70, 0.74, 0.80, 0.81]
+    text = compact_tables(pd.concat([known, bare]), measure="dice_weighted", format_name="markdown")
+    first, second = text.split("### es, ")
+    assert "trimester-weighted Dice %, 9 exams" in first
+    assert "| real only | 82.0 ± 2.8 | **92.0** |" in first
+    assert second.startswith(
+        "whole-image prompt: Dice % (plain mean: no trimester is known), 9 exams"
+    )
+    assert "| real only | 72.0 ± 2.8 | **81.0** |" in second
+    alone = compact_tables(bare, measure="dice_weighted", format_name="csv").splitlines()
+    assert alone[2].startswith("es,whole_image,Dice % (plain mean: no trimester is known),strong")
+    # Another measure is not replaced, and neither is nothing by nothing.
+    for empty in (known.assign(hc_abs_err_mm_mean=np.nan), bare.assign(dice_mean=np.nan)):
+        measure = "hc_abs_err_mm" if "hc_abs_err_mm_mean" in empty else "dice_weighted"
+        with pytest.raises(InputError, match="choose another --measure"):
+            compact_tables(empty, measure=measure, format_name="csv")
+
+
+def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
+    other = RESULTS.iloc[[1]].assign(trial_id="real-5-1-more-steps")
+    both = pd.concat([RESULTS, other])
+    with pytest.raises(InputError, match="real-5-1 and real-5-1-more-steps: one cell"):
+        compact_tables(both, measure="dice_weighted", format_name="markdown")
+    # Controls have no support; folds of one model are no second setting.
+    level = RESULTS.iloc[[0]].assign(trial_id="z", condition="zero_shot", n_real=0, support=np.nan)
+    with pytest.raises(InputError, match="z and z2"):
+        compact_tables(
+            pd.concat([level, level.assign(trial_id="z2")]),
+            measure="dice_weighted",
+            format_name="csv",
+        )
+    folds = RESULTS.iloc[[1]].assign(trial_id="real-5-1-f1", fold=1)
+    text = compact_tables(
+        pd.concat([RESULTS, folds]), measure="dice_weighted", format_name="markdown"
+    )
+    assert "| real only | 82.0 ± 2.8 |" in text
+
+
+def test_a_cell_is_found_and_a_wrong_part_names_the_nearest():
+    assert list(choose(RESULTS, "hc18/*/5/real")["support"]) == [0, 1]
+    for cell, word in (
+        ("hc18/whole_image/5/stron", "did you mean strong"),
+        ("hc18/whole_image/7/real", "here are 5, 20"),
+        ("hc18/real", "expected COHORT"),
+    ):
+        with pytest.raises(InputError, match=word):
+            choose(RESULTS, cell)
+
+
+def test_wrong_words_are_answered_with_the_nearest():
+    with pytest.raises(InputError, match="did you mean paper"):
+        one_of("papre", ("fractions", "paper"), option="--kind")
+    with pytest.raises(InputError, match="add it, or set compat=paper"):
+        figure_command(["hc18_ablation"], kind="paper", console=None)
+    with pytest.raises(InputError, match="did you mean dice"):
+        compact_tables(RESULTS, measure="dise", format_name="csv")
+
+
+def test_compat_sets_the_papers_evaluation_and_refuses_another():
+    config = load_config("paper_curve", ["compat=paper"])
+    assert (config.evaluation.prompts, config.evaluation.jitter_draws) == (["jittered_box"], 5)
+    assert config.segmenter == load_config("paper_curve", []).segmenter
+    with pytest.raises(InputError, match=r"evaluation\.jitter_draws=3: compat=paper"):
+        load_config("paper_curve", ["compat=paper", "evaluation.jitter_draws=3"])
+
+
+def test_deviations_follow_the_config():
+    notes = " ".join(deviations(load_config("paper_curve", ["segmenter.steps=77"])))
+    assert "Steps: we take 77 steps of batch 4" in notes
+    assert "SAM ViT-B" in notes
+    assert "64x96" in notes
+    real = load_config("paper_curve", ["sweep.condition=[real]"])
+    assert "Generator" not in " ".join(deviations(real))
+
+
+def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
+    ones = ["evaluation.jitter_draws=1", "split.test=1", "segmenter.steps=1"]
+    ones += ["sweep.support=[0]", "sweep.seed=[0]", "data.test_cohorts=[/data/es]"]
+    config = load_config("paper_curve", [*ones, "synthesis.generator_count=1"])
+    notes = deviations(config)
+    assert all(note.endswith(".") and "; the paper" in note for note in notes)
+    text = " ".join(notes)
+    for words in (
+        "we take 1 step of batch",
+        "we test 1 image, as whole exams, of the folder that is trained on, and all images of the "
+        "external cohort es; the paper tests 597",
+        "on 1 labelled image, and draws 500 candidates",
+        "ours pass an automatic gate; the paper's",
+        "we take 1 box draw of each image",
+        "we train 1 model (1 support, 1 seed); the paper trains one.",
+    ):
+        assert words in text
+    more = ["sweep.support=[0,1]", "sweep.seed=[0,1,2]", "split.test=2", "gate.enabled=false"]
+    text = " ".join(deviations(load_config("paper_curve", [*more, "evaluation.jitter_draws=2"])))
+    assert "we train 6 models (2 supports, 3 seeds)" in text
+    assert "we test 2 images, as whole" in text
+    assert "ours are not checked" in text
+    assert "2 box draws" in text
+
+
+def test_a_block_of_controls_alone_says_so():
+    level = RESULTS.iloc[[0]].assign(trial_id="box", condition="box_only", n_real=0, support=np.nan)
+    both = pd.concat([RESULTS, level.assign(prompt="jittered_box")])
+    markdown = compact_tables(both, measure="dice_weighted", format_name="markdown")
+    assert "| condition | controls only |" in markdown
+    assert "| box only (no image) | 80.0 |" in markdown

@@ -1,0 +1,338 @@
+import numpy as np
+import pandas as pd
+import pytest
+from omegaconf import OmegaConf
+from scipy import stats
+from test_tables import scores
+
+from experiments.config.statistics import ContrastConfig, StatisticsConfig
+from experiments.results.contrasts import NoPairError, contrast_family, paired_contrast, verdict
+from experiments.results.findings import finding, primary_contrast, primary_sentence
+from experiments.results.resampling import crossed_bootstrap
+from experiments.results.statistics import cluster_bootstrap_ci, holm, trimester_weighted_mean
+
+
+def crossed(n_supports, n_exams, *, frames=1):
+    supports = np.repeat(np.arange(n_supports), n_exams * frames)
+    exams = np.tile(np.repeat(np.arange(n_exams), frames), n_supports)
+    return supports, exams
+
+
+def test_one_support_and_one_image_an_exam_is_the_t_test():
+    values = np.random.default_rng(0).normal(0.3, 1, 25)
+    found = crossed_bootstrap(values, exams=np.arange(25), supports=np.zeros(25), seed=0)
+    reference = stats.ttest_1samp(values, 0)
+    assert found.value == pytest.approx(values.mean())
+    assert found.standard_error == pytest.approx(stats.sem(values))
+    assert found.p == pytest.approx(reference.pvalue)
+    assert (found.degrees, found.n_exams, found.n_supports) == (24, 25, 1)
+
+
+def test_two_supports_and_two_exams_by_hand():
+    # Supports (0, 2) and (4, 10), mean 4. Over 4 values the supports are off by -1.5 and 1.5, the
+    # exams by -1 and 1, the cells by -1, -0.5, 0 and 1.5: variances 9, 4 and 3.5.
+    found = crossed_bootstrap(
+        [0, 2, 4, 10], supports=[0, 0, 1, 1], exams=["a", "b", "a", "b"], seed=0
+    )
+    assert found.value == 4
+    assert found.standard_error == pytest.approx(np.sqrt(9 + 4 - 3.5))
+    assert found.degrees == 1  # 9.5^2 / (9^2 + 4^2) is less than the least
+    assert found.p == pytest.approx(2 * stats.t.sf(4 / np.sqrt(9.5), 1))
+    assert (found.low, found.high) == (0, 10)
+
+
+def test_quantiles_agree_with_an_explicit_loop():
+    rng = np.random.default_rng(4)
+    supports, exams = crossed(8, 12, frames=2)
+    values = rng.normal(size=8)[supports] + rng.normal(size=12)[exams] + rng.normal(size=192)
+    found = crossed_bootstrap(values, exams=exams, supports=supports, seed=0, n_boot=6000)
+    cells = values.reshape(8, 12, 2)
+    means = []
+    for _ in range(6000):
+        chosen = rng.integers(12, size=12)
+        means.append(np.mean([cells[s][chosen] for s in rng.integers(8, size=8)]))
+    widen = max(found.standard_error / np.std(means), 1)
+    tail = stats.norm.cdf(-widen * stats.t.ppf(0.975, found.degrees))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    assert found.low == pytest.approx(low, abs=0.08)
+    assert found.high == pytest.approx(high, abs=0.08)
+
+
+def test_many_exams_of_one_support_agree_with_the_cluster_bootstrap():
+    rng = np.random.default_rng(9)
+    exams = np.repeat(np.arange(150), rng.integers(1, 4, 150))
+    values = rng.beta(20, 2, 150)[exams] + 0.01 * rng.normal(size=len(exams))
+    low, high = cluster_bootstrap_ci(values, exams, seed=3)
+    found = crossed_bootstrap(values, exams=exams, supports=np.zeros(len(exams)), seed=3)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+
+
+def coverage(kind, *, sd_support, n_trials=150):
+    rng = np.random.default_rng(17)
+    supports, exams = crossed(5, 30)
+    hits = 0
+    for trial in range(n_trials):
+        values = sd_support * rng.normal(size=5)[supports] + rng.normal(size=30)[exams]
+        values += rng.normal(size=150)
+        axis = supports if kind == "crossed" else np.zeros(150)
+        found = crossed_bootstrap(values, exams=exams, supports=axis, seed=trial, n_boot=400)
+        hits += found.low <= 0 <= found.high
+    return hits / n_trials
+
+
+def test_coverage_with_few_supports_is_near_its_level():
+    assert coverage("crossed", sd_support=1.0) >= 0.90
+    assert coverage("crossed", sd_support=0.2) >= 0.90
+    assert coverage("exams alone", sd_support=1.0) < 0.65
+
+
+def test_weights_are_those_of_the_weighted_mean():
+    values = np.array([0.6, 0.8, 0.9, 0.5, 0.1, 0.7])
+    trimesters = np.array([1, 1, 2, 3, np.nan, 2])
+    weights = {1: 165, 2: 693, 3: 141}
+    exams, supports = list("abcdef"), np.zeros(6)
+    kwargs = {"exams": exams, "supports": supports, "seed": 0, "weights": weights}
+    found = crossed_bootstrap(values, strata=trimesters, **kwargs)
+    assert found.value == pytest.approx(trimester_weighted_mean(values, trimesters).value)
+    assert found.n_exams == 5  # the exam without a trimester is no exam of this mean
+    none = crossed_bootstrap(values, strata=np.full(6, np.nan), **kwargs)
+    assert np.isnan([none.value, none.low, none.high, none.p]).all()
+    # All of a stratum alike: only the others make the interval.
+    flat = crossed_bootstrap(
+        [0.9] * 40 + [0.5] * 20,
+        exams=np.arange(60),
+        supports=np.zeros(60),
+        strata=[2] * 40 + [3] * 20,
+        weights=weights,
+        seed=0,
+    )
+    assert flat.value == flat.low == flat.high == pytest.approx((693 * 0.9 + 141 * 0.5) / 834)
+
+
+def test_a_resample_without_a_stratum_does_not_stretch_the_interval():
+    # Two exams in a bad stratum: without them the mean would be 0.9, which is another quantity.
+    kwargs = {"supports": np.zeros(10), "weights": {1: 1, 2: 1}, "seed": 0}
+    values = [0.1, 0.2] + [0.9] * 8
+    strata = [1, 1] + [2] * 8
+    found = crossed_bootstrap(values, exams=np.arange(10), strata=strata, **kwargs)
+    assert (found.value, found.low, found.high) == pytest.approx((0.525, 0.5, 0.55))
+    assert found.degrees == pytest.approx(1)  # all of the variance comes from two exams
+    assert found.standard_error == pytest.approx(0.5 * stats.sem([0.1, 0.2]))
+    # One exam in a stratum says nothing about the next one.
+    lonely = crossed_bootstrap(values, exams=np.arange(10), strata=[1] + [2] * 9, **kwargs)
+    assert lonely.value == pytest.approx((0.1 + (0.2 + 8 * 0.9) / 9) / 2)
+    assert np.isnan([lonely.low, lonely.high, lonely.p]).all()
+
+
+def test_seeded_and_edge_cases_named():
+    supports, exams = crossed(3, 6)
+    values = np.random.default_rng(1).normal(size=18)
+    kwargs = {"exams": exams, "supports": supports}
+    first = crossed_bootstrap(values, seed=5, **kwargs)
+    assert first == crossed_bootstrap(values, seed=5, **kwargs)
+    assert first != crossed_bootstrap(values, seed=6, **kwargs)
+    one = crossed_bootstrap([0.1, 0.3], exams=["a", "a"], supports=[0, 1], seed=0)
+    assert one.value == pytest.approx(0.2)
+    assert np.isnan([one.low, one.high, one.p]).all()
+    empty = crossed_bootstrap([], exams=[], supports=[], seed=0)
+    assert np.isnan(empty.value)
+    assert empty.n_exams == 0
+    same = crossed_bootstrap([0.0] * 4, exams=list("abcd"), supports=[0] * 4, seed=0)
+    assert (same.low, same.high, same.p) == (0, 0, 1)
+    with pytest.raises(ValueError, match="not finite"):
+        crossed_bootstrap([np.inf, 1], exams=["a", "b"], supports=[0, 0], seed=0)
+    with pytest.raises(ValueError, match="equal vectors"):
+        crossed_bootstrap([1.0], exams=["a", "b"], supports=[0, 0], seed=0)
+
+
+def pair(base, gain, *, name, baseline="real", condition="synthetic", **axes):
+    first = scores(base, trial_id=f"{name}-0", condition=baseline, **axes)
+    more = [d + g for d, g in zip(base, gain, strict=True)]
+    return pd.concat([first, scores(more, trial_id=f"{name}-1", condition=condition, **axes)])
+
+
+def test_pairs_are_within_support_and_their_spread_is_reported():
+    # The supports differ by 0.3, the gain within each is 0.01 and 0.03.
+    rows = pd.concat(
+        [
+            pair([0.6, 0.6], [0.01, 0.01], name="s0", support=0),
+            pair([0.9, 0.9], [0.03, 0.03], name="s1", support=1),
+            scores([0.1, 0.1], trial_id="alone", condition="synthetic", support=2),
+        ]
+    )
+    found = paired_contrast(rows, condition="synthetic", baseline="real", seed=0)
+    assert found.mean == pytest.approx(0.02)
+    assert (found.n_images, found.n_exams, found.n_supports, found.n_trials) == (2, 2, 2, 2)
+    assert found.sd_trials == pytest.approx(0.02 / np.sqrt(2))
+    assert np.isnan(found.p_holm)
+    with pytest.raises(NoPairError, match="scored under both"):
+        paired_contrast(rows, condition="weak", baseline="real", seed=0)
+
+
+def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
+    base = scores([0.5, 0.5], trial_id="r")
+    made = [
+        scores(
+            [0.6, 0.5], trial_id=f"g{k}-{d}", condition="synthetic", generator_seed=k, draw=d
+        ).assign(dice=lambda rows, k=k, d=d: rows["dice"] + 0.02 * k + 0.01 * d)
+        for k in (0, 1)
+        for d in (0, 1)
+    ]
+    found = paired_contrast(
+        pd.concat([base, *made]), condition="synthetic", baseline="real", seed=0
+    )
+    # Means over the four: 0.6 + 0.015 and 0.5 + 0.015.
+    assert found.mean == pytest.approx(0.065)
+    assert (found.n_images, found.n_trials, found.n_supports) == (2, 1, 1)
+    assert (found.low, found.high) == pytest.approx((0.015, 0.115))
+
+
+def test_folds_pool_their_exams_and_pair_within_themselves():
+    rows = []
+    for fold, gain in enumerate(([0.1, 0.1], [0.3, 0.3])):
+        part = pair([0.5, 0.5], gain, name=f"f{fold}", fold=fold)
+        part["exam_id"] = f"{fold}" + part["exam_id"]
+        part["sample_id"] = f"{fold}" + part["sample_id"]
+        rows.append(part)
+    frame = pd.concat(rows)
+    found = paired_contrast(frame, condition="synthetic", baseline="real", seed=0)
+    assert found.mean == pytest.approx(0.2)
+    assert (found.n_images, found.n_exams, found.n_trials) == (4, 4, 1)
+    crosswise = frame[frame["condition"].ne("real") | (frame["fold"] == 0)]
+    assert paired_contrast(
+        crosswise, condition="synthetic", baseline="real", seed=0
+    ).mean == pytest.approx(0.1)
+
+
+PRIMARY = {"baseline": "strong", "condition": "synthetic_same_budget_strong"}
+TWENTY = {"n_real": 20, "real_fraction": np.nan}
+
+
+def family_rows():
+    base = [0.80, 0.82, 0.84, 0.81, 0.83, 0.79]
+    rows = []
+    for support in (0, 1):
+        axes = TWENTY | {"support": support}
+        gain = [0.03, 0.02, 0.04, 0.03, 0.02, 0.04]
+        rows.append(pair(base, gain, name=f"p{support}", **axes, **PRIMARY))
+        rows.append(scores(base, trial_id=f"r{support}", condition="real", **axes))
+    frame = pd.concat(rows, ignore_index=True)
+    made = frame["condition"] == PRIMARY["condition"]
+    # The error falls from 2.5 mm by 1.0 to 1.5 mm.
+    fall = 1.0 + 0.1 * frame.groupby("trial_id").cumcount() + 0.05 * frame["support"]
+    frame.loc[made, "hc_abs_err_mm"] -= fall[made]
+    box = scores([0.9] * 6, trial_id="box", condition="box_only", n_real=0, real_fraction=np.nan)
+    return pd.concat([frame, box], ignore_index=True)
+
+
+def test_the_primary_contrast_leads_and_is_not_adjusted():
+    table = contrast_family(family_rows(), statistics=StatisticsConfig())
+    assert table["role"].tolist() == ["primary", "beside", "other", "other"]
+    assert table["measure"].tolist() == ["hc_abs_err_mm", "dice", "dice", "dice"]
+    assert table["condition"].tolist()[2:] == ["strong", PRIMARY["condition"]]
+    assert set(table["n_family"]) == {3}
+    first = table.iloc[0]
+    assert first["mean"] == pytest.approx(-(1.25 + 0.025))
+    assert first["p_holm"] == first["p"]
+    assert verdict(first) == "lowered"
+    assert table["p_holm"].tolist()[1:] == pytest.approx(list(holm(table["p"][1:])))
+    off = StatisticsConfig(primary=ContrastConfig(enabled=False))
+    assert not contrast_family(family_rows(), statistics=off)["is_primary"].any()
+    elsewhere = StatisticsConfig(primary=ContrastConfig(real_count=5))
+    assert primary_contrast(family_rows(), statistics=elsewhere).empty
+    assert contrast_family(family_rows().iloc[:0], statistics=off).empty
+
+
+def test_a_fraction_names_the_amount():
+    rows = family_rows()
+    rows.loc[rows["n_real"] == 20, "real_fraction"] = 0.05
+    chosen = ContrastConfig(real_count=None, real_fraction=0.05, measure="dice")
+    found = primary_contrast(rows, statistics=StatisticsConfig(primary=chosen))
+    assert found["measure"].tolist() == ["dice", "hc_abs_err_mm"]
+    assert found["amount"].tolist() == ["5 %", "5 %"]
+    assert primary_contrast(rows, statistics=StatisticsConfig()).empty
+
+
+def test_the_first_sentence_is_the_primary_contrast():
+    settings = StatisticsConfig()
+    primary = primary_contrast(family_rows(), statistics=settings)
+    text = primary_sentence(primary)
+    assert text.startswith(
+        "Primary contrast, on hc18, prompted with the whole image: with 20 real images, synthetic "
+        "pairs on the same label budget, strongly augmented, lowered HC error by 1.3 mm against "
+        "strong augmentation (95 % CI "
+    )
+    assert "6 exams, 2 supports). Beside it, not primary, it raised Dice by 3.0 points (" in text
+    sentences = finding(family_rows().iloc[:0], results=no_results(), primary=primary)
+    assert sentences[0] == text
+    single = primary_contrast(family_rows().query("support == 0"), statistics=settings)
+    assert "one support, so the interval is over exams alone" in primary_sentence(single)
+    strict = StatisticsConfig(min_effect_mm=2.0)
+    small = primary_sentence(primary_contrast(family_rows(), statistics=strict))
+    assert "changed HC error by −1.3 mm against strong augmentation (" in small
+    assert "): not shown: smaller than the minimum effect of 2.0 mm. Beside" in small
+    assert "no difference" not in small
+    assert primary_sentence(primary.iloc[:0]) == (
+        "The recipe's primary contrast has no results: no pair of its trials is done."
+    )
+
+
+def no_results():
+    return pd.DataFrame({"status": [], "condition": [], "prompt": [], "trial_id": []})
+
+
+@pytest.mark.parametrize(
+    ("mean", "low", "high", "expected"),
+    [
+        (0.02, 0.01, 0.03, "raised"),
+        (-0.02, -0.03, -0.01, "lowered"),
+        (0.02, 0.0, 0.04, "not shown"),
+        (0.004, 0.001, 0.007, "not shown"),
+        (-0.004, -0.007, -0.001, "not shown"),
+        (0.02, np.nan, np.nan, "no interval"),
+    ],
+)
+def test_verdict(mean, low, high, expected):
+    row = pd.Series({"mean": mean, "low": low, "high": high, "min_effect": 0.005})
+    assert verdict(row) == expected
+
+
+def test_recipes_can_set_the_contrast():
+    schema = OmegaConf.structured(StatisticsConfig)
+    changed = OmegaConf.merge(
+        schema, {"min_effect_mm": 1, "primary": {"real_count": None, "real_fraction": 0.05}}
+    )
+    made = OmegaConf.to_object(changed)
+    assert made == StatisticsConfig(
+        min_effect_mm=1.0, primary=ContrastConfig(real_count=None, real_fraction=0.05)
+    )
+    assert (made.min_effect("dice"), made.min_effect("hc_abs_err_mm")) == (0.005, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"real_fraction": 0.1}, "one of real_count=20"),
+        ({"real_count": None}, "one of real_count=None"),
+        ({"real_count": 0}, "at least 1"),
+        ({"real_count": None, "real_fraction": 5.0}, "at most 1"),
+        ({"condition": "strong"}, "two conditions"),
+    ],
+)
+def test_a_wrong_contrast_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ContrastConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"min_effect_dice": -0.1}, "min_effect_dice"),
+        ({"min_effect_mm": float("nan")}, "min_effect_mm"),
+        ({"bootstrap_samples": 10}, "bootstrap_samples"),
+        ({"level": 95.0}, "level"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, name):
+    with pytest.raises(ValueError, match=name):
+        StatisticsConfig(**changes)

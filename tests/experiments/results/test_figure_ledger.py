@@ -1,0 +1,116 @@
+"""The ledger: both sides shifted by the labels that their generators saw."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_figures import FRACTIONS, sweep
+from test_tables import scores
+
+from experiments.results.figure_ledger import (
+    figure_ledger,
+    paper_ledger,
+    table_ledger,
+    write_ledger,
+)
+from experiments.results.statistics import aggregate
+
+
+def curves(axis):
+    return {c.get_label(): c.lines[0] for c in axis.containers}
+
+
+def test_the_papers_synthesis_moves_by_sixty_labels_and_its_baseline_stays():
+    rows = paper_ledger().set_index(["panel", "condition", "n_real"])
+    assert len(rows) == 28
+    assert rows.loc[("HC18->ES", "real", 50)][["n_total_labels", "dice"]].tolist() == [50, 94.8]
+    moved = rows.loc[("HC18->ES", "synthetic", 5)]
+    assert (moved["n_total_labels"], moved["n_generator_labels"]) == (65, 60)
+    assert moved["dice"] == pytest.approx(94.7)
+    assert rows.loc[("HC18->AF", "synthetic", 500), "n_total_labels"] == 560
+
+
+def test_panels_hold_ours_by_total_labels_and_the_papers():
+    results, per_image = sweep(FRACTIONS)
+    figure = figure_ledger(results, per_image=per_image)
+    left, right = figure.axes
+    assert left.get_title(loc="left") == "ours: hc18, whole-image prompt"
+    ours = curves(left)
+    assert ours["real only"].get_xdata().tolist() == [45, 205, 805]
+    assert ours["+ synthetic"].get_xdata().tolist() == [105, 265, 865]
+    assert ours["+ synthetic"].get_ydata() == pytest.approx([83, 85, 87])
+    theirs = {line.get_label(): line for line in right.get_lines()}
+    assert len(theirs) == 4
+    made = theirs["+ synthetic, paper HC18 → ES"]
+    assert made.get_xdata().tolist() == [65, 70, 80, 110, 160, 360, 560]
+    assert made.get_ydata()[0] == pytest.approx(94.7)
+    assert left.get_xscale() == right.get_xscale() == "log"
+
+
+def test_unknown_totals_stand_in_the_table_and_not_in_the_figure():
+    results, per_image = sweep(((np.nan, 5), (np.nan, 20)), prompts=("whole_image",))
+    made = results["condition"] == "synthetic"
+    results.loc[made, "n_total_labels"] = np.nan
+    per_image.loc[per_image["condition"] == "synthetic", "n_total_labels"] = np.nan
+    axis = figure_ledger(results, per_image=per_image).axes[0]
+    assert set(curves(axis)) == {"real only"}
+    assert axis.get_title(loc="left").split("\n") == [
+        "ours: hc18, whole-image prompt",
+        "not drawn, total labels unknown: + synthetic",
+    ]
+    assert "| ours, hc18, whole-image prompt | + synthetic | unknown |" in table_ledger(results)
+
+
+def test_equal_totals_stand_side_by_side_and_a_long_note_is_wrapped():
+    _, per_image = sweep(((np.nan, 20),), prompts=("whole_image",))
+    parts = []
+    for name in ("real", "weak", "strong"):
+        part = per_image[per_image["condition"] == "real"]
+        parts.append(part.assign(condition=name, trial_id=name))
+    for name in ("synthetic", "synthetic_no_gate", "synthetic_random_subset"):
+        part = per_image[per_image["condition"] == "synthetic"]
+        parts.append(part.assign(condition=name, trial_id=name, n_total_labels=np.nan))
+    per_image = pd.concat(parts, ignore_index=True)
+    figure = figure_ledger(aggregate(per_image), per_image=per_image)
+    axis, paper = figure.axes
+    places = {name: line.get_xdata().tolist() for name, line in curves(axis).items()}
+    assert places["real only"] == pytest.approx([25 / 1.04])
+    assert places["weak augmentation"] == [25]
+    assert places["strong augmentation"] == pytest.approx([25 * 1.04])
+    figure.canvas.draw()
+    ours = axis._left_title.get_window_extent()
+    assert axis.get_title(loc="left").count("\n") == 2
+    assert ours.x1 < paper._left_title.get_window_extent().x0
+
+
+def test_a_control_is_a_level_whatever_labels_it_saw():
+    _, per_image = sweep(((np.nan, 5), (np.nan, 20)), prompts=("whole_image",))
+    keys = {"real_fraction": np.nan, "n_real": 0, "n_val_labels": 0, "condition": "mean_mask"}
+    control = scores([0.79] * 3, trial_id="mean", **keys).assign(n_total_labels=200)
+    per_image = pd.concat([per_image, control], ignore_index=True)
+    axis = figure_ledger(aggregate(per_image), per_image=per_image).axes[0]
+    assert [text.get_text() for text in axis.texts] == ["constant mean mask 79.0"]
+    assert set(curves(axis)) == {"real only", "+ synthetic"}
+
+
+def test_the_table_compares_at_equal_labels(tmp_path):
+    results, per_image = sweep(FRACTIONS)
+    text = table_ledger(results, per_image)
+    assert (
+        "HC18 to ES: synthesis with 5 + 60 = 65 labels has 94.7 %; its baseline has 94.8 % with 50 "
+        "and 95.7 % with 100." in text
+    )
+    assert "| paper, HC18 to AF | + synthetic | 65 | 94.4 |" in text
+    assert "| ours, hc18, whole-image prompt | real only | 45 | 80.0 [" in text
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        paths = write_ledger(results, tmp_path / name, per_image=per_image)
+    assert [p.name for p in paths] == ["figure_ledger.png", "figure_ledger.pdf", "table_ledger.md"]
+    for path in paths:
+        assert path.read_bytes() == (tmp_path / "a" / path.name).read_bytes()
+
+
+def test_nothing_done_still_shows_the_papers_side():
+    results, per_image = sweep(FRACTIONS)
+    figure = figure_ledger(results.assign(status="failed"), per_image=per_image)
+    assert figure.axes[0].get_title(loc="left") == "ours: no trial has finished"
+    assert len(figure.axes[1].get_lines()) == 4

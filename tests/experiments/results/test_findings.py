@@ -1,0 +1,100 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_tables import scores, sweep
+
+from experiments.results.findings import (
+    compare,
+    comparison_sentence,
+    finding,
+    pick_cases,
+    points,
+    prompt_order,
+    verdict,
+)
+
+
+def test_comparisons_are_paired_and_adjusted():
+    _, per_image = sweep()
+    table = compare(per_image)
+    assert table["condition"].tolist() == ["synthetic", "synthetic"]
+    assert table["mean"].tolist() == pytest.approx([0.03, 0.03])
+    assert table["amount"].tolist() == ["10 %", "10 %"]
+    # Gains 0.02, 0.03, 0.04: t = 0.03 / (0.01 / sqrt(3)) with two degrees of freedom.
+    p = 2 * stats.t.sf(0.03 / (0.01 / np.sqrt(3)), 2)
+    assert table["p"].tolist() == pytest.approx([p, p])
+    assert table["p_holm"].tolist() == pytest.approx([2 * p, 2 * p])
+    assert set(table["n_family"]) == {2}
+    assert compare(per_image[per_image["condition"] == "real"]).empty
+
+
+def comparison(mean, low, high, **changes):
+    base = {
+        "amount": "10 %",
+        "real_fraction": 0.1,
+        "n_real": 40,
+        "condition": "synthetic",
+        "n_exams": 60,
+        "n_generator_labels": 0,
+        "n_more_labels": 0,
+    }
+    return pd.Series(base | {"mean": mean, "low": low, "high": high} | changes)
+
+
+def test_wording_never_claims_that_there_is_no_difference():
+    open_case = comparison_sentence(comparison(0.012, -0.005, 0.029))
+    assert open_case == (
+        "With 10 % of the real images (40), synthetic pairs changed Dice by +1.2 points "
+        "(95 % CI −0.5 to 2.9, 60 exams): not shown."
+    )
+    assert "raised Dice by 1.2 points (95 % CI 0.3 to 2.1" in comparison_sentence(
+        comparison(0.012, 0.003, 0.021)
+    )
+    assert "lowered Dice by 1.2 points (95 % CI −2.1 to −0.3" in comparison_sentence(
+        comparison(-0.012, -0.021, -0.003)
+    )
+    count = comparison(0.01, np.nan, np.nan, real_fraction=np.nan, n_real=5, n_exams=1)
+    assert comparison_sentence(count) == (
+        "With 5 real images, synthetic pairs changed Dice by +1.0 points; 1 exam gives no interval."
+    )
+    assert verdict(comparison(0.0, 0.0, 0.0)) == "not shown"
+    assert "no difference" not in open_case
+
+
+def test_points_keep_the_sign_and_small_values():
+    assert points(0.0123) == "1.2"
+    assert points(-0.0123) == "−1.2"
+    assert points(0.0003, sign=True) == "+0.03"  # 0.0 would contradict an interval above zero
+    assert points(0.0) == "0.0"
+
+
+def test_finding_tells_budget_control_failures_and_limits():
+    results, per_image = sweep()
+    text = " ".join(finding(compare(per_image), results=results))
+    assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
+    assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
+    assert "(their generator saw 60 labelled images more) raised" in text
+    assert "rough guide" in text
+    assert "one training run" in text
+    assert "already scores 88.0 % Dice" in text
+    assert "1 of 5 trials failed" in text
+    nothing = finding(compare(per_image.iloc[:0]), results=results.iloc[:0])
+    assert nothing == ["No two conditions can be compared yet."]
+
+
+def test_prompt_order_keeps_others_last():
+    assert prompt_order(["tight_box", "jittered_box", "whole_image", "tight_box"]) == [
+        "whole_image",
+        "jittered_box",
+        "tight_box",
+    ]
+
+
+def test_cases_are_worst_median_best_without_repetition():
+    rows = scores([0.9, 0.1, 0.5, 0.7, 0.3], trial_id="r")
+    found = pick_cases(pd.concat([rows, rows.assign(draw=1)]), n=1)
+    assert found["dice"].tolist() == pytest.approx([0.1, 0.5, 0.9])
+    assert found["which"].tolist() == ["worst", "median", "best"]
+    assert pick_cases(rows, n=2)["dice"].tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert pick_cases(rows.iloc[:1], n=2)["which"].tolist() == ["worst"]

@@ -1,0 +1,182 @@
+"""The rows of finished stages as outputs read them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.plan.nodes import Node, TrialSpec
+from experiments.results.outputs import add_stages, collect_per_image, collect_trials
+from experiments.results.statistics import KEYS
+from experiments.runner.sweep import NodeRun
+from experiments.store.columns import PER_IMAGE
+from experiments.store.runs import RunStore, write_done
+
+
+def trial(condition, *, fit=None, scores=None, **axes):
+    """A trial of the grid, or a control where nothing is fitted."""
+    base = {"real_fraction": 0.5, "n_real": 4, "support": 1, "seed": 2, "generator_seed": 0}
+    base["fold"] = 0
+    return TrialSpec(
+        **base | axes,
+        condition=condition,
+        n_generator_labels=0,
+        n_val_labels=0,
+        n_total_labels=4,
+        fit_key=fit,
+        score_keys=scores,
+    )
+
+
+def control(condition, *, scores):
+    return trial(condition, scores=scores, real_fraction=None, n_real=0, support=0, seed=0)
+
+
+class Finished:
+    """A sweep as the outputs see it: stages in a store, each with its state."""
+
+    def __init__(self, root):
+        self.store, self.runs = RunStore(root), {}
+        self.plan = SimpleNamespace(trials=[])
+
+    def add(self, key, *, state="done", reason="", rows=None, **result):
+        stage, name = key.split("/")
+        node = SimpleNamespace(stage=stage, id=name)
+        self.runs[key] = NodeRun(node=node, state=state, reason=reason)
+        folder = self.store.run_dir(stage, name)
+        folder.mkdir(parents=True)
+        if rows is not None:
+            empty = dict.fromkeys(PER_IMAGE)
+            pd.DataFrame([empty | row for row in rows]).to_csv(
+                folder / "per_image.csv", index=False
+            )
+        if state in ("done", "reused"):
+            write_done(folder, {"seconds": 1.5, "peak_memory_mib": 100.0} | result)
+        return key
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return Finished(tmp_path)
+
+
+def image(prompt="whole_image", **changes):
+    base = {"test_cohort": "hc18", "prompt": prompt, "draw": 0, "sample_id": "001_HC"}
+    return base | {"exam_id": "001", "found": True, "dice": 0.5, "dice_256": 0.5} | changes
+
+
+def test_names_that_pandas_takes_for_missing_values_stay_names(sweep):
+    row = image("tight_box", test_cohort="NA", sample_id="null", exam_id="007")
+    key = sweep.add("control/abc", rows=[row])
+    sweep.plan.trials = [control("box_only", scores={("NA", "tight_box"): key})]
+    (found,) = collect_per_image(sweep).to_dict("records")
+    assert (found["test_cohort"], found["sample_id"], found["exam_id"]) == ("NA", "null", "007")
+    assert (found["condition"], found["prompt"], found["dice"]) == ("box_only", "tight_box", 0.5)
+
+
+def test_rows_carry_the_axes_of_their_trial(sweep):
+    whole = sweep.add("score/aaaa", rows=[image(), image(sample_id="002_HC", dice=0.7)])
+    box = sweep.add("score/bbbb", state="reused", rows=[image("tight_box")])
+    alone = sweep.add("control/cccc", rows=[image("tight_box", dice=0.9)])
+    fit = sweep.add("fit/0123456789abcdef")
+    scores = {("hc18", "whole_image"): whole, ("hc18", "tight_box"): box}
+    sweep.plan.trials = [
+        trial("real", fit=fit, scores=scores, fold=1),
+        control("box_only", scores={("hc18", "tight_box"): alone}),
+    ]
+    rows = collect_per_image(sweep)
+    assert set(rows.columns) == {*KEYS, *PER_IMAGE}
+    assert rows["condition"].tolist() == ["real"] * 3 + ["box_only"]
+    assert rows["prompt"].tolist() == ["whole_image"] * 2 + ["tight_box"] * 2
+    assert rows["dice"].tolist() == [0.5, 0.7, 0.5, 0.9]
+    assert set(rows["trial_id"][:3]) == {"real-n4-p1-s2-g0-f1-01234567"}
+    assert rows["trial_id"][3] == "box_only-cccc"
+    assert rows["fold"].tolist() == [1, 1, 1, 0]
+    assert rows["seed"][:3].tolist() == [2, 2, 2]
+    # A control has neither a support nor a seed: its rows are not those of seed 0.
+    for axis in ("real_fraction", "support", "seed", "generator_seed"):
+        assert np.isnan(rows[axis][3])
+
+
+def test_what_is_not_done_has_no_rows(sweep):
+    done = sweep.add("score/aaaa", rows=[image()])
+    failed = sweep.add("score/bbbb", state="failed", reason="no", rows=[image("tight_box")])
+    fit = sweep.add("fit/0123456789abcdef")
+    scores = {("hc18", "whole_image"): done, ("hc18", "tight_box"): failed}
+    sweep.plan.trials = [trial("real", fit=fit, scores=scores)]
+    assert collect_per_image(sweep)["prompt"].tolist() == ["whole_image"]
+    sweep.plan.trials = [trial("real", fit=fit, scores={("hc18", "tight_box"): failed})]
+    rows = collect_per_image(sweep)
+    assert rows.empty
+    assert set(rows.columns) == {*KEYS, *PER_IMAGE}
+
+
+def test_a_trials_cost_is_that_of_its_fit_and_its_scores(sweep):
+    fit = sweep.add("fit/aaaa", seconds=10.0, peak_memory_mib=900.0, steps=40, n_synthetic=7)
+    first = sweep.add("score/bbbb", seconds=2.0, peak_memory_mib=300.0)
+    second = sweep.add("score/cccc", seconds=0.5, peak_memory_mib=1000.0)
+    alone = sweep.add("control/dddd", seconds=3.0, peak_memory_mib=50.0)
+    sweep.plan.trials = [
+        trial("warp", fit=fit, scores={("hc18", "a"): first, ("hc18", "b"): second}),
+        control("mean_mask", scores={("hc18", "a"): alone}),
+    ]
+    own, beside = collect_trials(sweep).to_dict("records")
+    assert (own["status"], own["reason"]) == ("done", "")
+    assert (own["seconds"], own["peak_memory_mib"]) == (12.5, 1000.0)
+    assert (own["steps"], own["n_synthetic"]) == (40, 7)
+    assert (beside["status"], beside["seconds"]) == ("done", 3.0)
+    assert np.isnan(beside["steps"])
+
+
+def test_each_row_names_the_stages_behind_it():
+    scores = {("hc18", "a"): "score/bbbb", ("hc18", "b"): "score/cccc"}
+    trials = [
+        trial("real", fit="fit/aaaa", scores=scores),
+        control("mean_mask", scores={("hc18", "a"): "control/dddd"}),
+    ]
+    real, mean = (spec.id for spec in trials)
+    # A trial without a score yet has neither a cohort nor a prompt.
+    places = [(mean, "hc18", "a"), (real, "hc18", "b"), (real, "hc18", "a"), (real, None, None)]
+    rows = pd.DataFrame(places, columns=["trial_id", "test_cohort", "prompt"])
+    found = add_stages(rows.assign(dice=0.5), trials=trials)
+    assert found["score_id"].tolist()[:3] == ["control/dddd", "score/cccc", "score/bbbb"]
+    assert found["score_id"].isna().tolist() == [False, False, False, True]
+    assert found["fit_id"].tolist()[1:] == ["fit/aaaa"] * 3
+    assert found["fit_id"].isna().tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("fit_state", "score_state", "status"),
+    [
+        ("done", "done", "done"),
+        ("reused", "reused", "done"),
+        ("failed", "blocked", "failed"),
+        ("done", "failed", "failed"),
+        ("waiting", "waiting", "pending"),
+        ("done", "waiting", "pending"),
+        ("done", "running", "pending"),
+    ],
+)
+def test_a_trial_is_done_when_all_its_stages_are(sweep, fit_state, score_state, status):
+    def reason(state):
+        return f"it is {state}" if state in ("failed", "blocked") else ""
+
+    fit = sweep.add("fit/aaaa", state=fit_state, reason=reason(fit_state))
+    score = sweep.add("score/bbbb", state=score_state, reason=reason(score_state))
+    sweep.plan.trials = [trial("real", fit=fit, scores={("hc18", "a"): score})]
+    (found,) = collect_trials(sweep).to_dict("records")
+    assert found["status"] == status
+    assert found["reason"] == reason(fit_state if fit_state == "failed" else score_state)
+    assert (found["seconds"] is None) == (status != "done")
+
+
+def test_a_trial_is_named_by_what_was_fitted_and_a_control_by_its_score():
+    node = Node(stage="fit", content={"a": 1})
+    spec = trial("real", fit=node.key, scores={("hc18", "a"): "score/ffff"})
+    assert spec.id == f"real-n4-p1-s2-g0-{node.id[:8]}"
+    assert spec.keys == [node.key, "score/ffff"]
+    beside = control("zero_shot", scores={("b", "x"): "score/ffff0000aa", ("a", "x"): "score/0123"})
+    assert beside.id == "zero_shot-0123"
+    assert beside.is_control
+    assert not spec.is_control

@@ -1,0 +1,288 @@
+"""Costs from hand-made stores: the median, whose runs count, and what is left out."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from test_plan import make_data
+
+from experiments.config.recipe import load_config
+from experiments.config.schema import resolved
+from experiments.plan.grid import box_plan, make_plan
+from experiments.plan.nodes import STAGE_VERSION, Node
+from experiments.runner.costs import (
+    FIRST_GUESS_S,
+    RUNS_READ,
+    START_S,
+    Costs,
+    bytes_of,
+    n_slots,
+    units_of,
+)
+from experiments.runner.launchers import threads_of
+from experiments.runner.workload import tasks_of, units_to_do
+from experiments.store.provenance import machine
+from experiments.store.runs import write_done, write_started
+
+SETTINGS = ["trainer.threads=1", "trainer.accelerator=cpu"]
+
+
+def write_run(
+    root: Path,
+    name: str,
+    *,
+    stage: str = "fit",
+    seconds: float,
+    content: dict,
+    result: dict | None = None,
+    settings: list[str] = SETTINGS,
+    host: str | None = None,
+    device: str = "cpu",
+    upstream: dict | None = None,
+) -> Path:
+    """A finished run as the worker leaves it."""
+    run_dir = root / "store" / stage / name
+    run_dir.mkdir(parents=True)
+    config = load_config("demo", settings)
+    here = machine()
+    manifest = {
+        "stage": stage,
+        "content": content,
+        "upstream": upstream or {},
+        "config": resolved(config),
+        "threads": config.trainer.threads,
+        "devices": config.trainer.devices,
+        "device": device,
+        "machine": here if host is None else {**here, "host": host},
+    }
+    write_started(run_dir, manifest)
+    write_done(run_dir, {**(result or {}), "seconds": seconds})
+    return run_dir
+
+
+def fit(steps: int) -> dict:
+    return {"segmenter": {"steps": steps}}
+
+
+FIT = Node(stage="fit", content=fit(40), steps=40)
+
+
+def cost_of_fit(root: Path, *changes: str):
+    costs = Costs(root, config=load_config("demo", [*SETTINGS, *changes]))
+    return costs.of("fit", costs.traits(FIT))
+
+
+def test_every_stage_has_a_first_guess():
+    assert set(FIRST_GUESS_S) == set(STAGE_VERSION)
+
+
+def test_nothing_measured_is_a_first_guess(tmp_path):
+    found = cost_of_fit(tmp_path / "none")
+    assert (found.seconds_per_unit, found.match, found.runs) == (0.8, "first guess", ())
+
+
+def test_the_median_bears_a_run_that_was_resumed(tmp_path):
+    # 2.0, 1.0 and 3.0 seconds a step, and one that was resumed at its end.
+    for name, seconds, steps in (("a", 80, 40), ("b", 10, 10), ("c", 120, 40), ("d", 0.4, 40)):
+        write_run(tmp_path, name, seconds=seconds, content=fit(steps))
+    found = cost_of_fit(tmp_path)
+    assert found.seconds_per_unit == 1.5
+    assert (found.match, len(found.runs)) == ("same", 4)
+
+
+def test_the_nearest_runs_count_alone(tmp_path):
+    tiny = [*SETTINGS, "segmenter.backbone=tiny"]
+    write_run(tmp_path, "a", seconds=4, content=fit(40), settings=tiny, host="far")
+    assert cost_of_fit(tmp_path).match == "other settings and machine"
+    write_run(tmp_path, "b", seconds=8, content=fit(40), settings=tiny)
+    found = cost_of_fit(tmp_path)
+    assert (found.match, found.seconds_per_unit) == ("other settings", 0.2)
+    write_run(tmp_path, "c", seconds=12, content=fit(40), host="far")
+    found = cost_of_fit(tmp_path)
+    assert (found.match, found.seconds_per_unit) == ("other machine", 0.3)
+    write_run(
+        tmp_path,
+        "d",
+        seconds=16,
+        content=fit(40),
+        settings=["trainer.threads=2", "trainer.accelerator=cpu"],
+    )
+    found = cost_of_fit(tmp_path)
+    assert (found.match, found.seconds_per_unit) == ("other threads or device", 0.4)
+    write_run(tmp_path, "gpu", seconds=1, content=fit(40), device="cuda")
+    assert cost_of_fit(tmp_path).match == "other threads or device"
+    write_run(tmp_path, "e", seconds=20, content=fit(40))
+    found = cost_of_fit(tmp_path)
+    assert (found.match, found.seconds_per_unit, len(found.runs)) == ("same", 0.5, 1)
+    # Asked for the other way round, the run of the small backbone is the near one.
+    assert cost_of_fit(tmp_path, "segmenter.backbone=tiny").seconds_per_unit == 0.2
+
+
+def test_runs_that_say_nothing_are_left_out(tmp_path):
+    good = write_run(tmp_path, "good", seconds=40, content=fit(40))
+    write_run(tmp_path, "no-steps", seconds=9, content={"segmenter": {}})
+    torn = write_run(tmp_path, "torn", seconds=9, content=fit(1))
+    (torn / "manifest.json").write_text('{"stage": "fit", ')
+    (write_run(tmp_path, "half", seconds=9, content=fit(1)) / "DONE.json").unlink()
+    (write_run(tmp_path, "bare", seconds=9, content=fit(1)) / "manifest.json").unlink()
+    old = write_run(tmp_path, "unmeasured", seconds=9, content=fit(1))
+    (old / "DONE.json").write_text(json.dumps({"steps": 1}))
+    found = cost_of_fit(tmp_path)
+    assert [run.run_dir for run in found.runs] == [good]
+
+
+def test_an_embedding_stage_that_found_all_costs_nothing_and_tells_nothing(tmp_path):
+    encoder = {"encoder": {"backbone": "lite", "precision": "fp32"}}
+    for name, embedded, seconds in (("a", 0, 1.0), ("b", 4, 8.0), ("c", 10, 20.0)):
+        write_run(
+            tmp_path,
+            name,
+            stage="embed",
+            seconds=seconds,
+            content=encoder,
+            result={"images": 10, "embedded": embedded},
+        )
+    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    node = Node(stage="embed", content=encoder, steps=10)
+    found = costs.of("embed", costs.traits(node))
+    assert (found.seconds_per_unit, len(found.runs)) == (2.0, 2)
+
+
+def test_only_the_latest_runs_are_read(tmp_path):
+    for number in range(RUNS_READ + 20):
+        seconds = 400.0 if number < 20 else 40.0
+        run_dir = write_run(tmp_path, f"{number:03}", seconds=seconds, content=fit(40))
+        os.utime(run_dir / "DONE.json", (number, number))
+    found = cost_of_fit(tmp_path)
+    assert len(found.runs) == RUNS_READ
+    assert {run.seconds for run in found.runs} == {40.0}
+
+
+def test_what_has_just_been_finished_is_learnt(tmp_path):
+    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    traits = costs.traits(FIT)
+    assert costs.of("fit", traits).match == "first guess"
+    costs.learn(write_run(tmp_path, "a", seconds=40, content=fit(40)))
+    costs.learn(write_run(tmp_path, "b", seconds=120, content=fit(40)))
+    costs.learn(tmp_path / "store" / "fit" / "missing")
+    found = costs.of("fit", traits)
+    assert (found.seconds_per_unit, found.match, len(found.runs)) == (2.0, "same", 2)
+
+
+def test_sizes_follow_what_was_left(tmp_path):
+    content = {"test": [["a", "x"], ["b", "x"]], "evaluation": {"prompt": "whole_image"}}
+    run_dir = write_run(tmp_path, "a", stage="score", seconds=2, content=content)
+    base = sum(path.stat().st_size for path in run_dir.iterdir())
+    (run_dir / "predictions.npz").write_bytes(b"x" * 1000)
+    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    node = Node(stage="score", content=content, steps=2)
+    cost = costs.of("score", costs.traits(node))
+    assert bytes_of(20, cost=cost, root=tmp_path) == 10 * (base + 1000)
+    assert bytes_of(20, cost=cost_of_fit(tmp_path), root=tmp_path) is None
+    # Weights are as large after more steps.
+    fitted = write_run(tmp_path, "b", seconds=2, content=fit(5))
+    (fitted / "segmenter.safetensors").write_bytes(b"x" * 5000)
+    size = sum(path.stat().st_size for path in fitted.iterdir())
+    assert bytes_of(40, cost=cost_of_fit(tmp_path), root=tmp_path) == size
+    other = cost_of_fit(tmp_path, "segmenter.backbone=tiny")
+    assert bytes_of(40, cost=other, root=tmp_path) is None
+
+
+def test_embeddings_count_where_they_lie(tmp_path):
+    store = tmp_path / "store" / "embeddings" / "ab"
+    store.mkdir(parents=True)
+    for name, size in (("ab1.npy", 100), ("ab2.npy", 100), ("ab2.view.npy", 60)):
+        (store / name).write_bytes(b"x" * size)
+    encoder = {"encoder": {"backbone": "lite", "precision": "fp32"}}
+    run_dir = write_run(
+        tmp_path, "a", stage="embed", seconds=2, content=encoder, result={"embedded": 4}
+    )
+    (run_dir / "embeddings.json").write_text(json.dumps({"x": ["ab1", "ab2"]}))
+    folder = sum(path.stat().st_size for path in run_dir.iterdir())
+    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    cost = costs.of("embed", costs.traits(Node(stage="embed", content=encoder)))
+    # 260 bytes over two views, and a share of the folder itself.
+    assert bytes_of(8, cost=cost, root=tmp_path) == pytest.approx(8 * (folder / 4 + 130))
+
+
+def test_units_of_a_run_are_those_of_its_plan():
+    """What the plan expects and what a run is measured by are one count."""
+    names = "real,real_repeated,strong,warp,phantom,synthetic,real_resized,unet"
+    config = load_config(
+        "demo", [f"sweep.condition=[{names},synthetic_random_subset]", "evaluation.jitter_draws=3"]
+    )
+    made = make_plan(config, make_data())
+    foreign = load_config("demo", ["sweep.condition=[synthetic]"])
+    imported = make_plan(foreign, make_data(foreign_pairs={"a": "h", "b": "h"}))
+    nodes = [*made.nodes.values(), *imported.nodes.values()]
+    assert {node.stage for node in nodes} == set(STAGE_VERSION) - {"box"}
+    for node in nodes:
+        found = units_of(
+            node.stage,
+            content=node.content,
+            config=resolved(config),
+            result={"embedded": node.steps},
+        )
+        assert found == node.steps, node.label
+
+
+def test_units_of_the_box_stage_are_fifteen_an_image_in_plan_and_cost():
+    """Model and ellipse under six jitters, the model under two prompts, the mean mask."""
+    config, data = load_config("demo", ["sweep.condition=[real]"]), make_data()
+    made, key = box_plan(config, data)
+    node = made.nodes[key]
+    assert node.steps == 15 * len(data.split.test)
+    found = units_of("box", content=node.content, config=resolved(config), result={})
+    assert found == node.steps
+
+
+def test_tasks_carry_units_costs_and_inputs(tmp_path):
+    write_run(tmp_path, "a", seconds=80, content=fit(40))
+    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    nodes = {"x": Node(stage="fit", content=fit(10), upstream={"embeddings": "e"}, steps=10)}
+    priced = {"x": costs.of("fit", costs.traits(nodes["x"]))}
+    task = tasks_of({"x": 10}, nodes=nodes, costs=priced)["x"]
+    assert task.seconds == START_S + 20.0
+    assert task.after == ("e",)
+
+
+def test_an_image_is_counted_for_the_first_stage_that_embeds_it():
+    def embed(ids: str, strength: str | None = None, n_views: int = 3) -> Node:
+        content: dict = {"images": [[each, f"hash-{each}"] for each in ids]}
+        if strength is not None:
+            content["augment"] = {"strength": strength, "n_views": n_views}
+        n = len(ids) * (n_views if strength else 1)
+        return Node(stage="embed", content=content, steps=n)
+
+    nodes = {
+        "few": embed("ab"),
+        "more": embed("abcd"),
+        "strong": embed("abx", "strong"),
+        "weak": embed("a", "weak"),
+        "pairs": Node(stage="embed", content={}, upstream={"pairs": "p"}, steps=7),
+        "fit": FIT,
+    }
+    # strong: two views of three images, and x itself; weak views are others.
+    expected = {"few": 2, "more": 2, "strong": 7, "weak": 2, "pairs": 7, "fit": 40}
+    assert units_to_do(nodes, done=set()) == expected
+    expected = {"few": 0, "strong": 7, "weak": 2, "pairs": 7, "fit": 40}
+    assert units_to_do(nodes, done={"more"}) == expected
+    kept = {("hash-a", 0), ("hash-c", 0), ("hash-a", 1)}
+    found = units_to_do(nodes, done=set(), is_embedded=lambda _, view: view in kept)
+    assert found == {"few": 1, "more": 1, "strong": 6, "weak": 1, "pairs": 7, "fit": 40}
+    assert units_to_do({}, done=set()) == {}
+
+
+def test_slots_and_threads_are_those_of_the_launcher():
+    def of(*changes: str):
+        return load_config("demo", list(changes))
+
+    assert n_slots(of("sweep.workers=3")) == 3
+    assert n_slots(of("sweep.devices=[0,1]", "sweep.per_device=2")) == 4
+    assert n_slots(of("sweep.devices=[0,1,2,3]", "trainer.devices=2")) == 2
+    assert n_slots(of("sweep.launcher=slurm", "slurm.max_jobs=9")) == 9
+    assert threads_of(of("trainer.threads=5")) == 5
+    cores = len(os.sched_getaffinity(0))
+    assert threads_of(of(f"sweep.workers={4 * cores}")) == 1
+    assert threads_of(of("sweep.workers=1")) == cores

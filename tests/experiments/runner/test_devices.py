@@ -1,0 +1,82 @@
+"""Which GPUs there are, by a command that pretends, and what is refused of those that are not."""
+
+import pytest
+
+from datamodules.errors import InputError
+from experiments.config.recipe import load_config
+from experiments.runner.gpus import check_devices, device_environment, gpu_names
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Put an nvidia-smi that lists these GPUs, or fails, first on the path."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    def install(*names: str, code: int = 0) -> None:
+        script = tmp_path / "nvidia-smi"
+        lines = "".join(f"echo '{name}'\n" for name in names)
+        script.write_text(f"#!/bin/sh\n{lines}exit {code}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+
+    return install
+
+
+def test_names_in_the_order_of_ids(pretend):
+    pretend("H200", "A100")
+    assert gpu_names() == ["H200", "A100"]
+
+
+def test_a_tool_that_fails_or_is_missing_means_none(pretend, monkeypatch, tmp_path):
+    pretend("No devices were found", code=6)
+    assert gpu_names() == []
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert gpu_names() == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [("1", ["b"]), ("2,0", ["c", "a"]), ("GPU-8f,0", ["GPU-8f", "a"]), ("", [])],
+)
+def test_what_the_user_hides_is_not_there(pretend, monkeypatch, visible, expected):
+    pretend("a", "b", "c")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpu_names() == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sweep.devices=[0,2]"], r"there is no GPU 2; this machine has 2, use 0 to 1"),
+        (
+            ["trainer.devices=4", "trainer.accelerator=gpu", "sweep.workers=1"],
+            r"trainer.devices=4: this machine has 2 GPUs",
+        ),
+    ],
+)
+def test_a_gpu_that_does_not_exist_is_refused(pretend, overrides, words):
+    pretend("a", "b")
+    with pytest.raises(InputError, match=words):
+        check_devices(load_config("demo", overrides))
+
+
+@pytest.mark.parametrize("override", ["sweep.devices=[0]", "trainer.accelerator=gpu"])
+def test_a_machine_without_gpus_is_named(pretend, override):
+    pretend(code=9)
+    with pytest.raises(InputError, match="has no NVIDIA GPU"):
+        check_devices(load_config("demo", [override]))
+
+
+@pytest.mark.parametrize("overrides", [[], ["sweep.devices=[0,1]"], ["trainer.accelerator=cpu"]])
+def test_what_is_there_is_taken(pretend, overrides):
+    pretend("a", "b")
+    check_devices(load_config("demo", overrides))
+
+
+def test_a_process_is_held_to_its_devices(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert device_environment(()) == {}
+    assert device_environment((2,)) == {"CUDA_VISIBLE_DEVICES": "2"}
+    # Ids count among those that the user left visible.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    assert device_environment((2, 0)) == {"CUDA_VISIBLE_DEVICES": "7,4"}

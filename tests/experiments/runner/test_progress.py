@@ -1,0 +1,78 @@
+"""The live table and its plain lines, whatever the terminal."""
+
+import io
+import time
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from experiments.config.recipe import load_config
+from experiments.plan.nodes import Node
+from experiments.runner.progress import LiveProgress
+from experiments.runner.sweep import NodeRun
+from experiments.store.runs import RunStore
+
+LABEL = "score synthetic_same_budget_strong, 20 images, seed 0 on hc18, whole_image"
+
+
+def run(number: int, state: str, **fields) -> NodeRun:
+    content = {"test": [number], "evaluation": {"prompt": "whole_image"}}
+    node = Node(stage="score", content=content, label=f"{LABEL} {number}", steps=10)
+    return NodeRun(node=node, state=state, started=time.monotonic(), **fields)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Fifty stages in every state, the running ones far down."""
+    runs = [run(n, "done", seconds=61) for n in range(20)]
+    runs += [run(20, "failed", reason="ValueError: a reason of many words, " * 9)]
+    runs += [run(n, "waiting") for n in range(21, 40)]
+    runs += [run(n, "running", what="test images", done=3, total=10) for n in (40, 41)]
+    runs += [run(n, "waiting") for n in range(42, 50)]
+    by_key = {each.node.key: each for each in runs}
+    config = load_config("demo", ["name=night", "trainer.accelerator=cpu"])
+    store = RunStore(tmp_path)
+    return SimpleNamespace(runs=by_key, store=store, config=config, pending=True)
+
+
+def screen(sweep, *, width: int, height: int) -> list[str]:
+    console = Console(
+        width=width, height=height, force_terminal=True, color_system=None, file=io.StringIO()
+    )
+    drawn = LiveProgress(sweep, console)._draw()
+    with console.capture() as captured:
+        console.print(drawn)
+    return captured.get().splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 58, 80, 160])
+@pytest.mark.parametrize("height", [12, 30, 70])
+def test_the_table_fits_and_shows_what_runs_and_what_failed(sweep, width, height):
+    lines = screen(sweep, width=width, height=height)
+    assert len(lines) <= height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "21 of 50 stages" in text.replace("\n", " ")
+    assert text.count("▶") == 2
+    assert text.count("test images 3/10"[: max(18, width // 3) - 1]) == 2
+    assert text.count("✗") == 1
+    assert ("━" in text) == (width >= 80)
+    hidden = 50 - sum(line[:1] in "✓▶✗·" for line in lines if line)
+    assert (f"and {hidden} more stages" in text) == (hidden > 0)
+
+
+def test_a_log_without_a_terminal_has_whole_lines(sweep):
+    console = Console(width=40, file=io.StringIO(), force_terminal=False)
+    with LiveProgress(sweep, console) as progress:
+        progress.update()
+        progress.update()
+    lines = console.file.getvalue().splitlines()
+    running = [line for line in lines if "] running" in line]
+    # A state is printed once; how far the running ones are follows at long intervals.
+    assert len(running) == 4
+    assert running[0].endswith(f"{LABEL} 40: test images 3/10, 0:00")
+    assert sum("] done" in line for line in lines) == 20
+    assert sum("] failed" in line for line in lines) == 1
+    assert not any("waiting" in line for line in lines)
+    assert "\x1b" not in console.file.getvalue()

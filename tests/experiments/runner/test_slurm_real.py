@@ -1,0 +1,181 @@
+"""A real SLURM of this machine: states as it gives them, preemption, and a sweep through it."""
+
+import subprocess
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import write_hc18_folder
+from slurm_parts import HAS_SLURM, real_slurm
+from test_slurm import context, node
+from test_sweep import command, environment, scores, weights
+
+from datamodules.errors import InputError
+from experiments.config.recipe import load_config
+from experiments.runner import slurm
+from experiments.runner.slurm import SlurmLauncher
+from experiments.runner.slurm_ledger import read_ledger
+
+pytestmark = pytest.mark.skipif(
+    not HAS_SLURM, reason="needs root, and the packages slurm-wlm and munge"
+)
+SETTINGS = [
+    "sweep.launcher=slurm",
+    "slurm.mem_gb=1",
+    "slurm.cpus=1",
+    "slurm.gpus=0",
+    "slurm.poll_s=0.5",
+    "slurm.time_min=5",
+]
+STAND_IN = """
+import pathlib, sys, time
+folder = pathlib.Path(sys.argv[1])
+with (folder / "starts").open("a") as file:
+    file.write("start\\n")
+while not (folder / "go").exists():
+    time.sleep(0.1)
+(folder / "DONE.json").write_text("{}")
+"""
+"""What stands in for a stage: it says that it runs, and is done when a test lets it go on."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with real_slurm() as variables:
+        yield variables
+
+
+def wait_for(is_there, *, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def n_starts(run_dir: Path) -> int:
+    path = run_dir / "starts"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+    monkeypatch.setattr(
+        slurm, "job_command", lambda _, chain: ["-c", STAND_IN, str(tmp_path / "store" / chain[0])]
+    )
+    config = load_config("demo", [*SETTINGS, f"store.root={tmp_path}"])
+    again, killed = node("again"), node("killed")
+    dirs = {each.label: tmp_path / "store" / each.key for each in (again, killed)}
+    launcher = SlurmLauncher(config)
+    launcher.adopt()
+    jobs = launcher.start([[context(tmp_path, each)] for each in (again, killed)])
+    assert len(read_ledger(launcher.folder)) == 1
+    wait_for(lambda: all(n_starts(each) == 1 for each in dirs.values()))
+    assert [job.ended() for job in jobs] == [None, None]
+
+    subprocess.run(["scontrol", "requeue", jobs[0].job_id], check=True)
+    subprocess.run(["scancel", "--batch", "--signal=KILL", jobs[1].job_id], check=True)
+    wait_for(lambda: jobs[1].ended() is not None)
+    assert jobs[1].was_killed
+    wait_for(lambda: _state(jobs[0].job_id) == "PENDING")
+    launcher.look()
+    assert jobs[0].ended() is None, "SLURM queues it again by itself"
+
+    restarted = SlurmLauncher(config)
+    adopted = restarted.adopt()
+    assert list(adopted) == [again.key]
+    subprocess.run(["scontrol", "update", f"jobid={jobs[0].job_id}", "StartTime=now"], check=True)
+    wait_for(lambda: n_starts(dirs["again"]) == 2)
+    (dirs["again"] / "go").touch()
+    wait_for(lambda: adopted[again.key].ended() is not None)
+    assert "COMPLETED" in adopted[again.key].ended()
+    assert restarted.free() == config.slurm.max_jobs
+
+
+def test_a_partition_that_does_not_exist_is_refused_at_once(tmp_path, cluster, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+    settings = [*SETTINGS, f"store.root={tmp_path}", "slurm.partition=nosuch"]
+    launcher = SlurmLauncher(load_config("demo", settings))
+    launcher.adopt()
+    with pytest.raises(InputError, match=r"sbatch: .*[Ii]nvalid partition"):
+        launcher.start([[context(tmp_path, node("a"))]])
+
+
+def _state(job_id: str) -> str:
+    words = ["squeue", "-h", f"--jobs={job_id}", "-o", "%T"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+
+SMALL = [
+    "sweep.condition=[real]",
+    "sweep.real_fraction=[1.0]",
+    "evaluation.controls=[]",
+    "evaluation.prompts=[whole_image]",
+    "wandb.mode=disabled",
+    "segmenter.steps=300",
+    "trainer.checkpoint_every=20",
+    "trainer.checkpoint_s=0",
+]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    """The same sweep without a cluster: its data and its store."""
+    folder = tmp_path_factory.mktemp("local")
+    data = write_hc18_folder(folder / "hc18")
+    ended = _run(command(data, folder / "runs", *SMALL), environment())
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return data, folder / "runs"
+
+
+def _run(words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        words, capture_output=True, text=True, env=variables, timeout=500, check=False
+    )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("partition", ["low", "now"])
+def test_a_preempted_fit_goes_on_to_the_same_weights(
+    local, tmp_path, cluster, monkeypatch, partition
+):
+    """`low` asks the job to end, and the sweep sends it again; `now` is SLURM's own requeue."""
+    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+    data, finished = local
+    words = command(data, tmp_path, *SMALL, *SETTINGS, f"slurm.partition={partition}")
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**environment(), **cluster},
+    )
+    try:
+        fits = tmp_path / "store" / "fit"
+        wait_for(lambda: list(fits.glob("*/checkpoints/*.ckpt")), timeout_s=300)
+        urgent = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null"]
+        subprocess.run([*urgent, "--wrap=sleep 2"], check=True)
+        wait_for(lambda: _of("high") and not _of(partition, state="RUNNING"))
+        deadline = time.monotonic() + 400
+        while process.poll() is None and time.monotonic() < deadline:
+            # A job that is queued again waits for two minutes otherwise.
+            for job_id in _of(partition, state="PENDING"):
+                update = ["scontrol", "update", f"jobid={job_id}", "StartTime=now"]
+                subprocess.run(update, capture_output=True, check=False)
+            time.sleep(1)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, printed
+    assert ("it goes on from its checkpoint" in printed) == (partition == "low")
+    (log,) = fits.glob("*/log.txt")
+    assert "Restoring states from the checkpoint" in log.read_text()
+    assert weights(tmp_path) == weights(finished)
+    assert len(weights(tmp_path)) == 1
+    pd.testing.assert_frame_equal(scores(tmp_path), scores(finished), check_exact=True)
+
+
+def _of(partition: str, *, state: str = "PENDING,RUNNING") -> list[str]:
+    words = ["squeue", "-h", "-r", f"--partition={partition}", f"--states={state}", "-o", "%i"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()

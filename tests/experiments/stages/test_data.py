@@ -1,0 +1,158 @@
+"""From a folder to what a plan needs: what is remembered, and what makes it be read again."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datamodules.errors import InputError
+from datamodules.index import Index
+from datamodules.split_file import read_split_file
+from datamodules.synthetic import write_pair
+from experiments.__main__ import main
+from experiments.config.recipe import load_config
+from experiments.config.schema import ExperimentConfig
+from experiments.stages.data import load_data, write_splits
+
+CSV = "training_set_pixel_size_and_HC.csv"
+
+
+@pytest.fixture
+def config(hc18_folder, tmp_path) -> ExperimentConfig:
+    changes = ["data.subset.n_images=null", "split.test=4", "split.val=2", "split.train=null"]
+    return load_config(
+        "demo", [*changes, f"data.root={hc18_folder}", f"store.root={tmp_path / 'runs'}"]
+    )
+
+
+def kept_index(config: ExperimentConfig) -> Path:
+    (path,) = (Path(config.store.root) / "store" / "index").iterdir()
+    return path
+
+
+def test_a_corrected_pixel_size_changes_the_reference_and_not_the_content(config, hc18_folder):
+    before = load_data(config).view
+    path = hc18_folder / CSV
+    name, pixel_size, _ = path.read_text().splitlines()[1].split(",")
+    path.write_text(path.read_text().replace(pixel_size, f"{float(pixel_size) * 1.01:.9f}"))
+    after = load_data(config).view
+    assert after.content == before.content
+    changed = {key for key in after.references if after.references[key] != before.references[key]}
+    assert changed == {name.removesuffix(".png")}
+
+
+def test_an_index_is_read_again_only_where_it_can_be(config, monkeypatch):
+    first = load_data(config)
+    read = []
+    from_json = Index.from_json
+    monkeypatch.setattr(Index, "from_json", lambda text: read.append(text) or from_json(text))
+    assert load_data(config).rows == first.rows
+    assert len(read) == 1
+    path = kept_index(config)
+    path.write_text(path.read_text().replace('"version": 2', '"version": 0'))
+    assert load_data(config).rows == first.rows
+    assert '"version": 2' in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "words"),
+    [
+        ("made-1", 1.0, None),
+        ("made-1", 0.5, "made-1.png.*cut short"),
+        ("001_HC", 1.0, "synthesis.folder.*001_HC.png.*rename"),
+    ],
+)
+def test_pairs_of_others_are_checked_before_anything_runs(config, tmp_path, name, keep, words):
+    folder = tmp_path / "pairs"
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 255, -1)
+    write_pair(folder, name, image=mask // 2, mask=mask // 255)
+    path = folder / "image" / f"{name}.png"
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    config.synthesis.folder = str(folder)
+    if words is None:
+        assert set(load_data(config).view.foreign_pairs) == {name}
+    else:
+        with pytest.raises(InputError, match=words):
+            load_data(config)
+
+
+def test_every_exam_is_tested_once_over_the_folds(config, tmp_path):
+    single = load_data(config).view
+    assert len(single.folds) == 1
+    assert single.split is single.folds[0]
+    config.split.n_folds = 3
+    view = load_data(config).view
+    tested = [sample_id for fold in view.folds for sample_id in fold.test]
+    assert sorted(tested) == sorted(view.units)
+    exams = [{view.units[i].exam_id for i in fold.test} for fold in view.folds]
+    assert sum(map(len, exams)) == len(set().union(*exams)) == 8
+    assert view.split is view.folds[0]
+    write_splits(single.folds, tmp_path / "one.json")
+    assert json.loads((tmp_path / "one.json").read_text()) == {
+        part: list(getattr(single.split, part)) for part in ("train", "val", "test")
+    }
+    write_splits(view.folds, tmp_path / "three.json")
+    written = json.loads((tmp_path / "three.json").read_text())["folds"]
+    assert [tuple(each["test"]) for each in written] == [fold.test for fold in view.folds]
+
+
+def test_published_folds_are_read_back_the_same(config, tmp_path, monkeypatch, capsys):
+    """Written by the command of one recipe, read by a sweep that would deal others."""
+    root, path = config.data.root, tmp_path / "folds.json"
+    words = ["data", "split", "demo", f"data.root={root}", f"store.root={tmp_path / 'runs'}"]
+    words += ["data.subset.n_images=null", "split.val=2", "split.train=null", "split.n_folds=3"]
+    words += ["--out", str(path), "--name", "mine", "--version", "1"]
+    monkeypatch.setattr("sys.argv", ["sonosweep", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    published = read_split_file(path)
+    printed = capsys.readouterr().out
+    assert f"mine 1, 3 folds that test 12 images of hc18, sha256 {published.sha256}" in printed
+    config.split.n_folds = 3
+    dealt = load_data(config).view.folds
+    assert published.folds == dealt
+    config.split.seed, config.split.val = 7, 1
+    assert load_data(config).view.folds != dealt
+    config.split.file = str(path)
+    assert load_data(config).view.folds == dealt
+    config.split.n_folds = 1
+    assert load_data(config).view.folds == dealt[:1]
+    config.split.n_folds = 2
+    with pytest.raises(InputError, match=r"split\.n_folds=2: .*holds 3 folds"):
+        load_data(config)
+
+
+def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folder, tmp_path):
+    """Every fold's models are tested on it, and over the folds every image is trained on."""
+    config.split.n_folds = 3
+    view = load_data(config).view
+    copied = view.folds[0].test[0]
+    assert copied in view.folds[1].train + view.folds[1].val + view.folds[2].train
+    image = cv2.imread(str(hc18_folder / "training_set" / f"{copied}.png"), cv2.IMREAD_GRAYSCALE)
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 1, -1)
+    write_pair(tmp_path / "clinic", "theirs", image=image, mask=mask)
+    config.data.test_cohorts = [str(tmp_path / "clinic")]
+    with pytest.raises(InputError, match=f"theirs of clinic is a near-copy of {copied}"):
+        load_data(config)
+
+
+def test_pairs_of_others_may_copy_train_images_but_no_test_image(config, hc18_folder, tmp_path):
+    split = load_data(config).view.split
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 1, -1)
+
+    def copy_of(sample_id: str, name: str) -> str:
+        path = hc18_folder / "training_set" / f"{sample_id}.png"
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        write_pair(tmp_path / name, "pair-1", image=image, mask=mask)
+        return str(tmp_path / name)
+
+    config.synthesis.folder = copy_of(split.train[0], "fair")
+    assert set(load_data(config).view.foreign_pairs) == {"pair-1"}
+    config.synthesis.folder = copy_of(split.test[0], "leak")
+    with pytest.raises(
+        InputError, match=f"pair-1 is a near-copy of the test image {split.test[0]}"
+    ):
+        load_data(config)

@@ -1,0 +1,242 @@
+"""One batch in several parts or on several devices: the same weights as at once."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_hc18_folder
+from safetensors.torch import load_file
+from stage_parts import Stages
+
+from experiments.plan.grid import make_plan
+from experiments.plan.nodes import Node
+from experiments.runner.distributed import context_of, write_request
+from experiments.runner.worker import failure_kind, run_held
+from experiments.stages.fit import WEIGHTS_NAME
+from experiments.stages.table import run_generator
+from experiments.stages.training import last_checkpoint
+from experiments.store.runs import read_failure
+from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.segmenters.unet.module import UnetModule
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads():
+    """A stage sets the threads of its process, which here is that of all tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory):
+    root = tmp_path_factory.mktemp("stages")
+    made = Stages(write_hc18_folder(root / "hc18"), root / "runs")
+    made.config.wandb.mode = "disabled"
+    made.config.segmenter.steps = 6
+    made.config.segmenter.batch_size = 4
+    made.config.segmenter.learning_rate = 1e-5
+    made.config.generator.size_hw = (32, 48)
+    made.config.generator.block_out_channels = (8, 16)
+    made.config.generator.steps = 4
+    made.config.generator.warmup_steps = 1
+    made.config.generator.batch_size = 4
+    made.config.trainer.checkpoint_every, made.config.trainer.checkpoint_s = 2, 0
+    made.config.sweep.real_fraction = [1.0]
+    made.config.sweep.condition = ["real"]
+    made.config.sweep.workers = 1
+    made.config.evaluation.controls = []
+    return made
+
+
+def contexts(stages) -> dict:
+    """The stages of the one trial, by kind."""
+    plan = make_plan(stages.config, stages.data.view)
+    found = {}
+    for node in plan.nodes.values():
+        context = stages.context(node.stage, node.content, **node.upstream)
+        found[node.stage if node.stage != "embed" else f"embed-{len(found)}"] = replace(
+            context, node=node
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def fit_context(stages):
+    """A fit whose embeddings are there."""
+    found = contexts(stages)
+    (key,) = found["fit"].node.upstream.values()
+    embed = next(c for c in found.values() if c.node.key == key)
+    assert run_held(embed, threads=1) == 0
+    return found["fit"]
+
+
+def elsewhere(context, name: str):
+    """The same stage under another id, so that it is run again."""
+    node = context.node
+    return replace(
+        context,
+        node=Node(
+            stage=node.stage,
+            content={**node.content, "copy": name},
+            upstream=node.upstream,
+            label=node.label,
+        ),
+    )
+
+
+def weights_of(context) -> dict[str, torch.Tensor]:
+    return load_file(context.run_dir / WEIGHTS_NAME)
+
+
+@pytest.fixture(scope="module")
+def at_once(fit_context):
+    context = elsewhere(fit_context, "at once")
+    assert run_held(context, threads=1) == 0
+    return weights_of(context)
+
+
+def largest_difference(first, second) -> float:
+    assert first.keys() == second.keys()
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_same_weights(fit_context, at_once, parts):
+    context = replace(elsewhere(fit_context, f"in {parts}"), shrink=parts)
+    assert run_held(context, threads=1) == 0
+    assert largest_difference(weights_of(context), at_once) < 1e-6
+    manifest = (context.run_dir / "manifest.json").read_text()
+    assert f'"batch_parts": {parts}' in manifest
+
+
+def test_the_weights_of_other_batches_differ_by_more(stages, fit_context, at_once):
+    """What the tests beside this one could have missed."""
+    context = elsewhere(fit_context, "other batches")
+    content = {**context.node.content, "seed": 9}
+    context = replace(context, node=replace(context.node, content=content))
+    assert run_held(context, threads=1) == 0
+    assert largest_difference(weights_of(context), at_once) > 1e-5
+
+
+def test_a_generator_in_parts_sees_the_same_batches(stages):
+    ids = list(stages.data.view.split.train)
+    content = {"images": stages.contents(ids), "seed": 0}
+    losses = []
+    for parts in (1, 2):
+        context = stages.context("generator", {**content, "parts": parts})
+        result = run_generator(replace(context, shrink=parts))
+        assert result["steps"] == 4
+        losses.append(load_file(context.run_dir / "generator" / "generator.safetensors"))
+    # Adam divides by the gradient's size: in few steps it makes much of a rounding.
+    assert largest_difference(*losses) < 1e-3
+
+
+def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch):
+    """Fails at once, as it cannot hold more than two images, and goes through in two parts."""
+    unet = UnetConfig(size_hw=(32, 64), decoder_channels=(16, 8, 8, 8, 8), steps=3, warmup_steps=1)
+    monkeypatch.setattr(stages.config, "unet", unet)
+    ids, sizes = list(stages.data.view.split.train), []
+    step = UnetModule.training_step
+
+    def small(self, batch):
+        sizes.append(len(batch["mask"]))
+        if sizes[-1] > 2:
+            raise MemoryError
+        return step(self, batch)
+
+    monkeypatch.setattr(UnetModule, "training_step", small)
+    context = stages.context("fit_unet", {"images": stages.contents(ids), "seed": 0})
+    assert run_held(context, threads=1) == 1
+    assert read_failure(context.run_dir).kind == "out_of_memory"
+    assert run_held(replace(context, shrink=2), threads=1) == 0
+    assert sizes == [4] + [2] * 6
+    result = json.loads((context.run_dir / "DONE.json").read_text())
+    assert (result["steps"], result["batch_parts"]) == (3, 2)
+
+
+def test_a_stage_is_found_again_from_its_directory(fit_context):
+    write_request(fit_context)
+    found = context_of(fit_context.run_dir)
+    assert found.node.id == fit_context.node.id
+    assert found.content == fit_context.content
+    assert found.run_dir == fit_context.run_dir.absolute()
+
+
+def test_two_processes_give_the_weights_of_one(stages, fit_context, at_once):
+    """The command that the sweep starts for `trainer.devices=2`, on two gloo processes."""
+    config = replace(stages.config, trainer=replace(stages.config.trainer, devices=2))
+    context = replace(fit_context, config=config)
+    write_request(context)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2", "1"],
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    log = (context.run_dir / "log.txt").read_text()
+    assert ended.returncode == 0, log
+    assert "distributed_backend=gloo" in log
+    assert log.count("GLOBAL_RANK") == 2
+    assert (context.run_dir / "DONE.json").is_file()
+    assert last_checkpoint(context.run_dir) is None
+    assert largest_difference(weights_of(context), at_once) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+        ),
+        (MemoryError(), "out_of_memory"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
+        (RuntimeError("Error while serializing: I/O error: No space left on device"), "disk_full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3"), "error"),
+        (OSError(errno.EACCES, "Permission denied"), "error"),
+        (ValueError("no"), "error"),
+    ],
+)
+def test_kinds_of_failure(tmp_path, error, kind):
+    assert failure_kind(error, run_dir=tmp_path) == kind
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["fit", "generator"])
+def test_mixed_precision_over_two_processes(stages, fit_context, kind):
+    trainer = replace(stages.config.trainer, devices=2)
+    config = replace(stages.config, trainer=trainer, name="mixed")
+    config.segmenter = replace(config.segmenter, precision="bf16-mixed")
+    config.generator = replace(config.generator, precision="bf16-mixed")
+    if kind == "generator":
+        config.sweep = replace(config.sweep, condition=["synthetic"])
+        config.synthesis = replace(config.synthesis, generator_count=4)
+    plan = make_plan(config, stages.data.view)
+    node = next(n for n in plan.nodes.values() if n.stage == kind)
+    context = replace(fit_context, config=config, node=node)
+    context.run_dir.mkdir(parents=True)
+    write_request(context)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2", "1"],
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+    log = (context.run_dir / "log.txt").read_text()
+    assert ended.returncode == 0, log
+    assert "bfloat16 Automatic Mixed Precision" in log
+    assert log.count("GLOBAL_RANK") == 2
+    assert (context.run_dir / "DONE.json").is_file()

@@ -1,0 +1,337 @@
+"""Scores at the original size: perfect and empty predictions, the control, fixed draws."""
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datamodules.annotation import read_annotation
+from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
+from datamodules.geometry import place
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import Sample, read_hc18
+from experiments.stages.evaluation import Protocol, Scorer, box_only_logits, evaluate
+from experiments.store.columns import PER_IMAGE
+from lightning_modules.prompts import boxes_from_masks, ellipse_in_box_mask
+
+PROTOCOL = Protocol(
+    prompts=["whole_image", "jittered_box", "tight_box"], jitter_draws=3, jitter_max_px=19
+)
+MM = ["hausdorff_mm", "hc_pred_mm", "hc_ref_mm", "hc_err_mm", "hc_abs_err_mm"]
+
+
+@pytest.fixture
+def samples(hc18_folder):
+    return {s.sample_id: s for s in read_hc18(hc18_folder)}
+
+
+@pytest.fixture
+def loaders(samples, tmp_path):
+    """Test loaders of two cohorts, at any batch size."""
+    ids = sorted(samples)
+
+    def build(batch_size=4):
+        datamodule = HC18DataModule(
+            samples=samples,
+            train_ids=[],
+            val_ids=[],
+            test_ids={"hc18": ids[:9], "other": ids[9:]},
+            frame_hw=(256, 256),
+            resize_mode="pad",
+            batch_size=batch_size,
+            n_batches=0,
+            seed=0,
+            cache_dir=tmp_path / "cache",
+        )
+        datamodule.setup()
+        return dict(zip(datamodule.test_ids, datamodule.test_dataloader(), strict=True))
+
+    return build
+
+
+def scorer(samples):
+    return Scorer(samples=samples, frame_hw=(256, 256), mode="pad")
+
+
+def perfect(batch, boxes):
+    return batch["mask"] * 2 - 1
+
+
+def test_perfect_logits_of_the_frame_score_near_one(samples, loaders):
+    rows = evaluate(perfect, loaders(), protocol=PROTOCOL, scorer=scorer(samples))
+    assert len(rows) == 12 * 5
+    for row in rows:
+        sample = samples[row["sample_id"]]
+        assert row["dice"] > 0.99
+        assert row["dice_256"] > 0.99
+        assert row["hausdorff_mm"] <= 1.01 * sample.pixel_size_mm
+        # The head is about 125 pixels round: 1 % is a fifth of a pixel in radius.
+        assert row["hc_abs_err_mm"] < 0.01 * sample.hc_mm
+        assert row["hc_err_mm"] == pytest.approx(row["hc_pred_mm"] - sample.hc_mm)
+        assert row["hc_abs_err_mm"] == abs(row["hc_err_mm"])
+        assert row["hc_ref_mm"] == sample.hc_mm
+        assert row["exam_id"] == sample.exam_id
+
+
+def test_perfect_logits_at_hc18_size(tmp_path):
+    """A true ellipse at 540x800 through a 256 px frame: sub-pixel loss only."""
+    ellipse = Ellipse(
+        center_x_px=402.3, center_y_px=268.7, semi_major_px=231, semi_minor_px=172, theta_rad=0.4
+    )
+    mask = rasterise(ellipse, size_hw=(540, 800))
+    cv2.imwrite(str(tmp_path / "mask.png"), mask * 255)
+    sample = Sample(
+        sample_id="a",
+        image_path=tmp_path / "unused.png",
+        annotation_path=tmp_path / "mask.png",
+        exam_id="a",
+        frame=1,
+        pixel_size_mm=0.14,
+        hc_mm=perimeter_px(ellipse) * 0.14,
+        cohort="x",
+    )
+    judge = scorer({"a": sample})
+    placement = place((540, 800), frame_hw=(256, 256), mode="pad")
+    # Signed distance on the frame's grid, as a perfectly calibrated segmenter would give.
+    y, x = np.mgrid[:256, :256].astype(float)
+    points = np.stack(
+        [(x + 0.5) / placement.scale_x - 0.5, (y + 0.5) / placement.scale_y - 0.5], axis=-1
+    )
+    distance = contour_distance_px(ellipse, points.reshape(-1, 2)).reshape(256, 256)
+    logits = torch.from_numpy(-distance).float()[None]
+    row = judge.row("a", judge.predicted_mask(logits, "a"))
+    assert row["dice"] > 0.998
+    assert row["dice_256"] > 0.998
+    assert row["hausdorff_mm"] < 0.3
+    assert row["hc_abs_err_mm"] < 0.2
+    shifted = judge.row("a", judge.predicted_mask(logits.roll(4, dims=2), "a"))
+    assert shifted["dice"] < 0.98
+    assert shifted["hausdorff_mm"] == pytest.approx(4 * 800 / 256 * 0.14, abs=0.3)
+
+
+def test_an_exact_prediction_by_hand(samples):
+    judge = scorer(samples)
+    sample = samples["004_2HC"]
+    mask = read_annotation(sample.annotation_path, filled_bias_px=1.4).mask
+    assert np.array_equal(judge.reference("004_2HC"), mask)
+    row = judge.row("004_2HC", mask)
+    assert set(row) | {"test_cohort", "prompt", "draw"} == set(PER_IMAGE)
+    assert (row["dice"], row["dice_256"], row["hausdorff_mm"]) == (1.0, 1.0, 0.0)
+    assert row["found"] is True
+    assert (row["exam_id"], row["trimester"], row["hc_ref_mm"]) == ("004", 2, 170.0)
+    assert row["hc_pred_mm"] == pytest.approx(170.0, rel=0.01)
+    assert judge.row("001_HC", judge.reference("001_HC"))["trimester"] == 1
+    assert judge.row("008_HC", judge.reference("008_HC"))["trimester"] == 3
+
+
+def test_an_empty_prediction(samples):
+    judge = scorer(samples)
+    predicted = judge.predicted_mask(torch.full((1, 256, 256), -3.0), "001_HC")
+    assert predicted.shape == (54, 80)
+    assert predicted.dtype == np.uint8
+    assert not predicted.any()
+    row = judge.row("001_HC", predicted)
+    assert (row["dice"], row["dice_256"]) == (0.0, 0.0)
+    assert row["found"] is False
+    # The worst case, not a gap: no circumference, and as far off as the image allows.
+    diagonal_mm = math.hypot(54, 80) * samples["001_HC"].pixel_size_mm
+    assert row["hausdorff_mm"] == pytest.approx(diagonal_mm)
+    assert (row["hc_pred_mm"], row["hc_ref_mm"]) == (0.0, 70.0)
+    assert (row["hc_err_mm"], row["hc_abs_err_mm"]) == (-70.0, 70.0)
+
+
+def test_a_prediction_that_fills_the_image(samples):
+    judge = scorer(samples)
+    row = judge.row("001_HC", np.ones((54, 80), dtype=np.uint8))
+    area = int(judge.reference("001_HC").sum())
+    assert row["dice"] == pytest.approx(2 * area / (area + 54 * 80))
+    assert (row["hc_pred_mm"], row["hc_abs_err_mm"]) == (0.0, 70.0)
+    assert 0 < row["hausdorff_mm"] < math.hypot(54, 80) * samples["001_HC"].pixel_size_mm
+
+
+def test_no_mm_without_a_pixel_size(samples):
+    unknown = replace(samples["004_HC"], pixel_size_mm=None, hc_mm=None)
+    judge = scorer({"004_HC": unknown})
+    row = judge.row("004_HC", judge.reference("004_HC"))
+    assert not set(row) & set(MM)
+    assert row["trimester"] is None
+    assert row["dice"] == 1.0
+
+
+def test_without_a_published_circumference_our_fit_is_the_reference(samples):
+    judge = scorer({"004_HC": replace(samples["004_HC"], hc_mm=None)})
+    row = judge.row("004_HC", judge.reference("004_HC"))
+    assert row["hc_err_mm"] == 0.0
+    assert row["hc_ref_mm"] == pytest.approx(170.0, rel=0.01)
+    assert row["trimester"] is None
+
+
+def test_filled_annotations_are_corrected_and_read_once(samples):
+    sample = samples["003_HC"]
+    outline = read_annotation(sample.annotation_path).mask
+    grown = cv2.dilate(outline, np.ones((3, 3), np.uint8))
+    cv2.imwrite(str(sample.annotation_path), grown * 255)
+    judge = scorer(samples)
+    reference = judge.reference("003_HC")
+    assert 0.97 * outline.sum() < reference.sum() < 1.03 * outline.sum()
+    assert grown.sum() > 1.08 * outline.sum()
+    sample.annotation_path.unlink()
+    assert judge.reference("003_HC") is reference
+
+
+def test_passes():
+    assert list(PROTOCOL.passes()) == [
+        ("whole_image", 0),
+        ("jittered_box", 0),
+        ("jittered_box", 1),
+        ("jittered_box", 2),
+        ("tight_box", 0),
+    ]
+    assert list(Protocol(prompts=[], jitter_draws=3, jitter_max_px=19).passes()) == []
+
+
+def test_offsets_are_fixed_whole_numbers_in_range():
+    ids = [f"{n:03d}_HC" for n in range(400)]
+    offsets = PROTOCOL.offsets(ids, draw=0)
+    assert offsets.shape == (400, 4)
+    assert offsets.dtype == torch.float32
+    assert set(offsets.unique().tolist()) == set(range(20))
+    assert offsets.mean() == pytest.approx(9.5, abs=0.5)
+    assert torch.equal(offsets[[7]], PROTOCOL.offsets(["007_HC"], draw=0))
+    assert not torch.equal(offsets, PROTOCOL.offsets(ids, draw=1))
+    assert len({tuple(row) for row in offsets.tolist()}) > 390
+    torch.manual_seed(5)  # no global random state is read
+    assert torch.equal(PROTOCOL.offsets(ids, draw=0), offsets)
+    # Frozen: other draws would unpair new trials from old ones.
+    assert offsets[:2].tolist() == [[3, 3, 12, 11], [3, 1, 16, 16]]
+
+
+class Recorder:
+    """A segmenter that notes its boxes and answers by `logits`."""
+
+    def __init__(self, logits):
+        self.logits, self.boxes = logits, {}
+
+    def __call__(self, batch, boxes):
+        for sample_id, box in zip(batch["sample_id"], boxes.tolist(), strict=True):
+            self.boxes.setdefault(sample_id, []).append(box)
+        return self.logits(batch, boxes)
+
+
+def test_boxes_are_the_same_for_every_model_and_batch_size(samples, loaders):
+    def nothing(batch, boxes):
+        torch.randn(3)  # a model may use random numbers itself
+        return torch.full_like(batch["mask"], -1)
+
+    recorders = []
+    for batch_size, logits in ((1, perfect), (4, nothing), (5, nothing)):
+        recorder = Recorder(logits)
+        evaluate(recorder, loaders(batch_size), protocol=PROTOCOL, scorer=scorer(samples))
+        recorders.append(recorder.boxes)
+    assert recorders[0] == recorders[1] == recorders[2]
+    assert set(recorders[0]) == set(samples)
+    for loader in loaders().values():
+        for batch in loader:
+            tight = boxes_from_masks(batch["mask"], valid_hw=batch["valid_hw"]).tolist()
+            for sample_id, (x0, y0, x1, y1) in zip(batch["sample_id"], tight, strict=True):
+                whole, *jittered, last = recorders[0][sample_id]
+                assert whole == [0, 0, 255, 172]
+                assert last == [x0, y0, x1, y1]
+                assert len({tuple(box) for box in jittered}) == 3
+                for box in jittered:
+                    assert 0 <= box[0] <= x0
+                    assert 0 <= box[1] <= y0
+                    assert x1 <= box[2] <= 255
+                    assert y1 <= box[3] <= 172
+
+
+def test_rows_progress_and_kept_masks(samples, loaders):
+    calls, kept = [], []
+    rows = evaluate(
+        perfect,
+        loaders(4),
+        protocol=PROTOCOL,
+        scorer=scorer(samples),
+        keep=lambda prompt, sample_id, mask: kept.append((prompt, sample_id, mask)),
+        progress=lambda done, total: calls.append((done, total)),
+    )
+    assert all(set(row) <= set(PER_IMAGE) for row in rows)
+    keys = [(r["test_cohort"], r["prompt"], r["draw"], r["sample_id"]) for r in rows]
+    ids = sorted(samples)
+    cohort = {sample_id: "hc18" if n < 9 else "other" for n, sample_id in enumerate(ids)}
+    assert sorted(keys) == sorted(
+        (cohort[i], prompt, draw, i) for i in ids for prompt, draw in PROTOCOL.passes()
+    )
+    assert [total for _, total in calls] == [60] * len(calls)
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert calls[-1] == (60, 60)
+    assert sorted((p, i) for p, i, _ in kept) == sorted(
+        (p, i) for p in PROTOCOL.prompts for i in ids
+    )
+    for _, sample_id, mask in kept:
+        assert mask.shape == (54, 80)
+        reference = read_annotation(samples[sample_id].annotation_path).mask
+        assert (mask != reference).mean() < 0.01
+
+
+@pytest.mark.parametrize("prompt", ["whole_image", "jittered_box", "tight_box"])
+def test_the_control_reads_no_pixel(samples, loaders, prompt):
+    protocol = replace(PROTOCOL, prompts=[prompt])
+    control = box_only_logits(jitter_max_px=19, prompt=prompt)
+
+    def blinded(batch, boxes):
+        return control(batch | {"image": torch.rand_like(batch["image"])}, boxes)
+
+    rows = [
+        evaluate(segment, loaders(), protocol=protocol, scorer=scorer(samples))
+        for segment in (control, blinded)
+    ]
+    assert rows[0] == rows[1]
+    dice = float(np.mean([row["dice"] for row in rows[0]]))
+    low, high = {
+        "whole_image": (0.3, 0.6),
+        "jittered_box": (0.85, 0.95),
+        "tight_box": (0.93, 0.99),
+    }[prompt]
+    assert low < dice < high
+
+
+def test_the_control_is_the_ellipse_in_the_box():
+    """Axis-aligned heads: the tight box gives the head itself, the jittered one about its size."""
+    heads = np.stack(
+        [
+            rasterise(
+                Ellipse(
+                    center_x_px=128 + n,
+                    center_y_px=86,
+                    semi_major_px=60 + n,
+                    semi_minor_px=45,
+                    theta_rad=0.0,
+                ),
+                size_hw=(256, 256),
+            )
+            for n in range(12)
+        ]
+    )
+    mask = torch.from_numpy(heads)[:, None].float()
+    valid_hw = torch.tensor([[173, 256]] * 12)
+    batch = {"mask": mask, "valid_hw": valid_hw}
+    tight = boxes_from_masks(mask, valid_hw=valid_hw)
+    logits = box_only_logits(jitter_max_px=19, prompt="tight_box")(batch, tight)
+    assert logits.shape == (12, 1, 256, 256)
+    assert set(logits.unique().tolist()) == {-1.0, 1.0}
+    drawn = logits > 0
+    overlap = 2 * (drawn & (mask > 0.5)).sum() / (drawn.sum() + mask.sum())
+    assert overlap > 0.985
+    # Every side pushed out by the mean jitter, 9.5 px of a 256 px squash: the control pulls it in.
+    outward = torch.tensor([-9.5, -9.5 * 173 / 256, 9.5, 9.5 * 173 / 256])
+    pulled = box_only_logits(jitter_max_px=19, prompt="jittered_box")(batch, tight + outward)
+    assert ((pulled > 0) != drawn).float().sum() < 0.005 * drawn.sum()
+    kept = box_only_logits(jitter_max_px=19, prompt="tight_box")(batch, tight + outward)
+    assert (kept > 0).sum() > 1.2 * drawn.sum()
+    expected = ellipse_in_box_mask(tight, size_hw=(256, 256), valid_hw=valid_hw, shrink_px=9.5)
+    shrunk = box_only_logits(jitter_max_px=19, prompt="jittered_box")(batch, tight)
+    assert torch.equal(shrunk > 0, expected)

@@ -1,0 +1,200 @@
+"""The Trainer of a stage: what a training that may stop early goes on with after a kill."""
+
+import itertools
+
+import pytest
+import torch
+from lightning import Callback, LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from experiments.config.running import TrainerConfig
+from experiments.stages import training
+from experiments.stages.training import best_checkpoint, fit, last_checkpoint, make_trainer
+from experiments.store.runs import StatusFile
+
+STEPS = 20
+# Validated after steps 2, 4, 6...: the best is the second, and two worse ones follow it.
+VAL_DICE = {2: 0.5, 4: 0.9, 6: 0.8, 8: 0.7}
+
+
+class Toy(LightningModule):
+    """One weight that follows the numbers of its batches, scored by the table above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.validated: list[int] = []
+
+    def training_step(self, batch):
+        loss = (self.weight - batch.float()).square().sum()
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch):
+        pass
+
+    def on_validation_epoch_end(self):
+        self.validated.append(self.global_step)
+        self.log("val/dice", torch.tensor(VAL_DICE.get(self.global_step, 0.1)))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD([self.weight], lr=0.1)
+
+
+class Numbers(LightningDataModule):
+    """Batches 0, 1, 2...; from the first one that an interrupted run has not seen."""
+
+    def train_dataloader(self):
+        loop = self.trainer.fit_loop
+        first = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
+        sampler = _From(first)
+        return DataLoader(torch.arange(STEPS), batch_size=1, sampler=sampler)
+
+    def val_dataloader(self):
+        return DataLoader(torch.arange(2), batch_size=1)
+
+
+class _From(torch.utils.data.Sampler):
+    def __init__(self, first: int) -> None:
+        self._first = first
+
+    def __len__(self):
+        return STEPS
+
+    def __iter__(self):
+        return iter(range(self._first, STEPS))
+
+
+class Kill(Callback):
+    """End the process, as a signal does, before the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self._step:
+            raise SystemExit
+
+
+def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
+    """Train, or go on; the module and its optimiser steps."""
+    folder.mkdir(exist_ok=True)
+    trainer = make_trainer(
+        run_dir=folder,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
+        precision="32-true",
+        steps=STEPS,
+        logger=None,
+        status=StatusFile(folder),
+        what="steps",
+        patience=2,
+    )
+    if kill_after is not None:
+        trainer.callbacks.append(Kill(kill_after))
+    module = Toy()
+    try:
+        fit(trainer, module, Numbers(), run_dir=folder)
+    except SystemExit:
+        assert kill_after is not None
+    return module, trainer.global_step
+
+
+def best_weight(folder) -> float:
+    state = torch.load(best_checkpoint(folder), weights_only=True)["state_dict"]
+    return float(state["weight"])
+
+
+@pytest.mark.parametrize("kill_after", [1, 3, 4, 5, 6, 7])
+def test_early_stopping_ends_alike_wherever_it_was_killed(tmp_path, kill_after):
+    whole, steps = run(tmp_path / "whole")
+    assert (steps, whole.validated) == (8, [2, 4, 6, 8])
+    killed, _ = run(tmp_path / "killed", kill_after=kill_after)
+    resumed, found = run(tmp_path / "killed")
+    assert found == steps
+    assert killed.validated + resumed.validated == whole.validated
+    assert torch.equal(resumed.weight, whole.weight)
+    assert best_weight(tmp_path / "killed") == best_weight(tmp_path / "whole")
+
+
+def checkpoints(folder) -> list:
+    return sorted((folder / "checkpoints").glob("step=*.ckpt"))
+
+
+@pytest.mark.parametrize("left", [0, 100, -1])
+def test_a_checkpoint_that_a_power_cut_left_half_is_not_gone_on_from(tmp_path, left):
+    """What was not yet on the disk is gone; the run then starts again, to the same weights."""
+    whole, _ = run(tmp_path / "whole")
+    run(tmp_path / "cut", kill_after=5)
+    (path,) = checkpoints(tmp_path / "cut")
+    assert last_checkpoint(tmp_path / "cut") == path
+    path.write_bytes(path.read_bytes()[:left])
+    assert last_checkpoint(tmp_path / "cut") is None
+    resumed, steps = run(tmp_path / "cut")
+    assert steps == 8
+    assert torch.equal(resumed.weight, whole.weight)
+
+
+def test_the_checkpoint_before_a_damaged_one_is_gone_on_from(tmp_path):
+    run(tmp_path / "cut", kill_after=5)
+    (path,) = checkpoints(tmp_path / "cut")
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (path.parent / "step=7.ckpt").write_bytes(bytes(damaged))
+    assert last_checkpoint(tmp_path / "cut") == path
+
+
+def test_a_checkpoint_is_on_the_disk_before_the_last_one_goes(tmp_path, monkeypatch):
+    events = []
+    fsync = training.fsync_path
+
+    def recorded(path):
+        events.append((path.name, sorted(each.name for each in checkpoints(tmp_path / "run"))))
+        fsync(path)
+
+    monkeypatch.setattr(training, "fsync_path", recorded)
+    run(tmp_path / "run")
+    synced = [event for event in events if event[0].startswith("step=")]
+    assert len(synced) >= 3
+    for (before, _), (name, there) in itertools.pairwise(synced):
+        assert {before, name} <= {*there}
+
+
+class Clock(Callback):
+    """A second a step, as the checkpoints see it; notes which steps are on the disk."""
+
+    def __init__(self, folder, monkeypatch) -> None:
+        self.folder, self.now, self.found = folder, 0.0, []
+        monkeypatch.setattr(training.time, "monotonic", lambda: self.now)
+
+    def on_train_batch_start(self, *_):
+        self.now += 1.0
+        self.found += [path.stem for path in checkpoints(self.folder)]
+
+
+@pytest.mark.parametrize(
+    ("least_s", "accumulate", "steps"),
+    [
+        (0, 1, [2, 4, 6, 8, 10, 12, 14, 16, 18]),
+        (5, 1, [6, 12, 18]),
+        (100, 1, []),
+        # Two seconds a step; after the second part of a batch alone, late or not.
+        (5, 2, [4, 8]),
+    ],
+)
+def test_checkpoints_are_written_no_sooner_than_asked(
+    tmp_path, monkeypatch, least_s, accumulate, steps
+):
+    clock = Clock(tmp_path, monkeypatch)
+    trainer = make_trainer(
+        run_dir=tmp_path,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
+        precision="32-true",
+        steps=STEPS // accumulate,
+        logger=None,
+        status=StatusFile(tmp_path),
+        what="steps",
+        accumulate=accumulate,
+    )
+    trainer.callbacks.insert(0, clock)
+    fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
+    assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]

@@ -1,0 +1,209 @@
+"""plan.json: what a sweep refers to, what a changed recipe does to it, and newer versions."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_plan import make_data
+
+from datamodules.errors import InputError
+from experiments.config.recipe import load_config
+from experiments.plan.grid import box_plan, make_plan
+from experiments.plan.nodes import Node, Plan
+from experiments.plan.record import planned, record_plan
+from experiments.store.guard import check_version, claim_store
+from experiments.store.plan_file import (
+    NewerLayoutError,
+    PlanFile,
+    plan_changes,
+    read_plan,
+    write_plan,
+)
+
+ROOT = Path(__file__).parents[3]
+
+
+def plan(*overrides: str) -> Plan:
+    return make_plan(load_config("demo", list(overrides)), make_data())
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    made = plan()
+    write_plan(tmp_path, planned(made))
+    found = read_plan(tmp_path)
+    assert found == planned(made)
+    assert [stage.key for stage in found.stages] == list(made.nodes)
+    assert [trial.id for trial in found.trials] == [spec.id for spec in made.trials]
+    for stage in found.stages:
+        node = made.nodes[stage.key]
+        assert (stage.label, stage.stage, stage.steps) == (node.label, node.stage, node.steps)
+        assert set(stage.upstream) == set(node.upstream.values())
+    trial, spec = found.trials[0], made.trials[0]
+    assert (trial.condition, trial.n_real, trial.seed) == (spec.condition, spec.n_real, spec.seed)
+    assert trial.keys == tuple(spec.keys)
+    assert {t.is_control for t in found.trials} == {True, False}
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert content["layout"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_without_anything_is_a_plan(tmp_path):
+    write_plan(tmp_path, PlanFile(stages=(), trials=()))
+    assert read_plan(tmp_path) == PlanFile(stages=(), trials=())
+
+
+def test_no_change_says_nothing(tmp_path):
+    assert record_plan(tmp_path, plan()) is None
+    assert record_plan(tmp_path, plan()) is None
+    assert plan_changes(planned(plan()), planned(plan())) is None
+
+
+def test_more_trials_are_new_and_nothing_else(tmp_path):
+    record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0]"))
+    change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
+    # The demo has three amounts, of which each gets a second seed.
+    assert change == "the recipe changed: 3 trials are new"
+
+
+def test_trials_that_left_the_recipe_are_counted(tmp_path):
+    record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
+    change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
+    assert change == (
+        "the recipe changed: 3 trials are new, 3 trials of before are no longer in the recipe; "
+        "what is done of them stays in the store"
+    )
+    assert read_plan(tmp_path) == planned(plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
+
+
+def test_one_is_not_said_in_the_plural():
+    whole = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
+    fewer = dataclasses.replace(whole, trials=whole.trials[1:])
+    assert plan_changes(fewer, whole) == "the recipe changed: 1 trial is new"
+    assert plan_changes(whole, fewer) == (
+        "the recipe changed: 1 trial of before is no longer in the recipe; what is done of it "
+        "stays in the store"
+    )
+
+
+def test_the_same_trials_scored_otherwise_are_other_stages():
+    before = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
+    words = ["sweep.condition=[real]", "evaluation.controls=[]", "evaluation.jitter_draws=7"]
+    change = plan_changes(before, planned(plan(*words)))
+    # A jittered score for each of the three amounts.
+    assert change == (
+        "the recipe changed: 3 stages are new, 3 stages of before are no longer in the recipe; "
+        "what is done of them stays in the store"
+    )
+
+
+def test_a_box_figure_stays_a_part_of_its_sweep(tmp_path):
+    config, data = load_config("demo", []), make_data()
+    grid = make_plan(config, data)
+    box, key = box_plan(config, data)
+    whole = dataclasses.replace(grid, nodes=grid.nodes | box.nodes)
+    record_plan(tmp_path, grid)
+    assert record_plan(tmp_path, whole) is None, "a figure is no change of the recipe"
+    assert record_plan(tmp_path, grid) is None
+    assert key in read_plan(tmp_path).keys
+    # Its model is another one now.
+    record_plan(tmp_path, plan("segmenter.steps=7"))
+    assert key not in read_plan(tmp_path).keys
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"layout": 1, "nod', "[]", '{"layout": 1}', '{"layout": "one"}', '{"layout": true}', ""],
+)
+def test_a_damaged_plan_is_one_line_and_does_not_stop_the_next_start(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        read_plan(tmp_path)
+    assert "plan.json" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert record_plan(tmp_path, plan()) is None
+    assert read_plan(tmp_path) == planned(plan())
+
+
+def test_a_stage_of_another_shape_is_damage(tmp_path):
+    write_plan(tmp_path, planned(plan()))
+    content = json.loads((tmp_path / "plan.json").read_text())
+    del content["nodes"][0]["label"]
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="label"):
+        read_plan(tmp_path)
+
+
+def test_no_plan_names_the_way_to_one(tmp_path):
+    with pytest.raises(InputError, match=r"no such file; `sonosweep report .*config.yaml` writes"):
+        read_plan(tmp_path / "old")
+
+
+def test_a_newer_plan_is_neither_read_nor_written_over(tmp_path):
+    text = json.dumps({"layout": 2, "graph": {}})
+    (tmp_path / "plan.json").write_text(text)
+    for action in (lambda: read_plan(tmp_path), lambda: record_plan(tmp_path, plan())):
+        with pytest.raises(NewerLayoutError, match=r"newer sonosweep \(layout 2, here 1\)"):
+            action()
+    assert (tmp_path / "plan.json").read_text() == text
+
+
+def test_a_store_is_marked_once(tmp_path):
+    check_version(tmp_path)
+    assert not (tmp_path / "store").exists()
+    claim_store(tmp_path)
+    path = tmp_path / "store" / "VERSION.json"
+    assert json.loads(path.read_text()) == {"layout": 1}
+    written = path.stat().st_mtime_ns
+    claim_store(tmp_path)
+    assert path.stat().st_mtime_ns == written
+
+
+def test_a_store_made_before_there_were_versions_is_taken(tmp_path):
+    (tmp_path / "store" / "fit" / "0123").mkdir(parents=True)
+    check_version(tmp_path)
+    claim_store(tmp_path)
+    assert (tmp_path / "store" / "VERSION.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('{"layout": 9}', "layout 9, here 1"), ("{", "damaged"), ('{"layout": null}', "no layout")],
+)
+def test_a_store_of_a_newer_version_is_refused_untouched(tmp_path, text, words):
+    path = tmp_path / "store" / "VERSION.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    for action in (check_version, claim_store):
+        with pytest.raises(InputError, match=words):
+            action(tmp_path)
+    assert path.read_text() == text
+
+
+def test_a_newer_store_ends_the_command_with_one_line(tmp_path, hc18_folder):
+    path = tmp_path / "runs" / "store" / "VERSION.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"layout": 2}')
+    ended = subprocess.run(
+        [
+            *(sys.executable, "-m", "experiments", "sweep", "demo", f"data.root={hc18_folder}"),
+            *(f"store.root={tmp_path / 'runs'}", "segmenter.backbone=tiny"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert "newer sonosweep" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["store"]
+
+
+def test_a_node_needs_no_upstream():
+    node = Node(stage="warp", content={"n": 1}, label="make", steps=1)
+    (stage,) = planned(Plan(nodes={node.key: node}, trials=[])).stages
+    assert stage.upstream == ()

@@ -1,0 +1,211 @@
+"""Run directories: markers, locks that end with their holder, status."""
+
+import fcntl
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.store import runs as store_module
+from experiments.store.runs import (
+    RunStore,
+    StatusFile,
+    hold,
+    read_failure,
+    read_status,
+    write_done,
+    write_failed,
+    write_started,
+)
+
+ROOT = Path(__file__).parents[3]
+HOLDER = """
+import sys
+from pathlib import Path
+from experiments.store.runs import hold
+with hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = RunStore(tmp_path).run_dir("trial", "abc")
+    folder.mkdir(parents=True)
+    return folder
+
+
+def start_holder(run_dir):
+    """A process that holds the directory until it reads a line."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(run_dir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def is_free(run_dir):
+    with (run_dir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def test_paths(tmp_path):
+    store = RunStore(tmp_path / "runs")
+    assert store.run_dir("trial", "abc") == tmp_path / "runs" / "store" / "trial" / "abc"
+    assert store.sweep_dir("demo") == tmp_path / "runs" / "demo"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_life_of_a_run(tmp_path, run_dir):
+    store = RunStore(tmp_path)
+    assert not store.is_done("trial", "abc")
+    write_started(run_dir, {"stage": "trial", "seed": 3})
+    assert json.loads((run_dir / "manifest.json").read_text()) == {"stage": "trial", "seed": 3}
+    assert not store.is_done("trial", "abc")
+    with pytest.raises(FileNotFoundError):
+        store.result("trial", "abc")
+    write_done(run_dir, {"dice": 0.875, "steps": 40})
+    assert store.is_done("trial", "abc")
+    assert store.result("trial", "abc") == {"dice": 0.875, "steps": 40}
+    assert not store.is_done("trial", "abd")
+    assert not store.is_done("control", "abc")
+
+
+def test_a_failure_is_one_line_and_cleared_on_restart(tmp_path, run_dir):
+    assert read_failure(run_dir) is None
+    write_failed(run_dir, "ValueError: first line\n  second\tline\n")
+    assert read_failure(run_dir).reason == "ValueError: first line second line"
+    assert json.loads((run_dir / "FAILED.json").read_text())["time"] == pytest.approx(
+        time.time(), abs=60
+    )
+    assert not RunStore(tmp_path).is_done("trial", "abc")
+    write_started(run_dir, {})
+    assert read_failure(run_dir) is None
+    write_started(run_dir, {"again": True})
+    assert json.loads((run_dir / "manifest.json").read_text()) == {"again": True}
+
+
+def test_done_is_written_last_and_after_everything_is_on_the_disk(run_dir, monkeypatch):
+    write_started(run_dir, {})
+    (run_dir / "wandb" / "run").mkdir(parents=True)
+    (run_dir / "wandb" / "run" / "log").write_text("x")
+    (run_dir / "figures").mkdir()
+    (run_dir / "figures" / "a.csv").write_text("x")
+    synced = []
+    fsync_path = store_module.fsync_path
+
+    def record(path):
+        assert not (run_dir / "DONE.json").exists()
+        synced.append(path.relative_to(run_dir).as_posix())
+        fsync_path(path)
+
+    monkeypatch.setattr(store_module, "fsync_path", record)
+    write_done(run_dir, {})
+    assert synced == ["figures", "figures/a.csv", "manifest.json"]
+    assert (run_dir / "DONE.json").is_file()
+
+
+def test_a_file_that_vanishes_meanwhile_does_not_matter(run_dir, monkeypatch):
+    (run_dir / "a").write_text("x")
+    (run_dir / "b").write_text("x")
+    fsync_path = store_module.fsync_path
+
+    def remove_first(path):
+        path.unlink()
+        fsync_path(path)
+
+    monkeypatch.setattr(store_module, "fsync_path", remove_first)
+    write_done(run_dir, {"ok": 1})
+    assert (run_dir / "DONE.json").is_file()
+
+
+def test_a_result_that_is_not_json_leaves_no_marker(tmp_path, run_dir):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_done(run_dir, {"dice": float("nan")})
+    assert not RunStore(tmp_path).is_done("trial", "abc")
+    assert list(run_dir.iterdir()) == []
+
+
+def test_lock_is_released_when_its_holder_is_killed(run_dir):
+    holder = start_holder(run_dir)
+    try:
+        assert not is_free(run_dir)
+        holder.send_signal(signal.SIGKILL)
+        assert holder.wait(timeout=10) == -signal.SIGKILL
+        assert is_free(run_dir)
+        started = time.monotonic()
+        with hold(run_dir):
+            assert not is_free(run_dir)
+        assert time.monotonic() - started < 5
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_second_holder_waits(run_dir):
+    holder = start_holder(run_dir)
+    try:
+        assert not is_free(run_dir)
+        threading.Timer(0.3, lambda: holder.communicate("go\n")).start()
+        started = time.monotonic()
+        with hold(run_dir):
+            assert time.monotonic() - started > 0.25
+        assert holder.wait(timeout=10) == 0
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+def test_lock_ends_with_its_block_whatever_happens(tmp_path):
+    folder = tmp_path / "store" / "trial" / "new"
+    with hold(folder):  # the directory is made
+        assert not is_free(folder)
+    assert is_free(folder)
+    with pytest.raises(KeyError), hold(folder):
+        raise KeyError
+    assert is_free(folder)
+
+
+def test_runs_are_locked_one_by_one(tmp_path):
+    with hold(tmp_path / "a"), hold(tmp_path / "b"):
+        assert not is_free(tmp_path / "a")
+    assert is_free(tmp_path / "a")
+
+
+def test_status_is_written_at_most_twice_a_second(run_dir, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    assert read_status(run_dir) is None
+    status = StatusFile(run_dir)
+    for moment, done, shown in [
+        (100.0, 1, 1),
+        (100.3, 2, 1),
+        (100.49, 3, 1),
+        (100.5, 4, 4),
+        (100.6, 5, 4),
+        (100.7, 10, 10),  # the end is always shown
+    ]:
+        now[0] = moment
+        status.update("steps", done=done, total=10)
+        found = read_status(run_dir)
+        assert (found["what"], found["done"], found["total"]) == ("steps", shown, 10)
+    assert [path.name for path in run_dir.iterdir()] == ["status.json"]
+
+
+def test_a_damaged_status_is_no_status(run_dir):
+    (run_dir / "status.json").write_text('{"what": "st')
+    assert read_status(run_dir) is None

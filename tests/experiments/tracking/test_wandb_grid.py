@@ -1,0 +1,86 @@
+"""The sweep for W&B's own agents: each of its runs is a trial of the recipe, and all are there."""
+
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+from wandb_parts import clean_environment
+
+from datamodules.errors import InputError
+from experiments.commands.trial import trial_overrides
+from experiments.config.recipe import load_config
+from experiments.tracking.grid import sweep_file
+
+WORDS = [
+    "name=night",
+    "segmenter.steps=80",
+    "sweep.condition=[real,synthetic]",
+    "sweep.real_count=[5,20]",
+    "sweep.real_fraction=[]",
+    "sweep.seed=[0,1,2]",
+]
+
+
+def commands(content):
+    """The words that W&B's agent starts, one list a run of the grid."""
+    names = list(content["parameters"])
+    made = []
+    for values in itertools.product(*(content["parameters"][n]["values"] for n in names)):
+        args = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        filled = create_sweep_command_args({"args": args})
+        words = []
+        for word in create_sweep_command(list(content["command"])):
+            words += filled["args_no_hyphens"] if word == "${args_no_hyphens}" else [word]
+        made.append(words)
+    return made
+
+
+def test_every_trial_of_the_grid_is_one_command():
+    content = yaml.safe_load(sweep_file("demo", WORDS))
+    assert content["method"] == "grid"
+    assert content["metric"] == {"name": "dice/whole_image", "goal": "maximize"}
+    made = commands(content)
+    assert len(made) == 2 * 2 * 3
+    assert made[0][:5] == ["sonosweep", "trial", "demo", "name=night", "segmenter.steps=80"]
+    grids = []
+    for words in made:
+        config = load_config(words[2], trial_overrides(words[3:]))
+        assert (config.name, config.segmenter.steps) == ("night", 80)
+        grid = config.sweep
+        assert grid.real_fraction == []
+        (condition,), (count,), (seed,) = grid.condition, grid.real_count, grid.seed
+        grids.append((condition, count, seed))
+    assert sorted(grids) == sorted(itertools.product(["real", "synthetic"], [5, 20], [0, 1, 2]))
+
+
+def test_fractions_stay_fractions():
+    words = ["sweep.real_count=[]", "sweep.real_fraction=[0.05,1.0]"]
+    content = yaml.safe_load(sweep_file("demo", words))
+    first, last = commands(content)[0], commands(content)[-1]
+    assert load_config("demo", trial_overrides(first[3:])).sweep.real_fraction == [0.05]
+    assert load_config("demo", trial_overrides(last[3:])).sweep.real_fraction == [1.0]
+
+
+def test_two_kinds_of_amount_are_refused():
+    with pytest.raises(InputError, match="both given"):
+        sweep_file("demo", ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
+
+
+def test_the_command_prints_yaml_and_nothing_else():
+    ended = subprocess.run(
+        [sys.executable, "-m", "experiments", "wandb-sweep", "hc18_small", "wandb.entity=team"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean_environment(),
+        timeout=60,
+    )
+    content = yaml.safe_load(ended.stdout)
+    assert content["entity"] == "team"
+    assert content["command"][-1] == "${args_no_hyphens}"
+    assert content["project"] == "sonosweep"
+    assert os.linesep.join(ended.stdout.splitlines()[:1]).startswith("# ")

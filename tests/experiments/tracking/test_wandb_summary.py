@@ -1,0 +1,147 @@
+"""A sweep's summary in W&B: runs of its trials and of its outcome, logged once."""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import write_hc18_folder
+from wandb_parts import finished_sweep, inspect, offline_runs
+
+from experiments.plan.nodes import Node
+from experiments.stages.wandb_run import clean_id
+from experiments.tracking.summary import fixed_images, log_sweep
+
+
+@pytest.fixture(scope="module")
+def logged_sweep(tmp_path_factory):
+    """A sweep that was logged offline: the sweep, its folder, and its runs by id."""
+    root = tmp_path_factory.mktemp("summary")
+    sweep = finished_sweep(write_hc18_folder(root / "hc18"), root / "runs")
+    assert log_sweep(sweep, key="k1", finding="Nothing was found.") is None
+    folder = sweep.store.sweep_dir("shown")
+    return sweep, folder, offline_runs(folder)
+
+
+def _of(runs, word):
+    (name,) = [name for name in runs if word in name]
+    return inspect(runs[name])
+
+
+def test_a_trial_that_is_not_done_has_no_run(logged_sweep):
+    _, _, runs = logged_sweep
+    assert len(runs) == 4
+    assert not [name for name in runs if "warp" in name]
+
+
+def test_trials_have_axes_and_scores_of_their_own(logged_sweep):
+    _, _, runs = logged_sweep
+    real = _of(runs, "shown-real-n4-")
+    assert real["config"]["condition"] == "real"
+    assert real["config"]["n_real"] == 4
+    assert real["config"]["segmenter"]["backbone"] == "lite", "the resolved config is there too"
+    assert real["summary"]["dice/whole_image"] == pytest.approx(0.5)
+    assert real["summary"]["hc_abs_err_mm/whole_image"] == pytest.approx(2.0)
+    assert real["state"] == "finished"
+
+
+def test_a_trial_of_another_sweep_says_whose_it_was(logged_sweep):
+    _, _, runs = logged_sweep
+    synthetic = _of(runs, "shown-synthetic-")
+    assert synthetic["config"]["job"] == "reused"
+    assert synthetic["config"]["made_by"] == "older"
+    assert synthetic["summary"]["dice/whole_image"] == pytest.approx(0.75)
+    assert _of(runs, "shown-real-")["config"]["job"] == "trial"
+    assert _of(runs, "shown-mean_mask-")["config"]["job"] == "control"
+
+
+def test_overlays_show_prediction_and_reference_of_fixed_images(logged_sweep):
+    _, _, runs = logged_sweep
+    shown = _of(runs, "shown-real-")["summary"]["overlays"]
+    # Four of six images, evenly spaced; 004_HC would be one, but its mask was not kept.
+    assert shown["captions"] == [f"{name}, whole_image" for name in ("001_HC", "002_2HC", "003_HC")]
+    assert (shown["height"], shown["width"]) == (54, 80)
+    for masks in shown["all_masks"]:
+        assert set(masks) == {"prediction", "reference"}
+
+
+def test_the_analysis_holds_tables_figure_and_finding(logged_sweep):
+    _, _, runs = logged_sweep
+    found = _of(runs, "shown-analysis")
+    assert found["config"]["job"] == "analysis"
+    assert found["summary"]["finding"] == "Nothing was found."
+    assert found["summary"]["report"] == "shown/report.html"
+    assert found["summary"]["results"]["nrows"] == 2
+    assert found["summary"]["n_trials"] == 3
+    media = runs["shown-analysis"] / "files"
+    (path,) = media.rglob("trials_*.table.json")
+    table = json.loads(path.read_text())
+    rows = pd.DataFrame(table["data"], columns=table["columns"]).set_index("condition")
+    assert rows.loc["synthetic", "job"] == "reused"
+    assert rows["dice/whole_image"].to_dict() == pytest.approx(
+        {"real": 0.5, "synthetic": 0.75, "mean_mask": 0.25}
+    )
+    assert [path.name for path in media.rglob("figure*.png")]
+
+
+def test_nothing_is_logged_twice_and_new_outputs_only_once_more(logged_sweep):
+    sweep, folder, runs = logged_sweep
+    assert log_sweep(sweep, key="k1", finding="") is None
+    assert offline_runs(folder) == runs
+    first = {path.name for path in (folder / "wandb").glob("offline-run-*")}
+    assert log_sweep(sweep, key="k2", finding="Now there is.") is None
+    (new,) = {path.name for path in (folder / "wandb").glob("offline-run-*")} - first
+    assert new.endswith("-shown-analysis"), "the same id: sync appends it"
+    assert not (folder / "wandb-request.json").exists()
+
+
+def test_switched_off_it_writes_nothing(tmp_path, hc18_folder):
+    sweep = finished_sweep(hc18_folder, tmp_path / "runs", mode="disabled")
+    assert log_sweep(sweep, key="k", finding="") is None
+    assert not (sweep.store.sweep_dir("shown") / "wandb").exists()
+
+
+def test_what_cannot_be_logged_is_said_in_one_line_and_tried_again(tmp_path, hc18_folder):
+    sweep = finished_sweep(hc18_folder, tmp_path / "runs")
+    folder = sweep.store.sweep_dir("shown")
+    figure = (folder / "figure.png").read_bytes()
+    (folder / "figure.png").unlink()
+    line = log_sweep(sweep, key="k", finding="")
+    assert line.startswith("W&B did not take all of it")
+    assert "\n" not in line
+    known = json.loads((folder / "wandb.json").read_text())
+    assert len(known) == 3, "the trials"
+    assert "analysis" not in known
+    (folder / "figure.png").write_bytes(figure)
+    assert log_sweep(sweep, key="k", finding="") is None
+    assert json.loads((folder / "wandb.json").read_text()).keys() == {*known, "analysis"}
+
+
+def test_a_process_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
+    from experiments.tracking import summary as wandb_summary
+
+    slow = tmp_path / "slow"
+    slow.write_text("#!/bin/sh\nsleep 600 & sleep 600\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    started = time.monotonic()
+    line = wandb_summary._in_child(tmp_path, {}, timeout_s=0.5)
+    assert time.monotonic() - started < 20
+    assert line.startswith("W&B took too long")
+    assert os.path.relpath(tmp_path / "wandb.log") in line
+
+
+@pytest.mark.parametrize(("n", "shown"), [(0, []), (1, [0]), (4, [0, 1, 2, 3]), (9, [0, 2, 4, 6])])
+def test_fixed_images_are_evenly_spaced(n, shown):
+    names = [f"{number:03d}_HC" for number in range(n)]
+    order = np.random.default_rng(0).permutation(n).tolist()
+    node = Node(stage="score", content={"test": [[names[k], "hash"] for k in order]})
+    assert fixed_images(node) == [names[k] for k in shown]
+
+
+def test_an_id_has_no_character_that_wandb_refuses():
+    assert clean_id("a:b;c,d#e?f/g'h i") == "a-b-c-d-e-f-g-h-i"
+    assert len(clean_id("x" * 300)) == 128

@@ -1,0 +1,98 @@
+"""The workspace and the report of a sweep, as they are sent."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from wandb_parts import clean_environment
+from wandb_server import WandbServer
+
+from experiments.tracking.views import Place, make_workspace
+
+PLACE = Place(entity="team", project="sonosweep", sweep="night 1")
+
+
+def sections():
+    model = make_workspace(PLACE, prompts=["whole_image", "jittered_box"])._to_model()
+    spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
+    return spec["section"], {
+        section["name"]: [(panel["viewType"], panel["config"]) for panel in section["panels"]]
+        for section in spec["section"]["panelBankConfig"]["sections"]
+    }
+
+
+def test_dice_and_hc_error_are_drawn_against_the_amount_by_condition():
+    _, found = sections()
+    for name, measure in (("Dice against amount", "dice"), ("HC error", "hc_abs_err_mm")):
+        lines = [config for kind, config in found[name] if kind == "Run History Line Plot"]
+        assert [line["metrics"] for line in lines] == [
+            [f"{measure}/whole_image"],
+            [f"{measure}/jittered_box"],
+        ]
+        for line in lines:
+            assert line["xAxis"] == "n_real"
+            assert line["groupBy"].startswith("condition")
+            assert line["groupAgg"] == "mean"
+    (scatter, _) = [config for kind, config in found["Dice against amount"] if "Scatter" in kind]
+    assert scatter["xAxis"] == "config:n_real.value"
+    assert scatter["yAxis"] == "summary:dice/whole_image"
+
+
+def test_curves_media_and_differences_are_there():
+    _, found = sections()
+    curves = [config for _, config in found["Loss curves"]]
+    assert [curve["metrics"] for curve in curves] == [["train/loss"], ["val/dice"]]
+    assert {curve["xAxis"] for curve in curves} == {"trainer/global_step"}
+    assert {curve["groupBy"] for curve in curves} == {"condition.value"}
+    keys = [config["mediaKeys"] for _, config in found["Predictions"]]
+    assert keys == [["overlays"], ["figure"]]
+    assert found["What differs"] == [("Run Comparer", {"diffOnly": True})]
+
+
+def test_the_view_shows_the_runs_of_the_sweep_alone():
+    section, _ = sections()
+    (runs,) = section["runSets"]
+    (only,) = runs["filters"]["filters"]
+    assert (only["key"]["name"], only["op"], only["value"]) == ("group", "=", "night 1")
+    assert [group["name"] for group in runs["grouping"]] == ["condition.value"]
+
+
+REPORT = """
+from experiments.tracking.views import Place, make_report
+place = Place(entity="team", project="sonosweep", sweep="night 1")
+make_report(place, prompts=["whole_image"]).save()
+"""
+
+
+def test_the_report_holds_the_curves_table_figure_and_pictures():
+    with WandbServer() as server:
+        subprocess.run(
+            [sys.executable, "-c", REPORT],
+            check=True,
+            env=clean_environment(**server.environment()),
+            cwd=Path(__file__).parents[3],
+            timeout=120,
+            capture_output=True,
+        )
+    (sent,) = server.sent("upsertView")
+    assert sent["displayName"] == "sonosweep: night 1"
+    blocks = json.loads(sent["spec"])["blocks"]
+    headings = [b["children"][0]["text"] for b in blocks if b["type"] == "heading"]
+    assert headings == [
+        "Dice against the number of real images",
+        "Error of the head circumference",
+        "Final table and figure",
+        "Loss curves",
+        "Predictions on fixed test images",
+        "What differs between the runs",
+    ]
+    grids = [b["metadata"] for b in blocks if b["type"] == "panel-grid"]
+    for grid in grids:
+        assert "night 1" in json.dumps(grid["runSets"][0]["filters"])
+    panels = [p for grid in grids for p in grid["panelBankSectionConfig"]["panels"]]
+    kinds = [panel["viewType"] for panel in panels]
+    assert kinds.count("Run History Line Plot") == 4
+    assert kinds.count("Media Browser") == 2
+    assert "Run Comparer" in kinds
+    assert len([kind for kind in kinds if "Weave" in kind]) == 1

@@ -1,0 +1,467 @@
+"""UnetModule at 32x64 and 64x96: what it learns, that a run repeats, and that files come back."""
+
+import math
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+
+import lightning_modules.segmenters.unet.module as unet
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import read_hc18
+from lightning_modules.errors import NonFiniteLossError, WeightsError, require_finite
+from lightning_modules.losses import dice_from_logits
+from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.segmenters.unet.module import (
+    UnetModule,
+    build_unet,
+    change_intensity,
+    load_unet,
+    save_unet,
+    standardise,
+)
+
+SIZE_HW = (32, 64)
+FIRST_WEIGHT = "encoder.model.conv1.0.weight"
+
+
+def make_config(**changes):
+    values = {
+        "encoder_name": "tu-resnet10t",
+        "decoder_channels": (32, 16, 16, 8, 8),
+        "size_hw": SIZE_HW,
+        "steps": 4,
+        "learning_rate": 3e-3,
+        "warmup_steps": 1,
+    }
+    return UnetConfig(**{**values, **changes})
+
+
+def make_still_config(**changes):
+    """No augmentation at all."""
+    none = {"flip_probability": 0, "max_rotation_deg": 0, "max_scale": 1, "max_shift": 0}
+    return make_config(**none, max_brightness_gamma=1, max_contrast=1, **changes)
+
+
+class Heads(Dataset):
+    """Sixteen bright ellipses on noise, 32x64; item k of the stream has draw k."""
+
+    def __init__(self, first=0, items=16):
+        self.first, self.items = first, items
+
+    def __len__(self):
+        return self.items
+
+    def __getitem__(self, position):
+        index = self.first + position
+        rng = np.random.default_rng(index)
+        y, x = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
+        center, axes = rng.uniform(0.4, 0.6, 2) * SIZE_HW, rng.uniform(0.2, 0.35, 2) * SIZE_HW
+        mask = ((y - center[0]) / axes[0]) ** 2 + ((x - center[1]) / axes[1]) ** 2 <= 1
+        image = (0.2 + 0.5 * mask + rng.normal(0, 0.05, SIZE_HW)).clip(0, 1)
+        return {
+            "image": torch.from_numpy(image.astype(np.float32))[None],
+            "mask": torch.from_numpy(mask.astype(np.float32))[None],
+            "valid_hw": torch.tensor(SIZE_HW),
+            "draw": torch.tensor(index),
+        }
+
+
+def make_batch(items=4, first=0):
+    return next(iter(DataLoader(Heads(first, items), batch_size=items)))
+
+
+class Stream(L.LightningDataModule):
+    """Two batches of four an epoch; the draws go on from epoch to epoch."""
+
+    def train_dataloader(self):
+        return DataLoader(Heads(8 * self.trainer.current_epoch, 8), batch_size=4)
+
+    def val_dataloader(self):
+        return DataLoader(Heads(100, 3), batch_size=2)
+
+
+def make_trainer(tmp_path, **changes):
+    flags = {
+        "default_root_dir": tmp_path,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "reload_dataloaders_every_n_epochs": 1,
+    }
+    return L.Trainer(**{**flags, **changes})
+
+
+def weights(module):
+    return {name: value.detach().clone() for name, value in module.network.state_dict().items()}
+
+
+def assert_equal_weights(first, second):
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.fixture
+def unlogged(monkeypatch):
+    """Lightning's log needs a trainer, which a plain loop has not."""
+    monkeypatch.setattr(UnetModule, "log", lambda *args, **kwargs: None)
+
+
+# The network.
+
+
+@pytest.mark.parametrize("size_hw", [(32, 64), (96, 64)])
+def test_forward_gives_logits_of_the_frame(size_hw):
+    module = UnetModule(make_config()).eval()
+    image = torch.rand(3, 1, *size_hw)
+    logits = module(image)
+    assert logits.shape == (3, 1, *size_hw)
+    assert logits.dtype == torch.float32
+    assert module(image[:0]).shape == (0, 1, *size_hw)
+
+
+def test_frames_that_the_encoder_cannot_halve_are_refused():
+    module = UnetModule(make_config())
+    with pytest.raises(ValueError, match=r"multiples of 32, not \(1, 1, 54, 80\)"):
+        module(torch.rand(1, 1, 54, 80))
+    with pytest.raises(ValueError, match=r"not \(1, 3, 32, 64\)"):
+        module(torch.rand(1, 3, 32, 64))
+
+
+def test_predictions_do_not_depend_on_the_batch_or_on_gain_and_offset():
+    module = UnetModule(make_config(), seed=3).eval()
+    image = make_batch()["image"]
+    together = module(image)
+    alone = torch.cat([module(one[None]) for one in image])
+    assert torch.allclose(together, alone, atol=1e-4)
+    assert torch.allclose(module(0.3 * image + 0.1), together, atol=1e-3)
+
+
+def test_initial_weights_come_from_the_seed_and_leave_the_global_state():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = build_unet(make_config(), seed=1)
+    assert torch.equal(torch.rand(3), expected)
+    again, other = build_unet(make_config(), seed=1), build_unet(make_config(), seed=2)
+    assert_equal_weights(first.state_dict(), again.state_dict())
+    assert not torch.equal(first.state_dict()[FIRST_WEIGHT], other.state_dict()[FIRST_WEIGHT])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_other_encoders_give_a_gradient_to_every_weight(name):
+    network = build_unet(make_config(encoder_name=name), seed=0)
+    network(torch.rand(2, 1, 64, 96)).square().mean().backward()
+    assert [key for key, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "asked"),
+    [
+        ("tu-resnet10t", None, None),
+        ("tu-resnet10t", "imagenet", True),
+        ("resnet18", None, None),
+        ("resnet18", "imagenet", "imagenet"),
+    ],
+)
+def test_pretrained_weights_are_asked_for_as_each_encoder_wants(name, chosen, asked, monkeypatch):
+    found = []
+    build = unet.smp.Unet
+
+    def record(**key):
+        found.append(key["encoder_weights"])
+        return build(**{**key, "encoder_weights": None})
+
+    monkeypatch.setattr(unet.smp, "Unet", record)
+    build_unet(make_config(encoder_name=name, encoder_weights=chosen), seed=0)
+    assert found == [asked]
+
+
+# Training.
+
+
+@pytest.mark.usefixtures("unlogged")
+def test_overfits_one_batch_to_dice_095_in_40_steps():
+    module = UnetModule(make_still_config(steps=40))
+    setup = module.configure_optimizers()
+    optimizer, schedule = setup["optimizer"], setup["lr_scheduler"]["scheduler"]
+    batch, losses = make_batch(), []
+    for _ in range(40):
+        loss = module.training_step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.15
+    with torch.no_grad():
+        logits = module.eval()(batch["image"])
+    dice = dice_from_logits(logits, batch["mask"], valid_hw=batch["valid_hw"])
+    assert dice.min() > 0.95
+
+
+def test_two_steps_and_two_more_equal_four(tmp_path):
+    straight = UnetModule(make_config(), seed=7)
+    make_trainer(tmp_path, max_epochs=2).fit(straight, Stream())
+    half = UnetModule(make_config(), seed=7)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(half, Stream())
+    assert trainer.global_step == 2
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    torch.manual_seed(99)
+    resumed = UnetModule(make_config(), seed=7)
+    trainer = make_trainer(tmp_path, max_epochs=2)
+    trainer.fit(resumed, Stream(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert trainer.global_step == 4
+    assert_equal_weights(weights(resumed), weights(straight))
+    assert not torch.equal(weights(half)[FIRST_WEIGHT], weights(straight)[FIRST_WEIGHT])
+
+
+def test_fits_on_the_datamodule_and_logs(hc18_folder, tmp_path):
+    samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
+    ids = sorted(samples)
+    config = make_config(steps=3)
+    data = HC18DataModule(
+        samples=samples,
+        train_ids=ids[:6],
+        val_ids=ids[6:8],
+        test_ids={"hc18": ids[8:]},
+        frame_hw=config.size_hw,
+        resize_mode="squash",
+        batch_size=config.batch_size,
+        n_batches=config.steps,
+        seed=0,
+        cache_dir=tmp_path / "cache",
+    )
+    module = UnetModule(config)
+    trainer = make_trainer(tmp_path, max_epochs=1, use_distributed_sampler=False)
+    before = weights(module)
+    trainer.fit(module, data)
+    assert trainer.global_step == 3
+    assert not torch.equal(before[FIRST_WEIGHT], weights(module)[FIRST_WEIGHT])
+    assert {"train/loss", "val/loss", "val/dice"} <= trainer.callback_metrics.keys()
+    assert 0 <= float(trainer.callback_metrics["val/dice"]) <= 1
+    found = trainer.test(module, data, verbose=False)[0]
+    assert 0 <= found["test/dice"] <= 1
+    assert math.isfinite(found["test/loss"])
+
+
+# Augmentation.
+
+
+def test_augmentation_is_keyed_by_draw_and_not_by_order():
+    module = UnetModule(make_config(), seed=3)
+    batch = make_batch()
+    image, mask = module.augment(batch)
+    torch.manual_seed(1)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = {key: value[order] for key, value in batch.items()}
+    again_image, again_mask = module.augment(shuffled)
+    assert torch.equal(again_image, image[order])
+    assert torch.equal(again_mask, mask[order])
+    alone, _ = module.augment({key: value[2:3] for key, value in batch.items()})
+    assert torch.allclose(alone, image[2:3], atol=1e-6)
+    later, _ = module.augment({**batch, "draw": batch["draw"] + 100})
+    other_seed, _ = UnetModule(make_config(), seed=4).augment(batch)
+    assert not torch.allclose(later, image, atol=1e-2)
+    assert not torch.allclose(other_seed, image, atol=1e-2)
+
+
+def test_augmentation_keeps_ranges_and_moves_the_mask_with_the_head():
+    module = UnetModule(make_config(), seed=0)
+    image, mask = module.augment(make_batch(16))
+    assert image.min() >= 0
+    assert image.max() <= 1
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    inside = (image * mask).sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3))
+    outside = (image * (1 - mask)).sum(dim=(1, 2, 3)) / (1 - mask).sum(dim=(1, 2, 3))
+    assert (inside - outside).min() > 0.2
+
+
+def test_limits_of_none_leave_the_pair_as_it_is():
+    batch = make_batch()
+    image, mask = UnetModule(make_still_config(), seed=0).augment(batch)
+    assert torch.allclose(image, batch["image"], atol=1e-6)
+    assert torch.equal(mask, batch["mask"])
+
+
+def test_intensity_by_hand():
+    image = torch.tensor([[0.25, 0.25], [0.25, 0.81]]).reshape(1, 1, 2, 2)
+    root = change_intensity(image, gamma=torch.tensor([0.5]), contrast=torch.tensor([1.0]))
+    assert torch.allclose(root.flatten(), torch.tensor([0.5, 0.5, 0.5, 0.9]))
+    # Mean 0.6: 0.6 + 2 (0.5 - 0.6) = 0.4, and 0.6 + 2 (0.9 - 0.6) = 1.2 is cut.
+    both = change_intensity(image, gamma=torch.tensor([0.5]), contrast=torch.tensor([2.0]))
+    assert torch.allclose(both.flatten(), torch.tensor([0.4, 0.4, 0.4, 1.0]))
+
+
+def test_standardise_by_hand():
+    image = torch.stack([torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.full((2, 2), 0.7)])[:, None]
+    found = standardise(image)
+    assert torch.allclose(found[0, 0], torch.tensor([[-1.0, 1.0], [1.0, -1.0]]))
+    assert torch.allclose(found[1], torch.zeros(1, 2, 2), atol=1e-3)
+    assert standardise(image[:0]).shape == (0, 1, 2, 2)
+
+
+# What is not finite.
+
+
+def test_an_image_with_nan_stops_the_training_with_step_and_rate(tmp_path):
+    class Broken(Heads):
+        def __getitem__(self, position):
+            item = super().__getitem__(position)
+            if self.first + position == 13:
+                item["image"][0, 3, 3] = math.nan
+            return item
+
+    module = UnetModule(make_config(steps=10, warmup_steps=4, learning_rate=4e-4))
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    with pytest.raises(NonFiniteLossError) as caught:
+        trainer.fit(module, DataLoader(Broken(0, 16), batch_size=4))
+    message = str(caught.value)
+    assert message.startswith("loss is nan at step 3 (learning rate 0.0004); lower unet.learning_r")
+    assert "\n" not in message
+    assert all(p.isfinite().all() for p in module.parameters())
+
+
+def test_weights_that_the_last_step_ruins_are_noticed(tmp_path):
+    class Ruined(UnetModule):
+        def on_train_batch_end(self, *_):
+            self.network.state_dict()[FIRST_WEIGHT][0, 0, 0, 0] = math.inf
+
+    trainer = make_trainer(tmp_path, max_steps=1)
+    with pytest.raises(NonFiniteLossError, match="a weight is nan at step 1"):
+        trainer.fit(Ruined(make_config(steps=1)), DataLoader(Heads(0, 4), batch_size=4))
+
+
+def test_require_finite_judges_nan_and_infinities_only():
+    key = {"step": 12, "learning_rate": 1e-2, "setting": "segmenter.learning_rate"}
+    for fine in (0.0, -3.0, 1e30):
+        require_finite(fine, **key)
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NonFiniteLossError, match=rf"loss is {value} at step 12 \(learning"):
+            require_finite(value, **key)
+
+
+# Files.
+
+
+def test_saved_unet_predicts_bit_equal(tmp_path):
+    config = make_config()
+    module = UnetModule(config, seed=5)
+    # Statistics that differ from the initial ones, so that they must be in the file.
+    module.train()(make_batch()["image"])
+    save_unet(module, tmp_path / "unet.safetensors")
+    loaded = load_unet(tmp_path / "unet.safetensors", config)
+    assert loaded.config == config
+    assert loaded.seed == 5
+    assert not loaded.training
+    image = make_batch(first=50)["image"]
+    assert torch.equal(loaded(image), module.eval()(image))
+
+
+def test_loading_does_not_ask_for_pretrained_weights(tmp_path, monkeypatch):
+    config = make_config()
+    module = UnetModule(config)
+    module.config = replace(config, encoder_weights="imagenet")
+    save_unet(module, tmp_path / "unet.safetensors")
+    asked = []
+    build = unet.smp.Unet
+    monkeypatch.setattr(
+        unet.smp, "Unet", lambda **key: asked.append(key["encoder_weights"]) or build(**key)
+    )
+    loaded = load_unet(tmp_path / "unet.safetensors", module.config)
+    assert asked == [None]
+    assert loaded.config.encoder_weights == "imagenet"
+
+
+def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch):
+    def fail(**_):
+        raise OSError("no route\nto host")
+
+    monkeypatch.setattr(unet.smp, "Unet", fail)
+    with pytest.raises(
+        WeightsError, match="imagenet of tu-resnet10t cannot be had: no route to host"
+    ):
+        UnetModule(make_config(encoder_weights="imagenet"))
+
+
+def test_missing_damaged_and_foreign_files_are_named(tmp_path):
+    config, path = make_config(), tmp_path / "unet.safetensors"
+    with pytest.raises(WeightsError, match="no U-Net here"):
+        load_unet(path, config)
+    save_unet(UnetModule(config), path)
+    with pytest.raises(WeightsError, match=r"fitted with steps=4, not 5"):
+        load_unet(path, replace(config, steps=5))
+    settings = {"config": unet.json.dumps(asdict(config)), "seed": "0"}
+    state = load_file(path)
+    state.pop(FIRST_WEIGHT)
+    save_file(state, path, metadata=settings)
+    with pytest.raises(WeightsError, match="damaged U-Net"):
+        load_unet(path, config)
+    save_file(state, path)
+    with pytest.raises(WeightsError, match="damaged U-Net"):
+        load_unet(path, config)
+    path.write_bytes(b"not weights")
+    with pytest.raises(WeightsError, match="damaged U-Net"):
+        load_unet(path, config)
+
+
+# Settings.
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("encoder_name", "resnet19"),
+        ("encoder_weights", "instagram"),
+        ("precision", "16"),
+        ("size_hw", (54, 80)),
+        ("size_hw", (64,)),
+        ("size_hw", (0, 64)),
+        ("decoder_channels", (8, 8)),
+        ("decoder_channels", (8, 8, 8, 8, 0)),
+        ("steps", 0),
+        ("batch_size", 0),
+        ("warmup_steps", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1.0),
+        ("flip_probability", 1.5),
+        ("max_rotation_deg", -1.0),
+        ("max_scale", 0.9),
+        ("max_shift", 0.6),
+        ("max_brightness_gamma", 0.5),
+        ("max_contrast", math.nan),
+    ],
+)
+def test_settings_that_cannot_run_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=f"^{key} must be"):
+        UnetConfig(**{key: value})
+
+
+def test_settings_pass_through_omegaconf_and_json():
+    merged = OmegaConf.merge(
+        OmegaConf.structured(UnetConfig),
+        OmegaConf.from_dotlist(["size_hw=[64, 96]", "encoder_weights=imagenet"]),
+    )
+    config = OmegaConf.to_object(merged)
+    assert config == UnetConfig(size_hw=(64, 96), encoder_weights="imagenet")
+    assert UnetConfig(**unet.json.loads(unet.json.dumps(asdict(config)))) == config
+
+
+def test_settings_are_free_of_torch():
+    code = "import sys, lightning_modules.segmenters.unet.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

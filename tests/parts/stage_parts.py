@@ -1,0 +1,58 @@
+"""What the tests of stages share: contexts over the tiny HC18 folder, without a sweep."""
+
+from pathlib import Path
+
+from experiments.config.recipe import load_config
+from experiments.plan.nodes import Node
+from experiments.stages.context import StageContext
+from experiments.stages.data import Data, load_data
+from experiments.store.runs import RunStore, write_done, write_started
+
+SETTINGS = [
+    "data.subset.n_images=null",
+    "split.test=4",
+    "split.val=2",
+    "split.train=null",
+    "segmenter.backbone=tiny",
+    "synthesis.image_hw=[54,80]",
+    "trainer.accelerator=cpu",
+    # A process has one run of W&B, and these tests have many stages in one.
+    "wandb.mode=disabled",
+]
+
+
+class Stages:
+    """Runs single stages in a store of their own."""
+
+    def __init__(self, hc18_folder: Path, root: Path) -> None:
+        overrides = [*SETTINGS, f"data.root={hc18_folder}", f"store.root={root}"]
+        self.config = load_config("demo", overrides)
+        self.data: Data = load_data(self.config)
+        self.store = RunStore(root)
+
+    def contents(self, ids: list[str]) -> list[list[str]]:
+        """Ids with their hashes, as a node holds them."""
+        return [[sample_id, self.data.view.content[sample_id]] for sample_id in ids]
+
+    def context(self, stage: str, content: dict, **upstream: str) -> StageContext:
+        """The context of a stage, its folder made."""
+        node = Node(stage=stage, content=content, upstream=upstream)
+        context = StageContext(
+            config=self.config,
+            node=node,
+            store=self.store,
+            samples=self.data.samples,
+            rows=self.data.rows,
+            content=self.data.view.content,
+            sweep="test",
+        )
+        context.run_dir.mkdir(parents=True, exist_ok=True)
+        return context
+
+    def run(self, function, stage: str, content: dict, **upstream: str):
+        """Run a stage as the worker does; its context and its result."""
+        context = self.context(stage, content, **upstream)
+        write_started(context.run_dir, {"content": context.node.content})
+        result = function(context)
+        write_done(context.run_dir, result)
+        return context, result
