@@ -1,0 +1,170 @@
+"""The conditions: what a trial is trained on beside its real images. One row each; torch-free.
+
+A condition is a few factors. Nothing else in the code asks for a condition's name: what it needs to
+know is a factor here, and a recipe may compose conditions of its own from the same factors
+(`conditions: {warp_strong: {pairs: warp, augment: strong}}`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+PairSource = Literal["none", "repeat", "warp", "phantom", "resized", "synthetic"]
+LabelSource = Literal["own", "fixed"]
+GateUse = Literal["on", "off", "random_subset"]
+Augmentation = Literal["none", "weak", "strong"]
+
+GENERATED: tuple[PairSource, ...] = ("synthetic",)
+"""Sources that a generator makes."""
+OF_A_GENERATOR: tuple[PairSource, ...] = ("synthetic", "resized")
+"""Sources that depend on which generator it is."""
+
+
+@dataclass(kw_only=True)
+class ConditionConfig:
+    """A condition by its factors."""
+
+    pairs: PairSource = "none"
+    """What is added to the real images: nothing; the same images once more; deformed copies;
+    procedural heads; the generator's real images at the generator's size; pairs of a generator."""
+    labels: LabelSource = "own"
+    """Whose labels those pairs come from: the trial's own, or a fixed number of them
+    (`synthesis.generator_count`), whatever the trial has."""
+    gate: GateUse = "on"
+    """Which of the generator's candidates are taken: those that pass the gate, all, or as many at
+    random as the gate keeps."""
+    augment: Augmentation = "none"
+    """How strongly the real images are augmented."""
+
+    def __post_init__(self) -> None:
+        """Refuse factors that nothing would read.
+
+        Raises:
+            ValueError: If they contradict each other.
+        """
+        if self.gate != "on" and self.pairs not in GENERATED:
+            raise ValueError(f"gate={self.gate}: pairs={self.pairs} pass no gate; leave it out")
+        if self.labels != "own" and self.pairs not in OF_A_GENERATOR:
+            raise ValueError(
+                f"labels={self.labels}: pairs={self.pairs} are made from the trial's own labels"
+            )
+        if self.pairs == "repeat" and self.augment != "none":
+            raise ValueError("pairs=repeat is the control of unchanged images; use augment=none")
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether part of each batch is filled with something else than the real images."""
+        return self.pairs != "none"
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether a generator is fitted for it."""
+        return self.pairs in GENERATED
+
+    @property
+    def has_generator(self) -> bool:
+        """Whether its pairs differ with the generator, be it only by its size."""
+        return self.pairs in OF_A_GENERATOR
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionRow:
+    """A condition that comes along: its factors, and how people read it."""
+
+    factors: ConditionConfig
+    label: str
+    """In tables and legends."""
+    phrase: str
+    """Within a sentence."""
+    color: str
+    """In figures. The baseline is black and the synthetic lines have the strongest colours."""
+    marker: str
+    """In figures; what colour-blind readers may take for one another has another one."""
+
+
+def _row(label: str, phrase: str, color: str, marker: str, **factors: str) -> ConditionRow:
+    given = ConditionConfig(**factors)
+    return ConditionRow(factors=given, label=label, phrase=phrase, color=color, marker=marker)
+
+
+CONDITIONS: dict[str, ConditionRow] = {
+    "real": _row("real only", "real pairs alone", "#222222", "o"),
+    "real_repeated": _row(
+        "real, repeated", "repeating the real pairs", "#949494", "v", pairs="repeat"
+    ),
+    "weak": _row("weak augmentation", "weak augmentation", "#029e73", "^", augment="weak"),
+    "strong": _row("strong augmentation", "strong augmentation", "#cc78bc", "D", augment="strong"),
+    "warp": _row("+ warped pairs", "warped pairs", "#ca9161", "<", pairs="warp"),
+    "phantom": _row("+ phantom pairs", "phantom pairs", "#56b4e9", ">", pairs="phantom"),
+    "synthetic": _row(
+        "+ synthetic", "synthetic pairs", "#0173b2", "s", pairs="synthetic", labels="fixed"
+    ),
+    "synthetic_same_budget": _row(
+        "+ synthetic, same labels",
+        "synthetic pairs on the same label budget",
+        "#de8f05",
+        "P",
+        pairs="synthetic",
+    ),
+    "synthetic_same_budget_strong": _row(
+        "+ synthetic, same labels, strong",
+        "synthetic pairs on the same label budget, strongly augmented,",
+        "#d55e00",
+        "X",
+        pairs="synthetic",
+        augment="strong",
+    ),
+    "real_resized": _row(
+        "+ real pairs at the generator's size",
+        "real pairs at the generator's size",
+        "#8c3b6a",
+        "d",
+        pairs="resized",
+        labels="fixed",
+    ),
+    "synthetic_no_gate": _row(
+        "+ synthetic, no gate",
+        "synthetic pairs without a gate",
+        "#5b3fa0",
+        "p",
+        pairs="synthetic",
+        labels="fixed",
+        gate="off",
+    ),
+    "synthetic_random_subset": _row(
+        "+ synthetic, random subset",
+        "a random subset of the synthetic pairs",
+        "#7f9a1f",
+        "h",
+        pairs="synthetic",
+        labels="fixed",
+        gate="random_subset",
+    ),
+}
+"""In the order of a table's block."""
+
+CONTROL_LABELS = {
+    "box_only": "box only (no image)",
+    "mean_mask": "constant mean mask",
+    "zero_shot": "zero-shot backbone",
+}
+"""Rows beside the conditions, for which nothing is fitted; they close a block."""
+
+
+def condition_label(name: str) -> str:
+    """What tables and legends call a condition or control; a recipe's own has its own name."""
+    return CONDITIONS[name].label if name in CONDITIONS else CONTROL_LABELS.get(name, name)
+
+
+def condition_phrase(name: str) -> str:
+    """What a sentence calls a condition."""
+    return CONDITIONS[name].phrase if name in CONDITIONS else condition_label(name)
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Each name once: the table's conditions in its order, a recipe's own, then the controls."""
+    present = list(dict.fromkeys(names))
+    known = [name for name in CONDITIONS if name in present]
+    controls = [name for name in CONTROL_LABELS if name in present]
+    own = [name for name in present if name not in CONDITIONS and name not in CONTROL_LABELS]
+    return [*known, *own, *controls]

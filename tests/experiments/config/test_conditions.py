@@ -1,0 +1,52 @@
+"""The table of conditions, and what a recipe may compose from its factors."""
+
+import pytest
+
+from experiments.config.conditions import (
+    CONDITIONS,
+    ConditionConfig,
+    condition_label,
+    condition_phrase,
+    in_order,
+)
+
+
+def test_rows_differ_in_factors_labels_colours_and_markers():
+    rows = list(CONDITIONS.values())
+    for key in ("factors", "label", "color", "marker"):
+        values = [repr(getattr(row, key)) for row in rows]
+        assert len(set(values)) == len(values), key
+
+
+def test_factors_of_the_papers_condition_and_of_equal_budgets():
+    paper = CONDITIONS["synthetic"].factors
+    assert (paper.pairs, paper.labels, paper.gate, paper.augment) == (
+        *("synthetic", "fixed", "on"),
+        "none",
+    )
+    equal = CONDITIONS["synthetic_same_budget_strong"].factors
+    assert (equal.labels, equal.augment) == ("own", "strong")
+    assert CONDITIONS["real_resized"].factors.has_generator
+    assert not CONDITIONS["real_resized"].factors.is_generated
+    assert not CONDITIONS["strong"].factors.has_pairs
+
+
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        ({"pairs": "warp", "gate": "off"}, "pass no gate"),
+        ({"pairs": "warp", "labels": "fixed"}, "trial's own labels"),
+        ({"pairs": "repeat", "augment": "weak"}, "augment=none"),
+    ],
+)
+def test_factors_that_nothing_would_read_are_refused(factors, words):
+    with pytest.raises(ValueError, match=words):
+        ConditionConfig(**factors)
+
+
+def test_names_of_a_recipe_stand_for_themselves_between_the_table_and_the_controls():
+    assert condition_label("strong") == "strong augmentation"
+    assert condition_label("warp_strong") == condition_phrase("warp_strong") == "warp_strong"
+    assert condition_label("box_only") == "box only (no image)"
+    names = ["box_only", "warp_strong", "strong", "real", "strong"]
+    assert in_order(names) == ["real", "strong", "warp_strong", "box_only"]
