@@ -1,5 +1,6 @@
 """What the tests of SLURM share: commands that only pretend, and a real SLURM of one machine."""
 
+import functools
 import os
 import secrets
 import shutil
@@ -10,7 +11,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+from experiments.config.recipe import load_config
+from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Node
+from experiments.runner.slurm import SlurmJob, SlurmLauncher
+from experiments.stages.context import StageContext
+from experiments.store.runs import RunStore
 
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 DAEMONS = ("slurmctld", "slurmd", "munged")
@@ -29,6 +38,34 @@ cat queue 2>/dev/null || true
 """
 SCONTROL = 'echo "MaxArraySize            = $(cat max_array 2>/dev/null || echo 1001)"'
 SCANCEL = 'echo "$*" >> scancel.calls'
+
+
+@functools.cache
+def _config(*overrides: str) -> ExperimentConfig:
+    toy = ["sweep.launcher=slurm", "slurm.poll_s=0.001", "name=toy"]
+    return load_config("demo", [*toy, *overrides])
+
+
+def slurm_config(root: Path, *overrides: str) -> ExperimentConfig:
+    """The demo as a sweep `toy` on a cluster; the same settings are read once."""
+    made = _config(*overrides)
+    return replace(made, store=replace(made.store, root=str(root)))
+
+
+def node(label: str, *upstream: Node, stage: str = "fit") -> Node:
+    """A stage without content."""
+    inputs = {f"in{i}": each.key for i, each in enumerate(upstream)}
+    return Node(stage=stage, content={"label": label}, upstream=inputs, label=label)
+
+
+def start(launcher: SlurmLauncher, *chains: list[Node]) -> list[SlurmJob]:
+    """Send jobs, each of a chain of stages."""
+    config = launcher._config
+    shared = {"config": config, "store": RunStore(Path(config.store.root)), "sweep": "toy"}
+    images = {"samples": {}, "rows": {}, "content": {}}
+    return launcher.start(
+        [[StageContext(node=each, **shared, **images) for each in chain] for chain in chains]
+    )
 
 
 class FakeSlurm:

@@ -7,12 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import write_hc18_folder
-from slurm_parts import HAS_SLURM, real_slurm
-from test_slurm import context, node
+from slurm_parts import HAS_SLURM, node, real_slurm, slurm_config, start
 from test_sweep import command, environment, scores, weights
 
 from datamodules.errors import InputError
-from experiments.config.recipe import load_config
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.slurm_ledger import read_ledger
@@ -20,14 +18,8 @@ from experiments.runner.slurm_ledger import read_ledger
 pytestmark = pytest.mark.skipif(
     not HAS_SLURM, reason="needs root, and the packages slurm-wlm and munge"
 )
-SETTINGS = [
-    "sweep.launcher=slurm",
-    "slurm.mem_gb=1",
-    "slurm.cpus=1",
-    "slurm.gpus=0",
-    "slurm.poll_s=0.5",
-    "slurm.time_min=5",
-]
+SETTINGS = ["sweep.launcher=slurm", "slurm.mem_gb=1", "slurm.cpus=1", "slurm.gpus=0"]
+SETTINGS += ["slurm.poll_s=0.5", "slurm.time_min=5"]
 STAND_IN = """
 import pathlib, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -63,12 +55,12 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, mo
     monkeypatch.setattr(
         slurm, "job_command", lambda _, chain: ["-c", STAND_IN, str(tmp_path / "store" / chain[0])]
     )
-    config = load_config("demo", [*SETTINGS, f"store.root={tmp_path}"])
+    config = slurm_config(tmp_path, *SETTINGS)
     again, killed = node("again"), node("killed")
     dirs = {each.label: tmp_path / "store" / each.key for each in (again, killed)}
     launcher = SlurmLauncher(config)
     launcher.adopt()
-    jobs = launcher.start([[context(tmp_path, each)] for each in (again, killed)])
+    jobs = start(launcher, [again], [killed])
     assert len(read_ledger(launcher.folder)) == 1
     wait_for(lambda: all(n_starts(each) == 1 for each in dirs.values()))
     assert [job.ended() for job in jobs] == [None, None]
@@ -94,16 +86,24 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, mo
 
 def test_a_partition_that_does_not_exist_is_refused_at_once(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
-    settings = [*SETTINGS, f"store.root={tmp_path}", "slurm.partition=nosuch"]
-    launcher = SlurmLauncher(load_config("demo", settings))
+    launcher = SlurmLauncher(slurm_config(tmp_path, *SETTINGS, "slurm.partition=nosuch"))
     launcher.adopt()
     with pytest.raises(InputError, match=r"sbatch: .*[Ii]nvalid partition"):
-        launcher.start([[context(tmp_path, node("a"))]])
+        start(launcher, [node("a")])
 
 
 def _state(job_id: str) -> str:
-    words = ["squeue", "-h", f"--jobs={job_id}", "-o", "%T"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return _squeue(f"--jobs={job_id}", "-o", "%T").strip()
+
+
+def _of(partition: str, *, state: str = "PENDING,RUNNING") -> list[str]:
+    return _squeue("-r", f"--partition={partition}", f"--states={state}", "-o", "%i").split()
+
+
+def _squeue(*words: str) -> str:
+    return subprocess.run(
+        ["squeue", "-h", *words], capture_output=True, text=True, check=False
+    ).stdout
 
 
 SMALL = [
@@ -174,8 +174,3 @@ def test_a_preempted_fit_goes_on_to_the_same_weights(
     assert weights(tmp_path) == weights(finished)
     assert len(weights(tmp_path)) == 1
     pd.testing.assert_frame_equal(scores(tmp_path), scores(finished), check_exact=True)
-
-
-def _of(partition: str, *, state: str = "PENDING,RUNNING") -> list[str]:
-    words = ["squeue", "-h", "-r", f"--partition={partition}", f"--states={state}", "-o", "%i"]
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.split()

@@ -1,10 +1,12 @@
 """The Trainer of a stage: what a training that may stop early goes on with after a kill."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from experiments.config.running import TrainerConfig
@@ -198,3 +200,34 @@ def test_checkpoints_are_written_no_sooner_than_asked(
     trainer.callbacks.insert(0, clock)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
     assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]
+
+
+def test_a_signal_that_ends_the_loader_too_is_no_failure(tmp_path):
+    """SLURM may signal every process of a job; torch then misses its loader's."""
+
+    def lose_loader(*_, **__):
+        raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+
+    trainer = SimpleNamespace(fit=lose_loader, received_sigterm=True)
+    with pytest.raises(InterruptedError, match="stopped by a signal"):
+        fit(trainer, None, None, run_dir=tmp_path)
+    trainer.received_sigterm = False
+    with pytest.raises(RuntimeError, match="worker is killed"):
+        fit(trainer, None, None, run_dir=tmp_path)
+
+
+def test_lightning_does_not_take_a_job_of_slurm_for_its_own(tmp_path, monkeypatch):
+    for name, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "toy")):
+        monkeypatch.setenv(name, value)
+    trainer = make_trainer(
+        run_dir=tmp_path,
+        config=TrainerConfig(accelerator="cpu"),
+        precision="32-true",
+        steps=1,
+        logger=None,
+        status=StatusFile(tmp_path),
+        what="steps",
+    )
+    environment = trainer._accelerator_connector.cluster_environment
+    assert isinstance(environment, LightningEnvironment)
+    assert (trainer.world_size, trainer.global_rank) == (1, 0)
