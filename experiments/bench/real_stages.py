@@ -84,7 +84,7 @@ class TrialStages:
         Returns:
             Its result with `seconds`: from the manifest to the marker on the disk.
         """
-        from experiments.stages.table import STAGES
+        from experiments.plan.stage_table import STAGES
 
         context = StageContext(
             config=self.config,
@@ -101,7 +101,7 @@ class TrialStages:
         # Later stages read an input's content from its manifest.
         write_started(context.run_dir, {"content": node.content})
         with _silence():
-            result = STAGES[node.stage](context)
+            result = STAGES[node.stage].load()(context)
         write_done(context.run_dir, result)
         return {**result, "seconds": time.perf_counter() - started}
 

@@ -5,24 +5,8 @@ from typing import Any
 
 from datamodules.splits import Split, Unit
 from datamodules.storage import content_key
+from experiments.plan.stage_table import STAGES
 
-STAGE_VERSION = {
-    "embed": 2,
-    "generator": 1,
-    "synthesize": 1,
-    "import_pairs": 1,
-    "warp": 1,
-    "phantom": 1,
-    "resize": 1,
-    "gate": 1,
-    "subset": 1,
-    "fit": 1,
-    "fit_unet": 1,
-    "score": 1,
-    "control": 2,
-    "fidelity": 1,
-    "box": 1,
-}
 NOT_HASHED = {
     "segmenter": ("weights_path",),
     "synthesis": (
@@ -44,7 +28,7 @@ class Node:
     """A stage to run once: its inputs and the name of its directory."""
 
     stage: str
-    """A key of STAGE_VERSION."""
+    """A key of STAGES."""
     content: dict[str, Any]
     """What its result depends on, as JSON types; hashed."""
     upstream: dict[str, str] = field(default_factory=dict)
@@ -64,7 +48,7 @@ class Node:
         return content_key(
             {
                 "stage": self.stage,
-                "version": STAGE_VERSION[self.stage],
+                "version": STAGES[self.stage].version,
                 "content": self.content,
                 "upstream": self.upstream,
             }

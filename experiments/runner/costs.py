@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from experiments.config.schema import ExperimentConfig, resolved
-from experiments.plan.box_passes import PASSES
 from experiments.plan.nodes import Node
+from experiments.plan.stage_table import STAGES
 from experiments.runner.gpus import device_kind
 from experiments.runner.launchers import slots_of, threads_of
 from experiments.store.provenance import machine
@@ -29,81 +29,11 @@ Match = Literal[
 ]
 """How near the measured runs are to what is asked for, nearest first."""
 MATCHES: tuple[Match, ...] = get_args(Match)
-# Seconds a unit of work before anything was measured: two CPU cores and LiteMedSAM.
-FIRST_GUESS_S = {
-    "embed": 1.0,
-    "generator": 0.35,
-    "synthesize": 0.8,
-    "import_pairs": 0.05,
-    "warp": 0.2,
-    "phantom": 0.3,
-    "resize": 0.05,
-    "subset": 0.5,
-    "gate": 0.2,
-    "fit": 0.8,
-    "fit_unet": 0.5,
-    "score": 0.15,
-    "control": 0.1,
-    "fidelity": 70.0,
-    "box": 0.3,
-}
 START_S = 0.3
 """From the end of one stage to the begin of the next on the same slot: half the poll and a fork.
 The median over 21 stages of a sweep on two cores was 0.34 s."""
 RUNS_READ = 50
 """Runs of a stage that are read, the latest ones."""
-LINKING = ("gate", "subset")
-"""Stages whose pictures are links to another run's."""
-WEIGHTS = ("generator", "fit", "fit_unet")
-"""Stages that leave as much whatever their steps are."""
-_NETWORK = tuple(
-    f"generator.{key}"
-    for key in ("size_hw", "patch", "block_out_channels", "layers_per_block", "attention")
-)
-_STABLE = tuple(f"stable_diffusion.{key}" for key in ("route", "size_hw", "lora_rank"))
-TRAITS: dict[str, tuple[str, ...]] = {
-    "embed": ("segmenter.backbone", "segmenter.encoder_precision"),
-    "generator": (*_NETWORK, "generator.batch_size", "generator.precision"),
-    "synthesize": (
-        *_NETWORK,
-        "synthesis.image_hw",
-        "synthesis.sampler.num_inference_steps",
-        "synthesis.sampler.guidance_scale",
-    ),
-    "generator of stable_diffusion": (
-        *_STABLE,
-        "stable_diffusion.batch_size",
-        "stable_diffusion.precision",
-        "stable_diffusion.gradient_checkpointing",
-    ),
-    "synthesize of stable_diffusion": (
-        *_STABLE,
-        "synthesis.image_hw",
-        "stable_diffusion.sampler.num_inference_steps",
-        "stable_diffusion.sampler.guidance_scale",
-    ),
-    "warp": ("synthesis.image_hw",),
-    "phantom": ("synthesis.image_hw",),
-    "gate": ("segmenter.backbone",),
-    "fit": (
-        "segmenter.backbone",
-        "segmenter.batch_size",
-        "segmenter.precision",
-        "segmenter.early_stopping_patience",
-        "segmenter.tuning",
-    ),
-    "fit_unet": (
-        "unet.encoder_name",
-        "unet.decoder_channels",
-        "unet.size_hw",
-        "unet.batch_size",
-        "unet.precision",
-    ),
-    "score": ("segmenter.backbone",),
-    "fidelity": ("segmenter.backbone", "synthesis.n_candidates"),
-    "box": ("segmenter.backbone",),
-}
-"""Settings that the time of one unit depends on, by stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,68 +68,6 @@ def n_slots(config: ExperimentConfig) -> int:
     return len(slots_of(config))
 
 
-def traits_of(stage: str, *, content: Mapping, upstream: Mapping, config: Mapping) -> str:
-    """What the time of one unit depends on, as text to compare.
-
-    Args:
-        stage: A stage.
-        content: Its node's content, or its manifest's.
-        upstream: Its inputs by role.
-        config: The config as plain JSON types.
-    """
-    kind = f"{stage} of stable_diffusion" if "stable_diffusion" in content else stage
-    found: list[Any] = [_at(config, key) for key in TRAITS.get(kind, ())]
-    if stage in ("score", "control"):
-        # The U-Net is scored without embeddings; a predicted box takes a second pass.
-        prompt = _at(content, "evaluation.prompt")
-        found += ["embeddings" in upstream, prompt == "predicted_box"]
-    if stage == "fit":
-        # Without embeddings every step runs the encoder.
-        found.append("embeddings" in upstream)
-    found.append(content.get("kind"))
-    return json.dumps(found)
-
-
-def units_of(stage: str, *, content: Mapping, config: Mapping, result: Mapping) -> int:
-    """Units of work that a finished run did, as `Node.steps` counts them.
-
-    Args:
-        stage: Its stage.
-        content: What it was made from.
-        config: The config it ran under, as plain JSON types.
-        result: What its `DONE.json` holds.
-
-    Returns:
-        The count; images that were already embedded are not in it.
-    """
-    match stage:
-        case "embed":
-            return result["embedded"]
-        case "generator":
-            return content.get("stable_diffusion", content.get("generator"))["steps"]
-        case "fit_unet":
-            return content["unet"]["steps"]
-        case "fit":
-            # Under `epochs` known only when it is done.
-            return content["segmenter"].get("steps") or result["steps"]
-        case "synthesize" | "gate":
-            return config["synthesis"]["n_candidates"]
-        case "import_pairs":
-            return len(content["pairs"])
-        case "warp" | "phantom":
-            return content["n"]
-        case "resize":
-            return len(content["images"])
-        case "score":
-            return len(content["test"]) * content["evaluation"].get("jitter_draws", 1)
-        case "control":
-            return len(content["test"])
-        case "box":
-            return len(content["test"]) * len(PASSES)
-        case _:
-            return 1
-
-
 class Costs:
     """Costs under a recipe's settings on this machine.
 
@@ -217,8 +85,8 @@ class Costs:
 
     def traits(self, node: Node) -> str:
         """What the time of one of its units depends on."""
-        return traits_of(
-            node.stage, content=node.content, upstream=node.upstream, config=self._config
+        return STAGES[node.stage].traits_of(
+            content=node.content, upstream=node.upstream, config=self._config
         )
 
     def of(self, stage: str, traits: str) -> Cost:
@@ -250,7 +118,7 @@ class Costs:
                 return Cost(
                     seconds_per_unit=statistics.median(rates), match=match, runs=tuple(runs)
                 )
-        return Cost(seconds_per_unit=FIRST_GUESS_S[stage], match="first guess")
+        return Cost(seconds_per_unit=STAGES[stage].first_guess_s, match="first guess")
 
     def _match(self, run: Measured, traits: str) -> Match:
         is_here = run.machine == self._machine
@@ -274,15 +142,16 @@ def bytes_of(node_units: int, *, cost: Cost, root: Path) -> float | None:
     """
     if not cost.runs or cost.match.startswith("other settings"):
         return None
-    per_run = cost.runs[0].stage in WEIGHTS
+    per_run = STAGES[cost.runs[0].stage].is_training
     sizes = [_size(run, root=root) / (1 if per_run else run.units) for run in cost.runs[-10:]]
     return statistics.median(sizes) * (1 if per_run else node_units)
 
 
 def _size(run: Measured, *, root: Path) -> float:
+    row = STAGES[run.stage]
     files = [path.stat() for path in run.run_dir.rglob("*") if path.is_file()]
-    size = float(sum(f.st_size for f in files if run.stage not in LINKING or f.st_nlink == 1))
-    if run.stage == "embed":
+    size = float(sum(f.st_size for f in files if not row.is_linking or f.st_nlink == 1))
+    if row.is_embedding:
         size += run.units * _embedding_size(run.run_dir, store=root / "store" / "embeddings")
     return size
 
@@ -306,13 +175,14 @@ def _read(run_dir: Path) -> Measured | None:
         result = json.loads((run_dir / "DONE.json").read_text())
         manifest = json.loads((run_dir / "manifest.json").read_text())
         stage, content, config = manifest["stage"], manifest["content"], manifest["config"]
-        units = units_of(stage, content=content, config=config, result=result)
+        row = STAGES[stage]
+        units = row.units_of(content=content, config=config, result=result)
         if units < 1:
             return None
         return Measured(
             run_dir=run_dir,
             stage=stage,
-            traits=traits_of(stage, content=content, upstream=manifest["upstream"], config=config),
+            traits=row.traits_of(content=content, upstream=manifest["upstream"], config=config),
             machine=_machine(manifest["machine"]),
             threads=(
                 manifest["threads"],
@@ -328,11 +198,3 @@ def _read(run_dir: Path) -> Measured | None:
 
 def _machine(found: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(found.get(key) for key in ("host", "cpu", "cores"))
-
-
-def _at(content: Mapping[str, Any], key: str) -> Any:
-    """Value of a dotted key; None where an older manifest has no such setting."""
-    found: Any = content
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found

@@ -18,6 +18,7 @@ from datamodules.storage import write_atomic
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
 from experiments.plan.grid import make_plan
+from experiments.plan.stage_table import STAGES
 from experiments.runner.worker import redirect_output, run_held, stop_with_parent
 from experiments.stages.context import StageContext
 from experiments.stages.data import load_data
@@ -66,12 +67,10 @@ def main(arguments: list[str]) -> int:
         return run_held(context, threads=each)
     import torch
 
-    from experiments.stages.table import STAGES
-
     torch.set_num_threads(each)
     context.config.wandb.mode = "disabled"
     try:
-        STAGES[context.node.stage](context)
+        STAGES[context.node.stage].load()(context)
     except BaseException:
         traceback.print_exc()
     return 1

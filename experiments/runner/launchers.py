@@ -12,13 +12,12 @@ from typing import Protocol
 
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
+from experiments.plan.stage_table import STAGES
 from experiments.runner.distributed import write_request
 from experiments.runner.gpus import device_environment
 from experiments.runner.worker import STOPPED, run_node
 from experiments.stages.context import StageContext
 
-DISTRIBUTED = ("fit", "generator")
-"""Stages that `trainer.devices` spreads over several devices; the others take the first one."""
 MALLOC_TUNABLES = ":".join(
     (
         "glibc.malloc.hugetlb=1",
@@ -131,13 +130,16 @@ class LocalLauncher:
         return ""
 
     def _start(self, context: StageContext, slot: Slot) -> Job:
-        is_distributed = self._config.trainer.devices > 1 and context.node.stage in DISTRIBUTED
+        row = STAGES[context.node.stage]
+        is_distributed = self._config.trainer.devices > 1 and row.is_distributed
         environment = device_environment(slot.devices if is_distributed else slot.devices[:1])
         if is_distributed:
             return _CommandJob(context, threads=self.threads, environment=environment)
         if self._spawner is None:
             self._spawner = _forkserver()
-        process = self._spawner.Process(target=run_node, args=(context, self.threads, environment))
+        process = self._spawner.Process(
+            target=run_node, args=(context, row, self.threads, environment)
+        )
         process.start()
         return _ProcessJob(process)
 
@@ -238,5 +240,7 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
     # on two cores an encoder pass took 1.65 s so, and 0.96 s with this.
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
     spawner = multiprocessing.get_context("forkserver")
-    spawner.set_forkserver_preload(["experiments.stages.table"])
+    spawner.set_forkserver_preload(
+        list(dict.fromkeys(row.run.split(":")[0] for row in STAGES.values() if row.is_preloaded))
+    )
     return spawner

@@ -11,7 +11,8 @@ from typing import Literal
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node, Plan
-from experiments.runner.launchers import DISTRIBUTED, Job, Launcher, LocalLauncher
+from experiments.plan.stage_table import STAGES
+from experiments.runner.launchers import Job, Launcher, LocalLauncher
 from experiments.stages.context import StageContext
 from experiments.stages.data import Data
 from experiments.store.runs import Failure, RunStore, read_failure, read_status
@@ -75,7 +76,7 @@ class Sweep:
         self.launcher: Launcher = launcher or LocalLauncher(config)
         parts = config.trainer.batch_parts
         self.runs = {
-            key: NodeRun(node=node, shrink=parts_within(parts, limit=self._batch_size(node.stage)))
+            key: NodeRun(node=node, shrink=parts_within(parts, limit=self._batch_size(node)))
             for key, node in plan.nodes.items()
         }
         for run in self.runs.values():
@@ -189,7 +190,7 @@ class Sweep:
                 coming = [each.node.key for each in chain]
                 if (
                     run.state == "waiting"
-                    and run.node.stage not in (*DISTRIBUTED, "fit_unet")
+                    and not STAGES[run.node.stage].is_training
                     and run.node.key not in taken
                     and not {*run.node.upstream.values()}.isdisjoint(coming)
                     and self._has_inputs(run, coming=coming)
@@ -265,7 +266,7 @@ class Sweep:
             return
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
-            shrink = next_shrink(run.shrink, limit=self._batch_size(run.node.stage))
+            shrink = next_shrink(run.shrink, limit=self._batch_size(run.node))
             if shrink is not None:
                 run.state, run.shrink = "waiting", shrink
                 self.say(f"{run.node.label}: out of memory; again, a batch in {shrink} parts")
@@ -285,17 +286,8 @@ class Sweep:
         if len(self._failures_in_row) >= self.config.sweep.max_failures:
             self.halted = _summary(self._failures_in_row)
 
-    def _batch_size(self, stage: str) -> int:
-        """Items that a stage computes at once on one device; 1 where nothing can be made less."""
-        each = self.config.trainer.devices
-        sizes = {
-            "fit": self.config.segmenter.batch_size // each,
-            # On one device, whatever the others are spread over.
-            "fit_unet": self.config.unet.batch_size,
-            "generator": self.config.active_generator.batch_size // each,
-            "synthesize": self.config.sampler_batch_size,
-        }
-        return sizes.get(stage, 1)
+    def _batch_size(self, node: Node) -> int:
+        return STAGES[node.stage].batch_size(content=node.content, config=self.config)
 
     def _is_paused(self) -> bool:
         """Whether the disk is still full."""

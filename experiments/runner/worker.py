@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.config.schema import resolved
+from experiments.plan.stage_table import STAGES, StageRow
 from experiments.stages.context import StageContext
 from experiments.store.provenance import provenance, used_gpu
 from experiments.store.runs import FailureKind, hold, write_done, write_failed, write_started
@@ -22,7 +23,9 @@ STOPPED = 128 + signal.SIGTERM
 """Exit code of a stage that was asked to stop, as a shell gives it."""
 
 
-def run_node(context: StageContext, threads: int, environment: Mapping[str, str]) -> None:
+def run_node(
+    context: StageContext, row: StageRow, threads: int, environment: Mapping[str, str]
+) -> None:
     """Run a stage in a process forked for it; the process ends here.
 
     Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
@@ -30,11 +33,13 @@ def run_node(context: StageContext, threads: int, environment: Mapping[str, str]
 
     Args:
         context: The stage.
+        row: What it is: a row from outside is in its parent's table alone.
         threads: Its CPU threads.
         environment: Variables of this process alone, such as its GPU.
     """
     # Before torch first looks for a GPU.
     os.environ.update(environment)
+    STAGES[context.node.stage] = row
     context.run_dir.mkdir(parents=True, exist_ok=True)
     redirect_output(context.run_dir / "log.txt")
     # Ctrl-C reaches the whole group; the parent answers it by a SIGTERM, which Lightning takes
@@ -68,7 +73,6 @@ def _run(context: StageContext, *, threads: int) -> int:
     import torch
 
     from experiments.stages.device import device_of
-    from experiments.stages.table import STAGES
     from experiments.stages.training import checkpoint_dir
 
     torch.set_num_threads(threads)
@@ -93,7 +97,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 **provenance(),
             },
         )
-        result = STAGES[node.stage](context)
+        result = STAGES[node.stage].load()(context)
         # On Linux the unit is KiB. A forked process starts with what its parent had imported.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         write_done(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datamodules.embeddings import EmbeddingStore
 from experiments.plan.nodes import Node, Plan
+from experiments.plan.stage_table import STAGES
 from experiments.runner.costs import START_S, Cost, Costs, bytes_of
 from experiments.runner.schedule import Task
 from experiments.store.runs import Failure, RunStore, read_failure
@@ -53,7 +54,7 @@ def units_to_do(
 
 def _views(node: Node) -> set[tuple[str, View]]:
     """What a stage embeds, with the kind of view; empty for another stage and for pairs."""
-    if node.stage != "embed" or "images" not in node.content:
+    if not STAGES[node.stage].is_embedding or "images" not in node.content:
         return set()
     augment = node.content.get("augment")
     kind, n_views = (augment["strength"], augment["n_views"]) if augment else ("", 1)

@@ -1,8 +1,10 @@
-"""Stages that make pairs without a network: the cheap rivals and controls of a generator."""
+"""Stages that make or take pairs without a network: a generator's cheap rivals and controls."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from datamodules.annotation import read_annotation, read_image
@@ -12,7 +14,9 @@ from datamodules.phantom_pairs import phantom_pairs
 from datamodules.synthetic import (
     SyntheticPair,
     link_pair,
+    pair_paths,
     read_metadata,
+    read_synthetic,
     write_metadata,
     write_pair,
 )
@@ -89,6 +93,23 @@ def run_subset(context: StageContext) -> dict[str, Any]:
     write_metadata(context.run_dir / "metadata.jsonl", [candidates[k] for k in chosen])
     log_pairs(context)
     return {"pairs": len(chosen)}
+
+
+def run_import_pairs(context: StageContext) -> dict[str, Any]:
+    """Take somebody else's synthetic pairs into the store."""
+    foreign = read_synthetic(Path(context.config.synthesis.folder))
+    for sample in foreign.samples:
+        image = read_image(sample.image_path)
+        image_path, mask_path = pair_paths(context.run_dir, sample.sample_id)
+        for path in (image_path, mask_path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(image_path), image)
+        mask_path.write_bytes(sample.annotation_path.read_bytes())
+    write_metadata(
+        context.run_dir / "metadata.jsonl", [foreign.pairs[s.sample_id] for s in foreign.samples]
+    )
+    log_pairs(context)
+    return {"pairs": len(foreign.samples)}
 
 
 def outlines_of(context: StageContext, ids: list[str]) -> EllipseDistribution:

@@ -6,50 +6,25 @@ store, and the inputs stand in the run's config, because W&B has no inputs there
 
 import json
 import threading
-from dataclasses import dataclass
 
 import wandb
 
+from experiments.plan.stage_table import STAGES, Artefact
 from experiments.stages.context import StageContext
 from experiments.stages.stage_logger import stage_run
 from experiments.stages.wandb_run import harmless
 from experiments.store.runs import RunStore
 
 TIMEOUT_S = 120.0
-_PAIRS = ("metadata.jsonl", "image", "mask")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a stage makes that others use."""
-
-    kind: str
-    """First part of the artifact's name."""
-    type: str
-    """W&B's type of it."""
-    files: tuple[str, ...]
-    """Files and folders of it in the run's directory."""
-    is_uploaded: bool = True
-    """Whether it goes to a server; what holds real images or others' is only referred to."""
-
-
-MADE = {
-    "generator": Made(kind="generator", type="model", files=("generator",)),
-    "fit": Made(kind="segmenter", type="model", files=("segmenter.safetensors",)),
-    "fit_unet": Made(kind="unet", type="model", files=("segmenter.safetensors",)),
-    "gate": Made(kind="synthetic", type="dataset", files=(*_PAIRS, "rejected.jsonl")),
-    "subset": Made(kind="synthetic-subset", type="dataset", files=_PAIRS),
-    "phantom": Made(kind="phantom-pairs", type="dataset", files=_PAIRS),
-    "warp": Made(kind="warped-pairs", type="dataset", files=_PAIRS, is_uploaded=False),
-    "resize": Made(kind="resized-pairs", type="dataset", files=_PAIRS, is_uploaded=False),
-    "import_pairs": Made(kind="foreign-pairs", type="dataset", files=_PAIRS, is_uploaded=False),
-}
 
 
 def artifact_name(key: str) -> str:
     """Name of the artifact of a stage `stage/id`: what it is made from names it."""
-    stage, run_id = key.split("/")
-    return f"{MADE[stage].kind}-{run_id}"
+    return f"{_made(key).kind}-{key.split('/')[1]}"
+
+
+def _made(key: str) -> Artefact | None:
+    return STAGES[key.split("/")[0]].artefact
 
 
 def input_keys(store: RunStore, upstream: dict[str, str]) -> list[str]:
@@ -63,7 +38,7 @@ def input_keys(store: RunStore, upstream: dict[str, str]) -> list[str]:
     """
     found: dict[str, None] = {}
     for key in upstream.values():
-        if key.split("/")[0] in MADE:
+        if _made(key) is not None:
             found[key] = None
             continue
         manifest = json.loads((store.root / "store" / key / "manifest.json").read_text())
@@ -115,7 +90,7 @@ def _use(run: wandb.Run, store: RunStore, key: str, *, name: str) -> None:
 
 
 def _artifact(store: RunStore, key: str, *, is_uploaded: bool) -> wandb.Artifact:
-    made, run_dir = MADE[key.split("/")[0]], (store.root / "store" / key).absolute()
+    made, run_dir = _made(key), (store.root / "store" / key).absolute()
     artifact = wandb.Artifact(artifact_name(key), type=made.type, metadata={"store": key})
     for name in made.files:
         path = run_dir / name

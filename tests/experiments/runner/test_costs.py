@@ -10,15 +10,14 @@ from test_plan import make_data
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
 from experiments.plan.grid import box_plan, make_plan
-from experiments.plan.nodes import STAGE_VERSION, Node
+from experiments.plan.nodes import Node
+from experiments.plan.stage_table import STAGES
 from experiments.runner.costs import (
-    FIRST_GUESS_S,
     RUNS_READ,
     START_S,
     Costs,
     bytes_of,
     n_slots,
-    units_of,
 )
 from experiments.runner.launchers import threads_of
 from experiments.runner.workload import tasks_of, units_to_do
@@ -57,24 +56,21 @@ def write_run(
         "machine": here if host is None else {**here, "host": host},
     }
     write_started(run_dir, manifest)
-    write_done(run_dir, {**(result or {}), "seconds": seconds})
+    steps = content.get("segmenter", {}).get("steps")
+    write_done(run_dir, {"steps": steps, **(result or {}), "seconds": seconds})
     return run_dir
 
 
-def fit(steps: int) -> dict:
-    return {"segmenter": {"steps": steps}}
+def fit(steps: int, **extra: str) -> dict:
+    return {"segmenter": {"steps": steps, **extra}}
 
 
 FIT = Node(stage="fit", content=fit(40), steps=40)
 
 
-def cost_of_fit(root: Path, *changes: str):
-    costs = Costs(root, config=load_config("demo", [*SETTINGS, *changes]))
-    return costs.of("fit", costs.traits(FIT))
-
-
-def test_every_stage_has_a_first_guess():
-    assert set(FIRST_GUESS_S) == set(STAGE_VERSION)
+def cost_of_fit(root: Path, **extra: str):
+    costs = Costs(root, config=load_config("demo", SETTINGS))
+    return costs.of("fit", costs.traits(Node(stage="fit", content=fit(40, **extra), steps=40)))
 
 
 def test_nothing_measured_is_a_first_guess(tmp_path):
@@ -92,10 +88,10 @@ def test_the_median_bears_a_run_that_was_resumed(tmp_path):
 
 
 def test_the_nearest_runs_count_alone(tmp_path):
-    tiny = [*SETTINGS, "segmenter.backbone=tiny"]
-    write_run(tmp_path, "a", seconds=4, content=fit(40), settings=tiny, host="far")
+    tiny = fit(40, backbone="tiny")
+    write_run(tmp_path, "a", seconds=4, content=tiny, host="far")
     assert cost_of_fit(tmp_path).match == "other settings and machine"
-    write_run(tmp_path, "b", seconds=8, content=fit(40), settings=tiny)
+    write_run(tmp_path, "b", seconds=8, content=tiny)
     found = cost_of_fit(tmp_path)
     assert (found.match, found.seconds_per_unit) == ("other settings", 0.2)
     write_run(tmp_path, "c", seconds=12, content=fit(40), host="far")
@@ -116,7 +112,7 @@ def test_the_nearest_runs_count_alone(tmp_path):
     found = cost_of_fit(tmp_path)
     assert (found.match, found.seconds_per_unit, len(found.runs)) == ("same", 0.5, 1)
     # Asked for the other way round, the run of the small backbone is the near one.
-    assert cost_of_fit(tmp_path, "segmenter.backbone=tiny").seconds_per_unit == 0.2
+    assert cost_of_fit(tmp_path, backbone="tiny").seconds_per_unit == 0.2
 
 
 def test_runs_that_say_nothing_are_left_out(tmp_path):
@@ -185,7 +181,7 @@ def test_sizes_follow_what_was_left(tmp_path):
     (fitted / "segmenter.safetensors").write_bytes(b"x" * 5000)
     size = sum(path.stat().st_size for path in fitted.iterdir())
     assert bytes_of(40, cost=cost_of_fit(tmp_path), root=tmp_path) == size
-    other = cost_of_fit(tmp_path, "segmenter.backbone=tiny")
+    other = cost_of_fit(tmp_path, backbone="tiny")
     assert bytes_of(40, cost=other, root=tmp_path) is None
 
 
@@ -216,13 +212,12 @@ def test_units_of_a_run_are_those_of_its_plan():
     foreign = load_config("demo", ["sweep.condition=[synthetic]"])
     imported = make_plan(foreign, make_data(foreign_pairs={"a": "h", "b": "h"}))
     nodes = [*made.nodes.values(), *imported.nodes.values()]
-    assert {node.stage for node in nodes} == set(STAGE_VERSION) - {"box"}
+    assert {node.stage for node in nodes} == set(STAGES) - {"box"}
     for node in nodes:
-        found = units_of(
-            node.stage,
+        found = STAGES[node.stage].units_of(
             content=node.content,
             config=resolved(config),
-            result={"embedded": node.steps},
+            result={"embedded": node.steps, "steps": node.steps},
         )
         assert found == node.steps, node.label
 
@@ -233,7 +228,7 @@ def test_units_of_the_box_stage_are_fifteen_an_image_in_plan_and_cost():
     made, key = box_plan(config, data)
     node = made.nodes[key]
     assert node.steps == 15 * len(data.split.test)
-    found = units_of("box", content=node.content, config=resolved(config), result={})
+    found = STAGES["box"].units_of(content=node.content, config=resolved(config), result={})
     assert found == node.steps
 
 

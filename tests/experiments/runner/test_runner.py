@@ -78,9 +78,11 @@ class FakeLauncher:
         return "two jobs are left" if jobs else ""
 
 
-def node(label, *upstream, stage="fit"):
+def node(label, *upstream, stage="fit", batch_size=4):
     inputs = {f"in{i}": each.key for i, each in enumerate(upstream)}
-    return Node(stage=stage, content={"label": label}, upstream=inputs, label=label)
+    batch = {"batch_size": batch_size}
+    content = {"label": label, "segmenter": batch, "unet": batch}
+    return Node(stage=stage, content=content, upstream=inputs, label=label)
 
 
 def make_sweep(tmp_path, nodes, act, *overrides, **launcher):
@@ -174,7 +176,7 @@ def test_out_of_memory_halves_the_parts_until_each_item_is_alone(tmp_path):
         seen.append(context.shrink)
         return ("out_of_memory", "CUDA out of memory")
 
-    sweep, _, lines = make_sweep(tmp_path, [node("a")], act, "segmenter.batch_size=4")
+    sweep, _, lines = make_sweep(tmp_path, [node("a", batch_size=4)], act)
     sweep.run(lambda: None)
     assert seen == [1, 2, 4]
     assert states(sweep) == {"a": "failed"}
@@ -190,8 +192,8 @@ def test_a_unet_that_runs_out_of_memory_gets_parts_too(tmp_path):
         seen.append(context.shrink)
         return "done" if context.shrink == 6 else ("out_of_memory", "CUDA out of memory")
 
-    settings = ["unet.batch_size=6", "trainer.devices=2", "sweep.workers=1"]
-    sweep, _, _ = make_sweep(tmp_path, [node("a", stage="fit_unet")], act, *settings)
+    settings = ["trainer.devices=2", "sweep.workers=1"]
+    sweep, _, _ = make_sweep(tmp_path, [node("a", stage="fit_unet", batch_size=6)], act, *settings)
     sweep.run(lambda: None)
     assert seen == [1, 2, 6]
     assert states(sweep) == {"a": "done"}

@@ -19,7 +19,7 @@ from experiments.plan.nodes import Node
 from experiments.runner.distributed import context_of, write_request
 from experiments.runner.worker import failure_kind, run_held
 from experiments.stages.fit import WEIGHTS_NAME
-from experiments.stages.table import run_generator
+from experiments.stages.generator import run_generator
 from experiments.stages.training import last_checkpoint
 from experiments.store.runs import read_failure
 from lightning_modules.segmenters.unet.config import UnetConfig

@@ -13,7 +13,7 @@ from stage_parts import Stages
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import Sample, read_hc18
-from experiments.runner.costs import units_of
+from experiments.plan.stage_table import STAGES
 from experiments.stages.box import run_box
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
@@ -316,7 +316,7 @@ def test_the_box_stage_makes_the_passes_that_its_cost_counts(stages, monkeypatch
     }
     context, result = stages.run(run_box, "box", content, fit=fit.node.key)
     rows = scored(context)
-    assert len(rows) == units_of("box", content=content, config={}, result=result)
+    assert len(rows) == STAGES["box"].units_of(content=content, config={}, result=result)
     assert result == {"images": 3, "passes": 15}
     passes = rows[["what", "prompt", "jitter_px"]].drop_duplicates().fillna(-1)
     jitters = [(what, "jittered_box", px) for px in (0, 5, 10, 20, 40, 80) for what in BOXED]

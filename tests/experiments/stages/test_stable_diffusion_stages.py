@@ -25,8 +25,8 @@ from experiments.config.schema import resolved
 from experiments.deliver.export import export_command
 from experiments.plan.grid import make_plan
 from experiments.stages.context import StageError
+from experiments.stages.generator import run_generator, run_synthesize
 from experiments.stages.stable_diffusion import BANK_NAME
-from experiments.stages.table import run_generator, run_synthesize
 from experiments.store.provenance import provenance
 from experiments.store.runs import write_started
 from lightning_modules.generators.stable_diffusion.config import (

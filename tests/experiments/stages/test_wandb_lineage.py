@@ -8,7 +8,8 @@ import pytest
 from wandb_parts import clean_environment
 from wandb_server import WandbServer
 
-from experiments.stages.wandb_lineage import MADE, artifact_name, input_keys
+from experiments.plan.stage_table import STAGES
+from experiments.stages.wandb_lineage import artifact_name, input_keys
 from experiments.store.runs import RunStore, write_done, write_started
 
 CHAIN = {
@@ -78,7 +79,7 @@ def store(tmp_path):
 def _files(store, *keys):
     for key in keys:
         run_dir = store.run_dir(*key.split("/"))
-        for name in MADE[key.split("/")[0]].files:
+        for name in STAGES[key.split("/")[0]].artefact.files:
             path = run_dir / name
             if name in ("image", "mask"):
                 path = path / "0.png"
