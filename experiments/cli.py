@@ -240,13 +240,12 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Say what a run would find here, and what to do about what is missing; runs nothing."""
-    from experiments.doctor.screen import as_dict
     from experiments.doctor.screen import doctor as look
 
-    found = look(sources or [], None if as_json else stdout_console())
+    found = look(sources or [], Console(quiet=True) if as_json else stdout_console())
     if as_json:
-        print(json.dumps(as_dict(found), indent=1))
-    if found.reason is not None:
+        print(json.dumps(found, indent=1))
+    if not found["can_start"]:
         raise typer.Exit(1)
 
 

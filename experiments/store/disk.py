@@ -1,6 +1,4 @@
-"""What a sweep takes on the disk, and what that disk is. Torch-free."""
-
-from pathlib import Path
+"""What a sweep takes on the disk. Torch-free."""
 
 from experiments.config.schema import ExperimentConfig
 
@@ -83,28 +81,3 @@ def _parts(config: ExperimentConfig) -> tuple[float, float, float]:
     test, val = count(split.test), count(split.val)
     left = max(0.0, total - test - val)
     return test, val, left if split.train is None else min(left, count(split.train))
-
-
-def filesystem(folder: Path, *, mounts: Path = Path("/proc/mounts")) -> tuple[str, list[str]]:
-    """Kind and options of the filesystem that a folder is on; `unknown` where it is not said.
-
-    Args:
-        folder: An absolute path.
-        mounts: The system's list: device, mount point, kind, options and two numbers a line.
-    """
-    try:
-        lines = mounts.read_text(errors="replace").splitlines()
-    except OSError:
-        return "unknown", []
-    found, best = ("unknown", list[str]()), -1
-    resolved = folder.resolve()
-    for line in lines:
-        words = line.split()
-        if len(words) < 4:
-            continue
-        # Spaces are written as \040.
-        point = Path(words[1].replace("\\040", " "))
-        # A later mount of the same point lies over the earlier one.
-        if resolved.is_relative_to(point) and len(point.parts) >= best:
-            found, best = (words[2], words[3].split(",")), len(point.parts)
-    return found

@@ -1,10 +1,11 @@
-"""What the tests of `sonosweep doctor` share: a machine with nothing on it, and a config."""
+"""A machine with nothing on it."""
 
-from experiments.config.recipe import load_config
+import pytest
 
 
-def bare_machine(tmp_path, monkeypatch):
-    """Leave nothing on the PATH but what the returned function writes; no W&B, no GPU variables."""
+@pytest.fixture
+def bare(tmp_path, monkeypatch):
+    """Leave nothing on the PATH but what the fixture writes; no W&B, no GPU variables."""
     for name in ("HC18_ROOT", "CUDA_VISIBLE_DEVICES", "WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("WANDB_BASE_URL", raising=False)
@@ -18,8 +19,3 @@ def bare_machine(tmp_path, monkeypatch):
         (folder / name).chmod(0o755)
 
     return put
-
-
-def config(*overrides: str):
-    """The demo's config with changes."""
-    return load_config("demo", list(overrides))
