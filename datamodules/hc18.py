@@ -1,21 +1,18 @@
 """`HC18DataModule`: the one source of batches for the diffusion model and for the segmenter."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import Strength
-from datamodules.embeddings import EmbeddingSet
 from datamodules.errors import InputError
 from datamodules.frames import FrameDataset
-from datamodules.geometry import Mode
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.resident import ResidentItems
 from datamodules.samples import Sample
+from datamodules.settings import Cache, Frame, Loading, Mixture
 from datamodules.storage import files_sha256
 from datamodules.stream import TrainingStream
 
@@ -43,29 +40,13 @@ class HC18DataModule(LightningDataModule):
         train_ids: Images to train on.
         val_ids: Images to validate on; may be empty.
         test_ids: Images to test on, by cohort.
-        synthetic: Synthetic samples, train only.
-        synthetic_share: Share of each batch that they fill, in [0, 1].
-        repeat_real: Fill that share with the real images once more, in an order of their own: the
-            control that has a synthetic condition's batches and nothing new in them.
-        frame_hw: Height and width of the frame, px.
-        resize_mode: "pad" or "squash".
+        frame: How an image lies in the network's input.
+        cache: What is kept on the disk, or known already.
         batch_size: Items in a batch over all processes.
         n_batches: Batches in the training, each of one optimiser step.
         seed: Seed of the order.
-        cache_dir: Folder for prepared images.
-        embeddings: Sets that hold every image's embedding, or None.
-        views: Augmented views of the train images, or None.
-        n_views: Views an image has, itself being view 0.
-        image_factor: Pixels of `image` per pixel of the frame; not with `views`.
-        augment: Augment each draw of a real train image anew, by (seed, draw); not with
-            `embeddings`, which are of the image as it is.
-        pool: Draw real and synthetic images from one pool instead of by `synthetic_share`.
-        content_hashes: `files_sha256` of every real pair, where it is known already.
-        num_workers: Loader processes; 0 loads in the training process.
-        batch_parts: Parts in which each process loads its share of a training batch, for
-            `Trainer(accumulate_grad_batches=batch_parts)`; must divide that share.
-        resident_bytes: Keep the training items on the device that trains where they take no more
-            than this together, instead of loading every batch; 0 for never.
+        mixture: What a training batch holds besides the real images as they are.
+        loading: How batches come to the device.
 
     Raises:
         ValueError: If two parts share an image, or settings exclude each other.
@@ -79,31 +60,19 @@ class HC18DataModule(LightningDataModule):
         train_ids: Sequence[str],
         val_ids: Sequence[str],
         test_ids: Mapping[str, Sequence[str]],
-        frame_hw: tuple[int, int],
-        resize_mode: Mode,
+        frame: Frame,
+        cache: Cache,
         batch_size: int,
         n_batches: int,
         seed: int,
-        cache_dir: Path,
-        synthetic: Sequence[Sample] = (),
-        synthetic_share: float = 0.5,
-        repeat_real: bool = False,
-        embeddings: Sequence[EmbeddingSet] | None = None,
-        views: EmbeddingSet | None = None,
-        n_views: int = 1,
-        image_factor: int = 1,
-        augment: Strength | None = None,
-        pool: bool = False,
-        content_hashes: Mapping[str, str] | None = None,
-        num_workers: int = 0,
-        batch_parts: int = 1,
-        resident_bytes: int = 0,
+        mixture: Mixture = Mixture(),  # noqa: B008 - frozen
+        loading: Loading = Loading(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         parts = {"train": set(train_ids), "val": set(val_ids)}
         parts |= {f"test {name}": set(ids) for name, ids in test_ids.items()}
         _refuse_overlap(parts)
-        for pair in synthetic:
+        for pair in mixture.synthetic:
             # Embeddings are found by name: the real image's would be taken for the pair's.
             if pair.sample_id in samples:
                 raise InputError(
@@ -112,24 +81,19 @@ class HC18DataModule(LightningDataModule):
         self.samples = samples
         self.train_ids, self.val_ids = list(train_ids), list(val_ids)
         self.test_ids = {name: list(ids) for name, ids in test_ids.items()}
-        self.synthetic = list(synthetic)
-        self.synthetic_share, self.repeat_real = synthetic_share, repeat_real
-        self.frame_hw, self.resize_mode = tuple(frame_hw), resize_mode
+        self.synthetic, self.embeddings = list(mixture.synthetic), cache.embeddings
+        self.frame, self.mixture, self.cache, self.loading = frame, mixture, cache, loading
         self.batch_size, self.n_batches, self.seed = batch_size, n_batches, seed
-        self.cache_dir = Path(cache_dir)
-        self.embeddings, self.views, self.n_views = embeddings, views, n_views
-        if (image_factor > 1 and views is not None) or (augment and embeddings is not None):
+        if (frame.image_factor > 1 and cache.views is not None) or (
+            mixture.augment and cache.embeddings is not None
+        ):
             raise ValueError("cached views and embeddings go with neither images nor augmentation")
-        self.image_factor, self.augment, self.pool = image_factor, augment, pool
-        self.content_hashes = content_hashes
-        self.num_workers, self.batch_parts = num_workers, batch_parts
-        self.resident_bytes = resident_bytes
         self._datasets: dict[str, FrameDataset] = {}
         self._resident: ResidentItems | None = None
 
     def prepare_data(self) -> None:
         """Resize all images once, on one process."""
-        for factor in {1, self.image_factor}:
+        for factor in {1, self.frame.image_factor}:
             self._real(factor)
             if self.synthetic:
                 self._prepare(self.synthetic, hashes=None, factor=factor)
@@ -149,22 +113,22 @@ class HC18DataModule(LightningDataModule):
         """The training stream; it goes on where an interrupted run had stopped."""
         world_size = self.trainer.world_size if self.trainer else 1
         n_real, n_other = len(self.train_ids), len(self.synthetic)
-        if self.repeat_real:
+        if self.mixture.repeat_real:
             n_other = n_real
-        if self.pool:
+        if self.mixture.pool:
             n_real, n_other = n_real + n_other, 0
         stream = TrainingStream(
             n_real=n_real,
             n_synthetic=n_other,
             batch_size=self.batch_size,
             n_batches=self.n_batches,
-            synthetic_share=self.synthetic_share,
+            synthetic_share=self.mixture.synthetic_share,
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
             first_batch=self._batches_seen(),
         )
-        batch_size = self.batch_size // world_size // self.batch_parts
+        batch_size = self.batch_size // world_size // self.loading.batch_parts
         dataset = self._datasets["train"]
         self._resident = self._items_to_keep(dataset, stream)
         return self._loader(self._resident or dataset, batch_size=batch_size, sampler=stream)
@@ -195,16 +159,17 @@ class HC18DataModule(LightningDataModule):
         return batch
 
     def _items_to_keep(self, dataset: FrameDataset, stream: TrainingStream) -> ResidentItems | None:
-        if not self.resident_bytes or dataset.augment is not None:
+        if not self.loading.resident_bytes or dataset.augment is not None:
             return None
         items = ResidentItems(dataset, keys=stream)
-        return items if items.n_bytes() <= self.resident_bytes else None
+        return items if items.n_bytes() <= self.loading.resident_bytes else None
 
     def _batches_seen(self) -> int:
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
         # `completed` is one short in a checkpoint that was written at a batch's end.
-        return self.trainer.fit_loop.epoch_loop.batch_progress.current.processed // self.batch_parts
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        return seen // self.loading.batch_parts
 
     def _eval_loader(self, name: str) -> DataLoader:
         # Every process sees every image: exact on uneven sets, where a distributed sampler pads.
@@ -217,7 +182,7 @@ class HC18DataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             # Numbers cost nothing to load, and nothing to move.
-            num_workers=0 if is_kept else self.num_workers,
+            num_workers=0 if is_kept else self.loading.num_workers,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available() and not is_kept,
         )
@@ -225,7 +190,7 @@ class HC18DataModule(LightningDataModule):
     def _real(self, factor: int = 1) -> PreparedImages:
         """All real images, whatever the parts: one prepared folder serves every trial."""
         samples = [self.samples[sample_id] for sample_id in sorted(self.samples)]
-        return self._prepare(samples, hashes=self.content_hashes, factor=factor)
+        return self._prepare(samples, hashes=self.cache.content_hashes, factor=factor)
 
     def _prepare(
         self, samples: Sequence[Sample], *, hashes: Mapping[str, str] | None, factor: int = 1
@@ -236,33 +201,33 @@ class HC18DataModule(LightningDataModule):
                 hashes[s.sample_id] if hashes else files_sha256(s.image_path, s.annotation_path)
                 for s in samples
             ],
-            frame_hw=self.frame_hw,
-            mode=self.resize_mode,
-            cache_dir=self.cache_dir,
+            frame_hw=tuple(self.frame.size_hw),
+            mode=self.frame.resize_mode,
+            cache_dir=self.cache.folder,
             factor=factor,
         )
 
     def _train_dataset(self) -> FrameDataset:
-        rows = self._rows_of_training(1)
+        rows, factor = self._rows_of_training(1), self.frame.image_factor
         index = [row for _, row in self._real_rows(self.train_ids)]
-        if self.repeat_real:
+        if self.mixture.repeat_real:
             index = index * 2
         index += range(len(self.samples), len(self.samples) + len(rows) - len(index))
         return FrameDataset(
             rows,
             index=index,
             synthetic_from=len(self.train_ids),
-            large=self._rows_of_training(self.image_factor) if self.image_factor > 1 else None,
-            augment=self.augment,
+            large=self._rows_of_training(factor) if factor > 1 else None,
+            augment=self.mixture.augment,
             embeddings=self.embeddings,
-            views=self.views,
-            n_views=self.n_views,
+            views=self.cache.views,
+            n_views=self.cache.n_views,
             seed=self.seed,
         )
 
     def _rows_of_training(self, factor: int) -> list[tuple[PreparedImages, int]]:
         rows = self._real_rows(self.train_ids, factor=factor)
-        if self.repeat_real:
+        if self.mixture.repeat_real:
             return rows * 2
         if not self.synthetic:
             return rows
@@ -271,7 +236,7 @@ class HC18DataModule(LightningDataModule):
 
     def _dataset(self, ids: Sequence[str]) -> FrameDataset:
         rows = self._real_rows(ids)
-        factor = self.image_factor
+        factor = self.frame.image_factor
         return FrameDataset(
             rows,
             large=self._real_rows(ids, factor=factor) if factor > 1 else None,

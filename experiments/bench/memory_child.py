@@ -13,6 +13,7 @@ from datamodules.frames import FrameDataset
 from datamodules.hc18 import HC18DataModule
 from datamodules.prepared import PreparedImages
 from datamodules.samples import read_hc18
+from datamodules.settings import Cache, Frame, Loading
 from experiments.bench.published import PublishedSam
 from experiments.config.running import TrainerConfig
 from experiments.stages.training import fit, make_trainer
@@ -45,13 +46,12 @@ class _Loader(HC18DataModule):
             train_ids=[part.sample_ids[row] for part, row in dataset.rows],
             val_ids=[],
             test_ids={},
-            frame_hw=(side, side),
-            resize_mode="pad",
+            frame=Frame(size_hw=(side, side), resize_mode="pad"),
+            cache=Cache(folder=folder),
             batch_size=5,
             n_batches=steps,
             seed=0,
-            cache_dir=folder,
-            resident_bytes=resident_bytes,
+            loading=Loading(resident_bytes=resident_bytes),
         )
         self._datasets["train"] = dataset
 

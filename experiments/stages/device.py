@@ -2,6 +2,7 @@
 
 import torch
 
+from datamodules.settings import Loading
 from experiments.config.schema import ExperimentConfig
 from experiments.stages.context import StageContext
 
@@ -14,8 +15,13 @@ def device_of(config: ExperimentConfig) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def resident_bytes(context: StageContext) -> int:
-    """Memory of a GPU for a stage's training items; none on a CPU, and once memory ran out."""
-    if context.shrink > 1 or device_of(context.config).type == "cpu":
-        return 0
-    return int(context.config.trainer.resident_gib * 2**30)
+def loading_of(context: StageContext) -> Loading:
+    """How a stage's training batches come to the device: its items stay on a GPU where they fit;
+    on a CPU, and once memory ran out, they are loaded batch by batch."""
+    trainer = context.config.trainer
+    is_kept = context.shrink == 1 and device_of(context.config).type != "cpu"
+    return Loading(
+        num_workers=trainer.num_workers,
+        batch_parts=context.shrink,
+        resident_bytes=int(trainer.resident_gib * 2**30) if is_kept else 0,
+    )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
+from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
-from experiments.stages.device import resident_bytes
+from experiments.stages.device import loading_of
 from experiments.stages.stage_logger import stage_logger
 from experiments.stages.training import best_checkpoint, fit, last_loss, make_trainer
 from experiments.stages.wandb_lineage import log_lineage
@@ -123,23 +124,27 @@ def _datamodule(context: StageContext, config: SegmenterConfig) -> HC18DataModul
         train_ids=ids,
         val_ids=context.pick(content["val"]),
         test_ids={},
-        frame_hw=(side, side),
-        resize_mode=config.geometry,
+        frame=Frame(
+            size_hw=(side, side),
+            resize_mode=config.geometry,
+            image_factor=1 if opened else image_factor(config.backbone),
+        ),
+        cache=Cache(
+            folder=context.cache_dir,
+            embeddings=opened or None,
+            views=views,
+            n_views=n_views,
+            content_hashes=context.content,
+        ),
         batch_size=config.batch_size,
         n_batches=steps,
         seed=content["seed"],
-        cache_dir=context.cache_dir,
-        synthetic=synthetic,
-        synthetic_share=config.synthetic_share,
-        repeat_real=content["repeat_real"],
-        embeddings=opened or None,
-        views=views,
-        n_views=n_views,
-        image_factor=1 if opened else image_factor(config.backbone),
-        augment=content.get("augment"),
-        pool=config.epochs is not None,
-        content_hashes=context.content,
-        num_workers=context.config.trainer.num_workers,
-        batch_parts=context.shrink,
-        resident_bytes=resident_bytes(context),
+        mixture=Mixture(
+            synthetic=synthetic,
+            synthetic_share=config.synthetic_share,
+            repeat_real=content["repeat_real"],
+            pool=config.epochs is not None,
+            augment=content.get("augment"),
+        ),
+        loading=loading_of(context),
     )

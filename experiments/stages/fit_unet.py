@@ -5,8 +5,9 @@ from typing import Any
 from lightning import seed_everything
 
 from datamodules.hc18 import HC18DataModule
+from datamodules.settings import Cache, Frame
 from experiments.stages.context import StageContext
-from experiments.stages.device import resident_bytes
+from experiments.stages.device import loading_of
 from experiments.stages.fit import WEIGHTS_NAME
 from experiments.stages.stage_logger import stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
@@ -27,16 +28,12 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         train_ids=context.pick(content["images"]),
         val_ids=[],
         test_ids={},
-        frame_hw=tuple(config.size_hw),
-        resize_mode="squash",
+        frame=Frame(size_hw=tuple(config.size_hw), resize_mode="squash"),
+        cache=Cache(folder=context.cache_dir, content_hashes=context.content),
         batch_size=config.batch_size,
         n_batches=config.steps,
         seed=content["seed"],
-        cache_dir=context.cache_dir,
-        content_hashes=context.content,
-        num_workers=context.config.trainer.num_workers,
-        batch_parts=context.shrink,
-        resident_bytes=resident_bytes(context),
+        loading=loading_of(context),
     )
     seed_everything(keyed_seed("unet", content["seed"]) % 2**32, verbose=False)
     module = UnetModule(config, seed=content["seed"])

@@ -10,9 +10,10 @@ from lightning import seed_everything
 from datamodules.ellipse import rasterise
 from datamodules.geometry import image_to_original, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
+from datamodules.settings import Cache, Frame
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext
-from experiments.stages.device import device_of, resident_bytes
+from experiments.stages.device import device_of, loading_of
 from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
@@ -30,16 +31,12 @@ def run_pixel_generator(context: StageContext) -> dict[str, Any]:
         train_ids=ids,
         val_ids=[],
         test_ids={},
-        frame_hw=config.size_hw,
-        resize_mode="squash",
+        frame=Frame(size_hw=config.size_hw, resize_mode="squash"),
+        cache=Cache(folder=context.cache_dir, content_hashes=context.content),
         batch_size=config.batch_size,
         n_batches=config.steps,
         seed=seed,
-        cache_dir=context.cache_dir,
-        content_hashes=context.content,
-        num_workers=context.config.trainer.num_workers,
-        batch_parts=context.shrink,
-        resident_bytes=resident_bytes(context),
+        loading=loading_of(context),
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     module = DiffusionModule(config, seed=seed)

@@ -17,6 +17,7 @@ from datamodules.annotation import read_annotation
 from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
+from datamodules.settings import Cache, Frame
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
@@ -144,15 +145,13 @@ def loaders_of(
         train_ids=[],
         val_ids=[],
         test_ids={content["cohort"]: context.pick(content["test"])},
-        frame_hw=frame_hw,
-        resize_mode=mode,
+        frame=Frame(size_hw=frame_hw, resize_mode=mode, image_factor=image_factor),
+        cache=Cache(
+            folder=context.cache_dir, embeddings=embeddings, content_hashes=context.content
+        ),
         batch_size=8,
         n_batches=0,
         seed=0,
-        cache_dir=context.cache_dir,
-        embeddings=embeddings,
-        image_factor=image_factor,
-        content_hashes=context.content,
     )
     datamodule.setup()
     return dict(zip(datamodule.test_ids, datamodule.test_dataloader(), strict=True))

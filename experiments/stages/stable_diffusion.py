@@ -22,9 +22,10 @@ from datamodules.outline import (
 from datamodules.prepared import prepare_images
 from datamodules.prompts_text import trimester_prompt
 from datamodules.samples import trimester
+from datamodules.settings import Cache, Frame
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
-from experiments.stages.device import device_of, resident_bytes
+from experiments.stages.device import device_of, loading_of
 from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
@@ -58,16 +59,12 @@ def run_stable_diffusion(context: StageContext) -> dict[str, Any]:
         train_ids=ids,
         val_ids=[],
         test_ids={},
-        frame_hw=config.size_hw,
-        resize_mode="squash",
+        frame=Frame(size_hw=config.size_hw, resize_mode="squash"),
+        cache=Cache(folder=context.cache_dir, content_hashes=context.content),
         batch_size=config.batch_size,
         n_batches=config.steps,
         seed=seed,
-        cache_dir=context.cache_dir,
-        content_hashes=context.content,
-        num_workers=context.config.trainer.num_workers,
-        batch_parts=context.shrink,
-        resident_bytes=resident_bytes(context),
+        loading=loading_of(context),
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     base = load_base(config.base_model, revision=config.revision)

@@ -125,7 +125,7 @@ def test_prepared_images_are_of_the_larger_frame(folder, tmp_path, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_batches_hold_large_images_and_masks_of_the_frame(folder, tmp_path, mode):
     build = builder(folder, tmp_path)
-    given = {"frame_hw": (32, 32), "resize_mode": mode}
+    given = {"size_hw": (32, 32), "resize_mode": mode}
     for batch in all_batches(ready(build(image_factor=4, **given))):
         assert batch["image"].shape[1:] == (1, 128, 128)
         assert batch["mask"].shape[1:] == (1, 32, 32)
@@ -142,7 +142,7 @@ def test_batches_hold_large_images_and_masks_of_the_frame(folder, tmp_path, mode
 def test_fresh_augmentation_moves_image_and_mask_together(folder, tmp_path, factor):
     """Each draw of a train image is another view; test images stay as they are."""
     build = builder(folder, tmp_path)
-    given = {"frame_hw": (32, 32), "resize_mode": "pad", "image_factor": factor}
+    given = {"size_hw": (32, 32), "resize_mode": "pad", "image_factor": factor}
     plain, moved, again = (
         all_batches(ready(build(augment=augment, **given)))
         for augment in (None, "strong", "strong")
@@ -172,7 +172,7 @@ def test_a_fresh_view_has_the_mask_of_its_picture(folder, tmp_path, mode):
         cv2.imwrite(str(path), 255 * pictures(sample)[1])
         samples[name] = replace(sample, image_path=path)
     build = builder(folder, tmp_path)
-    given = {"frame_hw": (32, 32), "resize_mode": mode, "image_factor": 4, "augment": "weak"}
+    given = {"size_hw": (32, 32), "resize_mode": mode, "image_factor": 4, "augment": "weak"}
     datamodule = ready(build(samples=samples, val_ids=[], test_ids={}, **given))
     shown = set()
     for batch in datamodule.train_dataloader():
@@ -272,7 +272,7 @@ def test_scores_from_embeddings_from_images_and_predictions_are_one(stages):
 def test_a_perfect_mask_of_the_frame_scores_at_the_original_size(folder, tmp_path, mode):
     """In a frame of 256 what is lost is the frame's resolution, and all where modes are mixed."""
     datamodule = ready(
-        builder(folder, tmp_path)(frame_hw=(256, 256), resize_mode=mode, image_factor=2)
+        builder(folder, tmp_path)(size_hw=(256, 256), resize_mode=mode, image_factor=2)
     )
     found = {}
     for scored_as in MODES:

@@ -26,7 +26,7 @@ def make(hc18_folder, tmp_path):
 @pytest.mark.parametrize(("frame_hw", "resize_mode", "valid_hw"), FRAMES)
 def test_batches_of_generator_and_segmenter(make, pairs, frame_hw, resize_mode, valid_hw):
     datamodule = ready(
-        make(frame_hw=frame_hw, resize_mode=resize_mode, synthetic=pairs, n_batches=3)
+        make(size_hw=frame_hw, resize_mode=resize_mode, synthetic=pairs, n_batches=3)
     )
     found = all_batches(datamodule)
     assert [len(b["index"]) for b in found] == [4, 4, 4, 2, 4]

@@ -1,5 +1,7 @@
 """What the tests of `HC18DataModule` share: its parts, five synthetic pairs, a tiny module."""
 
+from dataclasses import fields
+
 import lightning as L
 import numpy as np
 import torch
@@ -9,12 +11,14 @@ from datamodules.ellipse import Ellipse, rasterise
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
+from datamodules.settings import Cache, Frame, Loading, Mixture
 from datamodules.synthetic import read_synthetic, write_pair
 from lightning_modules.prompts import boxes_from_masks
 from lightning_modules.randomness import keyed_randn
 
 TRAIN = ["001_HC", "003_HC", "004_HC", "004_2HC", "004_3HC", "007_HC"]
 VAL = ["005_HC", "008_HC"]
+GROUPS = {"frame": Frame, "cache": Cache, "mixture": Mixture, "loading": Loading}
 TEST = ["002_HC", "002_2HC", "006_HC", "006_2HC"]
 
 
@@ -39,7 +43,8 @@ def five_pairs(folder):
 
 
 def builder(hc18_folder, cache_dir):
-    """A function that makes a datamodule of the tiny folder, with changes."""
+    """A function that makes a datamodule of the tiny folder, with changes; a field of a group of
+    settings goes by its own name."""
     samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
 
     def build(**changes):
@@ -48,14 +53,17 @@ def builder(hc18_folder, cache_dir):
             "train_ids": TRAIN,
             "val_ids": VAL,
             "test_ids": {"hc18": TEST},
-            "frame_hw": (32, 48),
+            "size_hw": (32, 48),
             "resize_mode": "squash",
             "batch_size": 4,
             "n_batches": 9,
             "seed": 3,
-            "cache_dir": cache_dir,
-        }
-        return HC18DataModule(**(values | changes))
+            "folder": cache_dir,
+        } | changes
+        for name, group in GROUPS.items():
+            names = [f.name for f in fields(group) if f.name in values]
+            values[name] = group(**{field: values.pop(field) for field in names})
+        return HC18DataModule(**values)
 
     return build
 

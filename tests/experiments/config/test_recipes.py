@@ -11,6 +11,7 @@ from lightning import Trainer
 
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
+from datamodules.settings import Cache, Frame
 from experiments.config.recipe import RECIPES, load_config
 from experiments.config.schema import ExperimentConfig
 from lightning_modules.generators.pixel.module import DiffusionModule
@@ -30,13 +31,11 @@ def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision, facto
         train_ids=ids[:6],
         val_ids=ids[6:8],
         test_ids={"hc18": ids[8:]},
-        frame_hw=frame_hw,
-        resize_mode=mode,
+        frame=Frame(size_hw=frame_hw, resize_mode=mode, image_factor=factor),
+        cache=Cache(folder=folder.parent / "cache"),
         batch_size=batch_size,
         n_batches=1,
         seed=0,
-        cache_dir=folder.parent / "cache",
-        image_factor=factor,
     )
     before = {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
     trainer = Trainer(

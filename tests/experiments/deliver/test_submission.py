@@ -15,6 +15,7 @@ from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test
+from datamodules.settings import Cache, Frame
 from experiments.__main__ import main
 from experiments.deliver.segment_images import load_run, segment_images
 from experiments.deliver.submission import (
@@ -202,12 +203,11 @@ def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, tmp_path, promp
         train_ids=[],
         val_ids=[],
         test_ids={"hc18": sorted(samples)},
-        frame_hw=(64, 64),
-        resize_mode="pad",
+        frame=Frame(size_hw=(64, 64), resize_mode="pad"),
+        cache=Cache(folder=tmp_path / "cache"),
         batch_size=1,
         n_batches=0,
         seed=0,
-        cache_dir=tmp_path / "cache",
     )
     datamodule.setup()
     expected = {}

@@ -12,6 +12,7 @@ from test_submission import run
 from datamodules.errors import InputError
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18, read_hc18_test
+from datamodules.settings import Cache, Frame
 from experiments.deliver.segment_images import load_run, segment_images
 from experiments.deliver.submission import validate_submission
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
@@ -46,12 +47,11 @@ def evaluated(module, samples, cache_dir):
         train_ids=[],
         val_ids=[],
         test_ids={"hc18": list(samples)},
-        frame_hw=CONFIG.size_hw,
-        resize_mode="squash",
+        frame=Frame(size_hw=CONFIG.size_hw, resize_mode="squash"),
+        cache=Cache(folder=cache_dir),
         batch_size=1,
         n_batches=0,
         seed=0,
-        cache_dir=cache_dir,
     )
     datamodule.setup()
     kept = {}

@@ -13,6 +13,7 @@ from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rast
 from datamodules.geometry import place
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample, read_hc18
+from datamodules.settings import Cache, Frame
 from experiments.stages.evaluation import Protocol, Scorer, box_only_logits, evaluate
 from experiments.store.columns import PER_IMAGE
 from lightning_modules.prompts import boxes_from_masks, ellipse_in_box_mask
@@ -39,12 +40,11 @@ def loaders(samples, tmp_path):
             train_ids=[],
             val_ids=[],
             test_ids={"hc18": ids[:9], "other": ids[9:]},
-            frame_hw=(256, 256),
-            resize_mode="pad",
+            frame=Frame(size_hw=(256, 256), resize_mode="pad"),
+            cache=Cache(folder=tmp_path / "cache"),
             batch_size=batch_size,
             n_batches=0,
             seed=0,
-            cache_dir=tmp_path / "cache",
         )
         datamodule.setup()
         return dict(zip(datamodule.test_ids, datamodule.test_dataloader(), strict=True))

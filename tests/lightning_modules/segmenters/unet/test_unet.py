@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 import lightning_modules.segmenters.unet.module as unet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
+from datamodules.settings import Cache, Frame
 from lightning_modules.errors import NonFiniteLossError, WeightsError, require_finite
 from lightning_modules.losses import dice_from_logits
 from lightning_modules.segmenters.unet.config import UnetConfig
@@ -239,12 +240,11 @@ def test_fits_on_the_datamodule_and_logs(hc18_folder, tmp_path):
         train_ids=ids[:6],
         val_ids=ids[6:8],
         test_ids={"hc18": ids[8:]},
-        frame_hw=config.size_hw,
-        resize_mode="squash",
+        frame=Frame(size_hw=config.size_hw, resize_mode="squash"),
+        cache=Cache(folder=tmp_path / "cache"),
         batch_size=config.batch_size,
         n_batches=config.steps,
         seed=0,
-        cache_dir=tmp_path / "cache",
     )
     module = UnetModule(config)
     trainer = make_trainer(tmp_path, max_epochs=1, use_distributed_sampler=False)

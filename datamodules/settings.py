@@ -1,0 +1,70 @@
+"""What `HC18DataModule` is told, in groups: the frame, the mixture, what is cached, the loading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datamodules.augment import Strength
+from datamodules.embeddings import EmbeddingSet
+from datamodules.geometry import Mode
+from datamodules.samples import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """How an image lies in the network's input."""
+
+    size_hw: tuple[int, int]
+    """Height and width, px."""
+    resize_mode: Mode
+    """"pad" or "squash"."""
+    image_factor: int = 1
+    """Pixels of `image` per pixel of the frame; not with cached views."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """What a training batch holds besides the real images as they are."""
+
+    synthetic: Sequence[Sample] = ()
+    """Synthetic samples, train only."""
+    synthetic_share: float = 0.5
+    """Share of each batch that they fill, in [0, 1]."""
+    repeat_real: bool = False
+    """Fill that share with the real images once more, in an order of their own: the control that
+    has a synthetic condition's batches and nothing new in them."""
+    pool: bool = False
+    """Draw real and synthetic images from one pool instead of by `synthetic_share`."""
+    augment: Strength | None = None
+    """Augment each draw of a real train image anew, by (seed, draw); not with cached embeddings,
+    which are of the image as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """What is kept on the disk, or known already."""
+
+    folder: Path
+    """Folder for prepared images."""
+    embeddings: Sequence[EmbeddingSet] | None = None
+    """Sets that hold every image's embedding."""
+    views: EmbeddingSet | None = None
+    """Augmented views of the train images."""
+    n_views: int = 1
+    """Views an image has, itself being view 0."""
+    content_hashes: Mapping[str, str] | None = None
+    """`files_sha256` of every real pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How batches come to the device."""
+
+    num_workers: int = 0
+    """Loader processes; 0 loads in the training process."""
+    batch_parts: int = 1
+    """Parts in which each process loads its share of a training batch, for
+    `Trainer(accumulate_grad_batches=batch_parts)`; must divide that share."""
+    resident_bytes: int = 0
+    """Keep the training items on the device that trains where they take no more than this
+    together, instead of loading every batch; 0 for never."""
