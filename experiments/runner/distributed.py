@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
     redirect_output(run_dir / "log.txt")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_with_parent()
-    context = replace(context_of(run_dir), shrink=parts)
+    context = replace(context_of(run_dir), batch_parts=parts)
     each = max(1, threads // context.config.trainer.devices)
     # Lightning sets it for the processes that it starts.
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:

@@ -192,7 +192,7 @@ class _CommandJob:
                 "experiments.runner.distributed",
                 str(context.run_dir),
                 str(threads),
-                str(context.shrink),
+                str(context.batch_parts),
             ],
             env={**os.environ, **environment, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,

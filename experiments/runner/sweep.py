@@ -43,7 +43,7 @@ class NodeRun:
     n_killed: int = 0
     """Times that its process was killed without having got further."""
     done_when_killed: int = 0
-    shrink: int = 1
+    batch_parts: int = 1
     """Parts that its batches are computed in, since memory ran out."""
 
 
@@ -76,7 +76,7 @@ class Sweep:
         self.launcher: Launcher = launcher or LocalLauncher(config)
         parts = config.trainer.batch_parts
         self.runs = {
-            key: NodeRun(node=node, shrink=parts_within(parts, limit=self._batch_size(node)))
+            key: NodeRun(node=node, batch_parts=parts_within(parts, limit=self._batch_size(node)))
             for key, node in plan.nodes.items()
         }
         for run in self.runs.values():
@@ -220,7 +220,7 @@ class Sweep:
             content=self.data.view.content,
             sweep=self.config.name,
             tags=self._tags(run.node),
-            shrink=run.shrink,
+            batch_parts=run.batch_parts,
         )
 
     def _tags(self, node: Node) -> tuple[str, ...]:
@@ -266,10 +266,10 @@ class Sweep:
             return
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
-            shrink = next_shrink(run.shrink, limit=self._batch_size(run.node))
-            if shrink is not None:
-                run.state, run.shrink = "waiting", shrink
-                self.say(f"{run.node.label}: out of memory; again, a batch in {shrink} parts")
+            parts = next_batch_parts(run.batch_parts, limit=self._batch_size(run.node))
+            if parts is not None:
+                run.state, run.batch_parts = "waiting", parts
+                self.say(f"{run.node.label}: out of memory; again, a batch in {parts} parts")
                 return
         is_full = failure is not None and failure.kind == "disk_full"
         if failure is None and not was_killed:
@@ -305,7 +305,7 @@ def parts_within(wanted: int, *, limit: int) -> int:
     return next(n for n in range(min(wanted, limit), 0, -1) if limit % n == 0)
 
 
-def next_shrink(current: int, *, limit: int) -> int | None:
+def next_batch_parts(current: int, *, limit: int) -> int | None:
     """The next larger divisor of a batch of `limit` items; None where each item is alone."""
     return next((n for n in range(2 * current, limit + 1) if limit % n == 0), None)
 

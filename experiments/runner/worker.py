@@ -93,7 +93,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 "threads": threads,
                 "devices": context.config.trainer.devices,
                 "device": device_of(context.config).type,
-                "batch_parts": context.shrink,
+                "batch_parts": context.batch_parts,
                 **provenance(),
             },
         )

@@ -35,7 +35,7 @@ class StageContext:
     """Name of the sweep that asked for the run."""
     tags: tuple[str, ...] = ()
     """W&B tags: conditions and amounts that use the run."""
-    shrink: int = 1
+    batch_parts: int = 1
     """Parts that a batch is computed in, one after the other: above 1 after memory ran out."""
 
     @property

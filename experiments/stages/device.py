@@ -19,9 +19,9 @@ def loading_of(context: StageContext) -> Loading:
     """How a stage's training batches come to the device: its items stay on a GPU where they fit;
     on a CPU, and once memory ran out, they are loaded batch by batch."""
     trainer = context.config.trainer
-    is_kept = context.shrink == 1 and device_of(context.config).type != "cpu"
+    is_kept = context.batch_parts == 1 and device_of(context.config).type != "cpu"
     return Loading(
         num_workers=trainer.num_workers,
-        batch_parts=context.shrink,
+        batch_parts=context.batch_parts,
         resident_bytes=int(trainer.resident_gib * 2**30) if is_kept else 0,
     )

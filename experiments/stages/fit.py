@@ -54,7 +54,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     config = replace(config, steps=datamodule.n_batches)
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
     # Graphs of several processes, or over parts of a batch, are more than they save.
-    is_whole = context.shrink == 1 and context.config.trainer.devices == 1
+    is_whole = context.batch_parts == 1 and context.config.trainer.devices == 1
     module = SamModule(
         config,
         seed=seed,
@@ -76,7 +76,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         status=context.status(),
         what="steps",
         patience=config.early_stopping_patience,
-        accumulate=context.shrink,
+        batch_parts=context.batch_parts,
     )
     if trainer.logger is not None:
         trainer.logger.log_hyperparams({"weights": summary})

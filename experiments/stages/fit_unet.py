@@ -45,7 +45,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="fit"),
         status=context.status(),
         what="steps",
-        accumulate=context.shrink,
+        batch_parts=context.batch_parts,
         # Batch normalisation would take its statistics over each device's share.
         devices=1,
     )
@@ -56,7 +56,7 @@ def run_fit_unet(context: StageContext) -> dict[str, Any]:
         "n_real": len(datamodule.train_ids),
         "n_synthetic": 0,
         "steps": trainer.global_step,
-        "batch_parts": context.shrink,
+        "batch_parts": context.batch_parts,
         "trainable_parameters": sum(p.numel() for p in module.parameters()),
         "train_loss": last_loss(trainer),
     }

@@ -48,7 +48,7 @@ def run_pixel_generator(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="generator"),
         status=context.status(),
         what="steps",
-        accumulate=context.shrink,
+        batch_parts=context.batch_parts,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     module.cpu().save_generator(context.run_dir / "generator")
@@ -82,7 +82,7 @@ def run_pixel_synthesize(context: StageContext) -> dict[str, Any]:
         torch.from_numpy(frames)[:, None].to(module.device),
         seeds=seeds,
         sampler=replace(
-            synthesis.sampler, batch_size=synthesis.sampler.batch_size // context.shrink
+            synthesis.sampler, batch_size=synthesis.sampler.batch_size // context.batch_parts
         ),
         progress=lambda done, total: status.update("solver steps", done=done, total=total),
     )

@@ -80,7 +80,7 @@ def run_stable_diffusion(context: StageContext) -> dict[str, Any]:
         logger=stage_logger(context, job_type="generator"),
         status=context.status(),
         what="steps",
-        accumulate=context.shrink,
+        batch_parts=context.batch_parts,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     module.cpu().save_generator(context.run_dir / "generator")
@@ -252,7 +252,7 @@ def _pictures(
 ) -> torch.Tensor:
     """(N, 3, H, W) in [0, 1] at the generator's size, on the CPU."""
     status, sampler = context.status(), context.config.stable_diffusion.sampler
-    batch_size = max(1, sampler.batch_size // context.shrink)
+    batch_size = max(1, sampler.batch_size // context.batch_parts)
     return module.draw(
         prompts,
         seeds=seeds,

@@ -30,6 +30,33 @@ class ReportProgress(Callback):
             self._status.update(self._what, done=trainer.global_step, total=self._steps)
 
 
+class CountInParts(Callback):
+    """Go on from a checkpoint whose batches were computed in another number of parts.
+
+    Lightning counts parts, and would go on at another batch.
+
+    Args:
+        batch_parts: Parts of a batch from here on.
+    """
+
+    def __init__(self, batch_parts: int) -> None:
+        self._batch_parts = batch_parts
+
+    def on_load_checkpoint(
+        self,
+        trainer: Trainer,  # noqa: ARG002 - Lightning's signature
+        pl_module: LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Set the counters to what they would be, before Lightning's loops read them."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            # One that was begun, or is not yet called completed, stays so.
+            shift = checkpoint["global_step"] * self._batch_parts - counts["processed"]
+            for name in counts:
+                counts[name] += shift
+
+
 class DurableCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are on the disk before the one before them is removed."""
 
@@ -111,7 +138,7 @@ def make_trainer(
     status: StatusFile,
     what: str,
     patience: int | None = None,
-    accumulate: int = 1,
+    batch_parts: int = 1,
     devices: int | None = None,
 ) -> Trainer:
     """Make the Trainer of a stage.
@@ -125,11 +152,14 @@ def make_trainer(
         status: Where to report progress.
         what: Word for the progress.
         patience: Validations without a better val/dice before stopping; None does not validate.
-        accumulate: Parts of a batch that make one optimiser step.
+        batch_parts: Parts of a batch that make one optimiser step.
         devices: Devices to share a batch, by DDP; None takes the config's.
     """
     devices = config.devices if devices is None else devices
-    callbacks: list[Callback] = [ReportProgress(status, what=what, steps=steps)]
+    callbacks: list[Callback] = [
+        ReportProgress(status, what=what, steps=steps),
+        CountInParts(batch_parts),
+    ]
     step_checkpoint = {
         "dirpath": checkpoint_dir(run_dir),
         "filename": "{step}",
@@ -144,7 +174,7 @@ def make_trainer(
                 every_n_train_steps=config.checkpoint_every,
                 # Between two parts of a batch there is nothing to go on from, and where several
                 # processes share one they end at different times.
-                save_on_exception=accumulate == 1 and devices == 1,
+                save_on_exception=batch_parts == 1 and devices == 1,
                 **step_checkpoint,
             )
         )
@@ -169,7 +199,7 @@ def make_trainer(
         accelerator=config.accelerator,
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        accumulate_grad_batches=accumulate,
+        accumulate_grad_batches=batch_parts,
         # Inside a SLURM job Lightning would count SLURM's tasks as its processes, and queue the
         # job again by itself; both are the sweep's.
         plugins=[LightningEnvironment(), DurableCheckpointIO()],
@@ -178,7 +208,7 @@ def make_trainer(
         logger=logger or False,
         callbacks=callbacks,
         # Ten validations over the training, where a condition stops early at all.
-        val_check_interval=accumulate * max(1, steps // 10) if patience is not None else None,
+        val_check_interval=batch_parts * max(1, steps // 10) if patience is not None else None,
         limit_val_batches=None if patience is not None else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

@@ -11,7 +11,7 @@ from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
 from experiments.runner.launchers import LocalLauncher, Slot, slots_of
-from experiments.runner.sweep import Sweep, SweepInterruptedError, next_shrink, parts_within
+from experiments.runner.sweep import Sweep, SweepInterruptedError, next_batch_parts, parts_within
 from experiments.store.runs import read_failure, write_done, write_failed
 
 
@@ -173,7 +173,7 @@ def test_out_of_memory_halves_the_parts_until_each_item_is_alone(tmp_path):
     seen = []
 
     def act(context):
-        seen.append(context.shrink)
+        seen.append(context.batch_parts)
         return ("out_of_memory", "CUDA out of memory")
 
     sweep, _, lines = make_sweep(tmp_path, [node("a", batch_size=4)], act)
@@ -189,8 +189,8 @@ def test_a_unet_that_runs_out_of_memory_gets_parts_too(tmp_path):
     seen = []
 
     def act(context):
-        seen.append(context.shrink)
-        return "done" if context.shrink == 6 else ("out_of_memory", "CUDA out of memory")
+        seen.append(context.batch_parts)
+        return "done" if context.batch_parts == 6 else ("out_of_memory", "CUDA out of memory")
 
     settings = ["trainer.devices=2", "sweep.workers=1"]
     sweep, _, _ = make_sweep(tmp_path, [node("a", stage="fit_unet", batch_size=6)], act, *settings)
@@ -212,7 +212,7 @@ def test_out_of_memory_that_less_memory_mends(tmp_path):
     sweep, _, _ = make_sweep(
         tmp_path,
         [node("a")],
-        lambda c: "done" if c.shrink == 2 else ("out_of_memory", "CUDA out of memory"),
+        lambda c: "done" if c.batch_parts == 2 else ("out_of_memory", "CUDA out of memory"),
     )
     sweep.run(lambda: None)
     assert states(sweep) == {"a": "done"}
@@ -226,7 +226,7 @@ def test_out_of_memory_that_less_memory_mends(tmp_path):
     [(1, 4, 2), (2, 4, 4), (4, 4, None), (1, 1, None), (1, 6, 2), (2, 6, 6), (1, 9, 3), (1, 7, 7)],
 )
 def test_parts_divide_the_batch(current, limit, expected):
-    assert next_shrink(current, limit=limit) == expected
+    assert next_batch_parts(current, limit=limit) == expected
 
 
 @pytest.mark.parametrize(

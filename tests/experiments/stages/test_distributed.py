@@ -22,6 +22,7 @@ from experiments.stages.fit import WEIGHTS_NAME
 from experiments.stages.generator import run_generator
 from experiments.stages.training import last_checkpoint
 from experiments.store.runs import read_failure
+from lightning_modules.segmenters.sam.module import SamModule
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
 
@@ -111,11 +112,43 @@ def largest_difference(first, second) -> float:
 
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_gives_the_same_weights(fit_context, at_once, parts):
-    context = replace(elsewhere(fit_context, f"in {parts}"), shrink=parts)
+    context = replace(elsewhere(fit_context, f"in {parts}"), batch_parts=parts)
     assert run_held(context, threads=1) == 0
     assert largest_difference(weights_of(context), at_once) < 1e-6
     manifest = (context.run_dir / "manifest.json").read_text()
     assert f'"batch_parts": {parts}' in manifest
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
+def test_a_checkpoint_is_gone_on_from_in_another_number_of_parts(
+    fit_context, monkeypatch, before, after
+):
+    """Out of memory after step 4 of 6; then the batches that come next, and no other."""
+    step, seen = SamModule.training_step, []
+
+    def watched(self, batch):
+        if is_full and self.trainer.global_step == 4:
+            raise MemoryError
+        seen.append((self.trainer.global_step, *batch["draw"].tolist()))
+        return step(self, batch)
+
+    monkeypatch.setattr(SamModule, "training_step", watched)
+    whole = replace(elsewhere(fit_context, f"whole in {after}"), batch_parts=after)
+    is_full = False
+    assert run_held(whole, threads=1) == 0
+    expected, seen = seen, []
+    resumed = replace(elsewhere(fit_context, f"{before} then {after}"), batch_parts=before)
+    is_full = True
+    assert run_held(resumed, threads=1) == 1
+    assert read_failure(resumed.run_dir).kind == "out_of_memory"
+    assert last_checkpoint(resumed.run_dir).stem == "step=4"
+    is_full, seen = False, []
+    assert run_held(replace(resumed, batch_parts=after), threads=1) == 0
+    assert seen == [each for each in expected if each[0] >= 4]
+    assert len(seen) == 2 * after
+    assert largest_difference(weights_of(resumed), weights_of(whole)) < 1e-6
+    result = json.loads((resumed.run_dir / "DONE.json").read_text())
+    assert result["steps"] == 6
 
 
 def test_the_weights_of_other_batches_differ_by_more(stages, fit_context, at_once):
@@ -133,7 +166,7 @@ def test_a_generator_in_parts_sees_the_same_batches(stages):
     losses = []
     for parts in (1, 2):
         context = stages.context("generator", {**content, "parts": parts})
-        result = run_generator(replace(context, shrink=parts))
+        result = run_generator(replace(context, batch_parts=parts))
         assert result["steps"] == 4
         losses.append(load_file(context.run_dir / "generator" / "generator.safetensors"))
     # Adam divides by the gradient's size: in few steps it makes much of a rounding.
@@ -157,7 +190,7 @@ def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch
     context = stages.context("fit_unet", {"images": stages.contents(ids), "seed": 0})
     assert run_held(context, threads=1) == 1
     assert read_failure(context.run_dir).kind == "out_of_memory"
-    assert run_held(replace(context, shrink=2), threads=1) == 0
+    assert run_held(replace(context, batch_parts=2), threads=1) == 0
     assert sizes == [4] + [2] * 6
     result = json.loads((context.run_dir / "DONE.json").read_text())
     assert (result["steps"], result["batch_parts"]) == (3, 2)

@@ -174,7 +174,7 @@ class Clock(Callback):
 
 
 @pytest.mark.parametrize(
-    ("least_s", "accumulate", "steps"),
+    ("least_s", "batch_parts", "steps"),
     [
         (0, 1, [2, 4, 6, 8, 10, 12, 14, 16, 18]),
         (5, 1, [6, 12, 18]),
@@ -184,18 +184,18 @@ class Clock(Callback):
     ],
 )
 def test_checkpoints_are_written_no_sooner_than_asked(
-    tmp_path, monkeypatch, least_s, accumulate, steps
+    tmp_path, monkeypatch, least_s, batch_parts, steps
 ):
     clock = Clock(tmp_path, monkeypatch)
     trainer = make_trainer(
         run_dir=tmp_path,
         config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
         precision="32-true",
-        steps=STEPS // accumulate,
+        steps=STEPS // batch_parts,
         logger=None,
         status=StatusFile(tmp_path),
         what="steps",
-        accumulate=accumulate,
+        batch_parts=batch_parts,
     )
     trainer.callbacks.insert(0, clock)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
