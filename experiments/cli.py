@@ -222,11 +222,14 @@ def clean(
     --orphans and --sweep add up; --stage and --older-than narrow what they select. What another
     sweep refers to, or a process holds, is never removed.
     """
-    from experiments.store.clean import selection_of
+    from experiments.store.clean import Selection, parse_age
     from experiments.store.clean_view import clean_command
 
-    chosen = selection_of(
-        orphans=orphans, stages=stage or [], sweeps=sweep or [], older_than=older_than
+    chosen = Selection(
+        orphans=orphans,
+        stages=tuple(stage or ()),
+        sweeps=tuple(sweep or ()),
+        older_than_s=None if older_than is None else parse_age(older_than),
     )
     clean_command(root, chosen, yes=yes, console=stdout_console())
 

@@ -18,7 +18,7 @@ from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.croissant import METADATA, croissant
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
-from experiments.store.manifest import read_manifest
+from experiments.store.runs import read_manifest
 
 VERSION = "1.0.0"
 _MADE_BY = {

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.storage import commit_folder, write_json
-from experiments.store.manifest import read_manifest
+from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 
 if TYPE_CHECKING:

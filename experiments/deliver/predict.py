@@ -21,7 +21,7 @@ from datamodules.samples import read_pixel_sizes
 from datamodules.storage import commit_folder, write_atomic, write_json
 from experiments.deliver.submission import PROMPTS, ellipse_of_mask, show_progress
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
-from experiments.store.manifest import read_manifest
+from experiments.store.runs import read_manifest
 
 if TYPE_CHECKING:
     # They import torch, and a wrong path is refused before that.

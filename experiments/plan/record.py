@@ -34,6 +34,8 @@ def planned(plan: Plan) -> PlanFile:
             id=spec.id,
             name=spec.name,
             condition=spec.condition,
+            segmenter=getattr(spec, "segmenter", "sam"),
+            generator=getattr(spec, "generator", ""),
             real_fraction=spec.real_fraction,
             n_real=spec.n_real,
             support=spec.support,

@@ -5,18 +5,17 @@ selected. A directory is renamed before it is emptied, so an interruption leaves
 another sweep would believe.
 """
 
-import contextlib
 import fcntl
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
-from experiments.store.guard import check_version
+from experiments.store.guard import LOCK_NAME, check_version
 from experiments.store.inventory import (
     EMBEDDINGS,
     PREPARED,
@@ -51,21 +50,14 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Outcome:
     """What a selection comes to."""
 
-    chosen: tuple[Artefact, ...]
-    kept: tuple[tuple[Artefact, str], ...]
+    taken: tuple[Artefact, ...] = ()
+    """What goes, or has gone."""
+    kept: tuple[tuple[Artefact, str], ...] = ()
     """What was asked for and stays, and why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cleaned:
-    """What a removal did."""
-
-    removed: tuple[Artefact, ...]
-    kept: tuple[tuple[Artefact, str], ...]
-    left: tuple[Path, ...]
+    left: tuple[Path, ...] = ()
     """What is out of use but could not be deleted yet."""
 
 
@@ -81,35 +73,43 @@ def parse_age(text: str) -> float:
     return int(found[1]) * _UNIT_S[found[2]]
 
 
-def choose(inventory: Inventory, selection: Selection, *, now: float) -> Choice:
+def choose(
+    inventory: Inventory, selection: Selection, *, take: Callable[[Artefact], str] | None = None
+) -> Outcome:
     """Decide what a selection removes, and why the rest of it stays.
+
+    Args:
+        inventory: The store.
+        selection: What is asked for.
+        take: Removes what may go, and says why not where it cannot; None removes nothing.
 
     Raises:
         InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
             where it is not known what some sweep, or a trial that runs, refers to.
     """
     if selection.is_empty:
-        return Choice(chosen=(), kept=())
+        return Outcome()
     _check(inventory, selection)
-    chosen: list[Artefact] = []
+    now = time.time()
+    taken: list[Artefact] = []
     kept: list[tuple[Artefact, str]] = []
     gone: set[str] = set()
     # Embeddings come after the stages: an index that goes no longer needs its files.
     for artefact in sorted(inventory.artefacts, key=lambda each: each.stage in SHARED):
         if not _is_asked(artefact, selection, now=now):
             continue
-        reason = _protected(artefact, selection) or (
-            _shared_protected(artefact, inventory, gone=gone) if artefact.stage in SHARED else ""
-        )
+        reason = _protected(artefact, inventory, selection=selection, gone=gone)
+        if not reason and take is not None:
+            reason = take(artefact)
         if reason:
             kept.append((artefact, reason))
         else:
-            chosen.append(artefact)
+            taken.append(artefact)
             gone.add(artefact.key)
-    return Choice(chosen=tuple(chosen), kept=tuple(kept))
+    return Outcome(taken=tuple(taken), kept=tuple(kept))
 
 
-def remove(root: Path, selection: Selection) -> Cleaned:
+def remove(root: Path, selection: Selection) -> Outcome:
     """Remove what is selected, and finish what an earlier removal left.
 
     Sweeps that start meanwhile wait until it is decided what goes.
@@ -117,33 +117,27 @@ def remove(root: Path, selection: Selection) -> Cleaned:
     Raises:
         InputError: As `choose`, and for a store that may not be written.
     """
-    store = root / "store"
-    removed: list[Artefact] = []
-    kept: list[tuple[Artefact, str]] = []
-    gone: set[str] = set()
+    store, n_taken = root / "store", 0
+
+    def take(artefact: Artefact) -> str:
+        nonlocal n_taken
+        reason = _take(artefact, store, outgoing)
+        n_taken += not reason
+        return reason
+
     try:
         with hold(store):
             inventory = take_inventory(root)
-            choice = choose(inventory, selection, now=time.time())
             outgoing = list(inventory.half_removed)
-            for artefact in choice.chosen:
-                # A stage that could not be taken keeps its embeddings.
-                using = artefact.users - gone
-                reason = f"{min(using)} uses it" if using else _take(artefact, store, outgoing)
-                if reason:
-                    kept.append((artefact, reason))
-                else:
-                    removed.append(artefact)
-                    gone.add(artefact.key)
+            outcome = choose(inventory, selection, take=take)
     except OSError as error:
         raise InputError(
-            f"{error.filename}: cannot be removed ({error.strerror}); {len(removed)} others are "
-            "gone; check who may write there"
+            f"{error.filename}: cannot be removed ({error.strerror}); {n_taken} others are gone; "
+            "check who may write there"
         ) from error
     for path in outgoing:
         shutil.rmtree(path, ignore_errors=True)
-    left = tuple(path for path in outgoing if path.exists())
-    return Cleaned(removed=tuple(removed), kept=(*choice.kept, *kept), left=left)
+    return replace(outcome, left=tuple(path for path in outgoing if path.exists()))
 
 
 def clean_inventory(root: Path) -> Inventory:
@@ -204,35 +198,32 @@ def _check(inventory: Inventory, selection: Selection) -> None:
 def _is_asked(artefact: Artefact, selection: Selection, *, now: float) -> bool:
     if selection.stages and artefact.stage not in selection.stages:
         return False
-    if artefact.stage == PREPARED and PREPARED not in selection.stages:
-        # No plan names them, so they are nobody's orphans.
-        return False
     if selection.older_than_s is not None and now - artefact.last_use < selection.older_than_s:
         return False
+    if artefact.stage == PREPARED:
+        # No plan names them, so they are nobody's orphans.
+        return PREPARED in selection.stages and not selection.sweeps
     if not selection.orphans and not selection.sweeps:
         return True
-    if artefact.stage == PREPARED:
-        return not selection.sweeps
     is_named = not artefact.sweeps.isdisjoint(selection.sweeps)
     return is_named or (selection.orphans and not artefact.sweeps)
 
 
-def _protected(artefact: Artefact, selection: Selection) -> str:
+def _protected(
+    artefact: Artefact, inventory: Inventory, *, selection: Selection, gone: set[str]
+) -> str:
+    """Why something that was asked for stays; nothing where it may go."""
     if artefact.state == "held":
         return "in use"
     others = sorted(artefact.sweeps - set(selection.sweeps))
-    return f"sweep {', '.join(others)} refers to it" if others else ""
-
-
-def _shared_protected(artefact: Artefact, inventory: Inventory, *, gone: set[str]) -> str:
-    """Why a file that any stage may be reading stays."""
-    if inventory.is_in_use:
+    if others:
+        return f"sweep {', '.join(others)} refers to it"
+    # A stage that runs may be reading any of the shared files.
+    if artefact.stage in SHARED and inventory.is_in_use:
         return "a sweep runs on this store"
-    if artefact.stage != EMBEDDINGS:
-        return ""
-    if artefact.users - gone:
+    if artefact.stage == EMBEDDINGS and artefact.users - gone:
         return f"{min(artefact.users - gone)} uses it"
-    if not artefact.users and inventory.open_embeds - gone:
+    if artefact.stage == EMBEDDINGS and not artefact.users and inventory.open_embeds - gone:
         return f"{min(inventory.open_embeds - gone)} is not finished and may use it"
     return ""
 
@@ -245,42 +236,13 @@ def _take(artefact: Artefact, store: Path, outgoing: list[Path]) -> str:
         return ""
     (folder,) = artefact.paths
     target = store / f"{REMOVED_PREFIX}{artefact.stage}-{artefact.name}-{os.getpid()}"
-    with contextlib.ExitStack() as stack:
-        if artefact.stage not in SHARED and not stack.enter_context(_try_hold(folder)):
-            return "in use"
-        try:
+    try:
+        with (folder / LOCK_NAME).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder.rename(target)
-        except FileNotFoundError:
-            return "somebody else removed it"
+    except FileNotFoundError:
+        return "somebody else removed it"
+    except BlockingIOError:
+        return "in use"
     outgoing.append(target)
     return ""
-
-
-@contextlib.contextmanager
-def _try_hold(run_dir: Path) -> Iterator[bool]:
-    """Hold a directory if nobody does."""
-    try:
-        file = (run_dir / ".lock").open("a")
-    except FileNotFoundError:
-        yield False
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
-def selection_of(
-    *, orphans: bool, stages: Sequence[str], sweeps: Sequence[str], older_than: str | None
-) -> Selection:
-    """A selection from the words of the command line.
-
-    Raises:
-        InputError: For an age that cannot be read.
-    """
-    chosen = Selection(orphans=orphans, stages=tuple(stages), sweeps=tuple(sweeps))
-    age = None if older_than is None else parse_age(older_than)
-    return replace(chosen, older_than_s=age)

@@ -1,12 +1,12 @@
 """Who uses a store right now, and which version made it. Nothing here waits or runs a stage."""
 
-import contextlib
 import errno
 import fcntl
 import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -47,22 +47,23 @@ def claim_store(root: Path) -> None:
         write_json(path, {"layout": STORE_LAYOUT})
 
 
-@contextlib.contextmanager
-def use_sweep(folder: Path) -> Iterator[None]:
+def use_sweep(folder: Path) -> AbstractContextManager[None]:
     """Say that a sweep's folder is in use, until the block or the process ends.
 
     Several may use it at once; `is_used` tells that somebody does.
     """
-    with (folder / LOCK_NAME).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
+    return _share(folder / LOCK_NAME)
 
 
-@contextlib.contextmanager
-def use_store(root: Path) -> Iterator[None]:
+def use_store(root: Path) -> AbstractContextManager[None]:
     """Say that trials without a sweep's folder run on a store, until the block or process ends."""
-    (root / "store").mkdir(parents=True, exist_ok=True)
-    with (root / "store" / TRIALS_LOCK).open("a") as file:
+    return _share(root / "store" / TRIALS_LOCK)
+
+
+@contextmanager
+def _share(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 

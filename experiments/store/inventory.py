@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -11,7 +11,7 @@ from typing import Literal
 from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.store.guard import has_trials, is_held, is_used
-from experiments.store.plan_file import NewerLayoutError, PlanFile, read_plan
+from experiments.store.plan_file import PLAN_NAME, NewerLayoutError, PlanFile, read_plan
 
 State = Literal["done", "unfinished", "held", "cache", "temporary"]
 EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
@@ -126,14 +126,12 @@ def index_of(run_dir: Path) -> set[str] | None:
 def _sweeps(root: Path) -> dict[str, KnownSweep]:
     found = {}
     for folder in _folders(root):
-        if folder.name == "store" or not any(
-            (folder / name).is_file() for name in ("plan.json", "config.yaml")
-        ):
+        path = folder / PLAN_NAME
+        if folder.name == "store" or not (path.is_file() or (folder / "config.yaml").is_file()):
             continue
         plan, last_start = None, 0.0
         try:
-            plan = read_plan(folder)
-            last_start = (folder / "plan.json").stat().st_mtime
+            plan, last_start = read_plan(folder), path.stat().st_mtime
         except NewerLayoutError:
             raise
         except (InputError, FileNotFoundError):
@@ -148,16 +146,14 @@ def _runs(folder: Path, *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
     for run_dir in _folders(folder):
         key = f"{folder.name}/{run_dir.name}"
         referring = frozenset(name for name, keys in plans.items() if key in keys)
-        n_bytes, written = _size(run_dir)
         state: State = "done" if (run_dir / "DONE.json").is_file() else "unfinished"
-        yield Artefact(
-            stage=folder.name,
+        yield _artefact(
+            folder.name,
+            run_dir,
             name=run_dir.name,
-            paths=(run_dir,),
             state="held" if is_held(run_dir) else state,
-            n_bytes=n_bytes,
-            last_use=max([written, *(sweeps[name].last_start for name in referring)]),
             sweeps=referring,
+            used=[sweeps[name].last_start for name in referring],
         )
 
 
@@ -173,23 +169,21 @@ def _embeddings(
         files: dict[str, list[Path]] = {}
         for path in _entries(folder):
             if path.name.startswith("."):
-                yield _file_artefact(TEMPORARY, path)
+                yield _artefact(TEMPORARY, path, name=path.name, state="temporary")
             elif path.name.endswith(".npy"):
                 key = path.name.removesuffix(".npy").removesuffix(".view")
                 files.setdefault(key, []).append(path)
         for key, paths in files.items():
             using = users.get(key, [])
-            sizes = [_size(path) for path in paths]
-            yield Artefact(
-                stage=EMBEDDINGS,
-                name=key,
+            yield _artefact(
+                EMBEDDINGS,
                 # The embedding goes before its view: without it the view is made anew.
-                paths=tuple(sorted(paths, key=lambda path: path.name.endswith(".view.npy"))),
+                *sorted(paths, key=lambda path: path.name.endswith(".view.npy")),
+                name=key,
                 state="cache",
-                n_bytes=sum(n for n, _ in sizes),
-                last_use=max([*(t for _, t in sizes), *(run.last_use for run in using)]),
                 sweeps=frozenset(name for run in using for name in run.sweeps),
                 users=frozenset(run.key for run in using),
+                used=[run.last_use for run in using],
             )
 
 
@@ -197,18 +191,29 @@ def _caches(store: Path) -> Iterator[Artefact]:
     """Prepared images, and what interrupted writers left among them."""
     for folder in _folders(store / PREPARED):
         is_temporary = folder.name.startswith(".")
-        yield _file_artefact(TEMPORARY if is_temporary else PREPARED, folder)
+        stage, state = (TEMPORARY, "temporary") if is_temporary else (PREPARED, "cache")
+        yield _artefact(stage, folder, name=folder.name, state=state)
 
 
-def _file_artefact(stage: str, path: Path) -> Artefact:
-    n_bytes, written = _size(path)
+def _artefact(
+    stage: str,
+    *paths: Path,
+    name: str,
+    state: State,
+    sweeps: frozenset[str] = frozenset(),
+    users: frozenset[str] = frozenset(),
+    used: Sequence[float] = (),
+) -> Artefact:
+    sizes = [_size(path) for path in paths]
     return Artefact(
         stage=stage,
-        name=path.name,
-        paths=(path,),
-        state="temporary" if stage == TEMPORARY else "cache",
-        n_bytes=n_bytes,
-        last_use=written,
+        name=name,
+        paths=paths,
+        state=state,
+        n_bytes=sum(n_bytes for n_bytes, _ in sizes),
+        last_use=max(*used, *(written for _, written in sizes), 0.0),
+        sweeps=sweeps,
+        users=users,
     )
 
 
@@ -228,7 +233,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _size(path: Path) -> tuple[int, float]:
-    """Bytes of all files below a path, and when the last one was written; links are not followed.
+    """Bytes of all files at or below a path, and when the last one was written; no links.
 
     What vanishes meanwhile counts nothing.
     """
@@ -238,14 +243,5 @@ def _size(path: Path) -> tuple[int, float]:
         return 0, 0.0
     if not stat.S_ISDIR(found.st_mode):
         return found.st_size, found.st_mtime
-    n_bytes, written = 0, found.st_mtime
-    try:
-        with os.scandir(path) as entries:
-            children = [Path(entry.path) for entry in entries]
-    except FileNotFoundError:
-        return 0, written
-    for child in children:
-        if not child.is_symlink():
-            size, time = _size(child)
-            n_bytes, written = n_bytes + size, max(written, time)
-    return n_bytes, written
+    sizes = [_size(child) for child in _entries(path)]
+    return sum(n for n, _ in sizes), max([found.st_mtime, *(written for _, written in sizes)])

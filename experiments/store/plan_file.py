@@ -4,7 +4,6 @@ It is written at every start, so its age is that of the sweep's last use.
 """
 
 import json
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,9 @@ class PlannedTrial:
     id: str
     name: str
     condition: str
+    segmenter: str = "sam"
+    generator: str = ""
+    """Names of settings of the recipe; empty where the trial has none."""
     real_fraction: float | None
     n_real: int
     support: int
@@ -94,11 +96,10 @@ def read_plan(folder: Path) -> PlanFile:
     try:
         return PlanFile(
             stages=tuple(
-                PlannedStage(**_tuples(stage, names=("upstream",))) for stage in content["nodes"]
+                PlannedStage(**stage | {"upstream": tuple(stage["upstream"])})
+                for stage in content["nodes"]
             ),
-            trials=tuple(
-                PlannedTrial(**_tuples(trial, names=("keys",))) for trial in content["trials"]
-            ),
+            trials=tuple(_trial(trial) for trial in content["trials"]),
         )
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged ({error}); {again}") from error
@@ -124,16 +125,12 @@ def check_layout(content: Any, path: Path, *, known: int) -> None:
 def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
     """One line on what a changed recipe does to a sweep; None where nothing changed."""
     for what, before, now in (
-        ("trial", {t.id for t in old.trials}, {t.id for t in new.trials}),
-        ("stage", _grid_keys(old), _grid_keys(new)),
+        ("trials", {t.id for t in old.trials}, {t.id for t in new.trials}),
+        ("stages", _grid_keys(old), _grid_keys(new)),
     ):
-        parts = []
-        if now - before:
-            parts.append(_count(now - before, what, "new"))
-        if before - now:
-            gone = _count(before - now, f"{what} of before", "no longer in the recipe")
-            whose = "it" if len(before - now) == 1 else "them"
-            parts.append(f"{gone}; what is done of {whose} stays in the store")
+        n_new, n_gone = len(now - before), len(before - now)
+        gone = f"{what} no longer in the recipe: {n_gone}; what is done of them stays in the store"
+        parts = [f"new {what}: {n_new}"] * (n_new > 0) + [gone] * (n_gone > 0)
         if parts:
             return f"the recipe changed: {', '.join(parts)}"
     return None
@@ -143,12 +140,9 @@ def _grid_keys(plan: PlanFile) -> set[str]:
     return {stage.key for stage in plan.stages if stage.stage != OUTSIDE_THE_GRID}
 
 
-def _count(found: Collection[str], what: str, then: str) -> str:
-    n = len(found)
-    noun, _, rest = what.partition(" ")
-    counted = f"{n} {noun if n == 1 else noun + 's'}{' ' + rest if rest else ''}"
-    return f"{counted} {'is' if n == 1 else 'are'} {then}"
-
-
-def _tuples(content: dict[str, Any], *, names: tuple[str, ...]) -> dict[str, Any]:
-    return {key: tuple(value) if key in names else value for key, value in content.items()}
+def _trial(content: dict[str, Any]) -> PlannedTrial:
+    content = content | {"keys": tuple(content["keys"])}
+    # Before there were segmenters to choose from, a condition said that it was the U-Net.
+    if "segmenter" not in content and content["condition"] == "unet":
+        content |= {"segmenter": "unet", "condition": "real"}
+    return PlannedTrial(**content)

