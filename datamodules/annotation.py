@@ -12,12 +12,6 @@ import numpy as np
 from datamodules.ellipse import Ellipse, contour_distance_px, fit_ellipse, rasterise
 from datamodules.errors import InputError
 
-# HC18 is also passed on with filled masks. These reach the outer edge of the official outline and
-# a little further: over the 300 unclipped ones of a redistribution the perimeter fitted to the
-# mask's edge exceeds HC / pixel size by 2 pi times 1.40 px (standard deviation 0.06 px). Half the
-# official line's thickness is 1.27 px.
-FILLED_BIAS_PX = 1.40
-
 # Root mean square distance of the line's centre (or the mask's edge) from the fitted ellipse, above
 # which the annotation is no ellipse. On the 803 + 24 annotations that we have, all of them drawn
 # ellipses, it is at most 0.20 px; an outline drawn by hand strays by several pixels.

@@ -1,8 +1,9 @@
 """Configuration of the data room: where the data are and how they are split."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+
+from datamodules.allowed import above, at_least, one_of
+from datamodules.layouts import DEFAULT_LAYOUT, LAYOUTS
 
 
 @dataclass(kw_only=True)
@@ -15,11 +16,7 @@ class SubsetConfig:
     """Images to keep, whole exams in a stratified salted order; null keeps everything."""
 
     def __post_init__(self) -> None:
-        if self.n_images is not None and self.n_images < 3:
-            raise ValueError(
-                f"data.subset.n_images={self.n_images}: a subset needs at least 3 images, "
-                "one for each part"
-            )
+        at_least(3).check(self, "n_images", section="data.subset", hint="one for each part")
 
 
 @dataclass(kw_only=True)
@@ -28,12 +25,16 @@ class DataConfig:
 
     root: str | None = None
     """Folder of the data; null takes the environment variable HC18_ROOT."""
-    layout: Literal["hc18", "cohort"] = "hc18"
-    """`hc18`: official layout with its CSV. `cohort`: image/ and mask/ folders."""
+    layout: str = DEFAULT_LAYOUT
+    """A row of `datamodules.layouts`. `hc18`: official layout with its CSV. `cohort`: image/ and
+    mask/ folders."""
     subset: SubsetConfig = field(default_factory=SubsetConfig)
     """The part of the folder that is used."""
     test_cohorts: list[str] = field(default_factory=list)
     """Further cohort folders (image/, mask/); every trial is tested on all of their images."""
+
+    def __post_init__(self) -> None:
+        one_of(self.layout, LAYOUTS, option="data.layout")
 
 
 @dataclass(kw_only=True)
@@ -56,16 +57,11 @@ class SplitConfig:
     from 2 on its folds, which must be as many."""
 
     def __post_init__(self) -> None:
-        if self.n_folds < 1:
-            raise ValueError(f"split.n_folds={self.n_folds}: 1 for a single split, or more")
-        for name in ("test", "val", "train"):
+        at_least(1).check(self, "n_folds", section="split", hint="1 for a single split")
+        parts = ("test", "val", "train")
+        hint = "below 1 a share of the images, from 1 on a count"
+        above(0).check(self, *parts, section="split", hint=hint)
+        for name in parts:
             value = getattr(self, name)
-            if value is None:
-                continue
-            if not 0 < value < math.inf:
-                raise ValueError(
-                    f"split.{name}={value}: must be above 0 (below 1 a share of the images, "
-                    "from 1 on a count)"
-                )
-            if value > 1 and value != int(value):
+            if value is not None and value > 1 and value != int(value):
                 raise ValueError(f"split.{name}={value}: a count must be a whole number")

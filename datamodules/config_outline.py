@@ -1,7 +1,8 @@
 """What the ellipse extractor accepts. All shares, so that it holds at every image size."""
 
-import math
 from dataclasses import dataclass
+
+from datamodules.allowed import above, between
 
 
 @dataclass(kw_only=True)
@@ -26,26 +27,21 @@ class ExtractorConfig:
     """Largest share of the image above the threshold; HC18's outlines cover about 0.01."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 255:
-            raise ValueError(f"extractor.threshold={self.threshold}: use 0 to 254")
-        for name in (
+        between(0, 254).check(self, "threshold", section="extractor")
+        above(0, at_most=1).check(
+            self,
             "max_residual_share",
             "min_closedness",
             "min_visible_share",
             "min_semi_minor_share",
             "max_thickness_share",
             "max_foreground_share",
-        ):
-            _require_share(name, getattr(self, name), high=1.0)
+            section="extractor",
+        )
         # Half a long ellipse may lie outside the image.
-        _require_share("max_semi_major_share", self.max_semi_major_share, high=2.0)
+        above(0, at_most=2).check(self, "max_semi_major_share", section="extractor")
         if self.min_semi_minor_share >= self.max_semi_major_share:
             raise ValueError(
                 f"extractor.min_semi_minor_share={self.min_semi_minor_share}: use less than "
                 f"max_semi_major_share={self.max_semi_major_share}"
             )
-
-
-def _require_share(name: str, value: float, *, high: float) -> None:
-    if not (math.isfinite(value) and 0 < value <= high):
-        raise ValueError(f"extractor.{name}={value}: use a share above 0, at most {high:g}")

@@ -16,11 +16,10 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from datamodules.annotation import FILLED_BIAS_PX
 from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.phantom_image import draw_head
-from datamodules.samples import HC18_CSV, HC18_FOLDER, PHANTOM_MARKER
+from datamodules.samples import FILLED_BIAS_PX, HC18_CSV, HC18_FOLDER, PHANTOM_MARKER
 
 OUTLINE_HALF_THICKNESS_PX = 1.2
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.layouts import layout_help
 from experiments.commands.arguments import Overrides, Recipe, stdout_console
 from experiments.commands.bench import bench_app
 from experiments.commands.data import data_app
@@ -280,7 +281,7 @@ def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
     split: Annotated[Path | None, typer.Option(help="Published split; its test part.")] = None,
-    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
+    layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
     missing: Annotated[str, typer.Option(help="refuse, or empty (counts as Dice 0).")] = "refuse",
     name: Annotated[str | None, typer.Option(help="Name of the row; else the folder's.")] = None,
     out: Annotated[Path | None, typer.Option(help="New folder for CSV and summary.")] = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from datamodules.layouts import layout_help
 from experiments.commands.arguments import Overrides, Recipe, stdout_console
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
@@ -16,7 +17,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or ma
 def data_index(
     root: Annotated[Path, typer.Argument(help="Folder of the data.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
-    layout: Annotated[str, typer.Option(help="hc18, cohort, or auto.")] = "auto",
+    layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
 ) -> None:
     """Say what a data folder holds, after reading every image and annotation."""
     from experiments.commands.data_report import index_folder, print_summary

@@ -6,42 +6,36 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.errors import InputError
 from datamodules.index import build_index, data_manifest_sha256, summary
-from datamodules.samples import HC18_FOLDER, read_cohort, read_hc18
-
-LAYOUTS = ("auto", "hc18", "cohort")
+from datamodules.layouts import LAYOUTS, layout_of
 
 
 def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]:
     """Read every file of a folder and sum up what is there.
 
     Args:
-        root: HC18's folder, or a cohort's.
-        layout: hc18, cohort, or auto (a cohort has the folders image/ and mask/).
+        root: A data folder.
+        layout: Name of its layout, or auto.
         console: Where progress is shown.
 
     Raises:
         InputError: For anything that cannot be read, by name.
     """
-    if layout not in LAYOUTS:
-        raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(LAYOUTS)}")
-    is_cohort = layout == "cohort" or (layout == "auto" and (root / "image").is_dir())
-    samples = read_cohort(root) if is_cohort else read_hc18(root)
+    name = layout_of(root, name=layout)
+    samples = LAYOUTS[name].read(root)
     with console.status("reading") as status:
         index = build_index(
             samples, progress=lambda done, total: status.update(f"images {done}/{total}")
         )
     found = {
         "root": str(root),
-        "layout": "cohort" if is_cohort else "hc18",
+        "layout": name,
         "cohort": samples[0].cohort,
         "manifest_sha256": data_manifest_sha256(index),
         **summary(index),
     }
-    # Many copies hold the training part alone.
-    if not is_cohort and (root / HC18_FOLDER["test"]).is_dir():
-        found["unlabelled_test_images"] = len(read_hc18(root, part="test"))
+    if unlabelled := LAYOUTS[name].unlabelled(root):
+        found["unlabelled_test_images"] = len(unlabelled)
     return found
 
 

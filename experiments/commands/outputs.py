@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.console import Console
 
+from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
-from experiments.config.words import one_of
 
 KINDS = ("fractions", "paper", "box", "ledger")
 FORMATS = ("markdown", "latex", "csv")

@@ -2,9 +2,10 @@
 batch. Torch-free.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from datamodules.allowed import above, at_least
 
 
 @dataclass(kw_only=True)
@@ -37,20 +38,10 @@ class TrainerConfig:
     there once and not batch by batch. On a CPU nothing is kept."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("devices", 1),
-            ("batch_parts", 1),
-            ("num_workers", 0),
-            ("checkpoint_every", 1),
-            ("checkpoint_s", 0),
-            ("resident_gib", 0),
-        ):
-            if not least <= getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"trainer.{name}={getattr(self, name)}: a finite number, at least {least}"
-                )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"trainer.threads={self.threads}: at least 1, or null")
+        from_1 = ("devices", "batch_parts", "threads", "checkpoint_every")
+        at_least(1).check(self, *from_1, section="trainer")
+        from_0 = ("num_workers", "checkpoint_s", "resident_gib")
+        at_least(0).check(self, *from_0, section="trainer")
 
 
 @dataclass(kw_only=True)
@@ -85,23 +76,14 @@ class SlurmConfig:
     """Seconds between two looks at the queue."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("time_min", 1),
-            ("grace_s", 1),
-            ("mem_gb", 1),
-            ("cpus", 1),
-            ("gpus", 0),
-            ("max_jobs", 1),
-            ("array_size", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"slurm.{name}={getattr(self, name)}: at least {least}")
+        from_1 = ("time_min", "grace_s", "mem_gb", "cpus", "max_jobs", "array_size")
+        at_least(1).check(self, *from_1, section="slurm")
+        at_least(0).check(self, "gpus", section="slurm")
+        above(0).check(self, "poll_s", section="slurm")
         if self.grace_s >= 60 * self.time_min:
             raise ValueError(
                 f"slurm.grace_s={self.grace_s}: less than slurm.time_min={self.time_min} minutes"
             )
-        if not 0 < self.poll_s < math.inf:
-            raise ValueError(f"slurm.poll_s={self.poll_s}: a number of seconds above 0")
 
 
 @dataclass(kw_only=True)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from datamodules.allowed import above, at_least, inside
+
 Measure = Literal["hc_abs_err_mm", "dice"]
 
 
@@ -36,12 +38,8 @@ class ContrastConfig:
                 f"statistics.primary: give one of real_count={self.real_count} and "
                 f"real_fraction={self.real_fraction}, and set the other to null"
             )
-        if self.real_count is not None and self.real_count < 1:
-            raise ValueError(f"statistics.primary.real_count={self.real_count}: at least 1")
-        if self.real_fraction is not None and not 0 < self.real_fraction <= 1:
-            raise ValueError(
-                f"statistics.primary.real_fraction={self.real_fraction}: above 0 and at most 1"
-            )
+        at_least(1).check(self, "real_count", section="statistics.primary")
+        above(0, at_most=1).check(self, "real_fraction", section="statistics.primary")
 
 
 @dataclass(kw_only=True)
@@ -60,13 +58,9 @@ class StatisticsConfig:
     """Nominal coverage of the intervals, in (0, 1)."""
 
     def __post_init__(self) -> None:
-        for name in ("min_effect_dice", "min_effect_mm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"statistics.{name}={getattr(self, name)}: a number from 0 on")
-        if self.bootstrap_samples < 100:
-            raise ValueError(f"statistics.bootstrap_samples={self.bootstrap_samples}: at least 100")
-        if not 0 < self.level < 1:
-            raise ValueError(f"statistics.level={self.level}: must lie between 0 and 1")
+        at_least(0).check(self, "min_effect_dice", "min_effect_mm", section="statistics")
+        at_least(100).check(self, "bootstrap_samples", section="statistics")
+        inside(0, 1).check(self, "level", section="statistics")
 
     def min_effect(self, measure: str) -> float:
         """Give the smallest difference of a measure that counts, in the measure's own unit."""

@@ -12,15 +12,15 @@ from rich.table import Table
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
+from datamodules.layouts import LAYOUTS, layout_of
 from datamodules.mask_folder import find_masks, read_mask, some_names
-from datamodules.samples import HC18_FOLDER, Sample, read_cohort, read_hc18
+from datamodules.samples import Sample
 from datamodules.split_file import SplitFile, read_split_file
 from datamodules.storage import commit_folder, content_key, file_sha256, write_atomic
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LAYOUTS = ("auto", "hc18", "cohort")
 MISSING = ("refuse", "empty")
 PROMPT = "as_given"
 """Prompt of rows whose masks were made elsewhere: nobody knows what the model was told."""
@@ -67,20 +67,13 @@ def read_references(root: Path, *, layout: str) -> list[Sample]:
     Raises:
         InputError: For a folder without annotations, or one that is not of the layout.
     """
-    if layout not in LAYOUTS:
-        raise InputError(f"--layout {layout}: unknown; choose one of {', '.join(LAYOUTS)}")
-    is_cohort = layout == "cohort" or (layout == "auto" and (root / "image").is_dir())
-    if is_cohort:
-        has_masks = not (root / "image").is_dir() or any((root / "mask").glob("*.png"))
-    else:
-        parts = {name: (root / folder).is_dir() for name, folder in HC18_FOLDER.items()}
-        has_masks = parts["training"] or not parts["test"]
-    if not has_masks:
+    row = LAYOUTS[layout_of(root, name=layout)]
+    if row.is_at(root) and not row.has_annotations(root):
         raise InputError(
             f"{root}: no reference masks, so nothing can be scored; segment its images with "
             f"sonosweep submit RUN --test-root {root} --masks DIR"
         )
-    return read_cohort(root) if is_cohort else read_hc18(root)
+    return row.read(root)
 
 
 def score_folder(

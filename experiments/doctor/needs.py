@@ -65,12 +65,13 @@ def check_data(config: ExperimentConfig) -> Check:
 
 def _count_data(config: ExperimentConfig, root: Path) -> tuple[dict[str, int], list[Path]]:
     """What the folders hold, and which files are empty; InputError where parts do not belong."""
-    from datamodules.samples import HC18_FOLDER, read_cohort, read_hc18
+    from datamodules.layouts import LAYOUTS
+    from datamodules.samples import read_cohort
     from datamodules.split_file import read_split_file
     from datamodules.synthetic import read_synthetic
 
-    is_hc18 = config.data.layout == "hc18"
-    samples = read_hc18(root) if is_hc18 else read_cohort(root)
+    layout = LAYOUTS[config.data.layout]
+    samples = layout.read(root)
     cohorts = [read_cohort(Path(folder)) for folder in config.data.test_cohorts]
     if config.split.file is not None:
         read_split_file(Path(config.split.file)).check_against(samples)
@@ -80,8 +81,8 @@ def _count_data(config: ExperimentConfig, root: Path) -> tuple[dict[str, int], l
     with samples[0].image_path.open("rb") as file:
         file.read(1)
     facts = {"annotated images": len(samples), "exams": len({s.exam_id for s in samples})}
-    if is_hc18 and (root / HC18_FOLDER["test"]).is_dir():
-        facts["unlabelled test images"] = len(read_hc18(root, part="test"))
+    if unlabelled := layout.unlabelled(root):
+        facts["unlabelled test images"] = len(unlabelled)
     facts |= {f"of test cohort {members[0].cohort}": len(members) for members in cohorts}
     paths = [p for s in sum(cohorts, samples) for p in (s.image_path, s.annotation_path) if p]
     return facts, [path for path in paths if path.stat().st_size == 0]

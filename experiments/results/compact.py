@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.config.words import one_of
 from experiments.results.cells import MODEL
 from experiments.results.latex import escape_latex, latex_cell, latex_text
 from experiments.results.statistics import CONTROLS, amounts, combine_results, with_defaults

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
-from datamodules.samples import Sample, read_cohort, read_hc18, trimester
+from datamodules.layouts import LAYOUTS
+from datamodules.samples import Sample, read_cohort, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, files_sha256, write_atomic, write_json
@@ -31,15 +32,6 @@ class Data:
     """Index by cohort."""
 
 
-def read_samples(root: Path, *, layout: str) -> list[Sample]:
-    """Annotated samples of a folder.
-
-    Raises:
-        InputError: For a folder that is not of the layout.
-    """
-    return read_hc18(root) if layout == "hc18" else read_cohort(root)
-
-
 def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
     """Read, check, index and split the data of a sweep.
 
@@ -50,7 +42,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
         InputError: For anything wrong with the data or with what is asked of them.
     """
     root = config.data_root()
-    main = read_samples(root, layout=config.data.layout)
+    main = LAYOUTS[config.data.layout].read(root)
     chosen = choose_subset(
         [_unit(sample, group_id=sample.exam_id) for sample in main],
         name=config.data.subset.name,

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from datamodules.annotation import (
-    FILLED_BIAS_PX,
     MAX_RESIDUAL_PX,
     parse_annotation,
     read_annotation,
@@ -13,7 +12,7 @@ from datamodules.annotation import (
 )
 from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
 from datamodules.errors import InputError
-from datamodules.samples import read_cohort, read_hc18
+from datamodules.samples import FILLED_BIAS_PX, read_cohort, read_hc18
 
 HEAD = Ellipse(
     center_x_px=40.3, center_y_px=26.6, semi_major_px=22.4, semi_minor_px=16.7, theta_rad=0.3

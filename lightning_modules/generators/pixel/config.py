@@ -7,19 +7,9 @@ batch_size 32, steps 20000 and precision bf16-mixed.
 """
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Literal
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_range(name: str, value: float, *, low: float, high: float) -> None:
-    _require(
-        isfinite(value) and low <= value <= high, f"{name}={value}: use a value in [{low}, {high}]"
-    )
+from datamodules.allowed import above, at_least, between, check_choices
 
 
 @dataclass(kw_only=True)
@@ -77,44 +67,27 @@ class GeneratorConfig:
         # JSON and checkpoints give lists.
         self.size_hw = tuple(self.size_hw)
         self.block_out_channels = tuple(self.block_out_channels)
-        _require(len(self.size_hw) == 2, f"size_hw={self.size_hw}: give height and width")
-        _require(self.patch >= 1, f"patch={self.patch}: use 1 or more")
-        _require(
-            len(self.block_out_channels) >= 1
-            and all(c > 0 and c % 8 == 0 for c in self.block_out_channels),
-            f"block_out_channels={self.block_out_channels}: use positive multiples of 8",
-        )
-        unit = self.patch * 2 ** (len(self.block_out_channels) - 1)
-        _require(
-            all(side > 0 and side % unit == 0 for side in self.size_hw),
-            f"size_hw={self.size_hw}: each side must be a multiple of {unit}"
-            " (patch * 2**(levels - 1))",
-        )
-        for name in ("layers_per_block", "steps", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use 1 or more")
-        _require(
-            0 <= self.warmup_steps <= self.steps,
-            f"warmup_steps={self.warmup_steps}: use 0 to steps={self.steps}",
-        )
-        rates = ("learning_rate", "gradient_clip_norm", "min_snr_gamma")
-        for name in (*rates, "snr_shift", "intensity_std"):
-            value = getattr(self, name)
-            _require(isfinite(value) and value > 0, f"{name}={value}: use a number above 0")
-        _require_range("weight_decay", self.weight_decay, low=0.0, high=1.0)
-        for name in ("mask_dropout", "flip_probability"):
-            _require_range(name, getattr(self, name), low=0.0, high=1.0)
-        _require_range("ema_decay", self.ema_decay, low=0.0, high=0.99999)
-        _require_range("max_rotation_deg", self.max_rotation_deg, low=0.0, high=180.0)
-        _require_range("max_scale", self.max_scale, low=1.0, high=4.0)
-        _require_range("max_shift", self.max_shift, low=0.0, high=0.5)
-        _require_range("intensity_mean", self.intensity_mean, low=0.0, high=1.0)
-        _require_range("intensity_gamma", self.intensity_gamma, low=0.1, high=2.0)
-        for name, allowed in (
-            ("attention", ("none", "middle", "deepest")),
-            ("precision", ("32-true", "bf16-mixed")),
-        ):
-            value = getattr(self, name)
-            _require(value in allowed, f"{name}={value}: use one of {', '.join(allowed)}")
+        check_choices(self)
+        at_least(1).check(self, "patch", "layers_per_block", "steps", "batch_size")
+        channels = self.block_out_channels
+        if not channels or any(c < 1 or c % 8 for c in channels):
+            raise ValueError(f"block_out_channels={channels}: must be positive multiples of 8")
+        unit = self.patch * 2 ** (len(channels) - 1)
+        if len(self.size_hw) != 2 or any(side < 1 or side % unit for side in self.size_hw):
+            raise ValueError(
+                f"size_hw={self.size_hw}: height and width must be multiples of {unit}"
+                " (patch * 2**(levels - 1))"
+            )
+        between(0, self.steps).check(self, "warmup_steps", hint="at most steps")
+        rates = ("learning_rate", "gradient_clip_norm", "min_snr_gamma", "snr_shift")
+        above(0).check(self, *rates, "intensity_std")
+        shares = ("weight_decay", "mask_dropout", "flip_probability", "intensity_mean")
+        between(0, 1).check(self, *shares)
+        between(0, 0.99999).check(self, "ema_decay")
+        between(0, 180).check(self, "max_rotation_deg")
+        between(1, 4).check(self, "max_scale")
+        between(0, 0.5).check(self, "max_shift")
+        between(0.1, 2).check(self, "intensity_gamma")
 
 
 @dataclass(kw_only=True)
@@ -131,10 +104,7 @@ class SamplerConfig:
     """Images drawn at once; it does not change them."""
 
     def __post_init__(self) -> None:
-        _require(
-            1 <= self.num_inference_steps <= 1000,
-            f"num_inference_steps={self.num_inference_steps}: use 1 to 1000",
-        )
-        _require_range("guidance_scale", self.guidance_scale, low=0.0, high=20.0)
-        _require_range("guidance_rescale", self.guidance_rescale, low=0.0, high=1.0)
-        _require(self.batch_size >= 1, f"batch_size={self.batch_size}: use 1 or more")
+        between(1, 1000).check(self, "num_inference_steps")
+        between(0, 20).check(self, "guidance_scale")
+        between(0, 1).check(self, "guidance_rescale")
+        at_least(1).check(self, "batch_size")

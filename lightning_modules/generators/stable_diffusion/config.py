@@ -5,8 +5,9 @@ dropped captions, averaged weights. The recipe `paper_hc18` states the values of
 """
 
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Literal, get_args
+from typing import Literal
+
+from datamodules.allowed import above, at_least, between, check_choices
 
 Route = Literal["sd_in_channel", "sd_mask"]
 Solver = Literal["unipc", "dpmsolver++"]
@@ -15,17 +16,6 @@ StableDiffusionPrecision = Literal["32-true", "bf16-mixed"]
 
 SIZE_UNIT_PX = 64
 """The VAE shrinks by 8, the UNet by 8 more."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_range(name: str, value: float, *, low: float, high: float) -> None:
-    _require(
-        isfinite(value) and low <= value <= high, f"{name}={value}: use a value in [{low}, {high}]"
-    )
 
 
 @dataclass(kw_only=True)
@@ -47,18 +37,12 @@ class StableDiffusionSamplerConfig:
     """Images drawn at once; it does not change them."""
 
     def __post_init__(self) -> None:
-        _require(
-            self.solver in get_args(Solver),
-            f"solver={self.solver}: use one of {', '.join(get_args(Solver))}",
-        )
-        _require(
-            1 <= self.num_inference_steps <= 1000,
-            f"num_inference_steps={self.num_inference_steps}: use 1 to 1000",
-        )
-        _require_range("guidance_scale", self.guidance_scale, low=0.0, high=20.0)
-        _require_range("guidance_rescale", self.guidance_rescale, low=0.0, high=1.0)
-        _require_range("lora_scale", self.lora_scale, low=0.0, high=2.0)
-        _require(self.batch_size >= 1, f"batch_size={self.batch_size}: use 1 or more")
+        check_choices(self)
+        between(1, 1000).check(self, "num_inference_steps")
+        between(0, 20).check(self, "guidance_scale")
+        between(0, 1).check(self, "guidance_rescale")
+        between(0, 2).check(self, "lora_scale")
+        at_least(1).check(self, "batch_size")
 
 
 @dataclass(kw_only=True)
@@ -117,38 +101,14 @@ class StableDiffusionConfig:
         self.size_hw = tuple(self.size_hw)
         if isinstance(self.sampler, dict):
             self.sampler = StableDiffusionSamplerConfig(**self.sampler)
-        _require(
-            len(self.size_hw) == 2
-            and all(side > 0 and side % SIZE_UNIT_PX == 0 for side in self.size_hw),
-            f"size_hw={self.size_hw}: height and width, each a multiple of {SIZE_UNIT_PX}",
-        )
-        for name in ("lora_rank", "steps", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use 1 or more")
-        _require(
-            self.lora_alpha is None or self.lora_alpha >= 1,
-            f"lora_alpha={self.lora_alpha}: use 1 or more, or null for the rank",
-        )
-        _require(
-            0 <= self.warmup_steps <= self.steps,
-            f"warmup_steps={self.warmup_steps}: use 0 to steps={self.steps}",
-        )
-        for name in ("learning_rate", "gradient_clip_norm"):
-            value = getattr(self, name)
-            _require(isfinite(value) and value > 0, f"{name}={value}: use a number above 0")
-        gamma = self.min_snr_gamma
-        _require(
-            gamma is None or (isfinite(gamma) and gamma > 0),
-            f"min_snr_gamma={gamma}: use a number above 0, or null",
-        )
-        _require_range("weight_decay", self.weight_decay, low=0.0, high=1.0)
-        _require_range("noise_offset", self.noise_offset, low=0.0, high=1.0)
-        for name in ("caption_dropout", "mask_dropout", "flip_probability"):
-            _require_range(name, getattr(self, name), low=0.0, high=1.0)
-        _require_range("ema_decay", self.ema_decay, low=0.0, high=0.99999)
-        for name, allowed in (
-            ("route", get_args(Route)),
-            ("lr_schedule", get_args(LearningRateSchedule)),
-            ("precision", get_args(StableDiffusionPrecision)),
-        ):
-            value = getattr(self, name)
-            _require(value in allowed, f"{name}={value}: use one of {', '.join(allowed)}")
+        check_choices(self)
+        if len(self.size_hw) != 2 or any(s < 1 or s % SIZE_UNIT_PX for s in self.size_hw):
+            raise ValueError(
+                f"size_hw={self.size_hw}: height and width must be multiples of {SIZE_UNIT_PX}"
+            )
+        at_least(1).check(self, "lora_rank", "lora_alpha", "steps", "batch_size")
+        between(0, self.steps).check(self, "warmup_steps", hint="at most steps")
+        above(0).check(self, "learning_rate", "gradient_clip_norm", "min_snr_gamma")
+        shares = ("caption_dropout", "mask_dropout", "flip_probability")
+        between(0, 1).check(self, "weight_decay", "noise_offset", *shares)
+        between(0, 0.99999).check(self, "ema_decay")

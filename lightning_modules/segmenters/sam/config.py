@@ -1,9 +1,9 @@
 """What a segmenter is: the settings of `SamModule` and of the stage that fits it. Torch-free."""
 
-import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from datamodules.allowed import above, at_least, between, check_choices
 from lightning_modules.prompt_protocol import PromptProtocol
 from lightning_modules.schedule import LearningRateSchedule
 
@@ -105,37 +105,14 @@ class SegmenterConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run, naming the key."""
-        _require_member("backbone", self.backbone, get_args(Backbone))
-        for key, members in (
-            ("tuning", Tuning),
-            ("geometry", Geometry),
-            ("lr_schedule", LearningRateSchedule),
-        ):
-            _require_member(key, getattr(self, key), get_args(members))
-        _require_member("precision", self.precision, get_args(TrainerPrecision))
-        _require_member("encoder_precision", self.encoder_precision, get_args(EncoderPrecision))
+        check_choices(self)
         if not self.train_prompts:
             raise ValueError("train_prompts is empty: name at least one prompt")
-        for prompt in self.train_prompts:
-            _require_member("train_prompts", prompt, get_args(PromptProtocol))
-        for key, low in {
-            "steps": 1,
-            "batch_size": 1,
-            "warmup_steps": 0,
-            "jitter_max_px": 0,
-            "lora_rank": 1,
-            "adapter_width": 1,
-        }.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"{key} must be at least {low}, not {getattr(self, key)}")
-        for key in ("learning_rate", "encoder_learning_rate"):
-            rate = getattr(self, key)
-            if rate is not None and not 0 < rate < math.inf:
-                raise ValueError(f"{key} must be above 0 and finite, not {rate}")
-        for key in ("lora_alpha", "epochs"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ValueError(f"{key} must be at least 1 or null, not {value}")
+        from_1 = ("steps", "batch_size", "lora_rank", "adapter_width")
+        at_least(1).check(self, *from_1, "lora_alpha", "epochs", "early_stopping_patience")
+        at_least(0).check(self, "warmup_steps", "jitter_max_px", "weight_decay")
+        above(0).check(self, "learning_rate", "encoder_learning_rate")
+        between(0, 1).check(self, "synthetic_share")
         if self.weights_path is not None and self.backbone in ("tiny", "vit_tiny"):
             raise ValueError(f"weights_path is not read by {self.backbone}, which is random")
         if self.backbone == "tiny" and self.tuning not in ("decoder", "full"):
@@ -147,15 +124,3 @@ class SegmenterConfig:
                 f"tuning=late_lora needs the blocks of a ViT, which {self.backbone} has not; use "
                 "lora, or backbone=vit_b"
             )
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
-        if not 0 <= self.synthetic_share <= 1:
-            raise ValueError(f"synthetic_share must be in [0, 1], not {self.synthetic_share}")
-        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
-            patience = self.early_stopping_patience
-            raise ValueError(f"early_stopping_patience must be at least 1 or null, not {patience}")
-
-
-def _require_member(key: str, value: str, members: tuple[str, ...]) -> None:
-    if value not in members:
-        raise ValueError(f"{key} must be one of {', '.join(members)}, not {value!r}")

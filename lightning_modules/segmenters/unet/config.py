@@ -3,9 +3,10 @@
 The defaults take about 90 seconds of one CPU core; docs/results.md holds measured scores.
 """
 
-import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
+
+from datamodules.allowed import above, at_least, between, check_choices
 
 Encoder = Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "tu-resnet10t"]
 EncoderWeights = Literal["imagenet"]
@@ -58,37 +59,19 @@ class UnetConfig:
         """Refuse what cannot be run, naming the key."""
         # JSON and checkpoints give lists.
         self.size_hw, self.decoder_channels = tuple(self.size_hw), tuple(self.decoder_channels)
-        _require_member("encoder_name", self.encoder_name, get_args(Encoder))
-        _require_member("precision", self.precision, get_args(TrainerPrecision))
-        if self.encoder_weights is not None:
-            _require_member("encoder_weights", self.encoder_weights, get_args(EncoderWeights))
+        check_choices(self)
         if len(self.size_hw) != 2 or any(s < 1 or s % SIDE_UNIT_PX for s in self.size_hw):
             raise ValueError(
-                f"size_hw must be two multiples of {SIDE_UNIT_PX}, height and width, "
-                f"not {list(self.size_hw)}"
+                f"size_hw={list(self.size_hw)}: height and width must be multiples of "
+                f"{SIDE_UNIT_PX}"
             )
-        if len(self.decoder_channels) != 5 or min(self.decoder_channels) < 1:
+        if len(self.decoder_channels) != 5:
             found = list(self.decoder_channels)
-            raise ValueError(f"decoder_channels must be five counts of at least 1, not {found}")
-        for key, low in {"steps": 1, "batch_size": 1, "warmup_steps": 0}.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"{key} must be at least {low}, not {getattr(self, key)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0 and finite, not {self.learning_rate}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must be at least 0 and finite, not {self.weight_decay}")
-        for key, (low, high) in {
-            "flip_probability": (0, 1),
-            "max_rotation_deg": (0, 180),
-            "max_scale": (1, 4),
-            "max_shift": (0, 0.5),
-            "max_brightness_gamma": (1, 4),
-            "max_contrast": (1, 4),
-        }.items():
-            if not low <= getattr(self, key) <= high:
-                raise ValueError(f"{key} must be in [{low}, {high}], not {getattr(self, key)}")
-
-
-def _require_member(key: str, value: str, members: tuple[str, ...]) -> None:
-    if value not in members:
-        raise ValueError(f"{key} must be one of {', '.join(members)}, not {value!r}")
+            raise ValueError(f"decoder_channels={found}: must be five counts")
+        at_least(1).check(self, "decoder_channels", "steps", "batch_size")
+        at_least(0).check(self, "warmup_steps", "weight_decay")
+        above(0).check(self, "learning_rate")
+        between(0, 1).check(self, "flip_probability")
+        between(0, 180).check(self, "max_rotation_deg")
+        between(1, 4).check(self, "max_scale", "max_brightness_gamma", "max_contrast")
+        between(0, 0.5).check(self, "max_shift")

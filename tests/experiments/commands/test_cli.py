@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from datamodules.layouts import LAYOUTS
 from experiments.__main__ import main
 
 CSV = "training_set_pixel_size_and_HC.csv"
@@ -198,7 +200,7 @@ def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", str(tmp_path))
 
-    monkeypatch.setattr("experiments.commands.data_report.read_hc18", refuse)
+    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=refuse))
     code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
     is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
 
@@ -208,7 +210,7 @@ def test_a_disk_that_fails_is_one_line(monkeypatch, capsys, tmp_path, number):
     def fail(*_, **__):
         raise OSError(number, os.strerror(number), str(tmp_path))
 
-    monkeypatch.setattr("experiments.commands.data_report.read_hc18", fail)
+    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=fail))
     code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
     is_one_clear_line(code, err, [str(tmp_path), os.strerror(number)])
 
@@ -217,7 +219,7 @@ def test_another_system_error_is_a_fault_of_ours(monkeypatch, capsys, tmp_path):
     def fail(*_, **__):
         raise OSError(errno.EBADF, "Bad file descriptor")
 
-    monkeypatch.setattr("experiments.commands.data_report.read_hc18", fail)
+    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=fail))
     with pytest.raises(OSError, match="Bad file descriptor"):
         run(monkeypatch, capsys, "data", "index", str(tmp_path))
 

@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.layouts import LAYOUTS
 from experiments.config.recipe import load_config
 from experiments.doctor import needs, screen
 from experiments.doctor.checks import Check, ask, run_checks
@@ -55,7 +57,7 @@ def test_data_counted_missing_empty_or_unreadable(bare, tmp_path, hc18_folder, m
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied", "/x")
 
-    monkeypatch.setattr("datamodules.samples.read_hc18", refuse)
+    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=refuse))
     found = look(needs.check_data, root)
     assert (found.mark, found.text) == ("missing", "/x: Permission denied")
 

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.commands.outputs import figure_command
 from experiments.config.recipe import load_config
-from experiments.config.words import one_of
 from experiments.results.compact import compact_tables
 from experiments.results.explain import choose
 from experiments.results.paper import deviations

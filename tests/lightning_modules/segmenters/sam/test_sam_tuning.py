@@ -272,11 +272,11 @@ def test_the_summary_counts_by_hand():
         ({"backbone": "lite", "tuning": "late_lora"}, "late_lora needs the blocks of a ViT"),
         ({"backbone": "tiny", "tuning": "lora"}, "needs attention, which tiny has not"),
         ({"backbone": "lite", "encoder_checkpointing": True}, "needs a ViT's blocks"),
-        ({"tuning": "some"}, "tuning must be one of decoder, lora"),
-        ({"lora_rank": 0}, "lora_rank must be at least 1"),
-        ({"encoder_learning_rate": 0.0}, "encoder_learning_rate must be above 0"),
-        ({"epochs": 0}, "epochs must be at least 1 or null"),
-        ({"geometry": "crop"}, "geometry must be one of pad, squash"),
+        ({"tuning": "some"}, "tuning=some: unknown; use one of decoder, lora"),
+        ({"lora_rank": 0}, "lora_rank=0: must be at least 1"),
+        ({"encoder_learning_rate": 0.0}, "encoder_learning_rate=0.0: must be above 0, or null"),
+        ({"epochs": 0}, "epochs=0: must be at least 1, or null"),
+        ({"geometry": "crop"}, "geometry=crop: unknown; use one of pad, squash"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message):
