@@ -6,6 +6,7 @@ another sweep would believe.
 """
 
 import fcntl
+import functools
 import os
 import re
 import shutil
@@ -53,8 +54,8 @@ class Selection:
 class Outcome:
     """What a selection comes to."""
 
-    taken: tuple[Artefact, ...] = ()
-    """What goes, or has gone."""
+    removed: tuple[Artefact, ...] = ()
+    """What is removed, or would be."""
     kept: tuple[tuple[Artefact, str], ...] = ()
     """What was asked for and stays, and why."""
     left: tuple[Path, ...] = ()
@@ -74,14 +75,14 @@ def parse_age(text: str) -> float:
 
 
 def choose(
-    inventory: Inventory, selection: Selection, *, take: Callable[[Artefact], str] | None = None
+    inventory: Inventory, selection: Selection, *, delete: Callable[[Artefact], str] = lambda _: ""
 ) -> Outcome:
     """Decide what a selection removes, and why the rest of it stays.
 
     Args:
         inventory: The store.
         selection: What is asked for.
-        take: Removes what may go, and says why not where it cannot; None removes nothing.
+        delete: Removes what may go, and says why not where it cannot; by itself nothing goes.
 
     Raises:
         InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
@@ -91,7 +92,7 @@ def choose(
         return Outcome()
     _check(inventory, selection)
     now = time.time()
-    taken: list[Artefact] = []
+    removed: list[Artefact] = []
     kept: list[tuple[Artefact, str]] = []
     gone: set[str] = set()
     # Embeddings come after the stages: an index that goes no longer needs its files.
@@ -99,14 +100,13 @@ def choose(
         if not _is_asked(artefact, selection, now=now):
             continue
         reason = _protected(artefact, inventory, selection=selection, gone=gone)
-        if not reason and take is not None:
-            reason = take(artefact)
+        reason = reason or delete(artefact)
         if reason:
             kept.append((artefact, reason))
         else:
-            taken.append(artefact)
+            removed.append(artefact)
             gone.add(artefact.key)
-    return Outcome(taken=tuple(taken), kept=tuple(kept))
+    return Outcome(removed=tuple(removed), kept=tuple(kept))
 
 
 def remove(root: Path, selection: Selection) -> Outcome:
@@ -117,22 +117,16 @@ def remove(root: Path, selection: Selection) -> Outcome:
     Raises:
         InputError: As `choose`, and for a store that may not be written.
     """
-    store, n_taken = root / "store", 0
-
-    def take(artefact: Artefact) -> str:
-        nonlocal n_taken
-        reason = _take(artefact, store, outgoing)
-        n_taken += not reason
-        return reason
-
+    store = root / "store"
     try:
         with hold(store):
             inventory = take_inventory(root)
             outgoing = list(inventory.half_removed)
-            outcome = choose(inventory, selection, take=take)
+            delete = functools.partial(_remove, store=store, outgoing=outgoing)
+            outcome = choose(inventory, selection, delete=delete)
     except OSError as error:
         raise InputError(
-            f"{error.filename}: cannot be removed ({error.strerror}); {n_taken} others are gone; "
+            f"{error.filename}: cannot be removed ({error.strerror}), what came before it is gone; "
             "check who may write there"
         ) from error
     for path in outgoing:
@@ -228,7 +222,7 @@ def _protected(
     return ""
 
 
-def _take(artefact: Artefact, store: Path, outgoing: list[Path]) -> str:
+def _remove(artefact: Artefact, *, store: Path, outgoing: list[Path]) -> str:
     """Delete a file, or rename a directory and add it to `outgoing`; why not, or nothing."""
     if artefact.stage in SHARED and artefact.paths[0].is_file():
         for path in artefact.paths:

@@ -10,7 +10,14 @@ from rich.text import Text
 
 from experiments.store.clean import Outcome, Selection, choose, clean_inventory, orphans, remove
 from experiments.store.inventory import PREPARED, Artefact, Inventory
-from experiments.store.screen import NAMED, ago, print_table, say, say_rest, size
+from experiments.store.screen import (
+    NAMED,
+    format_bytes,
+    format_duration,
+    print_table,
+    say,
+    say_more,
+)
 
 
 def clean_command(root: Path, selection: Selection, *, yes: bool, console: Console) -> None:
@@ -27,7 +34,7 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
         return
     outcome = remove(root, selection) if yes else choose(inventory, selection)
     if yes:
-        say(console, f"removed {_amount(outcome.taken)}")
+        say(console, f"removed {_summary(outcome.removed)}")
     else:
         _print_choice(outcome, console)
     _print_kept(outcome.kept, console)
@@ -47,35 +54,35 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
         (
             stage,
             str(len(found)),
-            size(sum(each.n_bytes for each in found)),
+            format_bytes(sum(each.n_bytes for each in found)),
             "?" if stage == PREPARED or inventory.unknown_sweeps else str(n_orphans[stage]),
-            f"{ago(max(0.0, now - max(each.last_use for each in found)))} ago",
+            f"{format_duration(max(0.0, now - max(each.last_use for each in found)))} ago",
         )
         for stage, found in by_stage.items()
     ]
     print_table(console, columns, rows, numbers=columns[1:])
-    say(console, f"\nall: {_amount(inventory.artefacts)}")
+    say(console, f"\nall: {_summary(inventory.artefacts)}")
     if inventory.unknown_sweeps:
         names = ", ".join(inventory.unknown_sweeps)
         say(console, f"no readable plan.json, so nothing can be removed: {names}")
     else:
-        say(console, f"orphans, which no sweep refers to: {_amount(nobodys)}")
+        say(console, f"orphans, which no sweep refers to: {_summary(nobodys)}")
     for state, what in (("held", "running now"), ("unfinished", "interrupted or failed")):
         found = [each for each in inventory.artefacts if each.state == state]
         if found:
-            say(console, f"{what}: {_amount(found)}")
+            say(console, f"{what}: {_summary(found)}")
     if inventory.half_removed:
         say(console, f"half removed: {len(inventory.half_removed)}; the next removal finishes it")
     say(console, "remove with --orphans, --sweep NAME, --stage STAGE, --older-than 30d, and --yes")
 
 
 def _print_choice(outcome: Outcome, console: Console) -> None:
-    for artefact in outcome.taken[:NAMED]:
+    for artefact in outcome.removed[:NAMED]:
         # A name is copied whole, so it is not folded.
-        console.print(Text(f"  {artefact.key}  {size(artefact.n_bytes)}"), soft_wrap=True)
-    say_rest(console, len(outcome.taken))
-    end = "; add --yes to do it" if outcome.taken else ""
-    say(console, f"would remove {_amount(outcome.taken)}{end}")
+        console.print(Text(f"  {artefact.key}  {format_bytes(artefact.n_bytes)}"), soft_wrap=True)
+    say_more(console, len(outcome.removed))
+    end = "; add --yes to do it" if outcome.removed else ""
+    say(console, f"would remove {_summary(outcome.removed)}{end}")
 
 
 def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:
@@ -83,12 +90,13 @@ def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:
     for artefact, reason in kept:
         reasons[reason].append(artefact)
     for reason, found in list(reasons.items())[:NAMED]:
-        say(console, f"kept {_amount(found)}: {reason}")
-    say_rest(console, len(reasons), more=" reasons to keep something")
+        say(console, f"kept {_summary(found)}: {reason}")
+    say_more(console, len(reasons), more=" reasons to keep something")
 
 
-def _amount(artefacts: Sequence[Artefact]) -> str:
+def _summary(artefacts: Sequence[Artefact]) -> str:
     """Counts by stage and their size, as `3 fit, 9 score (1.2 GB)`."""
     counts = Counter(each.stage for each in artefacts)
     named = ", ".join(f"{n} {stage}" for stage, n in counts.items())
-    return f"{named} ({size(sum(each.n_bytes for each in artefacts))})" if named else "nothing"
+    n_bytes = sum(each.n_bytes for each in artefacts)
+    return f"{named} ({format_bytes(n_bytes)})" if named else "nothing"

@@ -1,5 +1,6 @@
 """What a sweep takes on the disk. Torch-free."""
 
+from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import ExperimentConfig
 
 EMBEDDING_MIB = {"lite": 2.0, "tiny": 0.14, "vit_tiny": 0.05}
@@ -18,8 +19,6 @@ PAIR_MIB = 0.35
 """A synthetic pair as PNG and as prepared arrays."""
 HC18_IMAGES = 999
 """Counted where a recipe names no subset."""
-_FROM_GENERATOR = ("synthetic", "synthetic_no_gate", "synthetic_random_subset")
-_OWN_BUDGET = (("synthetic_same_budget", "synthetic_same_budget_strong"), ("warp",), ("phantom",))
 
 
 def _fit_mib(config: ExperimentConfig) -> float:
@@ -37,25 +36,25 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     """
     grid, backbone = config.sweep, config.segmenter.backbone
     conditions = set(grid.condition)
+    factors = [CONDITIONS[name].factors for name in conditions if name in CONDITIONS]
     n_supports = len(grid.support)
     n_amounts = len(grid.real_fraction) + len(grid.real_count)
-    repeats = len(grid.fold) * len(grid.generator_seed)
     parts = _parts(config)
     n_embedded = sum(parts)
-    if conditions & {"strong", "weak"} and config.augment.n_views is not None:
+    strengths = {each.augment for each in factors} - {"none"}
+    if strengths and config.augment.n_views is not None:
         amounts = [*grid.real_count, *(round(part * parts[2]) for part in grid.real_fraction)]
         # What supports draw overlaps; more than the train part cannot be drawn.
         most = parts[2] * (config.augment.n_views - 1)
-        kinds = len(conditions & {"strong", "weak"})
-        n_embedded += kinds * min(most, n_supports * config.augment.augmented_views(amounts))
-    n_shared = repeats * bool(conditions & set(_FROM_GENERATOR))
-    n_own = [
-        n_amounts * n_supports * (repeats if "synthetic" in names[0] else len(grid.fold))
-        for names in _OWN_BUDGET
-        if conditions & set(names)
-    ]
-    n_pairs = (n_shared + sum(n_own)) * config.synthesis.n_candidates
-    n_generators = n_shared + (n_own[0] if conditions & set(_OWN_BUDGET[0]) else 0)
+        n_views = min(most, n_supports * config.augment.augmented_views(amounts))
+        n_embedded += len(strengths) * n_views
+    repeats = len(grid.fold) * len(grid.generator_seed)
+    n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
+    own = {each.pairs for each in factors if each.labels == "own"}
+    n_own = n_amounts * n_supports * repeats * ("synthetic" in own)
+    n_drawn = n_amounts * n_supports * len(grid.fold) * len(own & {"warp", "phantom"})
+    n_generators = n_shared + n_own
+    n_pairs = (n_generators + n_drawn) * config.synthesis.n_candidates
     n_fits = n_amounts * n_supports * len(grid.seed) * len(grid.fold)
     fits_mib = n_fits * (
         UNET_MIB * ("unet" in conditions) + _fit_mib(config) * len(conditions - {"unet"})

@@ -4,7 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from experiments.store.guard import has_trials, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, NewerLayoutError, PlanFile, read_plan
 
-State = Literal["done", "unfinished", "held", "cache", "temporary"]
+State = Literal["done", "unfinished", "held"]
 EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
 SHARED = (EMBEDDINGS, PREPARED, TEMPORARY)
 """Folders of files that any stage may be reading, as against a stage's own directory."""
@@ -31,6 +31,7 @@ class Artefact:
     """Id of the run, key of the embedding, or name of the folder or file."""
     paths: tuple[Path, ...]
     state: State
+    """Of a stage's own directory; `done` for what several share."""
     n_bytes: int
     last_use: float
     """Time of the last file written in it, or of the last start of a sweep that refers to it."""
@@ -100,11 +101,11 @@ def take_inventory(root: Path) -> Inventory:
         for run in _runs(folder, sweeps=sweeps)
     ]
     embeds = [run for run in runs if run.stage == "embed"]
-    indexes = [(run, index_of(run.paths[0])) for run in embeds]
+    indexes = [(run, _index(run.paths[0])) for run in embeds]
     half_removed = [path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)]
     return Inventory(
         root=root,
-        artefacts=(*runs, *_embeddings(store, indexes=indexes), *_caches(store)),
+        artefacts=(*runs, *_embeddings(store, indexes=indexes), *_prepared(store)),
         sweeps=sweeps,
         has_trials=has_trials(root),
         open_embeds=frozenset(
@@ -114,7 +115,7 @@ def take_inventory(root: Path) -> Inventory:
     )
 
 
-def index_of(run_dir: Path) -> set[str] | None:
+def _index(run_dir: Path) -> set[str] | None:
     """Keys of the embeddings that a stage uses; None where it wrote none that can be read."""
     try:
         content = json.loads((run_dir / INDEX_NAME).read_text())
@@ -147,14 +148,9 @@ def _runs(folder: Path, *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
         key = f"{folder.name}/{run_dir.name}"
         referring = frozenset(name for name, keys in plans.items() if key in keys)
         state: State = "done" if (run_dir / "DONE.json").is_file() else "unfinished"
-        yield _artefact(
-            folder.name,
-            run_dir,
-            name=run_dir.name,
-            state="held" if is_held(run_dir) else state,
-            sweeps=referring,
-            used=[sweeps[name].last_start for name in referring],
-        )
+        used = [sweeps[name].last_start for name in referring]
+        made = _artefact(folder.name, run_dir, used=used)
+        yield replace(made, state="held" if is_held(run_dir) else state, sweeps=referring)
 
 
 def _embeddings(
@@ -169,51 +165,37 @@ def _embeddings(
         files: dict[str, list[Path]] = {}
         for path in _entries(folder):
             if path.name.startswith("."):
-                yield _artefact(TEMPORARY, path, name=path.name, state="temporary")
+                yield _artefact(TEMPORARY, path)
             elif path.name.endswith(".npy"):
                 key = path.name.removesuffix(".npy").removesuffix(".view")
                 files.setdefault(key, []).append(path)
         for key, paths in files.items():
+            # The embedding goes before its view: without it the view is made anew.
+            paths.sort(key=lambda path: path.name.endswith(".view.npy"))
             using = users.get(key, [])
-            yield _artefact(
-                EMBEDDINGS,
-                # The embedding goes before its view: without it the view is made anew.
-                *sorted(paths, key=lambda path: path.name.endswith(".view.npy")),
+            yield replace(
+                _artefact(EMBEDDINGS, *paths, used=[run.last_use for run in using]),
                 name=key,
-                state="cache",
                 sweeps=frozenset(name for run in using for name in run.sweeps),
                 users=frozenset(run.key for run in using),
-                used=[run.last_use for run in using],
             )
 
 
-def _caches(store: Path) -> Iterator[Artefact]:
+def _prepared(store: Path) -> Iterator[Artefact]:
     """Prepared images, and what interrupted writers left among them."""
-    for folder in _folders(store / PREPARED):
-        is_temporary = folder.name.startswith(".")
-        stage, state = (TEMPORARY, "temporary") if is_temporary else (PREPARED, "cache")
-        yield _artefact(stage, folder, name=folder.name, state=state)
+    for folder in _folders(store / PREPARED, hidden=True):
+        yield _artefact(TEMPORARY if folder.name.startswith(".") else PREPARED, folder)
 
 
-def _artefact(
-    stage: str,
-    *paths: Path,
-    name: str,
-    state: State,
-    sweeps: frozenset[str] = frozenset(),
-    users: frozenset[str] = frozenset(),
-    used: Sequence[float] = (),
-) -> Artefact:
+def _artefact(stage: str, *paths: Path, used: Sequence[float] = ()) -> Artefact:
     sizes = [_size(path) for path in paths]
     return Artefact(
         stage=stage,
-        name=name,
+        name=paths[0].name,
         paths=paths,
-        state=state,
+        state="done",
         n_bytes=sum(n_bytes for n_bytes, _ in sizes),
         last_use=max(*used, *(written for _, written in sizes), 0.0),
-        sweeps=sweeps,
-        users=users,
     )
 
 
@@ -226,9 +208,8 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _folders(folder: Path) -> list[Path]:
-    """Folders in a folder. Hidden ones are somebody's working place, except among prepared ones."""
-    hidden = folder.name == PREPARED
+def _folders(folder: Path, *, hidden: bool = False) -> list[Path]:
+    """Folders in a folder. Hidden ones are somebody's working place."""
     return [p for p in _entries(folder) if p.is_dir() and (hidden or not p.name.startswith("."))]
 
 

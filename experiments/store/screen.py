@@ -10,7 +10,7 @@ NAMED = 20
 """Things of a kind that are named one by one."""
 
 
-def ago(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A span of time in its largest unit: 12 s, 3 min, 5 h, 2 d."""
     for unit, each, below in (("s", 1, 90), ("min", 60, 5400), ("h", 3600, 129600)):
         if seconds < below:
@@ -18,7 +18,7 @@ def ago(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def size(n_bytes: float) -> str:
+def format_bytes(n_bytes: float) -> str:
     """Bytes in their largest decimal unit, as 940 B, 1.2 MB or 35 GB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while n_bytes >= 999.5 and len(units) > 1:
@@ -33,7 +33,7 @@ def say(console: Console, *parts: str | Text, style: str = "") -> None:
     console.print(Text.assemble(*parts, style=style))
 
 
-def say_rest(console: Console, n: int, *, more: str = "") -> None:
+def say_more(console: Console, n: int, *, more: str = "") -> None:
     """Say how many are not among the first `NAMED`, where there are any."""
     if n > NAMED:
         say(console, f"  and {n - NAMED} more{more}")

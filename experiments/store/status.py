@@ -1,4 +1,4 @@
-"""How a sweep fares, from its plan and the markers in its store: no torch, no data, no waiting.
+"""State of a sweep, from its plan and the markers in its store: no torch, no data, no waiting.
 
 Other processes write while this reads: whatever is missing or half written counts as not there.
 """
@@ -26,7 +26,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """How one stage fares.
+    """State of one stage.
 
     - `done`: its marker is there.
     - `running`: a process holds it.
@@ -55,21 +55,21 @@ class StageStatus:
     """Last lines of the log of a failed stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class CellStatus:
     """Trials that differ by their draws alone, counted by state."""
 
+    is_control: bool
     segmenter: str
     condition: str
     generator: str
     n_real: int
-    is_control: bool
     trials: dict[State, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
-    """How a sweep fares; each count has all states."""
+    """State of a sweep; each count has all states."""
 
     name: str
     folder: Path
@@ -109,7 +109,7 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
 
 
 def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:
-    """Read how a sweep fares.
+    """Read the state of a sweep.
 
     Args:
         folder: Folder of the sweep; the store stands beside it.
@@ -218,23 +218,17 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
 
 
 def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
-    """Cells by segmenter, condition and generator in the plan's order, then by amount."""
-    axes = ("is_control", "segmenter", "condition", "generator")
-    cells: dict[tuple[Any, ...], list[State]] = {}
+    """Cells by segmenter, condition and generator in the plan's order, amounts ascending."""
+    cells: dict[tuple[bool, str, str, str, int], list[State]] = {}
+    rank: dict[str, int] = {}
     for trial in plan.trials:
-        cell = (*(getattr(trial, axis) for axis in axes), trial.n_real)
+        names = (trial.segmenter, trial.condition, trial.generator)
+        for name in names:
+            rank.setdefault(name, len(rank))
+        cell = (trial.is_control, *names, trial.n_real)
         cells.setdefault(cell, []).append(trial_state(trial, states))
-    # By axis, its values in the order of their first trial; the amounts ascend.
-    orders = [list(dict.fromkeys(values)) for values in zip(*cells, strict=True)]
-
-    def place(cell: tuple[Any, ...]) -> tuple[Any, ...]:
-        places = [order.index(value) for order, value in zip(orders, cell, strict=True)]
-        return (cell[0], *places[1:-1], cell[-1])
-
-    return tuple(
-        CellStatus(**dict(zip((*axes, "n_real"), cell, strict=True)), trials=_counts(cells[cell]))
-        for cell in sorted(cells, key=place)
-    )
+    ordered = sorted(cells, key=lambda cell: (cell[0], *(rank[n] for n in cell[1:4]), cell[4]))
+    return tuple(CellStatus(*cell, _counts(cells[cell])) for cell in ordered)
 
 
 def _counts(states: Iterable[State]) -> dict[State, int]:

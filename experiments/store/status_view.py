@@ -6,7 +6,7 @@ import os
 from rich.console import Console
 from rich.text import Text
 
-from experiments.store.screen import NAMED, ago, print_table, say, say_rest
+from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 from experiments.store.status import STATES, CellStatus, StageStatus, State, SweepStatus
 
 STYLES: dict[State, str] = {
@@ -28,8 +28,8 @@ def print_status(status: SweepStatus, console: Console) -> None:
         leads = "its jobs run without it"
     n_trials, counts = sum(status.trials.values()), status.counts
     say(console, f"{status.name}: {leads}", style="bold")
-    say(console, f"{n_trials} trial{'' if n_trials == 1 else 's'}: ", words(status.trials))
-    say(console, f"{len(status.stages)} stages: ", words(counts))
+    say(console, f"{n_trials} trial{'' if n_trials == 1 else 's'}: ", format_counts(status.trials))
+    say(console, f"{len(status.stages)} stages: ", format_counts(counts))
     say(console)
     _print_cells(status.cells, console)
     for state in ("running", "interrupted", "failed"):
@@ -42,14 +42,14 @@ def print_status(status: SweepStatus, console: Console) -> None:
             say(console, f"  {stage.label}{_progress(stage)}")
             if state == "failed":
                 _print_reason(stage, console)
-        say_rest(console, len(stages), more="; --json names all" if state == "failed" else "")
+        say_more(console, len(stages), more="; --json names all" if state == "failed" else "")
     if counts["failed"]:
         say(console, "\nonce the cause is mended: sonosweep sweep ... --retry-failed")
     elif not status.is_running and (counts["interrupted"] or counts["waiting"]):
         say(console, "\nthe same sweep command goes on from here")
 
 
-def words(counts: dict[State, int]) -> Text:
+def format_counts(counts: dict[State, int]) -> Text:
     """Counts as `3 done, 1 failed`; `none` for no counts."""
     parts = [Text(f"{counts[s]} {s}", style=STYLES[s]) for s in STATES if counts[s]]
     return Text(", ").join(parts) if parts else Text("none")
@@ -71,7 +71,7 @@ def _print_cells(cells: tuple[CellStatus, ...], console: Console) -> None:
         same = itertools.takewhile(lambda both: both[0] == both[1], zip(shown, names, strict=False))
         n_same = len(list(same))
         amount = "" if cell.is_control else str(cell.n_real)
-        rows.append([*[""] * n_same, *names[n_same:], amount, words(cell.trials)])
+        rows.append([*[""] * n_same, *names[n_same:], amount, format_counts(cell.trials)])
         shown = names
     print_table(console, [*axes, "images", "trials"], rows, numbers=("images",))
 
@@ -80,7 +80,7 @@ def _progress(stage: StageStatus) -> str:
     if stage.age_s is None:
         return ": not begun to count" if stage.state == "running" else ""
     is_silent = stage.state == "running" and stage.age_s > QUIET_S
-    said = f"{ago(stage.age_s)} ago{', silent since' if is_silent else ''}"
+    said = f"{format_duration(stage.age_s)} ago{', silent since' if is_silent else ''}"
     return f": {stage.what} {stage.done}/{stage.total}, {said}"
 
 
