@@ -1,12 +1,12 @@
 """The schema of a recipe. Torch-free, so that a wrong key is refused at once."""
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from datamodules.allowed import above, at_least, between
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.config_outline import ExtractorConfig
 from datamodules.errors import InputError
@@ -68,16 +68,9 @@ class SynthesisConfig:
 
     def __post_init__(self) -> None:
         self.image_hw = tuple(self.image_hw)
-        if self.n_candidates < 1 or self.generator_count < 1:
-            raise ValueError(
-                "synthesis.n_candidates and synthesis.generator_count must be at least 1"
-            )
-        if min(self.image_hw) < 32:
-            raise ValueError(f"synthesis.image_hw={list(self.image_hw)}: each side at least 32 px")
-        if self.folder_labels is not None and self.folder_labels < 0:
-            raise ValueError(
-                f"synthesis.folder_labels={self.folder_labels}: at least 0, or null for unknown"
-            )
+        at_least(1).check(self, "n_candidates", "generator_count", section="synthesis")
+        at_least(32).check(self, "image_hw", section="synthesis", hint="each side, px")
+        at_least(0).check(self, "folder_labels", section="synthesis", hint="for unknown")
 
 
 @dataclass(kw_only=True)
@@ -106,21 +99,10 @@ class GateConfig:
     """Below this similarity nothing is a near-copy, however few real images set the quantile."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "agreement_quantile",
-            "agreement_slack",
-            "copy_min_correlation",
-            "min_agreement",
-            "intensity_quantile",
-            "copy_quantile",
-        ):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"gate.{name}={value}: must lie in [0, 1]")
-        if not 0 <= self.intensity_slack < math.inf:
-            raise ValueError(
-                f"gate.intensity_slack={self.intensity_slack}: must be a number from 0 on"
-            )
+        quantiles = ("agreement_quantile", "intensity_quantile", "copy_quantile")
+        shares = ("agreement_slack", "copy_min_correlation", "min_agreement")
+        between(0, 1).check(self, *quantiles, *shares, section="gate")
+        at_least(0).check(self, "intensity_slack", section="gate")
 
 
 @dataclass(kw_only=True)
@@ -154,15 +136,9 @@ class AugmentConfig:
         return total
 
     def __post_init__(self) -> None:
-        if self.n_views is not None and self.n_views < 2:
-            raise ValueError(
-                f"augment.n_views={self.n_views}: at least 2, the image and one augmented view; or "
-                "null to augment every draw anew"
-            )
-        if self.max_per_trial is not None and self.max_per_trial < 2:
-            raise ValueError(
-                f"augment.max_per_trial={self.max_per_trial}: at least 2, or null for no limit"
-            )
+        hint = "the image and one augmented view; null augments every draw anew"
+        at_least(2).check(self, "n_views", section="augment", hint=hint)
+        at_least(2).check(self, "max_per_trial", section="augment", hint="for no limit")
 
 
 @dataclass(kw_only=True)
@@ -201,23 +177,16 @@ class GridConfig:
     def __post_init__(self) -> None:
         if not self.real_fraction and not self.real_count:
             raise ValueError("sweep: give real_fraction or real_count at least one amount")
-        for value in self.real_fraction:
-            if not 0 < value <= 1:
-                raise ValueError(
-                    f"sweep.real_fraction={value}: must be above 0 and at most 1 (5 % is 0.05)"
-                )
-        for value in self.real_count:
-            if value < 1:
-                raise ValueError(f"sweep.real_count={value}: must be at least 1")
+        above(0, at_most=1).check(self, "real_fraction", section="sweep", hint="5 % is 0.05")
+        counts = ("real_count", "workers", "per_device", "max_failures")
+        at_least(1).check(self, *counts, section="sweep")
+        at_least(0).check(self, "retries", section="sweep")
         for name in ("condition", "support", "seed", "generator_seed", "fold"):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"sweep.{name}: give at least one value")
             if len(set(values)) != len(values):
                 raise ValueError(f"sweep.{name}={values}: a value stands there twice")
-        for name, least in (("workers", 1), ("per_device", 1), ("retries", 0), ("max_failures", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"sweep.{name}={getattr(self, name)}: must be at least {least}")
         if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
             self.devices
         ):
@@ -237,8 +206,9 @@ class EvaluationConfig:
     backbone as it is before any training."""
 
     def __post_init__(self) -> None:
-        if not self.prompts or self.jitter_draws < 1:
-            raise ValueError("evaluation: needs at least one prompt and jitter_draws >= 1")
+        if not self.prompts:
+            raise ValueError("evaluation.prompts: give at least one value")
+        at_least(1).check(self, "jitter_draws", section="evaluation")
         if len(set(self.prompts)) != len(self.prompts):
             raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
         if len(set(self.controls)) != len(self.controls):

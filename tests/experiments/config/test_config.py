@@ -117,7 +117,7 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("gate.intensity_slack=.nan", ["gate.intensity_slack=nan"]),
         ("gate.intensity_slack=-1", ["gate.intensity_slack=-1"]),
         ("evaluation.prompts=[whole_image,whole_image]", ["evaluation.prompts", "twice"]),
-        ("synthesis.image_hw=[0,0]", ["synthesis.image_hw=[0, 0]", "32"]),
+        ("synthesis.image_hw=[540,0]", ["synthesis.image_hw=0", "32"]),
         ("synthesis.image_hw=[540]", ["synthesis.image_hw=[540]", "2 whole numbers"]),
         ("synthesis.image_hw=[a,b]", ["synthesis.image_hw=['a', 'b']", "2 whole numbers"]),
         ("synthesis.folder_labels=-3", ["synthesis.folder_labels=-3"]),
