@@ -96,13 +96,10 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
     Raises:
         InputError: If there is none, with the sweeps that there are.
     """
-    folders = (Path(sweep), root / sweep)
-    for folder in folders:
-        if (folder / PLAN_NAME).is_file():
-            return folder
-    for folder in folders:
-        if (folder / "config.yaml").is_file():
-            read_plan(folder)  # says how its plan is written again
+    for name in (PLAN_NAME, "config.yaml"):
+        for folder in (Path(sweep), root / sweep):
+            if (folder / name).is_file():
+                return folder
     known = sorted(path.parent.name for path in root.glob(f"*/{PLAN_NAME}"))
     hint = f"there is {', '.join(known)}" if known else f"{root} holds none; give --root"
     raise InputError(f"{sweep}: no such sweep; {hint}")

@@ -1,5 +1,6 @@
 """`sonosweep clean`: what is listed, what is removed, and above all what is not."""
 
+import contextlib
 import os
 import shutil
 import threading
@@ -207,18 +208,53 @@ def test_age_is_that_of_the_last_use(root):
     assert gone(root, sweeps=("b",), older_than_s=30 * DAY_S) == {"fit/b"}
 
 
-def test_what_is_held_stays(root):
-    with Held(root / "store" / "fit" / "old"):
-        assert keys_of(root, state="held") == {"fit/old"}
-        done = remove(root, Selection(orphans=True))
-        # A stage that runs may be about to use any shared file.
-        assert {each.key: why for each, why in done.kept} == {
-            "fit/old": "in use",
-            "embeddings/v0old": "a sweep runs on this store",
-            "embeddings/ff-nobody": "a sweep runs on this store",
-        }
-        assert [each.key for each in done.removed] == ["embed/old"]
-    assert gone(root, orphans=True) == ORPHANS - {"embed/old"}
+def late(root: Path) -> contextlib.nullcontext:
+    """An unfinished stage, which may own embeddings that no index names."""
+    begin(root, "embed/late")
+    plan_sweep(root, "c", plan_of("fit/c", "embed/late"))
+    return contextlib.nullcontext()
+
+
+RUNS = dict.fromkeys(("embeddings/v0old", "embeddings/ff-nobody"), "a sweep runs on this store")
+LATE = "embed/late is not finished and may use it"
+
+
+@pytest.mark.parametrize(
+    ("state", "kept", "gone_then"),
+    [
+        # A stage or a sweep that runs may be about to use any shared file.
+        (
+            lambda root: Held(root / "store" / "fit" / "old"),
+            {"fit/old": "in use", **RUNS},
+            ORPHANS - {"embed/old"},
+        ),
+        (lambda root: use_sweep(root / "b"), RUNS, {NOBODYS, *OLD_VIEW}),
+        # Once its own sweep is named, the embedding is nobody's.
+        (late, {"embeddings/ff-nobody": LATE}, {"embed/late", NOBODYS}),
+    ],
+)
+def test_what_may_be_in_use_stays(root, state, kept, gone_then):
+    with state(root):
+        assert keys_of(root, state="held") == {key for key, why in kept.items() if why == "in use"}
+        assert reasons(root, orphans=True) == kept
+    orphans_left = {each.key for each in orphans(take_inventory(root))}
+    assert orphans_left == (set() if state is late else set(kept))
+    sweeps = ("c",) if state is late else ()
+    assert gone(root, orphans=True, sweeps=sweeps) == gone_then
+
+
+@pytest.mark.parametrize(
+    ("state", "selection", "said"),
+    [
+        (lambda root: use_sweep(root / "b"), {"sweeps": ("b",)}, "b: it runs now; stop it first"),
+        (lambda root: Held(root / "store" / "fit" / "b"), {"sweeps": ("b",)}, "b: some of its sta"),
+        (use_store, {"orphans": True}, "trials run that no plan names"),
+    ],
+)
+def test_nothing_goes_while_it_is_not_known_what_is_in_use(root, state, selection, said):
+    with state(root), pytest.raises(InputError, match=said):
+        remove(root, Selection(**selection))
+    assert gone(root, orphans=True) == ORPHANS
 
 
 def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
@@ -237,34 +273,6 @@ def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
     }
     assert (root / "store" / "embeddings" / "v0" / "v0old.npy").is_file()
     held[0].__exit__()
-
-
-def test_a_running_sweep_keeps_its_caches_and_may_not_be_named(root):
-    with use_sweep(root / "b"):
-        with pytest.raises(InputError, match="--sweep b: it runs now; stop it first"):
-            remove(root, Selection(sweeps=("b",)))
-        assert gone(root, stages=("prepared",)) == set()
-        assert gone(root, orphans=True) == {"fit/old", "embed/old"}
-    with Held(root / "store" / "fit" / "b"), pytest.raises(InputError, match="stages run now"):
-        remove(root, Selection(sweeps=("b",)))
-
-
-def test_nothing_goes_while_trials_of_no_sweep_run(root):
-    before = files(root)
-    with use_store(root), pytest.raises(InputError, match="trials run that no plan names"):
-        remove(root, Selection(orphans=True))
-    assert files(root) == before | {"store/.trials": b""}
-    assert gone(root, orphans=True) == ORPHANS
-
-
-def test_an_unfinished_stage_may_own_embeddings_without_a_name(root):
-    begin(root, "embed/late")
-    plan_sweep(root, "c", plan_of("fit/c", "embed/late"))
-    assert "embeddings/ff-nobody" not in {each.key for each in orphans(take_inventory(root))}
-    why = "embed/late is not finished and may use it"
-    assert reasons(root, orphans=True) == {"embeddings/ff-nobody": why}
-    # Its own sweep was named: now it is nobody's.
-    assert gone(root, orphans=True, sweeps=("c",)) == {"embed/late", NOBODYS}
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"a": 3}', '{"a": [["x"]]}'])
@@ -296,13 +304,10 @@ def test_temporary_files_of_killed_writers_are_orphans(root):
 def test_a_sweep_of_which_nothing_is_known_stops_every_removal(root, damage):
     path = root / "b" / "plan.json"
     path.unlink() if damage is None else path.write_text(damage)
-    is_newer = damage == '{"layout": 2}'
-    before = files(root)
+    said = "newer" if damage == '{"layout": 2}' else r"b: has no readable plan.json, .*report"
     for selection in (Selection(orphans=True), Selection(sweeps=("a",)), Selection(sweeps=("b",))):
-        said = "newer" if is_newer else r"runs/b: has no readable plan.json, .*report"
         with pytest.raises(InputError, match=said):
             remove(root, selection)
-    assert files(root) == before
     # Without its folder it is no sweep any more, and what it made is nobody's.
     shutil.rmtree(root / "b")
     assert gone(root, orphans=True) == {*ORPHANS, "fit/b"}

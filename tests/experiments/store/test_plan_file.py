@@ -1,6 +1,7 @@
 """plan.json: what a sweep refers to, what a changed recipe does to it, and newer versions."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -22,6 +23,7 @@ from experiments.store.plan_file import (
 )
 
 
+@functools.cache
 def plan(*overrides: str) -> Plan:
     return make_plan(load_config("demo", list(overrides)), make_data())
 

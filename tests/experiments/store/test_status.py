@@ -300,7 +300,7 @@ def test_a_sweep_is_found_by_name_and_by_path(folder, monkeypatch):
     # A sweep from before there were plans names the way out.
     (folder / "plan.json").unlink()
     with pytest.raises(InputError, match=r"plan.json: there is no such file; `sonosweep report "):
-        find_sweep("night", root=root)
+        read_sweep(find_sweep("night", root=root))
 
 
 def test_nothing_heavy_is_imported(folder):
