@@ -74,21 +74,17 @@ def fetch_json(url: str, *, patience: Patience) -> Any:
     Raises:
         InputError: It cannot be reached, refuses, or answers something else.
     """
-    tried = 0
-    while True:
+    for tried in range(1, patience.attempts + 1):
         try:
             with _open(url, start=0, patience=patience) as answer:
-                text = answer.read(_JSON_LIMIT_BYTES)
-            return json.loads(text)
-        except InputError:
-            raise
-        except ValueError as error:
-            raise InputError(
-                f"{url}: answers no JSON; look at it in a browser, a login page may be in between"
-            ) from error
+                return json.loads(answer.read(_JSON_LIMIT_BYTES))
         except _PASSING as error:
-            tried += 1
             _wait(error, url=url, tried=tried, patience=patience)
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{url}: answers no JSON; look at it in a browser") from error
+    raise AssertionError("the last attempt waits for none")
 
 
 def download(
@@ -114,12 +110,18 @@ def download(
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, part = folder / file.name, folder / f"{file.name}.part"
-    if target.is_file():
-        if target.stat().st_size == file.size_bytes and file_md5(target) == file.md5:
-            return target
-        target.unlink()
+    if target.is_file() and file_md5(target) == file.md5:
+        return target
     for _ in range(2):
-        _fill(file, part, patience=patience, progress=progress)
+        part.touch()
+        tried, most = 0, size_of(part)
+        while size_of(part) != file.size_bytes:
+            try:
+                _attempt(file, part, patience=patience, progress=progress)
+            except _PASSING as error:
+                # More than ever: a server without ranges starts again, and would seem to advance.
+                tried, most = (1, size_of(part)) if size_of(part) > most else (tried + 1, most)
+                _wait(error, url=file.url, tried=tried, patience=patience)
         if file_md5(part) == file.md5:
             fsync_path(part)
             part.replace(target)
@@ -136,103 +138,80 @@ def file_md5(path: Path) -> str:
         return hashlib.file_digest(handle, "md5").hexdigest()
 
 
-def _fill(
-    file: RemoteFile,
-    part: Path,
-    *,
-    patience: Patience,
-    progress: Callable[[int], None] | None,
-) -> None:
-    """Let `part` grow to the file's size."""
-    tried, most = 0, _size(part)
-    while (have := _size(part)) != file.size_bytes:
-        if have > file.size_bytes:
-            # Of another version of the file.
-            part.unlink()
-            have = 0
-        try:
-            _attempt(file, part, start=have, patience=patience, progress=progress)
-        except _PASSING as error:
-            # More than ever: a server without ranges starts again, and would seem to advance.
-            tried, most = (1, _size(part)) if _size(part) > most else (tried + 1, most)
-            _wait(error, url=file.url, tried=tried, patience=patience)
-
-
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file; 0 where there is none."""
     return path.stat().st_size if path.exists() else 0
 
 
 def _attempt(
-    file: RemoteFile,
-    part: Path,
-    *,
-    start: int,
-    patience: Patience,
-    progress: Callable[[int], None] | None,
+    file: RemoteFile, part: Path, *, patience: Patience, progress: Callable[[int], None] | None
 ) -> None:
-    """Add what one answer brings.
+    """Add what one answer brings to `part`; a part that cannot be gone on with is removed.
 
     Raises:
-        _Fruitless: The answer ended early, is of another size, or does not begin at `start`.
+        _Fruitless: The answer ended early, is of another size, or does not begin at the end.
     """
-    with _open(file.url, start=start, patience=patience) as answer:
-        begin, total = _extent(answer)
-        if answer.status == 206 and begin != start:
+    if size_of(part) > file.size_bytes:
+        # Of another version of the file.
+        part.unlink()
+    with _open(file.url, start=size_of(part), patience=patience) as answer:
+        if answer.status == 416:
+            part.unlink(missing_ok=True)
+            raise _Fruitless("the server has no such part of it")
+        # A server without ranges sends everything again, under 200.
+        size = size_of(part) if answer.status == 206 else 0
+        # "bytes FIRST-LAST/TOTAL"
+        span, _, total = (answer.headers.get("Content-Range") or "").partition("/")
+        if answer.status != 206:
+            total = answer.headers.get("Content-Length") or ""
+        elif not span.startswith(f"bytes {size}-"):
             part.unlink(missing_ok=True)
             raise _Fruitless("the server sent another part than it was asked for")
-        if total is not None and total != file.size_bytes:
+        if total.isdigit() and int(total) != file.size_bytes:
             part.unlink(missing_ok=True)
             raise _Fruitless(f"{total} bytes on the server, {file.size_bytes} in the record")
-        # A server without ranges sends everything again.
-        with part.open("ab" if answer.status == 206 else "wb") as handle:
-            size = start if answer.status == 206 else 0
-            while size < file.size_bytes and (chunk := answer.read(_CHUNK_BYTES)):
-                handle.write(chunk[: file.size_bytes - size])
-                size = min(size + len(chunk), file.size_bytes)
+        with part.open("ab" if size else "wb") as handle:
+            while chunk := answer.read(min(_CHUNK_BYTES, file.size_bytes - size)):
+                handle.write(chunk)
+                size += len(chunk)
                 if progress is not None:
                     progress(size)
     if size < file.size_bytes:
         raise _Fruitless(f"the connection ended at {size} of {file.size_bytes} bytes")
 
 
-def _extent(answer: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """First byte of an answer, and size of the whole file; None where it is not told."""
-    if answer.status != 206:
-        length = answer.headers.get("Content-Length")
-        return 0, int(length) if length is not None and length.isdigit() else None
-    # bytes FIRST-LAST/TOTAL
-    span, _, total = (answer.headers.get("Content-Range") or "").partition("/")
-    first = span.removeprefix("bytes").strip().split("-")[0]
-    begin = int(first) if first.isdigit() else -1
-    return begin, int(total) if total.isdigit() else None
-
-
 def _open(
     url: str, *, start: int, patience: Patience
 ) -> AbstractContextManager[http.client.HTTPResponse]:
-    """Ask for a file from a byte on.
+    """Ask for a file from a byte on; an answer of 416 is given back.
 
     Raises:
         InputError: The address is no HTTP, or the server refuses for good.
-        _Fruitless: It refuses for now; a range that it does not have is asked for from 0.
+        _Fruitless: It refuses for now.
     """
     if not url.startswith(("https://", "http://")):
         raise InputError(f"{url}: not an http address; the record is not as expected")
     headers = {"User-Agent": "sonosweep", "Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers |= {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(url, headers=headers)
     try:
-        return urllib.request.urlopen(request, timeout=patience.timeout_s)
+        answer = urllib.request.urlopen(request, timeout=patience.timeout_s)
     except urllib.error.HTTPError as error:
-        error.close()
         if error.code == 416 and start:
-            return _open(url, start=0, patience=patience)
+            return error
+        error.close()
         reason = f"HTTP {error.code} {error.reason}"
         if error.code not in _AGAIN_STATUS:
             raise InputError(f"{url}: {reason}; look at it in a browser") from error
         said = error.headers.get("Retry-After") or ""
         raise _Fruitless(reason, wait_s=float(said) if said.isdigit() else 0.0) from error
+    if answer.headers.get_content_type() == "text/html":
+        answer.close()
+        raise InputError(
+            f"{url}: answers with a web page; look at it in a browser, the login page of a proxy "
+            "may be in between"
+        )
+    return answer
 
 
 def _wait(error: Exception, *, url: str, tried: int, patience: Patience) -> None:

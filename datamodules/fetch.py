@@ -9,15 +9,16 @@ What is on the way lies in ROOT/.fetch; a part of the layout appears whole or no
 import contextlib
 import fcntl
 import os
+import re
 import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from datamodules.attribution import HC18_RECORD
-from datamodules.download import Patience, RemoteFile, download, fetch_json, file_md5
+from datamodules.download import Patience, RemoteFile, download, fetch_json, file_md5, size_of
 from datamodules.errors import InputError
 from datamodules.samples import HC18_CSV, HC18_FOLDER, read_hc18
 from datamodules.storage import commit_folder, fsync_path
@@ -35,6 +36,8 @@ WORK_FOLDER = ".fetch"
 _UNPACKED_FACTOR = 2
 _UNPACKED_LIMIT_FACTOR = 20
 _MIB = 2**20
+# What macOS and Windows add by themselves.
+_CLUTTER = re.compile(r"__MACOSX/.*|(.*/)?(\.DS_Store|Thumbs\.db)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,39 +78,40 @@ def fetch_hc18(
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: a file; give a folder")
     root.mkdir(parents=True, exist_ok=True)
+    patience = patience or Patience()
     with _alone(root):
         missing = _missing(root, known_md5=known_md5)
-        if missing:
-            files = _record_files(record_url, known_md5=known_md5, patience=patience or Patience())
-            _check_disk(root, [files[name] for name in missing])
+        files = _record_files(record_url, known_md5, patience=patience) if missing else {}
+        _require_free(root, need_bytes=_need_bytes(root, [files[name] for name in missing]))
         for name in missing:
-            file = files[name]
-            path = download(
-                file,
-                root / WORK_FOLDER,
-                patience=patience or Patience(),
-                progress=_named(progress, file),
-            )
-            if name.endswith(".zip"):
-                # What a killed attempt leaves goes with the work folder.
-                folder = path.with_suffix("")
-                unpack(path, folder)
-                folder.replace(root / folder.name)
-                path.unlink()
-            else:
-                path.replace(root / name)
+            _bring(root, files[name], patience=patience, progress=progress)
         fsync_path(root)
         counts = [len(read_hc18(root, part=part)) for part in ("training", "test")]
         shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
     return Fetched(root=root, files=tuple(missing), n_training=counts[0], n_test=counts[1])
 
 
-def _named(
-    progress: Callable[[str, int, int], None] | None, file: RemoteFile
-) -> Callable[[int], None] | None:
-    if progress is None:
-        return None
-    return lambda done: progress(file.name, done, file.size_bytes)
+def _bring(
+    root: Path,
+    file: RemoteFile,
+    *,
+    patience: Patience,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Fetch a file of the record and put it, or the folder in it, in its place."""
+
+    def told(done: int) -> None:
+        if progress is not None:
+            progress(file.name, done, file.size_bytes)
+
+    path = download(file, root / WORK_FOLDER, patience=patience, progress=told)
+    if path.suffix == ".zip":
+        # What a killed attempt leaves goes with the work folder.
+        unpack(path, path.with_suffix(""))
+        path.with_suffix("").replace(root / path.stem)
+        path.unlink()
+    else:
+        path.replace(root / path.name)
 
 
 @contextlib.contextmanager
@@ -115,13 +119,10 @@ def _alone(root: Path) -> Iterator[None]:
     """Hold a folder; the system lets go of it when the process ends, however it ends."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(
-                f"{root}: another fetch is at work in it; wait until it has ended"
-            ) from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise InputError(f"{root}: another fetch is at work in it; wait until it ends") from error
     finally:
         os.close(descriptor)
 
@@ -135,8 +136,7 @@ def _missing(root: Path, *, known_md5: Mapping[str, str]) -> list[str]:
     missing = []
     for part in ("training", "test"):
         csv_path, folder = root / HC18_CSV[part], root / HC18_FOLDER[part]
-        has_csv = csv_path.is_file()
-        if not has_csv:
+        if not csv_path.is_file():
             missing.append(csv_path.name)
         elif not file_md5(csv_path).startswith(known_md5[csv_path.name]):
             raise InputError(
@@ -145,23 +145,18 @@ def _missing(root: Path, *, known_md5: Mapping[str, str]) -> list[str]:
             )
         if not folder.exists():
             missing.append(f"{folder.name}.zip")
-        elif has_csv:
-            _require_whole(root, part=part)
+        elif csv_path.is_file():
+            try:
+                read_hc18(root, part=part)
+            except InputError as error:
+                raise InputError(
+                    f"{folder}: is there, but not whole ({error}); move it away, then fetch again"
+                ) from error
     return sorted(missing, key=lambda name: name.endswith(".zip"))
 
 
-def _require_whole(root: Path, *, part: str) -> None:
-    try:
-        read_hc18(root, part=part)
-    except InputError as error:
-        raise InputError(
-            f"{root / HC18_FOLDER[part]}: is there, but not whole ({error}); move it away, then "
-            "fetch again"
-        ) from error
-
-
 def _record_files(
-    record_url: str, *, known_md5: Mapping[str, str], patience: Patience
+    record_url: str, known_md5: Mapping[str, str], *, patience: Patience
 ) -> dict[str, RemoteFile]:
     """The record's files by name.
 
@@ -169,20 +164,19 @@ def _record_files(
         InputError: The record is not as expected, or no longer holds the published files.
     """
     record = fetch_json(record_url, patience=patience)
-    files = {}
     try:
         entries = record["files"]
         # Zenodo lists them; its software, InvenioRDM, keeps them by name.
-        for entry in entries["entries"].values() if isinstance(entries, dict) else entries:
-            kind, _, md5 = entry["checksum"].partition(":")
-            links = entry["links"]
-            if kind == "md5":
-                files[entry["key"]] = RemoteFile(
-                    name=entry["key"],
-                    size_bytes=int(entry["size"]),
-                    md5=md5.lower(),
-                    url=links.get("content") or links["self"],
-                )
+        entries = list(entries["entries"].values()) if isinstance(entries, dict) else entries
+        files = {
+            entry["key"]: RemoteFile(
+                name=entry["key"],
+                size_bytes=int(entry["size"]),
+                md5=entry["checksum"].removeprefix("md5:").lower(),
+                url=entry["links"].get("content") or entry["links"]["self"],
+            )
+            for entry in entries
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{record_url}: not a record with files ({error!r}); fetch the files by hand, "
@@ -199,13 +193,12 @@ def _record_files(
     return files
 
 
-def _check_disk(root: Path, files: list[RemoteFile]) -> None:
-    need = 0
-    for file in files:
-        part = root / WORK_FOLDER / f"{file.name}.part"
-        need += file.size_bytes - min(file.size_bytes, part.stat().st_size if part.exists() else 0)
-        need += file.size_bytes * _UNPACKED_FACTOR if file.name.endswith(".zip") else 0
-    _require_free(root, need_bytes=need)
+def _need_bytes(root: Path, files: list[RemoteFile]) -> int:
+    """What is yet to come of the files, and room to unpack them."""
+    there = {file.name: size_of(root / WORK_FOLDER / f"{file.name}.part") for file in files}
+    to_come = sum(max(0, file.size_bytes - there[file.name]) for file in files)
+    zipped = sum(file.size_bytes for file in files if file.name.endswith(".zip"))
+    return to_come + _UNPACKED_FACTOR * zipped
 
 
 def _require_free(folder: Path, *, need_bytes: int) -> None:
@@ -253,28 +246,17 @@ def _entries(
     source: zipfile.ZipFile, *, archive: Path, folder_name: str
 ) -> dict[str, zipfile.ZipInfo]:
     """PNG files of an archive by their bare name."""
+    # Nothing that leads elsewhere: no other folder, no backslash.
+    expected = re.compile(rf"(?:{re.escape(folder_name)}/)?([^/\\]+\.png)")
     found: dict[str, zipfile.ZipInfo] = {}
     for entry in source.infolist():
-        path = PurePosixPath(entry.filename)
-        if path.is_absolute() or ".." in path.parts or "\\" in entry.filename or _is_link(entry):
-            raise _strange(archive, entry, why="leads out of the folder")
-        # What macOS and Windows add by themselves.
-        is_clutter = path.parts[:1] == ("__MACOSX",) or path.name in (".DS_Store", "Thumbs.db")
-        if entry.is_dir() or is_clutter:
+        if entry.is_dir() or _CLUTTER.fullmatch(entry.filename):
             continue
-        if path.suffix != ".png" or path.parts[:-1] not in ((), (folder_name,)):
-            raise _strange(archive, entry, why="is not expected there")
-        if path.name in found:
-            raise _strange(archive, entry, why="is there twice")
-        found[path.name] = entry
+        match = expected.fullmatch(entry.filename)
+        is_link = stat.S_ISLNK(entry.external_attr >> 16)
+        if match is None or is_link or match[1] in found:
+            raise InputError(f"{archive}: {entry.filename!r} is not expected there; not unpacked")
+        found[match[1]] = entry
     if not found:
         raise InputError(f"{archive}: holds no PNG file; remove it, then fetch again")
     return found
-
-
-def _is_link(entry: zipfile.ZipInfo) -> bool:
-    return stat.S_ISLNK(entry.external_attr >> 16)
-
-
-def _strange(archive: Path, entry: zipfile.ZipInfo, *, why: str) -> InputError:
-    return InputError(f"{archive}: {entry.filename!r} {why}; not unpacked")
