@@ -1,4 +1,4 @@
-"""Images of anybody: PNG, JPEG, TIFF and BMP of 8 or 16 bit, in colour or grey."""
+"""Images from any source: PNG, JPEG, TIFF and BMP of 8 or 16 bit, in colour or grey."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

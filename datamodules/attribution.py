@@ -1,4 +1,4 @@
-"""Whose images these are: HC18's record, its authors and its licence."""
+"""Attribution of the data: HC18's record, its authors and its licence."""
 
 HC18_RECORD = 1327317
 HC18_DOI = f"10.5281/zenodo.{HC18_RECORD}"

@@ -1,4 +1,4 @@
-"""Configuration of the data room: where the data are and how they are split."""
+"""Configuration of the data: where the data are and how they are split."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""One file over HTTP, whole and checked: it goes on where it stopped, and tries again.
+"""Download of one file over HTTP: resumed, retried and verified by checksum.
 
 A file grows as NAME.part and gets its name when size and MD5 are right.
 """
@@ -28,7 +28,7 @@ _LONGEST_WAIT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file that a record promises."""
+    """A file of a record, with its expected size and checksum."""
 
     name: str
     size_bytes: int
@@ -39,18 +39,18 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long to wait for a server."""
+    """Retries and timeouts."""
 
     attempts: int = 5
-    """Attempts in a row that bring nothing; one that brings bytes counts anew."""
+    """Failed attempts in a row before giving up; one that receives bytes resets the count."""
     timeout_s: float = 30.0
-    """Without a byte."""
+    """Longest wait for data on an open connection, s."""
     backoff_s: float = 1.0
-    """Before the second attempt; doubles with each."""
+    """Wait before the second attempt, s; doubles with each further one."""
 
 
-class _Fruitless(Exception):
-    """An attempt that another may better."""
+class _Retryable(Exception):
+    """A failure that a retry may mend."""
 
     def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -59,7 +59,7 @@ class _Fruitless(Exception):
 
 # Not every OSError: a full disk is none of the server's doing.
 _PASSING = (
-    _Fruitless,
+    _Retryable,
     ConnectionError,
     TimeoutError,
     ssl.SSLError,
@@ -94,12 +94,12 @@ def download(
     patience: Patience,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Bring a file into a folder; nothing to do where it is there already.
+    """Download a file into a folder; does nothing where it is there already.
 
     Args:
         file: What to fetch.
         folder: Where to; made where it is missing. Holds NAME.part until the file is whole.
-        patience: For the server.
+        patience: Retries and timeouts.
         progress: Told how many bytes are there.
 
     Returns:
@@ -146,10 +146,10 @@ def size_of(path: Path) -> int:
 def _attempt(
     file: RemoteFile, part: Path, *, patience: Patience, progress: Callable[[int], None] | None
 ) -> None:
-    """Add what one answer brings to `part`; a part that cannot be gone on with is removed.
+    """Append the body of one response to `part`; a part that cannot be resumed is removed.
 
     Raises:
-        _Fruitless: The answer ended early, is of another size, or does not begin at the end.
+        _Retryable: The body ended early, is of another size, or starts at another byte.
     """
     if size_of(part) > file.size_bytes:
         # Of another version of the file.
@@ -157,7 +157,7 @@ def _attempt(
     with _open(file.url, start=size_of(part), patience=patience) as answer:
         if answer.status == 416:
             part.unlink(missing_ok=True)
-            raise _Fruitless("the server has no such part of it")
+            raise _Retryable("the server has no such part of it")
         # A server without ranges sends everything again, under 200.
         size = size_of(part) if answer.status == 206 else 0
         # "bytes FIRST-LAST/TOTAL"
@@ -166,10 +166,10 @@ def _attempt(
             total = answer.headers.get("Content-Length") or ""
         elif not span.startswith(f"bytes {size}-"):
             part.unlink(missing_ok=True)
-            raise _Fruitless("the server sent another part than it was asked for")
+            raise _Retryable("the server sent another part than it was asked for")
         if total.isdigit() and int(total) != file.size_bytes:
             part.unlink(missing_ok=True)
-            raise _Fruitless(f"{total} bytes on the server, {file.size_bytes} in the record")
+            raise _Retryable(f"{total} bytes on the server, {file.size_bytes} in the record")
         with part.open("ab" if size else "wb") as handle:
             while chunk := answer.read(min(_CHUNK_BYTES, file.size_bytes - size)):
                 handle.write(chunk)
@@ -177,17 +177,17 @@ def _attempt(
                 if progress is not None:
                     progress(size)
     if size < file.size_bytes:
-        raise _Fruitless(f"the connection ended at {size} of {file.size_bytes} bytes")
+        raise _Retryable(f"the connection ended at {size} of {file.size_bytes} bytes")
 
 
 def _open(
     url: str, *, start: int, patience: Patience
 ) -> AbstractContextManager[http.client.HTTPResponse]:
-    """Ask for a file from a byte on; an answer of 416 is given back.
+    """Request a file from byte `start` on; a response of status 416 is returned.
 
     Raises:
         InputError: The address is no HTTP, or the server refuses for good.
-        _Fruitless: It refuses for now.
+        _Retryable: It refuses for now.
     """
     if not url.startswith(("https://", "http://")):
         raise InputError(f"{url}: not an http address; the record is not as expected")
@@ -204,7 +204,7 @@ def _open(
         if error.code not in _AGAIN_STATUS:
             raise InputError(f"{url}: {reason}; look at it in a browser") from error
         said = error.headers.get("Retry-After") or ""
-        raise _Fruitless(reason, wait_s=float(said) if said.isdigit() else 0.0) from error
+        raise _Retryable(reason, wait_s=float(said) if said.isdigit() else 0.0) from error
     if answer.headers.get_content_type() == "text/html":
         answer.close()
         raise InputError(

@@ -65,7 +65,7 @@ def fetch_hc18(
         root: Folder to fill; made where it is missing.
         record_url: The record as JSON.
         known_md5: How the MD5 of each file begins.
-        patience: For the server.
+        patience: Retries and timeouts.
         progress: Told name, bytes there and size of the file at work.
 
     Returns:
@@ -79,7 +79,7 @@ def fetch_hc18(
         raise InputError(f"{root}: a file; give a folder")
     root.mkdir(parents=True, exist_ok=True)
     patience = patience or Patience()
-    with _alone(root):
+    with _locked(root):
         missing = _missing(root, known_md5=known_md5)
         files = _record_files(record_url, known_md5, patience=patience) if missing else {}
         _require_free(root, need_bytes=_need_bytes(root, [files[name] for name in missing]))
@@ -98,7 +98,7 @@ def _bring(
     patience: Patience,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
-    """Fetch a file of the record and put it, or the folder in it, in its place."""
+    """Download a file of the record and move it, or the folder in it, into place."""
 
     def told(done: int) -> None:
         if progress is not None:
@@ -115,8 +115,8 @@ def _bring(
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold a folder; the system lets go of it when the process ends, however it ends."""
+def _locked(root: Path) -> Iterator[None]:
+    """Hold a lock on a folder; the system releases it when the process ends, however it ends."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -40,13 +40,13 @@ class HC18DataModule(LightningDataModule):
         train_ids: Images to train on.
         val_ids: Images to validate on; may be empty.
         test_ids: Images to test on, by cohort.
-        frame: How an image lies in the network's input.
-        cache: What is kept on the disk, or known already.
+        frame: Input size of the network, and how an image is resized to it.
+        cache: Prepared images, cached embeddings and known file hashes.
         batch_size: Items in a batch over all processes.
         n_batches: Batches in the training, each of one optimiser step.
         seed: Seed of the order.
-        mixture: What a training batch holds besides the real images as they are.
-        loading: How batches come to the device.
+        mixture: Composition of training batches.
+        loading: Data loading.
 
     Raises:
         ValueError: If two parts share an image, or settings exclude each other.

@@ -1,4 +1,4 @@
-"""Masks that somebody else made: a folder of PNG files named by sample id."""
+"""Masks predicted elsewhere: a folder of PNG files named by sample id."""
 
 from collections.abc import Sequence
 from pathlib import Path

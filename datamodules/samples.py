@@ -16,7 +16,7 @@ HC18_FOLDER = {"training": "training_set", "test": "test_set"}
 PHANTOM_MARKER = "PHANTOM.json"
 ANNOTATION_SUFFIX = "_Annotation"
 
-# HC18 is also passed on with filled masks. These reach the outer edge of the official outline and
+# Redistributed HC18 has filled masks. These reach the outer edge of the official outline and
 # a little further: over the 300 unclipped ones of a redistribution the perimeter fitted to the
 # mask's edge exceeds HC / pixel size by 2 pi times 1.40 px (standard deviation 0.06 px). Half the
 # official line's thickness is 1.27 px.

@@ -1,4 +1,4 @@
-"""What `HC18DataModule` is told, in groups: the frame, the mixture, what is cached, the loading."""
+"""Settings of `HC18DataModule` in groups: the frame, the batch mixture, caches, data loading."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from datamodules.samples import Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How an image lies in the network's input."""
+    """Input size of the network, and how an image is resized to it."""
 
     size_hw: tuple[int, int]
     """Height and width, px."""
@@ -24,7 +24,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """What a training batch holds besides the real images as they are."""
+    """Composition of training batches: synthetic pairs, repetition, augmentation."""
 
     synthetic: Sequence[Sample] = ()
     """Synthetic samples, train only."""
@@ -42,7 +42,7 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """What is kept on the disk, or known already."""
+    """Prepared images, cached embeddings and known file hashes."""
 
     folder: Path
     """Folder for prepared images."""
@@ -58,7 +58,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """How batches come to the device."""
+    """Data loading: processes, partial batches, items resident on the GPU."""
 
     num_workers: int = 0
     """Loader processes; 0 loads in the training process."""

@@ -130,7 +130,7 @@ def _pair(row: dict[str, Any]) -> SyntheticPair:
 
 
 def read_synthetic(root: Path) -> SyntheticSet:
-    """Read a synthetic set, ours or anybody's in the same layout.
+    """Read a synthetic set, ours or another one in the same layout.
 
     Raises:
         InputError: For a missing or empty folder, an image without its mask, or metadata of

@@ -1,4 +1,4 @@
-"""Exceptions for weights that cannot be used and for trainings that ran away. Torch-free."""
+"""Exceptions for weights that cannot be used and for trainings that diverged. Torch-free."""
 
 import math
 

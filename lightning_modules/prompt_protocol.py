@@ -1,4 +1,4 @@
-"""How a segmenter is told where to look, in training and in scores. Torch-free."""
+"""Prompt protocols of training and evaluation. Torch-free."""
 
 from typing import Literal
 

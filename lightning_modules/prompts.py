@@ -81,7 +81,7 @@ def predicted_boxes(logits: torch.Tensor, *, valid_hw: torch.Tensor) -> torch.Te
 
 
 def whole_image_boxes(valid_hw: torch.Tensor) -> torch.Tensor:
-    """Give the rectangle of each unpadded image: the prompt that leaks nothing.
+    """Give the rectangle of each unpadded image: the leak-free prompt.
 
     Args:
         valid_hw: (B, 2) int, px.
@@ -180,7 +180,7 @@ def ellipse_in_box_mask(
     valid_hw: torch.Tensor,
     shrink_px: float = 0.0,
 ) -> torch.Tensor:
-    """Draw the axis-aligned ellipse inscribed in each box: what the prompt alone gives away.
+    """Draw the axis-aligned ellipse inscribed in each box: the information in the prompt alone.
 
     Args:
         boxes_xyxy_px: (B, 4) in frame pixels, inclusive.

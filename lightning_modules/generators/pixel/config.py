@@ -1,4 +1,4 @@
-"""What the mask-guided generator and its sampler can be told. Torch-free.
+"""Settings of the mask-guided pixel diffusion model and of its sampler. Torch-free.
 
 The defaults fit 64x96 images: 6,400 of them in about two minutes on two CPU cores. For 256x384
 on a GPU, not measured: patch 4, block_out_channels (128, 256, 384, 512), layers_per_block 2,

@@ -1,4 +1,4 @@
-"""What a Stable Diffusion generator and its sampler can be told. Torch-free.
+"""Settings of the Stable Diffusion generator and of its sampler. Torch-free.
 
 The defaults are ours: 384x576, which is HC18's own aspect ratio, LoRA of rank 16, noise offset,
 dropped captions, averaged weights. The recipe `paper_hc18` states the values of arXiv 2506.23664.

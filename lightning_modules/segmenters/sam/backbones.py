@@ -108,7 +108,7 @@ def tiny_vit_encoder() -> ImageEncoderViT:
 
 
 class TinyImageEncoder(nn.Module):
-    """Random convolutions with the parts that make freezing hard: batch norm and dropout."""
+    """Random convolutions with batch norm and dropout, which freezing has to handle."""
 
     def __init__(self, img_size: int) -> None:
         super().__init__()

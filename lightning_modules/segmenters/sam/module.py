@@ -163,7 +163,7 @@ class SamModule(L.LightningModule):
         return loss
 
     def _has_loggers(self) -> bool:
-        """Whether each step's loss is for anybody; to log it takes as long as a GPU's step."""
+        """Whether any logger takes each step's loss; logging takes as long as a GPU's step."""
         return self._trainer is not None and bool(self.trainer.loggers)
 
     def _training_loss(self) -> "BoxLoss":

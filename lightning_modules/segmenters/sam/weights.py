@@ -63,7 +63,7 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
 
 
 def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
-    """Find the file that a user brings for a backbone.
+    """Find the checkpoint that the user provides for a backbone.
 
     Raises:
         WeightsError: None is given, or it is no file.
@@ -72,7 +72,7 @@ def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
     if weights_path is None:
         raise WeightsError(
             f"segmenter.weights_path: {wanted} or weights of its layout; add "
-            "segmenter.weights_path=/path/to/it, or use backbone=lite, which comes along"
+            "segmenter.weights_path=/path/to/it, or use backbone=lite, which is included"
         )
     path = Path(weights_path).expanduser()
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What the U-Net without prompts is: the settings of `UnetModule` and of its stage. Torch-free.
+"""Settings of the U-Net baseline, `UnetModule`, and of its training. Torch-free.
 
 The defaults take about 90 seconds of one CPU core; docs/results.md holds measured scores.
 """
@@ -18,7 +18,7 @@ SIDE_UNIT_PX = 32
 
 @dataclass(kw_only=True)
 class UnetConfig:
-    """A U-Net that sees the image alone: what a segmenter with prompts must be better than."""
+    """A prompt-free U-Net: the baseline for segmenters with prompts."""
 
     encoder_name: Encoder = "tu-resnet10t"
     """Encoder, by its name in segmentation-models-pytorch; of those tried from 20 images, with

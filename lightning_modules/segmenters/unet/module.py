@@ -1,4 +1,4 @@
-"""The honest peer without prompts: a U-Net of segmentation-models-pytorch, fitted from the image.
+"""The U-Net baseline: a prompt-free U-Net of segmentation-models-pytorch.
 
 Evaluation uses the running statistics of batch normalisation, so that a prediction does not depend
 on the batch that it is made in.
