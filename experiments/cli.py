@@ -65,7 +65,7 @@ def sweep(
         raise InputError("--json belongs to a dry run; add --dry-run")
     config = load_config(recipe, overrides or [])
     if dry_run:
-        from experiments.runner.forecast_text import print_dry_run
+        from experiments.runner.forecast import print_dry_run
 
         print_dry_run(config, retry_failed=retry_failed, as_json=as_json)
         return

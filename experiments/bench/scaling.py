@@ -6,7 +6,7 @@ from experiments.bench.ablation import AUGMENT, PAPER_AMOUNTS, PAPER_PAIRS
 from experiments.bench.context import Bench
 from experiments.bench.finetune import BATCH_SIZE, EPOCHS, parts_of, trial_seconds
 from experiments.bench.measure import Line, Ratio, Result, Value, Way, steps_of
-from experiments.runner.schedule import Task, simulate
+from experiments.runner.schedule import Task, makespan_s
 from lightning_modules.segmenters.sam.backbones import VITS, vit_encoder
 from lightning_modules.segmenters.sam.config import IMAGE_SIDE_PX, Backbone
 
@@ -31,9 +31,9 @@ def bench_scaling(bench: Bench) -> Result:
         found.ratios.append(Ratio(label=label, published_s=theirs, ours_s=ours, how="composed"))
     _image_size(bench, found)
     tasks = ablation_tasks(fit=fit, embed=embed)
-    one = simulate(tasks, devices=1).makespan_s
+    one = makespan_s(tasks, devices=1)
     for n_devices in DEVICES:
-        seconds = simulate(tasks, devices=n_devices).makespan_s
+        seconds = makespan_s(tasks, devices=n_devices)
         found.values.append(
             Value(
                 label=f"{bench.backbone}: the ablation's 28 fine-tunes on {n_devices} such devices",

@@ -21,7 +21,7 @@ from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
 from experiments.stages.data import Data, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
-from experiments.store.runs import RunStore, hold, read_failure
+from experiments.store.runs import RunStore, hold
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name
 from lightning_modules.segmenters.sam.weights import find_lite_weights
 
@@ -160,14 +160,7 @@ def _recorded_sweep(
 
 def _keep_failures(sweep: Sweep, console: Console) -> None:
     """Take a stage that failed by itself for failed, and say how it is tried again."""
-    kept = 0
-    for run in sweep.runs.values():
-        if run.state != "waiting":
-            continue
-        failure = read_failure(sweep.store.run_dir(run.node.stage, run.node.id))
-        if failure is not None and failure.kind == "error":
-            run.state, run.reason = "failed", failure.reason
-            kept += 1
+    kept = sweep.recall_failures(kinds=["error"])
     if kept:
         what = (
             "stage has failed before and is" if kept == 1 else "stages have failed before and are"

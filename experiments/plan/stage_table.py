@@ -50,11 +50,9 @@ class StageRow:
     is_distributed: bool = False
     """Whether `trainer.devices` spreads it over several devices; the others take the first one."""
     is_training: bool = False
-    """Whether it fits weights: as large whatever its steps are, and the first in its job."""
+    """Whether it fits weights, the first in its job on a cluster."""
     is_embedding: bool = False
     """Whether its images are embedded once for all stages, and no work where they have been."""
-    is_linking: bool = False
-    """Whether its pictures are links to another run's."""
     is_preloaded: bool = True
     """Whether the server that forks the stages imports it beforehand; not where its libraries
     take seconds that no other stage should pay."""
@@ -175,13 +173,11 @@ STAGES: dict[str, StageRow] = {
         units=("config.synthesis.n_candidates",),
         traits=("config.segmenter.backbone",),
         artefact=Artefact(kind="synthetic", type="dataset", files=(*_PAIRS, "rejected.jsonl")),
-        is_linking=True,
     ),
     "subset": StageRow(
         run=f"{_STAGES}.make_pairs:run_subset",
         first_guess_s=0.5,
         artefact=Artefact(kind="synthetic-subset", type="dataset", files=_PAIRS),
-        is_linking=True,
     ),
     "fit": StageRow(
         run=f"{_STAGES}.fit:run_fit",

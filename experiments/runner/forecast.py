@@ -1,10 +1,12 @@
 """What a sweep would do, and about how long it would take: nothing is started or written here."""
 
 import dataclasses
+import json
 import shutil
 import tempfile
+import textwrap
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,31 +14,18 @@ from rich.console import Console
 
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.grid import make_plan
-from experiments.plan.nodes import Node, Plan, TrialSpec
-from experiments.runner.costs import MATCHES, Costs, Match, n_slots
-from experiments.runner.launchers import threads_of
-from experiments.runner.schedule import Task, longest_chain, simulate, waves
-from experiments.runner.workload import Work, work_of
+from experiments.plan.nodes import Plan
+from experiments.runner.costs import SOURCES, Source, n_slots
+from experiments.runner.progress import clock
+from experiments.runner.sweep import Sweep
+from experiments.runner.workload import Workload
 from experiments.stages.data import Data, load_data
+from experiments.store.disk import disk_need_gib
 from experiments.store.guard import check_version
-from experiments.store.runs import RunStore
 
-DEVICES = (1, 8, 64)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """Trials of one condition and amount."""
-
-    condition: str
-    n_real: int
-    real_fraction: float | None
-    trials: int
-    done: int
-    supports: int
-    seeds: int
-    generator_seeds: int
-    folds: int
+WIDTH = 80
+MOST_LINES = 14
+"""Lines that a list shows before it says how many more there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,49 +39,18 @@ class StageSum:
     units: int
     """Units of work to do."""
     seconds: float
-    """Estimated time on one device."""
-    bytes: float | None
-    """Estimated size of what it leaves; None where none like it was measured."""
-    runs: int
-    """Measured runs behind the estimates."""
-    match: Match | None
-    """How near those are, the farthest counting; None where nothing is to do."""
+    """Estimated time, one after the other."""
+    source: Source | None
+    """What the estimate rests on, the least sure counting; None where nothing is to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    """Stages of one label that as many trials need."""
+    """Stages of one label, each of which as many trials need."""
 
-    stage: str
     label: str
     stages: int
-    done: int
     trials: int
-    """Trials that need each of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """A stage whose last attempt failed."""
-
-    label: str
-    reason: str
-    is_retried: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Time:
-    """The simulated sweep on so many devices."""
-
-    devices: int
-    at_once: int
-    """Stages that run at the same time; 0 where a training needs more devices than there are."""
-    seconds: float | None
-    """Until the last stage ends."""
-    utilisation: float | None
-    """Share of the devices' time in which a stage runs."""
-    booked_device_hours: float | None
-    """Devices times time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,60 +62,52 @@ class Forecast:
     n_train: int
     n_val: int
     n_test: int
-    trials: int
+    trials: dict[str, int]
+    """Trials by condition."""
     trials_done: int
     controls: int
-    cells: list[Cell]
     stages: list[StageSum]
+    left_out: int
+    """Stages that failed and are not tried again, or that need one of those."""
     shared: list[Shared]
-    failed: list[Failed]
-    blocked: int
-    """Stages that are not tried, since they need one that failed and is not tried again."""
-    work_device_hours: float
-    """Time of all stages to do, times the devices that each takes."""
-    now: Time
-    """Under the recipe's own settings."""
-    times: list[Time]
-    waves: int
-    """Most stages that have to follow one another."""
-    chain: list[str]
-    """Labels of the chain of stages that takes the longest."""
-    chain_seconds: float
-    threads: int
-    devices_per_stage: int
-    launcher: str
-    bytes: float
-    """Estimated size of what is written, as far as it is known."""
-    bytes_unknown: list[str]
-    """Kinds of stages whose size is not known."""
-    bytes_free: int | None
+    at_once: int
+    """Stages that run at the same time under the recipe's settings."""
+    seconds: float
+    """Until the last stage ends."""
+    disk_gib: float
+    """Rough size of the store after the sweep, were it empty before."""
+    free_gib: float
 
 
-def dry_run(config: ExperimentConfig, console: Console, *, retry_failed: bool) -> Forecast:
-    """Plan a recipe and estimate it, without a trace in its store.
+def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool) -> None:
+    """Print what a sweep would do, as text or as JSON, without a trace in its store.
 
     Args:
         config: The recipe.
-        console: Where reading the data is shown.
         retry_failed: Whether the sweep would try again what failed by an error of its own.
+        as_json: Whether to print JSON.
 
     Raises:
         InputError: For a user's mistake.
     """
-    root = Path(config.store.root)
+    root, console = Path(config.store.root), Console(stderr=True, highlight=False)
     check_version(root)
     with tempfile.TemporaryDirectory() as scratch, console.status("reading the data") as status:
         # Indexing keeps its result in the store; here in a copy that is thrown away.
         index = root / "store" / "index"
         if index.is_dir():
             shutil.copytree(index, Path(scratch) / "store" / "index")
-        store = dataclasses.replace(config.store, root=scratch)
+        elsewhere = dataclasses.replace(config.store, root=scratch)
         data = load_data(
-            dataclasses.replace(config, store=store),
+            dataclasses.replace(config, store=elsewhere),
             progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
         )
         plan = make_plan(config, data.view)
-        return forecast(config, data=data, plan=plan, retry_failed=retry_failed)
+    found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False))
+    else:
+        print(forecast_text(found), end="")
 
 
 def forecast(
@@ -171,163 +121,117 @@ def forecast(
         plan: Its stages.
         retry_failed: Whether what failed by an error of its own is tried again.
     """
-    root, split = Path(config.store.root), data.view.split
-    costs = Costs(root, config=config)
-    work = work_of(plan, store=RunStore(root), costs=costs, retry_failed=retry_failed)
-    chain = longest_chain(work.tasks)
-    grid, each = config.sweep, config.trainer.devices
-    per_device = grid.per_device if grid.devices else 1
-    share, total_s = each / per_device, sum(task.seconds for task in work.tasks.values())
+    sweep, split = Sweep(config, data=data, plan=plan), data.view.split
+    if not retry_failed:
+        sweep.recall_failures(kinds=["error"])
+    done = {key for key, run in sweep.runs.items() if run.state == "reused"}
+    work, root = Workload(sweep), sweep.store.root
     return Forecast(
         name=config.name,
         cohort=data.name,
         n_train=len(split.train),
         n_val=len(split.val),
         n_test=len(split.test),
-        trials=len(plan.grid),
-        trials_done=sum(work.done.issuperset(spec.keys) for spec in plan.grid),
+        trials=dict(Counter(spec.condition for spec in plan.grid)),
+        trials_done=sum(done.issuperset(spec.keys) for spec in plan.grid),
         controls=len(plan.trials) - len(plan.grid),
-        cells=_cells(plan.grid, done=work.done),
-        stages=_sums(plan.nodes, work=work),
-        shared=_shared(plan, done=work.done),
-        failed=[
-            Failed(
-                label=plan.nodes[key].label,
-                reason=failure.reason,
-                is_retried=key not in work.given_up,
-            )
-            for key, failure in work.failures.items()
-        ],
-        blocked=len(work.blocked),
-        work_device_hours=total_s * share / 3600,
-        now=_time(work.tasks, at_once=n_slots(config), share=share),
-        times=[
-            _time(work.tasks, at_once=n // each * per_device, share=share, devices=n)
-            for n in DEVICES
-        ],
-        waves=waves(work.tasks),
-        chain=[plan.nodes[key].label for key in chain],
-        chain_seconds=sum(work.tasks[key].seconds for key in chain),
-        threads=threads_of(config),
-        devices_per_stage=each,
-        launcher=grid.launcher,
-        bytes=sum(size for size in work.bytes.values() if size is not None),
-        bytes_unknown=sorted(
-            {plan.nodes[key].stage for key, size in work.bytes.items() if size is None}
+        stages=_sums(plan, done=done, work=work),
+        left_out=sum(run.state in ("failed", "blocked") for run in sweep.runs.values()),
+        shared=_shared(plan),
+        at_once=n_slots(config),
+        seconds=work.seconds_left(),
+        disk_gib=disk_need_gib(config),
+        free_gib=next(
+            shutil.disk_usage(f).free / 2**30 for f in (root, *root.parents) if f.is_dir()
         ),
-        bytes_free=_free(root),
     )
 
 
-def _cells(grid: list[TrialSpec], *, done: Collection[str]) -> list[Cell]:
-    groups: dict[tuple[str, int], list[TrialSpec]] = {}
-    for spec in grid:
-        groups.setdefault((spec.condition, spec.n_real), []).append(spec)
-    return [
-        Cell(
-            condition=condition,
-            n_real=n_real,
-            real_fraction=specs[0].real_fraction,
-            trials=len(specs),
-            done=sum(all(key in done for key in spec.keys) for spec in specs),
-            supports=len({spec.support for spec in specs}),
-            seeds=len({spec.seed for spec in specs}),
-            generator_seeds=len({spec.generator_seed for spec in specs}),
-            folds=len({spec.fold for spec in specs}),
-        )
-        for (condition, n_real), specs in groups.items()
-    ]
-
-
-def _sums(nodes: Mapping[str, Node], *, work: Work) -> list[StageSum]:
-    by_stage: dict[str, list[str]] = {}
-    for key, node in nodes.items():
-        by_stage.setdefault(node.stage, []).append(key)
-    sums = []
-    for stage, keys in by_stage.items():
-        left = [key for key in keys if key in work.tasks]
-        sizes = [work.bytes[key] for key in left]
+def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[StageSum]:
+    tasks, sums = work.tasks(), []
+    for stage in dict.fromkeys(node.stage for node in plan.nodes.values()):
+        keys = [key for key, node in plan.nodes.items() if node.stage == stage]
+        left = [key for key in keys if key in tasks]
         sums.append(
             StageSum(
                 stage=stage,
                 total=len(keys),
-                done=sum(key in work.done for key in keys),
+                done=sum(key in done for key in keys),
                 to_do=len(left),
                 units=sum(work.units[key] for key in left),
-                seconds=sum(work.tasks[key].seconds for key in left),
-                bytes=None if None in sizes else sum(sizes),
-                runs=len({run.run_dir for key in left for run in work.costs[key].runs}),
-                match=max((work.costs[key].match for key in left), key=MATCHES.index, default=None),
+                seconds=sum(tasks[key].seconds for key in left),
+                source=max((work.cost(k).source for k in left), key=SOURCES.index, default=None),
             )
         )
     return sums
 
 
-def _shared(plan: Plan, *, done: Collection[str]) -> list[Shared]:
-    """What more than one trial of the grid needs, alike stages in one entry."""
-    trials = Counter(key for spec in plan.grid for key in _needed(plan.nodes, spec.keys))
-    alike: dict[tuple[str, str, int], list[str]] = {}
+def _shared(plan: Plan) -> list[Shared]:
+    """What others read and more than one trial needs, alike stages in one entry."""
+    needed: dict[str, set[str]] = {}
     for key, node in plan.nodes.items():
-        if trials[key] > 1:
-            alike.setdefault((node.stage, node.label, trials[key]), []).append(key)
-    return [
-        Shared(
-            stage=stage,
-            label=label,
-            stages=len(keys),
-            done=sum(key in done for key in keys),
-            trials=n_trials,
-        )
-        for (stage, label, n_trials), keys in alike.items()
+        needed[key] = {key}.union(*(needed[each] for each in node.upstream.values()))
+    trials = Counter(k for spec in plan.grid for k in set().union(*map(needed.get, spec.keys)))
+    inputs = {key for node in plan.nodes.values() for key in node.upstream.values()}
+    alike = Counter((plan.nodes[key].label, trials[key]) for key in plan.nodes if key in inputs)
+    return [Shared(label=label, stages=n, trials=t) for (label, t), n in alike.items() if t > 1]
+
+
+def forecast_text(found: Forecast) -> str:
+    """Write a forecast for people; `dataclasses.asdict` gives it to programs."""
+    paragraphs = [
+        f"{found.name}: {found.cohort}, {found.n_train} train, {found.n_val} validation and "
+        f"{found.n_test} test images. A dry run: nothing is started or written.",
+        f"{_count(sum(found.trials.values()), 'trial')}, {found.trials_done} done"
+        + "".join(f", {name} {n}" for name, n in found.trials.items())
+        + (f"; {_count(found.controls, 'control')}" if found.controls else ""),
     ]
+    lines = [*(_wrapped(text) for text in paragraphs), _table(found)]
+    if found.left_out:
+        stages = _count(found.left_out, "stage")
+        lines.append([f"{stages} left out: they failed, or need one that did (--retry-failed)"])
+    shared = [
+        f"{each.trials} trials: {f'{each.stages} x ' * (each.stages > 1)}{each.label}"
+        for each in found.shared
+    ]
+    if shared:
+        shown = [textwrap.shorten(s, WIDTH - 2, placeholder="...") for s in shared[:MOST_LINES]]
+        more = [f"and {len(shared) - MOST_LINES} more"] * (len(shared) > MOST_LINES)
+        lines.append(["made once for several:", *(f"  {line}" for line in shown + more)])
+    lines.append(_wrapped(_time(found)))
+    lines.append([f"disk: about {found.disk_gib:.1f} GiB in all; {found.free_gib:.1f} GiB free"])
+    return "\n".join("\n".join(part) + "\n" for part in lines)
 
 
-def _needed(nodes: Mapping[str, Node], keys: Collection[str]) -> set[str]:
-    """Some stages and all that they rest on."""
-    found: set[str] = set()
-    wanted = list(keys)
-    while wanted:
-        key = wanted.pop()
-        if key not in found:
-            found.add(key)
-            wanted += nodes[key].upstream.values()
-    return found
+def _table(found: Forecast) -> list[str]:
+    head = f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7}{'units':>8}{'about':>10}  estimate"
+    rows = []
+    for each in found.stages:
+        row = f"{each.stage:14}{each.total:5}{each.done:6}{each.to_do:7}"
+        cost = f"{each.units:8}{clock(each.seconds):>10}  {each.source}" if each.to_do else ""
+        rows.append(row + cost)
+    return [head, *rows]
 
 
-def _time(
-    tasks: Mapping[str, Task], *, at_once: int, share: float, devices: int | None = None
-) -> Time:
-    """Simulate.
-
-    Args:
-        tasks: The stages to do.
-        at_once: How many run at the same time; with 0 nothing can be said.
-        share: Devices that one of them takes.
-        devices: Devices in all; None for as many as that makes.
-    """
-    n_devices = max(1, round(at_once * share)) if devices is None else devices
-    if not at_once:
-        return Time(
-            devices=n_devices,
-            at_once=0,
-            seconds=None,
-            utilisation=None,
-            booked_device_hours=None,
-        )
-    makespan_s = simulate(tasks, devices=at_once).makespan_s
-    busy_s = sum(task.seconds for task in tasks.values()) * share
-    return Time(
-        devices=n_devices,
-        at_once=at_once,
-        seconds=makespan_s,
-        utilisation=busy_s / (makespan_s * n_devices) if makespan_s else None,
-        booked_device_hours=makespan_s * n_devices / 3600,
+def _time(found: Forecast) -> str:
+    left = [each for each in found.stages if each.to_do]
+    if not left:
+        return "nothing is left to do"
+    measured = {"here": "medians of runs here", "elsewhere": "medians of runs elsewhere"}
+    how = [
+        f"{measured.get(source, source)} ({', '.join(e.stage for e in left if e.source == source)})"
+        for source in SOURCES
+        if any(each.source == source for each in left)
+    ]
+    return (
+        f"about {clock(found.seconds)} with {_count(found.at_once, 'stage')} at once; by "
+        + ", ".join(how)
     )
 
 
-def _free(root: Path) -> int | None:
-    """Bytes free where the store is, or will be."""
-    for folder in (root, *root.absolute().parents):
-        if folder.is_dir():
-            return shutil.disk_usage(folder).free
-    return None
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -10,10 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.runner.costs import Costs, n_slots
-from experiments.runner.schedule import Task, simulate
 from experiments.runner.sweep import FINISHED, NodeRun, Sweep
-from experiments.runner.workload import tasks_of, units_to_do
+from experiments.runner.workload import Workload
 
 PLAIN_EVERY_S = 15.0
 ESTIMATE_EVERY_S = 1.0
@@ -38,45 +36,18 @@ def clock(seconds: float) -> str:
 
 
 class TimeLeft:
-    """Estimates the time that a sweep still takes, from the runs in its store and its own."""
+    """The time that a sweep still takes, estimated anew at most once in ESTIMATE_EVERY_S."""
 
     def __init__(self, sweep: Sweep) -> None:
-        self._runs, self._store = sweep.runs, sweep.store
-        self._slots = n_slots(sweep.config)
-        self._costs = Costs(sweep.store.root, config=sweep.config)
-        # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
-        self._nodes = {key: run.node for key, run in sweep.runs.items()}
-        self._traits = {key: self._costs.traits(node) for key, node in self._nodes.items()}
-        self._learnt = {key for key, run in sweep.runs.items() if run.state == "reused"}
-        self._units = units_to_do(self._nodes, done=self._learnt)
+        self._work = Workload(sweep)
         self._at, self._seconds = -ESTIMATE_EVERY_S, 0.0
 
     def seconds(self) -> float:
-        """Seconds until the last stage ends; simulated anew at most once in ESTIMATE_EVERY_S."""
+        """Seconds until the last stage ends."""
         now = time.monotonic()
         if now - self._at >= ESTIMATE_EVERY_S:
-            self._at, self._seconds = now, self._simulated(now)
+            self._at, self._seconds = now, self._work.seconds_left()
         return self._seconds
-
-    def _simulated(self, now: float) -> float:
-        for key, run in self._runs.items():
-            if run.state == "done" and key not in self._learnt:
-                self._learnt.add(key)
-                self._costs.learn(self._store.root / "store" / key)
-        # What runs already comes first: it has its slot.
-        order = sorted(
-            (key for key, run in self._runs.items() if run.state not in FINISHED),
-            key=lambda key: self._runs[key].state != "running",
-        )
-        costs = {key: self._costs.of(self._nodes[key].stage, self._traits[key]) for key in order}
-        tasks = tasks_of({key: self._units[key] for key in order}, nodes=self._nodes, costs=costs)
-        for key in order:
-            run = self._runs[key]
-            if run.state == "running":
-                seconds = tasks[key].seconds
-                left = max(seconds - (now - run.started), 0.05 * seconds)
-                tasks[key] = Task(seconds=left, after=tasks[key].after)
-        return simulate(tasks, devices=self._slots).makespan_s
 
 
 class LiveProgress:

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
@@ -15,7 +15,7 @@ from experiments.plan.stage_table import STAGES
 from experiments.runner.launchers import Job, Launcher, LocalLauncher
 from experiments.stages.context import StageContext
 from experiments.stages.data import Data
-from experiments.store.runs import Failure, RunStore, read_failure, read_status
+from experiments.store.runs import Failure, FailureKind, RunStore, read_failure, read_status
 
 State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
 FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
@@ -93,16 +93,17 @@ class Sweep:
         """Stages that are neither finished nor given up."""
         return sum(run.state not in FINISHED for run in self.runs.values())
 
-    def recall_failures(self) -> None:
-        """Take a stage whose last attempt failed for failed: for outputs written without a run."""
+    def recall_failures(self, *, kinds: Sequence[FailureKind] = get_args(FailureKind)) -> int:
+        """Take a stage whose last attempt failed in such a way for failed; gives their number."""
         for run in self.runs.values():
             if run.state != "waiting":
                 continue
             failure = read_failure(self.store.run_dir(run.node.stage, run.node.id))
-            if failure is None:
-                self._block(run)
-            else:
+            if failure is not None and failure.kind in kinds:
                 run.state, run.reason = "failed", failure.reason
+            else:
+                self._block(run)
+        return sum(run.state == "failed" for run in self.runs.values())
 
     def run(self, on_change: Callable[[], None]) -> None:
         """Run what is not done. One stage's failure stops nothing but what needs its result.

@@ -30,7 +30,7 @@ from experiments.bench.views import (
     fit_cpu_s,
 )
 from experiments.config.schema import AugmentConfig
-from experiments.runner.schedule import simulate
+from experiments.runner.schedule import makespan_s
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.segmenters.sam.network import build_sam, decode, encode, for_inference
 
@@ -92,7 +92,7 @@ def test_the_ablations_tasks_by_hand():
     amounts = (5, 10, 20, 50, 100, 300, 500)
     steps = steps_in_all(amounts, pairs=495, epochs=20, batch_size=5)
     embeddings = embeddings_needed(amounts, pairs=495, augment=AugmentConfig())
-    assert simulate(tasks, devices=1).makespan_s == steps + embeddings
+    assert makespan_s(tasks, devices=1) == steps + embeddings
     # 500 images and 495 pairs: 20 x 199 steps, which no number of devices makes shorter.
     assert tasks["fit synthetic 500"].seconds == 3980
     assert set(tasks["fit weak 10"].after) == {

@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-import pytest
 from test_plan import make_data
 
 from experiments.config.recipe import load_config
@@ -12,15 +11,9 @@ from experiments.config.schema import resolved
 from experiments.plan.grid import box_plan, make_plan
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
-from experiments.runner.costs import (
-    RUNS_READ,
-    START_S,
-    Costs,
-    bytes_of,
-    n_slots,
-)
+from experiments.runner.costs import RUNS_READ, Cost, Costs, n_slots
 from experiments.runner.launchers import threads_of
-from experiments.runner.workload import tasks_of, units_to_do
+from experiments.runner.workload import units_to_do
 from experiments.store.provenance import machine
 from experiments.store.runs import write_done, write_started
 
@@ -74,49 +67,33 @@ def cost_of_fit(root: Path, **extra: str):
 
 
 def test_nothing_measured_is_a_first_guess(tmp_path):
-    found = cost_of_fit(tmp_path / "none")
-    assert (found.seconds_per_unit, found.match, found.runs) == (0.8, "first guess", ())
+    assert cost_of_fit(tmp_path / "none") == Cost(0.8, "first guess")
 
 
 def test_the_median_bears_a_run_that_was_resumed(tmp_path):
     # 2.0, 1.0 and 3.0 seconds a step, and one that was resumed at its end.
     for name, seconds, steps in (("a", 80, 40), ("b", 10, 10), ("c", 120, 40), ("d", 0.4, 40)):
         write_run(tmp_path, name, seconds=seconds, content=fit(steps))
-    found = cost_of_fit(tmp_path)
-    assert found.seconds_per_unit == 1.5
-    assert (found.match, len(found.runs)) == ("same", 4)
+    assert cost_of_fit(tmp_path) == Cost(1.5, "here")
 
 
-def test_the_nearest_runs_count_alone(tmp_path):
+def test_like_runs_here_count_before_like_runs_elsewhere_and_no_others(tmp_path):
     tiny = fit(40, backbone="tiny")
-    write_run(tmp_path, "a", seconds=4, content=tiny, host="far")
-    assert cost_of_fit(tmp_path).match == "other settings and machine"
-    write_run(tmp_path, "b", seconds=8, content=tiny)
-    found = cost_of_fit(tmp_path)
-    assert (found.match, found.seconds_per_unit) == ("other settings", 0.2)
-    write_run(tmp_path, "c", seconds=12, content=fit(40), host="far")
-    found = cost_of_fit(tmp_path)
-    assert (found.match, found.seconds_per_unit) == ("other machine", 0.3)
-    write_run(
-        tmp_path,
-        "d",
-        seconds=16,
-        content=fit(40),
-        settings=["trainer.threads=2", "trainer.accelerator=cpu"],
-    )
-    found = cost_of_fit(tmp_path)
-    assert (found.match, found.seconds_per_unit) == ("other threads or device", 0.4)
-    write_run(tmp_path, "gpu", seconds=1, content=fit(40), device="cuda")
-    assert cost_of_fit(tmp_path).match == "other threads or device"
-    write_run(tmp_path, "e", seconds=20, content=fit(40))
-    found = cost_of_fit(tmp_path)
-    assert (found.match, found.seconds_per_unit, len(found.runs)) == ("same", 0.5, 1)
-    # Asked for the other way round, the run of the small backbone is the near one.
-    assert cost_of_fit(tmp_path, backbone="tiny").seconds_per_unit == 0.2
+    write_run(tmp_path, "tiny", seconds=8, content=tiny)
+    assert cost_of_fit(tmp_path).source == "first guess"
+    write_run(tmp_path, "far", seconds=12, content=fit(40), host="far")
+    assert cost_of_fit(tmp_path) == Cost(0.3, "elsewhere")
+    write_run(tmp_path, "gpu", seconds=4, content=fit(40), device="cuda")
+    two = ["trainer.threads=2", "trainer.accelerator=cpu"]
+    write_run(tmp_path, "threads", seconds=16, content=fit(40), settings=two)
+    assert cost_of_fit(tmp_path) == Cost(0.3, "elsewhere")
+    write_run(tmp_path, "here", seconds=20, content=fit(40))
+    assert cost_of_fit(tmp_path) == Cost(0.5, "here")
+    assert cost_of_fit(tmp_path, backbone="tiny") == Cost(0.2, "here")
 
 
 def test_runs_that_say_nothing_are_left_out(tmp_path):
-    good = write_run(tmp_path, "good", seconds=40, content=fit(40))
+    write_run(tmp_path, "good", seconds=40, content=fit(40))
     write_run(tmp_path, "no-steps", seconds=9, content={"segmenter": {}})
     torn = write_run(tmp_path, "torn", seconds=9, content=fit(1))
     (torn / "manifest.json").write_text('{"stage": "fit", ')
@@ -124,82 +101,35 @@ def test_runs_that_say_nothing_are_left_out(tmp_path):
     (write_run(tmp_path, "bare", seconds=9, content=fit(1)) / "manifest.json").unlink()
     old = write_run(tmp_path, "unmeasured", seconds=9, content=fit(1))
     (old / "DONE.json").write_text(json.dumps({"steps": 1}))
-    found = cost_of_fit(tmp_path)
-    assert [run.run_dir for run in found.runs] == [good]
+    assert cost_of_fit(tmp_path) == Cost(1.0, "here")
 
 
-def test_an_embedding_stage_that_found_all_costs_nothing_and_tells_nothing(tmp_path):
-    encoder = {"encoder": {"backbone": "lite", "precision": "fp32"}}
+def test_an_embedding_stage_that_found_all_tells_nothing(tmp_path):
+    content = {"encoder": {"backbone": "lite", "precision": "fp32"}}
     for name, embedded, seconds in (("a", 0, 1.0), ("b", 4, 8.0), ("c", 10, 20.0)):
-        write_run(
-            tmp_path,
-            name,
-            stage="embed",
-            seconds=seconds,
-            content=encoder,
-            result={"images": 10, "embedded": embedded},
-        )
+        result = {"images": 10, "embedded": embedded}
+        write_run(tmp_path, name, stage="embed", seconds=seconds, content=content, result=result)
     costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
-    node = Node(stage="embed", content=encoder, steps=10)
-    found = costs.of("embed", costs.traits(node))
-    assert (found.seconds_per_unit, len(found.runs)) == (2.0, 2)
+    node = Node(stage="embed", content=content, steps=10)
+    assert costs.of("embed", costs.traits(node)) == Cost(2.0, "here")
 
 
 def test_only_the_latest_runs_are_read(tmp_path):
-    for number in range(RUNS_READ + 20):
-        seconds = 400.0 if number < 20 else 40.0
+    for number in range(RUNS_READ + 60):
+        seconds = 400.0 if number < 60 else 40.0
         run_dir = write_run(tmp_path, f"{number:03}", seconds=seconds, content=fit(40))
         os.utime(run_dir / "DONE.json", (number, number))
-    found = cost_of_fit(tmp_path)
-    assert len(found.runs) == RUNS_READ
-    assert {run.seconds for run in found.runs} == {40.0}
+    assert cost_of_fit(tmp_path) == Cost(1.0, "here")
 
 
 def test_what_has_just_been_finished_is_learnt(tmp_path):
     costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
     traits = costs.traits(FIT)
-    assert costs.of("fit", traits).match == "first guess"
+    assert costs.of("fit", traits).source == "first guess"
     costs.learn(write_run(tmp_path, "a", seconds=40, content=fit(40)))
     costs.learn(write_run(tmp_path, "b", seconds=120, content=fit(40)))
     costs.learn(tmp_path / "store" / "fit" / "missing")
-    found = costs.of("fit", traits)
-    assert (found.seconds_per_unit, found.match, len(found.runs)) == (2.0, "same", 2)
-
-
-def test_sizes_follow_what_was_left(tmp_path):
-    content = {"test": [["a", "x"], ["b", "x"]], "evaluation": {"prompt": "whole_image"}}
-    run_dir = write_run(tmp_path, "a", stage="score", seconds=2, content=content)
-    base = sum(path.stat().st_size for path in run_dir.iterdir())
-    (run_dir / "predictions.npz").write_bytes(b"x" * 1000)
-    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
-    node = Node(stage="score", content=content, steps=2)
-    cost = costs.of("score", costs.traits(node))
-    assert bytes_of(20, cost=cost, root=tmp_path) == 10 * (base + 1000)
-    assert bytes_of(20, cost=cost_of_fit(tmp_path), root=tmp_path) is None
-    # Weights are as large after more steps.
-    fitted = write_run(tmp_path, "b", seconds=2, content=fit(5))
-    (fitted / "segmenter.safetensors").write_bytes(b"x" * 5000)
-    size = sum(path.stat().st_size for path in fitted.iterdir())
-    assert bytes_of(40, cost=cost_of_fit(tmp_path), root=tmp_path) == size
-    other = cost_of_fit(tmp_path, backbone="tiny")
-    assert bytes_of(40, cost=other, root=tmp_path) is None
-
-
-def test_embeddings_count_where_they_lie(tmp_path):
-    store = tmp_path / "store" / "embeddings" / "ab"
-    store.mkdir(parents=True)
-    for name, size in (("ab1.npy", 100), ("ab2.npy", 100), ("ab2.view.npy", 60)):
-        (store / name).write_bytes(b"x" * size)
-    encoder = {"encoder": {"backbone": "lite", "precision": "fp32"}}
-    run_dir = write_run(
-        tmp_path, "a", stage="embed", seconds=2, content=encoder, result={"embedded": 4}
-    )
-    (run_dir / "embeddings.json").write_text(json.dumps({"x": ["ab1", "ab2"]}))
-    folder = sum(path.stat().st_size for path in run_dir.iterdir())
-    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
-    cost = costs.of("embed", costs.traits(Node(stage="embed", content=encoder)))
-    # 260 bytes over two views, and a share of the folder itself.
-    assert bytes_of(8, cost=cost, root=tmp_path) == pytest.approx(8 * (folder / 4 + 130))
+    assert costs.of("fit", traits) == Cost(2.0, "here")
 
 
 def test_units_of_a_run_are_those_of_its_plan():
@@ -232,16 +162,6 @@ def test_units_of_the_box_stage_are_fifteen_an_image_in_plan_and_cost():
     assert found == node.steps
 
 
-def test_tasks_carry_units_costs_and_inputs(tmp_path):
-    write_run(tmp_path, "a", seconds=80, content=fit(40))
-    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
-    nodes = {"x": Node(stage="fit", content=fit(10), upstream={"embeddings": "e"}, steps=10)}
-    priced = {"x": costs.of("fit", costs.traits(nodes["x"]))}
-    task = tasks_of({"x": 10}, nodes=nodes, costs=priced)["x"]
-    assert task.seconds == START_S + 20.0
-    assert task.after == ("e",)
-
-
 def test_an_image_is_counted_for_the_first_stage_that_embeds_it():
     def embed(ids: str, strength: str | None = None, n_views: int = 3) -> Node:
         content: dict = {"images": [[each, f"hash-{each}"] for each in ids]}
@@ -263,9 +183,6 @@ def test_an_image_is_counted_for_the_first_stage_that_embeds_it():
     assert units_to_do(nodes, done=set()) == expected
     expected = {"few": 0, "strong": 7, "weak": 2, "pairs": 7, "fit": 40}
     assert units_to_do(nodes, done={"more"}) == expected
-    kept = {("hash-a", 0), ("hash-c", 0), ("hash-a", 1)}
-    found = units_to_do(nodes, done=set(), is_embedded=lambda _, view: view in kept)
-    assert found == {"few": 1, "more": 1, "strong": 6, "weak": 1, "pairs": 7, "fit": 40}
     assert units_to_do({}, done=set()) == {}
 
 

@@ -16,11 +16,10 @@ from experiments.__main__ import main
 from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Node, Plan
-from experiments.runner.costs import START_S
-from experiments.runner.forecast import Forecast, forecast
-from experiments.runner.forecast_text import WIDTH, forecast_text
+from experiments.runner.forecast import WIDTH, Forecast, forecast, forecast_text
 from experiments.runner.progress import TimeLeft
 from experiments.runner.sweep import Sweep
+from experiments.runner.workload import START_S
 from experiments.stages.data import Data
 from experiments.store.runs import write_failed
 
@@ -51,12 +50,6 @@ def fan_out() -> Plan:
     return plan_of(a, *(fit(name, steps=30, after=(a,)) for name in "bcd"))
 
 
-def diamond() -> Plan:
-    a = fit("a", steps=10)
-    b, c = fit("b", steps=50, after=(a,)), fit("c", steps=20, after=(a,))
-    return plan_of(a, b, c, fit("d", steps=10, after=(b, c)))
-
-
 def config_of(root: Path, *changes: str):
     settings = [*COSTED, f"store.root={root}", "sweep.workers=1"]
     return load_config("demo", [*settings, *changes])
@@ -83,111 +76,57 @@ def finish(root: Path, node: Node) -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "one", "eight", "waves"),
-    # Seconds of work and stages one after the other, on one device and on eight.
-    [(chain(), (60, 3), (60, 3), 3), (fan_out(), (110, 4), (50, 2), 2),
-     (diamond(), (90, 4), (70, 3), 3)],
-)  # fmt: skip
-def test_times_by_hand(measured, made, one, eight, waves):
-    found = of(measured, made)
-    alone, many, most = found.times
-    assert [time.devices for time in found.times] == [1, 8, 64]
-    assert alone.seconds == pytest.approx(one[0] + one[1] * START_S)
-    assert many.seconds == most.seconds == pytest.approx(eight[0] + eight[1] * START_S)
-    assert alone.utilisation == pytest.approx(1)
-    assert many.utilisation == pytest.approx(alone.seconds / many.seconds / 8)
-    assert found.work_device_hours == pytest.approx(alone.seconds / 3600)
-    assert many.booked_device_hours == pytest.approx(8 * many.seconds / 3600)
-    assert found.waves == waves
-    assert found.chain_seconds == pytest.approx(eight[0] + eight[1] * START_S)
+    ("workers", "seconds", "starts"),
+    # After a: b, c and d one after the other, two of them, or all.
+    [(1, 110, 4), (2, 80, 3), (8, 50, 2)],
+)
+def test_times_by_hand(measured, workers, seconds, starts):
+    found = of(measured, fan_out(), f"sweep.workers={workers}")
+    assert found.seconds == pytest.approx(seconds + starts * START_S)
+    assert found.at_once == workers
     (fits,) = found.stages
-    assert (fits.runs, fits.match, fits.units) == (1, "same", one[0])
-
-
-def test_two_workers_take_turns(measured):
-    found = of(measured, fan_out(), "sweep.workers=2")
-    # After a: b and c, then d.
-    assert found.now.seconds == pytest.approx(20 + 30 + 30 + 3 * START_S)
-    assert found.now.at_once == 2
-
-
-def test_a_training_over_several_devices_needs_them_all(measured):
-    changes = ["sweep.devices=[0,1,2,3]", "trainer.devices=4"]
-    found = of(measured, fan_out(), *changes)
-    alone, many, _ = found.times
-    assert (alone.at_once, alone.seconds, alone.utilisation) == (0, None, None)
-    # Eight devices are two groups.
-    assert many.at_once == 2
-    assert many.seconds == pytest.approx(80 + 3 * START_S)
-    work_s = 110 + 4 * START_S
-    assert many.utilisation == pytest.approx(work_s / (2 * many.seconds))
-    assert found.work_device_hours == pytest.approx(4 * work_s / 3600)
-    assert (found.now.devices, found.now.at_once) == (4, 1)
-    assert "too few for one training" in forecast_text(found)
-    # Two stages on each GPU take half a device each.
-    found = of(measured, fan_out(), "sweep.devices=[0]", "sweep.per_device=2")
-    assert found.times[0].at_once == 2
-    assert found.work_device_hours == pytest.approx(work_s / 2 / 3600)
+    assert (fits.source, fits.units) == ("here", 110)
+    assert fits.seconds == pytest.approx(110 + 4 * START_S)
 
 
 def test_what_is_done_costs_nothing(measured):
     made = chain()
-    first, second, third = made.nodes.values()
+    first, *others = made.nodes.values()
     finish(measured, first)
     found = of(measured, made)
-    assert found.times[0].seconds == pytest.approx(50 + 2 * START_S)
-    assert found.waves == 2
+    assert found.seconds == pytest.approx(50 + 2 * START_S)
     assert [(s.total, s.done, s.to_do, s.units) for s in found.stages] == [(3, 1, 2, 50)]
-    for node in (second, third):
+    for node in others:
         finish(measured, node)
     found = of(measured, made)
-    assert (found.times[0].seconds, found.times[0].utilisation, found.waves) == (0, None, 0)
-    assert (found.chain, found.bytes) == ([], 0)
+    assert (found.seconds, found.stages[0].source) == (0, None)
     assert "nothing is left to do" in forecast_text(found)
-    assert "Disk" not in forecast_text(found)
+    assert of(measured, plan_of()).seconds == 0
 
 
-def test_what_failed_is_named_and_counts_as_the_sweep_takes_it(measured):
+def test_what_failed_counts_as_the_sweep_takes_it(measured):
     made = chain()
     second = list(made.nodes.values())[1]
     run_dir = measured / "store" / second.key
     run_dir.mkdir(parents=True)
-    write_failed(run_dir, "ValueError: too\nbad")
+    write_failed(run_dir, "ValueError: too bad")
     found = of(measured, made)
-    assert [(f.label, f.reason, f.is_retried) for f in found.failed] == [
-        ("b", "ValueError: too bad", True)
-    ]
-    assert found.times[0].seconds == pytest.approx(60 + 3 * START_S)
+    assert (found.left_out, found.seconds) == (0, pytest.approx(60 + 3 * START_S))
     kept = of(measured, made, retry_failed=False)
-    assert not kept.failed[0].is_retried
-    assert kept.blocked == 1
-    assert kept.times[0].seconds == pytest.approx(10 + START_S)
-    text = forecast_text(kept)
-    assert "1 failed before, not tried again without --retry-failed:" in text
-    assert "  b: ValueError: too bad" in text
-    assert "1 stage left out" in text
+    assert (kept.left_out, kept.seconds) == (2, pytest.approx(10 + START_S))
+    assert "2 stages left out: they failed, or need one that did" in forecast_text(kept)
     # Another attempt can mend this kind: the sweep tries it again by itself.
     write_failed(run_dir, "no room", kind="disk_full")
     again = of(measured, made, retry_failed=False)
-    assert again.failed[0].is_retried
-    assert again.times[0].seconds == pytest.approx(60 + 3 * START_S)
+    assert (again.left_out, again.seconds) == (0, pytest.approx(60 + 3 * START_S))
 
 
-def test_an_empty_plan_has_nothing_to_do(tmp_path):
-    found = of(tmp_path, plan_of())
-    assert found.times[0].seconds == 0
-    assert forecast_text(found).splitlines()[-1] == "nothing is left to do"
-
-
-def test_nothing_measured_is_said(tmp_path):
-    found = of(tmp_path, chain())
-    assert found.stages[0].match == "first guess"
+def test_how_the_estimate_was_made_is_said(measured, tmp_path_factory):
+    assert "at once; by medians of runs here (fit)" in forecast_text(of(measured, chain()))
+    found = of(tmp_path_factory.mktemp("empty"), chain())
     # 0.8 s a step is the first guess.
-    assert found.times[0].seconds == pytest.approx(48 + 3 * START_S)
-    assert (found.bytes, found.bytes_unknown) == (0, ["fit"])
-    text = forecast_text(found)
-    assert "no run: a first guess" in text
-    assert "Disk: an unknown amount by fit; prepared images come on top." in text
+    assert found.seconds == pytest.approx(48 + 3 * START_S)
+    assert "about 0:49 with 1 stage at once; by first guess (fit)" in forecast_text(found)
 
 
 def test_what_is_shared_by_how_many_trials(tmp_path):
@@ -204,53 +143,32 @@ def test_what_is_shared_by_how_many_trials(tmp_path):
     made = make_plan(config, make_data())
     found = forecast(config, data=data_of(), plan=made)
     # Two amounts, three supports, two seeds; synthetic ones with two generators.
-    assert found.trials == 12 + 24
-    cells = {(cell.condition, cell.n_real): cell for cell in found.cells}
-    assert {key: cell.trials for key, cell in cells.items()} == {
-        ("real", 4): 6,
-        ("real", 8): 6,
-        ("synthetic", 4): 12,
-        ("synthetic", 8): 12,
-    }
-    cell = cells["synthetic", 8]
-    assert (cell.supports, cell.seeds, cell.generator_seeds, cell.folds) == (3, 2, 2, 1)
-    shared = {(each.stage, each.label): each for each in found.shared}
-    for stage, label in (
-        ("generator", "fit generator on 20 images"),
-        ("synthesize", "synthesise 40 candidates (generator on 20)"),
-        ("gate", "gate 40 candidates (generator on 20)"),
-        ("embed", "embed 40 candidates (generator on 20)"),
-    ):
-        assert (shared[stage, label].stages, shared[stage, label].trials) == (2, 12)
+    assert found.trials == {"real": 12, "synthetic": 24}
+    shared = {each.label: (each.stages, each.trials) for each in found.shared}
+    # Each of two generators, for twelve trials.
+    assert shared["fit generator on 20 images"] == (2, 12)
+    assert shared["synthesise 40 candidates (generator on 20)"] == (2, 12)
     # Real ones of both conditions: two seeds, and two seeds with two generators.
-    few = shared["embed", "embed 4 train images"]
-    assert (few.stages, few.trials) == (3, 6)
-    assert shared["embed", "embed 22 test images of hc18"].trials == 36
-    assert not any(each.stage == "score" for each in found.shared)
+    assert shared["embed 4 train images"] == (3, 6)
+    assert shared["embed 22 test images of hc18"] == (1, 36)
+    assert not any(label.startswith("score") for label in shared)
     text = forecast_text(found)
-    assert "  2 x fit generator on 20 images: 12 trials" in text
-    assert "real: 3 supports x 2 seeds" in text
-    assert "synthetic: 3 supports x 2 seeds x 2 generator seeds" in text
-    rows = [line.split() for line in text.splitlines()]
-    assert ["images", "4", "8"] in rows
-    assert ["synthetic", "12", "12"] in rows
+    assert "36 trials, 0 done, real 12, synthetic 24" in text
+    assert "  12 trials: 2 x fit generator on 20 images" in text
 
 
-def test_many_amounts_and_long_names_fit_the_width(tmp_path):
+def test_many_conditions_and_long_names_fit_the_width(tmp_path):
     names = "real,real_repeated,weak,strong,warp,phantom,synthetic_same_budget_strong,unet"
     config = config_of(
         tmp_path,
         f"sweep.condition=[{names}]",
         "sweep.real_fraction=[]",
         f"sweep.real_count={list(range(3, 24))}",
-        "sweep.support=[0,1,2,3,4,5,6,7,8,9,10,11]",
         "name=a-name-as-long-as-somebody-may-want-to-give-to-a-sweep-of-his-own",
     )
     made = make_plan(config, make_data())
     text = forecast_text(forecast(config, data=data_of(), plan=made))
     assert max(len(line) for line in text.splitlines()) <= WIDTH
-    # 21 amounts do not stand beside each other.
-    assert sum(line.startswith("images ") for line in text.splitlines()) == 3
     assert "more" in text
 
 
@@ -317,9 +235,9 @@ def test_a_dry_run_writes_nothing(hc18_folder, tmp_path):
     lines = ended.stdout.splitlines()
     assert max(len(line) for line in lines) <= WIDTH
     assert lines[0].startswith("toy: hc18, ")
-    assert "4 trials, 0 done; 3 controls" in lines
+    assert "4 trials, 0 done, real 2, strong 2; 3 controls" in lines
     assert any(line.split()[:4] == ["fit", "4", "0", "4"] for line in lines)
-    assert "no run: a first guess" in ended.stdout
+    assert "by first guess" in ended.stdout
     assert "\x1b" not in ended.stdout
 
 
@@ -344,28 +262,26 @@ def test_a_dry_run_sees_what_a_sweep_did(hc18_folder, tmp_path, monkeypatch, cap
     assert ended.returncode == 0, ended.stdout + ended.stderr
     before = listing(store)
     again = dry(monkeypatch, capsys, *words(hc18_folder, store, *changes))
-    assert (again["trials"], again["trials_done"]) == (1, 1)
-    assert again["times"][0]["seconds"] == 0
+    assert (again["trials"], again["trials_done"]) == ({"real": 1}, 1)
+    assert again["seconds"] == 0
     more = dry(
         monkeypatch,
         capsys,
         *words(hc18_folder, store, "sweep.real_fraction=[0.5,1.0]", *always),
     )
     assert listing(store) == before
-    assert (more["trials"], more["trials_done"]) == (4, 1)
+    assert (more["trials"], more["trials_done"]) == ({"real": 2, "strong": 2}, 1)
     stages = {each["stage"]: each for each in more["stages"]}
     images = more["n_train"]
-    half = next(cell["n_real"] for cell in more["cells"])
+    half = json.loads(next((store / "store" / "fit").glob("*/DONE.json")).read_text())["n_real"]
     # Half of the images are embedded; eight views of each image of `strong` are seven new ones,
     # and the larger amount holds the smaller one.
     assert stages["embed"]["units"] == (images - half) + 7 * images
-    assert (stages["fit"]["total"], stages["fit"]["done"], stages["fit"]["runs"]) == (4, 1, 1)
-    assert stages["fit"]["match"] == "same"
-    assert stages["score"]["match"] == "same"
-    assert more["bytes"] > 0
-    assert more["bytes_unknown"] == []
-    seconds = {each["devices"]: each["seconds"] for each in more["times"]}
-    assert seconds[1] >= seconds[8] >= seconds[64] >= more["chain_seconds"] - 1e-6
+    assert (stages["fit"]["total"], stages["fit"]["done"]) == (4, 1)
+    assert stages["fit"]["source"] == "here"
+    assert stages["score"]["source"] == "here"
+    assert more["seconds"] > 0
+    assert more["free_gib"] > 0
     # What is counted as there is what the stage itself does not embed again.
     changes = [*always, "sweep.condition=[real,strong]", "sweep.real_fraction=[0.5,1.0]"]
     ended = run(hc18_folder, store, *changes, name="segment")
