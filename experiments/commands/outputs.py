@@ -33,7 +33,7 @@ def table_command(
         sources: A recipe and `key=value` words, or paths of results.csv files.
         kind: A word of `KINDS`; for a recipe.
         format_name: A word of `FORMATS`.
-        measure: A word of `compact.MEASURES`; for files.
+        measure: A word of `measures.WORDS`; for files.
         console: For progress.
 
     Raises:
@@ -110,7 +110,7 @@ def _check_panel(train_cohort: str) -> None:
 
 def _write_ledger(folder: Path) -> None:
     from experiments.results.figure_ledger import write_ledger
-    from experiments.results.statistics import read_rows
+    from experiments.results.rows import read_rows
 
     results, per_image = (read_rows(folder / f"{name}.csv") for name in ("results", "per_image"))
     write_ledger(results, folder, per_image=per_image)
@@ -119,7 +119,7 @@ def _write_ledger(folder: Path) -> None:
 def _run_box(config: ExperimentConfig, console: Console) -> Path:
     from experiments.commands.run import execute, narrow, prepare, report_failures
     from experiments.plan.grid import box_plan
-    from experiments.results.statistics import read_rows
+    from experiments.results.rows import read_csv
 
     data, grid = prepare(config, console)
     plan, key = box_plan(config, data.view)
@@ -129,7 +129,7 @@ def _run_box(config: ExperimentConfig, console: Console) -> Path:
         raise SystemExit(1)
     from experiments.results.figure_box import write_box_outputs
 
-    rows = read_rows(sweep.store.run_dir(*key.split("/")) / "per_image.csv")
+    rows = read_csv(sweep.store.run_dir(*key.split("/")) / "per_image.csv")
     folder = sweep.store.sweep_dir(config.name)
     write_box_outputs(rows, folder)
     return folder

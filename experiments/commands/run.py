@@ -245,7 +245,7 @@ def write_again(
     write_outputs(sweep, console)
     if into is not None:
         from experiments.results.readme import insert_results
-        from experiments.results.statistics import read_rows
+        from experiments.results.rows import read_rows
         from experiments.results.tables import blocks
 
         results = read_rows(folder / "results.csv")

@@ -80,11 +80,22 @@ class ConditionRow:
     """In figures. The baseline is black and the synthetic lines have the strongest colours."""
     marker: str
     """In figures; what colour-blind readers may take for one another has another one."""
+    note: str = ""
+    """Below a table, where the label does not say enough."""
+
+    @property
+    def pair_labels(self) -> str:
+        """Whose labels a generator's pairs come from: own, fixed, or "" without a generator."""
+        return self.factors.labels if self.factors.has_generator else ""
 
 
-def _row(label: str, phrase: str, color: str, marker: str, **factors: str) -> ConditionRow:
+def _row(
+    label: str, phrase: str, color: str, marker: str, note: str = "", **factors: str
+) -> ConditionRow:
     given = ConditionConfig(**factors)
-    return ConditionRow(factors=given, label=label, phrase=phrase, color=color, marker=marker)
+    return ConditionRow(
+        factors=given, label=label, phrase=phrase, color=color, marker=marker, note=note
+    )
 
 
 CONDITIONS: dict[str, ConditionRow] = {
@@ -119,6 +130,8 @@ CONDITIONS: dict[str, ConditionRow] = {
         "real pairs at the generator's size",
         "#8c3b6a",
         "d",
+        "+ real pairs at the generator's size: the labelled images of the generator, passed "
+        "through its resolution, in the place of its synthetic pairs.",
         pairs="resized",
         labels="fixed",
     ),
@@ -143,17 +156,58 @@ CONDITIONS: dict[str, ConditionRow] = {
 }
 """In the order of a table's block."""
 
-CONTROL_LABELS = {
-    "box_only": "box only (no image)",
-    "mean_mask": "constant mean mask",
-    "zero_shot": "zero-shot backbone",
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRow:
+    """A row beside the conditions, for which nothing is fitted, and how people read it."""
+
+    label: str
+    """In tables and legends."""
+    color: str
+    """In figures."""
+    marker: str
+    note: str
+    """Below a table."""
+    is_box_alone: bool = False
+    """Whether it scores what the prompt's box gives away."""
+    has_segmenter: bool = False
+    """Whether it is a row of a segmenter, and not of the data alone."""
+
+
+CONTROLS: dict[str, ControlRow] = {
+    "box_only": ControlRow(
+        label="box only (no image)",
+        color="#444444",
+        marker="_",
+        note="Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What it "
+        "scores, the prompt gave away.",
+        is_box_alone=True,
+    ),
+    "mean_mask": ControlRow(
+        label="constant mean mask",
+        color="#6b6b6b",
+        marker="|",
+        note="Constant mean mask: the training masks made into one for every image, no pixel and "
+        "no prompt read.",
+    ),
+    "zero_shot": ControlRow(
+        label="zero-shot backbone",
+        color="#a0522d",
+        marker="x",
+        note="Zero-shot backbone: the published weights, not fitted on any image here.",
+        has_segmenter=True,
+    ),
 }
-"""Rows beside the conditions, for which nothing is fitted; they close a block."""
+"""They close a block."""
+BOX_ALONE = [name for name, row in CONTROLS.items() if row.is_box_alone]
+"""Controls that score what the prompt's box gives away."""
+ROWS: dict[str, ConditionRow | ControlRow] = CONDITIONS | CONTROLS
+"""In the order of a table's block; the conditions that a recipe composes stand between the two."""
 
 
 def condition_label(name: str) -> str:
     """What tables and legends call a condition or control; a recipe's own has its own name."""
-    return CONDITIONS[name].label if name in CONDITIONS else CONTROL_LABELS.get(name, name)
+    return ROWS[name].label if name in ROWS else name
 
 
 def condition_phrase(name: str) -> str:
@@ -164,7 +218,5 @@ def condition_phrase(name: str) -> str:
 def in_order(names: Iterable[str]) -> list[str]:
     """Each name once: the table's conditions in its order, a recipe's own, then the controls."""
     present = list(dict.fromkeys(names))
-    known = [name for name in CONDITIONS if name in present]
-    controls = [name for name in CONTROL_LABELS if name in present]
-    own = [name for name in present if name not in CONDITIONS and name not in CONTROL_LABELS]
-    return [*known, *own, *controls]
+    own = [name for name in present if name not in ROWS]
+    return [name for name in [*CONDITIONS, *own, *CONTROLS] if name in present]

@@ -166,12 +166,15 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
     """Rows of per_image.csv, and the one of results.csv."""
     import pandas as pd
 
-    from experiments.results.statistics import KEYS, MEASURES, aggregate
+    from experiments.results.rows import AXIS_COLUMNS, KEYS
+    from experiments.results.statistics import MEASURES, aggregate
     from experiments.store.columns import PER_IMAGE
 
     columns = list(dict.fromkeys([*KEYS, *PER_IMAGE]))
     per_image = pd.DataFrame(list(rows), columns=columns)
     per_image = per_image.astype(dict.fromkeys(MEASURES, "float64"))
+    # Nobody knows which segmenter or generator was behind the masks.
+    per_image[list(AXIS_COLUMNS)] = ""
     return per_image, aggregate(per_image)
 
 

@@ -1,5 +1,6 @@
-"""The numbers of a table: trials of one cell (cohort, prompt, amount, condition, labels) averaged.
+"""The numbers of a table: the trials of each cell averaged.
 
+A cell is a cohort, prompt, amount, series (segmenter, condition, generator) and label counts.
 A model is what was trained with one support, seed and generator seed; with cross-testing the trials
 of its folds test different exams, so their images are pooled before anything is averaged.
 """
@@ -9,32 +10,17 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from experiments.results.axes import SERIES, own_labels
+from experiments.results.measures import MEASURES
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.statistics import (
-    amounts,
-    average_draws,
-    summarise,
-    weighted_interval,
-    with_defaults,
-)
+from experiments.results.rows import amounts, with_defaults
+from experiments.results.statistics import average_draws, summarise, weighted_interval
 
 MODEL = ["support", "seed", "generator_seed"]
-"""The axes of a model beside its condition and amount."""
-MEANS = {
-    "dice_trimester_weighted_mean": 100,
-    "dice_mean": 100,
-    "dice_median": 100,
-    "dice_share_below_090": 1,
-    "dice_256_mean": 100,
-    "hausdorff_mm_mean": 1,
-    "hc_abs_err_mm_mean": 1,
-    "hc_abs_err_mm_p95": 1,
-    "n_not_found": 1,
-}
-"""Columns of results.csv that a cell averages over models, with the factor of the table's unit."""
+"""The axes of a model beside its series and amount."""
 _INTERVALS = ["dice_low", "dice_high"]
 _INTERVALS += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
-_CELL = ["test_cohort", "prompt", "amount", "condition", "generator_key", "n_val_labels"]
+_CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key", "n_val_labels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +34,8 @@ class Block:
     """Text cells under `tables.COLUMNS`; empty where there is nothing to say."""
     notes: tuple[str, ...]
     """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
+    controls: tuple[bool, ...]
+    """Whether a row is a control's, aligned with the rows."""
     spreads: pd.DataFrame
     """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
     best: pd.DataFrame
@@ -58,7 +46,7 @@ class Block:
 def cells(
     results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
-    """Average the done trials of each cell (cohort, prompt, amount, condition, label counts).
+    """Average the done trials of each cell.
 
     A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
     models, each `_sd` is the standard deviation (n - 1) of a mean, and the intervals resample
@@ -71,17 +59,14 @@ def cells(
         seed: Of the resampling.
 
     Returns:
-        A row per cell: test_cohort, prompt, amount, condition, n_val_labels, n_generator_labels,
-        real_fraction, n_real_min, n_real_max, n_total_min, n_total_max, n_trials, n_supports,
-        n_folds, trial_ids, trial_dice (a model each), the columns of `MEANS`, dice_low, dice_high,
-        dice_trimester_weighted_low and _high, dice_sd, dice_trimester_weighted_sd,
-        hc_abs_err_mm_sd, n_exams, trimesters_missing.
+        A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, n_val_labels,
+        pair_labels, n_generator_labels, real_fraction, n_real_min, n_real_max, n_total_min,
+        n_total_max, n_trials, n_supports, n_folds, trial_ids, trial_dice (a model
+        each), the columns of `MEASURES` and their `spread_column`,
+        dice_low, dice_high, dice_trimester_weighted_low and _high, n_exams, trimesters_missing.
     """
     done = with_defaults(results[results["status"] == "done"])
-    # On its own labels a generator may see a few more in one support than in the other.
-    own_labels = done["condition"].str.startswith("synthetic_same_budget")
-    key = done["n_generator_labels"].mask(own_labels, -1)
-    done = done.assign(amount=amounts(done), generator_key=key)
+    done = done.assign(amount=amounts(done), generator_key=own_labels(done))
     images = None if per_image is None else average_draws(per_image)
     rows = []
     for where, part in done.groupby(_CELL, sort=False, dropna=False):
@@ -106,7 +91,7 @@ def _models(part: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> pd
     for _, folds in part.groupby(MODEL, sort=False, dropna=False):
         row = folds.iloc[0].to_dict()
         if len(folds) > 1:
-            unknown = dict.fromkeys([*MEANS, *_INTERVALS, "n_exams"], math.nan)
+            unknown = dict.fromkeys([*MEASURES, *_INTERVALS, "n_exams"], math.nan)
             own = None if images is None else images["trial_id"].isin(folds["trial_id"])
             row |= unknown if own is None else summarise(images[own], seed)
         rows.append(row)
@@ -115,6 +100,7 @@ def _models(part: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> pd
 
 def _counts(part: pd.DataFrame) -> dict:
     return {
+        "pair_labels": part["pair_labels"].iloc[0],
         "n_generator_labels": part["n_generator_labels"].max(),
         "real_fraction": part["real_fraction"].iloc[0],
         "n_real_min": part["n_real"].min(),
@@ -130,16 +116,14 @@ def _counts(part: pd.DataFrame) -> dict:
 
 def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> dict:
     # Files of older versions lack some columns.
-    known = models.reindex(columns=[*models.columns.union([*MEANS, *_INTERVALS], sort=False)])
-    row = {name: known[name].mean() for name in MEANS}
+    known = models.reindex(columns=models.columns.union([*MEASURES, *_INTERVALS], sort=False))
+    row = {name: known[name].mean() for name in MEASURES}
+    row |= {m.spread_column: known[m.column].std(ddof=1) for m in MEASURES.values()}
     row |= {name: known[name].iloc[0] for name in _INTERVALS}
     if len(models) > 1:
         row |= _pooled_intervals(images, seed=seed)
     return row | {
         "trial_dice": tuple(models["dice_mean"]),
-        "dice_sd": models["dice_mean"].std(ddof=1),
-        "dice_trimester_weighted_sd": known["dice_trimester_weighted_mean"].std(ddof=1),
-        "hc_abs_err_mm_sd": known["hc_abs_err_mm_mean"].std(ddof=1),
         "n_exams": models["n_exams"].max(),
         "trimesters_missing": models.get("trimesters_missing", pd.Series([""])).iloc[0],
     }

@@ -12,51 +12,20 @@ import pandas as pd
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
+from experiments.config.conditions import condition_label
+from experiments.results.axes import (
+    SERIES,
+    in_series_order,
+    is_control,
+    own_labels,
+    prompt_words,
+    shown_axes,
+)
 from experiments.results.cells import MODEL
-from experiments.results.latex import escape_latex, latex_cell, latex_text
-from experiments.results.statistics import CONTROLS, amounts, combine_results, with_defaults
-from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shown:
-    """How a column of results.csv is shown."""
-
-    column: str
-    heading: str
-    factor: float
-    digits: int
-    is_better_high: bool
-
-
-MEASURES = {
-    "dice_weighted": Shown(
-        column="dice_trimester_weighted_mean",
-        heading="trimester-weighted Dice %",
-        factor=100,
-        digits=1,
-        is_better_high=True,
-    ),
-    "dice": Shown(
-        column="dice_mean", heading="Dice %", factor=100, digits=1, is_better_high=True
-    ),
-    "dice_256": Shown(
-        column="dice_256_mean", heading="Dice at 256x256 %", factor=100, digits=1,
-        is_better_high=True,
-    ),
-    "share_below_090": Shown(
-        column="dice_share_below_090", heading="share of Dice below 0.9, %", factor=100, digits=1,
-        is_better_high=False,
-    ),
-    "hc_abs_err_mm": Shown(
-        column="hc_abs_err_mm_mean", heading="HC error (ADF), mm", factor=1, digits=2,
-        is_better_high=False,
-    ),
-    "hausdorff_mm": Shown(
-        column="hausdorff_mm_mean", heading="Hausdorff distance, mm", factor=1, digits=2,
-        is_better_high=False,
-    ),
-}  # fmt: skip
+from experiments.results.latex import latex_cell, latex_table, latex_text
+from experiments.results.markdown import bullets, markdown_table
+from experiments.results.measures import MEASURES, WORDS, Measure
+from experiments.results.rows import amounts, combine_results, with_defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +36,9 @@ class CompactBlock:
     prompt: str
     title: str
     cells: pd.DataFrame
-    """Text "mean ± SD" or "": index (row label), a column an amount."""
+    """Text: the columns of `heads`, and "mean ± SD" or "" in a column an amount."""
+    heads: list[str]
+    """condition, and the axes of which the results hold several."""
     measure: str
     """Heading of what the cells show."""
     best: pd.DataFrame
@@ -96,22 +67,20 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
 
     Args:
         results: Rows of results.csv; trials that are not done are counted in a note.
-        measure: A word of `MEASURES`.
+        measure: A word of `measures.WORDS`.
         format_name: markdown, latex or csv.
 
     Raises:
         InputError: If the measure is unknown or has no value, or nothing is done.
     """
-    shown = MEASURES[one_of(measure, tuple(MEASURES), option="--measure")]
-    blocks = compact_blocks(results, shown=shown)
-    notes = _notes(results)
-    writers: dict[str, Callable[..., str]] = {"markdown": _markdown, "latex": _latex}
-    if format_name == "csv":
-        return _csv(blocks)
+    shown = WORDS[one_of(measure, tuple(WORDS), option="--measure")]
+    results = with_defaults(results)
+    blocks, notes = compact_blocks(results, shown=shown), _notes(results)
+    writers: dict[str, Callable[..., str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv}
     return writers[format_name](blocks, notes=notes)
 
 
-def compact_blocks(results: pd.DataFrame, *, shown: Shown) -> list[CompactBlock]:
+def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[CompactBlock]:
     """Average the done trials of each cell; folds of one model are averaged before.
 
     Args:
@@ -127,29 +96,27 @@ def compact_blocks(results: pd.DataFrame, *, shown: Shown) -> list[CompactBlock]
         InputError: If nothing is done, nothing has this measure, or two trials of one cell differ
             in their settings alone: their mean would be of neither.
     """
-    done = with_defaults(results[results["status"] == "done"])
+    done = results[results["status"] == "done"]
     columns = {shown.column, _with_values(done, shown=shown).column}
     if done.empty or done[list(columns)].isna().all(axis=None):
-        raise InputError(f"no finished trial has {shown.heading}; choose another --measure")
+        raise InputError(f"no finished trial has {shown.title}; choose another --measure")
     done = done.assign(amount=amounts(done), row=_row_labels(done))
     _refuse_mixed(done)
-    made = []
-    for (cohort, prompt), part in done.groupby(["test_cohort", "prompt"], sort=False):
-        own = _with_values(part, shown=shown)
-        made.append(_block(part, shown=own, cohort=cohort, prompt=prompt))
-    return made
+    named = shown_axes(done)
+    parts = done.groupby(["test_cohort", "prompt"], sort=False)
+    return [_block(in_series_order(part), shown=shown, named=named) for _, part in parts]
 
 
-def _with_values(rows: pd.DataFrame, *, shown: Shown) -> Shown:
+def _with_values(rows: pd.DataFrame, *, shown: Measure) -> Measure:
     """The measure itself, or plain Dice where no trimester is known that could weight it."""
-    if shown != MEASURES["dice_weighted"] or rows[shown.column].notna().any():
+    if shown != WORDS["dice_weighted"] or rows[shown.column].notna().any():
         return shown
-    plain = MEASURES["dice"]
-    return replace(plain, heading=f"{plain.heading} (plain mean: no trimester is known)")
+    plain = MEASURES["dice_mean"]
+    return replace(plain, title=f"{plain.title} (plain mean: no trimester is known)")
 
 
 def _refuse_mixed(done: pd.DataFrame) -> None:
-    where = ["test_cohort", "prompt", "row", "amount", *MODEL, "fold"]
+    where = ["test_cohort", "prompt", "row", *SERIES, "amount", *MODEL, "fold"]
     twice = done[done.duplicated(where, keep=False)]
     if twice.empty:
         return
@@ -162,44 +129,44 @@ def _refuse_mixed(done: pd.DataFrame) -> None:
 
 def _row_labels(done: pd.DataFrame) -> pd.Series:
     """Name conditions, with the generator's labels where one condition comes with several."""
-    labels = done["condition"].map(lambda name: CONDITION_LABELS.get(name, name))
-    own = done["condition"].str.startswith("synthetic_same_budget")
-    counts = done["n_generator_labels"].where(~own)
+    key = own_labels(done)
+    counts = key.where(key >= 0)
     several = counts.groupby(done["condition"]).transform("nunique") > 1
     suffix = counts.map(lambda n: "" if pd.isna(n) else f" (generator on {n:.0f})")
-    return labels + suffix.where(several, "")
+    return done["condition"].map(condition_label) + suffix.where(several, "")
 
 
-def _block(part: pd.DataFrame, *, shown: Shown, cohort: str, prompt: str) -> CompactBlock:
-    models = part.groupby(
-        ["row", "condition", "amount", "n_real", *MODEL], sort=False, dropna=False, as_index=False
-    )[shown.column].mean()
-    is_control = models["condition"].isin(CONTROLS)
-    trained = models[~is_control]
-    columns = list(trained.sort_values("n_real", kind="stable")["amount"].unique()) or [
-        "controls only"
-    ]
-    order = {name: k for k, name in enumerate(CONDITION_LABELS)}
-    rows = models.assign(rank=models["condition"].map(lambda c: order.get(c, len(order))))
-    rows = list(rows.sort_values("rank", kind="stable")["row"].unique())
-    means = pd.DataFrame(np.nan, index=rows, columns=columns)
-    text = pd.DataFrame("", index=rows, columns=columns)
-    for (row, amount), values in trained.groupby(["row", "amount"])[shown.column]:
-        means.loc[row, amount] = round(values.mean() * shown.factor, shown.digits)
-        text.loc[row, amount] = _mean_sd(values * shown.factor, digits=shown.digits)
-    for row, values in models[is_control].groupby("row")[shown.column]:
-        text.loc[row] = _mean_sd(values * shown.factor, digits=shown.digits)
+def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> CompactBlock:
+    shown = _with_values(part, shown=shown)
+    keys = ["row", *SERIES, "amount", "n_real", *MODEL]
+    models = part.groupby(keys, sort=False, dropna=False, as_index=False)[shown.column].mean()
+    values = models[shown.column] * shown.factor
+    trained = models[~is_control(models)]
+    columns = list(trained.sort_values("n_real", kind="stable")["amount"].unique())
+    columns = columns or ["controls only"]
+    heads = models[["row", *named]].drop_duplicates(ignore_index=True)
+    text = heads.reindex(columns=[*heads.columns, *columns], fill_value="")
+    means = pd.DataFrame(np.nan, index=text.index, columns=text.columns)
+    for i, head in heads.iterrows():
+        own = (models[heads.columns] == head).all(axis="columns")
+        level = is_control(models[own]).any()
+        for amount in columns:
+            here = values[own if level else own & (models["amount"] == amount)]
+            text.loc[i, amount] = _mean_sd(here, digits=shown.digits)
+            means.loc[i, amount] = np.nan if level else round(here.mean(), shown.digits)
     best = means.max() if shown.is_better_high else means.min()
     exams = sorted(part["n_exams"].dropna().unique())
     span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
-    title = f"{cohort}, {PROMPT_LABELS.get(prompt, prompt)}: {shown.heading}, {span} exams"
+    cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
+    where = f"{cohort}, {prompt_words(prompt, shown=named).label}"
     return CompactBlock(
         test_cohort=cohort,
         prompt=prompt,
-        title=title,
-        cells=text,
-        measure=shown.heading,
-        best=means.eq(best),
+        title=f"{where}: {shown.title}, {span} exams",
+        cells=text.rename(columns={"row": "condition"}),
+        heads=["condition", *named],
+        measure=shown.title,
+        best=means.eq(best).rename(columns={"row": "condition"}),
     )
 
 
@@ -211,15 +178,15 @@ def _mean_sd(values: pd.Series, *, digits: int) -> str:
 
 
 def _notes(results: pd.DataFrame) -> list[str]:
-    done = with_defaults(results[results["status"] == "done"])
-    counts = done.groupby(["test_cohort", "prompt", "condition", amounts(done)])["trial_id"]
-    counts = counts.nunique()
+    done = results[results["status"] == "done"]
+    cell = done.groupby(["test_cohort", "prompt", *SERIES, amounts(done)])
+    counts = cell["trial_id"].nunique()
     span = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
     notes = [
         f"Mean ± standard deviation over {span} trials a cell (supports and seeds); one trial has "
         "no deviation. Bold: the best of a column as printed, which is no test of a difference."
     ]
-    if done["condition"].isin(CONTROLS).any():
+    if is_control(done).any():
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:
         notes.append("Cross-tested: the folds of a model are averaged before the trials.")
@@ -235,44 +202,32 @@ def _notes(results: pd.DataFrame) -> list[str]:
 def _markdown(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
     lines = []
     for block in blocks:
-        lines += [f"### {block.title}", ""]
-        lines.append("| condition | " + " | ".join(block.cells.columns) + " |")
-        lines.append("| :-- |" + " --: |" * len(block.cells.columns))
-        for row, cells in block.cells.iterrows():
-            marked = [
-                f"**{text}**" if text and block.best.loc[row, name] else text or "–"
-                for name, text in cells.items()
-            ]
-            lines.append(f"| {row} | " + " | ".join(marked) + " |")
-        lines.append("")
-    return "\n".join([*lines, *(f"- {note}" for note in notes), ""])
+        shown = block.cells.replace("", "–")
+        bold = ("**" + shown + "**").where(block.best, shown)
+        lines += [f"### {block.title}", "", *markdown_table(bold, left=block.heads), ""]
+    return "\n".join([*lines, *bullets(notes), ""])
 
 
 def _latex(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
     parts = ["% Needs \\usepackage{booktabs}."]
     for block in blocks:
-        heads = ["condition", *block.cells.columns]
-        parts += ["\\begin{table}[htbp]", "\\centering"]
-        parts.append(f"\\caption{{{escape_latex(block.title)}}}")
-        parts.append(f"\\label{{tab:compact-{block.test_cohort}-{block.prompt}}}")
-        parts += [f"\\begin{{tabular}}{{l{'r' * len(block.cells.columns)}}}", "\\toprule"]
-        parts += [" & ".join(map(escape_latex, heads)) + " \\\\", "\\midrule"]
-        for row, cells in block.cells.iterrows():
-            marked = [
-                latex_cell(text, is_best=block.best.loc[row, name]) for name, text in cells.items()
-            ]
-            parts.append(" & ".join([escape_latex(row), *marked]) + " \\\\")
-        parts += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
-    below = [latex_text(note) for note in notes]
-    return "\n".join([*parts, *(f"\\noindent {note}\\par" for note in below), ""])
+        frame = block.cells.copy()
+        ready = [name for name in frame if name not in block.heads]
+        for name in ready:
+            marked = zip(frame[name], block.best[name], strict=True)
+            frame[name] = [latex_cell(text, is_best=is_best) for text, is_best in marked]
+        label = f"tab:compact-{block.test_cohort}-{block.prompt}"
+        parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
+    return "\n".join([*parts, *(f"\\noindent {latex_text(note)}\\par" for note in notes), ""])
 
 
-def _csv(blocks: Sequence[CompactBlock]) -> str:
+def _csv(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
+    del notes  # a table for programs
     parts = []
     for block in blocks:
-        frame = block.cells.rename_axis("condition").reset_index()
-        frame.insert(0, "measure", block.measure)
-        frame.insert(0, "prompt", block.prompt)
+        frame = block.cells.copy()
         frame.insert(0, "test_cohort", block.test_cohort)
+        frame.insert(1, "prompt", block.prompt)
+        frame.insert(2, "measure", block.measure)
         parts.append(frame)
     return pd.concat(parts, ignore_index=True).to_csv(index=False)

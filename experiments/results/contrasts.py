@@ -11,9 +11,13 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.statistics import ContrastConfig, Measure, StatisticsConfig
+from experiments.results.axes import AXES, SERIES, baseline_rows, each_series, is_control
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.statistics import CONTROLS, amounts, holm, with_defaults
+from experiments.results.rows import amounts, with_defaults
+from experiments.results.statistics import holm
 
+BASELINE = "real"
+"""Condition that every other one is compared with."""
 Verdict = Literal["raised", "lowered", "not shown", "no interval"]
 _WHERE = ["test_cohort", "prompt", "amount"]
 
@@ -47,26 +51,24 @@ class Contrast:
 
 
 def paired_contrast(
-    per_image: pd.DataFrame,
+    rows: pd.DataFrame,
+    baseline: pd.DataFrame,
     *,
-    condition: str,
-    baseline: str,
     seed: int,
     measure: Measure = "dice",
     n_boot: int = 2000,
     level: float = 0.95,
     is_primary: bool = False,
 ) -> Contrast:
-    """Compare two conditions on the same images, trials paired by fold, support and seed.
+    """Compare two series on the same images, trials paired by fold, support and seed.
 
     Box draws are averaged per image, then seeds and generator seeds within support and image.
 
     Args:
-        per_image: Rows of one cohort, one prompt and one amount.
-        condition: Condition that is compared.
-        baseline: Condition that is subtracted.
+        rows: Rows of per_image.csv of one cohort, prompt, amount and series.
+        baseline: Those that are subtracted, of the same cohort, prompt and amount.
         seed: Of the resampling.
-        measure: Column; images where it is NaN in either condition are left out.
+        measure: Column; images where it is NaN in either are left out.
         n_boot: Resamples.
         level: Nominal coverage in (0, 1).
         is_primary: Whether the recipe named this contrast.
@@ -75,9 +77,9 @@ def paired_contrast(
         NoPairError: If no image was scored under both with the same fold, support and seed.
         ValueError: If a difference is infinite.
     """
-    paired = _paired(per_image, condition=condition, baseline=baseline, measure=measure)
+    paired = _paired(rows, baseline, measure=measure)
     if paired.empty:
-        raise NoPairError(f"no image was scored under both {baseline} and {condition}")
+        raise NoPairError("no image was scored under both with the same fold, support and seed")
     trial_means = paired.groupby(["support", "seed"])["d"].mean()
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
     axes = {"exams": images["exam_id"], "supports": images["support"]}
@@ -97,16 +99,15 @@ def paired_contrast(
     )
 
 
-def _paired(
-    per_image: pd.DataFrame, *, condition: str, baseline: str, measure: str
-) -> pd.DataFrame:
+def _paired(rows: pd.DataFrame, baseline: pd.DataFrame, *, measure: str) -> pd.DataFrame:
     pair = ["fold", "support", "seed", "sample_id", "exam_id"]
-    rows = with_defaults(per_image)
     # A trial without a support or seed cannot be paired with one that has them, but with its like.
-    rows[["support", "seed"]] = rows[["support", "seed"]].fillna(-1)
     first, second = (
-        rows[rows["condition"] == name].groupby(pair, as_index=False)[measure].mean()
-        for name in (baseline, condition)
+        with_defaults(part)
+        .fillna({"support": -1, "seed": -1})
+        .groupby(pair, as_index=False)[measure]
+        .mean()
+        for part in (baseline, rows)
     )
     merged = first.merge(second, on=pair, suffixes=("_0", "_1"))
     return merged.assign(d=merged[f"{measure}_1"] - merged[f"{measure}_0"]).dropna(subset=["d"])
@@ -116,13 +117,14 @@ def contrast_family(
     per_image: pd.DataFrame,
     *,
     statistics: StatisticsConfig,
-    baseline: str = "real",
+    baseline: str = BASELINE,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compute every contrast of a report: the primary one, its other measure, and all the rest.
 
-    The rest is Dice of each condition against the baseline, per cohort, prompt and amount. Holm's
-    adjustment runs over everything but the primary contrast.
+    The rest is Dice of each series against the baseline, per cohort, prompt and amount, always
+    within one segmenter (`axes.baseline_rows`). Holm's adjustment runs over everything but the
+    primary contrast, whatever the segmenter.
 
     Args:
         per_image: Rows of per_image.csv; controls are not compared.
@@ -131,27 +133,25 @@ def contrast_family(
         seed: Of the resampling.
 
     Returns:
-        A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, condition, baseline,
-        measure, n_generator_labels, n_more_labels (labelled images that only its generator saw),
-        the fields of `Contrast`, n_trial_pairs (= n_trials), level, min_effect, n_family (contrasts
-        that are not primary) and role (primary, beside, other). Primary and beside come first where
-        they could be computed; no rows, no columns without any contrast.
+        A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
+        condition, generator, baseline, measure, pair_labels, n_generator_labels, n_more_labels
+        (labelled images that only its generator saw), the fields of `Contrast`, n_trial_pairs (=
+        n_trials), level, min_effect, n_family (contrasts that are not primary) and role (primary,
+        beside, other). Primary and beside come first where they could be computed; no rows, no
+        columns without any contrast.
     """
     frame = with_defaults(per_image)
     frame = frame.assign(amount=amounts(frame))
-    rows = _primary_rows(frame, statistics=statistics, seed=seed)
+    settings = {"statistics": statistics, "seed": seed}
+    rows = _primary_rows(frame, **settings)
     taken = {_identity(row) for row in rows}
-    for where, part in frame.groupby(_WHERE, sort=False):
-        present = list(part["condition"].unique())
-        if baseline not in present:
-            continue
-        for name in present:
-            if name == baseline or name in CONTROLS:
-                continue
-            keys = dict(zip(_WHERE, where, strict=True))
-            keys |= {"condition": name, "baseline": baseline, "measure": "dice"}
-            if _identity(keys) not in taken:
-                rows += _row(part, keys=keys, role="other", statistics=statistics, seed=seed)
+    for where, part in frame[~is_control(frame)].groupby(_WHERE, sort=False):
+        for series, own in each_series(part):
+            keys = dict(zip(_WHERE, where, strict=True)) | series
+            keys |= {"baseline": baseline, "measure": "dice"}
+            if series["condition"] != baseline and _identity(keys) not in taken:
+                base = baseline_rows(part, series, baseline=baseline)
+                rows += _row(own, base, keys=keys, role="other", **settings)
     table = pd.DataFrame(rows)
     if table.empty:
         return table
@@ -160,8 +160,98 @@ def contrast_family(
     return table.assign(n_family=int(others.sum()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Contrasts:
+    """All contrasts of a report."""
+
+    family: pd.DataFrame
+    """From `contrast_family`."""
+    segmenters: pd.DataFrame
+    """From `segmenter_contrasts`."""
+
+
+def all_contrasts(
+    per_image: pd.DataFrame, *, statistics: StatisticsConfig, seed: int = 0
+) -> Contrasts:
+    """Compute the contrasts of conditions and of segmenters; see there."""
+    return Contrasts(
+        family=contrast_family(per_image, statistics=statistics, seed=seed),
+        segmenters=segmenter_contrasts(per_image, statistics=statistics, seed=seed),
+    )
+
+
+def comparisons(family: pd.DataFrame, *, baseline: str = BASELINE) -> pd.DataFrame:
+    """Take the rows of `contrast_family` that are Dice against the baseline, by n_real.
+
+    p_holm counts the primary contrast's other measure too. Without a comparison: no rows.
+    """
+    if family.empty:
+        return family
+    own = family[(family["measure"] == "dice") & (family["baseline"] == baseline)]
+    return own.sort_values("n_real", kind="stable", ignore_index=True)
+
+
+def primary_rows(family: pd.DataFrame) -> pd.DataFrame:
+    """Take the contrast that the recipe named, and its other measure below it, if they are there.
+
+    Returns:
+        Up to two rows of `contrast_family`; none where the sweep holds no such pair of trials.
+    """
+    return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
+
+
+def segmenter_contrasts(
+    per_image: pd.DataFrame, *, statistics: StatisticsConfig, seed: int = 0
+) -> pd.DataFrame:
+    """Compare the Dice of each segmenter with the first one's, per cohort and prompt.
+
+    Both are fitted on the same real images: the baseline's, or the first condition that both have,
+    at the largest amount that both have.
+
+    Returns:
+        Rows as of `contrast_family`, with `against` for the first segmenter; not adjusted for their
+        number. No rows where no two segmenters share images.
+    """
+    frame = with_defaults(per_image)
+    frame = frame[~is_control(frame) & (frame["segmenter"] != "")].assign(amount=amounts(frame))
+    rows = []
+    for (cohort, prompt), part in frame.groupby(["test_cohort", "prompt"], sort=False):
+        names = list(part["segmenter"].unique())
+        for name in names[1:]:
+            pair = [part[part["segmenter"] == each] for each in (name, names[0])]
+            shared = _largest_shared(*pair)
+            if shared is None:
+                continue
+            amount, condition, generator = shared
+            keys = {"test_cohort": cohort, "prompt": prompt, "amount": amount, "segmenter": name}
+            keys |= {"condition": condition, "generator": generator, "measure": "dice"}
+            own, base = (
+                each[
+                    (each["amount"] == amount)
+                    & (each["condition"] == condition)
+                    & (each["generator"] == generator)
+                ]
+                for each in pair
+            )
+            keys["against"] = names[0]
+            rows += _row(own, base, keys=keys, role="other", statistics=statistics, seed=seed)
+    return pd.DataFrame(rows)
+
+
+def _largest_shared(first: pd.DataFrame, second: pd.DataFrame) -> tuple[str, str, str] | None:
+    """Amount, condition and generator that both hold: the baseline, then the largest amount."""
+    columns = ["amount", "condition", "generator"]
+    both = first.merge(second[columns].drop_duplicates(), on=columns)
+    if both.empty:
+        return None
+    is_other = both["condition"] != BASELINE
+    ranked = both.assign(is_other=is_other, down=-both["n_real"])
+    best = ranked.sort_values(["is_other", "down"], kind="stable").iloc[0]
+    return tuple(best[columns])
+
+
 def _identity(row: dict) -> tuple:
-    return tuple(row[name] for name in [*_WHERE, "condition", "baseline", "measure"])
+    return tuple(row[name] for name in [*_WHERE, *SERIES, "baseline", "measure"])
 
 
 def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig, seed: int) -> list[dict]:
@@ -175,15 +265,21 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig, seed: in
         & (frame["prompt"] == chosen.prompt)
         & _has_amount(frame, chosen)
     ]
-    if part.empty:
+    for name in AXES:
+        known = frame.loc[frame[name] != "", name]
+        wanted = getattr(chosen, name, None) or next(iter(known), "")
+        part = part[part[name].isin(["", wanted])]
+    own = part[part["condition"] == chosen.condition]
+    if own.empty:
         return []
-    keys = dict(zip(_WHERE, (cohort, chosen.prompt, part["amount"].iloc[0]), strict=True))
-    keys |= {"condition": chosen.condition, "baseline": chosen.baseline}
+    keys = dict(zip(_WHERE, (cohort, chosen.prompt, own["amount"].iloc[0]), strict=True))
+    keys |= {name: own[name].iloc[0] for name in SERIES} | {"baseline": chosen.baseline}
+    base = baseline_rows(part, keys, baseline=chosen.baseline)
     other = next(name for name in get_args(Measure) if name != chosen.measure)
     rows = []
     for measure, role in ((chosen.measure, "primary"), (other, "beside")):
-        own = keys | {"measure": measure}
-        rows += _row(part, keys=own, role=role, statistics=statistics, seed=seed)
+        named = keys | {"measure": measure}
+        rows += _row(own, base, keys=named, role=role, statistics=statistics, seed=seed)
     return rows
 
 
@@ -194,13 +290,18 @@ def _has_amount(frame: pd.DataFrame, chosen: ContrastConfig) -> pd.Series:
 
 
 def _row(
-    part: pd.DataFrame, *, keys: dict, role: str, statistics: StatisticsConfig, seed: int
+    rows: pd.DataFrame,
+    baseline: pd.DataFrame,
+    *,
+    keys: dict,
+    role: str,
+    statistics: StatisticsConfig,
+    seed: int,
 ) -> list[dict]:
     try:
         found = paired_contrast(
-            part,
-            condition=keys["condition"],
-            baseline=keys["baseline"],
+            rows,
+            baseline,
             measure=keys["measure"],
             seed=seed,
             n_boot=statistics.bootstrap_samples,
@@ -209,12 +310,12 @@ def _row(
         )
     except NoPairError:  # no common support and seed, or no pixel size: nothing can be paired
         return []
-    own = part[part["condition"] == keys["condition"]].iloc[0]
-    carried = {name: own[name] for name in ("real_fraction", "n_real", "n_generator_labels")}
+    own = rows.iloc[0]
+    carried = ("real_fraction", "n_real", "pair_labels", "n_generator_labels")
     more = own["n_total_labels"] - own["n_real"] - own["n_val_labels"]
     judged = {"level": statistics.level, "min_effect": statistics.min_effect(keys["measure"])}
     extra = {"n_more_labels": more, "n_trial_pairs": found.n_trials, "role": role}
-    return [keys | carried | vars(found) | judged | extra]
+    return [keys | {name: own[name] for name in carried} | vars(found) | judged | extra]
 
 
 def verdict(row: pd.Series) -> Verdict:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,20 @@ import pandas as pd
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
-from experiments.results.cells import MEANS, cells
-from experiments.results.statistics import amounts, read_rows
+from experiments.results.axes import AXES, SERIES, each_series, shown_axes
+from experiments.results.cells import cells
+from experiments.results.measures import MEASURES
+from experiments.results.rows import amounts, read_rows, with_defaults
 from experiments.runner.progress import clock
 from experiments.store.runs import RunStore
 
-PARTS = ("cohort", "prompt", "amount", "condition")
-_COLUMNS = ("test_cohort", "prompt", "amount_name", "condition")
+_PARTS = {
+    "cohort": "test_cohort",
+    "prompt": "prompt",
+    "amount": "amount_name",
+    **{name: name for name in SERIES},
+}
+"""Parts of a cell's name in order, and the column of each; the axes may be left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +42,10 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
 
     Args:
         config: The recipe, whose outputs are written.
-        cell: COHORT/PROMPT/AMOUNT/CONDITION as `hc18/whole_image/20/strong`; the amount is a number
-            of images or a share as `5%`, 0 for a control; `*` takes all of a part.
+        cell: COHORT/PROMPT/AMOUNT/CONDITION as `hc18/whole_image/20/strong`, or with several
+            segmenters or generators COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]; the
+            amount is a number of images or a share as `5%`, 0 for a control; `*` takes all of a
+            part.
 
     Returns:
         Text of several lines. A run names its command by a number; the commands close the text,
@@ -48,11 +57,11 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     store = RunStore(Path(config.store.root))
     results, per_image = _read(store, name=config.name)
     chosen = choose(results, cell)
-    found = cells(chosen, per_image=per_image)
+    found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []
     trace = _Trace(store=store)
     for _, row in found.iterrows():
-        where = (row["test_cohort"], row["prompt"], row["amount"], row["condition"])
+        where = (row["test_cohort"], row["prompt"], row["amount"], *_series_words(row, shown))
         lines += ["/".join(where), *_numbers(row)]
         own = chosen[
             chosen["trial_id"].isin(row["trial_ids"])
@@ -94,26 +103,40 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
         cell: See `explain_cell`.
 
     Raises:
-        InputError: For a part that no row has; the nearest one is named.
+        InputError: For a part that no row has (the nearest one is named), or where an axis that
+            was left out has several values.
     """
     words = cell.split("/")
-    if len(words) != len(PARTS):
+    if len(words) not in (4, 5, 6):
         raise InputError(
             f"--explain {cell}: expected COHORT/PROMPT/AMOUNT/CONDITION, as "
-            "hc18/whole_image/20/strong"
+            "hc18/whole_image/20/strong, or COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]"
         )
-    chosen = results.assign(amount_name=amounts(results))
-    for part, column, word in zip(PARTS, _COLUMNS, words, strict=True):
+    named = dict(zip([p for p in _PARTS if len(words) > 4 or p not in AXES], words, strict=False))
+    chosen = with_defaults(results)
+    chosen = chosen.assign(amount_name=amounts(chosen))
+    for part, word in named.items():
         if word == "*":
             continue
         if part == "amount":
             is_here = _has_amount(chosen, word)
         else:
-            is_here = chosen[column].fillna("").str.lower() == word.lower()
+            is_here = chosen[_PARTS[part]].fillna("").str.lower() == word.lower()
         if not is_here.any():
-            raise InputError(_unknown(cell, part, word=word, known=_known(chosen, part, column)))
+            raise InputError(_unknown(cell, part, word=word, known=_known(chosen, part)))
         chosen = chosen[is_here]
+    open_axes = [name for name in shown_axes(chosen) if name not in named]
+    if open_axes:
+        series = {"/".join(_series_words(keys, AXES)): None for keys, _ in each_series(chosen)}
+        raise InputError(
+            f"--explain {cell}: several have this name, by {' and '.join(open_axes)}; end it with "
+            f"one of {', '.join(series)}"
+        )
     return chosen.drop(columns="amount_name")
+
+
+def _series_words(keys: Mapping, shown: Sequence[str]) -> list[str]:
+    return [keys[name] for name in SERIES if keys[name] and (name not in AXES or name in shown)]
 
 
 def _has_amount(rows: pd.DataFrame, word: str) -> pd.Series:
@@ -122,9 +145,9 @@ def _has_amount(rows: pd.DataFrame, word: str) -> pd.Series:
     return (names == plain) | (rows["n_real"].map(lambda n: f"{n:.0f}") == plain)
 
 
-def _known(rows: pd.DataFrame, part: str, column: str) -> list[str]:
+def _known(rows: pd.DataFrame, part: str) -> list[str]:
     if part != "amount":
-        return list(rows[column].dropna().unique())
+        return [name for name in rows[_PARTS[part]].dropna().unique() if name]
     names = {f"{n:.0f}" for n in rows["n_real"]}
     shares = rows.loc[rows["real_fraction"].notna(), "amount_name"].str.replace(" ", "")
     return [*sorted(names, key=int), *shares.unique()]
@@ -138,8 +161,8 @@ def _unknown(cell: str, part: str, *, word: str, known: Sequence[str]) -> str:
 
 def _numbers(row: pd.Series) -> list[str]:
     shown = [
-        f"{name} {row[name] * factor:.2f}" + (" %" if factor == 100 else "")
-        for name, factor in MEANS.items()
+        f"{name} {row[name] * m.factor:.2f}" + (" %" if m.factor == 100 else "")
+        for name, m in MEASURES.items()
         if pd.notna(row[name])
     ]
     interval = ""

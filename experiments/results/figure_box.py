@@ -1,21 +1,27 @@
 """The box figure: how much of a score does the prompt's box give away?
 
-One fitted model, the ellipse inscribed in the box (no pixel read) and the constant mean mask are
-scored under boxes whose sides are pushed outward ever further. What needs no reference, the whole
-image as a prompt and the model's own predicted box, stands beside them as levels.
+One fitted SAM, the ellipse inscribed in the box (no pixel read) and the constant mean mask are
+scored under increasing box jitter. What needs no reference, the whole image as a prompt and the
+model's own predicted box, stands beside them as levels.
 """
 
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from datamodules.storage import write_atomic
-from experiments.results.figure_style import RC_PARAMS, condition_style, save_figure, shared_legend
+from experiments.results.figure_style import (
+    RC_PARAMS,
+    condition_style,
+    draw_curve,
+    save_figure,
+    shared_legend,
+)
+from experiments.results.markdown import bullets, markdown_table
 from experiments.results.statistics import cluster_bootstrap_ci
 
 MEASURES = {"dice": ("Dice, %", 100.0), "hc_abs_err_mm": ("HC error (ADF), mm", 1.0)}
@@ -122,19 +128,9 @@ def _draw_panel(axis: Axes, points: pd.DataFrame, *, jitters: list[float]) -> No
             )
             continue
         own = own.dropna(subset=["jitter_px"]).sort_values("jitter_px")
-        bars = np.array([own["value"] - own["low"], own["high"] - own["value"]])
-        axis.errorbar(
-            own["jitter_px"].map(places),
-            own["value"],
-            np.nan_to_num(bars).clip(min=0),
-            label=label,
-            color=color,
-            marker=marker,
-            markersize=4,
-            linewidth=1.3,
-            elinewidth=0.8,
-            capsize=2,
-        )
+        named = own.rename(columns={"value": "dice"})
+        style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.3}
+        draw_curve(axis, own["jitter_px"].map(places), named, label=label, style=style)
     axis.set_xticks(list(places.values()), [f"{jitter:.0f}" for jitter in jitters])
 
 
@@ -157,21 +153,21 @@ def table_box(rows: pd.DataFrame) -> str:
     groups = [number for number in _GROUPS if (points["trimester"] == number).any()]
     heads = [(m, g) for m in measures for g in groups]
     names = [f"{'Dice %' if m == 'dice' else 'ADF mm'}, {_GROUPS[g]}" for m, g in heads]
-    lines = ["| what | jitter px | " + " | ".join(names) + " |"]
-    lines.append("| :-- | --: |" + " --: |" * len(heads))
+    rows = []
     for (what, prompt), (label, *_) in _LINES.items():
         own = points[(points["what"] == what) & (points["prompt"] == prompt)]
         for jitter, part in own.groupby("jitter_px", dropna=False):
             cells = [_cell(part, measure=m, group=g) for m, g in heads]
-            where = "–" if pd.isna(jitter) else f"{jitter:.0f}"
-            lines.append(f"| {label} | {where} | " + " | ".join(cells) + " |")
+            rows.append([label, "–" if pd.isna(jitter) else f"{jitter:.0f}", *cells])
+    text = pd.DataFrame(rows, columns=["what", "jitter px", *names])
+    lines = markdown_table(text, left=["what"])
     notes = [
         "Mean over images, draws averaged per image first; [95 % interval] over exams, for this "
         "one fitted model.",
         "jitter px: each side of the reference's box is pushed outward by a whole number from 0 to "
         "this, in pixels of a 256x256 squashed frame. The ellipse is pulled in by the mean push.",
     ]
-    return "\n".join([*lines, "", *(f"- {note}" for note in [*_verdicts(points), *notes]), ""])
+    return "\n".join([*lines, "", *bullets([*_verdicts(points), *notes]), ""])
 
 
 def _cell(points: pd.DataFrame, *, measure: str, group: int) -> str:

@@ -5,6 +5,7 @@ a curve that stood above the other may only stand further to the right.
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -13,25 +14,34 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
+from experiments.config.conditions import condition_label, in_order
+from experiments.results.axes import (
+    each_series,
+    is_control,
+    orders,
+    prompt_order,
+    prompt_words,
+    series_label,
+    shown_axes,
+)
 from experiments.results.figure_style import (
     RC_PARAMS,
     condition_style,
     count_axis,
+    draw_curve,
     draw_levels,
-    ordered,
     save_figure,
+    series_style,
     shared_legend,
 )
-from experiments.results.figures import curve_points
-from experiments.results.findings import prompt_order
-from experiments.results.paper import paper_reference
-from experiments.results.statistics import CONTROLS
-from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS
+from experiments.results.figures import curve_points, named_levels
+from experiments.results.markdown import bullets, markdown_table
+from experiments.results.paper import PAPER_CONDITIONS, paper_reference
 
 PAPER_GENERATOR_LABELS = 60
 """Labelled images that the paper's generator saw: 20 of each trimester."""
 PAPER_PANELS = ("HC18->ES", "HC18->AF")
-_PAPER_CONDITIONS = ("real", "synthetic")
+_BASELINE, _SYNTHESIS = PAPER_CONDITIONS["baseline"], PAPER_CONDITIONS["synthesis"]
 _DASHES = dict(zip(PAPER_PANELS, ("-", "--"), strict=True))
 _TITLE_CHARACTERS = 64
 """Of a line above a panel."""
@@ -56,8 +66,8 @@ def paper_ledger() -> pd.DataFrame:
     Source: arXiv 2506.23664: the generator is fitted on 60 pairs; numbers as in `paper_reference`.
     """
     rows = paper_reference()
-    rows = rows[rows["panel"].isin(PAPER_PANELS) & rows["condition"].isin(_PAPER_CONDITIONS)]
-    generator = (rows["condition"] == "synthetic") * PAPER_GENERATOR_LABELS
+    rows = rows[rows["panel"].isin(PAPER_PANELS) & rows["condition"].isin([_BASELINE, _SYNTHESIS])]
+    generator = (rows["condition"] == _SYNTHESIS) * PAPER_GENERATOR_LABELS
     return rows.assign(
         n_generator_labels=generator,
         n_total_labels=rows["n_real"] + generator,
@@ -85,7 +95,7 @@ def our_ledger(
     done = results[results["status"] == "done"]
     cohort = done["test_cohort"].dropna().iloc[0]
     own = points[points["test_cohort"] == cohort]
-    prompt = prompt_order(own["prompt"].tolist())[0]
+    prompt = prompt_order(own["prompt"])[0]
     return own[own["prompt"] == prompt].reset_index(drop=True)
 
 
@@ -121,59 +131,46 @@ def _draw_ours(axis: Axes, points: pd.DataFrame) -> pd.Series:
     if points.empty:
         axis.set_title("ours: no trial has finished", fontsize=10, loc="left")
         return pd.Series(dtype=float)
-    first = points.iloc[0]
-    label = PROMPT_LABELS.get(first["prompt"], first["prompt"])
-    title = f"ours: {first['test_cohort']}, {label}"
-    is_level = points["condition"].isin(CONTROLS)
-    unknown = ordered(points.loc[~is_level & points["x"].isna(), "condition"])
+    shown, order = shown_axes(points), orders(points)
+    title = f"ours: {_where(points, shown=shown)}"
+    is_level = is_control(points)
+    unknown = in_order(points.loc[~is_level & points["x"].isna(), "condition"])
     if unknown:
-        names = "; ".join(CONDITION_LABELS.get(name, name) for name in unknown)
+        names = "; ".join(condition_label(name) for name in unknown)
         note = f"not drawn, total labels unknown: {names}"
         title = "\n".join([title, *textwrap.wrap(note, _TITLE_CHARACTERS)])
     axis.set_title(title, fontsize=10, loc="left")
     lines = points[~is_level].dropna(subset=["x"])
-    places = _beside(lines)
-    for condition in ordered(lines["condition"]):
-        own = lines[lines["condition"] == condition]
-        style = condition_style(condition)
-        bars = [(own["dice"] - own["low"]).fillna(0), (own["high"] - own["dice"]).fillna(0)]
-        axis.errorbar(
-            places[own.index],
-            own["dice"],
-            bars,
-            label=CONDITION_LABELS.get(condition, condition),
-            markersize=4.5,
-            linewidth=1.4,
-            elinewidth=0.7,
-            capsize=2,
-            **style,
-        )
-    named = points[is_level].set_index("condition")["dice"]
-    levels = named.rename(index=lambda name: CONDITION_LABELS.get(name, name))
+    series = list(each_series(lines))
+    # Points of equal totals stand 4 % apart each, in the order of the tables.
+    rank = pd.Series({i: k for k, (_, own) in enumerate(series) for i in own.index}, dtype=float)
+    same = rank.groupby(lines["x"])
+    place = same.rank(method="first") - (same.transform("size") + 1) / 2
+    for keys, own in series:
+        places = (lines["x"] * 1.04**place)[own.index]
+        style = series_style(keys, order=order) | {"elinewidth": 0.7}
+        draw_curve(axis, places, own, label=series_label(keys, shown=shown), style=style)
+    levels = named_levels(points[is_level], shown=shown)
     draw_levels(axis, levels)
     if len(lines):
         count_axis(axis, lines["x"])
     return levels
 
 
-def _beside(lines: pd.DataFrame) -> pd.Series:
-    """Move points of equal totals apart by 4 % each, in the order of the tables."""
-    order = ordered(lines["condition"])
-    rank = lines["condition"].map(order.index)
-    same = rank.groupby(lines["x"])
-    place = same.rank(method="first") - (same.transform("size") + 1) / 2
-    return lines["x"] * 1.04**place
+def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
+    first = points.iloc[0]
+    return f"{first['test_cohort']}, {prompt_words(first['prompt'], shown=shown).label}"
 
 
 def _draw_paper(axis: Axes) -> None:
     rows = paper_ledger()
     for panel in PAPER_PANELS:
-        for condition in _PAPER_CONDITIONS:
+        for condition in (_BASELINE, _SYNTHESIS):
             own = rows[(rows["panel"] == panel) & (rows["condition"] == condition)]
             axis.plot(
                 own["n_total_labels"],
                 own["dice"],
-                label=f"{CONDITION_LABELS[condition]}, paper {panel.replace('->', ' → ')}",
+                label=f"{condition_label(condition)}, paper {panel.replace('->', ' → ')}",
                 linestyle=_DASHES[panel],
                 linewidth=1.2,
                 markersize=5,
@@ -191,21 +188,22 @@ def _draw_paper(axis: Axes) -> None:
 def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -> str:
     """Write the numbers behind the figure as Markdown, in the order of their total labels."""
     ours = our_ledger(results, per_image=per_image)
+    shown = [] if ours.empty else shown_axes(ours)
     rows = []
     for _, row in ours.iterrows():
         interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if pd.notna(row["low"]) else ""
-        where = f"{row['test_cohort']}, {PROMPT_LABELS.get(row['prompt'], row['prompt'])}"
-        rows.append(("ours, " + where, row["condition"], row["x"], f"{row['dice']:.1f}{interval}"))
+        label = series_label(row, shown=shown)
+        source = f"ours, {_where(ours, shown=shown)}"
+        rows.append((source, label, row["x"], f"{row['dice']:.1f}{interval}"))
     for _, row in paper_ledger().sort_values("n_total_labels", kind="stable").iterrows():
-        where = f"paper, {row['panel'].replace('->', ' to ')}"
-        rows.append((where, row["condition"], row["n_total_labels"], f"{row['dice']:.1f}"))
-    lines = ["| source | condition | total labels | Dice % |", "| :-- | :-- | --: | --: |"]
-    for source, condition, total, dice in rows:
-        label = CONDITION_LABELS.get(condition, condition)
-        counted = "unknown" if pd.isna(total) else f"{total:.0f}"
-        lines.append(f"| {source} | {label} | {counted} | {dice} |")
-    notes = [*_verdicts(), *NOTES]
-    return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
+        label = condition_label(row["condition"])
+        source = f"paper, {row['panel'].replace('->', ' to ')}"
+        rows.append((source, label, row["n_total_labels"], f"{row['dice']:.1f}"))
+    text = pd.DataFrame(rows, columns=["source", "condition", "total labels", "Dice %"])
+    total = text["total labels"].map(lambda n: "unknown" if pd.isna(n) else f"{n:.0f}")
+    text = text.assign(**{"total labels": total})
+    lines = markdown_table(text, left=["source", "condition"])
+    return "\n".join([*lines, "", *bullets([*_verdicts(), *NOTES]), ""])
 
 
 def _verdicts() -> list[str]:
@@ -213,8 +211,8 @@ def _verdicts() -> list[str]:
     said, rows = [], paper_ledger()
     for panel in PAPER_PANELS:
         own = rows[rows["panel"] == panel]
-        base = own[own["condition"] == "real"].set_index("n_total_labels")["dice"]
-        least = own[own["condition"] == "synthetic"].sort_values("n_total_labels").iloc[0]
+        base = own[own["condition"] == _BASELINE].set_index("n_total_labels")["dice"]
+        least = own[own["condition"] == _SYNTHESIS].sort_values("n_total_labels").iloc[0]
         total = least["n_total_labels"]
         below, above = base.index[base.index <= total].max(), base.index[base.index > total].min()
         said.append(

@@ -1,6 +1,6 @@
 """What all figures share: colours, legend, levels with their labels, files of stable bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.results.tables import CONDITION_LABELS
+from experiments.config.conditions import ROWS
+from experiments.results.axes import AXES
 
 RC_PARAMS = {
     "font.size": 9,
@@ -26,40 +27,55 @@ RC_PARAMS = {
 LEVEL_COLOR = "#444444"
 _LEVEL_GAP_PT = 11.0
 """Between the labels of two levels: a line of text of 8 points."""
-# The baseline is black and the synthetic lines get the strongest colours. What comes in pairs that
-# colour-blind readers may take for one another has another marker.
-_STYLES = {
-    "real": ("#222222", "o"),
-    "real_repeated": ("#949494", "v"),
-    "weak": ("#029e73", "^"),
-    "strong": ("#cc78bc", "D"),
-    "warp": ("#ca9161", "<"),
-    "phantom": ("#56b4e9", ">"),
-    "synthetic": ("#0173b2", "s"),
-    "synthetic_same_budget": ("#de8f05", "P"),
-    "synthetic_same_budget_strong": ("#d55e00", "X"),
-    "real_resized": ("#8c3b6a", "d"),
-    "synthetic_no_gate": ("#5b3fa0", "p"),
-    "synthetic_random_subset": ("#7f9a1f", "h"),
-    "unet": ("#7a4a12", "*"),
-    "box_only": ("#444444", "_"),
-    "mean_mask": ("#6b6b6b", "|"),
-    "zero_shot": ("#a0522d", "x"),
-}
 _UNKNOWN = ("#b8a400", "8")
+_LINES = ("-", "--", "-.", ":")
+"""Of the first segmenter of a figure, the second..."""
+_FILLS = ("full", "none", "left", "right", "bottom", "top")
+"""Of the markers of the first generator of a figure, the second..."""
 
 
 def condition_style(condition: str) -> dict[str, str]:
     """Colour and marker of a condition, the same in every figure; one for all unknown ones."""
-    color, marker = _STYLES.get(condition, _UNKNOWN)
+    row = ROWS.get(condition)
+    color, marker = _UNKNOWN if row is None else (row.color, row.marker)
     return {"color": color, "marker": marker}
 
 
-def ordered(conditions: Sequence[str]) -> list[str]:
-    """Name each condition once, in the order of the tables."""
-    present = list(dict.fromkeys(conditions))
-    known = [name for name in CONDITION_LABELS if name in present]
-    return known + [name for name in present if name not in known]
+def series_style(keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Style of a series: colour and marker by condition, line by segmenter, fill by generator.
+
+    Args:
+        keys: The series' values of `SERIES`.
+        order: From `orders` of what the figure shows.
+    """
+    # The first name is "", of rows that depend on none.
+    place = {name: max(order[name].index(keys[name]) - 1, 0) for name in AXES}
+    return condition_style(keys["condition"]) | {
+        "linestyle": _LINES[place["segmenter"] % len(_LINES)],
+        "fillstyle": _FILLS[place["generator"] % len(_FILLS)],
+    }
+
+
+def draw_curve(
+    axis: Axes, places: pd.Series, points: pd.DataFrame, *, label: str, style: Mapping[str, str]
+) -> None:
+    """Draw a curve with its intervals as bars; one that is not known is absent.
+
+    Args:
+        axis: Where.
+        places: (N,) places on the axis.
+        points: (N) rows of dice, low, high.
+        label: In the legend.
+        style: Of matplotlib.
+    """
+    bars = np.array([points["dice"] - points["low"], points["high"] - points["dice"]])
+    axis.errorbar(
+        places,
+        points["dice"],
+        np.nan_to_num(bars).clip(min=0),
+        label=label,
+        **{"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2} | dict(style),
+    )
 
 
 INCHES_PER_NAME = 2.3

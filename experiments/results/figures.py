@@ -4,7 +4,7 @@ Every function returns a matplotlib Figure without touching pyplot's state; `sav
 same bytes for the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import matplotlib
@@ -14,31 +14,32 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from experiments.results.axes import (
+    SERIES,
+    each_series,
+    is_control,
+    orders,
+    prompt_order,
+    prompt_words,
+    series_label,
+    shown_axes,
+)
+from experiments.results.cells import cells
 from experiments.results.figure_style import (
     RC_PARAMS,
-    condition_style,
+    draw_curve,
     draw_levels,
-    ordered,
-    png_bytes,
-    save_figure,
+    series_style,
     shared_legend,
 )
-from experiments.results.findings import prompt_order
-from experiments.results.statistics import CONTROLS, average_draws, cluster_bootstrap_ci
-from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS, cells
-
-__all__ = [
-    "condition_style",
-    "curve_points",
-    "figure_amounts",
-    "figure_trimesters",
-    "png_bytes",
-    "save_figure",
-]
+from experiments.results.rows import with_defaults
+from experiments.results.statistics import average_draws, cluster_bootstrap_ci
 
 Amount = Literal["n_real", "n_total_labels"]
+_MOST_STYLES = 2
+"""With more segmenters, each has a row of panels; two are told apart by their lines."""
 _MOST_BANDS = 4
-"""With more conditions in a panel, bands hide each other: error bars side by side instead."""
+"""With more curves in a panel, bands hide each other: error bars side by side instead."""
 _LOG_FROM = 8
 """Ratio of the largest to the smallest amount from which the axis is logarithmic."""
 _DICE_LABEL = "Dice, % (mean over images)"
@@ -55,27 +56,21 @@ def curve_points(
     """Compute what `figure_amounts` draws.
 
     Returns:
-        A row per cell, x ascending: test_cohort, prompt, condition, real_fraction, x (images),
-        dice, low, high (per cent; the interval of the table), trial_dice (per cent, each trial).
+        A row per cell, x ascending: test_cohort, prompt, segmenter, condition, generator,
+        real_fraction, x (images), dice, low, high (per cent; the interval of the table), trial_dice
+        (per cent, each trial).
     """
     summary = cells(results, per_image=per_image, seed=seed)
     if summary.empty:
-        return pd.DataFrame(columns=["test_cohort", "prompt", "condition", "x", "dice"])
-    amount = (summary["n_real_min"] + summary["n_real_max"]) / 2
-    if x == "n_total_labels":
-        amount = (summary["n_total_min"] + summary["n_total_max"]) / 2
-    return pd.DataFrame(
-        {
-            "test_cohort": summary["test_cohort"],
-            "prompt": summary["prompt"],
-            "condition": summary["condition"],
-            "real_fraction": summary["real_fraction"],
-            "x": amount,
-            "dice": 100 * summary["dice_mean"],
-            "low": 100 * summary["dice_low"],
-            "high": 100 * summary["dice_high"],
-            "trial_dice": [tuple(100 * d for d in each) for each in summary["trial_dice"]],
-        }
+        return pd.DataFrame(columns=["test_cohort", "prompt", *SERIES, "x", "dice"])
+    stem = "n_total" if x == "n_total_labels" else "n_real"
+    kept = summary[["test_cohort", "prompt", *SERIES, "real_fraction"]]
+    return kept.assign(
+        x=(summary[f"{stem}_min"] + summary[f"{stem}_max"]) / 2,
+        dice=100 * summary["dice_mean"],
+        low=100 * summary["dice_low"],
+        high=100 * summary["dice_high"],
+        trial_dice=[tuple(100 * d for d in each) for each in summary["trial_dice"]],
     ).sort_values("x", kind="stable", ignore_index=True)
 
 
@@ -90,35 +85,44 @@ def figure_amounts(
 
     One line per condition with its 95 % interval (a band, or bars where bands would hide each
     other), and a dot per trial where a cell has several; the controls, which no real image is
-    drawn for, are dashed levels. The axis is logarithmic where amounts span a factor of 8; a single
-    amount shows its conditions side by side. A prompt under which controls alone were scored has no
-    panel, unless that is all there is; a panel without a curve says so in its title.
+    drawn for, are dashed levels. Two segmenters have lines of two kinds, more have a row of panels
+    each; generators differ by the fill of their marks. The axis is logarithmic where amounts span
+    a factor of 8; a single amount shows its conditions side by side. A prompt under which controls
+    alone were scored has no panel, unless that is all there is; a panel without a curve says so in
+    its title.
 
     Args:
         results: Rows of results.csv; rows that are not done are left out.
-        per_image: See `experiments.results.tables.cells`.
+        per_image: See `cells`.
         x: Real images of the row, or every labelled image that it used.
         seed: Of the resampling.
     """
     points = curve_points(results, per_image=per_image, x=x, seed=seed)
     present = set(points["test_cohort"])
     cohorts = [c for c in dict.fromkeys(results["test_cohort"]) if c in present] or [""]
-    trained = points[~points["condition"].isin(CONTROLS)]
-    prompts = prompt_order((points if trained.empty else trained)["prompt"].tolist()) or [""]
+    trained = points[~is_control(points)]
+    prompts = prompt_order((points if trained.empty else trained)["prompt"]) or [""]
+    order, shown = orders(points), shown_axes(points)
+    segmenters: list[str] = []
+    if len(list(filter(None, order["segmenter"]))) > _MOST_STYLES:
+        segmenters = [name for name in order["segmenter"] if name]
+        shown.remove("segmenter")
+    places = [(cohort, name) for cohort in cohorts for name in segmenters or [""]]
     with matplotlib.rc_context(RC_PARAMS):
-        has_levels = points["condition"].isin(CONTROLS).any()
-        width = 5.2 if has_levels else 4.1
-        figure = Figure(figsize=(1.2 + width * len(prompts), 0.9 + 3.1 * len(cohorts)))
-        axes = figure.subplots(len(cohorts), len(prompts), squeeze=False)
+        width = 5.2 if is_control(points).any() else 4.1
+        figure = Figure(figsize=(1.2 + width * len(prompts), 0.9 + 3.1 * len(places)))
+        axes = figure.subplots(len(places), len(prompts), squeeze=False)
         drawn = []
-        for i, cohort in enumerate(cohorts):
+        for i, (cohort, segmenter) in enumerate(places):
             for j, prompt in enumerate(prompts):
                 axis = axes[i, j]
-                here = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
-                drawn.append((axis, _draw_curves(axis, points[here])))
-                title = PROMPT_LABELS.get(prompt, prompt) + _why_no_curve(points[here])
-                if len(cohorts) > 1:
-                    title = f"{cohort}, {title}"
+                here = points[(points["test_cohort"] == cohort) & (points["prompt"] == prompt)]
+                if segmenter:
+                    here = here[here["segmenter"].isin(["", segmenter])]
+                drawn.append((axis, _draw_curves(axis, here, order=order, shown=shown)))
+                words = prompt_words(prompt, shown=["segmenter"] if segmenters else shown)
+                named = [cohort] * (len(cohorts) > 1) + [segmenter] * bool(segmenter)
+                title = ", ".join([*named, words.label + _why_no_curve(here)])
                 if points.empty:
                     title = "no trial has finished"
                 axis.set_title(title, fontsize=10, loc="left")
@@ -131,35 +135,53 @@ def figure_amounts(
 def _why_no_curve(points: pd.DataFrame) -> str:
     if points.empty:
         return ", not scored"
-    return ", controls only" if points["condition"].isin(CONTROLS).all() else ""
+    return ", controls only" if is_control(points).all() else ""
 
 
-def _draw_curves(axis: Axes, points: pd.DataFrame) -> pd.Series:
+def _draw_curves(
+    axis: Axes, points: pd.DataFrame, *, order: Mapping, shown: Sequence[str]
+) -> pd.Series:
     """Draw a panel; the levels in it by label."""
-    is_level = points["condition"].isin(CONTROLS) | (points["x"] == 0)
+    is_level = is_control(points) | (points["x"] == 0)
     lines = points[~is_level]
-    conditions = ordered(lines["condition"])
-    side_by_side = lines["x"].nunique() == 1 and len(conditions) > 1
+    series = list(each_series(lines))
+    side_by_side = lines["x"].nunique() == 1 and len(series) > 1
     ends = (lines["x"].min(), lines["x"].max())
-    for k, condition in enumerate(conditions):
-        own = lines[lines["condition"] == condition]
+    for k, (keys, own) in enumerate(series):
         if side_by_side:
             own = own.assign(x=float(k))
-        elif len(conditions) > _MOST_BANDS:
-            own = own.assign(x=_aside(own["x"], k - (len(conditions) - 1) / 2, ends=ends))
-        _draw_curve(axis, own, condition=condition, n_conditions=len(conditions))
-    named = points[is_level].set_index("condition")["dice"]
-    levels = named.rename(index=lambda name: CONDITION_LABELS.get(name, name))
+        elif len(series) > _MOST_BANDS:
+            own = own.assign(x=_aside(own["x"], k - (len(series) - 1) / 2, ends=ends))
+        label, style = series_label(keys, shown=shown), series_style(keys, order=order)
+        _draw_curve(axis, own, label=label, style=style, n_curves=len(series))
+    levels = named_levels(points[is_level], shown=shown)
     draw_levels(axis, levels)
     if side_by_side:
-        middle = (len(conditions) - 1) / 2
-        axis.set_xlim(-1, len(conditions))
-        axis.set_xticks([middle], [_tick_names(lines)[lines["x"].iloc[0]]])
+        tick = _tick_names(lines)[lines["x"].iloc[0]]
+        axis.set_xlim(-1, len(series))
+        axis.set_xticks(*_groups_of_segmenters([keys for keys, _ in series], tick, shown=shown))
     elif len(lines):
         _amount_axis(axis, lines)
     else:
         axis.set_xticks([])
     return levels
+
+
+def _groups_of_segmenters(
+    series: Sequence[Mapping], tick: str, *, shown: Sequence[str]
+) -> tuple[list[float], list[str]]:
+    """Places and names of the ticks below series side by side: one of all, or one a segmenter."""
+    groups: dict[str, list[int]] = {}
+    for k, keys in enumerate(series):
+        groups.setdefault(keys["segmenter"] if "segmenter" in shown else "", []).append(k)
+    places = [sum(members) / len(members) for members in groups.values()]
+    return places, [f"{tick}\n{name}" if name else tick for name in groups]
+
+
+def named_levels(points: pd.DataFrame, *, shown: Sequence[str]) -> pd.Series:
+    """Dice of rows without an amount by their label."""
+    labels = [series_label(row, shown=shown) for _, row in points.iterrows()]
+    return pd.Series(points["dice"].to_numpy(dtype=float), index=labels)
 
 
 def _aside(x: pd.Series, place: float, *, ends: tuple[float, float]) -> pd.Series:
@@ -170,25 +192,21 @@ def _aside(x: pd.Series, place: float, *, ends: tuple[float, float]) -> pd.Serie
     return x + 0.01 * place * (high - low)
 
 
-def _draw_curve(axis: Axes, own: pd.DataFrame, *, condition: str, n_conditions: int) -> None:
-    style = condition_style(condition)
-    label = CONDITION_LABELS.get(condition, condition)
+def _draw_curve(
+    axis: Axes, own: pd.DataFrame, *, label: str, style: Mapping[str, str], n_curves: int
+) -> None:
+    color = style["color"]
     axis.plot(own["x"], own["dice"], label=label, markersize=4.5, linewidth=1.6, **style)
     for place, each in zip(own["x"], own["trial_dice"], strict=True):
         if len(each) > 1:
-            axis.scatter([place] * len(each), each, s=7, color=style["color"], alpha=0.5)
-    if len(own) > 1 and n_conditions <= _MOST_BANDS:
-        axis.fill_between(
-            own["x"],
-            own["low"],
-            own["high"],
-            color=style["color"],
-            alpha=0.14 if n_conditions < 3 else 0.08,
-            linewidth=0,
-        )
+            axis.scatter([place] * len(each), each, s=7, color=color, alpha=0.5)
+    if len(own) > 1 and n_curves <= _MOST_BANDS:
+        alpha = 0.14 if n_curves < 3 else 0.08
+        axis.fill_between(own["x"], own["low"], own["high"], color=color, alpha=alpha, linewidth=0)
     else:
         error = np.array([own["dice"] - own["low"], own["high"] - own["dice"]])
-        axis.errorbar(own["x"], own["dice"], error, color=style["color"], capsize=2, linewidth=0.8)
+        dashes = {"linestyle": style["linestyle"]} if len(own) > 1 else {}
+        axis.errorbar(own["x"], own["dice"], error, color=color, capsize=2, linewidth=0.8, **dashes)
 
 
 def _amount_axis(axis: Axes, lines: pd.DataFrame) -> None:
@@ -208,7 +226,7 @@ def _amount_axis(axis: Axes, lines: pd.DataFrame) -> None:
 
 
 def _tick_names(lines: pd.DataFrame) -> dict[float, str]:
-    base = lines[lines["condition"] == ordered(lines["condition"])[0]]
+    _, base = next(each_series(lines))
     names = {x: f"{x:.0f}" for x in sorted(set(base["x"]))}
     for x, share in zip(base["x"], base["real_fraction"], strict=True):
         if pd.notna(share):
@@ -233,7 +251,8 @@ def figure_trimesters(
 ) -> Figure:
     """Draw mean Dice per trimester and condition at the smallest and the largest amount.
 
-    Bars would hide that Dice does not start at zero: points with 95 % intervals over exams.
+    Bars would hide that Dice does not start at zero: points with 95 % intervals over exams. Several
+    segmenters have a row of panels each.
 
     Args:
         per_image: Rows of per_image.csv; rows without a trimester are left out.
@@ -241,42 +260,48 @@ def figure_trimesters(
         test_cohort: Cohort that is shown.
         seed: Of the resampling.
     """
-    here = (per_image["prompt"] == prompt) & (per_image["test_cohort"] == test_cohort)
-    rows = per_image[here & per_image["trimester"].notna() & (per_image["n_real"] > 0)]
+    rows = with_defaults(per_image)
+    shown, order = shown_axes(rows), orders(rows)
+    segmenters = [name for name in order["segmenter"] if name] if "segmenter" in shown else [""]
+    here = (rows["prompt"] == prompt) & (rows["test_cohort"] == test_cohort)
+    rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
     ends = sorted({rows["n_real"].min(), rows["n_real"].max()}) if len(rows) else []
+    n_columns = max(len(ends), 1)
     with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(1.2 + (4.1 if len(ends) > 1 else 5.2) * max(len(ends), 1), 3.4))
-        axes = figure.subplots(1, max(len(ends), 1), squeeze=False, sharey=True)[0]
-        for axis, n_real in zip(axes, ends, strict=False):
-            _draw_trimesters(axis, average_draws(rows[rows["n_real"] == n_real]), seed=seed)
-            axis.set_title(
-                f"{n_real:.0f} real images, {PROMPT_LABELS.get(prompt, prompt)}", loc="left"
-            )
-        axes[0].set_ylabel(_DICE_LABEL)
-        shared_legend(figure, axes)
+        width = 1.2 + (4.1 if n_columns > 1 else 5.2) * n_columns
+        figure = Figure(figsize=(width, 3.4 * len(segmenters)))
+        axes = figure.subplots(len(segmenters), n_columns, squeeze=False, sharey=True)
+        words = prompt_words(prompt, shown=shown).label
+        named = [name for name in shown if name != "segmenter"]
+        for i, segmenter in enumerate(segmenters):
+            own = rows[rows["segmenter"] == segmenter] if segmenter else rows
+            for axis, n_real in zip(axes[i], ends, strict=False):
+                images = average_draws(own[own["n_real"] == n_real])
+                _draw_trimesters(axis, images, order=order, shown=named, seed=seed)
+                title = ", ".join(filter(None, [segmenter, f"{n_real:.0f} real images", words]))
+                axis.set_title(title, loc="left")
+            axes[i, 0].set_ylabel(_DICE_LABEL)
+        shared_legend(figure, axes.ravel())
         return figure
 
 
-def _draw_trimesters(axis: Axes, images: pd.DataFrame, *, seed: int) -> None:
-    conditions = ordered(images["condition"])
+def _draw_trimesters(
+    axis: Axes, images: pd.DataFrame, *, order: Mapping, shown: Sequence[str], seed: int
+) -> None:
+    series = list(each_series(images))
     # However many there are, those of one trimester stay together.
-    step = min(0.12, 0.8 / len(conditions))
-    for k, condition in enumerate(conditions):
-        own = images[images["condition"] == condition]
+    step = min(0.12, 0.8 / max(len(series), 1))
+    for k, (keys, own) in enumerate(series):
         means = own.groupby(["sample_id", "exam_id", "trimester"], as_index=False)["dice"].mean()
-        label = CONDITION_LABELS.get(condition, condition)
-        places, values, errors = [], [], []
+        points = []
         for trimester, part in means.groupby("trimester"):
             low, high = cluster_bootstrap_ci(part["dice"], part["exam_id"], seed=seed)
-            mean = part["dice"].mean()
-            places.append(trimester + step * (k - (len(conditions) - 1) / 2))
-            values.append(100 * mean)
-            errors.append((100 * (mean - low), 100 * (high - mean)))
-        style = condition_style(condition)
-        bars = np.nan_to_num(np.array(errors).T)
-        axis.errorbar(
-            places, values, bars, linestyle="", label=label, markersize=5, capsize=2.5, **style
-        )
+            points.append([trimester, 100 * part["dice"].mean(), 100 * low, 100 * high])
+        table = pd.DataFrame(points, columns=["trimester", "dice", "low", "high"])
+        places = table["trimester"] + step * (k - (len(series) - 1) / 2)
+        style = series_style(keys, order=order) | {"linestyle": "", "markersize": 5}
+        style |= {"capsize": 2.5, "linewidth": None, "elinewidth": None}
+        draw_curve(axis, places, table, label=series_label(keys, shown=shown), style=style)
     exams = images.groupby("trimester")["exam_id"].nunique()
     labels = []
     for trimester, name in enumerate(("first", "second", "third"), start=1):

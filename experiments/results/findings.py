@@ -8,101 +8,28 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from experiments.config.statistics import ContrastConfig, StatisticsConfig
-from experiments.results.contrasts import contrast_family, is_too_small, verdict
-from experiments.results.statistics import CONTROLS
+from experiments.config.conditions import BOX_ALONE, condition_phrase
+from experiments.results.axes import (
+    has_synthetic,
+    is_control,
+    prompt_order,
+    prompt_words,
+    shown_axes,
+)
+from experiments.results.contrasts import (
+    Contrasts,
+    comparisons,
+    is_too_small,
+    primary_rows,
+    verdict,
+)
+from experiments.results.rows import with_defaults
 
-BASELINE = "real"
 FEW_EXAMS = 20
 """Below this many exams an interval is a rough guide."""
 FEW_SUPPORTS = 5
 """Likewise of supports."""
-_PROMPT_PHRASES = {
-    "whole_image": "prompted with the whole image",
-    "jittered_box": "prompted with the jittered box",
-    "tight_box": "prompted with the tight box",
-    "predicted_box": "prompted with its own first box",
-}
-_PHRASES = {
-    "real": "real pairs alone",
-    "real_repeated": "repeating the real pairs",
-    "weak": "weak augmentation",
-    "strong": "strong augmentation",
-    "warp": "warped pairs",
-    "phantom": "phantom pairs",
-    "synthetic": "synthetic pairs",
-    "synthetic_same_budget": "synthetic pairs on the same label budget",
-    "synthetic_same_budget_strong": "synthetic pairs on the same label budget, strongly augmented,",
-    "real_resized": "real pairs at the generator's size",
-    "synthetic_no_gate": "synthetic pairs without a gate",
-    "synthetic_random_subset": "a random subset of the synthetic pairs",
-    "unet": "a U-Net without a prompt",
-}
 _MEASURES = {"dice": "Dice", "hc_abs_err_mm": "HC error"}
-
-
-def prompt_order(prompts: Sequence[str]) -> list[str]:
-    """Order prompt protocols: the leak-free one first, then the paper's, then others."""
-    first = ["whole_image", "jittered_box"]
-    rest = [p for p in dict.fromkeys(prompts) if p not in first]
-    return [p for p in first if p in set(prompts)] + rest
-
-
-def compare(
-    per_image: pd.DataFrame,
-    *,
-    baseline: str = BASELINE,
-    seed: int = 0,
-    statistics: StatisticsConfig | None = None,
-) -> pd.DataFrame:
-    """Compare every condition's Dice with the baseline's, per cohort, prompt and amount.
-
-    Args:
-        per_image: Rows of per_image.csv; controls are not compared.
-        baseline: Condition that is subtracted.
-        seed: Of the resampling.
-        statistics: Minimum effects, resampling and primary contrast; none gives the defaults
-            without a primary contrast.
-
-    Returns:
-        The rows of `contrast_family` that are Dice against the baseline, by n_real. p_holm counts
-        the primary contrast's other measure too. Without a comparison: no rows.
-    """
-    family = contrast_family(
-        per_image, statistics=_settings(statistics), baseline=baseline, seed=seed
-    )
-    if family.empty:
-        return family
-    own = family[(family["measure"] == "dice") & (family["baseline"] == baseline)]
-    return own.sort_values("n_real", kind="stable", ignore_index=True)
-
-
-def primary_contrast(
-    per_image: pd.DataFrame,
-    *,
-    baseline: str = BASELINE,
-    seed: int = 0,
-    statistics: StatisticsConfig,
-) -> pd.DataFrame:
-    """Compute the contrast that the recipe named, and its other measure below it.
-
-    Args:
-        per_image: Rows of per_image.csv.
-        baseline: Of the other comparisons, which p_holm of the second row counts.
-        seed: Of the resampling.
-        statistics: Names the contrast.
-
-    Returns:
-        Up to two rows of `contrast_family`; none where the sweep holds no such pair of trials.
-    """
-    family = contrast_family(per_image, statistics=statistics, baseline=baseline, seed=seed)
-    return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
-
-
-def _settings(statistics: StatisticsConfig | None) -> StatisticsConfig:
-    if statistics is None:
-        return StatisticsConfig(primary=ContrastConfig(enabled=False))
-    return statistics
 
 
 def points(value: float, *, sign: bool = False) -> str:
@@ -120,18 +47,25 @@ def size(value: float, *, measure: str, sign: bool = False) -> str:
     return f"{number} {'points' if measure == 'dice' else 'mm'}"
 
 
-def comparison_sentence(row: pd.Series, *, against: str = "") -> str:
+def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[str] = ()) -> str:
     """Say in one sentence what one comparison found.
 
     Args:
-        row: A row of `compare` or `primary_contrast`.
+        row: A row of `contrast_family`.
         against: Condition to name as the baseline; empty leaves it out.
+        shown: Axes that are named, from `shown_axes`.
     """
-    what = _PHRASES.get(row["condition"], row["condition"])
+    what, aside = condition_phrase(row["condition"]), []
+    if "generator" in shown and row["generator"]:
+        aside.append(f"generator {row['generator']}")
     if row["n_more_labels"] > 0:
-        what += f" (their generator saw {row['n_more_labels']:.0f} labelled images more)"
-    than = f" against {_PHRASES.get(against, against).rstrip(',')}" if against else ""
-    return f"With {_amount_phrase(row)}, {what} {change_phrase(row, than=than)}."
+        aside.append(f"their generator saw {row['n_more_labels']:.0f} labelled images more")
+    what += f" ({'; '.join(aside)})" if aside else ""
+    than = f" against {condition_phrase(against).rstrip(',')}" if against else ""
+    amount = _amount_phrase(row)
+    if "segmenter" in shown:
+        amount += f" and segmenter {row['segmenter']}"
+    return f"With {amount}, {what} {change_phrase(row, than=than)}."
 
 
 def change_phrase(row: pd.Series, *, than: str = "") -> str:
@@ -147,13 +81,7 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     if found == "no interval":
         give = "gives" if row["n_exams"] == 1 else "give"
         return f"changed {name} by {signed}{than}; {_count(row, 'exam')} {give} no interval"
-    level = f"{100 * row.get('level', 0.95):.4g} % CI"
-    ends = f"{size(row['low'], measure=measure).split()[0]} to "
-    ends += size(row["high"], measure=measure).split()[0]
-    seen = _count(row, "exam")
-    if row.get("n_supports", 1) > 1:
-        seen += f", {_count(row, 'support')}"
-    interval = f"({level} {ends}, {seen})"
+    interval = f"({_interval_words(row, measure=measure)})"
     if found == "not shown":
         least = size(row.get("min_effect", 0.0), measure=measure)
         why = f": smaller than the minimum effect of {least}" if is_too_small(row) else ""
@@ -161,28 +89,63 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} {interval}"
 
 
+def _interval_words(row: pd.Series, *, measure: str) -> str:
+    low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
+    seen = _count(row, "exam")
+    if row.get("n_supports", 1) > 1:
+        seen += f", {_count(row, 'support')}"
+    return f"{100 * row.get('level', 0.95):.4g} % CI {low} to {high}, {seen}"
+
+
 def _count(row: pd.Series, noun: str) -> str:
     n = int(row[f"n_{noun}s"])
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
-def primary_sentence(primary: pd.DataFrame) -> str:
+def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:
     """Say what the primary contrast found, and its other measure beside it.
 
     Args:
-        primary: From `primary_contrast`; empty where the sweep has no such trials.
+        primary: From `primary_rows`; empty where the sweep has no such trials.
+        shown: Axes that are named.
     """
     if primary.empty or not primary["is_primary"].iloc[0]:
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
-    prompt = _PROMPT_PHRASES.get(row["prompt"], row["prompt"])
-    text = comparison_sentence(row, against=row["baseline"]).removesuffix(".")
+    prompt = prompt_words(row["prompt"], shown=shown).phrase
+    text = comparison_sentence(row, against=row["baseline"], shown=shown).removesuffix(".")
     text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
     if row["n_supports"] == 1:
         text += "; one support, so the interval is over exams alone"
     for _, other in primary.iloc[1:].iterrows():
         text += f". Beside it, not primary, it {change_phrase(other)}"
     return f"{text}."
+
+
+def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
+    """Say which of two segmenters is ahead.
+
+    Args:
+        row: A row of `segmenter_contrasts`.
+        shown: Axes that are named.
+    """
+    first, second, found = row["segmenter"], row["against"], verdict(row)
+    where = f"On {row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).phrase}, with "
+    where += f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}: "
+    if found in ("raised", "lowered"):
+        if found == "lowered":
+            first, second = second, first
+            row = pd.Series({**row, "low": -row["high"], "high": -row["low"]})
+        lead = f"{size(abs(row['mean']), measure='dice')} of Dice"
+        return (
+            f"{where}segmenter {first} is ahead of {second} by {lead} "
+            f"({_interval_words(row, measure='dice')})."
+        )
+    lead = f"{size(row['mean'], measure='dice', sign=True)} of Dice"
+    text = f"{where}segmenter {first} differs from {second} by {lead}"
+    if found == "no interval":
+        return f"{text}; {_count(row, 'exam')} gives no interval, so which is ahead is not shown."
+    return f"{text} ({_interval_words(row, measure='dice')}): which is ahead is not shown."
 
 
 def _amount_phrase(row: pd.Series) -> str:
@@ -192,32 +155,37 @@ def _amount_phrase(row: pd.Series) -> str:
     return f"{n_real} real image" + ("" if n_real == 1 else "s")
 
 
-def finding(
-    comparisons: pd.DataFrame, *, results: pd.DataFrame, primary: pd.DataFrame | None = None
-) -> list[str]:
+def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = False) -> list[str]:
     """Write the sentences at the head of the report, the main one first.
 
-    The primary contrast leads where there is one. The rest speaks of one cohort (the first) under
-    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount, the
-    count over all amounts, the control without an image, and what limits the reading.
+    The primary contrast leads where there is one, then which segmenter is ahead where there are
+    several. The rest speaks of one cohort (the first) under the leak-free prompt where that was
+    scored: the synthetic conditions at the smallest amount, the count over all amounts, the
+    control without an image, and what limits the reading.
 
     Args:
-        comparisons: From `compare`; may be empty.
+        contrasts: From `all_contrasts`.
         results: Rows of results.csv.
-        primary: From `primary_contrast`; none where the recipe names none.
+        has_primary: Whether the recipe names a primary contrast.
     """
-    sentences = [] if primary is None else [primary_sentence(primary)]
-    if comparisons.empty:
+    results, compared = with_defaults(results), comparisons(contrasts.family)
+    shown = shown_axes(results)
+    sentences = []
+    if has_primary:
+        sentences.append(primary_sentence(primary_rows(contrasts.family), shown=shown))
+    rows = contrasts.segmenters.iterrows()
+    sentences += [segmenter_sentence(row, shown=shown) for _, row in rows]
+    if compared.empty:
         sentences.append("No two conditions can be compared yet.")
     else:
-        cohort = comparisons["test_cohort"].iloc[0]
-        own = comparisons[comparisons["test_cohort"] == cohort]
-        prompt = prompt_order(own["prompt"].tolist())[0]
-        more = _comparison_sentences(own[own["prompt"] == prompt])
-        where = f"On {cohort}, {_PROMPT_PHRASES.get(prompt, prompt)}: w"
+        cohort = compared["test_cohort"].iloc[0]
+        own = compared[compared["test_cohort"] == cohort]
+        prompt = prompt_order(own["prompt"])[0]
+        more = _comparison_sentences(own[own["prompt"] == prompt], shown=shown)
+        where = f"On {cohort}, {prompt_words(prompt, shown=shown).phrase}: w"
         sentences += [where + more[0][1:], *more[1:]]
     sentences += _control_sentence(results[results["status"] == "done"])
-    trained = results[~results["condition"].isin(CONTROLS)]
+    trained = results[~is_control(results)]
     n_failed = int((trained["status"] == "failed").sum())
     if n_failed:
         n_trials = trained["trial_id"].nunique()
@@ -227,17 +195,17 @@ def finding(
     return sentences
 
 
-def _comparison_sentences(own: pd.DataFrame) -> list[str]:
-    made = own[own["condition"].str.startswith("synthetic")]
-    shown = made if len(made) else own
-    smallest = shown[shown["amount"] == shown["amount"].iloc[0]]
-    sentences = [comparison_sentence(row) for _, row in smallest.iterrows()]
+def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[str]:
+    made = own[has_synthetic(own)]
+    listed = made if len(made) else own
+    smallest = listed[listed["amount"] == listed["amount"].iloc[0]]
+    sentences = [comparison_sentence(row, shown=shown) for _, row in smallest.iterrows()]
     n_family = int(own["n_family"].iloc[0])
-    if len(shown) > len(smallest):
-        counts = shown.apply(verdict, axis=1).value_counts()
+    if len(listed) > len(smallest):
+        counts = listed.apply(verdict, axis=1).value_counts()
         named = [f"{name} in {counts[name]}" for name in counts.index]
         sentences.append(
-            f"Over all {len(shown)} comparisons of this kind: {', '.join(named)} (intervals not "
+            f"Over all {len(listed)} comparisons of this kind: {', '.join(named)} (intervals not "
             f"adjusted; p in the table of differences is, by Holm over {n_family} comparisons)."
         )
     few = []
@@ -262,7 +230,7 @@ def _comparison_sentences(own: pd.DataFrame) -> list[str]:
 
 
 def _control_sentence(done: pd.DataFrame) -> list[str]:
-    box = done[(done["condition"] == "box_only") & (done["prompt"] == "jittered_box")]
+    box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
     if box.empty:
         return []
     score = 100 * box["dice_mean"].iloc[0]

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.results.cells import Block
+from experiments.results.tables import LABELS
 
 _LATEX_HEADINGS = {
     "n real": "n",
@@ -45,9 +46,9 @@ def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
         for i, note in enumerate(block.notes):
             if note:
                 frame.loc[i, first_interval] = note.split(":")[0]
-                named = (
-                    f"{frame.loc[i, 'condition']}, {frame.loc[i, 'n real']} real images: {note}."
-                )
+                labels = [name for name in LABELS if name in frame and frame.loc[i, name]]
+                names = ", ".join(frame.loc[i, labels])
+                named = f"{names}, {frame.loc[i, 'n real']} real images: {note}."
                 reasons += [named] if named not in reasons else []
         frame = frame.rename(columns=_LATEX_HEADINGS)
         label = f"tab:{block.test_cohort}-{block.prompt}"

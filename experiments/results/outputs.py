@@ -15,7 +15,8 @@ from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.nodes import TrialSpec
-from experiments.results.statistics import KEYS, add_trials, aggregate, read_rows
+from experiments.results.rows import KEYS, read_csv, with_defaults
+from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.columns import PER_IMAGE
@@ -46,7 +47,7 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
     frame = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
-    return frame.reindex(columns=columns)
+    return with_defaults(frame).reindex(columns=columns)
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
@@ -134,12 +135,16 @@ def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
 
 
 def _write_all(sweep: Sweep, folder: Path) -> str:
-    from experiments.results.figures import figure_amounts, png_bytes, save_figure
-    from experiments.results.findings import compare, finding, primary_contrast
-    from experiments.results.paper import deviations, write_comparison
+    from experiments.results.contrasts import all_contrasts
+    from experiments.results.deviations import deviations
+    from experiments.results.figure_style import png_bytes, save_figure
+    from experiments.results.figures import figure_amounts
+    from experiments.results.findings import finding
+    from experiments.results.latex import to_latex
+    from experiments.results.paper import write_comparison
     from experiments.results.report import render_report
     from experiments.results.report_content import gather
-    from experiments.results.tables import blocks, footnotes, to_latex, to_markdown
+    from experiments.results.tables import blocks, footnotes, to_markdown
 
     per_image, results = write_tables_csv(sweep, folder)
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
@@ -153,9 +158,8 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
     write_atomic(folder / "report.html", render_report(content))
     chosen = sweep.config.statistics
-    primary = primary_contrast(per_image, statistics=chosen) if chosen.primary.enabled else None
-    compared = compare(per_image, statistics=chosen)
-    return " ".join(finding(compared, results=results, primary=primary))
+    found = all_contrasts(per_image, statistics=chosen)
+    return " ".join(finding(found, results=results, has_primary=chosen.primary.enabled))
 
 
 def _outputs_key(sweep: Sweep) -> str:
@@ -186,4 +190,4 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
 
 def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
     path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
-    return read_rows(path)
+    return read_csv(path)

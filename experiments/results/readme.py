@@ -5,14 +5,15 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
-from experiments.results.tables import Block
+from experiments.results.markdown import markdown_table
+from experiments.results.tables import LABELS, Block
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine
 
 START, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = [
-    "condition",
+    *LABELS,
     "real",
     "n real",
     "total labels",
@@ -50,14 +51,10 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
     for block in tables:
         frame = block.rows
         columns = [name for name in COLUMNS if name in frame and (frame[name] != "").any()]
-        lines += [f"**{block.title}**", "", "| " + " | ".join(columns) + " |"]
-        lines.append(
-            "|" + "|".join(" :-- " if c == "condition" else " --: " for c in columns) + "|"
-        )
-        for (_, row), note in zip(block.rows.iterrows(), block.notes, strict=True):
-            cells = [str(row[name]) or "–" for name in columns]
-            lines.append("| " + " | ".join([*cells[:-1], note or cells[-1]]) + " |")
-        lines.append("")
+        shown = frame[columns].replace("", "–")
+        for i, note in enumerate(block.notes):
+            shown.loc[i, columns[-1]] = note or shown.loc[i, columns[-1]]
+        lines += [f"**{block.title}**", "", *markdown_table(shown, left=LABELS), ""]
     host, seconds, memory, started = machine(), 0.0, 0.0, []
     gpus: set[str] = set()
     for run in sweep.runs.values():

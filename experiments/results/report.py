@@ -16,20 +16,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.attribution import HC18_LICENCE
+from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
-from experiments.results.contrasts import verdict
-from experiments.results.findings import compare, finding, primary_contrast, prompt_order, size
+from experiments.results.axes import is_control, prompt_order, prompt_words, shown_axes
+from experiments.results.contrasts import all_contrasts, comparisons, verdict
+from experiments.results.findings import finding, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
+from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table, spreads
-from experiments.results.tables import (
-    CONDITION_LABELS,
-    CONTROLS,
-    PROMPT_LABELS,
-    Block,
-    blocks,
-    footnotes,
-)
+from experiments.results.tables import Block, blocks, footnotes
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
@@ -126,10 +122,9 @@ def render_report(content: ReportContent) -> str:
     Returns:
         A complete HTML document; the same content gives the same text.
     """
-    comparisons = compare(content.per_image, statistics=content.statistics, seed=content.seed)
-    primary = None
-    if content.statistics.primary.enabled:
-        primary = primary_contrast(content.per_image, statistics=content.statistics)
+    chosen = content.statistics
+    found = all_contrasts(content.per_image, statistics=chosen, seed=content.seed)
+    shown = shown_axes(with_defaults(content.results))
     tables = blocks(content.results, per_image=content.per_image, seed=content.seed)
     loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
@@ -144,12 +139,15 @@ def render_report(content: ReportContent) -> str:
     return environment.get_template("report.html.j2").render(
         content=content,
         banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
-        finding=finding(comparisons, results=content.results, primary=primary),
+        finding=finding(found, results=content.results, has_primary=chosen.primary.enabled),
         status=status_line(content.results),
         tables=[table_view(block) for block in tables],
         notes=footnotes(content.results),
-        differences=difference_views(comparisons),
-        spreads=frame_view(spread_table(spreads(content.per_image), labels=CONDITION_LABELS)),
+        differences=[
+            *difference_views(comparisons(found.family), shown=shown),
+            *segmenter_views(found.segmenters, shown=shown),
+        ],
+        spreads=frame_view(spread_table(spreads(content.per_image))),
         gate_effect=frame_view(content.gate_effect),
         fidelity=[(each, frame_view(each.rows)) for each in content.fidelity],
         controls=control_sentences(content.results),
@@ -176,7 +174,7 @@ def data_uri(image: NDArray[np.uint8] | bytes) -> str:
 
 def status_line(results: pd.DataFrame) -> str:
     """Count the trials by status, and their time and memory where known."""
-    trials = results[~results["condition"].isin(CONTROLS)].drop_duplicates("trial_id")
+    trials = results[~is_control(results)].drop_duplicates("trial_id")
     counts = trials["status"].value_counts()
     parts = [f"{len(trials)} trial" + ("" if len(trials) == 1 else "s")]
     parts += [f"{counts[name]} {name}" for name in counts.index]
@@ -214,13 +212,14 @@ def table_view(block: Block) -> dict[str, object]:
                 "cells": row.to_dict(),
                 "note": block.notes[i],
                 "strip": strip,
-                "is_box": row["condition"] in {CONDITION_LABELS[name] for name in CONTROLS},
+                "is_control": block.controls[i],
                 "starts_group": i > 0 and row["n real"] != frame["n real"].iloc[i - 1],
             }
         )
     return {
         "title": block.title,
         "columns": list(frame.columns),
+        "n_labels": list(frame.columns).index("total labels") + 1,
         "rows": rows,
         "interval": interval,
         "headline": headline,
@@ -235,43 +234,74 @@ def _bounds(text: str) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def difference_views(comparisons: pd.DataFrame) -> list[dict[str, object]]:
-    """Write the comparisons as text, one table per cohort and prompt, leak-free prompt first."""
+def difference_views(
+    compared: pd.DataFrame, *, shown: Sequence[str] = ()
+) -> list[dict[str, object]]:
+    """Write comparisons as text, one table per cohort and prompt, leak-free prompt first.
+
+    Args:
+        compared: From `comparisons`.
+        shown: Axes that have a column.
+    """
     views = []
-    if comparisons.empty:
-        return views
-    for cohort in comparisons["test_cohort"].unique():
-        own = comparisons[comparisons["test_cohort"] == cohort]
-        for prompt in prompt_order(own["prompt"].tolist()):
-            rows = own[own["prompt"] == prompt]
-            title = f"{cohort}, {PROMPT_LABELS.get(prompt, prompt)}"
-            views.append({"title": title, "rows": [_difference_row(r) for _, r in rows.iterrows()]})
+    for cohort in [] if compared.empty else compared["test_cohort"].unique():
+        own = compared[compared["test_cohort"] == cohort]
+        for prompt in prompt_order(own["prompt"]):
+            rows = [
+                {"condition": condition_label(row["condition"])}
+                | {name: row[name] or "–" for name in shown}
+                | {"against": condition_label(row["baseline"])}
+                | _difference_cells(row)
+                for _, row in own[own["prompt"] == prompt].iterrows()
+            ]
+            title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
+            views.append(_view(title, rows))
     return views
 
 
-def _difference_row(row: pd.Series) -> dict[str, str | bool]:
+def segmenter_views(
+    segmenters: pd.DataFrame, *, shown: Sequence[str] = ()
+) -> list[dict[str, object]]:
+    """Write the contrasts of segmenters as one table, or none without any."""
+    rows = [
+        {
+            "segmenter": row["segmenter"],
+            "against": row["against"],
+            "where": f"{row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).label}",
+            "condition": condition_label(row["condition"]),
+        }
+        | _difference_cells(row)
+        for _, row in segmenters.iterrows()
+    ]
+    if not rows:
+        return []
+    title = "Segmenters on the same real images, at the largest amount that both have"
+    return [_view(title, rows)]
+
+
+def _view(title: str, rows: list[dict[str, object]]) -> dict[str, object]:
+    columns = [name for name in rows[0] if name != "is_firm"]
+    return {"title": title, "columns": columns, "rows": rows}
+
+
+def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
+    measure, p = row["measure"], row["p_holm"]
+    ends = [size(row[end], measure=measure) for end in ("low", "high")]
     known = np.isfinite([row["low"], row["high"]]).all()
-    measure = row["measure"]
-    spread = "" if pd.isna(row["sd_trials"]) else size(row["sd_trials"], measure=measure)
-    p = row["p_holm"]
+    name = "HC error, mm" if measure != "dice" else "Dice, points"
     return {
-        "amount": row["amount"],
-        "condition": CONDITION_LABELS.get(row["condition"], row["condition"]),
-        "baseline": CONDITION_LABELS.get(row["baseline"], row["baseline"]),
-        "measure": ("HC error, mm" if measure != "dice" else "Dice, points")
-        + (" (primary)" if row["is_primary"] else ""),
+        "measure": name + (" (primary)" if row["is_primary"] else ""),
+        "real": row["amount"],
         "difference": size(row["mean"], measure=measure, sign=True),
-        "interval": (
-            f"{size(row['low'], measure=measure)} to {size(row['high'], measure=measure)}"
-            if known
-            else "–"
-        ),
-        "verdict": verdict(row),
+        "95 % CI": " to ".join(ends) if known else "–",
+        "change": verdict(row),
+        "adjusted p": "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "is_firm": bool(p < 0.05),
-        "p_holm": "< 0.001" if p < 0.001 else f"{p:.3f}",
         "exams": f"{row['n_exams']}",
-        "pairs": f"{row['n_trial_pairs']}",
-        "spread": spread or "–",
+        "trial pairs": f"{row['n_trial_pairs']}",
+        "SD of trial pairs": (
+            "–" if pd.isna(row["sd_trials"]) else size(row["sd_trials"], measure=measure)
+        ),
     }
 
 
@@ -279,10 +309,10 @@ def control_sentences(results: pd.DataFrame) -> list[str]:
     """Set box only beside the best trial under the same cohort and prompt."""
     done = results[results["status"] == "done"]
     sentences = []
-    for _, box in done[done["condition"] == "box_only"].iterrows():
+    for _, box in done[done["condition"].isin(BOX_ALONE)].iterrows():
         same = (done["test_cohort"] == box["test_cohort"]) & (done["prompt"] == box["prompt"])
-        trained = done[same & ~done["condition"].isin(CONTROLS)]
-        prompt = PROMPT_LABELS.get(box["prompt"], box["prompt"])
+        trained = done[same & ~is_control(done)]
+        prompt = prompt_words(box["prompt"]).label
         text = f"{box['test_cohort']}, {prompt}: {100 * box['dice_mean']:.1f} % without the image"
         if len(trained):
             ends = 100 * trained["dice_mean"].min(), 100 * trained["dice_mean"].max()
@@ -300,9 +330,8 @@ def budget_rows(results: pd.DataFrame) -> list[dict[str, str]]:
     Rows go by number of real images and condition; a budget that several trials share stands once.
     """
     columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
-    rows = results.loc[~results["condition"].isin(CONTROLS), columns].drop_duplicates()
-    order = list(CONDITION_LABELS)
-    rank = rows["condition"].map(lambda name: order.index(name) if name in order else len(order))
+    rows = results.loc[~is_control(results), columns].drop_duplicates()
+    rank = rows["condition"].map(in_order(rows["condition"]).index)
     rows = rows.assign(rank=rank).sort_values(["n_real", "rank"])
     most = rows["n_total_labels"].max()
     listed = []
@@ -312,7 +341,7 @@ def budget_rows(results: pd.DataFrame) -> list[dict[str, str]]:
         parts = [row["n_real"], total - row["n_real"] - row["n_val_labels"], row["n_val_labels"]]
         listed.append(
             {
-                "condition": CONDITION_LABELS.get(row["condition"], row["condition"]),
+                "condition": condition_label(row["condition"]),
                 "counts": ["unknown" if pd.isna(n) else f"{n:.0f}" for n in counts],
                 "total": "unknown" if pd.isna(total) else f"{total:.0f}",
                 "widths": [f"{100 * n / most:.2f}" if most and n > 0 else "0" for n in parts],

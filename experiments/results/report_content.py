@@ -11,7 +11,10 @@ import yaml
 from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
-from experiments.results.figures import figure_trimesters, png_bytes
+from experiments.results.axes import is_control, prompt_words, series_label, shown_axes
+from experiments.results.contrasts import BASELINE
+from experiments.results.figure_style import png_bytes
+from experiments.results.figures import figure_trimesters
 from experiments.results.findings import pick_cases
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture, ReportContent
@@ -26,7 +29,6 @@ from experiments.results.report_synthesis import (
     run_dir,
     sample_pairs,
 )
-from experiments.results.tables import CONDITION_LABELS, CONTROLS, PROMPT_LABELS
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
 from experiments.store.provenance import provenance
@@ -102,7 +104,7 @@ def shown_prompt(
     Returns:
         One of `prompts`; None where there is none, as for no rows.
     """
-    is_trained = ~per_image["condition"].isin(CONTROLS)
+    is_trained = ~is_control(per_image)
     rows = per_image[is_trained & (per_image["test_cohort"] == test_cohort)]
     known = set(rows["prompt"])
     return next((prompt for prompt in prompts if prompt in known), None)
@@ -129,14 +131,10 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     ]
     if not finished:
         return {}, ""
-    spec = max(finished, key=lambda s: (s.condition != "real", s.n_real))
+    spec = max(finished, key=lambda s: (s.condition != BASELINE, s.n_real))
     run = sweep.runs[spec.score_keys[cohort, prompt]]
     here = per_image[
-        (per_image["condition"] == spec.condition)
-        & (per_image["n_real"] == spec.n_real)
-        & (per_image["support"] == spec.support)
-        & (per_image["seed"] == spec.seed)
-        & (per_image["generator_seed"] == spec.generator_seed)
+        (per_image["trial_id"] == spec.id)
         & (per_image["test_cohort"] == cohort)
         & (per_image["prompt"] == prompt)
     ]
@@ -158,9 +156,10 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         groups.setdefault(str(case["which"]).capitalize(), []).append(
             Picture(image=picture, caption=caption)
         )
-    condition = CONDITION_LABELS.get(spec.condition, spec.condition)
-    note = f"{condition}, {spec.n_real} real images, {cohort}, {PROMPT_LABELS.get(prompt, prompt)}."
-    return groups, note
+    shown = shown_axes(per_image)
+    words = prompt_words(prompt, shown=shown).label
+    label = series_label(here.iloc[0], shown=shown)
+    return groups, f"{label}, {spec.n_real} real images, {cohort}, {words}."
 
 
 def _data_facts(sweep: Sweep) -> dict[str, str]:

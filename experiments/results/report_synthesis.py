@@ -2,6 +2,8 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,17 @@ import pandas as pd
 from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
+from experiments.config.conditions import CONDITIONS, condition_label
+from experiments.results.axes import prompt_words, shown_axes
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Candidates, Fidelity, Picture
-from experiments.results.tables import CONDITION_LABELS, PROMPT_LABELS
+from experiments.results.rows import with_defaults
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.stages.fidelity import fidelity_rows
 
 N_PAIRS = 6
 N_REJECTED = 8
 N_COPIES = 3
-GATE_CONDITIONS = ("synthetic", "synthetic_no_gate", "synthetic_random_subset")
 
 
 def is_finished(run: NodeRun) -> bool:
@@ -58,11 +61,14 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
         A row per cohort, prompt, amount and condition where a sweep has both the gate and one of
         its rivals; else no rows.
     """
-    done = results[(results["status"] == "done") & results["condition"].isin(GATE_CONDITIONS)]
-    if done["condition"].nunique() < 2:
+    rows = with_defaults(results)
+    done = rows[rows["status"] == "done"]
+    done = done[done["condition"].isin(_gate_rivals(done["condition"]))]
+    if done.empty:
         return pd.DataFrame()
-    where = ["test_cohort", "prompt", "n_real", "condition"]
-    means = done.groupby(where, sort=False).agg(
+    shown = shown_axes(done)
+    where = ["test_cohort", "prompt", "n_real", *shown, "condition"]
+    means = done.groupby(where, sort=False, as_index=False).agg(
         dice=("dice_mean", "mean"),
         weighted=("dice_trimester_weighted_mean", "mean"),
         trials=("trial_id", "nunique"),
@@ -70,16 +76,27 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     )
     return pd.DataFrame(
         {
-            "cohort": [key[0] for key in means.index],
-            "prompt": [PROMPT_LABELS.get(key[1], key[1]) for key in means.index],
-            "real images": [f"{key[2]:.0f}" for key in means.index],
-            "pairs from": [CONDITION_LABELS.get(key[3], key[3]) for key in means.index],
-            "pairs": [f"{n:.0f}" for n in means["pairs"]],
-            "weighted Dice %": [f"{100 * value:.1f}" for value in means["weighted"]],
-            "Dice %": [f"{100 * value:.1f}" for value in means["dice"]],
-            "trials": [f"{n}" for n in means["trials"]],
+            "cohort": means["test_cohort"],
+            "prompt": [prompt_words(name, shown=shown).label for name in means["prompt"]],
+            "real images": means["n_real"].map("{:.0f}".format),
+            **{name: means[name] for name in shown},
+            "pairs from": means["condition"].map(condition_label),
+            "pairs": means["pairs"].map("{:.0f}".format),
+            "weighted Dice %": (100 * means["weighted"]).map("{:.1f}".format),
+            "Dice %": (100 * means["dice"]).map("{:.1f}".format),
+            "trials": means["trials"].map(str),
         }
     )
+
+
+def _gate_rivals(present: Iterable[str]) -> list[str]:
+    """Conditions that are there beside another one that differs from them by its gate alone."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(present):
+        if name in CONDITIONS and CONDITIONS[name].factors.is_generated:
+            factors = replace(CONDITIONS[name].factors, gate="on")
+            groups.setdefault(repr(factors), []).append(name)
+    return [name for names in groups.values() if len(names) > 1 for name in names]
 
 
 def fidelity_views(sweep: Sweep) -> list[Fidelity]:

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from experiments.results.statistics import CONTROLS, amounts, with_defaults
+from experiments.config.conditions import condition_label
+from experiments.results.axes import SERIES, is_control, own_labels, shown_axes
+from experiments.results.rows import amounts, with_defaults
 
-AXES: Mapping[str, str] = {
+DRAWN: Mapping[str, str] = {
     "support": "supports",
     "seed": "seeds",
     "generator_seed": "generator seeds",
     "draw": "box draws",
 }
 """Column of per_image.csv and what its values are."""
-_CELL = ["test_cohort", "prompt", "amount", "condition", "budget"]
+_CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key"]
 
 
 def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
@@ -31,26 +33,24 @@ def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
         column: Measure, in its own unit.
 
     Returns:
-        A row per cell: test_cohort, prompt, amount, condition, n_generator_labels (the most),
-        mean (of the model means), and for each axis of `AXES` n_AXIS (its values; 0 where it does
-        not apply) and sd_AXIS (in the unit of the column; None where the axis has one value). No
-        rows for empty input.
+        A row per cell: test_cohort, prompt, amount, the columns of `SERIES`, n_generator_labels
+        (the most), mean (of the model means), and for each axis of `DRAWN` n_AXIS (its values; 0
+        where it does not apply) and sd_AXIS (in the unit of the column; None where the axis has one
+        value). No rows for empty input.
     """
     frame = with_defaults(per_image).dropna(subset=[column])
-    frame = frame.assign(amount=amounts(frame))
-    own = frame["condition"].str.startswith("synthetic_same_budget")
-    frame = frame.assign(budget=frame["n_generator_labels"].mask(own, -1))
+    frame = frame.assign(amount=amounts(frame), generator_key=own_labels(frame))
     rows = []
     for where, part in frame.groupby(_CELL, sort=False, dropna=False):
-        means = part.groupby(list(AXES), dropna=False, as_index=False)[column].mean()
+        means = part.groupby(list(DRAWN), dropna=False, as_index=False)[column].mean()
         row = dict(zip(_CELL[:-1], where[:-1], strict=True))
         row |= {"n_generator_labels": part["n_generator_labels"].max()}
         row |= {"mean": means[column].mean()}
-        for axis in AXES:
+        for axis in DRAWN:
             row |= {f"n_{axis}": means[axis].nunique(), f"sd_{axis}": _spread(means, axis, column)}
         rows.append(row)
     table = pd.DataFrame(rows)
-    for name in [f"sd_{axis}" for axis in AXES if not table.empty]:
+    for name in [f"sd_{axis}" for axis in DRAWN if not table.empty]:
         # NaN would read as a spread that could not be computed.
         table[name] = table[name].astype(object).where(table[name].notna(), None)
     return table
@@ -58,38 +58,40 @@ def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
 
 def _spread(means: pd.DataFrame, axis: str, column: str) -> float | None:
     """Pool the variances along one axis over the values of the others; None for one value."""
-    others = [name for name in AXES if name != axis]
+    others = [name for name in DRAWN if name != axis]
     variances = means.groupby(others, dropna=False)[column].var(ddof=1).dropna()
     return None if variances.empty else float(np.sqrt(variances.mean()))
 
 
-def spread_table(
-    found: pd.DataFrame, *, labels: Mapping[str, str], scale: float = 100
-) -> pd.DataFrame:
+def spread_table(found: pd.DataFrame, *, scale: float = 100) -> pd.DataFrame:
     """Write spreads as text cells, a row per cell and a column per axis.
 
     Args:
         found: From `spreads`.
-        labels: Names of conditions, `tables.CONDITION_LABELS`.
         scale: Factor of the printed unit: 100 for Dice in points, 1 for mm.
 
     Returns:
-        cohort, prompt, condition, real, mean, and per axis "SD over supports" with the number of
-        values in brackets, empty where there is one; ready for `latex_table` and the report.
+        cohort, prompt, condition, the axes of which there are several values, real, mean, and per
+        axis "SD over supports" with the number of values in brackets, empty where there is one.
     """
-    rows = []
-    for _, row in found.iterrows():
-        text = {
-            "cohort": row["test_cohort"],
-            "prompt": row["prompt"].replace("_", " "),
-            "condition": labels.get(row["condition"], row["condition"]),
-            "real": "" if row["condition"] in CONTROLS else row["amount"],
-            "mean": f"{scale * row['mean']:.1f}",
+    shown = [] if found.empty else shown_axes(found)
+    heads = ["cohort", "prompt", "condition", *shown, "real", "mean"]
+    heads += [f"SD over {name}" for name in DRAWN.values()]
+    if found.empty:
+        return pd.DataFrame(columns=heads)
+    text = pd.DataFrame(
+        {
+            "cohort": found["test_cohort"],
+            "prompt": found["prompt"].str.replace("_", " "),
+            "condition": found["condition"].map(condition_label),
+            **{name: found[name] for name in shown},
+            "real": found["amount"].mask(is_control(found), ""),
+            "mean": [f"{scale * mean:.1f}" for mean in found["mean"]],
         }
-        for axis, name in AXES.items():
-            sd = row[f"sd_{axis}"]
-            one = sd is None or pd.isna(sd)
-            text[f"SD over {name}"] = "" if one else f"{scale * sd:.2f} ({row[f'n_{axis}']})"
-        rows.append(text)
-    heads = ["cohort", "prompt", "condition", "real", "mean"]
-    return pd.DataFrame(rows, columns=[*heads, *(f"SD over {name}" for name in AXES.values())])
+    )
+    for axis, name in DRAWN.items():
+        pairs = zip(found[f"sd_{axis}"], found[f"n_{axis}"], strict=True)
+        text[f"SD over {name}"] = [
+            "" if pd.isna(sd) else f"{scale * sd:.2f} ({n})" for sd, n in pairs
+        ]
+    return text

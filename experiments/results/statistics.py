@@ -5,40 +5,18 @@ therefore resamples exams. Dice lies in [0, 1] here; tables and figures turn it 
 Intervals over exams and supports are in `resampling`, differences in `contrasts`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from datamodules.errors import InputError
 from experiments.results.resampling import crossed_bootstrap
-
-CONTROLS = ("box_only", "mean_mask", "zero_shot")
-"""Conditions without a training image: no amount, not compared, last in their block."""
+from experiments.results.rows import KEYS, with_defaults
 
 TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
 """Images per trimester of the HC18 training set (van den Heuvel et al. 2018), 999 in all."""
-
-KEYS = [
-    "trial_id",
-    "condition",
-    "real_fraction",
-    "n_real",
-    "n_generator_labels",
-    "n_val_labels",
-    "n_total_labels",
-    "support",
-    "seed",
-    "generator_seed",
-    "fold",
-    "test_cohort",
-    "prompt",
-]
-"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
-0 without cross-testing; with it, the folds of a support and seed test different exams."""
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
 SUMMARY = [
@@ -62,8 +40,6 @@ SUMMARY = [
 ]
 """Columns of results.csv that are computed from per_image.csv."""
 _TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
-_TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", "test_cohort", "prompt"]
-_TEXT_COLUMNS += ["status", "reason", "trimesters_missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,56 +50,6 @@ class WeightedMean:
     """The mean in the unit of the values; NaN if no value has a trimester."""
     missing: tuple[int, ...]
     """Trimesters without a value; the other weights were scaled up to sum to 1."""
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """Read per_image.csv or results.csv; ids stay text (an id such as 12e4 is no number).
-
-    Files that were written before there were folds get fold 0.
-    """
-    rows = _read(path)
-    if "fold" not in rows and "trial_id" in rows:
-        rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
-    return rows
-
-
-def _read(path: Path) -> pd.DataFrame:
-    dtypes = dict.fromkeys(_TEXT_COLUMNS, "str")
-    return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
-
-
-def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read several files of one kind (all results.csv or all per_image.csv) into one table.
-
-    Args:
-        paths: At least one file.
-
-    Returns:
-        The rows of all files in order; a trial that stands in several files comes from the first.
-
-    Raises:
-        InputError: If a file has other columns than the first one: a column that is absent in one
-            would look like numbers that could not be computed.
-    """
-    frames, known = [], set()
-    first = set(_read(paths[0]).columns)
-    for path in paths:
-        odd = first ^ set(_read(path).columns)
-        if odd:
-            raise InputError(
-                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
-                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
-            )
-        rows = read_rows(path)
-        frames.append(rows[~rows["trial_id"].isin(known)])
-        known |= set(rows["trial_id"])
-    return pd.concat(frames, ignore_index=True)
-
-
-def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
-    """Copy rows of per_image.csv or results.csv with a whole number in `fold`: 0 where unknown."""
-    fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
-    return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int))
 
 
 def cluster_bootstrap_ci(
@@ -317,14 +243,7 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
     else:
         rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
     first = ["trial_id", "status", "reason", *KEYS[1:]]
-    return rows[first + [name for name in rows.columns if name not in first]]
-
-
-def amounts(rows: pd.DataFrame) -> pd.Series:
-    """Name the amount of real data of each row: "10 %" of a fraction, else "40 images"."""
-    per_cent = (rows["real_fraction"] * 100).map(lambda share: f"{share:.4g} %")
-    count = rows["n_real"].map(lambda n: f"{n:.0f} image" if n == 1 else f"{n:.0f} images")
-    return per_cent.where(rows["real_fraction"].notna(), count)
+    return with_defaults(rows)[first + [name for name in rows.columns if name not in first]]
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

@@ -16,7 +16,8 @@ from datamodules.split_file import read_split_file, write_split_file
 from datamodules.splits import Split
 from experiments.__main__ import main
 from experiments.deliver.score import read_references, score_folder
-from experiments.results.statistics import SUMMARY, read_rows, trimester_weighted_mean
+from experiments.results.rows import read_rows
+from experiments.results.statistics import SUMMARY, trimester_weighted_mean
 from experiments.stages.evaluation import Scorer
 
 SPLIT = Split(train=("001_HC",), val=("003_HC",), test=("002_HC", "005_HC", "008_HC"))

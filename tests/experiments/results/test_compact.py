@@ -9,8 +9,8 @@ from datamodules.errors import InputError
 from experiments.commands.outputs import figure_command
 from experiments.config.recipe import load_config
 from experiments.results.compact import compact_tables
+from experiments.results.deviations import deviations
 from experiments.results.explain import choose
-from experiments.results.paper import deviations
 
 
 def row(condition, n_real, support, value):

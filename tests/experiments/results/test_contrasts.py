@@ -6,8 +6,15 @@ from scipy import stats
 from test_tables import scores
 
 from experiments.config.statistics import ContrastConfig, StatisticsConfig
-from experiments.results.contrasts import NoPairError, contrast_family, paired_contrast, verdict
-from experiments.results.findings import finding, primary_contrast, primary_sentence
+from experiments.results.contrasts import (
+    NoPairError,
+    all_contrasts,
+    contrast_family,
+    paired_contrast,
+    primary_rows,
+    verdict,
+)
+from experiments.results.findings import finding, primary_sentence
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.statistics import cluster_bootstrap_ci, holm, trimester_weighted_mean
 
@@ -151,6 +158,11 @@ def pair(base, gain, *, name, baseline="real", condition="synthetic", **axes):
     return pd.concat([first, scores(more, trial_id=f"{name}-1", condition=condition, **axes)])
 
 
+def contrast(rows, *, condition, baseline, **settings):
+    own, base = (rows[rows["condition"] == name] for name in (condition, baseline))
+    return paired_contrast(own, base, **settings)
+
+
 def test_pairs_are_within_support_and_their_spread_is_reported():
     # The supports differ by 0.3, the gain within each is 0.01 and 0.03.
     rows = pd.concat(
@@ -160,13 +172,13 @@ def test_pairs_are_within_support_and_their_spread_is_reported():
             scores([0.1, 0.1], trial_id="alone", condition="synthetic", support=2),
         ]
     )
-    found = paired_contrast(rows, condition="synthetic", baseline="real", seed=0)
+    found = contrast(rows, condition="synthetic", baseline="real", seed=0)
     assert found.mean == pytest.approx(0.02)
     assert (found.n_images, found.n_exams, found.n_supports, found.n_trials) == (2, 2, 2, 2)
     assert found.sd_trials == pytest.approx(0.02 / np.sqrt(2))
     assert np.isnan(found.p_holm)
     with pytest.raises(NoPairError, match="scored under both"):
-        paired_contrast(rows, condition="weak", baseline="real", seed=0)
+        contrast(rows, condition="weak", baseline="real", seed=0)
 
 
 def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
@@ -178,9 +190,7 @@ def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
         for k in (0, 1)
         for d in (0, 1)
     ]
-    found = paired_contrast(
-        pd.concat([base, *made]), condition="synthetic", baseline="real", seed=0
-    )
+    found = contrast(pd.concat([base, *made]), condition="synthetic", baseline="real", seed=0)
     # Means over the four: 0.6 + 0.015 and 0.5 + 0.015.
     assert found.mean == pytest.approx(0.065)
     assert (found.n_images, found.n_trials, found.n_supports) == (2, 1, 1)
@@ -195,11 +205,11 @@ def test_folds_pool_their_exams_and_pair_within_themselves():
         part["sample_id"] = f"{fold}" + part["sample_id"]
         rows.append(part)
     frame = pd.concat(rows)
-    found = paired_contrast(frame, condition="synthetic", baseline="real", seed=0)
+    found = contrast(frame, condition="synthetic", baseline="real", seed=0)
     assert found.mean == pytest.approx(0.2)
     assert (found.n_images, found.n_exams, found.n_trials) == (4, 4, 1)
     crosswise = frame[frame["condition"].ne("real") | (frame["fold"] == 0)]
-    assert paired_contrast(
+    assert contrast(
         crosswise, condition="synthetic", baseline="real", seed=0
     ).mean == pytest.approx(0.1)
 
@@ -239,7 +249,7 @@ def test_the_primary_contrast_leads_and_is_not_adjusted():
     off = StatisticsConfig(primary=ContrastConfig(enabled=False))
     assert not contrast_family(family_rows(), statistics=off)["is_primary"].any()
     elsewhere = StatisticsConfig(primary=ContrastConfig(real_count=5))
-    assert primary_contrast(family_rows(), statistics=elsewhere).empty
+    assert primary_rows(contrast_family(family_rows(), statistics=elsewhere)).empty
     assert contrast_family(family_rows().iloc[:0], statistics=off).empty
 
 
@@ -247,15 +257,15 @@ def test_a_fraction_names_the_amount():
     rows = family_rows()
     rows.loc[rows["n_real"] == 20, "real_fraction"] = 0.05
     chosen = ContrastConfig(real_count=None, real_fraction=0.05, measure="dice")
-    found = primary_contrast(rows, statistics=StatisticsConfig(primary=chosen))
+    found = primary_rows(contrast_family(rows, statistics=StatisticsConfig(primary=chosen)))
     assert found["measure"].tolist() == ["dice", "hc_abs_err_mm"]
     assert found["amount"].tolist() == ["5 %", "5 %"]
-    assert primary_contrast(rows, statistics=StatisticsConfig()).empty
+    assert primary_rows(contrast_family(rows, statistics=StatisticsConfig())).empty
 
 
 def test_the_first_sentence_is_the_primary_contrast():
     settings = StatisticsConfig()
-    primary = primary_contrast(family_rows(), statistics=settings)
+    primary = primary_rows(contrast_family(family_rows(), statistics=settings))
     text = primary_sentence(primary)
     assert text.startswith(
         "Primary contrast, on hc18, prompted with the whole image: with 20 real images, synthetic "
@@ -263,12 +273,13 @@ def test_the_first_sentence_is_the_primary_contrast():
         "strong augmentation (95 % CI "
     )
     assert "6 exams, 2 supports). Beside it, not primary, it raised Dice by 3.0 points (" in text
-    sentences = finding(family_rows().iloc[:0], results=no_results(), primary=primary)
+    found = all_contrasts(family_rows(), statistics=settings)
+    sentences = finding(found, results=no_results(), has_primary=True)
     assert sentences[0] == text
-    single = primary_contrast(family_rows().query("support == 0"), statistics=settings)
+    single = primary_rows(contrast_family(family_rows().query("support == 0"), statistics=settings))
     assert "one support, so the interval is over exams alone" in primary_sentence(single)
     strict = StatisticsConfig(min_effect_mm=2.0)
-    small = primary_sentence(primary_contrast(family_rows(), statistics=strict))
+    small = primary_sentence(primary_rows(contrast_family(family_rows(), statistics=strict)))
     assert "changed HC error by −1.3 mm against strong augmentation (" in small
     assert "): not shown: smaller than the minimum effect of 2.0 mm. Beside" in small
     assert "no difference" not in small

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from experiments.results.figure_box import box_points, figure_box, table_box, write_box_outputs
-from experiments.results.statistics import cluster_bootstrap_ci, read_rows
+from experiments.results.rows import read_csv
+from experiments.results.statistics import cluster_bootstrap_ci
 from experiments.store.columns import PER_IMAGE
 
 JITTERS = (0, 5, 10, 20, 40, 80)
@@ -157,6 +158,6 @@ def test_files_have_the_same_bytes_twice_also_from_csv(tmp_path):
     full = rows.reindex(columns=[*PER_IMAGE, "what", "jitter_px"])
     full.to_csv(tmp_path / "per_image.csv", index=False)
     (tmp_path / "b").mkdir()
-    again = write_box_outputs(read_rows(tmp_path / "per_image.csv"), tmp_path / "b")
+    again = write_box_outputs(read_csv(tmp_path / "per_image.csv"), tmp_path / "b")
     for first, second in zip(paths, again, strict=True):
         assert first.read_bytes() == second.read_bytes()

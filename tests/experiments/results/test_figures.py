@@ -3,16 +3,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from test_tables import scores
+from test_tables import PIXEL, scores
 
-from experiments.results.figure_style import spread
+from experiments.config.conditions import CONTROLS, ROWS
+from experiments.results.figure_style import condition_style, png_bytes, save_figure, spread
 from experiments.results.figures import (
-    condition_style,
     curve_points,
     figure_amounts,
     figure_trimesters,
-    png_bytes,
-    save_figure,
 )
 from experiments.results.paper import (
     compare_paper,
@@ -22,8 +20,7 @@ from experiments.results.paper import (
     write_comparison,
 )
 from experiments.results.pictures import encode_png, overlay_contours
-from experiments.results.statistics import CONTROLS, aggregate, cluster_bootstrap_ci
-from experiments.results.tables import CONDITION_LABELS
+from experiments.results.statistics import aggregate, cluster_bootstrap_ci
 
 BASE = [0.80, 0.90, 0.70]
 
@@ -39,10 +36,11 @@ def sweep(amounts, *, prompts=("jittered_box", "whole_image"), supports=(0,), co
                 dice = [d + 0.02 * k + 0.01 * support for d in BASE]
                 name = f"{n_real}-{support}"
                 rows.append(scores(dice, trial_id=f"r{name}", **where))
-                made = {"condition": "synthetic", "n_generator_labels": 60}
+                made = {"condition": "synthetic", "n_generator_labels": 60} | PIXEL
                 more = [d + 0.03 for d in dice]
                 rows.append(scores(more, trial_id=f"s{name}", **where, **made))
     box = {"condition": "box_only", "real_fraction": np.nan, "n_real": 0, "n_val_labels": 0}
+    box |= {"segmenter": ""}
     rows.append(scores([0.88] * 3, trial_id="box", prompt="jittered_box", cohort=cohort, **box))
     per_image = pd.concat(rows, ignore_index=True)
     return aggregate(per_image), per_image
@@ -216,7 +214,7 @@ def test_files_are_the_same_on_two_runs(tmp_path):
 
 
 def test_conditions_have_styles_of_their_own():
-    names = list(CONDITION_LABELS)
+    names = list(ROWS)
     styles = [condition_style(name) for name in [*names, "another"]]
     assert len({(to_rgb(style["color"]), style["marker"]) for style in styles}) == len(styles)
     trained = [condition_style(name) for name in names if name not in CONTROLS]

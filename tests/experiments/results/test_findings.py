@@ -4,15 +4,21 @@ import pytest
 from scipy import stats
 from test_tables import scores, sweep
 
+from experiments.config.statistics import ContrastConfig, StatisticsConfig
+from experiments.results.axes import prompt_order
+from experiments.results.contrasts import all_contrasts, comparisons, verdict
 from experiments.results.findings import (
-    compare,
     comparison_sentence,
     finding,
     pick_cases,
     points,
-    prompt_order,
-    verdict,
 )
+
+PLAIN = StatisticsConfig(primary=ContrastConfig(enabled=False))
+
+
+def compare(per_image):
+    return comparisons(all_contrasts(per_image, statistics=PLAIN).family)
 
 
 def test_comparisons_are_paired_and_adjusted():
@@ -35,6 +41,7 @@ def comparison(mean, low, high, **changes):
         "real_fraction": 0.1,
         "n_real": 40,
         "condition": "synthetic",
+        "generator": "pixel",
         "n_exams": 60,
         "n_generator_labels": 0,
         "n_more_labels": 0,
@@ -71,7 +78,7 @@ def test_points_keep_the_sign_and_small_values():
 
 def test_finding_tells_budget_control_failures_and_limits():
     results, per_image = sweep()
-    text = " ".join(finding(compare(per_image), results=results))
+    text = " ".join(finding(all_contrasts(per_image, statistics=PLAIN), results=results))
     assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
     assert "(their generator saw 60 labelled images more) raised" in text
@@ -79,7 +86,7 @@ def test_finding_tells_budget_control_failures_and_limits():
     assert "one training run" in text
     assert "already scores 88.0 % Dice" in text
     assert "1 of 5 trials failed" in text
-    nothing = finding(compare(per_image.iloc[:0]), results=results.iloc[:0])
+    nothing = finding(all_contrasts(per_image.iloc[:0], statistics=PLAIN), results=results.iloc[:0])
     assert nothing == ["No two conditions can be compared yet."]
 
 

@@ -54,7 +54,7 @@ def test_ties_as_printed_are_all_bold_and_controls_never_are():
     block = table(
         condition("real", [0.8000, 0.9000]),
         condition("strong", [0.8001, 0.9000]),
-        condition("unet", [0.7, 0.8]),
+        condition("own", [0.7, 0.8]),
         condition("zero_shot", [0.99, 0.99], **bare),
     )
     assert bold(block, "Dice %") == [0, 1]

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.results.outputs import add_stages, collect_per_image, collect_trials
-from experiments.results.statistics import KEYS
+from experiments.results.rows import KEYS
 from experiments.runner.sweep import NodeRun
 from experiments.store.columns import PER_IMAGE
 from experiments.store.runs import RunStore, write_done

@@ -4,19 +4,16 @@ import pytest
 from scipy import stats
 
 from datamodules.errors import InputError
+from experiments.results.rows import KEYS, combine_results, read_rows, with_defaults
 from experiments.results.spreads import spread_table, spreads
 from experiments.results.statistics import (
-    KEYS,
     add_trials,
     aggregate,
     average_draws,
     cluster_bootstrap_ci,
-    combine_results,
     holm,
-    read_rows,
     trimester_weighted_mean,
     weighted_interval,
-    with_defaults,
 )
 
 
@@ -25,6 +22,9 @@ def image_rows(dice, *, trial_id="t1", condition="real", **changes):
     base = {
         "trial_id": trial_id,
         "condition": condition,
+        "segmenter": "sam",
+        "generator": "",
+        "pair_labels": "",
         "real_fraction": 0.1,
         "n_real": 40,
         "n_generator_labels": 0,
@@ -309,12 +309,12 @@ def test_spreads_hold_the_other_axes():
     assert row["sd_draw"] == pytest.approx(0.01 / np.sqrt(2))
     assert row["sd_generator_seed"] is None
     assert (row["n_support"], row["n_seed"], row["n_draw"]) == (2, 3, 2)
-    (text,) = spread_table(spreads(rows), labels={"real": "real only"}).to_dict("records")
+    (text,) = spread_table(spreads(rows)).to_dict("records")
     assert (text["condition"], text["real"], text["mean"]) == ("real only", "10 %", "67.5")
     assert text["SD over supports"] == "7.07 (2)"
     assert text["SD over generator seeds"] == ""
     assert spreads(rows.iloc[:0]).empty
-    assert spread_table(spreads(rows.iloc[:0]), labels={}).empty
+    assert spread_table(spreads(rows.iloc[:0])).empty
 
 
 def test_spreads_pool_folds_before_they_look_at_supports():

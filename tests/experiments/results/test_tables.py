@@ -4,18 +4,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.config.conditions import CONTROLS
+from experiments.results.cells import cells
+from experiments.results.latex import to_latex
+from experiments.results.rows import read_rows
 from experiments.results.statistics import (
-    CONTROLS,
     add_trials,
     aggregate,
     cluster_bootstrap_ci,
-    read_rows,
     weighted_interval,
 )
-from experiments.results.tables import blocks, cells, footnotes, to_latex, to_markdown
+from experiments.results.tables import blocks, footnotes, to_markdown
 
 KEYS = {
     "condition": "real",
+    "segmenter": "sam",
+    "generator": "",
+    "pair_labels": "",
     "real_fraction": 0.1,
     "n_real": 40,
     "n_generator_labels": 0,
@@ -24,6 +29,10 @@ KEYS = {
     "seed": 0,
     "generator_seed": np.nan,
 }
+
+
+PIXEL = {"generator": "pixel", "pair_labels": "fixed"}
+"""What pairs of a generator on a fixed number of labels add to a row's axes."""
 
 
 def with_total(keys):
@@ -51,8 +60,9 @@ def scores(dice, *, trial_id, prompt="whole_image", cohort="hc18", mm=2.5, **cha
 
 def sweep():
     """Two amounts, two conditions, two prompts, the control, one failed and one pending trial."""
-    made = {"condition": "synthetic", "n_generator_labels": 60, "generator_seed": 0}
+    made = {"condition": "synthetic", "n_generator_labels": 60, "generator_seed": 0} | PIXEL
     box = {"condition": "box_only", "real_fraction": np.nan, "n_real": 0, "n_val_labels": 0}
+    box |= {"segmenter": ""}
     rows = []
     for prompt, shift in (("jittered_box", 0.05), ("whole_image", 0.0)):
         real = [0.80 + shift, 0.90 + shift, 0.70 + shift]
@@ -196,7 +206,7 @@ def test_several_trials_of_a_cell_are_averaged_with_their_spread():
 
 
 def test_different_label_budgets_are_different_rows():
-    made = {"condition": "synthetic"}
+    made = {"condition": "synthetic"} | PIXEL
     per_image = pd.concat(
         [
             scores([0.8, 0.9], trial_id="a", n_generator_labels=60, **made),
@@ -293,7 +303,7 @@ def test_folds_are_pooled_over_their_images():
 
 
 def test_supports_that_differ_by_a_label_stay_one_row_on_the_same_budget():
-    own = {"condition": "synthetic_same_budget"}
+    own = {"condition": "synthetic_same_budget", "generator": "pixel", "pair_labels": "own"}
     rows = pd.concat(
         [
             scores([0.8, 0.9], trial_id="a", n_generator_labels=40, n_real=40, **own),
@@ -305,7 +315,7 @@ def test_supports_that_differ_by_a_label_stay_one_row_on_the_same_budget():
 
 
 def test_controls_close_their_block_without_labels():
-    rows = [scores([0.8, 0.9], trial_id="r"), scores([0.8, 0.9], trial_id="u", condition="unet")]
+    rows = [scores([0.8, 0.9], trial_id="r"), scores([0.8, 0.9], trial_id="u", condition="own")]
     bare = {"n_real": 0, "n_val_labels": 0, "real_fraction": np.nan, "support": np.nan}
     for k, name in enumerate(CONTROLS):
         rows.append(scores([0.5 + k / 10] * 2, trial_id=name, condition=name, **bare))
@@ -314,7 +324,7 @@ def test_controls_close_their_block_without_labels():
     (block,) = blocks(results)
     assert block.rows["condition"].tolist() == [
         "real only",
-        "U-Net (no prompt)",
+        "own",
         "box only (no image)",
         "constant mean mask",
         "zero-shot backbone",

@@ -15,7 +15,7 @@ import pytest
 from conftest import write_hc18_folder
 
 from datamodules.synthetic import write_pair
-from experiments.results.statistics import CONTROLS
+from experiments.config.conditions import CONTROLS
 
 SETTINGS = [
     "name=toy",

@@ -9,8 +9,8 @@ from conftest import write_hc18_folder
 from safetensors.numpy import load_file
 from test_sweep import run
 
+from experiments.config.conditions import CONTROLS
 from experiments.config.schema import Condition, Prompt
-from experiments.results.statistics import CONTROLS
 
 CONDITIONS = [name for name in get_args(Condition) if name != "unet"]
 PROMPTS = list(get_args(Prompt))

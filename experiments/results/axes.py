@@ -1,0 +1,136 @@
+"""What tells one row of a table, and one curve of a figure, from the next, and what people call it.
+
+A further axis of a sweep is one more name in `SERIES`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label, in_order
+
+SERIES = ("segmenter", "condition", "generator")
+"""Columns of a series, in the order in which rows of one amount are sorted."""
+AXES = tuple(name for name in SERIES if name != "condition")
+"""Names of blocks of settings; "" where a row depends on none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A prompt protocol: how tables and sentences call it."""
+
+    label: str
+    phrase: str
+
+
+PROMPTS = {
+    "whole_image": Prompt(label="whole-image prompt", phrase="prompted with the whole image"),
+    "jittered_box": Prompt(label="jittered-box prompt", phrase="prompted with the jittered box"),
+    "tight_box": Prompt(label="tight-box prompt", phrase="prompted with the tight box"),
+    "predicted_box": Prompt(label="predicted-box prompt", phrase="prompted with its own first box"),
+}
+"""The leak-free one first, then the paper's."""
+_WITHOUT_PROMPT = Prompt(
+    label="no prompt (whole image)", phrase="without a prompt (the whole image)"
+)
+"""The leak-free one where several segmenters share it, of which some take no prompt."""
+
+
+def prompt_words(name: str, *, shown: Sequence[str] = ()) -> Prompt:
+    """How people call a prompt; an unknown one has its own name.
+
+    Args:
+        name: Of the column `prompt`.
+        shown: From `shown_axes`.
+    """
+    if name == next(iter(PROMPTS)) and "segmenter" in shown:
+        return _WITHOUT_PROMPT
+    return PROMPTS.get(name, Prompt(label=name, phrase=name))
+
+
+def prompt_order(prompts: Iterable[str]) -> list[str]:
+    """Each prompt protocol once: the leak-free one first, then the paper's, then others."""
+    present = list(dict.fromkeys(prompts))
+    first = list(PROMPTS)[:2]
+    return [p for p in first if p in present] + [p for p in present if p not in first]
+
+
+def shown_axes(rows: pd.DataFrame) -> list[str]:
+    """Axes of which the rows hold more than one value, not counting "": only those are named."""
+    return [name for name in AXES if rows.loc[rows[name] != "", name].nunique() > 1]
+
+
+def orders(rows: pd.DataFrame) -> dict[str, list[str]]:
+    """Values of each column of `SERIES` in the order of the tables.
+
+    Segmenters and generators stand in the order of the rows, which is the sweep's.
+    """
+    found = {name: list(dict.fromkeys(["", *rows[name]])) for name in AXES}
+    return found | {"condition": in_order(rows["condition"])}
+
+
+def series_key(row: Mapping, *, order: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
+    """Sort key of a row among those of its amount, controls last; `order` is of `orders`."""
+    return (row["condition"] in CONTROLS, *(order[name].index(row[name]) for name in SERIES))
+
+
+def in_series_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Sort rows by series; ties keep their order."""
+    order = orders(rows)
+    keys = pd.Series(
+        [series_key(row, order=order) for row in rows.to_dict("records")], dtype=object
+    )
+    return rows.iloc[keys.sort_values(kind="stable").index].reset_index(drop=True)
+
+
+def each_series(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+    """Give the values of `SERIES` and the rows of each series, in the order of the tables."""
+    groups = dict(list(rows.groupby(list(SERIES), sort=False)))
+    order = orders(rows)
+    named = [dict(zip(SERIES, key, strict=True)) for key in groups]
+    for keys in sorted(named, key=lambda keys: series_key(keys, order=order)):
+        yield keys, groups[tuple(keys.values())]
+
+
+def series_label(keys: Mapping, *, shown: Sequence[str]) -> str:
+    """What a legend calls a series: its condition, and the axes of `shown` that it has."""
+    named = [keys[name] for name in shown if keys[name]]
+    return ", ".join([condition_label(keys["condition"]), *reversed(named)])
+
+
+def baseline_rows(rows: pd.DataFrame, keys: Mapping, *, baseline: str) -> pd.DataFrame:
+    """Rows of the baseline that a series is compared with.
+
+    They share each axis of the series or depend on none. Where the series itself depends on none
+    but the baseline does, it is the baseline's first value.
+
+    Args:
+        rows: Of one cohort, prompt and amount.
+        keys: The series' values of `SERIES`.
+        baseline: A condition.
+    """
+    found = rows[rows["condition"] == baseline]
+    for name in AXES:
+        own = keys[name] or next(iter(found[name]), "")
+        found = found[found[name].isin(["", own])]
+    return found
+
+
+def own_labels(rows: pd.DataFrame) -> pd.Series:
+    """Generator labels as a key of cells: -1 for pairs on the trial's own labels.
+
+    On its own labels a generator may see a few more in one support than in the other.
+    """
+    return rows["n_generator_labels"].mask(rows["pair_labels"] == "own", -1)
+
+
+def has_synthetic(rows: pd.DataFrame) -> pd.Series:
+    """Whether pairs that a generator made are in a row; of a recipe's own condition, any pairs."""
+    resized = [name for name, row in CONDITIONS.items() if not row.factors.is_generated]
+    return (rows["pair_labels"] != "") & ~rows["condition"].isin(resized)
+
+
+def is_control(rows: pd.DataFrame) -> pd.Series:
+    """Whether a row is a control: not fitted, without an amount, not compared, last in a block."""
+    return rows["condition"].isin(CONTROLS)

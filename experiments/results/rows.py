@@ -1,0 +1,132 @@
+"""The rows of results.csv and per_image.csv: their shared columns, and how files are read."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from datamodules.errors import InputError
+from experiments.config.conditions import CONDITIONS, CONTROLS
+
+AXIS_COLUMNS = ("segmenter", "generator", "pair_labels")
+"""Blocks of settings of the segmenter and of the generator, "" where a row depends on none; and
+whose labels the generator's pairs come from (own, fixed, "" without a generator)."""
+KEYS = [
+    "trial_id",
+    "condition",
+    *AXIS_COLUMNS,
+    "real_fraction",
+    "n_real",
+    "n_generator_labels",
+    "n_val_labels",
+    "n_total_labels",
+    "support",
+    "seed",
+    "generator_seed",
+    "fold",
+    "test_cohort",
+    "prompt",
+]
+"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
+0 without cross-testing; with it, the folds of a support and seed test different exams."""
+_TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
+_TEXT_COLUMNS += ["prompt", "status", "reason", "trimesters_missing"]
+_noted: set[Path] = set()
+"""Files whose translation was said."""
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV of ours as it is; ids stay text (an id such as 12e4 is no number)."""
+    dtypes = dict.fromkeys(_TEXT_COLUMNS, "str")
+    return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Read per_image.csv or results.csv with all columns of `KEYS`.
+
+    Files of older versions get fold 0, and the axes that their conditions stood for; one line on
+    stderr says so, once a file.
+
+    Raises:
+        InputError: For a file without axes that names no trial or condition to tell them from.
+    """
+    rows = read_csv(path)
+    if "fold" not in rows and "trial_id" in rows:
+        rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
+    if not set(AXIS_COLUMNS) <= set(rows.columns):
+        rows = _with_axes(rows, path)
+    return with_defaults(rows)
+
+
+def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Columns of a file that was written when a U-Net was a condition, and the rest SAM's."""
+    needed = ["trial_id", "condition", "n_generator_labels"]
+    absent = [name for name in needed if name not in rows]
+    if absent:
+        raise InputError(
+            f"{path}: no columns {', '.join(AXIS_COLUMNS)}, and none of {', '.join(absent)} to "
+            "tell them from; write it again with `sonosweep report RECIPE`"
+        )
+    if path.resolve() not in _noted:
+        _noted.add(path.resolve())
+        print(f"{path}: older file; segmenter and generator told from condition", file=sys.stderr)
+    own_rows = {name: row for name, row in CONDITIONS.items() if row.factors.has_generator}
+    without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
+    is_unet = rows["condition"] == "unet"
+    is_made = rows["condition"].isin(own_rows) & (rows["n_generator_labels"] > 0)
+    axes = {
+        "segmenter": is_unet.map({True: "unet", False: "sam"}).mask(
+            rows["condition"].isin(without), ""
+        ),
+        "generator": is_made.map({True: "pixel", False: ""}),
+        "pair_labels": rows["condition"].map(
+            {name: row.pair_labels for name, row in own_rows.items()}
+        ),
+    }
+    translated = rows.assign(condition=rows["condition"].mask(is_unet, "real"))
+    translated = translated.drop(columns=list(AXIS_COLUMNS), errors="ignore")
+    for place, (name, values) in enumerate(axes.items(), start=1):
+        translated.insert(translated.columns.get_loc("condition") + place, name, values)
+    return translated
+
+
+def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
+    """Read several files of one kind (all results.csv or all per_image.csv) into one table.
+
+    Args:
+        paths: At least one file.
+
+    Returns:
+        The rows of all files in order; a trial that stands in several files comes from the first.
+
+    Raises:
+        InputError: If a file has other columns than the first one: a column that is absent in one
+            would look like numbers that could not be computed.
+    """
+    frames, known = [], set()
+    for path in paths:
+        rows = read_rows(path)
+        odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)
+        if odd:
+            raise InputError(
+                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
+                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
+            )
+        frames.append(rows[~rows["trial_id"].isin(known)])
+        known |= set(rows["trial_id"])
+    return pd.concat(frames, ignore_index=True)
+
+
+def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
+    """Copy rows with a whole number in `fold`, 0 where unknown, and text in each axis, or ""."""
+    fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
+    axes = rows.reindex(columns=list(AXIS_COLUMNS)).astype(object).fillna("")
+    return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int), **axes)
+
+
+def amounts(rows: pd.DataFrame) -> pd.Series:
+    """Name the amount of real data of each row: "10 %" of a fraction, else "40 images"."""
+    per_cent = (rows["real_fraction"] * 100).map(lambda share: f"{share:.4g} %")
+    count = rows["n_real"].map(lambda n: f"{n:.0f} image" if n == 1 else f"{n:.0f} images")
+    return per_cent.where(rows["real_fraction"].notna(), count)
