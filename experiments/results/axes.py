@@ -28,7 +28,7 @@ PROMPTS = {
     "whole_image": Prompt(label="whole-image prompt", phrase="prompted with the whole image"),
     "jittered_box": Prompt(label="jittered-box prompt", phrase="prompted with the jittered box"),
     "tight_box": Prompt(label="tight-box prompt", phrase="prompted with the tight box"),
-    "predicted_box": Prompt(label="predicted-box prompt", phrase="prompted with its own first box"),
+    "predicted_box": Prompt(label="predicted-box prompt", phrase="prompted with the predicted box"),
 }
 """The leak-free one first, then the paper's."""
 _WITHOUT_PROMPT = Prompt(
@@ -38,12 +38,7 @@ _WITHOUT_PROMPT = Prompt(
 
 
 def prompt_words(name: str, *, shown: Sequence[str] = ()) -> Prompt:
-    """How people call a prompt; an unknown one has its own name.
-
-    Args:
-        name: Of the column `prompt`.
-        shown: From `shown_axes`.
-    """
+    """How people call a prompt; an unknown one has its own name."""
     if name == next(iter(PROMPTS)) and "segmenter" in shown:
         return _WITHOUT_PROMPT
     return PROMPTS.get(name, Prompt(label=name, phrase=name))

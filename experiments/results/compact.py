@@ -23,9 +23,9 @@ from experiments.results.axes import (
 )
 from experiments.results.cells import MODEL
 from experiments.results.latex import latex_cell, latex_table, latex_text
-from experiments.results.markdown import bullets, markdown_table
 from experiments.results.measures import MEASURES, WORDS, Measure
 from experiments.results.rows import amounts, combine_results, with_defaults
+from experiments.results.text import bullets, markdown_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +64,6 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
 
 def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> str:
     """Write the tables of all cohorts and prompts as one text.
-
-    Args:
-        results: Rows of results.csv; trials that are not done are counted in a note.
-        measure: A word of `measures.WORDS`.
-        format_name: markdown, latex or csv.
 
     Raises:
         InputError: If the measure is unknown or has no value, or nothing is done.

@@ -26,30 +26,6 @@ class NoPairError(ValueError):
     """Two conditions share no image that was scored with the same fold, support and seed."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """Condition minus baseline on the same images, in the unit of the measure."""
-
-    mean: float
-    """Mean over images (and supports) of the paired differences; every image weighs the same."""
-    low: float
-    high: float
-    """Interval over exams x supports; over exams alone where n_supports is 1; NaN with one exam."""
-    p: float
-    """Two-sided t-test with the two-way clustered standard error, not adjusted."""
-    n_images: int
-    n_exams: int
-    n_supports: int
-    n_trials: int
-    """Pairs of trials of one support and seed; the folds of a pair count once."""
-    sd_trials: float
-    """Standard deviation of the mean difference between those pairs; NaN for one pair."""
-    is_primary: bool = False
-    """Whether the recipe named this contrast before it ran."""
-    p_holm: float = float("nan")
-    """p adjusted for all contrasts that are not primary; the primary's own p is not adjusted."""
-
-
 def paired_contrast(
     rows: pd.DataFrame,
     baseline: pd.DataFrame,
@@ -58,8 +34,7 @@ def paired_contrast(
     measure: Measure = "dice",
     n_boot: int = 2000,
     level: float = 0.95,
-    is_primary: bool = False,
-) -> Contrast:
+) -> dict[str, float]:
     """Compare two series on the same images, trials paired by fold, support and seed.
 
     Box draws are averaged per image, then seeds and generator seeds within support and image.
@@ -71,7 +46,14 @@ def paired_contrast(
         measure: Column; images where it is NaN in either are left out.
         n_boot: Resamples.
         level: Nominal coverage in (0, 1).
-        is_primary: Whether the recipe named this contrast.
+
+    Returns:
+        mean: over images (and supports) of the paired differences, in the unit of the measure;
+        low, high: interval over exams x supports, over exams alone where n_supports is 1, NaN with
+        one exam; p: two-sided t-test with the two-way clustered standard error, not adjusted;
+        n_images, n_exams, n_supports; n_trials: pairs of trials of one support and seed, the folds
+        of a pair counted once; sd_trials: standard deviation of the mean difference between those
+        pairs, NaN for one pair.
 
     Raises:
         NoPairError: If no image was scored under both with the same fold, support and seed.
@@ -84,19 +66,17 @@ def paired_contrast(
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
     axes = {"exams": images["exam_id"], "supports": images["support"]}
     found = crossed_bootstrap(images["d"], seed=seed, n_boot=n_boot, level=level, **axes)
-    return Contrast(
-        mean=found.value,
-        low=found.low,
-        high=found.high,
-        p=found.p,
-        n_images=images["sample_id"].nunique(),
-        n_exams=found.n_exams,
-        n_supports=found.n_supports,
-        n_trials=len(trial_means),
-        sd_trials=float(trial_means.std(ddof=1)) if len(trial_means) > 1 else float("nan"),
-        is_primary=is_primary,
-        p_holm=found.p if is_primary else float("nan"),
-    )
+    return {
+        "mean": found.value,
+        "low": found.low,
+        "high": found.high,
+        "p": found.p,
+        "n_images": images["sample_id"].nunique(),
+        "n_exams": found.n_exams,
+        "n_supports": found.n_supports,
+        "n_trials": len(trial_means),
+        "sd_trials": float(trial_means.std(ddof=1)),
+    }
 
 
 def _paired(rows: pd.DataFrame, baseline: pd.DataFrame, *, measure: str) -> pd.DataFrame:
@@ -135,9 +115,10 @@ def contrast_family(
     Returns:
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
         condition, generator, baseline, measure, pair_labels, n_generator_labels, n_more_labels
-        (labelled images that only its generator saw), the fields of `Contrast`, n_trial_pairs (=
-        n_trials), level, min_effect, n_family (contrasts that are not primary) and role (primary,
-        beside, other). Primary and beside come first where they could be computed; no rows, no
+        (labelled images that only its generator saw), the numbers of `paired_contrast`, p_holm
+        (p adjusted for the family; the primary's own p is not), level, min_effect, n_family
+        (contrasts that are not primary) and role (primary, beside, other). Primary and beside come
+        first where they could be computed; no rows, no
         columns without any contrast.
     """
     frame = with_defaults(per_image)
@@ -155,7 +136,8 @@ def contrast_family(
     table = pd.DataFrame(rows)
     if table.empty:
         return table
-    others = ~table["is_primary"]
+    others = table["role"] != "primary"
+    table["p_holm"] = table["p"]
     table.loc[others, "p_holm"] = holm(table.loc[others, "p"])
     return table.assign(n_family=int(others.sum()))
 
@@ -298,24 +280,17 @@ def _row(
     statistics: StatisticsConfig,
     seed: int,
 ) -> list[dict]:
+    settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level, "seed": seed}
     try:
-        found = paired_contrast(
-            rows,
-            baseline,
-            measure=keys["measure"],
-            seed=seed,
-            n_boot=statistics.bootstrap_samples,
-            level=statistics.level,
-            is_primary=role == "primary",
-        )
+        found = paired_contrast(rows, baseline, measure=keys["measure"], **settings)
     except NoPairError:  # no common support and seed, or no pixel size: nothing can be paired
         return []
     own = rows.iloc[0]
     carried = ("real_fraction", "n_real", "pair_labels", "n_generator_labels")
     more = own["n_total_labels"] - own["n_real"] - own["n_val_labels"]
     judged = {"level": statistics.level, "min_effect": statistics.min_effect(keys["measure"])}
-    extra = {"n_more_labels": more, "n_trial_pairs": found.n_trials, "role": role}
-    return [keys | {name: own[name] for name in carried} | vars(found) | judged | extra]
+    extra = {"n_more_labels": more, "role": role, "p_holm": np.nan}
+    return [keys | {name: own[name] for name in carried} | found | judged | extra]
 
 
 def verdict(row: pd.Series) -> Verdict:

@@ -5,6 +5,7 @@ from pathlib import Path
 from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import ExperimentConfig
 from experiments.results.paper import PAPER_CONDITIONS
+from experiments.results.text import counted
 
 _BACKBONES = {
     "lite": "LiteMedSAM (frozen TinyViT encoder at 256x256)",
@@ -15,9 +16,6 @@ _VIT_B = ("vit_b", "sam_vit_b")
 
 def deviations(config: ExperimentConfig) -> list[str]:
     """Say where a recipe leaves the paper's protocol, a sentence a point.
-
-    Args:
-        config: The recipe; what it shares with the paper is not named.
 
     Returns:
         Sentences in the order training, data, synthesis, evaluation.
@@ -43,7 +41,7 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
         )
     if segmenter.epochs is None:
         notes.append(
-            f"Steps: we take {_count(segmenter.steps, 'step')} of batch {segmenter.batch_size} "
+            f"Steps: we take {counted(segmenter.steps, 'step')} of batch {segmenter.batch_size} "
             "for every amount and condition; the paper takes 20 epochs of batch 5, which is 20 "
             "steps at 5 real images and 2,000 with 495 synthetic ones beside them."
         )
@@ -64,8 +62,8 @@ def _training_deviations(config: ExperimentConfig) -> list[str]:
         notes.append(f"Prompts in training: ours are {named}; the paper's is jittered_box alone.")
     if segmenter.jitter_max_px != 19:
         notes.append(
-            f"Box jitter: we push each side by 0 to {segmenter.jitter_max_px} px; the paper by 0 "
-            "to 19 px."
+            f"Box jitter: we displace each side by 0 to {segmenter.jitter_max_px} px; the paper by "
+            "0 to 19 px."
         )
     augmented = {PAPER_CONDITIONS["weak"], PAPER_CONDITIONS["strong"]}
     if augmented & set(config.sweep.condition):
@@ -96,7 +94,7 @@ def _data_deviations(config: ExperimentConfig) -> list[str]:
     elif split.test < 1:
         part = f"{100 * split.test:g} % of the images, as whole exams,"
     else:
-        part = f"{_count(split.test, 'image')}, as whole exams,"
+        part = f"{counted(split.test, 'image')}, as whole exams,"
     tested = f"{part} of the folder that is trained on"
     if cohorts:
         names = ", ".join(Path(folder).name for folder in cohorts)
@@ -118,7 +116,7 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
         count = synthesis.folder_labels
         labels = "an unknown number of labelled images"
         if count is not None:
-            labels = _count(count, "labelled image")
+            labels = counted(count, "labelled image")
         made = f"our pairs are imported from a folder, whose maker saw {labels}"
     elif synthesis.generator == "stable_diffusion":
         stable = config.stable_diffusion
@@ -127,18 +125,18 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
             "sd_in_channel": "outlines extracted from its pictures",
             "sd_mask": "each labelled by the ellipse that it was conditioned on",
         }[stable.route]
-        labels = _count(synthesis.generator_count, "labelled image")
+        labels = counted(synthesis.generator_count, "labelled image")
         made = (
             f"ours is Stable Diffusion with LoRA of rank {stable.lora_rank} at {height}x{width} on "
             f"{labels} ({stable.route}), and draws "
-            f"{_count(synthesis.n_candidates, 'candidate')}, {how}"
+            f"{counted(synthesis.n_candidates, 'candidate')}, {how}"
         )
     else:
         height, width = config.generator.size_hw
-        labels = _count(synthesis.generator_count, "labelled image")
+        labels = counted(synthesis.generator_count, "labelled image")
         made = (
             f"ours is a pixel diffusion model of {height}x{width}, fitted from scratch on {labels},"
-            f" and draws {_count(synthesis.n_candidates, 'candidate')}, each labelled by the "
+            f" and draws {counted(synthesis.n_candidates, 'candidate')}, each labelled by the "
             "ellipse that it was conditioned on"
         )
     gate = "ours are not checked"
@@ -159,15 +157,11 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
 
 
 def _evaluation_deviations(config: ExperimentConfig) -> list[str]:
-    draws = _count(config.evaluation.jitter_draws, "box draw")
+    draws = counted(config.evaluation.jitter_draws, "box draw")
     supports, seeds = len(config.sweep.support), len(config.sweep.seed)
     return [
         f"Box draws: we take {draws} of each image, the same for every model, and average over "
         "them; the paper takes five fresh ones and gives their spread as the standard deviation.",
-        f"Models a point: we train {_count(supports * seeds, 'model')} "
-        f"({_count(supports, 'support')}, {_count(seeds, 'seed')}); the paper trains one.",
+        f"Models a point: we train {counted(supports * seeds, 'model')} "
+        f"({counted(supports, 'support')}, {counted(seeds, 'seed')}); the paper trains one.",
     ]
-
-
-def _count(number: float, noun: str) -> str:
-    return f"{number:.0f} {noun}" + ("" if number == 1 else "s")

@@ -21,8 +21,8 @@ from experiments.results.figure_style import (
     save_figure,
     shared_legend,
 )
-from experiments.results.markdown import bullets, markdown_table
 from experiments.results.statistics import cluster_bootstrap_ci
+from experiments.results.text import bullets, counted, markdown_table
 
 MEASURES = {"dice": ("Dice, %", 100.0), "hc_abs_err_mm": ("HC error (ADF), mm", 1.0)}
 """Column to its axis label and the factor of its unit."""
@@ -87,9 +87,6 @@ def figure_box(rows: pd.DataFrame) -> Figure:
 
     Bars are 95 % intervals over exams. ADF is absent where no image has a pixel size, trimesters
     where none is known. Jitters are evenly spaced, not to scale.
-
-    Args:
-        rows: See `box_points`; not empty.
     """
     points = box_points(rows)
     measures = [name for name in MEASURES if (points["measure"] == name).any()]
@@ -104,11 +101,10 @@ def figure_box(rows: pd.DataFrame) -> Figure:
                 here = (points["measure"] == measure) & (points["trimester"] == group)
                 _draw_panel(axis, points[here], jitters=jitters)
                 if i == 0:
-                    n = points.loc[here, "n_exams"].max()
-                    exams = f"{n} exam" + ("" if n == 1 else "s")
+                    exams = counted(points.loc[here, "n_exams"].max(), "exam")
                     axis.set_title(f"{_GROUPS[group]}, {exams}", fontsize=9, loc="left")
                 if i == len(measures) - 1:
-                    axis.set_xlabel("largest push of a box side, px of 256")
+                    axis.set_xlabel("maximum box jitter, px of 256")
             axes[i, 0].set_ylabel(MEASURES[measure][0])
             if measure != "dice":
                 _widen(axes[i, 0], points.loc[points["measure"] == measure, "value"])
@@ -143,11 +139,7 @@ def _widen(axis: Axes, values: pd.Series) -> None:
 
 
 def table_box(rows: pd.DataFrame) -> str:
-    """Write the numbers behind the figure as Markdown, with what they say of the headline.
-
-    Args:
-        rows: See `box_points`; not empty.
-    """
+    """Write the numbers behind the figure as Markdown, with what they say of the headline."""
     points = box_points(rows)
     measures = [name for name in MEASURES if (points["measure"] == name).any()]
     groups = [number for number in _GROUPS if (points["trimester"] == number).any()]
@@ -164,8 +156,8 @@ def table_box(rows: pd.DataFrame) -> str:
     notes = [
         "Mean over images, draws averaged per image first; [95 % interval] over exams, for this "
         "one fitted model.",
-        "jitter px: each side of the reference's box is pushed outward by a whole number from 0 to "
-        "this, in pixels of a 256x256 squashed frame. The ellipse is pulled in by the mean push.",
+        "jitter px: each side of the reference's box is displaced outward by a whole number from 0 "
+        "to this, in pixels of a 256x256 squashed frame; the ellipse is shrunk by the mean jitter.",
     ]
     return "\n".join([*lines, "", *bullets([*_verdicts(points), *notes]), ""])
 
@@ -243,12 +235,7 @@ def _box_alone(*, model: float, ellipse: float) -> str:
 
 
 def write_box_outputs(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write figure_box.png, figure_box.pdf and table_box.md; the paths in that order.
-
-    Args:
-        rows: See `box_points`; not empty.
-        folder: Where the files go; it must be there.
-    """
+    """Write figure_box.png, figure_box.pdf and table_box.md; the paths in that order."""
     paths = list(save_figure(figure_box(rows), stem=folder / "figure_box"))
     write_atomic(folder / "table_box.md", table_box(rows))
     return [*paths, folder / "table_box.md"]

@@ -35,8 +35,8 @@ from experiments.results.figure_style import (
     shared_legend,
 )
 from experiments.results.figures import curve_points, named_levels
-from experiments.results.markdown import bullets, markdown_table
 from experiments.results.paper import PAPER_CONDITIONS, paper_reference
+from experiments.results.text import bullets, markdown_table
 
 PAPER_GENERATOR_LABELS = 60
 """Labelled images that the paper's generator saw: 20 of each trimester."""
@@ -80,11 +80,6 @@ def our_ledger(
 ) -> pd.DataFrame:
     """Take the rows of our panel: the first cohort under its first prompt, whole image if there.
 
-    Args:
-        results: Rows of results.csv.
-        per_image: Rows of per_image.csv; without them a cell of several trials has no interval.
-        seed: Of the resampling.
-
     Returns:
         Rows of `curve_points` with x the total labels; NaN where those are unknown. Empty where
         nothing is done.
@@ -106,11 +101,6 @@ def figure_ledger(
 
     Rows whose total is unknown are not drawn; the left panel names their conditions. Conditions
     of equal totals stand side by side around that total.
-
-    Args:
-        results: Rows of results.csv; with none done the left panel says so.
-        per_image: See `our_ledger`.
-        seed: See `our_ledger`.
     """
     ours = our_ledger(results, per_image=per_image, seed=seed)
     with matplotlib.rc_context(RC_PARAMS):
@@ -226,13 +216,7 @@ def _verdicts() -> list[str]:
 def write_ledger(
     results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame | None = None
 ) -> list[Path]:
-    """Write figure_ledger.png, figure_ledger.pdf and table_ledger.md; the paths in that order.
-
-    Args:
-        results: Rows of results.csv.
-        folder: Where the files go; it must be there.
-        per_image: See `our_ledger`.
-    """
+    """Write figure_ledger.png, figure_ledger.pdf and table_ledger.md; the paths in that order."""
     figure = figure_ledger(results, per_image=per_image)
     paths = list(save_figure(figure, stem=folder / "figure_ledger"))
     write_atomic(folder / "table_ledger.md", table_ledger(results, per_image))

@@ -42,12 +42,7 @@ def condition_style(condition: str) -> dict[str, str]:
 
 
 def series_style(keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Style of a series: colour and marker by condition, line by segmenter, fill by generator.
-
-    Args:
-        keys: The series' values of `SERIES`.
-        order: From `orders` of what the figure shows.
-    """
+    """Style of a series: colour and marker by condition, line by segmenter, fill by generator."""
     # The first name is "", of rows that depend on none.
     place = {name: max(order[name].index(keys[name]) - 1, 0) for name in AXES}
     return condition_style(keys["condition"]) | {
@@ -59,15 +54,7 @@ def series_style(keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]])
 def draw_curve(
     axis: Axes, places: pd.Series, points: pd.DataFrame, *, label: str, style: Mapping[str, str]
 ) -> None:
-    """Draw a curve with its intervals as bars; one that is not known is absent.
-
-    Args:
-        axis: Where.
-        places: (N,) places on the axis.
-        points: (N) rows of dice, low, high.
-        label: In the legend.
-        style: Of matplotlib.
-    """
+    """Draw a curve with its intervals as bars; one that is not known is absent."""
     bars = np.array([points["dice"] - points["low"], points["high"] - points["dice"]])
     axis.errorbar(
         places,
@@ -89,14 +76,7 @@ def shared_legend(
     levels: Sequence[tuple[Axes, pd.Series]] = (),
     columns: int = 4,
 ) -> None:
-    """Put one legend of all axes below them, name the levels, and lay the figure out around both.
-
-    Args:
-        figure: Holds the axes.
-        axes: Whose curves the legend names, each label once.
-        levels: What `draw_levels` drew, to be named at the right of each axis.
-        columns: Most columns of the legend.
-    """
+    """Put one legend of all axes below them, name the levels, lay the figure out around both."""
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
@@ -184,16 +164,12 @@ def spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> l
     Returns:
         (N,) ascending places; empty for none.
     """
-    places = list(wanted)
-    for k in range(len(places)):
-        least = low if k == 0 else places[k - 1] + gap
-        places[k] = max(places[k], least)
-    excess = places[-1] - high if places else 0.0
-    if excess > 0:
-        places[-1] = max(high, low + gap * (len(places) - 1))
-        for k in range(len(places) - 2, -1, -1):
-            places[k] = min(places[k], places[k + 1] - gap)
-    return places
+    room = gap * np.arange(len(wanted))
+    places = np.maximum.accumulate(np.maximum(wanted, low) - room) + room
+    if len(places) and places[-1] > high:
+        places = np.minimum(places, max(high, low + room[-1]))
+        places = np.minimum.accumulate((places - room)[::-1])[::-1] + room
+    return places.tolist()
 
 
 def count_axis(axis: Axes, counts: Sequence[float]) -> None:

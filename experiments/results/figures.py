@@ -34,6 +34,7 @@ from experiments.results.figure_style import (
 )
 from experiments.results.rows import with_defaults
 from experiments.results.statistics import average_draws, cluster_bootstrap_ci
+from experiments.results.text import counted
 
 Amount = Literal["n_real", "n_total_labels"]
 _MOST_STYLES = 2
@@ -90,12 +91,6 @@ def figure_amounts(
     a factor of 8; a single amount shows its conditions side by side. A prompt under which controls
     alone were scored has no panel, unless that is all there is; a panel without a curve says so in
     its title.
-
-    Args:
-        results: Rows of results.csv; rows that are not done are left out.
-        per_image: See `cells`.
-        x: Real images of the row, or every labelled image that it used.
-        seed: Of the resampling.
     """
     points = curve_points(results, per_image=per_image, x=x, seed=seed)
     present = set(points["test_cohort"])
@@ -253,12 +248,6 @@ def figure_trimesters(
 
     Bars would hide that Dice does not start at zero: points with 95 % intervals over exams. Several
     segmenters have a row of panels each.
-
-    Args:
-        per_image: Rows of per_image.csv; rows without a trimester are left out.
-        prompt: Prompt protocol that is shown.
-        test_cohort: Cohort that is shown.
-        seed: Of the resampling.
     """
     rows = with_defaults(per_image)
     shown, order = shown_axes(rows), orders(rows)
@@ -305,8 +294,7 @@ def _draw_trimesters(
     exams = images.groupby("trimester")["exam_id"].nunique()
     labels = []
     for trimester, name in enumerate(("first", "second", "third"), start=1):
-        n = exams.get(trimester, 0)
-        labels.append(f"{name}\n{n} exam" + ("" if n == 1 else "s"))
+        labels.append(f"{name}\n{counted(exams.get(trimester, 0), 'exam')}")
     axis.set_xticks([1, 2, 3], labels)
     axis.set_xlim(0.5, 3.5)
     axis.set_xlabel("trimester")

@@ -24,6 +24,7 @@ from experiments.results.contrasts import (
     verdict,
 )
 from experiments.results.rows import with_defaults
+from experiments.results.text import counted
 
 FEW_EXAMS = 20
 """Below this many exams an interval is a rough guide."""
@@ -69,18 +70,12 @@ def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[st
 
 
 def change_phrase(row: pd.Series, *, than: str = "") -> str:
-    """Say how much a measure changed and whether that is shown, without a full stop.
-
-    Args:
-        row: A row of `compare` or `primary_contrast`.
-        than: Words after the size, with a leading space.
-    """
+    """Say how much a measure changed and whether that is shown, without a full stop."""
     measure = row.get("measure", "dice")
     name, signed = _MEASURES[measure], size(row["mean"], measure=measure, sign=True)
     found = verdict(row)
     if found == "no interval":
-        give = "gives" if row["n_exams"] == 1 else "give"
-        return f"changed {name} by {signed}{than}; {_count(row, 'exam')} {give} no interval"
+        return f"changed {name} by {signed}{than}; {_no_interval(row)}"
     interval = f"({_interval_words(row, measure=measure)})"
     if found == "not shown":
         least = size(row.get("min_effect", 0.0), measure=measure)
@@ -89,27 +84,22 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} {interval}"
 
 
+def _no_interval(row: pd.Series) -> str:
+    give = "gives" if row["n_exams"] == 1 else "give"
+    return f"{counted(row['n_exams'], 'exam')} {give} no interval"
+
+
 def _interval_words(row: pd.Series, *, measure: str) -> str:
     low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
-    seen = _count(row, "exam")
+    seen = counted(row["n_exams"], "exam")
     if row.get("n_supports", 1) > 1:
-        seen += f", {_count(row, 'support')}"
+        seen += f", {counted(row['n_supports'], 'support')}"
     return f"{100 * row.get('level', 0.95):.4g} % CI {low} to {high}, {seen}"
 
 
-def _count(row: pd.Series, noun: str) -> str:
-    n = int(row[f"n_{noun}s"])
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
 def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:
-    """Say what the primary contrast found, and its other measure beside it.
-
-    Args:
-        primary: From `primary_rows`; empty where the sweep has no such trials.
-        shown: Axes that are named.
-    """
-    if primary.empty or not primary["is_primary"].iloc[0]:
+    """Say what the primary contrast found, and its other measure beside it."""
+    if primary.empty or primary["role"].iloc[0] != "primary":
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
     prompt = prompt_words(row["prompt"], shown=shown).phrase
@@ -123,12 +113,7 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
 
 
 def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
-    """Say which of two segmenters is ahead.
-
-    Args:
-        row: A row of `segmenter_contrasts`.
-        shown: Axes that are named.
-    """
+    """Say which of two segmenters is ahead."""
     first, second, found = row["segmenter"], row["against"], verdict(row)
     where = f"On {row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).phrase}, with "
     where += f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}: "
@@ -144,15 +129,14 @@ def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     lead = f"{size(row['mean'], measure='dice', sign=True)} of Dice"
     text = f"{where}segmenter {first} differs from {second} by {lead}"
     if found == "no interval":
-        return f"{text}; {_count(row, 'exam')} gives no interval, so which is ahead is not shown."
+        return f"{text}; {_no_interval(row)}, so which is ahead is not shown."
     return f"{text} ({_interval_words(row, measure='dice')}): which is ahead is not shown."
 
 
 def _amount_phrase(row: pd.Series) -> str:
-    n_real = int(row["n_real"])
     if pd.notna(row["real_fraction"]):
-        return f"{row['amount']} of the real images ({n_real})"
-    return f"{n_real} real image" + ("" if n_real == 1 else "s")
+        return f"{row['amount']} of the real images ({row['n_real']:.0f})"
+    return counted(row["n_real"], "real image")
 
 
 def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = False) -> list[str]:
@@ -188,10 +172,9 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     trained = results[~is_control(results)]
     n_failed = int((trained["status"] == "failed").sum())
     if n_failed:
-        n_trials = trained["trial_id"].nunique()
-        were = "failed and is" if n_failed == 1 else "failed and are"
-        trials = "trial" if n_trials == 1 else "trials"
-        sentences.append(f"{n_failed} of {n_trials} {trials} {were} listed in the table.")
+        trials = counted(trained["trial_id"].nunique(), "trial")
+        were = "is" if n_failed == 1 else "are"
+        sentences.append(f"{n_failed} of {trials} failed and {were} listed in the table.")
     return sentences
 
 
@@ -244,10 +227,6 @@ def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
     """Choose the worst, median and best images of one trial, cohort and prompt by Dice.
 
     Draws are averaged per image; ties are broken by sample id; no image is chosen twice.
-
-    Args:
-        per_image: Rows of one trial, cohort and prompt.
-        n: Images of each kind.
 
     Returns:
         Columns sample_id, dice, trimester, which (worst, median, best), worst first; fewer rows

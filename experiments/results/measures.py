@@ -3,21 +3,21 @@
 from dataclasses import dataclass, replace
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A column of results.csv as people read it."""
 
     column: str
     heading: str
     """In a table of all measures."""
-    factor: int = 1
+    factor: int
     """From the column's unit to the printed one: 100 for Dice in per cent."""
     digits: int
     is_better_high: bool
-    has_spread: bool = False
-    """Whether a table shows its standard deviation over trials."""
     title: str = ""
     """In a table of this measure alone."""
+    has_spread: bool = False
+    """Whether a table shows its standard deviation over trials."""
 
     @property
     def spread_column(self) -> str:
@@ -25,48 +25,21 @@ class Measure:
         return self.column.removesuffix("_mean") + "_sd"
 
 
-_PER_CENT = {"factor": 100, "digits": 1}
-_MM = {"digits": 2, "is_better_high": False}
+# fmt: off
 _ALL = (
-    Measure(
-        column="dice_trimester_weighted_mean",
-        heading="weighted Dice %",
-        title="trimester-weighted Dice %",
-        is_better_high=True,
-        has_spread=True,
-        **_PER_CENT,
-    ),
-    Measure(
-        column="dice_mean",
-        heading="Dice %",
-        title="Dice %",
-        is_better_high=True,
-        has_spread=True,
-        **_PER_CENT,
-    ),
-    Measure(column="dice_median", heading="median %", is_better_high=True, **_PER_CENT),
-    Measure(
-        column="dice_share_below_090", heading="share below 0.9", digits=2, is_better_high=False
-    ),
-    Measure(
-        column="hc_abs_err_mm_mean",
-        heading="HC error mm",
-        title="HC error (ADF), mm",
-        has_spread=True,
-        **_MM,
-    ),
-    Measure(column="hc_abs_err_mm_p95", heading="HC error p95 mm", **_MM),
-    Measure(column="hausdorff_mm_mean", heading="HD mm", title="Hausdorff distance, mm", **_MM),
-    Measure(
-        column="dice_256_mean",
-        heading="Dice@256 %",
-        title="Dice at 256x256 %",
-        is_better_high=True,
-        **_PER_CENT,
-    ),
+    Measure("dice_trimester_weighted_mean", "weighted Dice %", 100, 1, True,
+            "trimester-weighted Dice %", True),
+    Measure("dice_mean", "Dice %", 100, 1, True, "Dice %", True),
+    Measure("dice_median", "median %", 100, 1, True),
+    Measure("dice_share_below_090", "share below 0.9", 1, 2, False),
+    Measure("hc_abs_err_mm_mean", "HC error mm", 1, 2, False, "HC error (ADF), mm", True),
+    Measure("hc_abs_err_mm_p95", "HC error p95 mm", 1, 2, False),
+    Measure("hausdorff_mm_mean", "HD mm", 1, 2, False, "Hausdorff distance, mm"),
+    Measure("dice_256_mean", "Dice@256 %", 100, 1, True, "Dice at 256x256 %"),
     # A mean over models, so it may be no whole number.
-    Measure(column="n_not_found", heading="not found", digits=1, is_better_high=False),
+    Measure("n_not_found", "not found", 1, 1, False),
 )
+# fmt: on
 MEASURES = {measure.column: measure for measure in _ALL}
 """Columns of results.csv that a cell averages over models."""
 
@@ -75,7 +48,7 @@ WORDS = {
     "dice": MEASURES["dice_mean"],
     "dice_256": MEASURES["dice_256_mean"],
     "share_below_090": replace(
-        MEASURES["dice_share_below_090"], title="share of Dice below 0.9, %", **_PER_CENT
+        MEASURES["dice_share_below_090"], title="share of Dice below 0.9, %", factor=100, digits=1
     ),
     "hc_abs_err_mm": MEASURES["hc_abs_err_mm_mean"],
     "hausdorff_mm": MEASURES["hausdorff_mm_mean"],

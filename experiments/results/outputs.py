@@ -112,11 +112,6 @@ def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
     """Write every output of a sweep, log it, and say what was found and which file to open.
 
     Nothing is written again where nothing has changed since the last time.
-
-    Args:
-        sweep: The sweep, run as far as it came.
-        console: Where to say it.
-        log: Called with the outputs written, such as `wandb_summary.log_sweep`.
     """
     folder = sweep.store.sweep_dir(sweep.config.name)
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ from experiments.results.figure_style import (
     shared_legend,
 )
 from experiments.results.latex import escape_latex, latex_table
-from experiments.results.markdown import markdown_table
 from experiments.results.rows import with_defaults
+from experiments.results.text import markdown_table
 
 _REFERENCE = REFERENCE / "paper_2506_23664.csv"
 PAPER_CONDITIONS = {
@@ -101,10 +101,6 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
     """Write the comparison as Markdown and as LaTeX: two rows a condition, a column an amount.
 
     Box only needs no training image: its level is repeated in every column.
-
-    Args:
-        compared: From `compare_paper`; not empty.
-        deviations: Sentences of `deviations`, footnotes below the general ones.
     """
     trained = compared[~compared["condition"].isin(BOX_ALONE)]
     counts, shown = sorted(trained["n_real"].unique()), shown_axes(compared)
@@ -155,11 +151,7 @@ def _other_test_sets(compared: pd.DataFrame) -> list[str]:
 
 
 def figure_paper(compared: pd.DataFrame) -> Figure:
-    """Draw the paper's Dice (hollow, dotted) and ours (filled) against real images.
-
-    Args:
-        compared: From `compare_paper`; not empty.
-    """
+    """Draw the paper's Dice (hollow, dotted) and ours (filled) against real images."""
     panels = list(dict.fromkeys(compared["panel"]))
     common = {"order": orders(compared), "shown": shown_axes(compared)}
     with matplotlib.rc_context(RC_PARAMS):

@@ -26,6 +26,7 @@ from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_p
 from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table, spreads
 from experiments.results.tables import Block, blocks, footnotes
+from experiments.results.text import counted
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
@@ -176,7 +177,7 @@ def status_line(results: pd.DataFrame) -> str:
     """Count the trials by status, and their time and memory where known."""
     trials = results[~is_control(results)].drop_duplicates("trial_id")
     counts = trials["status"].value_counts()
-    parts = [f"{len(trials)} trial" + ("" if len(trials) == 1 else "s")]
+    parts = [counted(len(trials), "trial")]
     parts += [f"{counts[name]} {name}" for name in counts.index]
     if "seconds" in trials and trials["seconds"].notna().any():
         parts.append(f"{trials['seconds'].sum() / 60:.1f} min of training and testing")
@@ -237,12 +238,7 @@ def _bounds(text: str) -> tuple[float, float] | None:
 def difference_views(
     compared: pd.DataFrame, *, shown: Sequence[str] = ()
 ) -> list[dict[str, object]]:
-    """Write comparisons as text, one table per cohort and prompt, leak-free prompt first.
-
-    Args:
-        compared: From `comparisons`.
-        shown: Axes that have a column.
-    """
+    """Write comparisons as text, one table per cohort and prompt, leak-free prompt first."""
     views = []
     for cohort in [] if compared.empty else compared["test_cohort"].unique():
         own = compared[compared["test_cohort"] == cohort]
@@ -290,7 +286,7 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
     known = np.isfinite([row["low"], row["high"]]).all()
     name = "HC error, mm" if measure != "dice" else "Dice, points"
     return {
-        "measure": name + (" (primary)" if row["is_primary"] else ""),
+        "measure": name + (" (primary)" if row["role"] == "primary" else ""),
         "real": row["amount"],
         "difference": size(row["mean"], measure=measure, sign=True),
         "95 % CI": " to ".join(ends) if known else "–",
@@ -298,7 +294,7 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
         "adjusted p": "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "is_firm": bool(p < 0.05),
         "exams": f"{row['n_exams']}",
-        "trial pairs": f"{row['n_trial_pairs']}",
+        "trial pairs": f"{row['n_trials']}",
         "SD of trial pairs": (
             "–" if pd.isna(row["sd_trials"]) else size(row["sd_trials"], measure=measure)
         ),

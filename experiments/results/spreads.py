@@ -1,7 +1,7 @@
-"""How far results vary with each thing that was drawn: supports, seeds, generator seeds, boxes.
+"""Sources of variation: standard deviations over supports, seeds, generator seeds and box draws.
 
-The field often reports the spread over box draws of one model as if it were the spread over
-models. Each axis stands apart here, the others held.
+The field often reports the deviation over box draws of one model as if it were over models. Each
+source stands apart here, the others held.
 """
 
 from collections.abc import Mapping

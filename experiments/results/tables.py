@@ -19,9 +19,9 @@ from experiments.results.axes import (
     shown_axes,
 )
 from experiments.results.cells import Block, cells
-from experiments.results.markdown import bullets, escape_markdown, markdown_table
 from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, with_defaults
+from experiments.results.text import bullets, escape_markdown, markdown_table
 
 LABELS = ["condition", *AXES]
 """Headings that are text."""
@@ -61,11 +61,6 @@ def blocks(
     Rows go by amount, segmenter and condition; the controls close their block. A trial that failed
     or waits is a row of every block it would have been in, or of all blocks where it names no
     cohort. Segmenter and generator have a column where the results hold several.
-
-    Args:
-        results: Rows of results.csv; not empty.
-        per_image: See `cells`.
-        seed: See `cells`.
     """
     results = with_defaults(results)
     summary = cells(results, per_image=per_image, seed=seed)

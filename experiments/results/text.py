@@ -1,4 +1,4 @@
-"""Text cells as GitHub Markdown."""
+"""Text cells as GitHub Markdown, and counts in sentences."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,7 @@ import pandas as pd
 
 
 def markdown_table(frame: pd.DataFrame, *, left: Sequence[str]) -> list[str]:
-    """Write text cells, Markdown already, as lines of a table.
-
-    Args:
-        frame: Text cells.
-        left: Columns that are set to the left; the others are numbers.
-    """
+    """Write text cells, Markdown already, as lines of a table."""
     marks = [":--" if name in left else "--:" for name in frame.columns]
     rows = [list(frame.columns), marks, *frame.to_numpy().tolist()]
     return ["| " + " | ".join(map(str, row)) + " |" for row in rows]
@@ -27,3 +22,8 @@ def escape_markdown(text: str) -> str:
     for mark in ("\\", "|", "*", "<"):
         text = text.replace(mark, "\\" + mark)
     return text.replace("\n", " ")
+
+
+def counted(number: float, noun: str) -> str:
+    """Write a count with its noun: 1 exam, 2 exams."""
+    return f"{number:.0f} {noun}" + ("" if number == 1 else "s")
