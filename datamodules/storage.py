@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
+
 
 def content_key(content: Any) -> str:
     """First 16 hex digits of the SHA-256 over the canonical JSON of `content`."""
@@ -57,6 +59,16 @@ def write_atomic(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """`write_atomic` of indented JSON."""
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def require_new(folder: Path) -> None:
+    """Refuse to write over what is there.
+
+    Raises:
+        InputError: It exists.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists; choose another folder, or remove it")
 
 
 @contextlib.contextmanager

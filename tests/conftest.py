@@ -7,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytest_plugins = ["deliver_parts", "doctor_parts"]
+
 # Exam, frames, HC in mm: non-square images of 54x80, all three trimesters, three exams with more
 # than one frame.
 EXAMS = (

@@ -9,45 +9,26 @@ from typing import Any
 
 from datamodules.synthetic import SyntheticPair
 
+_TERMS = (
+    "citeAs column equivalentProperty extract field fileProperty fileObject fileSet format "
+    "includes isLiveDataset jsonPath key md5 parentField path recordSet references regex "
+    "repeated replace samplingRate separator source subField transform"
+)
 CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
+    "sc": "https://schema.org/",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
+    **{term: f"cr:{term}" for term in _TERMS.split()},
 }
 METADATA = "metadata.jsonl"
+_FOLDERS = {"image": "Synthetic ultrasound images.", "mask": "Filled heads: 0 and 255."}
 _ELLIPSE = {
     "center_x_px": "Centre of the head outline, px from the left.",
     "center_y_px": "Centre of the head outline, px from the top.",
@@ -91,7 +72,7 @@ def croissant(
     Returns:
         JSON-LD for croissant.json.
     """
-    known = {
+    described = {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
@@ -101,89 +82,57 @@ def croissant(
         "datePublished": date,
         "version": version,
         "distribution": [
-            {
-                "@type": "cr:FileObject",
-                "@id": METADATA,
-                "name": METADATA,
-                "description": "A line of JSON a pair.",
-                "contentUrl": METADATA,
-                "encodingFormat": "application/jsonlines",
-                "sha256": metadata_sha256,
-            },
-            _pictures("image-files", glob="image/*.png", what="Synthetic ultrasound images."),
-            _pictures("mask-files", glob="mask/*.png", what="Filled heads: 0 and 255."),
+            _node("cr:FileObject", METADATA, "A line of JSON a pair.")
+            | {"contentUrl": METADATA, "encodingFormat": "application/jsonlines"}
+            | {"sha256": metadata_sha256},
+            *(
+                _node("cr:FileSet", f"{folder}-files", what)
+                | {"encodingFormat": "image/png", "includes": f"{folder}/*.png"}
+                for folder, what in _FOLDERS.items()
+            ),
         ],
         "recordSet": [
-            _record_set(
-                "pairs", what="Pairs with their image.", column="file_name", folder="image"
-            ),
-            _record_set(
-                "masks", what="Pairs with their mask.", column="mask_file_name", folder="mask"
-            ),
+            _record_set("pairs", column="file_name", folder="image", more=_known_fields(pairs)),
+            _record_set("masks", column="mask_file_name", folder="mask", more=[]),
         ],
     }
-    known["recordSet"][0]["field"] += _known_fields(pairs)
-    return known if license_url is None else {**known, "license": license_url}
+    return described if license_url is None else {**described, "license": license_url}
 
 
-def _pictures(identifier: str, *, glob: str, what: str) -> dict[str, Any]:
-    return {
-        "@type": "cr:FileSet",
-        "@id": identifier,
-        "name": identifier,
-        "description": what,
-        "encodingFormat": "image/png",
-        "includes": glob,
-    }
+def _node(kind: str, identifier: str, what: str) -> dict[str, Any]:
+    name = identifier.rpartition("/")[2]
+    return {"@type": kind, "@id": identifier, "name": name, "description": what}
 
 
-def _record_set(identifier: str, *, what: str, column: str, folder: str) -> dict[str, Any]:
-    files = f"{folder}-files"
-    joined = _column(f"{identifier}/{column}", column=column, what=f"File in {folder}/.")
+def _record_set(identifier: str, *, column: str, folder: str, more: list[Any]) -> dict[str, Any]:
+    files = {"fileSet": {"@id": f"{folder}-files"}}
+    joined = _column(f"{identifier}/{column}", f"File in {folder}/.", column=column)
     joined["source"]["transform"] = {"regex": f"^{folder}/(.+)$"}
-    joined["references"] = {"fileSet": {"@id": files}, "extract": {"fileProperty": "filename"}}
-    return {
-        "@type": "cr:RecordSet",
-        "@id": identifier,
-        "name": identifier,
-        "description": what,
-        "key": {"@id": f"{identifier}/sample_id"},
-        "field": [
-            _column(f"{identifier}/sample_id", column="sample_id", what="Name of the pair."),
-            joined,
-            {
-                "@type": "cr:Field",
-                "@id": f"{identifier}/{folder}",
-                "name": folder,
-                "description": f"The {folder}.",
-                "dataType": "sc:ImageObject",
-                "source": {"fileSet": {"@id": files}, "extract": {"fileProperty": "content"}},
-            },
-        ],
+    joined["references"] = files | {"extract": {"fileProperty": "filename"}}
+    picture = _node("cr:Field", f"{identifier}/{folder}", f"The {folder}.")
+    picture["dataType"] = "sc:ImageObject"
+    picture["source"] = files | {"extract": {"fileProperty": "content"}}
+    key = _column(f"{identifier}/sample_id", "Name of the pair.", column="sample_id")
+    return _node("cr:RecordSet", identifier, f"Pairs with their {folder}.") | {
+        "key": {"@id": key["@id"]},
+        "field": [key, joined, picture, *more],
     }
 
 
-def _column(
-    identifier: str, *, column: str, what: str, data_type: str = "sc:Text"
-) -> dict[str, Any]:
-    return {
-        "@type": "cr:Field",
-        "@id": identifier,
-        "name": identifier.split("/")[1],
-        "description": what,
-        "dataType": data_type,
-        "source": {"fileObject": {"@id": METADATA}, "extract": {"column": column}},
-    }
+def _column(identifier: str, what: str, *, column: str, kind: str = "sc:Text") -> dict[str, Any]:
+    source = {"fileObject": {"@id": METADATA}, "extract": {"column": column}}
+    return _node("cr:Field", identifier, what) | {"dataType": kind, "source": source}
 
 
 def _known_fields(pairs: Sequence[SyntheticPair]) -> list[dict[str, Any]]:
-    fields = []
-    for name, data_type, what in _OPTIONAL:
-        if all(getattr(pair, name) is not None for pair in pairs):
-            fields.append(_column(f"pairs/{name}", column=name, what=what, data_type=data_type))
+    fields = [
+        _column(f"pairs/{name}", what, column=name, kind=kind)
+        for name, kind, what in _OPTIONAL
+        if all(getattr(pair, name) is not None for pair in pairs)
+    ]
     if all(pair.ellipse is not None for pair in pairs):
         for name, what in _ELLIPSE.items():
-            field = _column(f"pairs/{name}", column="ellipse", what=what, data_type="sc:Float")
+            field = _column(f"pairs/{name}", what, column="ellipse", kind="sc:Float")
             field["source"]["transform"] = {"jsonPath": name}
             fields.append(field)
     return fields

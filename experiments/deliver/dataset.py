@@ -6,19 +6,24 @@ The layout stays the one of `synthesis.folder`, so an exported set is also an in
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import cv2
 
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, file_sha256, write_atomic, write_json
+from datamodules.storage import commit_folder, file_sha256, require_new, write_atomic, write_json
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.croissant import METADATA, croissant
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.runs import read_manifest
+
+if TYPE_CHECKING:
+    import jinja2
 
 VERSION = "1.0.0"
 _MADE_BY = {
@@ -37,10 +42,10 @@ _SYNTHETIC = {
 _DRAWN = "no image was acquired from a patient; textures are what the generator learned."
 # Inputs that say what the pictures come from; the others only judge them.
 _LINEAGE = ("candidates", "generator", "gate")
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**9, "100K<n<1M"))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Lineage:
+class _Lineage(NamedTuple):
     """Manifests of the runs behind a set, by stage, and what a gate counted."""
 
     manifests: dict[str, dict[str, Any]]
@@ -49,14 +54,30 @@ class _Lineage:
     gate_result: Mapping[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rights:
+class _Rights(NamedTuple):
     """Whose images are behind a set."""
 
     text: str
-    license_id: str
+    license_id: str = "unknown"
     """As the Hugging Face hub spells it."""
-    license_url: str | None
+    license_url: str | None = None
+
+
+_IMPORTED = _Rights("Imported: the licence is to be stated by the owner of the imported folder.")
+_RIGHTS = {
+    HC18_LICENCE: _Rights(
+        f"Made from labelled images of HC18 and shared under its licence, CC BY 4.0 ({CC_BY_URL}), "
+        f"with changes: the pictures here are generated. {HC18_LICENCE}",
+        license_id="cc-by-4.0",
+        license_url=CC_BY_URL,
+    ),
+    PHANTOM_DATA: _Rights(
+        "Made from procedural phantoms, which are free of licences and of patients."
+    ),
+    OTHER_DATA: _Rights(
+        "Made from images of another source than HC18, whose licence is its owner's to state."
+    ),
+}
 
 
 def export_dataset(run_dir: Path, out: Path) -> None:
@@ -70,21 +91,26 @@ def export_dataset(run_dir: Path, out: Path) -> None:
         InputError: `out` exists, the run is no finished synthetic set, holds no pair or lacks a
             picture, or the runs that it was made from are not in the same store.
     """
-    if out.exists():
-        raise InputError(f"{out}: exists; choose another folder, or remove it")
+    require_new(out)
     manifest = read_manifest(run_dir)
-    pairs = _pairs(run_dir, stage=manifest["stage"])
+    stage = manifest["stage"]
+    pairs = _pairs(run_dir, stage=stage)
     sizes = _sizes(run_dir, pairs)
     lineage = _lineage(run_dir, manifest)
-    rights = _rights(manifest, labels=lineage.labels)
-    name = f"sonosweep-{manifest['stage']}-{str(manifest.get('id', run_dir.name))[:8]}"
+    images = {"images": [[label] for label in lineage.labels]}
+    data = data_line({"config": manifest.get("config", {}), "content": images})
+    rights = _IMPORTED if stage == "import_pairs" else _RIGHTS[data]
+    name = f"sonosweep-{stage}-{str(manifest.get('id', run_dir.name))[:8]}"
     description = (
-        f"{len(pairs)} synthetic pairs of fetal-head ultrasound image and mask: "
-        f"{_MADE_BY[manifest['stage']]}. Written by sonosweep."
+        f"{len(pairs)} synthetic pairs of fetal-head ultrasound image and mask: {_MADE_BY[stage]}. "
+        "Written by sonosweep."
     )
     with commit_folder(out) as folder:
         for pair in pairs:
-            _copy_pair(run_dir, folder, sample_id=pair.sample_id)
+            # No links: what leaves the store may be edited, the store may not.
+            for path in pair_paths(Path(), pair.sample_id):
+                (folder / path).parent.mkdir(exist_ok=True)
+                shutil.copyfile(run_dir / path, folder / path)
         columns = _write_rows(folder / METADATA, pairs)
         content = croissant(
             pairs,
@@ -97,17 +123,31 @@ def export_dataset(run_dir: Path, out: Path) -> None:
             metadata_sha256=file_sha256(folder / METADATA),
         )
         write_json(folder / "croissant.json", content)
-        card = _card(
+        card = _card_template().render(
             name=name,
             description=description,
-            front_matter=_front_matter(name, rights=rights, n=len(pairs)),
-            size=_size_words(sizes),
+            rights=rights,
+            size_category=next(word for top, word in _SIZES if len(pairs) < top),
+            sizes=[f"{width} x {height} px (width x height)" for height, width in sizes],
             columns=", ".join(f"`{column}`" for column in columns),
             provenance=_provenance(manifest, lineage=lineage, n=len(pairs)),
-            rights=rights.text,
-            what_is_synthetic=_SYNTHETIC.get(manifest["stage"], _DRAWN),
+            what_is_synthetic=_SYNTHETIC.get(stage, _DRAWN),
         )
         write_atomic(folder / "README.md", card)
+
+
+def _card_template() -> "jinja2.Template":
+    import jinja2
+
+    # Markdown, not a page: nothing is escaped.
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("dataset_card.md.j2")
 
 
 def _pairs(run_dir: Path, *, stage: str) -> list[SyntheticPair]:
@@ -127,31 +167,22 @@ def _pairs(run_dir: Path, *, stage: str) -> list[SyntheticPair]:
     return pairs
 
 
-def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> set[tuple[int, int]]:
-    """(height, width) of the images, all pictures being there."""
+def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> list[tuple[int, ...]]:
+    """(height, width) of the images, each once; all pictures can be read."""
     sizes = set()
     for pair in pairs:
-        image, mask = (_png_size(path) for path in pair_paths(run_dir, pair.sample_id))
-        if image != mask:
+        shapes = []
+        for path in pair_paths(run_dir, pair.sample_id):
+            picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+            if picture is None:
+                raise InputError(f"{path}: missing, or no picture; make the run again")
+            shapes.append(picture.shape)
+        if shapes[0] != shapes[1]:
             raise InputError(
                 f"{run_dir}: image and mask of {pair.sample_id} differ in size; make the run again"
             )
-        sizes.add(image)
-    return sizes
-
-
-def _png_size(path: Path) -> tuple[int, int]:
-    """Height and width from a PNG's header, which is 24 bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror}); make the run again"
-        ) from error
-    if len(head) < 24 or not head.startswith(b"\x89PNG\r\n\x1a\n"):
-        raise InputError(f"{path}: no PNG; make the run again")
-    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+        sizes.add(shapes[0])
+    return sorted(sizes)
 
 
 def _lineage(run_dir: Path, manifest: dict[str, Any]) -> _Lineage:
@@ -185,46 +216,6 @@ def _lineage(run_dir: Path, manifest: dict[str, Any]) -> _Lineage:
     )
 
 
-def _rights(manifest: Mapping[str, Any], *, labels: Sequence[str]) -> _Rights:
-    if manifest["stage"] == "import_pairs":
-        return _Rights(
-            text="Imported: the licence is to be stated by the owner of the imported folder.",
-            license_id="unknown",
-            license_url=None,
-        )
-    found = data_line(
-        {"config": manifest.get("config", {}), "content": {"images": [[k] for k in labels]}}
-    )
-    if found == HC18_LICENCE:
-        return _Rights(
-            text=(
-                f"Made from labelled images of HC18 and shared under its licence, CC BY 4.0 "
-                f"({CC_BY_URL}), with changes: the pictures here are generated. {HC18_LICENCE}"
-            ),
-            license_id="cc-by-4.0",
-            license_url=CC_BY_URL,
-        )
-    if found == PHANTOM_DATA:
-        return _Rights(
-            text="Made from procedural phantoms, which are free of licences and of patients.",
-            license_id="unknown",
-            license_url=None,
-        )
-    assert found == OTHER_DATA
-    return _Rights(
-        text="Made from images of another source than HC18, whose licence is its owner's to state.",
-        license_id="unknown",
-        license_url=None,
-    )
-
-
-def _copy_pair(source: Path, target: Path, *, sample_id: str) -> None:
-    # No links: what leaves the store may be edited, the store may not.
-    for old, new in zip(pair_paths(source, sample_id), pair_paths(target, sample_id), strict=True):
-        new.parent.mkdir(exist_ok=True)
-        shutil.copyfile(old, new)
-
-
 def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> list[str]:
     """Write metadata.jsonl without the columns that no pair fills; their names."""
     rows = []
@@ -245,106 +236,44 @@ def _day(manifest: Mapping[str, Any]) -> str:
     return datetime.fromtimestamp(manifest.get("started", 0.0), tz=UTC).date().isoformat()
 
 
-def _front_matter(name: str, *, rights: _Rights, n: int) -> str:
-    import yaml
-
-    bounds = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"))
-    content = {
-        "license": rights.license_id,
-        "pretty_name": name,
-        "task_categories": ["image-segmentation"],
-        "tags": ["medical", "ultrasound", "fetal-head", "synthetic"],
-        "size_categories": [next((word for top, word in bounds if n < top), "100K<n<1M")],
+def _provenance(manifest: Mapping[str, Any], *, lineage: _Lineage, n: int) -> dict[str, Any]:
+    """What the card's table says, by row."""
+    version = manifest.get("versions", {}).get("sonosweep")
+    rows = {
+        "pairs": n,
+        "run": f"{manifest['stage']}/{manifest.get('id')}",
+        "sonosweep": f"{version}, commit {manifest.get('git_sha')}",
+        "made on": _day(manifest),
     }
-    return yaml.safe_dump(content, sort_keys=False)
-
-
-def _size_words(sizes: set[tuple[int, int]]) -> str:
-    if len(sizes) == 1:
-        height, width = next(iter(sizes))
-        return f"{width} x {height} px (width x height)"
-    return f"of {len(sizes)} sizes"
-
-
-def _provenance(manifest: Mapping[str, Any], *, lineage: _Lineage, n: int) -> list[tuple[str, str]]:
-    """What the card's table says, row by row."""
-    rows = [
-        ("pairs", str(n)),
-        ("run", f"{manifest['stage']}/{manifest.get('id')}"),
-        (
-            "sonosweep",
-            f"{manifest.get('versions', {}).get('sonosweep')}, commit {manifest.get('git_sha')}",
-        ),
-        ("made on", _day(manifest)),
-    ]
     if lineage.labels:
-        rows.append(("labelled images behind it", str(len(lineage.labels))))
+        rows["labelled images behind it"] = len(lineage.labels)
     generator = lineage.manifests.get("generator")
     if generator is not None:
-        rows.append(("generator", f"generator/{generator.get('id')}"))
-        rows += _generator_rows(generator)
-    seeded = {
-        stage: found["content"]["seed"]
+        rows |= {"generator": f"generator/{generator.get('id')}", **_generator_rows(generator)}
+    seeds = [
+        f"{stage} {found['content']['seed']}"
         for stage, found in sorted(lineage.manifests.items())
         if "seed" in found["content"]
-    }
-    if seeded:
-        rows.append(("seeds", ", ".join(f"{stage} {seed}" for stage, seed in seeded.items())))
+    ]
+    if seeds:
+        rows["seeds"] = ", ".join(seeds)
     gate = lineage.gate_result
     if "accepted" in gate:
-        rows.append(
-            ("gate", f"accepted {gate['accepted']} of {gate['accepted'] + gate['rejected']}")
-        )
+        rows["gate"] = f"accepted {gate['accepted']} of {gate['accepted'] + gate['rejected']}"
     return rows
 
 
-def _generator_rows(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
-    content = manifest["content"]
-    settings = content.get("stable_diffusion")
+def _generator_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
+    settings = manifest["content"].get("stable_diffusion")
     if settings is None:
-        return [("base model", "none: trained from random weights on these images alone")]
+        return {"base model": "none: trained from random weights on these images alone"}
     base = str(manifest.get("config", {}).get("stable_diffusion", {}).get("base_model"))
     # A name on the hub says where to get it; of a path on this machine the end is enough.
     is_hub = base.count("/") == 1 and not base.startswith(("/", ".", "~"))
-    return [
-        (
-            "base model",
-            f"{base if is_hub else Path(base).name}, content id {content.get('base_id')}; its own "
-            "licence has terms for what is drawn with it",
-        ),
-        ("route", f"{settings.get('route')}, LoRA of rank {settings.get('lora_rank')}"),
-    ]
-
-
-def _card(
-    *,
-    name: str,
-    description: str,
-    front_matter: str,
-    size: str,
-    columns: str,
-    provenance: Sequence[tuple[str, str]],
-    rights: str,
-    what_is_synthetic: str,
-) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        # Markdown, not a page.
-        autoescape=False,
+    where = (
+        f"{base if is_hub else Path(base).name}, content id {manifest['content'].get('base_id')}"
     )
-    return environment.get_template("dataset_card.md.j2").render(
-        name=name,
-        description=description,
-        front_matter=front_matter,
-        size=size,
-        columns=columns,
-        provenance=provenance,
-        rights=rights,
-        what_is_synthetic=what_is_synthetic,
-    )
+    return {
+        "base model": f"{where}; its own licence has terms for what is drawn with it",
+        "route": f"{settings.get('route')}, LoRA of rank {settings.get('lora_rank')}",
+    }

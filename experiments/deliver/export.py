@@ -6,19 +6,15 @@ Torch-free until a format's own function runs: a wrong word is refused before th
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
+from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, write_json
+from datamodules.storage import commit_folder, require_new, write_json
 from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from lightning_modules.segmenters.sam.module import SamModule
 
 SIDECAR = "sonosweep.json"
 SAM_FILE = "sam.pth"
@@ -39,10 +35,8 @@ def export_command(run_dir: Path, *, format_name: str, out: Path, console: Conso
         InputError: For a user's mistake, or a run that the format cannot hold.
         WeightsError: Pretrained weights that the run builds on are missing or others.
     """
-    if format_name not in FORMATS:
-        raise InputError(f"--format {format_name}: unknown; choose one of {', '.join(FORMATS)}")
-    if out.exists():
-        raise InputError(f"{out}: exists; choose another folder, or remove it")
+    one_of(format_name, list(FORMATS), option="--format")
+    require_new(out)
     manifest = read_manifest(run_dir)
     with console.status("exporting"):
         FORMATS[format_name](run_dir, manifest, out)
@@ -52,34 +46,40 @@ def export_command(run_dir: Path, *, format_name: str, out: Path, console: Conso
 
 def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A bare state dict, as `sam_model_registry` loads it."""
-    module, state = _segmenter(run_dir, manifest)
+    config = _settings(run_dir, manifest)
+    from experiments.deliver.segment_images import load_fitted
     from experiments.deliver.sidecar import sam_sidecar
     from lightning_modules.segmenters.sam.export import save_segment_anything
+    from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
+    sam = load_fitted(run_dir, config).sam
     with commit_folder(out) as folder:
-        save_segment_anything(state, folder / SAM_FILE)
-        sidecar = sam_sidecar(module.config, manifest, sam=module.sam, weights=folder / SAM_FILE)
+        save_segment_anything(merged_state_dict(sam), folder / SAM_FILE)
+        sidecar = sam_sidecar(config, manifest, sam=sam, weights=folder / SAM_FILE)
         write_json(folder / SIDECAR, sidecar)
 
 
 def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A folder for transformers' `SamModel.from_pretrained`."""
-    backbone = _settings(run_dir, manifest).backbone
-    if backbone in ("lite", "tiny"):
+    config = _settings(run_dir, manifest)
+    if config.backbone in ("lite", "tiny"):
         raise InputError(
             f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of backbone "
-            f"{backbone}; export it with --format segment-anything"
+            f"{config.backbone}; export it with --format segment-anything"
         )
-    module, state = _segmenter(run_dir, manifest)
-    from experiments.deliver.sidecar import sam_sidecar, unit_mean_std
+    from experiments.deliver.segment_images import load_fitted
+    from experiments.deliver.sidecar import sam_sidecar
     from lightning_modules.segmenters.sam.export import save_transformers
+    from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
-    mean, std = unit_mean_std(module.sam)
+    sam = load_fitted(run_dir, config).sam
+    # Of pixels in [0, 1]; segment_anything has them for 0..255.
+    mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
     with commit_folder(out) as folder:
-        save_transformers(module.sam, state, folder, image_mean=mean, image_std=std)
+        state = merged_state_dict(sam)
+        save_transformers(sam, state, folder, image_mean=mean, image_std=std)
         weights = folder / "model.safetensors"
-        sidecar = sam_sidecar(module.config, manifest, sam=module.sam, weights=weights)
-        write_json(folder / SIDECAR, sidecar)
+        write_json(folder / SIDECAR, sam_sidecar(config, manifest, sam=sam, weights=weights))
 
 
 def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
@@ -88,11 +88,9 @@ def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     from experiments.deliver.sidecar import generator_sidecar
 
     with commit_folder(out) as folder:
-        for name in LORA_FILES:
+        # The mask's channels are in a file of their own, where there are any.
+        for name in (*LORA_FILES, *(path.name for path in generator.glob(CONV_IN))):
             shutil.copyfile(generator / name, folder / name)
-        if (generator / CONV_IN).is_file():
-            # The mask's channels, which LoRA does not hold.
-            shutil.copyfile(generator / CONV_IN, folder / CONV_IN)
         sidecar = generator_sidecar(manifest, weights=folder / LORA_FILES[0])
         write_json(folder / SIDECAR, sidecar)
 
@@ -121,10 +119,10 @@ def _dataset(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:  # 
 
 
 def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
-    """The settings of a fitted SAM.
+    """The settings of a fitted SAM that other programs can hold.
 
     Raises:
-        InputError: The run is of another stage, or of another version.
+        InputError: The run is of another stage or version, or tuned by modules of our own.
     """
     stage = manifest["stage"]
     if stage == "fit_unet":
@@ -136,43 +134,15 @@ def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
         raise InputError(
             f"{run_dir}: a run of stage {stage}; give a fitted SAM, such as runs/store/fit/ID"
         )
-    # Torch, for a run that there is.
-    from experiments.stages.fit import settings_of
+    from experiments.deliver.segment_images import config_of_run
 
-    try:
-        config = SegmenterConfig(**manifest["config"]["segmenter"])
-        return settings_of(config, manifest.get("content", {}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
-        ) from error
-
-
-def _segmenter(
-    run_dir: Path, manifest: Mapping[str, Any]
-) -> tuple["SamModule", dict[str, "torch.Tensor"]]:
-    """A fitted SAM and its weights under segment_anything's names."""
-    config = _settings(run_dir, manifest)
+    config = config_of_run(run_dir, manifest)
     if config.tuning == "adapter":
         raise InputError(
             f"{run_dir}: fitted with tuning=adapter, whose modules no stock SAM has; fit with "
             "decoder, lora, late_lora or full to export"
         )
-    from safetensors import SafetensorError
-
-    from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
-    from lightning_modules.segmenters.sam.tuning import merged_state_dict
-
-    if not (run_dir / WEIGHTS_NAME).is_file():
-        raise InputError(f"{run_dir}: {WEIGHTS_NAME} is missing; let the fit finish, then export")
-    try:
-        module = fitted_segmenter(run_dir, config=config)
-    except SafetensorError as error:
-        raise InputError(
-            f"{run_dir / WEIGHTS_NAME}: damaged or cut short ({error}); copy it again, or fit the "
-            "segmenter again"
-        ) from error
-    return module, merged_state_dict(module.sam)
+    return config
 
 
 def _stable_diffusion_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path:

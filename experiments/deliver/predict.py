@@ -1,34 +1,27 @@
 """`sonosweep predict`: a fitted segmenter applied to one's own images."""
 
-import csv
-import io
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 from rich.console import Console
 
+from datamodules.allowed import one_of
 from datamodules.any_image import find_images, read_any_image
-from datamodules.ellipse import Ellipse, perimeter_px
+from datamodules.ellipse import perimeter_px
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.samples import read_pixel_sizes
-from datamodules.storage import commit_folder, write_atomic, write_json
-from experiments.deliver.submission import PROMPTS, ellipse_of_mask, show_progress
+from datamodules.storage import commit_folder, require_new, write_atomic, write_json
+from experiments.deliver.submission import PROMPTS, ellipse_of_mask, shown_progress
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
-
-if TYPE_CHECKING:
-    # They import torch, and a wrong path is refused before that.
-    from lightning_modules.segmenters.sam.module import SamModule
-    from lightning_modules.segmenters.unet.module import UnetModule
-
-Prompt = Literal["whole_image", "predicted_box"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +74,6 @@ def prediction_of_mask(
     """
     try:
         ellipse = ellipse_of_mask(mask)
-        _require_inside(ellipse, size_hw=mask.shape)
     except ValueError as error:
         return Prediction(
             filename=filename, found=False, pixel_size_mm=pixel_size_mm, reason=str(error)
@@ -97,31 +89,11 @@ def prediction_of_mask(
     )
 
 
-def _require_inside(ellipse: Ellipse, *, size_hw: tuple[int, int]) -> None:
-    height, width = size_hw
-    x, y = ellipse.center_x_px, ellipse.center_y_px
-    if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-        raise ValueError(f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})")
-    if ellipse.semi_major_px > math.hypot(height, width):
-        raise ValueError("the fitted ellipse is larger than the image")
-
-
 def predictions_text(predictions: Sequence[Prediction]) -> str:
     """The text of predictions.csv: a header and one line an image, unknown numbers left empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for prediction in predictions:
-        writer.writerow([_cell(value) for value in astuple(prediction)])
-    return text.getvalue()
-
-
-def _cell(value: str | float | None) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        return f"{value:.6f}"
-    return "" if value is None else value
+    table = pd.DataFrame(predictions, columns=COLUMNS)
+    table["found"] = table["found"].map({True: "true", False: "false"})
+    return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
 def pixel_sizes(
@@ -185,28 +157,25 @@ def predict_command(
         InputError: For a user's mistake; nothing is written then.
         WeightsError: The backbone's weights are missing or others.
     """
-    if prompt not in PROMPTS:
-        raise InputError(f"--prompt {prompt}: unknown; choose one of {', '.join(PROMPTS)}")
-    if out.exists():
-        raise InputError(f"{out}: exists; choose another folder, or remove it")
+    one_of(prompt, PROMPTS, option="--prompt")
+    require_new(out)
     manifest = read_manifest(run_dir)
     paths, left = find_images(places)
     sizes = pixel_sizes(paths, pixel_size_mm=pixel_size_mm, table=pixel_size_table)
+    # Here, because they import torch: a wrong path is refused before that.
+    from experiments.deliver.segment_images import load_run, segment_images
+
     with console.status("loading the segmenter"):
-        module = _load(run_dir, prompt=prompt)
+        module = load_run(run_dir, prompt=prompt)
     with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         with console.status("reading the images"):
             grey, scaled = _prepare(paths, Path(scratch))
         predictions = []
-        with console.status("segmenting") as status:
-            show = show_progress(status, console=console)
-            for done, (stem, mask) in enumerate(_segment(module, grey, prompt=prompt), start=1):
-                show(done, len(paths))
-                _write_pictures(folder, mask, image_path=grey[stem])
-                name = paths[stem].name
-                predictions.append(
-                    prediction_of_mask(mask, filename=name, pixel_size_mm=sizes[stem])
-                )
+        found = segment_images(module, grey, prompt=prompt)
+        for stem, mask in shown_progress(found, total=len(paths), console=console):
+            _write_pictures(folder, mask, image_path=grey[stem])
+            name, size = paths[stem].name, sizes[stem]
+            predictions.append(prediction_of_mask(mask, filename=name, pixel_size_mm=size))
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
             "out": str(out),
@@ -269,28 +238,3 @@ def _prepare(
         if image.scaled_from is not None:
             scaled[path.name] = image.scaled_from
     return grey, scaled
-
-
-def _load(run_dir: Path, *, prompt: Prompt) -> "SamModule | UnetModule":
-    from safetensors import SafetensorError
-
-    from experiments.deliver.segment_images import load_run
-
-    try:
-        return load_run(run_dir, prompt=prompt)
-    except SafetensorError as error:
-        raise InputError(
-            f"{run_dir}: its weights are damaged or cut short ({error}); copy them again, or fit "
-            "the segmenter again"
-        ) from error
-
-
-def _segment(
-    module: "SamModule | UnetModule", grey: Mapping[str, Path], *, prompt: Prompt
-) -> Iterator[tuple[str, np.ndarray]]:
-    from experiments.deliver.segment_images import segment_images
-
-    try:
-        yield from segment_images(module, grey, prompt=prompt)
-    except FloatingPointError as error:
-        raise InputError(f"{error}; fit the segmenter again") from error

@@ -1,17 +1,19 @@
 """Apply a fitted segmenter to images that need no masks."""
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
 from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place
+from experiments.config.schema import Prompt
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter, settings_of
+from experiments.store.runs import read_manifest
 from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.segmenters.sam.module import SamModule
@@ -22,59 +24,67 @@ if TYPE_CHECKING:
     # Its library takes a second to import, which a SAM should not pay.
     from lightning_modules.segmenters.unet.module import UnetModule
 
-Prompt = Literal["whole_image", "predicted_box"]
 
-
-def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> "SamModule | UnetModule":
-    """Load the fitted segmenter of a run directory, in eval mode; a SAM is ready to encode fast.
-
-    Args:
-        run_dir: Directory with manifest.json and the fitted weights. A stage `fit_unet` holds a
-            U-Net; any other a SAM, whatever it is called.
-        prompt: What it will be asked under.
+def config_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig | UnetConfig:
+    """The settings of a fitted segmenter: a stage `fit_unet` holds a U-Net, any other a SAM.
 
     Raises:
-        InputError: It is no such directory, or of another version; or a U-Net, which takes no
-            prompt, is to refine its own box.
-        WeightsError: The backbone's weights are missing or others, or a U-Net's file is damaged.
+        InputError: They are of another version.
     """
-    manifest = _manifest(run_dir)
-    is_unet = manifest.get("stage") == "fit_unet"
-    if is_unet and prompt != "whole_image":
-        raise InputError(
-            f"--prompt {prompt}: {run_dir} is a U-Net, which takes no prompt; leave the option out"
-        )
     try:
-        if is_unet:
-            config = UnetConfig(**manifest["config"]["unet"])
-        else:
-            config = settings_of(
-                SegmenterConfig(**manifest["config"]["segmenter"]), manifest.get("content", {})
-            )
+        if manifest["stage"] == "fit_unet":
+            return UnetConfig(**manifest["config"]["unet"])
+        config = SegmenterConfig(**manifest["config"]["segmenter"])
+        return settings_of(config, manifest.get("content", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
         ) from error
+
+
+def load_fitted(run_dir: Path, config: SegmenterConfig | UnetConfig) -> "SamModule | UnetModule":
+    """A fitted segmenter with its weights, in eval mode.
+
+    Raises:
+        InputError: They are missing or damaged.
+        WeightsError: The backbone's weights are missing or others, or a U-Net's file is damaged.
+    """
+    path = run_dir / WEIGHTS_NAME
+    if not path.is_file():
+        raise InputError(f"{run_dir}: {WEIGHTS_NAME} is missing; give a fit that has finished")
     if isinstance(config, UnetConfig):
         from lightning_modules.segmenters.unet.module import load_unet
 
-        return load_unet(run_dir / WEIGHTS_NAME, config)
-    module = fitted_segmenter(run_dir, config=config)
-    module.sam.image_encoder = for_inference(module.sam.image_encoder)
-    return module.eval()
-
-
-def _manifest(run_dir: Path) -> dict:
-    for name in ("manifest.json", WEIGHTS_NAME):
-        if not (run_dir / name).is_file():
-            raise InputError(
-                f"{run_dir}: {name} is missing, so this is no fitted segmenter; give a directory "
-                "such as runs/store/fit/ID"
-            )
+        return load_unet(path, config)
     try:
-        return json.loads((run_dir / "manifest.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{run_dir}: manifest.json cannot be read ({error})") from error
+        return fitted_segmenter(run_dir, config=config)
+    except SafetensorError as error:
+        raise InputError(
+            f"{path}: damaged or cut short ({error}); copy it again, or fit the segmenter again"
+        ) from error
+
+
+def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> "SamModule | UnetModule":
+    """Load the segmenter of a run's directory, in eval mode; a SAM is ready to encode fast.
+
+    Args:
+        run_dir: Directory with manifest.json and the fitted weights.
+        prompt: What it will be asked under.
+
+    Raises:
+        InputError: See `read_manifest`, `config_of_run` and `load_fitted`; or a U-Net, which takes
+            no prompt, is to refine its own box.
+        WeightsError: See `load_fitted`.
+    """
+    config = config_of_run(run_dir, read_manifest(run_dir))
+    if isinstance(config, UnetConfig) and prompt != "whole_image":
+        raise InputError(
+            f"--prompt {prompt}: {run_dir} is a U-Net, which takes no prompt; leave the option out"
+        )
+    module = load_fitted(run_dir, config)
+    if isinstance(module, SamModule):
+        module.sam.image_encoder = for_inference(module.sam.image_encoder)
+    return module.eval()
 
 
 def segment_images(
@@ -94,8 +104,7 @@ def segment_images(
         The name and the mask, uint8 (H, W) in {0, 1}; all zero where nothing was found.
 
     Raises:
-        InputError: An image cannot be read.
-        FloatingPointError: The logits are not finite.
+        InputError: An image cannot be read, or the logits are not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
@@ -121,7 +130,7 @@ def _segment(
     else:
         logits = module(images)
     if not torch.isfinite(logits).all():
-        raise FloatingPointError(f"{name}: the logits are not finite; the fitted weights are bad")
+        raise InputError(f"{name}: the logits are not finite; fit the segmenter again")
     return (logits_to_original(logits.cpu(), placement)[0, 0] > 0).numpy().astype(np.uint8)
 
 

@@ -1,13 +1,13 @@
 """What an exported model's file does not say: input, prompt, data and versions, as JSON."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.attribution import HC18_LICENCE
 from datamodules.samples import PHANTOM_MARKER
 from datamodules.storage import file_sha256
+from experiments.store.provenance import package_version
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
 
 if TYPE_CHECKING:
@@ -88,21 +88,12 @@ def generator_sidecar(manifest: Mapping[str, Any], *, weights: Path) -> dict[str
     return {**_origin(manifest, weights=weights), "stable_diffusion": settings}
 
 
-def unit_mean_std(sam: "Sam") -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel that a network subtracts and divides by.
-
-    Returns:
-        Both for pixels in [0, 1], RGB; segment_anything has them for 0..255.
-    """
-    return (sam.pixel_mean.flatten() / 255).tolist(), (sam.pixel_std.flatten() / 255).tolist()
-
-
 def _origin(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
     return {
         "weights": {"file": weights.name, "sha256": file_sha256(weights)},
         "run": {key: manifest.get(key) for key in ("stage", "id", "sweep", "git_sha")},
         "data": data_line(manifest),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: package_version(package) for package in _PACKAGES},
     }
 
 
@@ -113,10 +104,3 @@ def data_line(manifest: Mapping[str, Any]) -> str:
         return PHANTOM_DATA
     ids = [str(each[0]) for each in manifest.get("content", {}).get("images", [])]
     return HC18_LICENCE if ids and all("HC" in each for each in ids) else OTHER_DATA
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

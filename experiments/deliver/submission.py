@@ -5,21 +5,22 @@ import csv
 import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 from rich.console import Console
-from rich.status import Status
 
+from datamodules.allowed import one_of
 from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, fit_ellipse
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.samples import Sample, read_hc18_test
-from datamodules.storage import commit_folder, write_atomic
+from datamodules.storage import commit_folder, require_new, write_atomic
 from lightning_modules.metrics import outline_points
 
 N_CHALLENGE = 335
@@ -29,7 +30,7 @@ PROMPTS = ("whole_image", "predicted_box")
 _PLAIN_EVERY_S = 15.0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class SubmissionRow:
     """One line of the file; the fields are its columns, in its order.
 
@@ -60,17 +61,23 @@ def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
         mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
 
     Raises:
-        ValueError: No ellipse can be had: the mask is empty or full, or no ellipse fits its
-            outline. Its text is the reason.
+        ValueError: No ellipse can be had: the mask is empty or full, or no ellipse in the image
+            fits its outline. Its text is the reason.
     """
     if not mask.any():
         raise ValueError("the predicted mask is empty")
     if mask.all():
         raise ValueError("the predicted mask fills the image")
     try:
-        return fit_ellipse(outline_points(mask))
+        ellipse = fit_ellipse(outline_points(mask))
     except ValueError as error:
         raise ValueError("no ellipse fits the outline of the predicted mask") from error
+    (height, width), x, y = mask.shape, ellipse.center_x_px, ellipse.center_y_px
+    if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
+        raise ValueError(f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})")
+    if ellipse.semi_major_px > math.hypot(height, width):
+        raise ValueError("the fitted ellipse is larger than the image")
+    return ellipse
 
 
 def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
@@ -82,26 +89,15 @@ def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> Sub
         pixel_size_mm: Side of a pixel, mm, > 0.
 
     Raises:
-        ValueError: See `ellipse_of_mask`; or the one that fits is not in the image.
+        ValueError: See `ellipse_of_mask`.
     """
-    ellipse = ellipse_of_mask(mask)
-    row = SubmissionRow(
-        filename=filename,
-        center_x_mm=ellipse.center_x_px * pixel_size_mm,
-        center_y_mm=ellipse.center_y_px * pixel_size_mm,
-        semi_axes_a_mm=ellipse.semi_major_px * pixel_size_mm,
-        semi_axes_b_mm=ellipse.semi_minor_px * pixel_size_mm,
-        angle_rad=ellipse.theta_rad,
-    )
-    wrong = _fault(row, size_hw=mask.shape, pixel_size_mm=pixel_size_mm)
-    if wrong:
-        raise ValueError(f"of the ellipse fitted to the predicted mask, {wrong}")
-    return row
+    *lengths_px, angle_rad = astuple(ellipse_of_mask(mask))
+    return SubmissionRow(filename, *(length * pixel_size_mm for length in lengths_px), angle_rad)
 
 
 def _fault(row: SubmissionRow, *, size_hw: tuple[int, int], pixel_size_mm: float) -> str | None:
     """What no head in this image can have, or None; pixels or degrees are mostly caught too."""
-    height_mm, width_mm = size_hw[0] * pixel_size_mm, size_hw[1] * pixel_size_mm
+    height_mm, width_mm = (side * pixel_size_mm for side in size_hw)
     half_mm = pixel_size_mm / 2
     a, b = row.semi_axes_a_mm, row.semi_axes_b_mm
     if not all(math.isfinite(value) for value in astuple(row)[1:]):
@@ -123,13 +119,9 @@ def _fault(row: SubmissionRow, *, size_hw: tuple[int, int], pixel_size_mm: float
 
 def submission_text(rows: Sequence[SubmissionRow]) -> str:
     """The file's text: the header and one line an image."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        # Eight digits never round an angle below pi up to pi.
-        writer.writerow([row.filename, *(f"{value:.8f}" for value in astuple(row)[1:])])
-    return text.getvalue()
+    # Eight digits never round an angle below pi up to pi.
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.to_csv(index=False, float_format="%.8f", na_rep="nan", lineterminator="\n")
 
 
 def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
@@ -154,7 +146,10 @@ def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error})") from error
     rows = _parse(text, label=str(path))
-    _check_names([row.filename for row in rows], samples=samples, label=str(path))
+    expected = [sample.image_path.name for sample in samples]
+    wrong = _names_fault([row.filename for row in rows], expected=expected)
+    if wrong:
+        raise InputError(f"{path}: {wrong}")
     for row, sample in zip(rows, samples, strict=True):
         size_hw = read_image(sample.image_path).shape
         wrong = _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm)
@@ -164,46 +159,36 @@ def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
 
 
 def _parse(text: str, *, label: str) -> list[SubmissionRow]:
-    table = [row for row in csv.reader(io.StringIO(text)) if row]
-    header = tuple(cell.strip() for cell in table[0]) if table else ()
-    if header != COLUMNS:
+    table = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+    header, *lines = table or [[]]
+    if tuple(header) != COLUMNS:
         raise InputError(f"{label}: the header is {','.join(header)!r}, not {','.join(COLUMNS)!r}")
     rows = []
-    for number, cells in enumerate(table[1:], start=2):
+    for number, cells in enumerate(lines, start=2):
         if len(cells) != len(COLUMNS):
             raise InputError(f"{label}: row {number} has {len(cells)} cells, not {len(COLUMNS)}")
         try:
-            values = [float(cell) for cell in cells[1:]]
+            rows.append(SubmissionRow(cells[0], *(float(cell) for cell in cells[1:])))
         except ValueError as error:
             raise InputError(f"{label}: row {number} ({cells[0]}): {error}") from error
-        named = dict(zip(COLUMNS, [cells[0].strip(), *values], strict=True))
-        rows.append(SubmissionRow(**named))
     return rows
 
 
-def _check_names(names: Sequence[str], *, samples: Sequence[Sample], label: str) -> None:
-    expected = [sample.image_path.name for sample in samples]
+def _names_fault(names: Sequence[str], *, expected: Sequence[str]) -> str | None:
+    """Why a file's names are not the test images in the order of the pixel-size CSV, or None."""
     missing = [name for name in expected if name not in set(names)]
     unknown = [name for name in names if name not in set(expected)]
     if missing or unknown:
         what = f"no row for {some_names(missing)}" if missing else f"{some_names(unknown)} unknown"
-        raise InputError(
-            f"{label}: {len(names)} rows for {len(expected)} test images, {what}; write one row an "
-            "image"
-        )
-    if len(names) > len(expected):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{label}: {twice} has two rows; write one row an image")
-    if list(names) != expected:
-        number = next(
-            i
-            for i, pair in enumerate(zip(names, expected, strict=True), start=2)
-            if pair[0] != pair[1]
-        )
-        raise InputError(
-            f"{label}: row {number} is {names[number - 2]}, not {expected[number - 2]}; keep the "
-            "order of the pixel-size CSV"
-        )
+        count = f"{len(names)} rows for {len(expected)} test images"
+        return f"{count}, {what}; write one row an image"
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        return f"{twice} has two rows; write one row an image"
+    for number, (name, wanted) in enumerate(zip(names, expected, strict=True), start=2):
+        if name != wanted:
+            return f"row {number} is {name}, not {wanted}; keep the order of the pixel-size CSV"
+    return None
 
 
 def submit_command(
@@ -230,9 +215,13 @@ def submit_command(
     Raises:
         InputError: For a user's mistake; or an ellipse cannot be had and is not to be skipped.
     """
-    if prompt not in PROMPTS:
-        raise InputError(f"--prompt {prompt}: unknown; choose one of {', '.join(PROMPTS)}")
-    _check_outputs(out=out, masks=masks)
+    one_of(prompt, PROMPTS, option="--prompt")
+    if out is None and masks is None:
+        raise InputError("nothing to write; give --out FILE.csv, --masks DIR, or both")
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
+    if masks is not None:
+        require_new(masks)
     paths, samples = _images(test_root, is_submission=out is not None)
     # Here, because they import torch: a wrong folder is refused before that.
     from experiments.deliver.segment_images import load_run, segment_images
@@ -243,17 +232,16 @@ def submit_command(
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
-        show = show_progress(stack.enter_context(console.status("segmenting")), console=console)
         found = segment_images(module, paths, prompt=prompt)
-        for done, (name, mask) in enumerate(found, start=1):
-            show(done, len(paths))
+        for name, mask in shown_progress(found, total=len(paths), console=console):
             if folder is not None:
                 cv2.imwrite(str(folder / f"{name}.png"), mask * 255)
             if out is not None:
+                file, size = samples[name].image_path.name, samples[name].pixel_size_mm
                 try:
-                    rows.append(_row(samples[name], mask))
+                    rows.append(row_of_mask(mask, filename=file, pixel_size_mm=size))
                 except ValueError as error:
-                    degenerate[samples[name].image_path.name] = str(error)
+                    degenerate[file] = str(error)
     if masks is not None:
         console.print(f"{masks}: {len(paths)} masks", markup=False, soft_wrap=True)
     if out is not None:
@@ -302,10 +290,6 @@ def _verdict(path: Path, *, rows: Sequence[SubmissionRow], degenerate: Mapping[s
     )
 
 
-def _row(sample: Sample, mask: np.ndarray) -> SubmissionRow:
-    return row_of_mask(mask, filename=sample.image_path.name, pixel_size_mm=sample.pixel_size_mm)
-
-
 def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[str, Sample]]:
     """Images by id, and HC18's samples by id; none of these for a cohort."""
     if is_submission or not (root / "image").is_dir():
@@ -317,24 +301,15 @@ def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[s
     return paths, {}
 
 
-def _check_outputs(*, out: Path | None, masks: Path | None) -> None:
-    if out is None and masks is None:
-        raise InputError("nothing to write; give --out FILE.csv, --masks DIR, or both")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
-    if masks is not None and masks.exists():
-        raise InputError(f"{masks}: exists; choose another folder, or remove it")
-
-
-def show_progress(status: Status, *, console: Console) -> Callable[[int, int], None]:
-    """Show images done: in place on a terminal, a line now and then in a log."""
+def shown_progress(
+    masks: Iterable[tuple[str, np.ndarray]], *, total: int, console: Console
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Pass masks on and show how many: in place on a terminal, a line now and then in a log."""
     last = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal last
-        status.update(f"segmenting images {done}/{total}")
-        if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
-            last = time.monotonic()
-            console.print(f"segmented {done} of {total} images")
-
-    return show
+    with console.status("segmenting") as status:
+        for done, found in enumerate(masks, start=1):
+            status.update(f"segmenting images {done}/{total}")
+            if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
+                last = time.monotonic()
+                console.print(f"segmented {done} of {total} images")
+            yield found

@@ -39,7 +39,8 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Version of an installed package; None where it is absent."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -92,6 +93,6 @@ def provenance() -> dict[str, Any]:
     return {
         **code_state(),
         "machine": machine(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {package: package_version(package) for package in PACKAGES},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }

@@ -1,8 +1,6 @@
 """A synthetic set as an image folder with card and Croissant, read back as others would."""
 
 import json
-import shlex
-import sys
 from dataclasses import replace
 
 import cv2
@@ -23,7 +21,6 @@ from datamodules.synthetic import (
     write_metadata,
     write_pair,
 )
-from experiments.__main__ import main
 from experiments.deliver import croissant
 from experiments.deliver import dataset as dataset_export
 from experiments.deliver.dataset import export_dataset
@@ -258,58 +255,46 @@ def test_subset_is_followed_to_the_labels(store, tmp_path):
     assert "| generator | generator/9999 |" in words
 
 
-def no_generator(store):
-    run_dir = gated(store)
-    (store / "generator" / "9999" / "manifest.json").unlink()
-    return run_dir
-
-
-def unfinished(store):
-    run_dir = gated(store)
-    (run_dir / "DONE.json").unlink()
-    return run_dir
-
-
-def without_picture(store):
-    run_dir = gated(store)
-    pair_paths(run_dir, "abc-00001")[1].unlink()
-    return run_dir
-
-
-def with_text(store):
-    run_dir = gated(store)
-    pair_paths(run_dir, "abc-00001")[0].write_text("no picture")
-    return run_dir
-
-
-def of_two_sizes(store):
-    run_dir = gated(store)
-    cv2.imwrite(str(pair_paths(run_dir, "abc-00001")[0]), np.zeros((10, 10), dtype=np.uint8))
-    return run_dir
+def remove(path):
+    (path / "DONE.json" if path.is_dir() else path).unlink()
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("damage", "message"),
     [
-        (lambda store: gated(store, n=0), "an empty synthetic set; nothing to export"),
         (
-            lambda store: write_set(store, "resize", "1"),
+            lambda store, _: remove(store / "generator/9999/manifest.json"),
+            "missing, and says what ",
+        ),
+        (lambda _, run_dir: remove(run_dir), "not finished; run the sweep to its end"),
+        (lambda _, run_dir: remove(pair(run_dir)[1]), "missing, or no picture; make the run again"),
+        (lambda _, run_dir: pair(run_dir)[0].write_text("no picture"), "missing, or no picture"),
+        (
+            lambda _, run_dir: cv2.imwrite(str(pair(run_dir)[0]), np.zeros((10, 10), np.uint8)),
+            "image and mask of abc-00001 differ in size",
+        ),
+        (
+            lambda _, run_dir: (run_dir / "metadata.jsonl").write_text(""),
+            "an empty synthetic set; nothing to export",
+        ),
+        (
+            lambda _, run_dir: write_run(run_dir, "resize"),
             "a run of stage resize, no synthetic set; give one of stage gate, synthesize, ",
         ),
-        (no_generator, "missing, and says what "),
-        (unfinished, "not finished; run the sweep to its end"),
-        (without_picture, "cannot be read (No such file or directory); make the run again"),
-        (with_text, "no PNG; make the run again"),
-        (of_two_sizes, "image and mask of abc-00001 differ in size"),
     ],
 )
-def test_refusals_are_one_line_and_leave_nothing(store, tmp_path, make, message):
-    run_dir = make(store)
+def test_refusals_are_one_line_and_leave_nothing(store, tmp_path, damage, message):
+    run_dir = gated(store)
+    damage(store, run_dir)
     with pytest.raises(InputError) as caught:
         export_dataset(run_dir, tmp_path / "new" / "out")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "new").exists()
+
+
+def pair(run_dir):
+    return pair_paths(run_dir, "abc-00001")
 
 
 def test_an_existing_folder_stays(store, tmp_path):
@@ -319,13 +304,11 @@ def test_an_existing_folder_stays(store, tmp_path):
     assert not list((tmp_path / "out").iterdir())
 
 
-def test_the_command(store, tmp_path, monkeypatch, capsys):
-    words = f"sonosweep export {gated(store)} --format dataset --out {tmp_path / 'out'}"
-    monkeypatch.setattr(sys, "argv", shlex.split(words))
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    assert "dataset" in capsys.readouterr().out
+def test_the_command(sonosweep, store, tmp_path):
+    code, printed, _ = sonosweep(
+        "export", gated(store), "--format", "dataset", "--out", tmp_path / "out"
+    )
+    assert (code, "dataset" in printed) == (0, True)
     assert len(read_synthetic(tmp_path / "out").samples) == 3
 
 

@@ -3,7 +3,6 @@
 import json
 import shlex
 import shutil
-import sys
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -26,60 +25,26 @@ from transformers import SamImageProcessor, SamModel, SamProcessor
 
 from datamodules.phantom import write_phantom
 from datamodules.storage import file_sha256
-from experiments.__main__ import main
 from experiments.deliver.sidecar import HC18_LICENCE, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.stages.fit import fitted_segmenter
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
-from lightning_modules.segmenters.sam.module import SamModule
 from lightning_modules.segmenters.sam.network import build_sam, decode, encoder_input
 
 UNIT_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 UNIT_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 
 
-def run(monkeypatch, capsys, *words):
-    """Run the command in this process; exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
-
-
-def write_run(folder, config, *, seed=0):
-    """A run directory as a fit leaves it: the trainable weights, moved away from the start."""
-    folder.mkdir(parents=True)
-    module = SamModule(config)
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            moved = parameter.detach() + 0.02 * torch.randn(parameter.shape, generator=generator)
-            state[name] = moved.contiguous()
-    save_file(state, folder / "segmenter.safetensors")
-    manifest = {
-        "stage": "fit",
-        "id": folder.name,
-        "sweep": "test",
-        "git_sha": "abc",
-        "content": {"images": [["001_HC", "x"], ["002_2HC", "y"]]},
-        "config": {"segmenter": asdict(config), "data": {"root": None}},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
 @pytest.fixture
-def tiny_run(tmp_path):
-    return write_run(tmp_path / "fit" / "0123", SegmenterConfig(backbone="tiny"))
+def tiny_run(write_fit, tmp_path):
+    return write_fit(tmp_path / "fit" / "0123", SegmenterConfig(backbone="tiny"))
 
 
 @pytest.mark.parametrize("backbone", ["tiny", "lite"])
-def test_segment_anything_loads_it_and_predicts_the_same(monkeypatch, capsys, tmp_path, backbone):
+def test_segment_anything_loads_it_and_predicts_the_same(sonosweep, write_fit, tmp_path, backbone):
     config = SegmenterConfig(backbone=backbone)
-    run_dir, out = write_run(tmp_path / "fit" / "0123", config), tmp_path / "new" / "sam"
+    run_dir, out = write_fit(tmp_path / "fit" / "0123", config), tmp_path / "new" / "sam"
     words = ("export", run_dir, "--format", "segment-anything", "--out", out)
-    code, printed, err = run(monkeypatch, capsys, *words)
+    code, printed, err = sonosweep(*words)
     assert (code, err) == (0, "")
     assert "segment-anything" in printed
     assert sorted(path.name for path in out.iterdir()) == ["sam.pth", "sonosweep.json"]
@@ -108,10 +73,10 @@ def test_segment_anything_loads_it_and_predicts_the_same(monkeypatch, capsys, tm
 
 
 @pytest.fixture(params=["decoder", "lora", "late_lora", "full"])
-def vit_run(request, tmp_path):
+def vit_run(request, write_fit, tmp_path):
     """A fitted `vit_tiny`: image side 128, frame side 32, with window and global blocks."""
     config = SegmenterConfig(backbone="vit_tiny", tuning=request.param)
-    return write_run(tmp_path / "fit" / "vit", config)
+    return write_fit(tmp_path / "fit" / "vit", config)
 
 
 @pytest.fixture
@@ -133,10 +98,10 @@ def vit_case(vit_run):
     return image, (box + 0.5) * 4 - 0.5, expected
 
 
-def test_vit_in_sam_predictor(monkeypatch, capsys, vit_run, vit_case, tmp_path):
+def test_vit_in_sam_predictor(sonosweep, vit_run, vit_case, tmp_path):
     image, box, expected = vit_case
     words = ("export", vit_run, "--format", "segment-anything", "--out", tmp_path / "sam")
-    assert run(monkeypatch, capsys, *words)[0] == 0
+    assert sonosweep(*words)[0] == 0
     state = torch.load(tmp_path / "sam" / "sam.pth", weights_only=True, map_location="cpu")
     # segment_anything's own parts alone, as its registry puts them together.
     stock = stock_vit_tiny()
@@ -147,12 +112,10 @@ def test_vit_in_sam_predictor(monkeypatch, capsys, vit_run, vit_case, tmp_path):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_vit_in_transformers(monkeypatch, capsys, vit_run, vit_case, tmp_path):
+def test_vit_in_transformers(sonosweep, vit_run, vit_case, tmp_path):
     image, box, expected = vit_case
     out = tmp_path / "hf"
-    code, printed, _ = run(
-        monkeypatch, capsys, "export", vit_run, "--format", "transformers", "--out", out
-    )
+    code, printed, _ = sonosweep("export", vit_run, "--format", "transformers", "--out", out)
     assert code == 0
     assert "transformers" in printed
     model, info = SamModel.from_pretrained(out, output_loading_info=True)
@@ -206,9 +169,9 @@ def stock_vit_tiny():
     )
 
 
-def test_sidecar_says_what_the_weights_do_not(monkeypatch, capsys, tiny_run, tmp_path):
+def test_sidecar_says_what_the_weights_do_not(sonosweep, tiny_run, tmp_path):
     out = tmp_path / "sam"
-    run(monkeypatch, capsys, "export", tiny_run, "--format", "segment-anything", "--out", out)
+    sonosweep("export", tiny_run, "--format", "segment-anything", "--out", out)
     found = json.loads((out / "sonosweep.json").read_text())
     assert found["weights"] == {"file": "sam.pth", "sha256": file_sha256(out / "sam.pth")}
     assert found["run"] == {"stage": "fit", "id": "0123", "sweep": "test", "git_sha": "abc"}
@@ -236,7 +199,7 @@ def test_data_line(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["RUN", "--format", "onnx"], "--format onnx: unknown; choose one of segment-anything, "),
+        (["RUN", "--format", "onnx"], "--format onnx: unknown; use one of segment-anything, "),
         (["RUN", "--format", "segment-anything", "--out", "RUN"], "exists; choose another folder"),
         (["RUN/none", "--format", "transformers"], "no such directory; give a run's"),
         (["RUN", "--format", "transformers"], "not the image encoder of backbone tiny"),
@@ -254,9 +217,7 @@ def test_data_line(tmp_path):
         (["STRANGE", "--format", "segment-anything"], "the checkpoint is not of this segmenter"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(
-    monkeypatch, capsys, tiny_run, tmp_path, words, message
-):
+def test_bad_input_is_one_line_and_leaves_nothing(sonosweep, tiny_run, tmp_path, words, message):
     manifest = json.loads((tiny_run / "manifest.json").read_text())
     places = {"RUN": tiny_run}
     changed = {
@@ -286,19 +247,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         given.append(str(places[head] / rest) if head in places else word)
     if "--out" not in words:
         given += ["--out", str(tmp_path / "new" / "out")]
-    code, printed, err = run(monkeypatch, capsys, "export", *given)
+    code, printed, err = sonosweep("export", *given)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert printed == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_documented_commands_run(monkeypatch, capsys, tmp_path):
+def test_documented_commands_run(sonosweep, monkeypatch, write_fit, tmp_path):
     """Every command of docs/export.md, on a run and scans of the names that it uses."""
     text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
     commands = [line for line in text.splitlines() if line.startswith("sonosweep ")]
-    write_run(tmp_path / "runs/store/fit/ID", SegmenterConfig(backbone="tiny"))
-    write_run(tmp_path / "vit", SegmenterConfig(backbone="vit_tiny"))
+    write_fit(tmp_path / "runs/store/fit/ID", SegmenterConfig(backbone="tiny"))
+    write_fit(tmp_path / "vit", SegmenterConfig(backbone="vit_tiny"))
     (tmp_path / "scans").mkdir()
     image = np.random.default_rng(0).integers(0, 256, (54, 80), dtype=np.uint8)
     for path in ("scans/a.png", "scans/b.tif", "scan1.png", "scan2.jpg"):
@@ -310,22 +271,22 @@ def test_documented_commands_run(monkeypatch, capsys, tmp_path):
         words = shlex.split(command)
         if "transformers" in words:  # Which `tiny` has no place in.
             words[2] = "vit"
-        code, _, err = run(monkeypatch, capsys, *words[1:])
+        code, _, err = sonosweep(*words[1:])
         assert code == 0, err
         assert (tmp_path / words[words.index("--out") + 1]).is_dir()
         done += 1
     assert done >= 5
 
 
-def test_missing_words_are_told(monkeypatch, capsys, tiny_run):
+def test_missing_words_are_told(sonosweep, tiny_run):
     for words in (("export",), ("export", tiny_run), ("export", tiny_run, "--format", "lora")):
-        code, _, err = run(monkeypatch, capsys, *words)
+        code, _, err = sonosweep(*words)
         assert code == 2
         assert "Missing" in err
         assert "Traceback" not in err
 
 
-def test_a_failed_write_leaves_nothing(monkeypatch, capsys, tiny_run, tmp_path):
+def test_a_failed_write_leaves_nothing(sonosweep, monkeypatch, tiny_run, tmp_path):
     def fail(state, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device", str(path))
@@ -333,7 +294,7 @@ def test_a_failed_write_leaves_nothing(monkeypatch, capsys, tiny_run, tmp_path):
     monkeypatch.setattr("lightning_modules.segmenters.sam.export.save_segment_anything", fail)
     out = tmp_path / "new" / "sam"
     words = ("export", tiny_run, "--format", "segment-anything", "--out", out)
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "No space left on device" in err
     assert list((tmp_path / "new").iterdir()) == []

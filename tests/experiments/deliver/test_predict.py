@@ -5,71 +5,23 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 
 import cv2
 import numpy as np
 import pytest
-from safetensors.torch import save_file
+from deliver_parts import HEAD
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.samples import read_hc18
-from experiments.__main__ import main
 from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
 from experiments.deliver.segment_images import load_run, segment_images
 from experiments.results.pictures import PREDICTION_RGB
-from lightning_modules.segmenters.sam.config import SegmenterConfig
-from lightning_modules.segmenters.sam.module import SamModule
-from lightning_modules.segmenters.unet.config import UnetConfig
-from lightning_modules.segmenters.unet.module import UnetModule, save_unet
-
-HEAD = Ellipse(
-    center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
-)
-
-
-def run(monkeypatch, capsys, *words):
-    """Run the command in this process; exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
 
 
 def table(out):
     """Rows of predictions.csv by file name."""
     with (out / "predictions.csv").open(newline="") as file:
         return {row["filename"]: row for row in csv.DictReader(file)}
-
-
-@pytest.fixture
-def run_dir(tmp_path):
-    """A run directory of a random tiny segmenter."""
-    folder = tmp_path / "runs" / "store" / "fit" / "0123"
-    folder.mkdir(parents=True)
-    config = SegmenterConfig(backbone="tiny")
-    module = SamModule(config)
-    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
-    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
-    save_file(state, folder / "segmenter.safetensors")
-    manifest = {"stage": "fit", "id": "0123", "config": {"segmenter": asdict(config)}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-@pytest.fixture
-def hand_made(monkeypatch):
-    """A head in every image, but for those that the test puts here by stem."""
-    masks = {}
-
-    def segment(module, paths, *, prompt):
-        for name, path in paths.items():
-            size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
-            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw))
-
-    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
-    return masks
 
 
 @pytest.fixture
@@ -130,10 +82,10 @@ def test_ellipse_outside_the_image_is_not_a_head():
     assert "centre outside the image (42.0, -2.4)" in found.reason
 
 
-def test_one_image_in_every_format(monkeypatch, capsys, run_dir, scans, hand_made, tmp_path):
+def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_path):
     out = tmp_path / "new" / "out"
     words = ("predict", run_dir, scans, "--out", out, "--pixel-size", 0.25)
-    code, printed, _ = run(monkeypatch, capsys, *words)
+    code, printed, _ = sonosweep(*words)
     assert code == 0
     assert "4 masks and overlays, predictions.csv; a head in 4 of 4 images" in printed
     assert (
@@ -162,12 +114,12 @@ def test_one_image_in_every_format(monkeypatch, capsys, run_dir, scans, hand_mad
 
 
 @pytest.mark.parametrize("prompt", ["whole_image", "predicted_box"])
-def test_masks_are_those_of_submit(monkeypatch, capsys, hc18_folder, run_dir, tmp_path, prompt):
+def test_masks_are_those_of_submit(sonosweep, hc18_folder, run_dir, tmp_path, prompt):
     paths = {s.sample_id: s.image_path for s in read_hc18(hc18_folder)}
     expected = dict(segment_images(load_run(run_dir), paths, prompt=prompt))
     out = tmp_path / "out"
     words = ("predict", run_dir, *paths.values(), "--out", out, "--prompt", prompt, "--json")
-    code, printed, _ = run(monkeypatch, capsys, *words)
+    code, printed, _ = sonosweep(*words)
     assert code == 0
     for stem, mask in expected.items():
         found = cv2.imread(str(out / "masks" / f"{stem}.png"), cv2.IMREAD_UNCHANGED)
@@ -180,14 +132,12 @@ def test_masks_are_those_of_submit(monkeypatch, capsys, hc18_folder, run_dir, tm
     assert all(p["hc_mm"] is None for p in summary["predictions"])
 
 
-def test_folder_of_hc18_with_its_csv(
-    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
-):
+def test_folder_of_hc18_with_its_csv(sonosweep, hc18_folder, run_dir, hand_made, tmp_path):
     """The annotations beside the images are no images, and the official CSV is read as it is."""
     out = tmp_path / "out"
     sizes = hc18_folder / "training_set_pixel_size_and_HC.csv"
     words = ("predict", run_dir, hc18_folder / "training_set", "--pixel-sizes", sizes)
-    code, printed, _ = run(monkeypatch, capsys, *words, "--out", out)
+    code, printed, _ = sonosweep(*words, "--out", out)
     assert code == 0
     assert "12 files are no images and were not read: 001_HC_Annotation.png, " in printed
     samples = {s.image_path.name: s for s in read_hc18(hc18_folder)}
@@ -200,11 +150,11 @@ def test_folder_of_hc18_with_its_csv(
 
 
 def test_degenerate_predictions_are_named_and_no_error(
-    monkeypatch, capsys, run_dir, scans, hand_made, tmp_path
+    sonosweep, run_dir, scans, hand_made, tmp_path
 ):
     hand_made["b"] = np.zeros((54, 80), np.uint8)
     out = tmp_path / "out"
-    code, printed, _ = run(monkeypatch, capsys, "predict", run_dir, scans, "--out", out)
+    code, printed, _ = sonosweep("predict", run_dir, scans, "--out", out)
     assert code == 0
     assert "b.jpg: the predicted mask is empty" in printed
     assert "a head in 3 of 4 images" in printed
@@ -215,21 +165,15 @@ def test_degenerate_predictions_are_named_and_no_error(
     assert cv2.imread(str(out / "masks" / "b.png"), cv2.IMREAD_UNCHANGED).max() == 0
 
 
-def test_a_unet_predicts_too(monkeypatch, capsys, scans, tmp_path):
-    config = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
-    folder = tmp_path / "store" / "fit_unet" / "u"
-    folder.mkdir(parents=True)
-    save_unet(UnetModule(config, seed=3).eval(), folder / "segmenter.safetensors")
-    manifest = {"stage": "fit_unet", "config": {"unet": asdict(config)}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def test_a_unet_predicts_too(sonosweep, unet_dir, scans, tmp_path):
     out = tmp_path / "out"
-    code, printed, _ = run(monkeypatch, capsys, "predict", folder, scans, "--out", out)
+    code, printed, _ = sonosweep("predict", unet_dir, scans, "--out", out)
     assert code == 0
     assert "4 masks" in printed
     mask = cv2.imread(str(out / "masks" / "a.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (54, 80)
-    words = ("predict", folder, scans, "--out", tmp_path / "x", "--prompt", "predicted_box")
-    code, _, err = run(monkeypatch, capsys, *words)
+    words = ("predict", unet_dir, scans, "--out", tmp_path / "x", "--prompt", "predicted_box")
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "is a U-Net, which takes no prompt" in err
 
@@ -252,12 +196,12 @@ def test_a_unet_predicts_too(monkeypatch, capsys, scans, tmp_path):
         (["EMPTY", "SCANS"], "manifest.json is missing, so this is no run"),
         (["EMPTY/none", "SCANS"], "no such directory; give a run's"),
         (["RUN/segmenter.safetensors", "SCANS"], "a file; give the run's directory"),
-        (["CUT", "SCANS"], "its weights are damaged or cut short"),
+        (["CUT", "SCANS"], "segmenter.safetensors: damaged or cut short"),
         (["OTHER", "SCANS"], "not of this version"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    monkeypatch, capsys, run_dir, scans, tmp_path, words, message
+    sonosweep, monkeypatch, run_dir, scans, tmp_path, words, message
 ):
     places = {"RUN": run_dir, "SCANS": scans, "CSV": tmp_path / "sizes.csv"}
     for name in ("EMPTY", "TWIN", "CUT", "OTHER"):
@@ -280,25 +224,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     for word in words:
         head, _, rest = word.partition("/")
         given.append(str(places[head] / rest) if head in places else word)
-    code, printed, err = run(monkeypatch, capsys, "predict", *given)
+    code, printed, err = sonosweep("predict", *given)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, printed, len(lines)) == (2, "", 1)
     assert message in lines[0]
     assert "Traceback" not in err
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_weights_that_are_not_finite_are_told(monkeypatch, capsys, run_dir, scans, tmp_path):
-    def segment(module, paths, *, prompt):
-        raise FloatingPointError("a: the logits are not finite; the fitted weights are bad")
-        yield
-
-    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
-    out = tmp_path / "out"
-    code, _, err = run(monkeypatch, capsys, "predict", run_dir, scans, "--out", out)
-    assert code == 2
-    assert "the fitted weights are bad; fit the segmenter again" in err
-    assert not out.exists()
 
 
 def test_wrong_words_are_refused_without_torch(tmp_path):

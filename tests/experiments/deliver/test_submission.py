@@ -2,21 +2,19 @@
 
 import json
 import math
-import sys
 from dataclasses import asdict, replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from deliver_parts import HEAD, UNET
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test
 from datamodules.settings import Cache, Frame
-from experiments.__main__ import main
 from experiments.deliver.segment_images import load_run, segment_images
 from experiments.deliver.submission import (
     COLUMNS,
@@ -26,24 +24,14 @@ from experiments.deliver.submission import (
     write_submission,
 )
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
+from lightning_modules.errors import WeightsError
 from lightning_modules.metrics import head_circumference_mm
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.module import SamModule
+from lightning_modules.segmenters.unet.module import UnetModule
 
-HEAD = Ellipse(
-    center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
-)
 PIXEL_SIZE_MM = 1.234567891
 """Of the fixture's test images, 80x54 px."""
-
-
-def run(monkeypatch, capsys, *words):
-    """Run the command in this process; exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
 
 
 @pytest.fixture
@@ -58,21 +46,6 @@ def rows(hc18_folder):
         )
         for head, sample in zip(heads, read_hc18_test(hc18_folder), strict=True)
     ]
-
-
-@pytest.fixture
-def run_dir(tmp_path):
-    """A run directory of a random tiny segmenter, of a stage that is called anything."""
-    folder = tmp_path / "runs" / "store" / "anything" / "0123"
-    folder.mkdir(parents=True)
-    config = SegmenterConfig(backbone="tiny")
-    module = SamModule(config)
-    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
-    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
-    save_file(state, folder / "segmenter.safetensors")
-    manifest = {"stage": "anything", "config": {"segmenter": asdict(config)}}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
 
 
 def test_row_of_a_known_ellipse():
@@ -98,29 +71,6 @@ def test_row_of_a_known_ellipse():
         theta_rad=0,
     )
     assert perimeter_px(fitted) == pytest.approx(head_circumference_mm(mask, pixel_size_mm=0.5))
-
-
-@pytest.mark.parametrize(
-    ("drawn", "reason"),
-    [
-        (np.s_[:0, :0], "is empty"),
-        (np.s_[:, :], "fills the image"),
-        (np.s_[:, 40:], "no ellipse fits"),
-        (np.s_[20, 30], "no ellipse fits"),
-    ],
-)
-def test_degenerate_masks_have_a_reason(drawn, reason):
-    mask = np.zeros((54, 80), np.uint8)
-    mask[drawn] = 1
-    with pytest.raises(ValueError, match=reason):
-        row_of_mask(mask, filename="a.png", pixel_size_mm=0.1)
-
-
-def test_ellipse_outside_the_image_is_degenerate():
-    head = replace(HEAD, center_y_px=-3.0, semi_major_px=30, semi_minor_px=25)
-    mask = rasterise(head, size_hw=(54, 80))
-    with pytest.raises(ValueError, match=r"center_y_mm=.* lies outside the image"):
-        row_of_mask(mask, filename="a.png", pixel_size_mm=0.1)
 
 
 def test_file_is_read_back(rows, hc18_folder, tmp_path):
@@ -194,104 +144,112 @@ def test_wrong_files_are_named(rows, hc18_folder, tmp_path, change, message):
         validate_submission(path, hc18_folder)
 
 
-@pytest.mark.parametrize("prompt", ["whole_image", "predicted_box"])
-def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, tmp_path, prompt):
-    module = SamModule(SegmenterConfig(backbone="tiny")).eval()
-    samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
+def evaluated(logits_of, samples, *, frame, prompt, folder):
+    """The masks that the sweep's scoring keeps, by image."""
     datamodule = HC18DataModule(
         samples=samples,
         train_ids=[],
         val_ids=[],
-        test_ids={"hc18": sorted(samples)},
-        frame=Frame(size_hw=(64, 64), resize_mode="pad"),
-        cache=Cache(folder=tmp_path / "cache"),
+        test_ids={"hc18": list(samples)},
+        frame=frame,
+        cache=Cache(folder=folder),
         batch_size=1,
         n_batches=0,
         seed=0,
     )
     datamodule.setup()
-    expected = {}
+    kept = {}
     with torch.inference_mode():
         evaluate(
-            lambda batch, boxes: module(batch, boxes)[0],
+            logits_of,
             {"hc18": datamodule.test_dataloader()[0]},
             protocol=Protocol(prompts=[prompt], jitter_draws=1, jitter_max_px=0),
-            scorer=Scorer(samples=samples, frame_hw=(64, 64), mode="pad"),
-            keep=lambda prompt, sample_id, mask: expected.update({sample_id: mask}),
+            scorer=Scorer(samples=samples, frame_hw=frame.size_hw, mode=frame.resize_mode),
+            keep=lambda prompt, name, mask: kept.update({name: mask}),
         )
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("kind", "prompt"), [("sam", "whole_image"), ("sam", "predicted_box"), ("unet", "whole_image")]
+)
+def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, unet_dir, tmp_path, kind, prompt):
+    samples = {s.sample_id: s for s in read_hc18(hc18_folder)}
+    if kind == "sam":
+        module = SamModule(SegmenterConfig(backbone="tiny")).eval()
+        frame = Frame(size_hw=(64, 64), resize_mode="pad")
+        logits_of = lambda batch, boxes: module(batch, boxes)[0]  # noqa: E731
+    else:
+        module, frame = load_run(unet_dir), Frame(size_hw=UNET.size_hw, resize_mode="squash")
+        logits_of = lambda batch, boxes: module(batch["image"])  # noqa: E731
+    folder = tmp_path / "cache"
+    expected = evaluated(logits_of, samples, frame=frame, prompt=prompt, folder=folder)
     paths = {name: sample.image_path for name, sample in samples.items()}
     found = dict(segment_images(module, paths, prompt=prompt))
     assert list(found) == list(paths)
     for name, mask in found.items():
         assert mask.shape == (54, 80)
         np.testing.assert_array_equal(mask, expected[name])
-    # The random network says something else in each image, so the above compares something.
+    # The random network marks a part of the images, so the above compares something.
     assert 0 < np.mean([mask.mean() for mask in found.values()]) < 1
-    # The fitted one encodes by folded convolutions: other roundings at the threshold.
-    loaded = dict(segment_images(load_run(run_dir), paths, prompt="whole_image"))
-    if prompt == "whole_image":
+    if (kind, prompt) == ("sam", "whole_image"):
+        # The fitted one encodes by folded convolutions: other roundings at the threshold.
+        loaded = dict(segment_images(load_run(run_dir), paths, prompt="whole_image"))
         assert np.mean([np.mean(loaded[name] != found[name]) for name in found]) < 0.01
 
 
+def test_logits_that_are_not_finite_are_told(hc18_folder, unet_dir):
+    module = load_run(unet_dir)
+    next(module.parameters()).data.fill_(math.nan)
+    paths = {s.sample_id: s.image_path for s in read_hc18(hc18_folder)}
+    with pytest.raises(InputError, match="001_HC: the logits are not finite; fit the segmenter"):
+        dict(segment_images(module, paths, prompt="whole_image"))
+
+
 def test_bad_run_directories(run_dir, tmp_path):
-    with pytest.raises(InputError, match=r"none: manifest\.json is missing.*runs/store/fit/ID"):
+    with pytest.raises(InputError, match=r"none: no such directory; .*runs/store/fit/ID"):
         load_run(tmp_path / "none")
     path = run_dir / "manifest.json"
-    path.write_text(json.dumps({"stage": "fit", "config": {"segmenter": {"colour": 3}}}))
-    with pytest.raises(InputError, match="not of this version"):
-        load_run(run_dir)
+    whole = path.read_text()
     path.write_text("{")
-    with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
+    with pytest.raises(InputError, match=r"manifest\.json: cannot be read"):
         load_run(run_dir)
+    path.write_text(whole)
     (run_dir / "segmenter.safetensors").unlink()
     with pytest.raises(InputError, match=r"segmenter\.safetensors is missing"):
         load_run(run_dir)
 
 
-@pytest.fixture
-def hand_made(monkeypatch):
-    """Predictions drawn by hand: a head, and what the test puts for the second image."""
-    masks = {name: rasterise(HEAD, size_hw=(54, 80)) for name in ("000_HC", "001_HC")}
-
-    def segment(module, paths, *, prompt):
-        yield from ((name, masks[name]) for name in paths)
-
-    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
-    return masks
-
-
-def test_submit_writes_a_file_that_checks(
-    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
-):
+def test_submit_writes_a_file_that_checks(sonosweep, hc18_folder, run_dir, hand_made, tmp_path):
     out, masks = tmp_path / "s.csv", tmp_path / "masks"
     words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out, "--masks", masks)
-    code, printed, err = run(monkeypatch, capsys, *words)
+    code, printed, err = sonosweep(*words)
     assert (code, err) == (0, "")
     assert "2 rows, valid for these test images; the challenge's own test set has 335" in printed
     drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
-    np.testing.assert_array_equal(drawn, hand_made["001_HC"] * 255)
+    np.testing.assert_array_equal(drawn, rasterise(HEAD, size_hw=(54, 80)) * 255)
     words = ("submit", "--check", out, "--test-root", hc18_folder)
-    code, printed, _ = run(monkeypatch, capsys, *words)
+    code, printed, _ = sonosweep(*words)
     assert code == 0
     assert "2 rows, valid" in printed
     out.write_text(out.read_text().replace("001_HC", "007_HC"))
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "no row for 001_HC.png" in err
 
 
 def test_degenerate_prediction_is_not_invented(
-    monkeypatch, capsys, hc18_folder, run_dir, hand_made, tmp_path
+    sonosweep, hc18_folder, run_dir, hand_made, tmp_path
 ):
-    hand_made["001_HC"][:] = 0
+    hand_made["001_HC"] = np.zeros((54, 80), np.uint8)
     out = tmp_path / "s.csv"
     words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out)
-    code, printed, err = run(monkeypatch, capsys, *words)
+    code, printed, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "for 1 of 2 images the prediction gives no ellipse (001_HC.png)" in err
     assert "001_HC.png: the predicted mask is empty" in printed
     assert not out.exists()
-    code, printed, _ = run(monkeypatch, capsys, *words, "--skip-degenerate")
+    code, printed, _ = sonosweep(*words, "--skip-degenerate")
     assert code == 0
     assert "1 rows, 1 left out; this is not a valid submission" in printed
     lines = out.read_text().splitlines()
@@ -301,23 +259,21 @@ def test_degenerate_prediction_is_not_invented(
         validate_submission(out, hc18_folder)
 
 
-def test_cohort_without_masks_is_segmented_and_scored(
-    monkeypatch, capsys, hc18_folder, run_dir, tmp_path
-):
+def test_cohort_without_masks_is_segmented_and_scored(sonosweep, hc18_folder, run_dir, tmp_path):
     """Prediction works where there are no references; its masks are what `score` reads."""
     cohort, made = tmp_path / "ours", tmp_path / "made"
     (cohort / "image").mkdir(parents=True)
     for sample in read_hc18(hc18_folder):
         (cohort / "image" / sample.image_path.name).write_bytes(sample.image_path.read_bytes())
     words = ("submit", run_dir, "--test-root", cohort)
-    code, printed, err = run(monkeypatch, capsys, *words, "--masks", made)
+    code, printed, err = sonosweep(*words, "--masks", made)
     assert (code, err) == (0, "")
     assert "12 masks" in printed
     assert len(list(made.glob("*.png"))) == 12
-    code, printed, _ = run(monkeypatch, capsys, "score", made, "--root", hc18_folder, "--json")
+    code, printed, _ = sonosweep("score", made, "--root", hc18_folder, "--json")
     assert code == 0
     assert json.loads(printed)["n_images"] == 12
-    code, _, err = run(monkeypatch, capsys, *words, "--out", tmp_path / "s.csv")
+    code, _, err = sonosweep(*words, "--out", tmp_path / "s.csv")
     assert (code, err.count("\n")) == (2, 1)
     assert "not HC18, test_set/ is missing" in err
 
@@ -332,18 +288,61 @@ def test_cohort_without_masks_is_segmented_and_scored(
         (["RUN", "--test-root", "ROOT", "--masks", "ROOT"], "exists; choose another folder"),
         (["RUN", "--test-root", "ROOT", "--out", "s.csv", "--prompt", "tight_box"], "unknown"),
         (["RUN", "--test-root", "ROOT/no", "--out", "s.csv"], "no such folder"),
-        (["ROOT", "--test-root", "ROOT", "--out", "s.csv"], "no fitted segmenter"),
+        (["ROOT", "--test-root", "ROOT", "--out", "s.csv"], "so this is no run"),
     ],
 )
 def test_bad_input_of_submit_is_one_line(
-    monkeypatch, capsys, hc18_folder, run_dir, tmp_path, words, message
+    sonosweep, monkeypatch, hc18_folder, run_dir, tmp_path, words, message
 ):
     monkeypatch.chdir(tmp_path)
     words = [w.replace("RUN", str(run_dir)).replace("ROOT", str(hc18_folder)) for w in words]
-    code, _, err = run(monkeypatch, capsys, "submit", *words)
+    code, _, err = sonosweep("submit", *words)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert not (tmp_path / "s.csv").exists()
+
+
+def marked(image):
+    """Logits of an ellipse of 0.3 of the frame's height and width about its centre."""
+    height, width = image.shape[2:]
+    y = (torch.arange(height) + 0.5) / height - 0.5
+    x = (torch.arange(width) + 0.5) / width - 0.5
+    inside = 0.3**2 - y[:, None] ** 2 - x[None] ** 2
+    return (100 * inside).expand(len(image), 1, height, width)
+
+
+def test_submit_of_a_unet(sonosweep, monkeypatch, unet_dir, hc18_folder, tmp_path):
+    monkeypatch.setattr(UnetModule, "forward", lambda self, image: marked(image))
+    out, masks = tmp_path / "s.csv", tmp_path / "masks"
+    words = ["submit", unet_dir, "--test-root", hc18_folder, "--out", out, "--masks", masks]
+    code, printed, err = sonosweep(*words)
+    assert (code, err) == (0, "")
+    assert "2 rows, valid for these test images" in printed
+    rows = validate_submission(out, hc18_folder)
+    assert [row.filename for row in rows] == ["000_HC.png", "001_HC.png"]
+    sizes = {s.sample_id: s.pixel_size_mm for s in read_hc18_test(hc18_folder)}
+    assert rows[0].semi_axes_a_mm == pytest.approx(0.3 * 80 * sizes["000_HC"], rel=0.05)
+    assert rows[0].semi_axes_b_mm == pytest.approx(0.3 * 54 * sizes["000_HC"], rel=0.05)
+    drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
+    assert drawn.shape == (54, 80)
+    assert set(np.unique(drawn)) == {0, 255}
+
+
+def test_what_a_unet_refuses(sonosweep, unet_dir, hc18_folder, tmp_path):
+    words = ["submit", unet_dir, "--test-root", hc18_folder, "--masks", tmp_path / "m"]
+    code, _, err = sonosweep(*words, "--prompt", "predicted_box")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--prompt predicted_box" in err
+    assert "a U-Net, which takes no prompt; leave the option out" in err
+    assert not (tmp_path / "m").exists()
+    manifest = {"stage": "fit_unet", "config": {"unet": {"colour": 3}}}
+    (unet_dir / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="not of this version"):
+        load_run(unet_dir)
+    manifest["config"]["unet"] = asdict(UNET) | {"steps": 2}
+    (unet_dir / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(WeightsError, match="fitted with steps=1, not 2"):
+        load_run(unet_dir)
 
 
 @pytest.mark.long

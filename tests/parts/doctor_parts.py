@@ -1,4 +1,4 @@
-"""A machine with nothing on it."""
+"""What the tests of `sonosweep doctor` share: a machine with nothing on it."""
 
 import pytest
 

@@ -1,0 +1,101 @@
+"""What the tests of `deliver` share: the command line, fitted runs and masks drawn by hand.
+
+Loaded for all tests: what imports torch is imported where it is used.
+"""
+
+import json
+import sys
+from dataclasses import asdict
+
+import cv2
+import pytest
+
+from datamodules.ellipse import Ellipse, rasterise
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.unet.config import UnetConfig
+
+HEAD = Ellipse(
+    center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
+)
+UNET = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
+
+
+@pytest.fixture
+def sonosweep(monkeypatch, capsys):
+    """Run a command in this process; exit code, stdout, stderr."""
+    from experiments.__main__ import main
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out = capsys.readouterr()
+        return ended.value.code or 0, out.out, out.err
+
+    return command
+
+
+@pytest.fixture
+def write_fit():
+    """Write a run directory as a fit of SAM leaves it; the weights moved by noise of `spread`."""
+
+    import torch
+    from safetensors.torch import save_file
+
+    from lightning_modules.segmenters.sam.module import SamModule
+
+    def write(folder, config, *, stage="fit", spread=0.02):
+        folder.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(0)
+        state = {
+            name: weight.detach() + spread * torch.randn(weight.shape, generator=generator)
+            for name, weight in SamModule(config).named_parameters()
+            if weight.requires_grad
+        }
+        save_file(state, folder / "segmenter.safetensors")
+        manifest = {
+            "stage": stage,
+            "id": folder.name,
+            "sweep": "test",
+            "git_sha": "abc",
+            "content": {"images": [["001_HC", "x"], ["002_2HC", "y"]]},
+            "config": {"segmenter": asdict(config), "data": {"root": None}},
+        }
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def run_dir(write_fit, tmp_path):
+    """A random tiny segmenter's run, of a stage that is called anything."""
+    folder = tmp_path / "runs" / "store" / "anything" / "0123"
+    return write_fit(folder, SegmenterConfig(backbone="tiny"), stage="anything", spread=0)
+
+
+@pytest.fixture
+def unet_dir(tmp_path):
+    """The run of a U-Net with random weights that mark part of every image."""
+    from lightning_modules.segmenters.unet.module import UnetModule, save_unet
+
+    folder = tmp_path / "store" / "fit_unet" / "u"
+    folder.mkdir(parents=True)
+    save_unet(UnetModule(UNET, seed=3).eval(), folder / "segmenter.safetensors")
+    manifest = {"stage": "fit_unet", "config": {"unet": asdict(UNET)}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def hand_made(monkeypatch):
+    """A head in every image, but for those that the test puts here by stem."""
+    masks = {}
+
+    def segment(module, paths, *, prompt):
+        for name, path in paths.items():
+            size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
+            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw))
+
+    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
+    return masks
