@@ -37,12 +37,6 @@ class Job(Protocol):
     def was_killed(self) -> bool:
         """Whether a signal or the system ended it, so that the same may well work again."""
 
-    def stop(self) -> None:
-        """Ask it to write a checkpoint and end."""
-
-    def kill(self, *, after_s: float) -> None:
-        """Wait that long for its end, then end it."""
-
 
 class Launcher(Protocol):
     """Starts stages somewhere and knows how many more it takes."""
@@ -103,7 +97,7 @@ class LocalLauncher:
         self._config = config
         self.slots = slots_of(config)
         self.threads = threads_of(config)
-        self._busy: dict[int, Job] = {}
+        self._busy: dict[int, _ProcessJob | _CommandJob] = {}
         self._spawner: multiprocessing.context.ForkServerContext | None = None
 
     def free(self) -> int:
@@ -123,13 +117,14 @@ class LocalLauncher:
 
     def leave(self, jobs: Sequence[Job]) -> str:
         """End all, after time to write a checkpoint."""
-        for job in jobs:
+        running = [job for job in self._busy.values() if job in jobs]
+        for job in running:
             job.stop()
-        for job in jobs:
+        for job in running:
             job.kill(after_s=self.stop_grace_s)
         return ""
 
-    def _start(self, context: StageContext, slot: Slot) -> Job:
+    def _start(self, context: StageContext, slot: Slot) -> "_ProcessJob | _CommandJob":
         row = STAGES[context.node.stage]
         is_distributed = self._config.trainer.devices > 1 and row.is_distributed
         environment = device_environment(slot.devices if is_distributed else slot.devices[:1])
@@ -161,9 +156,11 @@ class _ProcessJob:
         return _was_killed(self._process.exitcode)
 
     def stop(self) -> None:
+        """Ask it to write a checkpoint and end."""
         self._process.terminate()
 
     def kill(self, *, after_s: float) -> None:
+        """Wait that long for its end, then end it."""
         self._process.join(after_s)
         if self._process.is_alive():
             self._process.kill()

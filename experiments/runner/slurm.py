@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -16,7 +17,7 @@ from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
 from experiments.runner.launchers import Job
 from experiments.runner.slurm_job import SlurmJob, job_command
-from experiments.runner.slurm_ledger import Batch, new_batch, read_ledger, write_ledger
+from experiments.runner.slurm_ledger import Batch, read_ledger, write_ledger
 from experiments.runner.slurm_queue import (
     ENDED,
     Seen,
@@ -141,7 +142,7 @@ class SlurmLauncher:
         for first in range(0, len(jobs), self._array_size):
             part = jobs[first : first + self._array_size]
             chains = [[context.node.key for context in chain] for chain in part]
-            batch = new_batch(self._config.name, chains)
+            batch = Batch(name=f"{self._config.name}-{secrets.token_hex(4)}", chains=chains)
             for chain in part:
                 for context in chain:
                     context.run_dir.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.runner.slurm_queue import ENDED, Seen, SlurmError, cancel
+from experiments.runner.slurm_queue import ENDED, Seen
 from experiments.runner.worker import STOPPED
 
 RETURNING = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
@@ -81,21 +81,6 @@ class SlurmJob:
     def was_killed(self) -> bool:
         """Whether a limit, a preemption or a lost node ended it."""
         return self.end is not None and self.end.was_killed
-
-    def stop(self) -> None:
-        """Ask it to write a checkpoint and end."""
-        if self.job_id is not None and self.end is None:
-            with contextlib.suppress(SlurmError):
-                cancel(self.job_id, signal="TERM")
-
-    def kill(self, *, after_s: float) -> None:
-        """Wait that long for its end, then cancel it."""
-        deadline = time.monotonic() + after_s
-        while self.end is None and time.monotonic() < deadline:
-            self._look()
-            time.sleep(0.2)
-        if self.end is None and self.job_id is not None:
-            cancel(self.job_id)
 
     def _ended(self, words: str, *, was_killed: bool) -> None:
         self.end = _End(words=words, was_killed=was_killed, at=time.monotonic())

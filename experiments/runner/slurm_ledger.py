@@ -5,7 +5,6 @@ at any moment neither sends a stage twice nor loses sight of a job.
 """
 
 import json
-import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,6 @@ class Batch:
     def id_of(self, number: int) -> str:
         """SLURM's id of one of its jobs, as squeue shows it; an array of one job is none."""
         return f"{self.job_id}_{number}" if len(self.chains) > 1 else str(self.job_id)
-
-
-def new_batch(sweep: str, chains: Sequence[Sequence[str]]) -> Batch:
-    """A batch under a name of its own."""
-    return Batch(name=f"{sweep}-{secrets.token_hex(4)}", chains=[list(chain) for chain in chains])
 
 
 def read_ledger(folder: Path) -> list[Batch]:

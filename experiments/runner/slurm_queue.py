@@ -89,14 +89,13 @@ def max_array_size() -> int | None:
     return None
 
 
-def cancel(*job_ids: str, signal: str | None = None) -> None:
-    """End jobs, or send a signal to their first process.
+def cancel(*job_ids: str) -> None:
+    """End jobs.
 
     Raises:
         SlurmError: scancel failed.
     """
-    how = [] if signal is None else ["--batch", f"--signal={signal}"]
-    _run("scancel", *how, *job_ids)
+    _run("scancel", *job_ids)
 
 
 def _exit_code(word: str) -> int:

@@ -47,12 +47,6 @@ class FakeJob:
         self.is_over = True
         return "its process ended with 0"
 
-    def stop(self):
-        pass
-
-    def kill(self, *, after_s):
-        pass
-
 
 class FakeLauncher:
     """Room for `capacity` jobs, whose stages do what `act(context)` says."""

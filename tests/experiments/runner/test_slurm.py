@@ -314,14 +314,6 @@ def test_what_is_refused_for_the_moment_is_sent_later(fake, make, monkeypatch):
     assert len(fake.scripts()) == 1
 
 
-def test_a_job_is_asked_to_stop_and_cancelled_after_that(fake, sent):
-    _, job = sent
-    fake.show(j101="RUNNING 0")
-    job.stop()
-    job.kill(after_s=0.05)
-    assert fake.calls("scancel") == ["--batch --signal=TERM 101", "101"]
-
-
 def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, make):
     fit, other = node("a"), node("b")
     launcher = make()
