@@ -1,45 +1,59 @@
 """What every benchmark is given: sizes, device, data, a clock, and the results before it."""
 
 import gc
+import pkgutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TypeVar
 
-import torch
-
-from experiments.bench.measure import Result, Timing, Way
-from experiments.bench.plain import PlainProcess
+from datamodules.phantom import write_phantom
+from datamodules.samples import read_hc18
+from experiments.bench.cases import CASES
+from experiments.bench.child import Answer, Child, Seconds, timed
+from experiments.bench.results import Result, Timing
 from lightning_modules.segmenters.sam.config import Backbone
 
-QUICK_HW = (54, 80)
-PAPER_HW = (540, 800)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A function to time, and how much work one call of it does."""
+
+    label: str
+    call: Callable[[int], object]
+    """Called with the number of the repeat, -1 being the warm-up. Where it gives back `Seconds`,
+    they count instead of the whole call."""
+    units: float = 1
+    unit: str = "image"
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """One run of the benchmarks.
+    """One run of the benchmarks: what the command line says, and what was found so far."""
 
-    Args:
-        work: Folder for what they write; its owner removes it.
-        keep: Folder for what a later run may use again.
-        data_root: Images in HC18's layout, or None to draw phantoms.
-        device: Where to compute.
-        quick: Smallest sizes and networks, for tests: the numbers mean nothing.
-        run: Runs a benchmark that another one needs the result of.
-        say: Prints a line for the user.
-        plain: Does what the published way does, in a plain script's environment.
-    """
-
-    work: Path
-    keep: Path
-    data_root: Path | None
-    device: Literal["cpu", "cuda"]
-    quick: bool
-    run: Callable[[str], Result]
-    say: Callable[[str], None] = field(default=print)
-    plain: PlainProcess = field(default_factory=PlainProcess)
+    names: Sequence[str] = ()
+    """Benchmarks to run; none stands for all but those of hours."""
+    out: Path = Path("runs/bench")
+    """Folder of the results, and of what a later run may use again."""
+    device: str = "auto"
+    """Where to compute: cpu or cuda; `auto` until the run begins."""
+    quick: bool = False
+    """Smallest sizes and networks, for tests: the numbers mean nothing."""
+    data_root: Path | None = None
+    """Images in HC18's layout, or None to draw phantoms."""
+    say: Callable[[str], None] = print
+    save: Callable[["Bench"], None] = lambda _: None
+    """Called after each benchmark."""
+    work: Path = Path()
+    """Folder for what the benchmarks write; removed at the end of the run."""
+    plain: Child = field(default_factory=Child)
+    """Does what the published way does, as a plain script."""
+    results: dict[str, Result] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Of each benchmark, those that it asked for in it."""
 
     @property
     def backbone(self) -> Backbone:
@@ -53,22 +67,32 @@ class Bench:
 
     @property
     def is_gpu(self) -> bool:
-        """Whether there is a GPU to fill: sizes are larger there, and repeats more."""
+        """Whether there is a GPU to fill."""
         return self.device == "cuda" and not self.quick
 
-    def weights(self, backbone: Backbone) -> str | None:
-        """Random weights of a large backbone as a file, as its stages read them; None for others.
+    def size(self, *, quick: T, cpu: T, gpu: T) -> T:
+        """The one that belongs to this run."""
+        return quick if self.quick else (gpu if self.is_gpu else cpu)
 
-        On a GPU a large backbone runs through the real stages, not composed of parts.
-        """
-        if backbone != self.vit or self.quick:
-            return None
-        path = self.work / f"{backbone}.pth"
-        if not path.is_file():
-            from lightning_modules.segmenters.sam.network import random_vit
+    def run(self, name: str) -> Result:
+        """The result of a benchmark, which runs once, whoever asks for it."""
+        if name not in self.results:
+            self.say(f"{name}: {CASES[name].measures} ...")
+            found, started = Result(name=name), time.perf_counter()
+            pkgutil.resolve_name(f"experiments.bench.{CASES[name].function}")(self, found)
+            self.results[name] = found
+            self.seconds[name] = round(time.perf_counter() - started, 2)
+            self.save(self)
+        return self.results[name]
 
-            torch.save(random_vit(backbone).state_dict(), path)
-        return str(path)
+    def target(self, found: Result, what: str = "") -> float | None:
+        """The bound of one of a result's ratios or values here; see `Case.target`."""
+        return CASES[found.name].target(what, device=self.device)
+
+    def published(self, function: str, /, **given: object) -> Answer:
+        """Do something the published way, by a function of `published`."""
+        function = f"experiments.bench.published:{function}"
+        return self.plain.call(function, device=self.device, **given)
 
     def root(self) -> Path:
         """Folder of images in HC18's layout; phantoms are drawn once where none was given."""
@@ -76,16 +100,21 @@ class Bench:
             return self.data_root
         folder = self.work / "phantoms"
         if not folder.is_dir():
-            from datamodules.phantom import write_phantom
-
-            size = QUICK_HW if self.quick else PAPER_HW
-            write_phantom(folder, n_exams=12 if self.quick else 24, seed=0, size_hw=size)
+            n_exams, size = (12, (54, 80)) if self.quick else (24, (540, 800))
+            write_phantom(folder, n_exams=n_exams, seed=0, size_hw=size)
         return folder
 
-    def measure(self, ways: Sequence[Way], *, repeats: int, warm_up: bool = True) -> list[Timing]:
+    def images(self, n: int) -> list[str]:
+        """The first images."""
+        return sorted(sample.sample_id for sample in read_hc18(self.root()))[:n]
+
+    def measure(
+        self, found: Result, ways: Sequence[Way], *, repeats: int, warm_up: bool = True
+    ) -> list[Timing]:
         """Time several ways in turn, so that what else the machine does meets all of them.
 
         Args:
+            found: Gets the timings.
             ways: What to time.
             repeats: Rounds that count, each way once a round; at least 1.
             warm_up: Whether each way runs once before, uncounted.
@@ -93,32 +122,22 @@ class Bench:
         Returns:
             The timings in the order of the ways.
         """
-        wall: list[list[float]] = [[] for _ in ways]
-        cpu: list[list[float]] = [[] for _ in ways]
-        for number in range(-1 if warm_up else 0, repeats):
-            for place, way in enumerate(ways):
-                seconds, processor = self._once(way, number)
-                if number >= 0:
-                    wall[place].append(seconds)
-                    cpu[place].append(processor)
-        return [
-            Timing(label=way.label, unit=way.unit, units=way.units, wall_s=w, cpu_s=c)
-            for way, w, c in zip(ways, wall, cpu, strict=True)
+        timings = [
+            Timing(label=way.label, unit=way.unit, units=way.units, wall_s=[], cpu_s=[])
+            for way in ways
         ]
+        for number in range(-1 if warm_up else 0, repeats):
+            for way, timing in zip(ways, timings, strict=True):
+                seconds = self._once(way, number)
+                if number >= 0:
+                    timing.wall_s.append(seconds.wall_s)
+                    timing.cpu_s.append(seconds.cpu_s)
+        found.timings += timings
+        return timings
 
-    def _once(self, way: Way, number: int) -> tuple[float, float]:
+    def _once(self, way: Way, number: int) -> Seconds:
         # What an earlier call left behind is not this one's to clear away.
         gc.collect()
-        self._wait()
-        started, processor = time.perf_counter(), time.process_time()
-        counted = way.call(number)
-        self._wait()
-        seconds, processor_s = time.perf_counter() - started, time.process_time() - processor
-        if isinstance(counted, tuple):
-            return counted
-        return (seconds if counted is None else counted), processor_s
-
-    def _wait(self) -> None:
-        """A GPU works on after its call came back."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
+        given: list[object] = []
+        whole = timed(lambda: given.append(way.call(number)), device=self.device)
+        return given[0] if isinstance(given[0], Seconds) else whole

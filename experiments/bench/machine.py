@@ -1,110 +1,52 @@
 """What this machine can do at best: a large matrix product and a copy of memory."""
 
-import time
-
 import torch
 
-from experiments.bench.context import Bench
-from experiments.bench.measure import Result, Value, Way
+from experiments.bench.context import Bench, Way
+from experiments.bench.results import Result, Timing, Value
 
-TRIAL_SIDE, MOST_S = 256, 1.0
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def bench_machine(bench: Bench) -> Result:
+def bench_machine(bench: Bench, found: Result) -> None:
     """Peak of the matrix product in fp32 and bf16, and of copying memory.
 
     A square product of side n takes 2 n^3 operations; a copy of b bytes reads b and writes b. The
     fastest repeat counts: whatever else runs makes a peak no lower.
     """
-    side = 64 if bench.quick else (8192 if bench.device == "cuda" else 2048)
-    n_bytes = 2**20 if bench.quick else (2**32 if bench.device == "cuda" else 2**28)
-    repeats = 2 if bench.quick else 7
+    # A processor without arithmetic in bf16 takes a second for a product of half the side.
+    fp32, bf16 = bench.size(quick=(64, 64), cpu=(2048, 1024), gpu=(8192, 8192))
+    sides = {"fp32": fp32, "bf16": bf16}
+    n_bytes = bench.size(quick=2**20, cpu=2**28, gpu=2**32)
     source = torch.ones(n_bytes, dtype=torch.uint8, device=bench.device)
     target = torch.zeros_like(source)
-    sides = {
-        dtype: affordable_side(side, dtype=dtype, device=bench.device)
-        for dtype in (torch.float32, torch.bfloat16)
-    }
-    ways = [
-        _product(
-            "matrix product, fp32", side=sides[torch.float32], dtype=torch.float32, bench=bench
-        ),
-        _product(
-            "matrix product, bf16", side=sides[torch.bfloat16], dtype=torch.bfloat16, bench=bench
-        ),
-        Way(label="memory copy", unit="copy", units=1, call=lambda _: _copy(source, target)),
-    ]
-    product, half, copy = timings = bench.measure(ways, repeats=repeats)
-    found = [
-        (timing.label, 2 * n**3 / min(timing.wall_s) / 1e9, "GFLOP/s")
-        for timing, n in zip((product, half), sides.values(), strict=True)
-    ]
-    found.append((copy.label, 2 * n_bytes / min(copy.wall_s) / 1e9, "GB/s"))
-    formulas = (*(f"2 x {n}^3 / s" for n in sides.values()), f"2 x {n_bytes} B / s")
-    return Result(
-        name="machine",
-        timings=timings,
-        values=[
-            Value(label=label, value=value, unit=unit, formula=formula)
-            for (label, value, unit), formula in zip(found, formulas, strict=True)
-        ],
-        settings={
-            "sides": list(sides.values()),
-            "bytes": n_bytes,
-            "threads": torch.get_num_threads(),
-        },
-    )
+    ways = []
+    for name, n in sides.items():
+        ones = torch.ones(n, n, dtype=PRECISIONS[name], device=bench.device)
+        product = lambda _, ones=ones: torch.mm(ones, ones)  # noqa: E731
+        ways.append(Way(f"matrix product, {name}", product, unit="product"))
+    ways.append(Way("memory copy", lambda _: target.copy_(source), unit="copy"))
+    *products, copy = bench.measure(found, ways, repeats=bench.size(quick=2, cpu=7, gpu=7))
+    for timing, (name, n) in zip(products, sides.items(), strict=True):
+        rate = found.facts[name] = 2 * n**3 / timing.spread_s[0] / 1e9
+        found.values.append(Value(timing.label, rate, "GFLOP/s", formula=f"2 x {n}^3 / s"))
+    rate, formula = 2 * n_bytes / copy.spread_s[0] / 1e9, f"2 x {n_bytes} B / s"
+    found.values.append(Value(copy.label, rate, "GB/s", formula=formula))
+    threads = torch.get_num_threads()
+    found.settings = {"sides": list(sides.values()), "bytes": n_bytes, "threads": threads}
 
 
-def affordable_side(side: int, *, dtype: torch.dtype, device: str) -> int:
-    """The side, on a CPU halved until a product takes about a second at most.
-
-    A processor without arithmetic of a type may need a minute for what it does in a tenth of a
-    second in another.
-    """
-    if device != "cpu":
-        return side
-    small = min(side, TRIAL_SIDE)
-    ones = torch.ones(small, small, dtype=dtype, device=device)
-    torch.mm(ones, ones)
-    started = time.perf_counter()
-    torch.mm(ones, ones)
-    seconds = time.perf_counter() - started
-    while side > small and seconds * (side / small) ** 3 > MOST_S:
-        side //= 2
-    return side
-
-
-def share_of_peak(
-    label: str, *, operations: float, seconds: float, machine: Result, precision: str = "fp32"
-) -> Value:
-    """Share of the measured matrix product that a counted amount of arithmetic reaches, percent.
+def share_of_peak(timing: Timing, *, operations: float, machine: Result, precision: str) -> Value:
+    """Share of the measured matrix product that counted arithmetic reaches, percent.
 
     Args:
-        label: Whose.
+        timing: Its fastest repeat counts, as the peak is that of the fastest.
         operations: 2 x multiply-adds of a unit of work.
-        seconds: Of a unit in the fastest repeat, as the peak is that of the fastest.
         machine: The peaks.
         precision: Which of them.
     """
-    peak = machine.value(f"matrix product, {precision}").value * 1e9
-    return Value(
-        label=f"{label}: share of the {precision} peak",
-        value=100 * operations / seconds / peak,
-        unit="%",
-        formula=f"{operations / 1e9:.3g} GFLOP in {seconds:.3g} s, fastest repeats",
-    )
-
-
-def _product(label: str, *, side: int, dtype: torch.dtype, bench: Bench) -> Way:
-    a = torch.ones(side, side, dtype=dtype, device=bench.device)
-    b = torch.ones(side, side, dtype=dtype, device=bench.device)
-
-    def call(_: int) -> None:
-        torch.mm(a, b)
-
-    return Way(label=label, unit="product", units=1, call=call)
-
-
-def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    target.copy_(source)
+    seconds = timing.spread_s[0]
+    share = 100 * operations / seconds / (machine.facts[precision] * 1e9)
+    formula = f"{operations / 1e9:.3g} GFLOP in {seconds:.3g} s, fastest repeats"
+    label = f"{timing.label}: share of the {precision} peak"
+    return Value(label, share, "%", formula=formula)

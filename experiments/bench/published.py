@@ -1,10 +1,13 @@
 """The published way to fine-tune and to score SAM, in our own words on segment_anything.
 
 Every step reads its PNG files and runs the image encoder, image by image, in fp32, with the
-network as segment_anything builds it; so does every box of an evaluation.
+network as segment_anything builds it; so does every box of an evaluation. A child calls the
+functions below by name: each builds what the work needs, and gives the work back to be timed.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,33 +16,29 @@ from torch import nn
 
 from datamodules.annotation import read_annotation, read_image
 from datamodules.geometry import enlarge, image_to_frame, mask_to_frame, place
-from datamodules.samples import Sample
+from datamodules.samples import Sample, read_hc18
 from experiments.stages.evaluation import Scorer
 from lightning_modules.losses import dice_cross_entropy_loss
 from lightning_modules.prompts import prompt_boxes
 from lightning_modules.segmenters.sam.attention import use_stock_attention
 from lightning_modules.segmenters.sam.backbones import normalised
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
-from lightning_modules.segmenters.sam.network import BackboneSam, build_sam
+from lightning_modules.segmenters.sam.config import (
+    FRAME_SIDE_PX,
+    IMAGE_SIDE_PX,
+    Backbone,
+    SegmenterConfig,
+    image_factor,
+)
+from lightning_modules.segmenters.sam.network import BackboneSam, build_sam, random_vit
 
 JITTER_MAX_PX = 19
-
-
-def transformers_sam(*, device: str) -> nn.Module:
-    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
-    # It takes seconds to import.
-    from transformers import SamConfig, SamModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SamModel(SamConfig()).eval().to(device)
 
 
 class PublishedSam:
     """Plain fine-tuning and scoring of one backbone.
 
     Args:
-        config: Backbone and learning rate are read.
+        config: Backbone, weights and learning rate are read.
         device: Where to compute.
     """
 
@@ -53,16 +52,8 @@ class PublishedSam:
 
     def read(self, sample: Sample) -> dict[str, torch.Tensor]:
         """Decode an image and its annotation: `image` (1, 1, S, S), `mask`, `valid_hw`."""
-        image = read_image(sample.image_path)
-        annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
-        frame = place(image.shape, frame_hw=(self.side, self.side), mode="pad")
-        pixels = image_to_frame(image, enlarge(frame, self.factor)).astype(np.float32) / 255.0
-        mask = mask_to_frame(annotation.mask, frame).astype(np.float32)
-        return {
-            "image": torch.from_numpy(pixels)[None, None].to(self.device),
-            "mask": torch.from_numpy(mask)[None, None].to(self.device),
-            "valid_hw": torch.tensor([frame.valid_hw], device=self.device),
-        }
+        item = read_item(sample, side=self.side, factor=self.factor)
+        return {name: torch.as_tensor(item[name])[None].to(self.device) for name in item}
 
     def embed(self, item: dict[str, torch.Tensor]) -> torch.Tensor:
         """Encode one image as it stands: (1, 256, h, w) float32."""
@@ -100,8 +91,7 @@ class PublishedSam:
         total = 0.0
         for number, sample in enumerate(samples):
             item = self.read(sample)
-            box = self.box(item, draw=draw + number)
-            logits = self.decode(self.embed(item), box)
+            logits = self.decode(self.embed(item), self.box(item, draw=draw + number))
             loss = dice_cross_entropy_loss(logits, item["mask"], valid_hw=item["valid_hw"])
             (loss / len(samples)).backward()
             total += loss.item() / len(samples)
@@ -116,3 +106,114 @@ class PublishedSam:
         name = sample.sample_id
         scorer = Scorer(samples={name: sample}, frame_hw=(self.side, self.side), mode="pad")
         return scorer.row(name, scorer.predicted_mask(logits[0].cpu(), name))
+
+
+def read_item(sample: Sample, *, side: int, factor: int = 1) -> dict[str, np.ndarray]:
+    """Decode an image and fit its ellipse: `image` in [0, 1], `mask` (1, side, side), `valid_hw`.
+
+    Args:
+        sample: Its files.
+        side: Of the frame, px.
+        factor: Pixels of the image per pixel of the frame.
+    """
+    image = read_image(sample.image_path)
+    annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
+    frame = place(image.shape, frame_hw=(side, side), mode="pad")
+    pixels = image_to_frame(image, enlarge(frame, factor)).astype(np.float32) / 255.0
+    mask = mask_to_frame(annotation.mask, frame).astype(np.float32)
+    return {"image": pixels[None], "mask": mask[None], "valid_hw": np.array(frame.valid_hw)}
+
+
+Work = Callable[[], object]
+
+
+def build(*, backbone: Backbone, device: str, weights: str | None = None) -> Work:
+    """Build a network with its weights."""
+    config = SegmenterConfig(backbone=backbone, weights_path=weights)
+    return lambda: PublishedSam(config, device=device)
+
+
+def step(
+    *, root: str, names: list[str], draw: int, backbone: Backbone, device: str, weights: str | None
+) -> Work:
+    """Take one optimiser step on a batch."""
+    batch = [_samples(root)[name] for name in names]
+    plain = _sam(backbone, device, weights)
+    return lambda: plain.step(batch, draw=draw)
+
+
+def score(*, root: str, name: str, draw: int, backbone: Backbone, device: str) -> Work:
+    """Score an image under one box."""
+    sample, plain = _samples(root)[name], _sam(backbone, device)
+    return lambda: plain.score(sample, draw=draw)
+
+
+def encode(*, backbone: Backbone, library: str, device: str, batch: int) -> Work:
+    """Run a stock image encoder."""
+    encoder = _encoder(backbone, library, device)
+    image = random_image(backbone, batch=batch, device=device)
+    return torch.no_grad()(lambda: encoder(image))
+
+
+def decode(*, backbone: Backbone, device: str) -> Work:
+    """Run a mask decoder forward and backward on one image, the embedding given.
+
+    It is transformers' for ViT-B, segment_anything's of the smallest network for another one.
+    """
+    plain, side = _sam("tiny", device), FRAME_SIDE_PX["tiny"]
+    run, parameters = plain.decode, plain.sam.mask_decoder
+    if backbone == "vit_b":
+        model, side = _transformers(device), IMAGE_SIDE_PX["vit_b"] // 4
+        parameters = model.mask_decoder
+
+        def run(embedding: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+            given = {"image_embeddings": embedding, "input_boxes": box[None]}
+            return model(**given, multimask_output=False).pred_masks[:, 0]
+
+    embedding = torch.randn(1, 256, side // 4, side // 4, device=device)
+    box = torch.tensor([[0.1, 0.1, 0.8, 0.6]], device=device) * side
+    mask = torch.zeros(1, 1, side, side, device=device)
+    mask[..., : side // 2, : side // 2] = 1.0
+    valid_hw = torch.tensor([[side, side]], device=device)
+
+    def work() -> None:
+        parameters.zero_grad()
+        dice_cross_entropy_loss(run(embedding, box), mask, valid_hw=valid_hw).backward()
+
+    return work
+
+
+def random_image(backbone: Backbone, *, batch: int, device: str) -> torch.Tensor:
+    """Noise of the size that an encoder reads: (batch, 3, S, S)."""
+    side = IMAGE_SIDE_PX[backbone]
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, side, side, generator=generator).to(device)
+
+
+@functools.cache
+def _sam(backbone: Backbone, device: str, weights: str | None = None) -> PublishedSam:
+    return PublishedSam(SegmenterConfig(backbone=backbone, weights_path=weights), device=device)
+
+
+@functools.cache
+def _samples(root: str) -> dict[str, Sample]:
+    return {sample.sample_id: sample for sample in read_hc18(Path(root))}
+
+
+@functools.cache
+def _transformers(device: str) -> nn.Module:
+    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
+    # It takes seconds to import.
+    from transformers import SamConfig, SamModel
+
+    torch.manual_seed(0)
+    return SamModel(SamConfig()).eval().to(device)
+
+
+@functools.cache
+def _encoder(backbone: Backbone, library: str, device: str) -> nn.Module:
+    if library == "transformers":
+        return _transformers(device).vision_encoder
+    is_vit = backbone == "vit_b"
+    sam = random_vit(backbone) if is_vit else build_sam(SegmenterConfig(backbone=backbone))
+    return use_stock_attention(sam.image_encoder).eval().to(device)

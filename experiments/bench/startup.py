@@ -2,18 +2,12 @@
 
 import itertools
 import json
-import os
-import resource
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.bench.context import Bench
-from experiments.bench.measure import Ratio, Result, Timing, Value, Way
-from experiments.bench.real_stages import common_overrides
-from experiments.config.paths import ROOT
+from experiments.bench.child import run_program
+from experiments.bench.context import Bench, Way
+from experiments.bench.results import Ratio, Result, Timing, Value
+from experiments.bench.stages import common_overrides, run_sweep
 
 IMPORTS = "import torch, lightning, segment_anything, torchmetrics"
 """What a training script of its own imports before its first step."""
@@ -22,52 +16,38 @@ STAGES_A_TRIAL = 2
 GAP = "from a stage's end to the next one's begin"
 
 
-def bench_startup(bench: Bench) -> Result:
+def bench_startup(bench: Bench, found: Result) -> None:
     """Seconds a trial that a real sweep takes beside its stages' own, and a process's imports."""
-    found = Result(name="startup")
-    n_trials = 2 if bench.quick else 3
-    root, whole = _sweep(bench, n_trials=n_trials)
-    gaps, window_s = stage_gaps(root)
-    gap = Timing(label=GAP, unit="stage", units=1, wall_s=gaps, cpu_s=[])
-    alone = bench.measure(
-        [Way(label="imports of a script a trial", unit="process", units=1, call=_import)],
-        repeats=1 if bench.quick else 3,
-        warm_up=False,
-    )[0]
-    found.timings += [whole, gap, alone]
-    a_trial = STAGES_A_TRIAL * gap.per_unit_s
-    found.values += [
-        Value(
-            label="the sweep's own time a trial",
-            value=a_trial,
-            unit="s",
-            how="composed",
-            formula=f"{STAGES_A_TRIAL} stages x the median {GAP}",
-            at_most=2.0,
-        ),
-        Value(
-            label="the sweep's own time once",
-            value=whole.wall_s[0] - window_s,
-            unit="s",
-            formula="before the first stage and after the last: imports, data, plan, tables, "
-            "figures, report",
-        ),
-    ]
-    found.ratios.append(
-        Ratio(
-            label="start of a trial: a process of its own",
-            published_s=alone.per_unit_s,
-            ours_s=a_trial,
-            how="measured",
-        )
+    n_trials, repeats = bench.size(quick=(2, 1), cpu=(3, 3), gpu=(3, 3))
+    words = (
+        "name=startup segmenter.backbone=tiny segmenter.steps=2 sweep.workers=1 "
+        "sweep.condition=[real] sweep.real_fraction=[] sweep.real_count=[3] "
+        f"sweep.seed=[{','.join(map(str, range(n_trials)))}] statistics.primary.prompt=jittered_box"
     )
+    words = [*common_overrides(bench, name="startup"), *words.split()]
+    label = f"a whole sweep of {n_trials} small trials"
+    sweep = Way(label, lambda _: run_sweep("demo", words), unit="sweep")
+    (whole,) = bench.measure(found, [sweep], repeats=1, warm_up=False)
+    gaps, window_s = stage_gaps(bench.work / "startup")
+    gap = Timing(label=GAP, unit="stage", units=1, wall_s=gaps, cpu_s=[])
+    found.timings.append(gap)
+    label = "imports of a script a trial"
+    script = Way(label, lambda _: run_program(["-c", IMPORTS]), unit="process")
+    (alone,) = bench.measure(found, [script], repeats=repeats, warm_up=False)
+    trial_s = STAGES_A_TRIAL * gap.per_unit_s
+    label, formula = "the sweep's own time a trial", f"{STAGES_A_TRIAL} stages x the median {GAP}"
+    found.values.append(Value(label, trial_s, "s", "composed", formula, bench.target(found)))
+    label, once_s = "the sweep's own time once", whole.wall_s[0] - window_s
+    formula = "before the first stage and after the last: imports, data, plan, tables, figures, "
+    found.values.append(Value(label, once_s, "s", formula=f"{formula}report"))
+    label = "start of a trial: a process of its own"
+    found.ratios.append(Ratio(label, alone.per_unit_s, trial_s, "measured"))
     found.notes.append(
         "A real sweep of the test backbone through the runner, one stage at a time, without W&B. "
         "Begins are those of the stages' manifests, ends those of their markers: what lies between "
         "is the sweep's, the start of the process included. A trial is a fit and a score, two "
         "processes."
     )
-    return found
 
 
 def stage_gaps(root: Path) -> tuple[list[float], float]:
@@ -92,53 +72,3 @@ def stage_gaps(root: Path) -> tuple[list[float], float]:
         raise ValueError(f"{root}: {len(spans)} finished stages, gaps need two")
     gaps = [max(0.0, begun - ended) for (_, ended), (begun, _) in itertools.pairwise(spans)]
     return gaps, spans[-1][1] - spans[0][0]
-
-
-def _sweep(bench: Bench, *, n_trials: int) -> tuple[Path, Timing]:
-    """Run a sweep in a store of its own; that store's parent, and the time of all."""
-    root = bench.work / f"startup-{n_trials}"
-    words = [
-        *common_overrides(bench, name=root.name),
-        "name=startup",
-        "segmenter.backbone=tiny",
-        "segmenter.steps=2",
-        "sweep.workers=1",
-        "sweep.condition=[real]",
-        "sweep.real_fraction=[]",
-        "sweep.real_count=[3]",
-        f"sweep.seed=[{','.join(map(str, range(n_trials)))}]",
-        "statistics.primary.prompt=jittered_box",
-    ]
-    wall_s, cpu_s = run_sonosweep(["sweep", "demo", *words])
-    label = f"a whole sweep of {n_trials} small trials"
-    return root, Timing(label=label, unit="sweep", units=1, wall_s=[wall_s], cpu_s=[cpu_s])
-
-
-def _import(_: int) -> None:
-    subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True)
-
-
-def run_sonosweep(words: Sequence[str]) -> tuple[float, float]:
-    """Run the command line in a process of its own; seconds of wall clock and of the processor.
-
-    The processor's are those of every process that it started and waited for.
-    """
-    package = str(ROOT)
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    started, before = time.perf_counter(), _children_cpu_s()
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments", *words],
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    if ended.returncode:
-        lines = (ended.stdout + ended.stderr).strip().splitlines() or ["no words"]
-        raise RuntimeError(f"sonosweep {words[0]} ended with {ended.returncode}: {lines[-1]}")
-    return time.perf_counter() - started, _children_cpu_s() - before
-
-
-def _children_cpu_s() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime

@@ -2,67 +2,43 @@
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from datamodules.errors import InputError
 from experiments.bench.context import Bench
-from experiments.bench.measure import Ratio, Result, Value
-from experiments.bench.startup import run_sonosweep
+from experiments.bench.results import Ratio, Result, Value
+from experiments.bench.stages import run_sweep
 
-CONDITIONS = ("weak", "strong")
 FRESH = "null"
 """The value of `augment.n_views` that augments and encodes every draw anew."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Sizes:
-    """Trials of a comparison."""
+    """Trials of a comparison, and their settings beside those of `_rows`."""
 
-    name: str
-    """What its sweeps' names begin with."""
     n_images: int
     supports: tuple[int, ...]
     views: tuple[int, ...]
-    words: tuple[str, ...]
-    """Settings beside these."""
+    subset: str
+    train: str
+    test: int
+    val: int
+    segmenter: tuple[str, ...]
 
 
-FEW = Sizes(
-    name="views",
-    n_images=10,
-    supports=(0, 1, 2),
-    views=(2, 4, 8),
-    words=(
-        "data.subset.name=views",
-        "data.subset.n_images=150",
-        "split.test=40",
-        "split.val=5",
-        "split.train=80",
-        "segmenter.steps=60",
-    ),
-)
-QUICK = Sizes(
-    name="views",
-    n_images=3,
-    supports=(0, 1),
-    views=(2,),
-    words=(
-        "data.subset.n_images=null",
-        "split.test=4",
-        "split.val=2",
-        "split.train=null",
-        "segmenter.backbone=tiny",
-        "segmenter.steps=2",
-    ),
-)
+SIZES = {
+    "views": Sizes(10, (0, 1, 2), (2, 4, 8), "150", "80", 40, 5, ("steps=60",)),
+    "views100": Sizes(100, (0, 1), (2, 4), "null", "null", 40, 5, ("steps=180",)),
+}
+QUICK = Sizes(3, (0, 1), (2,), "null", "null", 4, 2, ("steps=2", "backbone=tiny"))
 
 
-def bench_views(bench: Bench) -> Result:
+def bench_views(bench: Bench, found: Result) -> None:
     """Dice and seconds of fine-tunes under weak and strong augmentation, by number of views.
 
     The sweeps stay in the bench's folder, so that a second run takes what is there.
@@ -70,50 +46,33 @@ def bench_views(bench: Bench) -> Result:
     Raises:
         InputError: There is no real data; Dice on phantoms would choose nothing.
     """
-    return compare_views(bench, QUICK if bench.quick else FEW, name="views")
-
-
-def compare_views(bench: Bench, sizes: Sizes, *, name: str) -> Result:
-    """The same at sizes that are given; see `bench_views`."""
     if bench.data_root is None and not bench.quick:
-        raise InputError(f"benchmark {name} needs real images: give --root or HC18_ROOT")
-    found = Result(name=name, settings={"sizes": asdict(sizes)})
-    views = (*map(str, sizes.views), FRESH)
-    rows = {each: _rows(bench, sizes, each) for each in views}
+        raise InputError(f"benchmark {found.name} needs real images: give --root or HC18_ROOT")
+    sizes = QUICK if bench.quick else SIZES[found.name]
+    found.settings = {"sizes": asdict(sizes)}
+    # At their smallest both have the same sweeps.
+    name = "views" if bench.quick else found.name
+    settings = [*map(str, sizes.views), FRESH]
+    rows = {n: _rows(bench, sizes, name=f"{name}-{n}", n_views=n) for n in settings}
     # After all sweeps: the mean cost of an embedding is of them all.
-    _compare(found, sizes, rows, store=bench.keep / "views" / "store")
+    store, at = bench.out.absolute() / "views" / "store", f"N = {sizes.n_images}"
+    an_embedding = embedding_cpu_s(store)
+    for condition in ("weak", "strong"):
+        fresh = dice_by_support(rows[FRESH], condition)
+        fresh_s = fit_cpu_s(store, rows[FRESH], condition)
+        found.values.append(_dice(f"{at}, {condition}, fresh", fresh))
+        for n in sizes.views:
+            label, mine = f"{at}, {condition}, {n} views", rows[str(n)]
+            found.values.append(_dice(label, dice_by_support(mine, condition), fresh=fresh))
+            ours_s = fit_cpu_s(store, mine, condition) + sizes.n_images * n * an_embedding
+            found.ratios.append(Ratio(f"{label}: a fine-tune", fresh_s, ours_s, "composed"))
+    found.values.append(_dice(f"{at}, no augmentation", dice_by_support(rows[FRESH], "real")))
     found.notes.append(
         "Fresh augmentation stands in the place of the published way, at our step's speed. Seconds "
         "are the processor's, of every process: a fit, and K embeddings an image at the mean cost "
         "of all that these sweeps embedded. Trials of one support share images, seed and batches, "
         "so differences are paired by support."
     )
-    return found
-
-
-def _compare(found: Result, sizes: Sizes, rows: Mapping[str, pd.DataFrame], *, store: Path) -> None:
-    """Dice and seconds of each number of views beside those of fresh augmentation."""
-    an_embedding = embedding_cpu_s(store)
-    at = f"N = {sizes.n_images}"
-    for condition in CONDITIONS:
-        fresh = dice_by_support(rows[FRESH], condition)
-        fresh_s = fit_cpu_s(store, rows[FRESH], condition)
-        found.values.append(_dice(f"{at}, {condition}, fresh: Dice", fresh, fresh=None))
-        for views in map(str, sizes.views):
-            label = f"{at}, {condition}, {views} views"
-            dice = dice_by_support(rows[views], condition)
-            found.values.append(_dice(f"{label}: Dice", dice, fresh=fresh))
-            fit_s = fit_cpu_s(store, rows[views], condition)
-            found.ratios.append(
-                Ratio(
-                    label=f"{label}: a fine-tune",
-                    published_s=fresh_s,
-                    ours_s=fit_s + sizes.n_images * int(views) * an_embedding,
-                    how="composed",
-                )
-            )
-    real = dice_by_support(rows[FRESH], "real")
-    found.values.append(_dice(f"{at}, no augmentation: Dice", real, fresh=None))
 
 
 def dice_by_support(rows: pd.DataFrame, condition: str) -> dict[int, float]:
@@ -134,7 +93,7 @@ def embedding_cpu_s(store: Path) -> float:
     Raises:
         ValueError: None did.
     """
-    done = [_done(path.parent) for path in sorted(store.glob("embed/*/DONE.json"))]
+    done = [json.loads(path.read_text()) for path in store.glob("embed/*/DONE.json")]
     worked = [each for each in done if each["embedded"]]
     if not worked:
         raise ValueError(f"{store}: nothing was embedded")
@@ -143,49 +102,35 @@ def embedding_cpu_s(store: Path) -> float:
 
 def fit_cpu_s(store: Path, rows: pd.DataFrame, condition: str) -> float:
     """Median processor seconds of a condition's fits."""
-    keys = rows.loc[rows["condition"] == condition, "fit_id"]
-    return statistics.median(_done(store / key)["cpu_seconds"] for key in keys)
+    done = [store / key / "DONE.json" for key in rows.loc[rows["condition"] == condition, "fit_id"]]
+    return statistics.median(json.loads(path.read_text())["cpu_seconds"] for path in done)
 
 
-def _rows(bench: Bench, sizes: Sizes, n_views: str) -> pd.DataFrame:
+def _rows(bench: Bench, sizes: Sizes, *, name: str, n_views: str) -> pd.DataFrame:
     """Run, or find, the sweep of one number of views; the rows of its trials."""
-    folder = bench.keep / "views"
-    name = f"{sizes.name}-{n_views}"
-    words = [
-        f"name={name}",
-        f"store.root={folder}",
-        f"data.root={bench.root()}",
-        *sizes.words,
-        f"augment.n_views={n_views}",
-        "augment.max_per_trial=null",
-        "sweep.condition=[real,weak,strong]",
-        f"sweep.real_count=[{sizes.n_images}]",
-        f"sweep.support={_listed(sizes.supports)}",
-        "sweep.workers=2",
-        "evaluation.prompts=[whole_image]",
-        "evaluation.controls=[]",
-        "statistics.primary.condition=strong",
-        f"statistics.primary.real_count={sizes.n_images}",
-        f"trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'}",
-        "wandb.mode=disabled",
-    ]
+    folder, n_images = bench.out.absolute() / "views", sizes.n_images
+    words = (
+        f"name={name} data.subset.name=views data.subset.n_images={sizes.subset} "
+        f"split.test={sizes.test} split.val={sizes.val} split.train={sizes.train} "
+        f"augment.n_views={n_views} augment.max_per_trial=null sweep.condition=[real,weak,strong] "
+        f"sweep.real_count=[{n_images}] sweep.support=[{','.join(map(str, sizes.supports))}] "
+        "sweep.workers=2 evaluation.prompts=[whole_image] evaluation.controls=[] "
+        f"statistics.primary.condition=strong statistics.primary.real_count={n_images} "
+        f"trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'} wandb.mode=disabled"
+    )
+    paths = [f"store.root={folder}", f"data.root={bench.root()}"]
     bench.say(f"  {name} ...")
-    run_sonosweep(["sweep", "hc18_small", *words])
+    own = [f"segmenter.{setting}" for setting in sizes.segmenter]
+    run_sweep("hc18_small", [*words.split(), *paths, *own])
     rows = pd.read_csv(folder / name / "results.csv")
     return rows[rows["status"] == "done"]
 
 
-def _dice(label: str, dice: Mapping[int, float], *, fresh: Mapping[int, float] | None) -> Value:
+def _dice(
+    what: str, dice: Mapping[int, float], *, fresh: Mapping[int, float] | None = None
+) -> Value:
     formula = f"mean of {len(dice)} supports"
     if fresh is not None:
         mean, deviation = difference_points(dice, fresh)
         formula += f"; less fresh {mean:+.1f} points (SD {deviation:.1f})"
-    return Value(label=label, value=100 * statistics.mean(dice.values()), unit="%", formula=formula)
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return f"[{','.join(map(str, numbers))}]"
-
-
-def _done(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "DONE.json").read_text())
+    return Value(f"{what}: Dice", 100 * statistics.mean(dice.values()), "%", formula=formula)

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from experiments.commands.arguments import stdout_console
-from experiments.config.paths import ROOT
 
 bench_app = typer.Typer()
 IN_CHILD = "SONOSWEEP_BENCH"
@@ -44,14 +43,9 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """Measure ours against the published way, side by side on this machine."""
-    from experiments.bench.run import (
-        BenchSettings,
-        bench_command,
-        check,
-        insert_table,
-        read_bench,
-        table_of,
-    )
+    from experiments.bench.context import Bench
+    from experiments.bench.run import bench_command, check, insert_table, read_bench
+    from experiments.bench.table import bench_table
 
     if into is not None and not table:
         raise InputError("--into belongs to --table; add it")
@@ -59,12 +53,15 @@ def bench(
         raise InputError("--table prints all of an earlier run; leave the names out")
     if root is None and os.environ.get("HC18_ROOT"):
         root = Path(os.environ["HC18_ROOT"])
-    settings = BenchSettings(names=names or [], out=out, device=device, quick=quick, data_root=root)
-    check(settings)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    bench = Bench(
+        names=names or [], out=out, device=device, quick=quick, data_root=root, say=console.print
+    )
+    check(bench)
     if table:
         content = read_bench(out)
     elif os.environ.get(IN_CHILD):
-        bench_command(settings, Console(stderr=True, highlight=False))
+        bench_command(bench)
         return
     else:
         _measure_in_child()
@@ -74,24 +71,21 @@ def bench(
     elif as_json:
         print(json.dumps(content, indent=1))
     elif table:
-        print(table_of(content), end="")
+        print(bench_table(content), end="")
     else:
         from rich.markdown import Markdown
 
-        stdout_console().print(Markdown(table_of(content)))
+        stdout_console().print(Markdown(bench_table(content)))
 
 
 def _measure_in_child() -> None:
     """Run the same command in a process with the environment that a sweep gives its stages."""
-    from experiments.runner.launchers import MALLOC_TUNABLES
+    from experiments.bench.child import environment
 
-    environment = {**os.environ, IN_CHILD: "1"}
-    environment.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command = [sys.executable, "-m", "experiments", *sys.argv[1:]]
-    package = str(ROOT)
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    process = subprocess.Popen(command, env=environment | {"PYTHONPATH": path})
+    process = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *sys.argv[1:]],
+        env=environment(keeps_memory=True) | {IN_CHILD: "1"},
+    )
     while True:
         try:
             code = process.wait()

@@ -1,8 +1,6 @@
 """What a benchmark gives: every repeat, medians and spreads, ratios and targets. Torch-free."""
 
-import math
 import statistics
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +20,7 @@ class Timing:
     wall_s: list[float]
     """Seconds of each repeat."""
     cpu_s: list[float]
-    """Seconds of processor time of each repeat, all threads together, or none where only the wall
-    clock is known; other processes of a busy machine lengthen them less than the wall clock."""
+    """Seconds of processor time of each repeat, all threads together; none where not known."""
 
     @property
     def per_unit_s(self) -> float:
@@ -41,7 +38,7 @@ class Timing:
         return statistics.median(self.cpu_s) / self.units if self.cpu_s else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Value:
     """A number that is no time of one repeat: composed, counted, or read from the system."""
 
@@ -60,7 +57,7 @@ class Value:
         return None if self.at_most is None else self.value <= self.at_most
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Ratio:
     """The published way beside ours, in seconds for the same work."""
 
@@ -93,25 +90,15 @@ class Result:
     settings: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     """Lines that belong under the table: what was composed, left out or not available."""
-
-    def timing(self, label: str) -> Timing:
-        """The timing of a label; KeyError where there is none."""
-        return _named(self.timings, label)
-
-    def value(self, label: str) -> Value:
-        """The value of a label; KeyError where there is none."""
-        return _named(self.values, label)
-
-    def ratio(self, label: str) -> Ratio:
-        """The ratio of a label; KeyError where there is none."""
-        return _named(self.ratios, label)
+    facts: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What benchmarks after this one compose theirs from; not written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """Seconds as a fixed part and a part for each unit of work."""
 
-    fixed_s: float
+    fixed_s: float = 0.0
     per_unit_s: float
 
     def seconds(self, units: float) -> float:
@@ -119,33 +106,13 @@ class Line:
         return self.fixed_s + self.per_unit_s * units
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """A function to time, and how much work one call of it does."""
-
-    label: str
-    unit: str
-    units: float
-    call: Callable[[int], float | tuple[float, float] | None]
-    """Called with the number of the repeat, -1 being the warm-up. It may give back the seconds
-    that count, with those of the processor where the work was another process's; None counts the
-    whole call."""
-
-
 def line_through(small: Timing, large: Timing) -> Line:
-    """The line through two sizes of the same work, neither part below zero.
+    """The line through the medians of two sizes of the same work.
 
-    Args:
-        small: Fewer units.
-        large: More units.
-
-    Returns:
-        Seconds a unit = difference of the medians over the difference of the units; the rest of
-        the smaller one is fixed. Noise that makes a part negative makes it 0, and the other part
-        then carries all of the time.
+    Noise that would make a part negative makes it 0; the other part then carries all of the time.
 
     Raises:
-        ValueError: Not two sizes.
+        ValueError: Not two sizes, the smaller one first.
     """
     if large.units <= small.units:
         raise ValueError(f"two sizes are needed, not {small.units} and {large.units}")
@@ -155,7 +122,7 @@ def line_through(small: Timing, large: Timing) -> Line:
         return Line(fixed_s=(short + long) / 2, per_unit_s=0.0)
     fixed = short - per_unit * small.units
     if fixed < 0:
-        return Line(fixed_s=0.0, per_unit_s=long / large.units)
+        return Line(per_unit_s=long / large.units)
     return Line(fixed_s=fixed, per_unit_s=per_unit)
 
 
@@ -166,44 +133,11 @@ def as_json(result: Result) -> dict[str, Any]:
         "settings": result.settings,
         "timings": [
             vars(t)
-            | {
-                "per_unit_s": t.per_unit_s,
-                "fastest_s": t.spread_s[0],
-                "slowest_s": t.spread_s[1],
-                "cpu_per_unit_s": t.cpu_per_unit_s,
-            }
+            | {"per_unit_s": t.per_unit_s, "cpu_per_unit_s": t.cpu_per_unit_s}
+            | dict(zip(("fastest_s", "slowest_s"), t.spread_s, strict=True))
             for t in result.timings
         ],
         "values": [vars(v) | {"reached": v.reached} for v in result.values],
         "ratios": [vars(r) | {"ratio": r.ratio, "reached": r.reached} for r in result.ratios],
         "notes": result.notes,
     }
-
-
-def from_json(content: Mapping[str, Any]) -> Result:
-    """The result that `as_json` wrote; derived numbers are computed again."""
-
-    def kept(kind: type, entry: Mapping[str, Any]) -> Any:
-        names = kind.__dataclass_fields__
-        return kind(**{key: value for key, value in entry.items() if key in names})
-
-    return Result(
-        name=content["name"],
-        settings=dict(content["settings"]),
-        timings=[kept(Timing, entry) for entry in content["timings"]],
-        values=[kept(Value, entry) for entry in content["values"]],
-        ratios=[kept(Ratio, entry) for entry in content["ratios"]],
-        notes=list(content["notes"]),
-    )
-
-
-def steps_of(n_images: int, *, epochs: int, batch_size: int) -> int:
-    """Optimiser steps over so many images; the last batch of an epoch may be smaller."""
-    return epochs * math.ceil(n_images / batch_size)
-
-
-def _named(entries: list[Any], label: str) -> Any:
-    for entry in entries:
-        if entry.label == label:
-            return entry
-    raise KeyError(label)
