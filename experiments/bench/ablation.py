@@ -10,7 +10,7 @@ from experiments.bench.context import Bench, Way
 from experiments.bench.finetune import BATCH_SIZE, EPOCHS, Parts, steps_of
 from experiments.bench.results import Ratio, Result, Value
 from experiments.bench.stages import common_overrides, run_sweep
-from experiments.config.schema import AugmentConfig
+from experiments.config.synthesis import AugmentConfig
 from experiments.runner.schedule import Task, makespan_s
 from lightning_modules.segmenters.sam.backbones import VITS, vit_encoder
 from lightning_modules.segmenters.sam.config import IMAGE_SIDE_PX

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
-from experiments.config.schema import ExperimentConfig, resolved
+from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.plan.record import record_plan
@@ -23,6 +23,7 @@ from experiments.stages.data import Data, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
 from experiments.store.runs import RunStore, hold
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name
+from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.weights import find_lite_weights
 
 
@@ -32,8 +33,10 @@ def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
     Raises:
         InputError, WeightsError: For a user's mistake.
     """
-    if config.segmenter.backbone == "lite":
-        find_lite_weights(config.segmenter.weights_path)
+    for name in (*config.segmenter_names(), JUDGE):
+        settings = config.segmenter_named(name)
+        if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
+            find_lite_weights(settings.weights_path)
     check_devices(config)
     _check_writable(Path(config.store.root))
     claim_store(Path(config.store.root))
@@ -98,14 +101,17 @@ def execute(
 
 def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
     """Bring a base model from the hub before anything runs that would wait for it."""
-    base_model, store = config.stable_diffusion.base_model, RunStore(Path(config.store.root))
+    store = RunStore(Path(config.store.root))
     asks = [node for node in plan.nodes.values() if "base_id" in node.content]
-    if not is_hub_name(base_model) or all(store.is_done(n.stage, n.id) for n in asks):
-        return
-    from lightning_modules.generators.stable_diffusion.base import fetch_base
+    wanted = {n.generator for n in asks if not store.is_done(n.stage, n.id)}
+    for name in sorted(wanted):
+        settings = config.generator_named(name)
+        if not is_hub_name(settings.base_model):
+            continue
+        from lightning_modules.generators.stable_diffusion.base import fetch_base
 
-    with console.status(f"looking for {base_model} in the hub's cache and on the hub"):
-        fetch_base(base_model, revision=config.stable_diffusion.revision)
+        with console.status(f"looking for {settings.base_model} in the hub's cache and on the hub"):
+            fetch_base(settings.base_model, revision=settings.revision)
 
 
 def _cluster(config: ExperimentConfig, plan: Plan) -> SlurmLauncher | None:

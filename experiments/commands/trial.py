@@ -8,8 +8,8 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from experiments.commands.run import narrow, prepare, report_failures, say
+from experiments.config.grid import AXES
 from experiments.config.recipe import load_config
-from experiments.config.schema import AXES
 from experiments.plan.nodes import Plan
 from experiments.runner.progress import LiveProgress
 from experiments.runner.sweep import Sweep, SweepInterruptedError

@@ -1,6 +1,7 @@
 """From a recipe and `key=value` words to a checked config. Torch-free: a mistake costs no wait."""
 
 import difflib
+import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,8 +11,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import InputError
+from experiments.config.extensions import import_extensions
+from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
-from experiments.config.schema import ExperimentConfig, GridConfig
+from experiments.config.schema import ExperimentConfig
 
 PAPER_EVALUATION: dict[str, Any] = {"prompts": ["jittered_box"], "jitter_draws": 5}
 """Keys of `evaluation` under `compat: paper`."""
@@ -44,12 +47,13 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     if recipe is not None:
         path = find_recipe(recipe)
         try:
-            loaded = yaml.safe_load(path.read_text())
+            loaded = yaml.load(path.read_text(), Loader=_UniqueKeys)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid YAML ({_one_line(error)}); mend it") from error
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values; mend it")
         merged = loaded
+        import_extensions(merged.get("extensions", []), where=str(path))
         _check_keys(merged, ExperimentConfig, where=str(path))
     if any(override.replace(" ", "") == "compat=paper" for override in overrides):
         # Asked for on the command line, it stands above what the recipe says.
@@ -58,6 +62,8 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     for override in overrides:
         _set_override(merged, override)
     apply_compat(merged)
+    import_extensions(merged.get("extensions", []))
+    read_old_condition(merged)
     schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
     if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
         merged["sweep"]["real_fraction"] = []
@@ -102,6 +108,51 @@ def apply_compat(merged: dict[str, Any]) -> None:
     primary.setdefault("prompt", "jittered_box")
 
 
+def read_old_condition(merged: dict[str, Any]) -> None:
+    """Read the condition `unet` of earlier recipes as the segmenter that it was, and say so.
+
+    Args:
+        merged: Settings of a recipe and its overrides; changed in place.
+
+    Raises:
+        InputError: If the primary contrast asks for it: contrasts are within one segmenter.
+    """
+    sweep = merged.get("sweep", {})
+    primary = merged.get("statistics", {}).get("primary", {})
+    if "unet" in (primary.get("condition"), primary.get("baseline")):
+        raise InputError(
+            "statistics.primary: unet is a segmenter now, and contrasts are within one; name a "
+            "condition, and statistics.primary.segmenter=unet"
+        )
+    if "unet" not in sweep.get("condition", []):
+        return
+    others = [name for name in sweep["condition"] if name != "unet"]
+    if others:
+        sweep["condition"] = others
+        sweep["also"] = [*sweep.get("also", []), {"segmenter": "unet", "condition": "real"}]
+    else:
+        sweep["condition"], sweep["segmenter"] = ["real"], ["unet"]
+    print(
+        "note: sweep.condition: unet is read as segmenter unet under the condition real; "
+        "unet.light_augmentation=true gives it the augmentation that it had",
+        file=sys.stderr,
+    )
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, not the later of the two."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.YAMLError(f"line {line}: {key} stands there twice; rename or remove one")
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _set_override(merged: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -130,13 +181,22 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
 def _type_at(key: str) -> Any:
     node: Any = ExperimentConfig
     for part in key.split("."):
-        node = {f.name: f.type for f in fields(node)}[part]
+        if get_origin(node) is dict:
+            node = get_args(node)[1]
+        elif is_dataclass(node):
+            node = {f.name: f.type for f in fields(node)}[part]
     return node
 
 
 def _check_path(key: str) -> None:
     node: Any = ExperimentConfig
     for depth, part in enumerate(key.split(".")):
+        if node is Any:
+            # The settings of a block: its kind knows its keys.
+            return
+        if get_origin(node) is dict:
+            node = get_args(node)[1]
+            continue
         if not is_dataclass(node):
             parent = ".".join(key.split(".")[:depth])
             raise InputError(f"{key}: {parent} is a single value; write {parent}=...")
@@ -157,8 +217,21 @@ def _check_keys(content: dict[str, Any], schema: Any, *, where: str, prefix: str
             if not isinstance(value, dict):
                 raise InputError(f"{where}: {prefix}{name} must be a group of keys")
             _check_keys(value, types[name], where=where, prefix=f"{prefix}{name}.")
+        elif get_origin(types[name]) is dict:
+            _check_blocks(value, kind=get_args(types[name])[1], where=where, name=prefix + name)
         else:
             _check_list(f"{where}: {prefix}{name}", value, kind=types[name])
+
+
+def _check_blocks(value: Any, *, kind: Any, where: str, name: str) -> None:
+    """Named groups of keys; their keys are checked here where the schema says what they may be."""
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {name} must be a group of keys")
+    if is_dataclass(kind):
+        for key, content in value.items():
+            if not isinstance(content, dict):
+                raise InputError(f"{where}: {name}.{key} must be a group of keys")
+            _check_keys(content, kind, where=where, prefix=f"{name}.{key}.")
 
 
 def _check_list(key: str, value: Any, *, kind: Any) -> None:

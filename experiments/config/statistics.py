@@ -26,6 +26,10 @@ class ContrastConfig:
     """Absolute error of the head circumference (mm) or Dice; the other one stands beside it."""
     prompt: str = "whole_image"
     """Prompt protocol."""
+    segmenter: str | None = None
+    """Segmenter of both; null takes the first of `sweep.segmenter`."""
+    generator: str | None = None
+    """Generator, where the condition has one; null takes the first of the sweep."""
 
     def __post_init__(self) -> None:
         if not self.condition or self.condition == self.baseline:

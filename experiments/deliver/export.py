@@ -13,8 +13,10 @@ from rich.console import Console
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from datamodules.storage import commit_folder, require_new, write_json
+from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.table import row_of
 
 SIDECAR = "sonosweep.json"
 SAM_FILE = "sam.pth"
@@ -125,18 +127,16 @@ def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
         InputError: The run is of another stage or version, or tuned by modules of our own.
     """
     stage = manifest["stage"]
-    if stage == "fit_unet":
-        raise InputError(
-            f"{run_dir}: a U-Net, which neither format holds; its segmenter.safetensors is plain "
-            "weights of segmentation_models_pytorch"
-        )
-    if stage != "fit":
+    if stage not in ("fit", "fit_unet"):
         raise InputError(
             f"{run_dir}: a run of stage {stage}; give a fitted SAM, such as runs/store/fit/ID"
         )
-    from experiments.deliver.segment_images import config_of_run
-
-    config = config_of_run(run_dir, manifest)
+    config = settings_of_run(run_dir, manifest)
+    if not isinstance(config, SegmenterConfig):
+        raise InputError(
+            f"{run_dir}: a {row_of(config).label}, which neither format holds; its "
+            "segmenter.safetensors is plain weights"
+        )
     if config.tuning == "adapter":
         raise InputError(
             f"{run_dir}: fitted with tuning=adapter, whose modules no stock SAM has; fit with "

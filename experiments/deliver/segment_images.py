@@ -2,47 +2,27 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from lightning import LightningModule
 from safetensors import SafetensorError
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
 from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place
-from experiments.config.schema import Prompt
-from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter, settings_of
+from experiments.config.grid import Prompt
+from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
+from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.prompts import predicted_boxes, whole_image_boxes
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
-from lightning_modules.segmenters.sam.module import SamModule
-from lightning_modules.segmenters.sam.network import decode, for_inference
-from lightning_modules.segmenters.unet.config import UnetConfig
-
-if TYPE_CHECKING:
-    # Its library takes a second to import, which a SAM should not pay.
-    from lightning_modules.segmenters.unet.module import UnetModule
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.sam.network import for_inference
+from lightning_modules.segmenters.table import row_of
 
 
-def config_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig | UnetConfig:
-    """The settings of a fitted segmenter: a stage `fit_unet` holds a U-Net, any other a SAM.
-
-    Raises:
-        InputError: They are of another version.
-    """
-    try:
-        if manifest["stage"] == "fit_unet":
-            return UnetConfig(**manifest["config"]["unet"])
-        config = SegmenterConfig(**manifest["config"]["segmenter"])
-        return settings_of(config, manifest.get("content", {}))
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
-        ) from error
-
-
-def load_fitted(run_dir: Path, config: SegmenterConfig | UnetConfig) -> "SamModule | UnetModule":
+def load_fitted(run_dir: Path, config: Any) -> LightningModule:
     """A fitted segmenter with its weights, in eval mode.
 
     Raises:
@@ -52,10 +32,6 @@ def load_fitted(run_dir: Path, config: SegmenterConfig | UnetConfig) -> "SamModu
     path = run_dir / WEIGHTS_NAME
     if not path.is_file():
         raise InputError(f"{run_dir}: {WEIGHTS_NAME} is missing; give a fit that has finished")
-    if isinstance(config, UnetConfig):
-        from lightning_modules.segmenters.unet.module import load_unet
-
-        return load_unet(path, config)
     try:
         return fitted_segmenter(run_dir, config=config)
     except SafetensorError as error:
@@ -64,31 +40,32 @@ def load_fitted(run_dir: Path, config: SegmenterConfig | UnetConfig) -> "SamModu
         ) from error
 
 
-def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> "SamModule | UnetModule":
+def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> LightningModule:
     """Load the segmenter of a run's directory, in eval mode; a SAM is ready to encode fast.
 
     Args:
-        run_dir: Directory with manifest.json and the fitted weights.
+        run_dir: Directory with manifest.json, which says of what kind it is, and the weights.
         prompt: What it will be asked under.
 
     Raises:
-        InputError: See `read_manifest`, `config_of_run` and `load_fitted`; or a U-Net, which takes
-            no prompt, is to refine its own box.
+        InputError: See `read_manifest`, `settings_of_run` and `load_fitted`; or one that takes no
+            prompt is to refine its own box.
         WeightsError: See `load_fitted`.
     """
-    config = config_of_run(run_dir, read_manifest(run_dir))
-    if isinstance(config, UnetConfig) and prompt != "whole_image":
+    config = settings_of_run(run_dir, read_manifest(run_dir))
+    if prompt != "whole_image" and not row_of(config).takes_prompt:
         raise InputError(
-            f"--prompt {prompt}: {run_dir} is a U-Net, which takes no prompt; leave the option out"
+            f"--prompt {prompt}: {run_dir} is a {row_of(config).label}, which takes no prompt; "
+            "leave the option out"
         )
     module = load_fitted(run_dir, config)
-    if isinstance(module, SamModule):
+    if isinstance(config, SegmenterConfig):
         module.sam.image_encoder = for_inference(module.sam.image_encoder)
     return module.eval()
 
 
 def segment_images(
-    module: "SamModule | UnetModule", paths: Mapping[str, Path], *, prompt: Prompt
+    module: LightningModule, paths: Mapping[str, Path], *, prompt: Prompt
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Segment images one by one, at their own size.
 
@@ -114,32 +91,20 @@ def segment_images(
 
 @torch.inference_mode()
 def _segment(
-    module: "SamModule | UnetModule", image: np.ndarray, *, name: str, prompt: Prompt
+    module: LightningModule, image: np.ndarray, *, name: str, prompt: Prompt
 ) -> np.ndarray:
-    if isinstance(module, SamModule):
-        side = FRAME_SIDE_PX[module.config.backbone]
-        placement = place(image.shape, frame_hw=(side, side), mode=module.config.geometry)
-        large = enlarge(placement, image_factor(module.config.backbone))
-    else:
-        placement = place(image.shape, frame_hw=module.config.size_hw, mode="squash")
-        large = placement
+    config = module.config
+    placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
+    large = enlarge(placement, config.image_factor) if config.image_factor > 1 else placement
     frame = image_to_frame(image, large).astype(np.float32) / 255.0
-    images = torch.from_numpy(frame)[None, None].to(module.device)
-    if isinstance(module, SamModule):
-        logits = _prompted(module, images, valid_hw=placement.valid_hw, prompt=prompt)
-    else:
-        logits = module(images)
+    sizes = torch.tensor([placement.valid_hw], device=module.device)
+    batch = {
+        "image": torch.from_numpy(frame)[None, None].to(module.device),
+        "valid_hw": sizes,
+    }
+    logits = module.predict(batch, whole_image_boxes(sizes))
+    if prompt == "predicted_box":
+        logits = module.predict(batch, predicted_boxes(logits, valid_hw=sizes))
     if not torch.isfinite(logits).all():
         raise InputError(f"{name}: the logits are not finite; fit the segmenter again")
     return (logits_to_original(logits.cpu(), placement)[0, 0] > 0).numpy().astype(np.uint8)
-
-
-def _prompted(
-    module: SamModule, images: torch.Tensor, *, valid_hw: tuple[int, int], prompt: Prompt
-) -> torch.Tensor:
-    sizes = torch.tensor([valid_hw], device=module.device)
-    embedding = module.embed({"image": images, "valid_hw": sizes})
-    logits = decode(module.sam, embedding, whole_image_boxes(sizes))[0]
-    if prompt == "predicted_box":
-        logits = decode(module.sam, embedding, predicted_boxes(logits, valid_hw=sizes))[0]
-    return logits

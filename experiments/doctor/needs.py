@@ -31,7 +31,7 @@ def check_weights(config: ExperimentConfig) -> Check:
         name = config.stable_diffusion.base_model
         where = "from the hub or its cache" if is_hub_name(name) else f"in {find_base(name).path}"
         text += f"; base model {name} {where}"
-    if "unet" in config.sweep.condition and config.unet.encoder_weights is not None:
+    if "unet" in config.segmenter_names() and config.unet.encoder_weights is not None:
         text += f"; the U-Net's {config.unet.encoder_weights} weights come from the network"
         return Check("warn", text, "have them downloaded once where there is a network", facts)
     return Check("ok", text, facts=facts)

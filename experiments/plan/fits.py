@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from datamodules.splits import support_order
-from experiments.config.schema import ExperimentConfig
-from experiments.plan.nodes import NOT_HASHED, DataView, Node
-from lightning_modules.segmenters.sam.config import ENCODER_SETTINGS, Tuning
-from lightning_modules.segmenters.sam.weights import encoder_id
+from experiments.config.conditions import ConditionConfig
+from experiments.config.schema import JUDGE, ExperimentConfig
+from experiments.plan.nodes import DataView, Node
+from lightning_modules.segmenters.table import row_of
 
-# Settings that are not named in an id where they change nothing, so that ids stay.
-NEUTRAL = {"geometry": "pad", "tuning": "decoder", "epochs": None, "lr_schedule": "cosine"}
-CACHED: tuple[Tuning, ...] = ("decoder", "late_lora")
-"""Tuning modes that run on what a frozen encoder, or its first half, gave once."""
-STRENGTHS = {"weak": "weak", "strong": "strong", "synthetic_same_budget_strong": "strong"}
+UNNAMED = ("sam", JUDGE)
+"""Segmenters that labels do not name: the one that most sweeps have, and the gate's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +37,10 @@ class Nodes:
     def __init__(self, config: ExperimentConfig, data: DataView) -> None:
         self.config, self.data = config, data
         self.nodes: dict[str, Node] = {}
-        segmenter = config.segmenter
-        self.weights_sha256 = encoder_id(segmenter.backbone, segmenter.weights_path)
+        self.settings = cache(config.segmenter_named)
+        """Settings of a segmenter by its block's name."""
+        self.generator = cache(config.generator_named)
+        """Settings of a generator by its block's name."""
 
     def add(self, node: Node) -> str:
         self.nodes.setdefault(node.key, node)
@@ -57,56 +57,39 @@ class Nodes:
     def references(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.references[sample_id]] for sample_id in ids]
 
-    def section(self, name: str) -> dict[str, Any]:
-        section = asdict(getattr(self.config, name))
-        for key in NOT_HASHED.get(name, ()):
-            *groups, leaf = key.split(".")
-            holder = section
-            for group in groups:
-                holder = holder[group]
-            del holder[leaf]
-        return section
-
-    def encoder(self, *, features: bool = False) -> dict[str, Any]:
-        """What an embedding depends on beside its image."""
-        segmenter = self.config.segmenter
+    def encoder(self, segmenter: str, *, features: bool = False) -> dict[str, Any]:
+        """What an embedding depends on beside its image; the kind must have a frozen encoder."""
+        settings = self.settings(segmenter)
         found: dict[str, Any] = {
-            "backbone": segmenter.backbone,
-            "weights_sha256": self.weights_sha256,
-            "precision": segmenter.encoder_precision,
+            "backbone": settings.backbone,
+            "weights_sha256": self.weights_id(segmenter),
+            "precision": settings.encoder_precision,
         }
-        if segmenter.geometry != "pad":
-            found["geometry"] = segmenter.geometry
+        if settings.geometry != "pad":
+            found["geometry"] = settings.geometry
         if features:
             found["features"] = "late_lora"
         return found
 
-    def segmenter(self, tuning: Tuning) -> dict[str, Any]:
-        """The segmenter's settings that are read under a tuning mode."""
-        section = self.section("segmenter")
-        section["tuning"] = tuning
-        for key, neutral in NEUTRAL.items():
-            if section[key] == neutral:
-                del section[key]
-        if tuning == "decoder":
-            for key in ENCODER_SETTINGS:
-                del section[key]
-        if "epochs" in section:
-            del section["steps"], section["synthetic_share"]
-        return section
+    def weights_id(self, segmenter: str) -> str | None:
+        """Names the weights that a segmenter starts from; None where its seed makes them."""
+        settings = self.settings(segmenter)
+        weights_id = row_of(settings).weights_id
+        return None if weights_id is None else weights_id(settings)
 
     def embed(
         self,
         ids: Sequence[str],
         *,
         what: str,
+        segmenter: str,
         strength: str | None = None,
         features: bool = False,
     ) -> str:
         """Embeddings of real images, with augmented views where a strength is given."""
         content: dict[str, Any] = {
             "images": self.contents(sorted(ids)),
-            "encoder": self.encoder(features=features),
+            "encoder": self.encoder(segmenter, features=features),
         }
         n, label = len(ids), f"embed {len(ids)} {what}"
         if strength is not None:
@@ -114,71 +97,82 @@ class Nodes:
             n_views = 2 if strength == "mirror" else self.config.augment.views_at(len(ids))
             content["augment"] = {"strength": strength, "n_views": n_views}
             n, label = n * n_views, f"embed {n_views - 1} {strength} views of {n} {what}"
-        return self.add(Node(stage="embed", content=content, label=label, steps=n))
+        return self.add(
+            Node(
+                stage="embed",
+                content=content,
+                label=label + _of(segmenter),
+                steps=n,
+                segmenter=segmenter,
+            )
+        )
 
-    def embed_pairs(self, pairs: Pairs, *, features: bool = False) -> str:
+    def embed_pairs(self, pairs: Pairs, *, segmenter: str, features: bool = False) -> str:
         """Embeddings of the pairs that a condition may add."""
         return self.add(
             Node(
                 stage="embed",
-                content={"encoder": self.encoder(features=features)},
+                content={"encoder": self.encoder(segmenter, features=features)},
                 upstream={"pairs": pairs.source},
-                label=f"embed {pairs.n} {pairs.what}",
+                label=f"embed {pairs.n} {pairs.what}" + _of(segmenter),
                 steps=pairs.n,
+                segmenter=segmenter,
             )
         )
 
     def fit(
         self,
         condition: str,
+        factors: ConditionConfig,
         *,
+        segmenter: str,
         ids: list[str],
         seed: int,
         pairs: Pairs | None,
         fold: int,
-        tuning: Tuning | None = None,
+        generator: str = "",
     ) -> str:
-        """The stage that fine-tunes a segmenter, or fits the U-Net, on a trial's images."""
-        if condition == "unet":
-            return self._fit_unet(ids, seed=seed)
-        tuning = self.config.segmenter.tuning if tuning is None else tuning
-        segmenter = self.segmenter(tuning)
-        repeats = condition == "real_repeated"
+        """The stage that fits a segmenter on a trial's images."""
+        settings = self.settings(segmenter)
+        repeats = factors.pairs == "repeat"
+        hashed = settings.hashed()
         if pairs is None and not repeats:
-            segmenter.pop("synthetic_share", None)
+            hashed.pop("synthetic_share", None)
         val = list(self.data.folds[fold].val)
-        uses_val = self.config.segmenter.early_stopping_patience is not None
-        content = {
-            "segmenter": segmenter,
-            "weights_sha256": self.weights_sha256,
+        uses_val = settings.early_stopping_patience is not None
+        content: dict[str, Any] = {
+            "segmenter": hashed,
             "images": self.contents(ids),
             "val": self.contents(val) if uses_val else [],
             "seed": seed,
             "repeat_real": repeats,
         }
+        weights_id = self.weights_id(segmenter)
+        if weights_id is not None:
+            content["weights_sha256"] = weights_id
         upstream = {}
-        is_fresh = condition in STRENGTHS and (
-            tuning not in CACHED or self.config.augment.n_views is None
-        )
-        if is_fresh:
-            content["augment"] = STRENGTHS[condition]
-            if tuning in CACHED:
-                content["encoder"] = self.encoder(features=tuning == "late_lora")
-        elif tuning in CACHED:
-            features = tuning == "late_lora"
-            upstream["embeddings"] = self.embed(ids, what="train images", features=features)
+        features = settings.cache == "features"
+        of = {"segmenter": segmenter, "features": features}
+        augments = factors.augment != "none"
+        if augments and (settings.cache is None or self.config.augment.n_views is None):
+            content["augment"] = factors.augment
+            if settings.cache is not None:
+                content["encoder"] = self.encoder(**of)
+        elif settings.cache is not None:
+            upstream["embeddings"] = self.embed(ids, what="train images", **of)
             if uses_val:
-                what = "validation images"
-                upstream["val_embeddings"] = self.embed(val, what=what, features=features)
-            if condition in STRENGTHS:
+                upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
+            if augments:
                 upstream["views"] = self.embed(
-                    ids, what="train images", strength=STRENGTHS[condition], features=features
+                    ids, what="train images", strength=factors.augment, **of
                 )
             if pairs is not None:
-                upstream["pair_embeddings"] = self.embed_pairs(pairs, features=features)
+                upstream["pair_embeddings"] = self.embed_pairs(pairs, **of)
         if pairs is not None:
             upstream["pairs"] = pairs.key
-        title = f"{condition}, {len(ids)} images, seed {seed}"
+        name = condition if segmenter in UNNAMED else f"{segmenter} {condition}"
+        name += "" if generator in ("", "pixel") else f" {generator}"
+        title = f"{name}, {len(ids)} images, seed {seed}"
         return self.add(
             Node(
                 stage="fit",
@@ -186,28 +180,19 @@ class Nodes:
                 upstream=upstream,
                 label=f"fit {title}",
                 title=title,
-                slug=condition,
-                steps=self._steps(len(ids), pairs=pairs, repeats=repeats),
+                slug=name.replace(" ", "-"),
+                steps=self._steps(settings, len(ids), pairs=pairs, repeats=repeats),
+                segmenter=segmenter,
             )
         )
 
-    def _steps(self, n_images: int, *, pairs: Pairs | None, repeats: bool) -> int:
+    def _steps(self, settings: Any, n_images: int, *, pairs: Pairs | None, repeats: bool) -> int:
         """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
-        segmenter = self.config.segmenter
-        if segmenter.epochs is None:
-            return segmenter.steps
+        if settings.epochs is None:
+            return settings.steps
         n = n_images * (2 if repeats else 1) + (pairs.n if pairs is not None else 0)
-        return segmenter.epochs * math.ceil(n / segmenter.batch_size)
+        return settings.epochs * math.ceil(n / settings.batch_size)
 
-    def _fit_unet(self, ids: list[str], *, seed: int) -> str:
-        content = {"unet": self.section("unet"), "images": self.contents(ids), "seed": seed}
-        title = f"U-Net on {len(ids)} images, seed {seed}"
-        return self.add(
-            Node(
-                stage="fit_unet",
-                content=content,
-                label=f"fit {title}",
-                title=title,
-                steps=self.config.unet.steps,
-            )
-        )
+
+def _of(segmenter: str) -> str:
+    return "" if segmenter in UNNAMED else f" ({segmenter})"

@@ -5,13 +5,29 @@ config, its inputs' content and the ids of the stages before it. Paths, devices,
 dashboards are not in it, so the same work is found again by any sweep on any machine.
 """
 
+from dataclasses import dataclass
+
 from datamodules.errors import InputError
 from datamodules.splits import amount_from_fraction, check_count
-from experiments.config.schema import WITHOUT_GENERATOR, ExperimentConfig
+from experiments.config.schema import ExperimentConfig
 from experiments.plan.fits import Nodes
 from experiments.plan.nodes import DataView, Plan, TrialSpec
-from experiments.plan.pairs import pairs_of
+from experiments.plan.pairs import Source, pairs_of
 from experiments.plan.scores import box, controls, scores
+from lightning_modules.segmenters.table import row_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """A place in the grid."""
+
+    condition: str
+    segmenter: str
+    real_fraction: float | None
+    n_real: int
+    support: int
+    seed: int
+    fold: int
 
 
 def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
@@ -24,26 +40,26 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
     nodes = Nodes(config, data)
     for fold in config.sweep.fold:
         _check_generator_count(config, n_train=len(data.folds[fold].train))
-        trials += _grid(config, data, nodes=nodes, fold=fold)
+        trials += _grid(nodes, fold=fold)
     for fold in config.sweep.fold:
-        trials += _controls(config, data, nodes=nodes, fold=fold)
+        trials += _controls(nodes, fold=fold)
     return Plan(nodes=nodes.nodes, trials=trials)
 
 
 def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
     """The plan with the stage behind the box figure, and that stage's key.
 
-    Its model is that of the first support and seed, with the most real images, of the condition
-    `strong` where the recipe has it and else of its first one.
+    Its model takes a prompt, and is that of the first support and seed, with the most real images,
+    of the condition `strong` where the recipe has it and else of its first one.
 
     Raises:
-        InputError: If the recipe fits no SAM.
+        InputError: If no segmenter of the recipe takes a prompt.
     """
     nodes = Nodes(config, data)
     fold = config.sweep.fold[0]
-    trials = [t for t in _grid(config, data, nodes=nodes, fold=fold) if t.condition != "unet"]
+    trials = [t for t in _grid(nodes, fold=fold) if config.takes_prompt(t.segmenter)]
     if not trials:
-        raise InputError("sweep.condition: the box figure needs a SAM; add real or strong")
+        raise InputError("sweep.segmenter: the box figure needs one that takes a box; add sam")
     preferred = "strong" if "strong" in config.sweep.condition else trials[0].condition
     chosen = max(
         (t for t in trials if t.condition == preferred),
@@ -72,96 +88,141 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
 
 
 def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
-    named = {"synthetic", "synthetic_no_gate", "synthetic_random_subset", "real_resized"}
-    if named & set(config.sweep.condition) and config.synthesis.folder is None:
+    factors = [config.condition(name) for _, name in config.arms()]
+    if any(f.labels == "fixed" for f in factors) and config.synthesis.folder is None:
         check_count(
             config.synthesis.generator_count, n_train=n_train, key="synthesis.generator_count"
         )
 
 
-def _grid(config: ExperimentConfig, data: DataView, *, nodes: Nodes, fold: int) -> list[TrialSpec]:
-    grid, trials = config.sweep, []
-    amounts = _amounts(config, n_train=len(data.folds[fold].train))
-    for condition in grid.condition:
-        generator_seeds = [0] if condition in WITHOUT_GENERATOR else grid.generator_seed
+def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
+    config, trials = nodes.config, []
+    grid, amounts = config.sweep, _amounts(config, n_train=len(nodes.data.folds[fold].train))
+    for segmenter, condition in config.arms():
         for fraction, count in amounts:
             for support in grid.support:
                 for seed in grid.seed:
-                    fitted: set[str | None] = set()
-                    for generator_seed in generator_seeds:
-                        trial = _trial(
-                            config,
-                            data,
-                            nodes=nodes,
-                            axes={
-                                "condition": condition,
-                                "real_fraction": fraction,
-                                "n_real": count,
-                                "support": support,
-                                "seed": seed,
-                                "generator_seed": generator_seed,
-                                "fold": fold,
-                            },
-                        )
-                        # Pairs that no generator made are the same for each of its seeds.
-                        if trial.fit_key not in fitted:
-                            fitted.add(trial.fit_key)
-                            trials.append(trial)
+                    cell = _Cell(
+                        condition=condition,
+                        segmenter=segmenter,
+                        real_fraction=fraction,
+                        n_real=count,
+                        support=support,
+                        seed=seed,
+                        fold=fold,
+                    )
+                    trials += _trials(nodes, cell)
     return trials
 
 
-def _trial(config: ExperimentConfig, data: DataView, *, nodes: Nodes, axes: dict) -> TrialSpec:
-    condition, count, fold = axes["condition"], axes["n_real"], axes["fold"]
-    ids = nodes.support(axes["support"], count, fold=fold)
-    pairs = pairs_of(
-        nodes,
-        condition,
+def _trials(nodes: Nodes, cell: _Cell) -> list[TrialSpec]:
+    """The trials of a cell: one a generator and its seed, where its pairs differ with them."""
+    config, factors = nodes.config, nodes.config.condition(cell.condition)
+    generators = config.generator_names() if factors.has_generator else [""]
+    seeds = config.sweep.generator_seed if factors.is_generated else [0]
+    found: dict[str | None, TrialSpec] = {}
+    for generator in generators:
+        for seed in seeds:
+            trial = _trial(nodes, cell, generator=generator, generator_seed=seed)
+            # Pairs that no generator made, such as a folder's, are the same for each of them.
+            found.setdefault(trial.fit_key, trial)
+    return list(found.values())
+
+
+def _trial(nodes: Nodes, cell: _Cell, *, generator: str, generator_seed: int) -> TrialSpec:
+    config, fold = nodes.config, cell.fold
+    factors = config.condition(cell.condition)
+    ids = nodes.support(cell.support, cell.n_real, fold=fold)
+    source = Source(
         ids=ids,
-        support=axes["support"],
-        generator_seed=axes["generator_seed"],
+        support=cell.support,
+        generator=generator,
+        generator_seed=generator_seed,
         fold=fold,
     )
-    fit_key = nodes.fit(condition, ids=ids, seed=axes["seed"], pairs=pairs, fold=fold)
+    pairs = pairs_of(nodes, factors, source=source)
+    is_foreign = pairs is not None and pairs.is_foreign
+    fit_key = nodes.fit(
+        cell.condition,
+        factors,
+        segmenter=cell.segmenter,
+        ids=ids,
+        seed=cell.seed,
+        pairs=pairs,
+        fold=fold,
+        generator="" if is_foreign else generator,
+    )
     n_generator: int | None = len(pairs.label_ids) if pairs else 0
     n_total: int | None = len({*ids, *(pairs.label_ids if pairs else [])})
-    if pairs is not None and pairs.is_foreign:
+    if is_foreign:
         n_generator = config.synthesis.folder_labels
         # Whether its maker's images are among ours is not known: the sum is the safe count.
-        n_total = None if n_generator is None else count + n_generator
-    uses_val = config.segmenter.early_stopping_patience is not None and condition != "unet"
-    n_val = len(data.folds[fold].val) if uses_val else 0
+        n_total = None if n_generator is None else cell.n_real + n_generator
+    uses_val = nodes.settings(cell.segmenter).early_stopping_patience is not None
+    n_val = len(nodes.data.folds[fold].val) if uses_val else 0
     return TrialSpec(
-        **axes,
+        condition=cell.condition,
+        segmenter=cell.segmenter,
+        generator="" if is_foreign else generator,
+        pair_labels=factors.labels if factors.has_generator else "",
+        real_fraction=cell.real_fraction,
+        n_real=cell.n_real,
+        support=cell.support,
+        seed=cell.seed,
+        generator_seed=generator_seed,
+        fold=fold,
         n_generator_labels=n_generator,
         n_val_labels=n_val,
         n_total_labels=None if n_total is None else n_total + n_val,
         fit_key=fit_key,
-        score_keys=scores(nodes, fit_key, is_unet=condition == "unet", fold=fold),
+        score_keys=scores(nodes, fit_key, segmenter=cell.segmenter, fold=fold),
     )
 
 
-def _controls(
-    config: ExperimentConfig, data: DataView, *, nodes: Nodes, fold: int
-) -> list[TrialSpec]:
-    made = []
-    for control in config.evaluation.controls:
+def _controls(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
+    made, n_train = [], len(nodes.data.folds[fold].train)
+    for control in nodes.config.evaluation.controls:
+        if control == "zero_shot":
+            made += _zero_shot(nodes, fold=fold)
+            continue
         keys = controls(nodes, control, fold=fold)
-        n_labels = len(data.folds[fold].train) if control == "mean_mask" else 0
+        n_labels = n_train if control == "mean_mask" else 0
         if keys:
-            made.append(
-                TrialSpec(
-                    condition=control,
-                    real_fraction=None,
-                    n_real=0,
-                    support=0,
-                    seed=0,
-                    generator_seed=0,
-                    n_generator_labels=0,
-                    n_val_labels=0,
-                    n_total_labels=n_labels,
-                    fold=fold,
-                    fit_key=None,
-                    score_keys=keys,
-                )
-            )
+            made.append(_control(control, keys=keys, fold=fold, n_labels=n_labels))
     return made
+
+
+def _zero_shot(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
+    """Each pretrained segmenter as it is before any training; blocks of one encoder are one."""
+    found: dict[str, TrialSpec] = {}
+    for segmenter in nodes.config.segmenter_names():
+        if row_of(nodes.settings(segmenter)).is_pretrained:
+            keys = scores(nodes, None, segmenter=segmenter, fold=fold)
+            spec = _control("zero_shot", keys=keys, fold=fold, segmenter=segmenter)
+            found.setdefault(min(keys.values()), spec)
+    return list(found.values())
+
+
+def _control(
+    name: str,
+    *,
+    keys: dict[tuple[str, str], str],
+    fold: int,
+    n_labels: int = 0,
+    segmenter: str = "",
+) -> TrialSpec:
+    return TrialSpec(
+        condition=name,
+        segmenter=segmenter,
+        real_fraction=None,
+        n_real=0,
+        support=0,
+        seed=0,
+        generator_seed=0,
+        n_generator_labels=0,
+        n_val_labels=0,
+        n_total_labels=n_labels,
+        fold=fold,
+        fit_key=None,
+        score_keys=keys,
+    )

@@ -7,21 +7,6 @@ from datamodules.splits import Split, Unit
 from datamodules.storage import content_key
 from experiments.plan.stage_table import STAGES
 
-NOT_HASHED = {
-    "segmenter": ("weights_path",),
-    "synthesis": (
-        # What a generator is made of stands in its own section.
-        "generator",
-        "folder",
-        "folder_labels",
-        "generator_count",
-        "generator_support",
-        "sampler.batch_size",
-    ),
-    # The base model is hashed by its content, the sampler where images are drawn.
-    "stable_diffusion": ("base_model", "revision", "gradient_checkpointing", "sampler"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -39,6 +24,11 @@ class Node:
     """Its subject without the verb, for the labels of stages that read it; the fits have one."""
     slug: str = ""
     """What names of W&B runs call it; empty for the stage's own name."""
+    segmenter: str = ""
+    """The segmenter's block whose settings it reads, where it reads some; `config.schema.JUDGE` for
+    the gate's own. Not hashed: what it reads of them is in `content`."""
+    generator: str = ""
+    """The generator's block, likewise."""
     steps: int = 0
     """Units of work, for the estimate of the time left."""
 
@@ -65,6 +55,12 @@ class TrialSpec:
     """A cell of the grid: its axes, its label budget and the stage that does it."""
 
     condition: str
+    segmenter: str = "sam"
+    """Its segmenter's block; "" where none is in it."""
+    generator: str = ""
+    """Its generator's block; "" where its condition has none."""
+    pair_labels: str = ""
+    """Whose labels the pairs of a generator hold: "own", "fixed", or "" without such pairs."""
     real_fraction: float | None
     n_real: int
     support: int
@@ -88,10 +84,13 @@ class TrialSpec:
     @property
     def name(self) -> str:
         """A readable name, unique within a sweep."""
+        before = "" if self.segmenter in ("", "sam") else f"{self.segmenter}-"
         if self.is_control:
-            return self.condition + (f"-f{self.fold}" if self.fold else "")
+            return before + self.condition + (f"-f{self.fold}" if self.fold else "")
         axes = f"n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
-        return f"{self.condition}-{axes}" + (f"-f{self.fold}" if self.fold else "")
+        # The first kinds that there were go unnamed, so that names of finished trials stay.
+        after = "" if self.generator in ("", "pixel") else f"-{self.generator}"
+        return f"{before}{self.condition}{after}-{axes}" + (f"-f{self.fold}" if self.fold else "")
 
     @property
     def id(self) -> str:
@@ -106,6 +105,9 @@ class TrialSpec:
         return {
             "trial_id": self.id,
             "condition": self.condition,
+            "segmenter": self.segmenter,
+            "generator": self.generator,
+            "pair_labels": self.pair_labels,
             "n_real": self.n_real,
             "n_generator_labels": self.n_generator_labels,
             "n_val_labels": self.n_val_labels,

@@ -1,109 +1,152 @@
 """The part of a plan that makes pairs: generators, candidates, gates and their cheap rivals."""
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from experiments.config.conditions import ConditionConfig
+from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
 from experiments.plan.nodes import Node
 from experiments.plan.scores import embed_test
-from lightning_modules.generators.stable_diffusion.weights import base_id
+from lightning_modules.generators.table import row_of
+
+NOT_DRAWN_BY = ("generator", "folder", "folder_labels", "generator_count", "generator_support")
+"""Settings of `synthesis` that say which generator there is; drawing reads the others."""
 
 
-def _generator(nodes: Nodes, ids: list[str], *, generator_seed: int) -> str:
-    name = nodes.config.generator_section
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the pairs of a trial may be made from."""
+
+    ids: list[str]
+    """Images of the trial."""
+    support: int
+    generator: str
+    """The generator's block; "" where the condition has none."""
+    generator_seed: int
+    fold: int
+
+
+def _generator(nodes: Nodes, ids: list[str], *, source: Source) -> str:
+    settings = nodes.generator(source.generator)
+    row = row_of(settings)
     content = {
-        name: nodes.section(name),
+        row.content_key: settings.hashed(),
         "images": nodes.contents(ids),
-        "seed": generator_seed,
+        "seed": source.generator_seed,
     }
-    if name == "stable_diffusion":
-        content["base_id"] = _base_id(nodes)
+    if row.weights_id is not None:
+        content["base_id"] = row.weights_id(settings)
     return nodes.add(
         Node(
             stage="generator",
             content=content,
-            label=f"fit generator on {len(ids)} images",
-            steps=nodes.config.active_generator.steps,
+            label=f"fit {_name(source)} on {len(ids)} images",
+            steps=settings.steps,
+            generator=source.generator,
         )
     )
 
 
-def _base_id(nodes: Nodes) -> str:
-    stable = nodes.config.stable_diffusion
-    return base_id(stable.base_model, revision=stable.revision)
+def _name(source: Source) -> str:
+    """What labels call a generator; the first kind that there was goes unnamed."""
+    return "generator" if source.generator in ("", "pixel") else f"generator {source.generator}"
 
 
-def _synthesis(nodes: Nodes) -> dict[str, Any]:
+def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
     """What drawing depends on beside the generator."""
-    synthesis = nodes.section("synthesis")
-    if nodes.config.synthesis.generator == "pixel":
-        return {"synthesis": synthesis}
-    del synthesis["sampler"]
-    sampler = asdict(nodes.config.stable_diffusion.sampler)
+    settings = nodes.generator(source.generator)
+    synthesis = asdict(nodes.config.synthesis)
+    for key in NOT_DRAWN_BY:
+        del synthesis[key]
+    sampler = asdict(nodes.config.sampler_of(settings))
     del sampler["batch_size"]
-    found = {"synthesis": synthesis, "stable_diffusion": {"sampler": sampler}}
-    if nodes.config.stable_diffusion.route == "sd_in_channel":
-        found["extractor"] = nodes.section("extractor")
+    row = row_of(settings)
+    if not hasattr(settings, "sampler"):
+        return {"synthesis": synthesis | {"sampler": sampler}}
+    del synthesis["sampler"]
+    found = {"synthesis": synthesis, row.content_key: {"sampler": sampler}}
+    if settings.draws_outlines:
+        found["extractor"] = asdict(nodes.config.extractor)
     return found
 
 
-def _candidates(nodes: Nodes, ids: list[str], *, generator_seed: int) -> Pairs:
-    generator = _generator(nodes, ids, generator_seed=generator_seed)
-    n, count = nodes.config.synthesis.n_candidates, len(ids)
+def _candidates(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
+    generator = _generator(nodes, ids, source=source)
+    n, what = nodes.config.synthesis.n_candidates, f"{_name(source)} on {len(ids)}"
     key = nodes.add(
         Node(
             stage="synthesize",
-            content={**_synthesis(nodes), "seed": generator_seed},
+            content={**_drawing(nodes, source=source), "seed": source.generator_seed},
             upstream={"generator": generator},
-            label=f"synthesise {n} candidates (generator on {count})",
+            label=f"synthesise {n} candidates ({what})",
             steps=n,
+            generator=source.generator,
         )
     )
-    return Pairs(key=key, source=key, n=n, what=f"candidates (generator on {count})", label_ids=ids)
+    return Pairs(key=key, source=key, n=n, what=f"candidates ({what})", label_ids=ids)
 
 
-def _gated(nodes: Nodes, ids: list[str], *, generator_seed: int, fold: int) -> Pairs:
-    """The gate's node, which is the synthetic set."""
-    candidates = _candidates(nodes, ids, generator_seed=generator_seed)
-    # A judge on a frozen encoder, whatever is tuned elsewhere: its embeddings are of the store.
-    segmenter = nodes.fit("real", ids=ids, seed=0, pairs=None, fold=fold, tuning="decoder")
-    embeddings = nodes.embed_pairs(candidates)
+def _gated(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
+    """The gate's node, which is the synthetic set: the same whatever segmenter is fitted on it."""
+    candidates = _candidates(nodes, ids, source=source)
+    judge = nodes.fit(
+        "real",
+        ConditionConfig(),
+        segmenter=JUDGE,
+        ids=ids,
+        seed=0,
+        pairs=None,
+        fold=source.fold,
+    )
+    upstream = {"candidates": candidates.key, "segmenter": judge}
+    if nodes.settings(JUDGE).cache is not None:
+        upstream |= {
+            "embeddings": nodes.embed_pairs(candidates, segmenter=JUDGE),
+            "real_embeddings": nodes.embed(ids, what="train images", segmenter=JUDGE),
+        }
     n = nodes.config.synthesis.n_candidates
+    gate = asdict(nodes.config.gate)
+    # The judge is an input of its own.
+    del gate["judge"]
     key = nodes.add(
         Node(
             stage="gate",
-            content={"gate": nodes.section("gate"), "images": nodes.contents(ids)},
-            upstream={
-                "candidates": candidates.key,
-                "embeddings": embeddings,
-                "real_embeddings": nodes.embed(ids, what="train images"),
-                "segmenter": segmenter,
-            },
-            label=f"gate {n} candidates (generator on {len(ids)})",
+            content={"gate": gate, "images": nodes.contents(ids)},
+            upstream=upstream,
+            label=f"gate {n} candidates ({_name(source)} on {len(ids)})",
             steps=n,
+            segmenter=JUDGE,
+            generator=source.generator,
         )
     )
-    _fidelity(nodes, ids, pairs=key, embeddings=embeddings, segmenter=segmenter, fold=fold)
+    _fidelity(nodes, ids, pairs=replace(candidates, key=key), judge=judge, source=source)
     return replace(candidates, key=key)
 
 
-def _fidelity(
-    nodes: Nodes, ids: list[str], *, pairs: str, embeddings: str, segmenter: str, fold: int
-) -> None:
-    test = nodes.data.folds[fold].test
+def _fidelity(nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source: Source) -> None:
+    """Measured on a SAM's pooled features: the judge's, or those of the section `segmenter`."""
+    segmenter = JUDGE if nodes.settings(JUDGE).cache is not None else ""
+    test = nodes.data.folds[source.fold].test
     nodes.add(
         Node(
             stage="fidelity",
             content={"images": nodes.contents(ids), "test": nodes.contents(test)},
             upstream={
-                "pairs": pairs,
-                "embeddings": embeddings,
-                "segmenter": segmenter,
-                "real_embeddings": nodes.embed(ids, what="train images", strength="mirror"),
-                "test_embeddings": embed_test(nodes, nodes.data.name, fold=fold),
+                "pairs": pairs.key,
+                "embeddings": nodes.embed_pairs(pairs, segmenter=segmenter),
+                "segmenter": judge,
+                "real_embeddings": nodes.embed(
+                    ids, what="train images", segmenter=segmenter, strength="mirror"
+                ),
+                "test_embeddings": embed_test(
+                    nodes, nodes.data.name, segmenter=segmenter, fold=source.fold
+                ),
             },
-            label=f"fidelity of the synthetic set (generator on {len(ids)})",
+            label=f"fidelity of the synthetic set ({_name(source)} on {len(ids)})",
             steps=1,
+            segmenter=JUDGE,
+            generator=source.generator,
         )
     )
 
@@ -144,38 +187,32 @@ def _made_pairs(
     return Pairs(key=key, source=key, n=n, what=what, label_ids=ids)
 
 
-def pairs_of(
-    nodes: Nodes,
-    condition: str,
-    *,
-    ids: list[str],
-    support: int,
-    generator_seed: int,
-    fold: int,
-) -> Pairs | None:
+def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs | None:
     """The pairs that a condition adds to its real images; None for none."""
-    synthesis = nodes.config.synthesis
-    if condition == "warp" or condition == "phantom":
-        return _made_pairs(nodes, condition, ids=ids, seed=support)
-    if condition.startswith("synthetic_same_budget"):
-        return _gated(nodes, ids, generator_seed=generator_seed, fold=fold)
-    if condition == "synthetic" and nodes.data.foreign_pairs is not None:
-        return _imported(nodes)
-    if not condition.startswith("synthetic") and condition != "real_resized":
+    if factors.pairs in ("none", "repeat"):
         return None
-    named = nodes.support(synthesis.generator_support, synthesis.generator_count, fold=fold)
-    if condition == "real_resized":
-        native = list(nodes.config.active_generator.size_hw)
-        return _made_pairs(nodes, "resize", ids=named, seed=0, extra={"native_hw": native})
-    if condition == "synthetic_no_gate":
-        return _candidates(nodes, named, generator_seed=generator_seed)
-    gated = _gated(nodes, named, generator_seed=generator_seed, fold=fold)
-    if condition == "synthetic_random_subset":
+    if factors.pairs in ("warp", "phantom"):
+        return _made_pairs(nodes, factors.pairs, ids=source.ids, seed=source.support)
+    synthesis, ids = nodes.config.synthesis, source.ids
+    if factors.labels == "fixed":
+        if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
+            pairs="synthetic", labels="fixed", augment=factors.augment
+        ):
+            return _imported(nodes)
+        support, count = synthesis.generator_support, synthesis.generator_count
+        ids = nodes.support(support, count, fold=source.fold)
+    if factors.pairs == "resized":
+        native = list(nodes.generator(source.generator).size_hw)
+        return _made_pairs(nodes, "resize", ids=ids, seed=0, extra={"native_hw": native})
+    if factors.gate == "off":
+        return _candidates(nodes, ids, source=source)
+    gated = _gated(nodes, ids, source=source)
+    if factors.gate == "random_subset":
         candidates = nodes.nodes[gated.key].upstream["candidates"]
         key = nodes.add(
             Node(
                 stage="subset",
-                content={"seed": generator_seed},
+                content={"seed": source.generator_seed},
                 upstream={"candidates": candidates, "gate": gated.key},
                 label="as many candidates at random as the gate kept",
                 steps=1,

@@ -3,14 +3,15 @@
 from typing import Any
 
 from experiments.plan.box_passes import PASSES
-from experiments.plan.fits import CACHED, Nodes
+from experiments.plan.fits import Nodes
 from experiments.plan.nodes import Node
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX
+from lightning_modules.segmenters.table import row_of
 
 
 def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
-    """The stage that scores one fitted model under boxes ever looser."""
+    """The stage that scores one fitted model under increasing box jitter."""
     test = list(nodes.data.folds[fold].test)
+    segmenter = nodes.nodes[fit_key].segmenter
     return nodes.add(
         Node(
             stage="box",
@@ -22,26 +23,35 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
             },
             upstream={
                 "fit": fit_key,
-                **_cached_test(nodes, fit_key, cohort=nodes.data.name, fold=fold),
+                **_cached_test(nodes, segmenter, cohort=nodes.data.name, fold=fold),
             },
-            label=f"boxes ever looser: {nodes.nodes[fit_key].title}",
+            label=f"increasing box jitter: {nodes.nodes[fit_key].title}",
             steps=len(test) * len(PASSES),
+            segmenter=segmenter,
         )
     )
 
 
-def embed_test(nodes: Nodes, cohort: str, *, fold: int, features: bool = False) -> str:
+def embed_test(
+    nodes: Nodes, cohort: str, *, segmenter: str, fold: int, features: bool = False
+) -> str:
     """Embeddings of a cohort's test images."""
     ids = _test_ids(nodes, cohort, fold=fold)
-    return nodes.embed(ids, what=f"test images of {cohort}", features=features)
+    what = f"test images of {cohort}"
+    return nodes.embed(ids, what=what, segmenter=segmenter, features=features)
 
 
-def _cached_test(nodes: Nodes, fit_key: str | None, *, cohort: str, fold: int) -> dict[str, str]:
+def _cached_test(
+    nodes: Nodes, segmenter: str, *, cohort: str, fold: int, is_fitted: bool = True
+) -> dict[str, str]:
     """The input that spares the encoder, by role; none where a trial has an encoder of its own."""
-    tuning = nodes.config.segmenter.tuning if fit_key is not None else "decoder"
-    if tuning not in CACHED:
+    cache = nodes.settings(segmenter).cache if is_fitted else "embedding"
+    if cache is None:
         return {}
-    return {"embeddings": embed_test(nodes, cohort, fold=fold, features=tuning == "late_lora")}
+    features = cache == "features"
+    return {
+        "embeddings": embed_test(nodes, cohort, segmenter=segmenter, fold=fold, features=features)
+    }
 
 
 def _test_ids(nodes: Nodes, cohort: str, *, fold: int) -> list[str]:
@@ -64,10 +74,12 @@ def _evaluation(nodes: Nodes, prompt: str) -> dict[str, Any]:
 
 
 def scores(
-    nodes: Nodes, fit_key: str | None, *, is_unet: bool = False, fold: int
+    nodes: Nodes, fit_key: str | None, *, segmenter: str, fold: int
 ) -> dict[tuple[str, str], str]:
     """Stages that score a fitted model, or the bare backbone, by cohort and prompt."""
-    prompts = ["whole_image"] if is_unet else nodes.config.evaluation.prompts
+    takes_prompt = row_of(nodes.settings(segmenter)).takes_prompt
+    prompts = nodes.config.evaluation.prompts if takes_prompt else ["whole_image"]
+    is_fitted = fit_key is not None
     keys = {}
     for cohort in tests(nodes):
         ids = _test_ids(nodes, cohort, fold=fold)
@@ -78,10 +90,11 @@ def scores(
                 "evaluation": _evaluation(nodes, prompt),
             }
             upstream = {} if fit_key is None else {"fit": fit_key}
-            if not is_unet:
-                upstream |= _cached_test(nodes, fit_key, cohort=cohort, fold=fold)
+            upstream |= _cached_test(
+                nodes, segmenter, cohort=cohort, fold=fold, is_fitted=is_fitted
+            )
             if fit_key is None:
-                content["encoder"] = nodes.encoder()
+                content["encoder"] = nodes.encoder(segmenter)
             what = "zero-shot" if fit_key is None else nodes.nodes[fit_key].title
             keys[cohort, prompt] = nodes.add(
                 Node(
@@ -90,16 +103,16 @@ def scores(
                     upstream=upstream,
                     label=f"score {what} on {cohort}, {prompt}",
                     steps=len(ids) * content["evaluation"].get("jitter_draws", 1),
+                    segmenter=segmenter,
                 )
             )
     return keys
 
 
 def controls(nodes: Nodes, control: str, *, fold: int) -> dict[tuple[str, str], str]:
-    """Stages that score a control, by cohort and prompt; none where it reads no such prompt."""
-    if control == "zero_shot":
-        return scores(nodes, None, fold=fold)
-    keys = {}
+    """Stages that score a control without a network, by cohort and prompt; none where it reads no
+    such prompt."""
+    keys, sam = {}, nodes.config.segmenter
     prompts = {
         # Boxes that come from the reference; the constant mask reads no box at all.
         "box_only": ("jittered_box", "tight_box"),
@@ -116,10 +129,10 @@ def controls(nodes: Nodes, control: str, *, fold: int) -> dict[tuple[str, str], 
                 "cohort": cohort,
                 "evaluation": _evaluation(nodes, prompt),
                 # The box is taken from the mask in the segmenter's frame.
-                "frame_side_px": FRAME_SIDE_PX[nodes.config.segmenter.backbone],
+                "frame_side_px": sam.frame_hw[0],
             }
-            if nodes.config.segmenter.geometry != "pad":
-                content["geometry"] = nodes.config.segmenter.geometry
+            if sam.geometry != "pad":
+                content["geometry"] = sam.geometry
             if control == "mean_mask":
                 content["images"] = nodes.contents(train)
             keys[cohort, prompt] = nodes.add(

@@ -184,7 +184,8 @@ STAGES: dict[str, StageRow] = {
         first_guess_s=0.8,
         units=("result.steps",),
         traits=(
-            *_keys("content.segmenter", "backbone", "batch_size", "precision", "tuning"),
+            *_keys("content.segmenter", "kind", "backbone", "batch_size", "precision", "tuning"),
+            *_keys("content.segmenter", "encoder_name", "decoder_channels", "size_hw"),
             "content.segmenter.early_stopping_patience",
             # Without embeddings every step runs the encoder.
             "upstream.embeddings",
@@ -193,18 +194,6 @@ STAGES: dict[str, StageRow] = {
         artefact=Artefact(kind="segmenter", type="model", files=_WEIGHTS),
         is_distributed=True,
         is_training=True,
-    ),
-    "fit_unet": StageRow(
-        run=f"{_STAGES}.fit_unet:run_fit_unet",
-        first_guess_s=0.5,
-        units=("content.unet.steps",),
-        traits=_keys(
-            "content.unet", "encoder_name", "decoder_channels", "size_hw", "batch_size", "precision"
-        ),
-        batch=("content.unet.batch_size",),
-        artefact=Artefact(kind="unet", type="model", files=_WEIGHTS),
-        is_training=True,
-        is_preloaded=False,
     ),
     "score": StageRow(
         run=f"{_STAGES}.scoring:run_score",

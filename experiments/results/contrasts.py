@@ -249,7 +249,7 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig, seed: in
     ]
     for name in AXES:
         known = frame.loc[frame[name] != "", name]
-        wanted = getattr(chosen, name, None) or next(iter(known), "")
+        wanted = getattr(chosen, name) or next(iter(known), "")
         part = part[part[name].isin(["", wanted])]
     own = part[part["condition"] == chosen.condition]
     if own.empty:

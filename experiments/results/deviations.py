@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import ExperimentConfig
 from experiments.results.paper import PAPER_CONDITIONS
 from experiments.results.text import counted
+from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
 _BACKBONES = {
     "lite": "LiteMedSAM (frozen TinyViT encoder at 256x256)",
@@ -109,8 +109,7 @@ def _data_deviations(config: ExperimentConfig) -> list[str]:
 
 def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
     synthesis, is_imported = config.synthesis, config.synthesis.folder is not None
-    known = [CONDITIONS[name] for name in config.sweep.condition if name in CONDITIONS]
-    if not any(row.factors.is_generated for row in known):
+    if not any(config.condition(name).is_generated for name in config.sweep.condition):
         return []
     if PAPER_CONDITIONS["synthesis"] in config.sweep.condition and is_imported:
         count = synthesis.folder_labels
@@ -118,8 +117,7 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
         if count is not None:
             labels = counted(count, "labelled image")
         made = f"our pairs are imported from a folder, whose maker saw {labels}"
-    elif synthesis.generator == "stable_diffusion":
-        stable = config.stable_diffusion
+    elif isinstance(stable := config.generator_named(), StableDiffusionConfig):
         height, width = stable.size_hw
         how = {
             "sd_in_channel": "outlines extracted from its pictures",
@@ -132,7 +130,7 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
             f"{counted(synthesis.n_candidates, 'candidate')}, {how}"
         )
     else:
-        height, width = config.generator.size_hw
+        height, width = config.generator_named().size_hw
         labels = counted(synthesis.generator_count, "labelled image")
         made = (
             f"ours is a pixel diffusion model of {height}x{width}, fitted from scratch on {labels},"

@@ -193,41 +193,61 @@ def _data_summary(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _protocol(sweep: Sweep) -> list[str]:
+def _lengths(sweep: Sweep) -> list[str]:
+    """How long each segmenter is trained, and what chooses its weights."""
+    config, lines = sweep.config, []
+    names = config.segmenter_names()
+    for name in names:
+        settings = config.segmenter_named(name)
+        length = f"{settings.steps} optimiser steps"
+        if settings.epochs is not None:
+            length = f"{settings.epochs} passes over its images, so more steps with more,"
+        whose = "Every trial" if len(names) == 1 else f"Every trial of {name}"
+        if settings.early_stopping_patience is None:
+            lines.append(
+                f"{whose} takes {length} of {settings.batch_size} images and its last weights "
+                "count; no validation label chooses anything."
+            )
+        else:
+            n_val = len(sweep.data.view.split.val)
+            lines.append(
+                f"{whose} may stop early on {n_val} validation images, which the table counts."
+            )
+    return lines
+
+
+def _mixture(sweep: Sweep) -> str:
+    """How pairs come into a batch, and where their outlines come from."""
     config = sweep.config
-    patience = config.segmenter.early_stopping_patience
-    n_val = len(sweep.data.view.split.val)
-    length = f"{config.segmenter.steps} optimiser steps"
-    if config.segmenter.epochs is not None:
-        length = f"{config.segmenter.epochs} passes over its images, so more steps with more,"
-    stopping = (
-        f"Every trial takes {length} of {config.segmenter.batch_size} images and its last weights "
-        "count; no validation label chooses anything."
-        if patience is None
-        else f"Trials stop early on {n_val} validation images, which the table counts."
+    segmenters = [config.segmenter_named(name) for name in config.segmenter_names()]
+    shares = sorted({s.synthetic_share for s in segmenters if s.epochs is None})
+    mixture = "Real images and synthetic pairs are drawn from one pool."
+    if shares:
+        said = " or ".join(f"{share:.0%}" for share in shares)
+        mixture = f"Synthetic pairs fill {said} of each batch."
+    generators = [config.generator_named(name) for name in config.generator_names()]
+    outlines = "drawn from the ellipses of the generator's own labelled images"
+    if all(getattr(settings, "draws_outlines", False) for settings in generators):
+        outlines = "read from the generated pictures"
+    return (
+        f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come from "
+        "the generator's own labelled images."
     )
+
+
+def _protocol(sweep: Sweep) -> list[str]:
     lines = [
         "Train, validation and test are disjoint by exam; exams that share a near-duplicate image "
         "stay together. The lists of ids stand in split.json beside this file.",
         "Amounts are nested: the images of a smaller amount are among those of a larger one. Their "
         "order goes exam after exam within a trimester and interleaves the trimesters.",
-        stopping,
+        *_lengths(sweep),
         "Test images choose nothing. Scores are taken at the original image size.",
         "The whole-image prompt leaks nothing about the head. Boxes are taken from the reference "
         "mask, so they do: the row without an image shows how much.",
     ]
     if any(run.node.stage == "gate" for run in sweep.runs.values()):
-        mixture = f"Synthetic pairs fill {config.segmenter.synthetic_share:.0%} of each batch."
-        if config.segmenter.epochs is not None:
-            mixture = "Real images and synthetic pairs are drawn from one pool."
-        outlines = "drawn from the ellipses of the generator's own labelled images"
-        stable = config.stable_diffusion
-        if config.synthesis.generator != "pixel" and stable.route == "sd_in_channel":
-            outlines = "read from the generated pictures"
-        lines.append(
-            f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come "
-            "from the generator's own labelled images."
-        )
+        lines.append(_mixture(sweep))
     return lines
 
 
@@ -250,7 +270,7 @@ def _provenance(sweep: Sweep) -> dict[str, str]:
         "python": machine["python"],
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
         "lock": facts["lock_sha256"] or "none",
-        "segmenter": sweep.config.segmenter.backbone,
+        "segmenters": ", ".join(sweep.config.segmenter_names()),
     }
 
 

@@ -13,9 +13,11 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from experiments.config.extensions import import_extensions
 from experiments.config.schema import resolved
 from experiments.plan.stage_table import STAGES, StageRow
 from experiments.stages.context import StageContext
+from experiments.store.fitted import described
 from experiments.store.provenance import provenance, used_gpu
 from experiments.store.runs import FailureKind, hold, write_done, write_failed, write_started
 
@@ -39,6 +41,7 @@ def run_node(
     """
     # Before torch first looks for a GPU.
     os.environ.update(environment)
+    import_extensions(context.config.extensions)
     STAGES[context.node.stage] = row
     context.run_dir.mkdir(parents=True, exist_ok=True)
     redirect_output(context.run_dir / "log.txt")
@@ -88,6 +91,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 "content": node.content,
                 "upstream": node.upstream,
                 "config": resolved(context.config),
+                **({"segmenter": described(context.segmenter)} if node.segmenter else {}),
                 "sweep": context.sweep,
                 "started": started,
                 "threads": threads,

@@ -9,27 +9,29 @@ from experiments.plan.box_passes import PASSES
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.stages.evaluation import Protocol, Scorer, box_only_logits, evaluate
-from experiments.stages.fit import config_of_fit, fitted_segmenter
-from experiments.stages.scoring import constant_logits, loaders_of, mean_mask, segment_with
+from experiments.stages.fit import fitted_segmenter
+from experiments.stages.scoring import (
+    constant_logits,
+    frame_of,
+    loaders_of,
+    mean_mask,
+    segment_with,
+)
 from experiments.store.columns import PER_IMAGE
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, image_factor
 
 
 def run_box(context: StageContext) -> dict[str, Any]:
-    """Score one fitted model, the ellipse in the box and the mean mask under boxes ever looser."""
+    """Score a fitted model, the ellipse in the box and the mean mask under increasing jitter."""
     content, status = context.node.content, context.status()
-    module = fitted_segmenter(context.upstream_dir("fit"), config=config_of_fit(context))
-    config = module.config
-    side = FRAME_SIDE_PX[config.backbone]
+    config = context.segmenter
+    module = fitted_segmenter(context.upstream_dir("fit"), config=config)
     cached = "embeddings" in context.node.upstream
     loaders = loaders_of(
         context,
-        frame_hw=(side, side),
-        mode=config.geometry,
+        frame=frame_of(config, cached=cached),
         embeddings=[context.open_embeddings("embeddings")] if cached else None,
-        image_factor=1 if cached else image_factor(config.backbone),
     )
-    scorer = Scorer(samples=context.samples, frame_hw=(side, side), mode=config.geometry)
+    scorer = Scorer(samples=context.samples, frame_hw=config.frame_hw, mode=config.resize_mode)
     train = [context.samples[k] for k in context.pick(content["images"])]
     model = segment_with(module, device=device_of(context.config))
     constant = constant_logits(mean_mask(train))

@@ -39,6 +39,16 @@ class StageContext:
     """Parts that a batch is computed in, one after the other: above 1 after memory ran out."""
 
     @property
+    def segmenter(self) -> Any:
+        """Settings of the segmenter that the stage is about."""
+        return self.config.segmenter_named(self.node.segmenter)
+
+    @property
+    def generator(self) -> Any:
+        """Settings of the generator that the stage is about."""
+        return self.config.generator_named(self.node.generator)
+
+    @property
     def run_dir(self) -> Path:
         """Directory of this run."""
         return self.store.run_dir(self.node.stage, self.node.id)

@@ -19,7 +19,6 @@ from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.store.embedding_keys import embedding_key
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, image_factor
 from lightning_modules.segmenters.sam.network import BackboneSam, build_sam, encode, for_inference
 from lightning_modules.segmenters.sam.tuning import encode_features
 
@@ -74,7 +73,7 @@ def run_embed(context: StageContext) -> dict[str, Any]:
 def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Item:
     key, seed = embedding_key(
         context.node.content,
-        frame_side_px=FRAME_SIDE_PX[context.config.segmenter.backbone],
+        frame_side_px=context.segmenter.frame_hw[0],
         pair_hash=pair_hash,
         view=view,
     )
@@ -82,7 +81,7 @@ def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Ite
 
 
 def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:
-    config = context.config.segmenter
+    config = context.segmenter
     device = device_of(context.config)
     sam = build_sam(config)
     is_features = "features" in context.node.content["encoder"]
@@ -91,7 +90,7 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
     run = encode_features if is_features else encode
     status = context.status()
     size = BATCH[device.type]
-    if image_factor(config.backbone) > 1:
+    if config.image_factor > 1:
         size = min(size, LARGE_BATCH[config.encoder_precision])
     parts = [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -144,7 +143,7 @@ def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> n
     image, mask = prepared.images[item.row], prepared.masks[item.row]
     if not item.view:
         return image
-    factor = image_factor(context.config.segmenter.backbone)
+    factor = context.segmenter.image_factor
     height, width = factor * prepared.valid_hw[item.row]
     frame, label = np.zeros_like(image), np.zeros_like(mask)
     seen, seen_mask = np.array(image[:height, :width]), np.array(mask[:height, :width])
@@ -170,8 +169,7 @@ def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
 
 def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     """Prepared frames of what is to be embedded, and the hash of each image with its mask."""
-    segmenter = context.config.segmenter
-    side = FRAME_SIDE_PX[segmenter.backbone]
+    segmenter = context.segmenter
     if "pairs" in context.node.upstream:
         samples = read_synthetic(context.upstream_dir("pairs")).samples
         hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
@@ -181,9 +179,9 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     prepared = prepare_images(
         samples,
         content_hashes=hashes,
-        frame_hw=(side, side),
+        frame_hw=segmenter.frame_hw,
         mode=segmenter.geometry,
-        factor=image_factor(segmenter.backbone),
+        factor=segmenter.image_factor,
         cache_dir=context.cache_dir,
     )
     return prepared, hashes

@@ -13,7 +13,7 @@ from datamodules.synthetic import read_synthetic
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext
 from experiments.stages.fidelity import FidelitySet, summarise_fidelity
-from experiments.stages.fit import config_of_fit, fitted_segmenter
+from experiments.stages.fit import fitted_segmenter
 from lightning_modules.fidelity import pooled
 
 NAME = "fidelity.json"
@@ -27,12 +27,11 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     pairs = read_synthetic(context.upstream_dir("pairs"))
     native = next(iter(pairs.pairs.values())).native_size_hw or (64, 96)
-    judge_config = config_of_fit(context, "segmenter")
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=judge_config)
+    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     train = [context.samples[k] for k in context.pick(content["images"])]
     test = [context.samples[k] for k in context.pick(content["test"])]
-    held_out = label_agreement(context, test, sam=judge.sam, role="test_embeddings")
-    on_train = label_agreement(context, train, sam=judge.sam, role="real_embeddings")
+    held_out = label_agreement(context, test, judge=judge, role="test_embeddings")
+    on_train = label_agreement(context, train, judge=judge, role="real_embeddings")
     summary = summarise_fidelity(
         synthetic=_set(
             context,

@@ -1,14 +1,12 @@
-"""The stages that train what is scored: SAM's mask decoder, or a U-Net, on a trial's images."""
+"""The stage that fits a segmenter, of whatever kind, on a trial's images."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import seed_everything
-from safetensors.torch import load_file, save_file
+from lightning import LightningModule, seed_everything
 
 from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
@@ -21,47 +19,44 @@ from experiments.stages.stage_logger import stage_logger
 from experiments.stages.training import best_checkpoint, fit, last_loss, make_trainer
 from experiments.stages.wandb_lineage import log_lineage
 from lightning_modules.randomness import keyed_seed
-from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
-from lightning_modules.segmenters.sam.module import SamModule
-from lightning_modules.segmenters.sam.tuning import trainable_summary
+from lightning_modules.segmenters.table import row_of
+from lightning_modules.weight_counts import trainable_summary
 
 WEIGHTS_NAME = "segmenter.safetensors"
 
 
-def settings_of(config: SegmenterConfig, content: Mapping[str, Any]) -> SegmenterConfig:
-    """The settings of one fit: its content says how it was tuned, whatever the recipe's is."""
-    settings = content.get("segmenter", {"tuning": config.tuning})
-    return replace(config, tuning=settings.get("tuning", "decoder"))
+def fitted_segmenter(run_dir: Path, *, config: Any) -> LightningModule:
+    """The segmenter of a finished fit, in eval mode, on the CPU.
+
+    Args:
+        run_dir: Directory of the fit.
+        config: Its settings.
+    """
+    return row_of(config).load_module().load(run_dir / WEIGHTS_NAME, config)
 
 
-def config_of_fit(context: StageContext, role: str = "fit") -> SegmenterConfig:
-    """The settings of an input that was fitted."""
-    return settings_of(context.config.segmenter, context.upstream_content(role))
-
-
-def fitted_segmenter(run_dir: Path, *, config: SegmenterConfig) -> SamModule:
-    """The segmenter of a finished fit, in eval mode."""
-    module = SamModule(config)
-    module.load_state_dict(load_file(run_dir / WEIGHTS_NAME))
-    return module.eval()
+def untrained_segmenter(config: Any) -> LightningModule:
+    """A pretrained segmenter as it is before any training, in eval mode, on the CPU."""
+    return row_of(config).load_module().untrained(config)
 
 
 def run_fit(context: StageContext) -> dict[str, Any]:
-    """Fine-tune the mask decoder and keep its weights."""
-    content, seed = context.node.content, context.node.content["seed"]
-    config = settings_of(context.config.segmenter, content)
+    """Fit the segmenter and keep its trained weights.
+
+    Where batches are computed in parts, a U-Net's batch normalisation takes its statistics from
+    each part; the result says in how many.
+    """
+    seed, config = context.node.content["seed"], context.segmenter
     datamodule = _datamodule(context, config)
     config = replace(config, steps=datamodule.n_batches)
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
+    row = row_of(config)
     # Graphs of several processes, or over parts of a batch, are more than they save.
     is_whole = context.batch_parts == 1 and context.config.trainer.devices == 1
-    module = SamModule(
-        config,
-        seed=seed,
-        captures=is_whole,
-        has_encoder=config.tuning != "decoder" or datamodule.embeddings is None,
+    module = row.load_module().start(
+        config, seed=seed, cached=datamodule.embeddings is not None, captures=is_whole
     )
-    summary = trainable_summary(module.sam)
+    summary = trainable_summary(module.parts())
     held = (summary[f"{part}_bytes"] for part in ("weight", "gradient", "optimizer"))
     print(
         f"trained weights: {summary['trainable']:,} of {summary['all']:,}; weights, gradients and "
@@ -85,24 +80,21 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     if best is not None:
         checkpoint = torch.load(best, weights_only=True, map_location="cpu")
         module.load_state_dict(checkpoint["state_dict"])
-    module.cpu()
-    trainable = {name for name, p in module.named_parameters() if p.requires_grad}
-    state = {name: t.contiguous() for name, t in module.state_dict().items() if name in trainable}
-    save_file(state, context.run_dir / WEIGHTS_NAME)
+    module.cpu().save(context.run_dir / WEIGHTS_NAME)
     log_lineage(context)
     return {
         "n_real": len(datamodule.train_ids),
         "n_synthetic": len(datamodule.synthetic),
         "steps": trainer.global_step,
+        "batch_parts": context.batch_parts,
         "trainable_parameters": summary["trainable"],
         "weights": summary,
         "train_loss": last_loss(trainer),
     }
 
 
-def _datamodule(context: StageContext, config: SegmenterConfig) -> HC18DataModule:
+def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     content = context.node.content
-    side = FRAME_SIDE_PX[config.backbone]
     synthetic: list[Sample] = []
     roles = ["embeddings", "val_embeddings", "pair_embeddings"]
     opened: list[EmbeddingSet] = [
@@ -125,9 +117,9 @@ def _datamodule(context: StageContext, config: SegmenterConfig) -> HC18DataModul
         val_ids=context.pick(content["val"]),
         test_ids={},
         frame=Frame(
-            size_hw=(side, side),
-            resize_mode=config.geometry,
-            image_factor=1 if opened else image_factor(config.backbone),
+            size_hw=config.frame_hw,
+            resize_mode=config.resize_mode,
+            image_factor=1 if opened else config.image_factor,
         ),
         cache=Cache(
             folder=context.cache_dir,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from experiments.config.schema import GateConfig
+from experiments.config.synthesis import GateConfig
 
 FINGERPRINT_HW = (32, 48)
 

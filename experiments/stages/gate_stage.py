@@ -9,7 +9,7 @@ from datamodules.annotation import read_image
 from datamodules.synthetic import SyntheticPair, link_pair, read_synthetic, write_metadata
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext, StageError
-from experiments.stages.fit import config_of_fit, fitted_segmenter
+from experiments.stages.fit import fitted_segmenter
 from experiments.stages.gate import (
     GateMeasurement,
     fingerprints,
@@ -28,12 +28,11 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     ids = context.pick(context.node.content["images"])
     real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
     groups = [context.rows[sample_id].group_id for sample_id in ids]
-    judge_config = config_of_fit(context, "segmenter")
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=judge_config)
+    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(
-        context, [context.samples[k] for k in ids], sam=judge.sam, role="real_embeddings"
+        context, [context.samples[k] for k in ids], judge=judge, role="real_embeddings"
     )
-    agreement = label_agreement(context, candidates.samples, sam=judge.sam, role="embeddings")
+    agreement = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
     limits = limits_from_real(real, groups=groups, agreement=list(on_real.values()), config=config)
     images = [read_image(sample.image_path) for sample in candidates.samples]
     similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))

@@ -4,13 +4,14 @@ Offline unless the user is logged in. Whatever goes wrong here is printed to the
 run goes on without it.
 """
 
-from typing import Any, get_args
+from typing import Any
 
 # wandb.init imports this one anyway, for seconds; here the stages' common parent pays once.
 import wandb.apis.public
 from lightning.pytorch.loggers import WandbLogger
 
-from experiments.config.schema import Condition, resolved
+from experiments.config.conditions import CONDITIONS
+from experiments.config.schema import resolved
 from experiments.stages.context import StageContext
 from experiments.stages.wandb_run import clean_id, finish, harmless, open_run, usable_mode
 
@@ -58,8 +59,8 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
 
 
 def _config(context: StageContext) -> dict[str, Any]:
-    node = context.node
-    shared = [tag for tag in context.tags if tag in get_args(Condition)]
+    node, known = context.node, {*CONDITIONS, *context.config.conditions}
+    shared = [tag for tag in context.tags if tag in known]
     return {
         **resolved(context.config),
         "stage": node.stage,
@@ -69,4 +70,6 @@ def _config(context: StageContext) -> dict[str, Any]:
         "n_images": len(node.content.get("images", [])),
         # What curves are grouped by; several conditions may share a stage.
         "condition": "+".join(shared) or node.stage,
+        "segmenter": node.segmenter,
+        "generator": node.generator,
     }

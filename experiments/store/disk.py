@@ -1,7 +1,10 @@
 """What a sweep takes on the disk. Torch-free."""
 
-from experiments.config.conditions import CONDITIONS
+from typing import Any
+
 from experiments.config.schema import ExperimentConfig
+from lightning_modules.generators.pixel.config import GeneratorConfig
+from lightning_modules.segmenters.sam.config import SegmenterConfig
 
 EMBEDDING_MIB = {"lite": 2.0, "tiny": 0.14, "vit_tiny": 0.05}
 """An image's embedding in half precision, by backbone; 256x64x64 numbers for those not named."""
@@ -21,11 +24,12 @@ HC18_IMAGES = 999
 """Counted where a recipe names no subset."""
 
 
-def _fit_mib(config: ExperimentConfig) -> float:
+def _fit_mib(settings: Any) -> float:
     """Weights that one fit leaves."""
-    backbone, tuning = config.segmenter.backbone, config.segmenter.tuning
-    encoder = ENCODER_MIB.get(backbone, 1.0) * TRAINED_SHARE.get(tuning, 0.0)
-    return FIT_MIB.get(backbone, 16.0) + encoder
+    if not isinstance(settings, SegmenterConfig):
+        return UNET_MIB
+    encoder = ENCODER_MIB.get(settings.backbone, 1.0) * TRAINED_SHARE.get(settings.tuning, 0.0)
+    return FIT_MIB.get(settings.backbone, 16.0) + encoder
 
 
 def disk_need_gib(config: ExperimentConfig) -> float:
@@ -34,9 +38,10 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     It counts embeddings, pairs and weights. Source: `hc18_ablation` with 9 conditions, 5 supports
     and 6 views took 4.5 GiB, of which 3.1 GiB were embeddings; this says 4.1.
     """
-    grid, backbone = config.sweep, config.segmenter.backbone
-    conditions = set(grid.condition)
-    factors = [CONDITIONS[name].factors for name in conditions if name in CONDITIONS]
+    grid, arms = config.sweep, config.arms()
+    factors = [config.condition(name) for name in {condition for _, condition in arms}]
+    cached = [config.segmenter_named(name) for name in config.segmenter_names()]
+    backbone = next((s.backbone for s in cached if s.cache is not None), config.segmenter.backbone)
     n_supports = len(grid.support)
     n_amounts = len(grid.real_fraction) + len(grid.real_count)
     parts = _parts(config)
@@ -48,7 +53,8 @@ def disk_need_gib(config: ExperimentConfig) -> float:
         most = parts[2] * (config.augment.n_views - 1)
         n_views = min(most, n_supports * config.augment.augmented_views(amounts))
         n_embedded += len(strengths) * n_views
-    repeats = len(grid.fold) * len(grid.generator_seed)
+    generators = [config.generator_named(name) for name in config.generator_names()]
+    repeats = len(grid.fold) * len(grid.generator_seed) * len(generators)
     n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
     own = {each.pairs for each in factors if each.labels == "own"}
     n_own = n_amounts * n_supports * repeats * ("synthetic" in own)
@@ -56,10 +62,8 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     n_generators = n_shared + n_own
     n_pairs = (n_generators + n_drawn) * config.synthesis.n_candidates
     n_fits = n_amounts * n_supports * len(grid.seed) * len(grid.fold)
-    fits_mib = n_fits * (
-        UNET_MIB * ("unet" in conditions) + _fit_mib(config) * len(conditions - {"unet"})
-    )
-    is_pixel = config.synthesis.generator == "pixel"
+    fits_mib = n_fits * sum(_fit_mib(config.segmenter_named(segmenter)) for segmenter, _ in arms)
+    is_pixel = isinstance(generators[0], GeneratorConfig)
     total_mib = (
         EMBEDDING_MIB.get(backbone, 2.0) * (n_embedded + n_pairs)
         + PAIR_MIB * n_pairs

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from datamodules.errors import InputError
+from experiments.config.grid import AXES
 from experiments.config.recipe import load_config
-from experiments.config.schema import AXES
 
 
 def sweep_file(recipe: str, overrides: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from hc18_parts import TEST, TRAIN, all_batches, builder, ready
 from stage_parts import Stages
 

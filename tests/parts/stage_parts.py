@@ -34,9 +34,9 @@ class Stages:
         """Ids with their hashes, as a node holds them."""
         return [[sample_id, self.data.view.content[sample_id]] for sample_id in ids]
 
-    def context(self, stage: str, content: dict, **upstream: str) -> StageContext:
-        """The context of a stage, its folder made."""
-        node = Node(stage=stage, content=content, upstream=upstream)
+    def context(self, stage: str, content: dict, *, of: str = "", **upstream: str) -> StageContext:
+        """The context of a stage, its folder made; `of` is its segmenter's block."""
+        node = Node(stage=stage, content=content, upstream=upstream, segmenter=of)
         context = StageContext(
             config=self.config,
             node=node,
@@ -49,9 +49,9 @@ class Stages:
         context.run_dir.mkdir(parents=True, exist_ok=True)
         return context
 
-    def run(self, function, stage: str, content: dict, **upstream: str):
+    def run(self, function, stage: str, content: dict, *, of: str = "", **upstream: str):
         """Run a stage as the worker does; its context and its result."""
-        context = self.context(stage, content, **upstream)
+        context = self.context(stage, content, of=of, **upstream)
         write_started(context.run_dir, {"content": context.node.content})
         result = function(context)
         write_done(context.run_dir, result)

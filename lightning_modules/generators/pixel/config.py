@@ -6,8 +6,8 @@ attention deepest, snr_shift 0.125, learning_rate 3e-4, warmup_steps 500, ema_de
 batch_size 32, steps 20000 and precision bf16-mixed.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from datamodules.allowed import above, at_least, between, check_choices
 
@@ -88,6 +88,10 @@ class GeneratorConfig:
         between(1, 4).check(self, "max_scale")
         between(0, 0.5).check(self, "max_shift")
         between(0.1, 2).check(self, "intensity_gamma")
+
+    def hashed(self) -> dict[str, Any]:
+        """What of the settings a fit depends on, as JSON types."""
+        return asdict(self)
 
 
 @dataclass(kw_only=True)

@@ -25,8 +25,8 @@ from lightning_modules.noise import (
     schedule_alphas_cumprod,
     velocity,
 )
+from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_randn
-from lightning_modules.segmenters.unet.pair_jitter import jitter_pairs
 
 WEIGHTS_NAME = "generator.safetensors"
 CONFIG_NAME = "generator.json"
@@ -75,6 +75,32 @@ class DiffusionModule(L.LightningModule):
         self.ema = EMAModel(self.network.parameters(), decay=config.ema_decay, foreach=True)
         alphas_cumprod = schedule_alphas_cumprod(snr_shift=config.snr_shift)
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
+
+    @classmethod
+    def start(cls, config: GeneratorConfig, *, seed: int) -> "DiffusionModule":
+        """The module as training begins; see `generators.table`."""
+        return cls(config, seed=seed)
+
+    @classmethod
+    def load_generator(
+        cls,
+        path: Path,
+        config: GeneratorConfig,  # noqa: ARG003 - the folder holds its own
+    ) -> "DiffusionModule":
+        """See the function `load_generator`."""
+        return load_generator(path)
+
+    def draw_on_masks(
+        self,
+        masks: torch.Tensor,
+        *,
+        seeds: Sequence[int],
+        prompts: Sequence[str],  # noqa: ARG002 - it reads none
+        sampler: SamplerConfig,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """See `sample`."""
+        return self.sample(masks, seeds=seeds, sampler=sampler, progress=progress)
 
     def forward(
         self, noisy_image: torch.Tensor, timesteps: torch.Tensor, mask_condition: torch.Tensor

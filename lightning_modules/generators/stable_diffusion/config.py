@@ -4,8 +4,8 @@ The defaults are ours: 384x576, which is HC18's own aspect ratio, LoRA of rank 1
 dropped captions, averaged weights. The recipe `paper_hc18` states the values of arXiv 2506.23664.
 """
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from datamodules.allowed import above, at_least, between, check_choices
 
@@ -112,3 +112,16 @@ class StableDiffusionConfig:
         shares = ("caption_dropout", "mask_dropout", "flip_probability")
         between(0, 1).check(self, "weight_decay", "noise_offset", *shares)
         between(0, 0.99999).check(self, "ema_decay")
+
+    @property
+    def draws_outlines(self) -> bool:
+        """Whether an image brings its outline, to be read from it."""
+        return self.route == "sd_in_channel"
+
+    def hashed(self) -> dict[str, Any]:
+        """What of the settings a fit depends on, as JSON types; the base model is named apart."""
+        section = asdict(self)
+        # The sampler is hashed where images are drawn.
+        for key in ("base_model", "revision", "gradient_checkpointing", "sampler"):
+            del section[key]
+        return section

@@ -109,6 +109,39 @@ class StableDiffusionModule(L.LightningModule):
             )
         self.bank, self.prompts = bank, bank.prompts
 
+    @classmethod
+    def start(cls, config: StableDiffusionConfig, *, seed: int) -> "StableDiffusionModule":
+        """The module as training begins, with its base until `release_base`."""
+        base = load_base(config.base_model, revision=config.revision)
+        module = cls(config, base=base, seed=seed)
+        module.keep_base(base)
+        return module
+
+    @classmethod
+    def load_generator(cls, path: Path, config: StableDiffusionConfig) -> "StableDiffusionModule":
+        """See `load_stable_diffusion`."""
+        return load_stable_diffusion(path, base_model=config.base_model, revision=config.revision)
+
+    def draw_on_masks(
+        self,
+        masks: torch.Tensor,
+        *,
+        seeds: Sequence[int],
+        prompts: Sequence[str],
+        sampler: StableDiffusionSamplerConfig,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Grey images (N, 1, H, W) of `draw`: the image was taught on three equal channels."""
+        drawn = self.draw(prompts, seeds=seeds, masks=masks, sampler=sampler, progress=progress)
+        return drawn.float().mean(dim=1, keepdim=True)
+
+    def release_base(self) -> Base:
+        """Give the base back and forget it: text encoder and VAE are not needed for training."""
+        base, self._base = self._base, None
+        if base is None:
+            raise RuntimeError("no base to give back: call keep_base, or start")
+        return base
+
     def keep_base(self, base: Base) -> None:
         """Give the VAE and the text encoder that `draw` needs; training does without."""
         self._base = base

@@ -1,7 +1,7 @@
 """Settings of the SAM segmenter, `SamModule`, and of its fine-tuning. Torch-free."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from datamodules.allowed import above, at_least, between, check_choices
 from lightning_modules.prompt_protocol import PromptProtocol
@@ -40,6 +40,9 @@ ENCODER_SETTINGS = (
     "encoder_checkpointing",
 )
 """Settings that `tuning: decoder` does not read."""
+NEUTRAL = {"geometry": "pad", "tuning": "decoder", "epochs": None, "lr_schedule": "cosine"}
+"""Settings that are not named in an id where they change nothing, so that ids stay."""
+Cache = Literal["embedding", "features"]
 
 
 def image_factor(backbone: Backbone) -> int:
@@ -124,3 +127,38 @@ class SegmenterConfig:
                 f"tuning=late_lora needs the blocks of a ViT, which {self.backbone} has not; use "
                 "lora, or backbone=vit_b"
             )
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width of the frame, px."""
+        return FRAME_SIDE_PX[self.backbone], FRAME_SIDE_PX[self.backbone]
+
+    @property
+    def resize_mode(self) -> Geometry:
+        """How an image lies in the frame."""
+        return self.geometry
+
+    @property
+    def image_factor(self) -> int:
+        """Image pixels per frame pixel."""
+        return image_factor(self.backbone)
+
+    @property
+    def cache(self) -> Cache | None:
+        """What a frozen encoder, or its first half, gives once for all trials."""
+        found: dict[Tuning, Cache] = {"decoder": "embedding", "late_lora": "features"}
+        return found.get(self.tuning)
+
+    def hashed(self) -> dict[str, Any]:
+        """What of the settings a fit depends on, as JSON types."""
+        section = asdict(self)
+        del section["weights_path"]
+        for key, neutral in NEUTRAL.items():
+            if section[key] == neutral:
+                del section[key]
+        if self.tuning == "decoder":
+            for key in ENCODER_SETTINGS:
+                del section[key]
+        if "epochs" in section:
+            del section["steps"], section["synthetic_share"]
+        return section

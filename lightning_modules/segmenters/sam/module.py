@@ -1,11 +1,13 @@
 """Fine-tune SAM on boxes: its mask decoder, and of its image encoder what the config says."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torchmetrics import MeanMetric
@@ -18,9 +20,7 @@ from lightning_modules.prompt_protocol import PromptProtocol
 from lightning_modules.prompts import drawn_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed, seed_torch
 from lightning_modules.schedule import learning_rate_factor
-from lightning_modules.segmenters.sam.config import (
-    SegmenterConfig,
-)
+from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import (
     BackboneSam,
     build_sam,
@@ -37,6 +37,8 @@ from lightning_modules.segmenters.sam.tuning import (
 )
 
 Stage = Literal["train", "val", "test"]
+NEEDED = ("embedding", "image", "valid_hw")
+"""What of a batch an encoder or decoder reads."""
 
 
 class SamModule(L.LightningModule):
@@ -88,6 +90,53 @@ class SamModule(L.LightningModule):
         self._captured = CapturedStep(self._training_loss)
         self._is_captured = False
         self._last_loss: torch.Tensor | None = None
+
+    @classmethod
+    def start(
+        cls, config: SegmenterConfig, *, seed: int, cached: bool, captures: bool
+    ) -> "SamModule":
+        """The module as training begins; see `segmenters.table`."""
+        return cls(
+            config,
+            seed=seed,
+            captures=captures,
+            has_encoder=config.tuning != "decoder" or not cached,
+        )
+
+    @classmethod
+    def untrained(cls, config: SegmenterConfig) -> "SamModule":
+        """The backbone as it is before any training, in eval mode."""
+        return cls(replace(config, tuning="decoder")).eval()
+
+    @classmethod
+    def load(cls, path: Path, config: SegmenterConfig) -> "SamModule":
+        """The module with the trained weights that `save` wrote, in eval mode.
+
+        Raises:
+            WeightsError: They are of other settings.
+        """
+        module = cls(config)
+        module.load_state_dict(load_file(path))
+        return module.eval()
+
+    def save(self, path: Path) -> None:
+        """Write the trained weights; the frozen ones are rebuilt from the settings."""
+        trainable, state = self._trainable_names(), self.state_dict()
+        save_file({name: t.contiguous() for name, t in state.items() if name in trainable}, path)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Its parts, whose weights are counted."""
+        return dict(self.sam.named_children())
+
+    def predict(self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, H, W) of the frame for one box (B, 4) an image.
+
+        An image is encoded once, however many boxes follow: the batch keeps `encoded`.
+        """
+        if "encoded" not in batch:
+            given = {key: batch[key].to(self.device) for key in NEEDED if key in batch}
+            batch["encoded"] = self.embed(given)
+        return decode(self.sam, batch["encoded"], boxes_xyxy_px.to(self.device))[0]
 
     def forward(
         self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor

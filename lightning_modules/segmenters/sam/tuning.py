@@ -4,7 +4,6 @@ The prompt encoder is frozen under every mode, and normalisation layers keep the
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from segment_anything.modeling import ImageEncoderViT, Sam
@@ -27,7 +26,6 @@ KEY_BIAS = ".k_proj.bias"
 of its gradient's rounding."""
 UNUSED_ENCODER_PARTS = ("norm_head.", "head.")
 """TinyViT's classifier, which its features do not pass."""
-ADAM_STATES = 2
 
 
 class WithAdapter(nn.Module):
@@ -208,35 +206,4 @@ def merged_state_dict(sam: Sam) -> dict[str, torch.Tensor]:
         name.replace(".base_layer.", "."): tensor
         for name, tensor in state.items()
         if ".lora_" not in name
-    }
-
-
-def trainable_summary(sam: Sam) -> dict[str, Any]:
-    """Count weights by part, and the memory that they, their gradients and AdamW's state take.
-
-    Returns:
-        `trainable` and `all` parameters of the encoder, the prompt encoder and the decoder and in
-        all; `weight_bytes`, `gradient_bytes` and `optimizer_bytes`. Activations come on top.
-    """
-    parts = {
-        "image_encoder": sam.image_encoder,
-        "prompt_encoder": sam.prompt_encoder,
-        "mask_decoder": sam.mask_decoder,
-    }
-    counts = {
-        name: {
-            "trainable": sum(p.numel() for p in part.parameters() if p.requires_grad),
-            "all": sum(p.numel() for p in part.parameters()),
-        }
-        for name, part in parts.items()
-    }
-    trained = [p for p in sam.parameters() if p.requires_grad]
-    gradient_bytes = sum(p.numel() * p.element_size() for p in trained)
-    return {
-        **counts,
-        "trainable": sum(p.numel() for p in trained),
-        "all": sum(p.numel() for p in sam.parameters()),
-        "weight_bytes": sum(p.numel() * p.element_size() for p in sam.parameters()),
-        "gradient_bytes": gradient_bytes,
-        "optimizer_bytes": ADAM_STATES * gradient_bytes,
     }

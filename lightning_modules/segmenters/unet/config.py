@@ -3,8 +3,8 @@
 The defaults take about 90 seconds of one CPU core; docs/results.md holds measured scores.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from datamodules.allowed import above, at_least, between, check_choices
 
@@ -14,6 +14,15 @@ TrainerPrecision = Literal["32-true", "bf16-mixed"]
 
 SIDE_UNIT_PX = 32
 """The encoder halves a frame five times, so both of its sides are multiples of this."""
+LIGHT_AUGMENTATION = (
+    "flip_probability",
+    "max_rotation_deg",
+    "max_scale",
+    "max_shift",
+    "max_brightness_gamma",
+    "max_contrast",
+)
+"""Settings that are read with `light_augmentation` alone."""
 
 
 @dataclass(kw_only=True)
@@ -31,6 +40,12 @@ class UnetConfig:
     """Height and width that every image is squashed to, pixels; multiples of 32."""
     steps: int = 160
     """Optimiser steps, the same for every condition and amount; 100 lost 0.013 of the Dice."""
+    epochs: int | None = None
+    """Passes over whatever a trial has, in place of `steps` and of `synthetic_share`."""
+    synthetic_share: float = 0.5
+    """Share of each batch that comes from added pairs, where a condition has some."""
+    early_stopping_patience: int | None = None
+    """Validations without a better val/dice before stopping; None takes the last weights."""
     batch_size: int = 4
     """Images a step. Batch normalisation takes its statistics from them, or from each part of them
     where the batch is computed in `trainer.batch_parts`."""
@@ -42,6 +57,9 @@ class UnetConfig:
     """Steps of linear warm-up, after which the rate falls to zero along a cosine."""
     precision: TrainerPrecision = "32-true"
     """Lightning's precision."""
+    light_augmentation: bool = False
+    """Move every training item a little and change its intensities, by the settings below, under
+    every condition. Off, `real`, `weak` and `strong` mean what they mean for any segmenter."""
     flip_probability: float = 0.5
     """Share of training items mirrored left to right, with their mask."""
     max_rotation_deg: float = 15.0
@@ -68,10 +86,41 @@ class UnetConfig:
         if len(self.decoder_channels) != 5:
             found = list(self.decoder_channels)
             raise ValueError(f"decoder_channels={found}: must be five counts")
-        at_least(1).check(self, "decoder_channels", "steps", "batch_size")
+        at_least(1).check(self, "decoder_channels", "steps", "epochs", "batch_size")
+        at_least(1).check(self, "early_stopping_patience")
         at_least(0).check(self, "warmup_steps", "weight_decay")
         above(0).check(self, "learning_rate")
-        between(0, 1).check(self, "flip_probability")
+        between(0, 1).check(self, "flip_probability", "synthetic_share")
         between(0, 180).check(self, "max_rotation_deg")
         between(1, 4).check(self, "max_scale", "max_brightness_gamma", "max_contrast")
         between(0, 0.5).check(self, "max_shift")
+
+    @property
+    def frame_hw(self) -> tuple[int, int]:
+        """Height and width of the frame, px."""
+        return self.size_hw
+
+    @property
+    def resize_mode(self) -> Literal["squash"]:
+        """How an image lies in the frame."""
+        return "squash"
+
+    @property
+    def image_factor(self) -> int:
+        """Image pixels per frame pixel."""
+        return 1
+
+    @property
+    def cache(self) -> None:
+        """Nothing of it is frozen."""
+        return None
+
+    def hashed(self) -> dict[str, Any]:
+        """What of the settings a fit depends on, as JSON types."""
+        section = {"kind": "unet", **asdict(self)}
+        if not self.light_augmentation:
+            for key in LIGHT_AUGMENTATION:
+                del section[key]
+        if self.epochs is not None:
+            del section["steps"], section["synthetic_share"]
+        return section

@@ -20,10 +20,10 @@ from torchmetrics import MeanMetric
 from lightning_modules.errors import WeightsError
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
+from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
 from lightning_modules.schedule import learning_rate_factor
 from lightning_modules.segmenters.unet.config import SIDE_UNIT_PX, UnetConfig
-from lightning_modules.segmenters.unet.pair_jitter import jitter_pairs
 
 Stage = Literal["train", "val", "test"]
 
@@ -35,8 +35,9 @@ class UnetModule(L.LightningModule):
     """A U-Net that learns head masks from images alone.
 
     Batches carry `image` float32 (B, 1, h, w) in [0, 1], `mask` float32 (B, 1, h, w) {0, 1},
-    `valid_hw` int64 (B, 2) and `draw` int64 (B,); the frame is `config.size_hw`, squashed. A
-    training item is moved and its intensities are changed by amounts from (seed, draw) alone.
+    `valid_hw` int64 (B, 2) and `draw` int64 (B,); the frame is `config.size_hw`, squashed. Under
+    `light_augmentation` a training item is moved and its intensities are changed by amounts from
+    (seed, draw) alone.
     Batch normalisation takes a training batch's statistics over the items of one process, and of
     one part where gradients are accumulated.
 
@@ -60,6 +61,39 @@ class UnetModule(L.LightningModule):
         # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
         means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
         self.train_dice, self.val_dice, self.test_dice = means
+
+    @classmethod
+    def start(
+        cls,
+        config: UnetConfig,
+        *,
+        seed: int,
+        cached: bool,  # noqa: ARG003 - nothing of it is frozen
+        captures: bool,  # noqa: ARG003 - of a step on cached features
+    ) -> "UnetModule":
+        """The module as training begins; see `segmenters.table`."""
+        return cls(config, seed=seed)
+
+    @classmethod
+    def load(cls, path: Path, config: UnetConfig) -> "UnetModule":
+        """See `load_unet`."""
+        return load_unet(path, config)
+
+    def save(self, path: Path) -> None:
+        """See `save_unet`."""
+        save_unet(self, path)
+
+    def parts(self) -> dict[str, torch.nn.Module]:
+        """Its parts, whose weights are counted."""
+        return dict(self.network.named_children())
+
+    def predict(
+        self,
+        batch: dict[str, Any],
+        boxes_xyxy_px: torch.Tensor | None = None,  # noqa: ARG002 - it takes no prompt
+    ) -> torch.Tensor:
+        """Logits (B, 1, h, w) of the frame, from the image alone."""
+        return self(batch["image"].to(self.device))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Predict logits of the head.
@@ -108,7 +142,8 @@ class UnetModule(L.LightningModule):
 
     def _step(self, batch: dict[str, Any], stage: Stage) -> torch.Tensor:
         is_train = stage == "train"
-        image, mask = self.augment(batch) if is_train else (batch["image"], batch["mask"])
+        moves = is_train and self.config.light_augmentation
+        image, mask = self.augment(batch) if moves else (batch["image"], batch["mask"])
         valid_hw, size = batch["valid_hw"], len(mask)
         logits = self(image)
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
@@ -248,12 +283,12 @@ def load_unet(path: str | Path, config: UnetConfig) -> UnetModule:
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(f"{path}: damaged U-Net: {reason}; delete it and fit again") from error
-    if fitted != config:
-        ours, theirs = asdict(config), asdict(fitted)
-        key = next(key for key in ours if ours[key] != theirs[key])
+    ours, theirs = config.hashed(), fitted.hashed()
+    if ours != theirs:
+        key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
         raise WeightsError(
-            f"{path}: fitted with {key}={theirs[key]}, not {ours[key]}; fit it again, or ask for "
-            "the settings that it was fitted with"
+            f"{path}: fitted with {key}={theirs.get(key)}, not {ours.get(key)}; fit it again, or "
+            "ask for the settings that it was fitted with"
         )
     # Its own weights follow: those of the pretrained encoder need not be had.
     module = UnetModule(replace(config, encoder_weights=None), seed=seed)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 
 from datamodules.samples import read_hc18
 from experiments.bench.ablation import ablation_jobs, same_images
@@ -27,7 +27,7 @@ from experiments.bench.views import (
     embedding_cpu_s,
     fit_cpu_s,
 )
-from experiments.config.schema import AugmentConfig
+from experiments.config.synthesis import AugmentConfig
 from experiments.runner.schedule import Task, makespan_s
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig, image_factor
 from lightning_modules.segmenters.sam.network import build_sam, decode, encode, for_inference

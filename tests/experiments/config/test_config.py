@@ -29,7 +29,7 @@ def test_counts_alone_need_no_fraction():
     assert config.sweep.real_count == [5, 10]
 
 
-@pytest.mark.parametrize("condition", ["real", "weak", "strong", "unet"])
+@pytest.mark.parametrize("condition", ["real", "weak", "strong"])
 def test_without_pairs_the_share_of_pairs_does_not_matter(condition):
     share = "segmenter.synthetic_share=0.1"
     config = load_config("demo", [share, f"sweep.condition=[{condition}]"])

@@ -64,7 +64,8 @@ def small(name: str) -> ExperimentConfig:
 
 def without_steps(name: str, section: str) -> str:
     """A recipe's settings of a network, but for its number of steps."""
-    return repr(replace(getattr(load_config(name, []), section), steps=1000))
+    named = getattr(load_config(name, []), f"{section}_named")
+    return repr(replace(named(), steps=1000))
 
 
 def different(section: str) -> list[str]:
@@ -125,10 +126,10 @@ def test_the_segmenter_of_a_recipe_takes_a_step(name, hc18_folder):
     )
 
 
-@pytest.mark.parametrize("name", different("active_generator"))
+@pytest.mark.parametrize("name", different("generator"))
 def test_the_generator_of_a_recipe_takes_a_step(name, hc18_folder, tmp_path):
     config = load_config(name, [])
-    generator = config.active_generator
+    generator = config.generator_named()
     if config.synthesis.generator == "stable_diffusion":
         from sd_parts import tiny_pipeline
 

@@ -226,7 +226,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(sonosweep, tiny_run, tmp_path,
             "config": {"segmenter": asdict(SegmenterConfig(backbone="vit_tiny", tuning="adapter"))}
         },
         "PIXEL": {"stage": "generator"},
-        "UNET": {"stage": "fit_unet"},
+        "UNET": {"stage": "fit_unet", "config": {"unet": {}}},
         "CUT": {},
         "BARE": {},
         "OTHER": {"config": {"segmenter": {"colour": 3}}},

@@ -1,50 +1,15 @@
 """The plan: what is shared, what an id depends on, and whose labels a row counts."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from plan_parts import N_TRAIN, make_data, plan
 
 from datamodules.errors import InputError
-from datamodules.splits import Split, Unit, support_order
+from datamodules.splits import Split, support_order
 from experiments.config.recipe import load_config
-from experiments.plan.grid import box_plan, make_plan
-from experiments.plan.nodes import DataView, Plan
-
-N_TRAIN = 46
-
-
-def make_data(**changes) -> DataView:
-    units = {
-        f"{number:03d}_HC": Unit(
-            sample_id=f"{number:03d}_HC",
-            group_id=f"{number:03d}",
-            exam_id=f"{number:03d}",
-            frame=1,
-            stratum=number % 3 + 1,
-        )
-        for number in range(N_TRAIN + 32)
-    }
-    ids = list(units)
-    data = DataView(
-        name="hc18",
-        units=units,
-        content={sample_id: f"hash-{sample_id}" for sample_id in ids},
-        references={sample_id: f"reference-{sample_id}" for sample_id in ids},
-        folds=(
-            Split(
-                train=tuple(ids[:N_TRAIN]),
-                val=tuple(ids[N_TRAIN : N_TRAIN + 10]),
-                test=tuple(ids[N_TRAIN + 10 :]),
-            ),
-        ),
-        cohorts={},
-    )
-    return dataclasses.replace(data, **changes)
-
-
-def plan(*overrides: str, data: DataView | None = None) -> Plan:
-    return make_plan(load_config("demo", list(overrides)), data or make_data())
+from experiments.plan.grid import box_plan
+from experiments.plan.nodes import Plan
 
 
 def stages(made: Plan) -> dict[str, int]:
@@ -109,7 +74,8 @@ def test_every_condition_has_its_inputs_and_its_labels():
     made = plan(
         "sweep.condition=[real,real_repeated,weak,strong,warp,phantom,synthetic,"
         "synthetic_same_budget,synthetic_same_budget_strong,real_resized,synthetic_no_gate,"
-        "synthetic_random_subset,unet]",
+        "synthetic_random_subset,warp_strong]",
+        "conditions.warp_strong={pairs: warp, augment: strong}",
         "sweep.real_fraction=[0.1]",
         "synthesis.generator_count=20",
     )
@@ -132,7 +98,7 @@ def test_every_condition_has_its_inputs_and_its_labels():
         "real_resized": ("resize", False, 20),
         "synthetic_no_gate": ("synthesize", False, 20),
         "synthetic_random_subset": ("subset", False, 20),
-        "unet": ("", False, 5),
+        "warp_strong": ("warp", True, 5),
     }
     fits = [spec.fit_key for spec in made.trials if not spec.is_control]
     assert len(set(fits)) == len(fits)
@@ -259,7 +225,8 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
     # It imports W&B and Lightning, for seconds.
     from experiments.stages.stage_logger import run_id
 
-    words = ["sweep.condition=[real,unet]", "sweep.real_fraction=[0.1]", "sweep.seed=[3]"]
+    words = ["sweep.segmenter=[sam,unet]", "sweep.condition=[real]"]
+    words += ["sweep.real_fraction=[0.1]", "sweep.seed=[3]"]
     made = plan(*words, "evaluation.prompts=[whole_image]", "evaluation.controls=[zero_shot]")
     box, box_key = box_plan(load_config("demo", words), make_data())
     found = {}
@@ -270,11 +237,11 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
         "embed 5 train images": "night-embed-n5-ID-s0",
         "embed 22 test images of hc18": "night-embed-n22-ID-s0",
         "fit real, 5 images, seed 3": "night-real-n5-ID-s3",
-        "fit U-Net on 5 images, seed 3": "night-fit_unet-n5-ID-s3",
+        "fit unet real, 5 images, seed 3": "night-unet-real-n5-ID-s3",
         "score real, 5 images, seed 3 on hc18, whole_image": "night-score-n0-ID-s0",
-        "score U-Net on 5 images, seed 3 on hc18, whole_image": "night-score-n0-ID-s0",
+        "score unet real, 5 images, seed 3 on hc18, whole_image": "night-score-n0-ID-s0",
         "score zero-shot on hc18, whole_image": "night-score-n0-ID-s0",
-        "boxes ever looser: real, 5 images, seed 3": "night-box-n5-ID-s0",
+        "increasing box jitter: real, 5 images, seed 3": "night-box-n5-ID-s0",
     }
 
 

@@ -65,9 +65,8 @@ def test_traits_tell_an_input_that_is_there_from_one_that_is_not():
 
 def test_a_batch_is_shared_by_the_devices_of_a_stage_that_spreads():
     config = load_config("demo", ["trainer.devices=2", "sweep.workers=1"])
-    content = {"segmenter": {"batch_size": 6}, "unet": {"batch_size": 6}}
+    content = {"segmenter": {"batch_size": 6}}
     assert STAGES["fit"].batch_size(content=content, config=config) == 3
-    assert STAGES["fit_unet"].batch_size(content=content, config=config) == 6
     assert STAGES["score"].batch_size(content=content, config=config) == 1
     stable = load_config("demo", ["stable_diffusion.sampler.batch_size=7"])
     pixel = stable.synthesis.sampler.batch_size

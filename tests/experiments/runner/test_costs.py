@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from test_plan import make_data
+from plan_parts import make_data
 
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from plan_parts import make_data
+from sweep_parts import SETTINGS, environment, run
 from test_costs import SETTINGS as COSTED
 from test_costs import write_run
-from test_plan import make_data
-from test_sweep import SETTINGS, environment, run
 
 from experiments.__main__ import main
 from experiments.config.recipe import load_config

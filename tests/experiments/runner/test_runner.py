@@ -178,21 +178,6 @@ def test_out_of_memory_halves_the_parts_until_each_item_is_alone(tmp_path):
     assert "a batch in 4 parts" in lines[1]
 
 
-def test_a_unet_that_runs_out_of_memory_gets_parts_too(tmp_path):
-    """Of its own batch, which no number of devices divides."""
-    seen = []
-
-    def act(context):
-        seen.append(context.batch_parts)
-        return "done" if context.batch_parts == 6 else ("out_of_memory", "CUDA out of memory")
-
-    settings = ["trainer.devices=2", "sweep.workers=1"]
-    sweep, _, _ = make_sweep(tmp_path, [node("a", stage="fit_unet", batch_size=6)], act, *settings)
-    sweep.run(lambda: None)
-    assert seen == [1, 2, 6]
-    assert states(sweep) == {"a": "done"}
-
-
 def test_a_job_that_is_a_sweep_itself_has_tried_less_memory(tmp_path):
     sweep, fake, _ = make_sweep(
         tmp_path, [node("a")], lambda _: ("out_of_memory", "CUDA out of memory"), chains=True

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from slurm_parts import HAS_SLURM, node, real_slurm, slurm_config, start
-from test_sweep import command, environment, scores, weights
+from sweep_parts import command, environment, scores, weights
 
 from datamodules.errors import InputError
 from experiments.runner import slurm

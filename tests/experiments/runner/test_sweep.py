@@ -1,55 +1,20 @@
 """Whole sweeps at toy size, from the command line: outputs, reuse, failure, kill and resume."""
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
+from sweep_parts import LEAN, command, environment, made, run, scores, weights
 
 from datamodules.synthetic import write_pair
 from experiments.config.conditions import CONTROLS
 
-SETTINGS = [
-    "name=toy",
-    "data.subset.n_images=null",
-    "split.test=4",
-    "split.val=2",
-    "split.train=null",
-    "segmenter.backbone=tiny",
-    "segmenter.steps=6",
-    "segmenter.batch_size=2",
-    "segmenter.warmup_steps=1",
-    # At the default rate six steps end with empty masks, which are all the same.
-    "segmenter.learning_rate=1e-5",
-    "generator.size_hw=[32,48]",
-    "generator.block_out_channels=[8,16]",
-    "generator.steps=6",
-    "generator.batch_size=4",
-    "generator.warmup_steps=1",
-    "synthesis.generator_count=4",
-    "synthesis.n_candidates=4",
-    "synthesis.image_hw=[54,80]",
-    "synthesis.sampler.num_inference_steps=2",
-    "gate.min_agreement=0",
-    "gate.intensity_slack=100",
-    "gate.copy_quantile=1",
-    "sweep.real_fraction=[0.5,1.0]",
-    "evaluation.jitter_draws=2",
-    "statistics.bootstrap_samples=100",
-    "trainer.checkpoint_every=2",
-    "trainer.checkpoint_s=0",
-    "trainer.threads=1",
-]
-# Less to score, where the scores are not what a test is about.
-LEAN = ["evaluation.controls=[]", "evaluation.prompts=[whole_image]"]
 OUTPUTS = [
     "results.csv",
     "per_image.csv",
@@ -59,49 +24,6 @@ OUTPUTS = [
     "figure.pdf",
     "report.html",
 ]
-
-
-def command(data: Path, store: Path, *changes: str, name: str = "sweep") -> list[str]:
-    roots = [f"data.root={data}", f"store.root={store}"]
-    return [sys.executable, "-m", "experiments", name, "demo", *SETTINGS, *roots, *changes]
-
-
-def environment() -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
-    return {**kept, "OMP_WAIT_POLICY": "PASSIVE", "HOME": "/nonexistent", "COLUMNS": "120"}
-
-
-def run(
-    data: Path, store: Path, *changes: str, name: str = "sweep", timeout: float = 500
-) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(data, store, *changes, name=name),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=timeout,
-        check=False,
-    )
-
-
-def scores(store: Path) -> pd.DataFrame:
-    frame = pd.read_csv(store / "toy" / "per_image.csv")
-    return frame.sort_values(["trial_id", "prompt", "draw", "sample_id"], ignore_index=True)
-
-
-def made(store: Path, stage: str) -> set[str]:
-    """Names of a stage's folders, or of the files below `embeddings`."""
-    folder = store / "store" / stage
-    pattern = "*/*" if stage == "embeddings" else "*"
-    return {path.name for path in folder.glob(pattern)}
-
-
-def weights(store: Path) -> dict[str, bytes]:
-    """What was fitted, byte for byte, by run."""
-    return {
-        path.relative_to(store).as_posix(): path.read_bytes()
-        for path in (store / "store").glob("*/*/**/*.safetensors")
-    }
 
 
 @pytest.fixture(scope="module")

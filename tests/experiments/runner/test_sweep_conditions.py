@@ -5,14 +5,15 @@ from typing import get_args
 
 import pandas as pd
 import pytest
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from safetensors.numpy import load_file
-from test_sweep import run
+from sweep_parts import run
 
+from experiments.config.conditions import CONDITIONS as ROWS
 from experiments.config.conditions import CONTROLS
-from experiments.config.schema import Condition, Prompt
+from experiments.config.grid import Prompt
 
-CONDITIONS = [name for name in get_args(Condition) if name != "unet"]
+CONDITIONS = list(ROWS)
 PROMPTS = list(get_args(Prompt))
 SUPPORTS = [0, 1]
 

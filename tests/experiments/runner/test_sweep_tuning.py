@@ -4,8 +4,8 @@ import json
 
 import pandas as pd
 import pytest
-from conftest import write_hc18_folder
-from test_sweep import LEAN, run
+from folder_parts import write_hc18_folder
+from sweep_parts import LEAN, run
 
 SMALL = (
     *LEAN,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from safetensors.torch import load_file
 from stage_parts import Stages
 
@@ -187,7 +187,8 @@ def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch
         return step(self, batch)
 
     monkeypatch.setattr(UnetModule, "training_step", small)
-    context = stages.context("fit_unet", {"images": stages.contents(ids), "seed": 0})
+    content = {"images": stages.contents(ids), "seed": 0, "val": [], "repeat_real": False}
+    context = stages.context("fit", content, of="unet")
     assert run_held(context, threads=1) == 1
     assert read_failure(context.run_dir).kind == "out_of_memory"
     assert run_held(replace(context, batch_parts=2), threads=1) == 0

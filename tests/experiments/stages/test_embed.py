@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from stage_parts import Stages
 
 from datamodules.annotation import read_annotation, read_image

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.config.schema import GateConfig
+from experiments.config.synthesis import GateConfig
 from experiments.stages.gate import (
     GateLimits,
     GateMeasurement,

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from stage_parts import Stages
 
 from datamodules.annotation import read_annotation
@@ -267,7 +267,7 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
 def test_weights_that_are_no_numbers_fail_the_stage(stages, monkeypatch):
     module = SamModule(stages.config.segmenter).eval()
     torch.nn.init.constant_(module.sam.mask_decoder.mask_tokens.weight, torch.nan)
-    monkeypatch.setattr("experiments.stages.scoring._segmenter", lambda *_, **__: module)
+    monkeypatch.setattr("experiments.stages.scoring.untrained_segmenter", lambda _: module)
     context = stages.context("score", content_of(stages, "whole_image"))
     with pytest.raises(FloatingPointError, match="002_HC: the logits are not finite"):
         run_score(context)
@@ -333,7 +333,7 @@ def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
     unet = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
     monkeypatch.setattr(stages.config, "unet", unet)
     monkeypatch.setattr("experiments.stages.scoring.device_of", lambda _: torch.device("meta"))
-    fit, _ = stages.run(lambda _: {}, "fit_unet", {"seed": 0})
+    fit, _ = stages.run(lambda _: {}, "fit", {"seed": 0}, of="unet")
     save_unet(UnetModule(unet, seed=0), fit.run_dir / "segmenter.safetensors")
     seen = []
 
@@ -342,5 +342,6 @@ def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
         return [{"sample_id": "a", "dice": 0.5}]
 
     monkeypatch.setattr("experiments.stages.scoring._score", spy)
-    stages.run(run_score, "score", content_of(stages, "whole_image"), fit=fit.node.key)
+    content = content_of(stages, "whole_image")
+    stages.run(run_score, "score", content, of="unet", fit=fit.node.key)
     assert [(logits.device.type, logits.shape) for logits in seen] == [("meta", (2, 1, 64, 96))]

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import write_hc18_folder
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from folder_parts import write_hc18_folder
 from rich.console import Console
 from safetensors.torch import load_file
 from sd_parts import tiny_pipeline
 from stage_parts import Stages
-from test_sweep import command, environment
+from sweep_parts import command, environment
 
 from datamodules.ellipse import rasterise
 from datamodules.geometry import place

@@ -5,8 +5,8 @@ import functools
 import json
 
 import pytest
+from plan_parts import make_data
 from store_parts import plan_sweep, run_command, small_plan
-from test_plan import make_data
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config

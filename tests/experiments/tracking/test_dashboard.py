@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from rich.console import Console
 from wandb_parts import clean_environment, finished_sweep
 from wandb_server import WandbServer

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_hc18_folder
+from folder_parts import write_hc18_folder
 from wandb_parts import finished_sweep, inspect, offline_runs
 
 from experiments.plan.nodes import Node

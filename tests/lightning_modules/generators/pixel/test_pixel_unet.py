@@ -16,7 +16,7 @@ from lightning_modules.generators.pixel.spectral import (
     to_image,
 )
 from lightning_modules.noise import alphas_sigmas
-from lightning_modules.segmenters.unet.pair_jitter import jitter_pairs
+from lightning_modules.pair_jitter import jitter_pairs
 
 SMALL = {"size_hw": (32, 48), "patch": 2, "block_out_channels": (16, 32)}
 

@@ -19,8 +19,8 @@ from lightning_modules.segmenters.sam.tuning import (
     encode_prefix,
     encode_suffix,
     merged_state_dict,
-    trainable_summary,
 )
+from lightning_modules.weight_counts import trainable_summary
 
 MODES = ("decoder", "lora", "late_lora", "adapter", "full")
 LITE_MODES = ("lora", "adapter", "full")
@@ -254,7 +254,7 @@ def test_adapters_cannot_be_merged():
 
 
 def test_the_summary_counts_by_hand():
-    found = trainable_summary(SamModule(make_config("lora", lora_rank=4)).sam)
+    found = trainable_summary(SamModule(make_config("lora", lora_rank=4)).parts())
     # Four blocks; A is 4 x 32, B is 96 x 4.
     assert found["image_encoder"]["trainable"] == 4 * (4 * 32 + 96 * 4)
     assert found["prompt_encoder"]["trainable"] == 0

@@ -1,0 +1,106 @@
+"""Named blocks of settings: what a name on the axis of segmenters or of generators stands for.
+
+A block starts from the section of its kind (`segmenter` for `sam`, `unet`, `generator` for `pixel`,
+`stable_diffusion`) and changes what it names: `sam_lora: {kind: sam, tuning: lora}`. The name of a
+kind is a block without changes. Torch-free.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, replace
+from typing import Any, Protocol
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from datamodules.allowed import nearest
+
+
+class KindRow(Protocol):
+    """What is read of a row of a table of kinds."""
+
+    settings: type
+    section: str | None
+
+
+def block_kind(
+    name: str, *, blocks: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, Any], where: str
+) -> str:
+    """Kind of the block of a name.
+
+    Args:
+        name: As it stands on an axis.
+        blocks: The recipe's own blocks.
+        kinds: The table of kinds.
+        where: The recipe's key of the blocks, for messages.
+
+    Raises:
+        ValueError: If neither a block nor a kind has the name, or a block names no known kind.
+    """
+    if name not in blocks:
+        if name in kinds:
+            return name
+        axis = f"sweep.{where.removesuffix('s')}"
+        raise ValueError(unknown_name(name, known=[*blocks, *kinds], what=axis))
+    kind = blocks[name].get("kind", name if name in kinds else None)
+    if kind not in kinds:
+        missing = f"{where}.{name}: say its kind, one of {', '.join(kinds)}"
+        raise ValueError(
+            missing
+            if kind is None
+            else unknown_name(str(kind), known=kinds, what=f"{where}.{name}.kind")
+        )
+    if name in kinds and kind != name:
+        raise ValueError(f"{where}.{name}: kind={kind}, but {name} is a kind; use another name")
+    return kind
+
+
+def block_settings(
+    name: str,
+    *,
+    blocks: Mapping[str, Mapping[str, Any]],
+    kinds: Mapping[str, KindRow],
+    sections: Any,
+    where: str,
+) -> Any:
+    """Settings of the block of a name: those of its kind's section, changed by what it says.
+
+    Args:
+        name: As it stands on an axis.
+        blocks: The recipe's own blocks.
+        kinds: The table of kinds.
+        sections: Holds the sections as attributes.
+        where: The recipe's key of the blocks, for messages.
+
+    Raises:
+        ValueError: As `block_kind`; or a key or value that the kind's settings do not take.
+    """
+    kind = block_kind(name, blocks=blocks, kinds=kinds, where=where)
+    row = kinds[kind]
+    start = row.settings() if row.section is None else getattr(sections, row.section)
+    changes = {key: value for key, value in blocks.get(name, {}).items() if key != "kind"}
+    return changed(start, changes, where=f"{where}.{name}") if changes else start
+
+
+def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
+    """A dataclass of settings with some of them changed, checked as a recipe is.
+
+    Raises:
+        ValueError: For an unknown key, or a value that it does not take.
+    """
+    known = [each.name for each in fields(start)]
+    for key in changes:
+        if key not in known:
+            raise ValueError(f"{where}.{key}: unknown key; {nearest(key, known)}")
+    try:
+        # A list from a command line or a file stands for a tuple here as it does in a recipe.
+        merged = OmegaConf.merge(OmegaConf.structured(replace(start)), dict(changes))
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{where}: " + " ".join(str(error).split("\n", 1)[0].split())) from error
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
+
+
+def unknown_name(name: str, *, known: Iterable[str], what: str) -> str:
+    """One line on a name that nothing has, with what is near."""
+    return f"{what}={name}: unknown; {nearest(name, dict.fromkeys(known))}"

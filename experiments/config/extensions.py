@@ -1,0 +1,34 @@
+"""Modules of a user's own that add rows to the tables. Torch-free by itself."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from datamodules.errors import InputError
+
+
+def import_extensions(names: Sequence[str], *, where: str = "the command line") -> None:
+    """Import modules by name, from the working directory too; what is imported stays as it is.
+
+    Args:
+        names: As in `import NAME`.
+        where: Who asks, for messages.
+
+    Raises:
+        InputError: If one is not there, or fails.
+    """
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{where}: extensions={names}: a list of modules is needed")
+    # Console scripts do not look here by themselves.
+    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    for name in names:
+        try:
+            import_module(name)
+        except Exception as error:  # A user's module may raise anything.
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{where}: extensions: {name} cannot be imported ({type(error).__name__}: "
+                f"{reason}); mend it, or put its folder on PYTHONPATH"
+            ) from error

@@ -1,0 +1,114 @@
+"""Settings of a sweep's axes, and of how its trials are scored. Torch-free."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from datamodules.allowed import above, at_least
+
+Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
+Control = Literal["box_only", "mean_mask", "zero_shot"]
+AXES = (
+    "condition",
+    "segmenter",
+    "generator",
+    "real_count",
+    "real_fraction",
+    "support",
+    "seed",
+    "generator_seed",
+    "fold",
+)
+"""Axes of the grid that one trial is named by."""
+
+
+@dataclass(kw_only=True)
+class ArmConfig:
+    """One segmenter under one condition."""
+
+    segmenter: str = "sam"
+    """As in `sweep.segmenter`."""
+    condition: str = "real"
+    """As in `sweep.condition`."""
+
+
+@dataclass(kw_only=True)
+class GridConfig:
+    """The axes of a sweep; every combination is a trial."""
+
+    condition: list[str] = field(default_factory=lambda: ["real"])
+    """What a trial is trained on: conditions that come along, or of the recipe's `conditions`."""
+    segmenter: list[str] = field(default_factory=lambda: ["sam"])
+    """What is trained: `sam`, `unet`, or blocks of the recipe's `segmenters`."""
+    generator: list[str] = field(default_factory=list)
+    """What makes synthetic pairs: `pixel`, `stable_diffusion`, or blocks of the recipe's
+    `generators`. Empty takes `synthesis.generator`."""
+    also: list[ArmConfig] = field(default_factory=list)
+    """Single pairs of a segmenter and a condition beside the full cross of the two axes."""
+    real_fraction: list[float] = field(default_factory=list)
+    """Amounts as shares of the train part, in (0, 1]."""
+    real_count: list[int] = field(default_factory=list)
+    """Amounts as numbers of images."""
+    support: list[int] = field(default_factory=lambda: [0])
+    """Which images are drawn: each number is another nested order."""
+    seed: list[int] = field(default_factory=lambda: [0])
+    """Order, prompts and initialisation of the segmenter's training."""
+    generator_seed: list[int] = field(default_factory=lambda: [0])
+    """Initialisation, noise and drawn outlines of the generator."""
+    fold: list[int] = field(default_factory=lambda: [0])
+    """Folds of `split.n_folds` to run; [0, 1, ..., n_folds - 1] tests every exam once."""
+    launcher: Literal["local", "slurm"] = "local"
+    """Where stages run: processes of this machine, or jobs of a SLURM cluster."""
+    workers: int = 1
+    """Stages that run at the same time, each in a process of its own."""
+    devices: list[int] = field(default_factory=list)
+    """Ids of the GPUs to run on, one stage each (`trainer.devices` ids a stage where that is more);
+    they stand in for `workers`. Empty: the CPU, or the GPU that is there."""
+    per_device: int = 1
+    """Stages at the same time on each of `devices`."""
+    retries: int = 1
+    """Times that a stage is started again after its process was killed; what fails by itself is
+    not, unless less memory can mend it."""
+    max_failures: int = 5
+    """Failures in a row, none finished between them, after which no more is started."""
+
+    def __post_init__(self) -> None:
+        if not self.real_fraction and not self.real_count:
+            raise ValueError("sweep: give real_fraction or real_count at least one amount")
+        above(0, at_most=1).check(self, "real_fraction", section="sweep", hint="5 % is 0.05")
+        counts = ("real_count", "workers", "per_device", "max_failures")
+        at_least(1).check(self, *counts, section="sweep")
+        at_least(0).check(self, "retries", section="sweep")
+        for name in ("condition", "segmenter", "support", "seed", "generator_seed", "fold"):
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"sweep.{name}: give at least one value")
+        for name in (*AXES[:3], "support", "seed", "generator_seed", "fold"):
+            values = getattr(self, name)
+            if len(set(values)) != len(values):
+                raise ValueError(f"sweep.{name}={values}: a value stands there twice")
+        if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
+            self.devices
+        ):
+            raise ValueError(f"sweep.devices={self.devices}: different ids from 0 on")
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """How a trained model is scored."""
+
+    prompts: list[Prompt] = field(default_factory=lambda: ["whole_image", "jittered_box"])
+    """Prompt protocols; each is a block of the table."""
+    jitter_draws: int = 3
+    """Fixed draws of the jittered box, the same for every trial."""
+    controls: list[Control] = field(default_factory=lambda: ["box_only", "mean_mask", "zero_shot"])
+    """Rows beside the trials: the ellipse in the box, the mean mask of the train part, and the
+    backbone as it is before any training."""
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise ValueError("evaluation.prompts: give at least one value")
+        at_least(1).check(self, "jitter_draws", section="evaluation")
+        if len(set(self.prompts)) != len(self.prompts):
+            raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
+        if len(set(self.controls)) != len(self.controls):
+            raise ValueError(f"evaluation.controls={self.controls}: a control stands there twice")

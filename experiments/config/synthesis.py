@@ -1,0 +1,111 @@
+"""Settings of synthetic pairs, of their gate and of augmented views. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from datamodules.allowed import at_least, between
+from lightning_modules.generators.pixel.config import SamplerConfig
+from lightning_modules.prompt_protocol import PromptProtocol
+
+
+@dataclass(kw_only=True)
+class SynthesisConfig:
+    """Which generator is fitted on what, and how many pairs it makes."""
+
+    generator: str = "pixel"
+    """Generator of a sweep whose `sweep.generator` is empty: `pixel`, from scratch, set by the
+    section `generator`; `stable_diffusion`, a pretrained model with LoRA, set by the section
+    `stable_diffusion`, whose base model is yours to bring; or a block of `generators`."""
+    generator_count: int = 60
+    """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
+    generator_support: int = 0
+    """Which images those are: the first ones of this support."""
+    n_candidates: int = 200
+    """Pairs to draw before the gate."""
+    image_hw: tuple[int, int] = (540, 800)
+    """Height and width of the stored pairs, px; the generator's squash is undone to this size."""
+    folder: str | None = None
+    """Folder of somebody else's pairs (image/, mask/) to use instead of a generator."""
+    folder_labels: int | None = None
+    """Labelled images that the maker of `folder` used; null prints as unknown."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """How the pixel generator is sampled; Stable Diffusion has a sampler of its own."""
+
+    def __post_init__(self) -> None:
+        self.image_hw = tuple(self.image_hw)
+        at_least(1).check(self, "n_candidates", "generator_count", section="synthesis")
+        at_least(32).check(self, "image_hw", section="synthesis", hint="each side, px")
+        at_least(0).check(self, "folder_labels", section="synthesis", hint="for unknown")
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """Which candidates are refused. Limits come from the generator's own images."""
+
+    enabled: bool = True
+    """Whether candidates are refused at all; what is measured is recorded either way."""
+    judge: dict[str, Any] = field(default_factory=dict)
+    """The segmenter that judges, fitted on exactly the generator's images: a block as in
+    `segmenters`, the same whatever segmenters the sweep has. Empty is a SAM of which the decoder
+    is tuned, by the settings of the section `segmenter`."""
+    prompt: PromptProtocol = "whole_image"
+    """Prompt of that segmenter, where it takes one."""
+    agreement_quantile: float = 0.05
+    """Dice between label and segmenter must reach this quantile of the same Dice on the real ones,
+    less the slack below."""
+    agreement_slack: float = 0.1
+    """Taken off that quantile: the segmenter was fitted on those images, and knows few the best."""
+    min_agreement: float | None = None
+    """A limit for that Dice to use instead of the quantile."""
+    intensity_quantile: float = 0.01
+    """Mean and spread must lie within these quantiles of the real ones, with the slack below."""
+    intensity_slack: float = 0.25
+    """Widening of the intensity range on either side, as a share of its width."""
+    copy_quantile: float = 0.99
+    """A candidate more similar to a real image than this quantile of the similarities between
+    each real image and its nearest neighbour of another exam is a near-copy."""
+    copy_min_correlation: float = 0.7
+    """Below this similarity nothing is a near-copy, however few real images set the quantile."""
+
+    def __post_init__(self) -> None:
+        quantiles = ("agreement_quantile", "intensity_quantile", "copy_quantile")
+        shares = ("agreement_slack", "copy_min_correlation", "min_agreement")
+        between(0, 1).check(self, *quantiles, *shares, section="gate")
+        at_least(0).check(self, "intensity_slack", section="gate")
+
+
+@dataclass(kw_only=True)
+class AugmentConfig:
+    """Augmented views of the real images, embedded once."""
+
+    n_views: int | None = 8
+    """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones. A draw of
+    the training takes one by a hash of (seed, draw). null: every draw is augmented and encoded
+    anew."""
+    max_per_trial: int | None = 400
+    """Views that a trial's images have together: with many images each has fewer than n_views, but
+    at least 2. null: no limit."""
+
+    def views_at(self, n_images: int) -> int | None:
+        """Views each image of a trial with so many has, itself among them; None: drawn anew."""
+        if self.n_views is None or self.max_per_trial is None:
+            return self.n_views
+        return min(self.n_views, max(2, self.max_per_trial // max(1, n_images)))
+
+    def augmented_views(self, amounts: Sequence[int]) -> int:
+        """Different augmented views, images themselves not counted, that nested amounts need.
+
+        The images of an amount are among those of any larger one, and the views of a larger amount
+        are among those of any smaller one.
+        """
+        total, before = 0, 0
+        for n_images in sorted(set(amounts)):
+            total += (n_images - before) * ((self.views_at(n_images) or 1) - 1)
+            before = n_images
+        return total
+
+    def __post_init__(self) -> None:
+        hint = "the image and one augmented view; null augments every draw anew"
+        at_least(2).check(self, "n_views", section="augment", hint=hint)
+        at_least(2).check(self, "max_per_trial", section="augment", hint="for no limit")

@@ -1,0 +1,40 @@
+"""The settings of a fitted segmenter, from the manifest of its run. Torch-free."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import InputError
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.table import SEGMENTERS, row_of
+from lightning_modules.segmenters.unet.config import UnetConfig
+
+
+def described(settings: Any) -> dict[str, Any]:
+    """What a manifest says of a segmenter: its kind and all its settings."""
+    row = row_of(settings)
+    kind = next(name for name, other in SEGMENTERS.items() if other is row)
+    return {"kind": kind, "settings": asdict(settings)}
+
+
+def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
+    """The settings that a run's segmenter was fitted with.
+
+    Raises:
+        InputError: They are of another version.
+    """
+    try:
+        found = manifest.get("segmenter")
+        if found is not None:
+            return SEGMENTERS[found["kind"]].settings(**found["settings"])
+        # Runs of before there were kinds.
+        if manifest.get("stage") == "fit_unet":
+            return UnetConfig(**manifest["config"]["unet"])
+        config = SegmenterConfig(**manifest["config"]["segmenter"])
+        tuned = manifest.get("content", {}).get("segmenter", {"tuning": config.tuning})
+        return replace(config, tuning=tuned.get("tuning", "decoder"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"
+        ) from error

@@ -1,0 +1,86 @@
+"""The kinds of segmenter, a row each. Torch-free: what needs torch is only named here.
+
+Settings of a kind are a dataclass with, beside what is its own:
+
+- `steps`, `epochs` (or None), `batch_size`, `synthetic_share`, `early_stopping_patience`,
+  `precision`, `learning_rate`: read by the stage that fits;
+- `frame_hw`, `resize_mode`, `image_factor`: the frame of masks and logits, and how many pixels of
+  the image it reads lie in one of the frame's;
+- `cache`: what of an image may be computed once for all trials ("embedding", "features"), or None;
+- `hashed()`: what of the settings a result depends on, as JSON types.
+
+Its LightningModule takes batches of `HC18DataModule` and has, beside Lightning's own methods:
+
+- `Module.start(settings, seed=, cached=, captures=)`: as training begins;
+- `module.predict(batch, boxes_xyxy_px)`: logits (B, 1, h, w) of the frame, with `boxes_xyxy_px`
+  (B, 4) read by kinds that take a prompt;
+- `Module.untrained(settings)`, where the kind is pretrained: in eval mode, on the CPU;
+- `module.parts()`: its parts by name, whose weights are counted;
+- `module.save(path)` and `Module.load(path, settings)`: in eval mode, on the CPU.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.sam.weights import encoder_id
+from lightning_modules.segmenters.unet.config import UnetConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRow:
+    """A kind of segmenter."""
+
+    label: str
+    """What people call it."""
+    settings: type
+    """Dataclass of its settings."""
+    section: str | None
+    """Key of a recipe that holds the settings which its blocks start from; None for the class's
+    own defaults."""
+    module: str
+    """Its LightningModule, as `package.module:Class`."""
+    takes_prompt: bool
+    """Whether boxes change what it predicts."""
+    is_pretrained: bool
+    """Whether it can be scored before any training (the control `zero_shot`)."""
+    spreads: bool
+    """Whether several devices may share its training."""
+    weights_id: Callable[[Any], str] | None = None
+    """Names the weights that it starts from, for ids; None where the seed alone makes them."""
+
+    def load_module(self) -> Any:
+        """The LightningModule's class."""
+        path, _, name = self.module.partition(":")
+        return getattr(import_module(path), name)
+
+
+SEGMENTERS: dict[str, SegmenterRow] = {
+    "sam": SegmenterRow(
+        label="SAM",
+        settings=SegmenterConfig,
+        section="segmenter",
+        module="lightning_modules.segmenters.sam.module:SamModule",
+        takes_prompt=True,
+        is_pretrained=True,
+        spreads=True,
+        weights_id=lambda settings: encoder_id(settings.backbone, settings.weights_path),
+    ),
+    "unet": SegmenterRow(
+        label="U-Net",
+        settings=UnetConfig,
+        section="unet",
+        module="lightning_modules.segmenters.unet.module:UnetModule",
+        takes_prompt=False,
+        is_pretrained=False,
+        # Batch normalisation takes its statistics from the whole batch.
+        spreads=False,
+    ),
+}
+
+
+def row_of(settings: Any) -> SegmenterRow:
+    """The row of a segmenter's settings."""
+    return next(row for row in SEGMENTERS.values() if type(settings) is row.settings)
