@@ -81,8 +81,8 @@ def trial(
         list[str] | None,
         typer.Argument(
             metavar="[AXIS=VALUE]... [KEY=VALUE]...",
-            help="condition, real_count or real_fraction, support, seed, generator_seed, fold; "
-            "and changes to the recipe.",
+            help="condition, segmenter, generator, real_count or real_fraction, support, seed, "
+            "generator_seed, fold; and changes to the recipe.",
         ),
     ] = None,
     stage: Annotated[
@@ -123,7 +123,10 @@ def report(
     command: Annotated[str, typer.Option(help="Command that the block names.")] = "",
     explain: Annotated[
         str | None,
-        typer.Option(metavar="CELL", help="Trace COHORT/PROMPT/AMOUNT/CONDITION to its runs."),
+        typer.Option(
+            metavar="CELL",
+            help="Trace COHORT/PROMPT/AMOUNT[/SEGMENTER]/CONDITION[/GENERATOR] to its runs.",
+        ),
     ] = None,
 ) -> None:
     """Write a sweep's outputs again from what is done, or trace one number to its runs."""
@@ -189,7 +192,7 @@ def status(
     lines: Annotated[int, typer.Option(min=0, help="Lines of each failed stage's log.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Say how a sweep fares, whether it runs or not: done, running, failed and why."""
+    """Say what of a sweep is done, running or failed and why, whether it runs or not."""
     from experiments.store.status import as_json as plain
     from experiments.store.status import find_sweep, read_sweep
     from experiments.store.status_view import print_status
@@ -287,7 +290,7 @@ def score(
     out: Annotated[Path | None, typer.Option(help="New folder for CSV and summary.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Score anybody's masks at the original size, under our own protocol."""
+    """Score masks made elsewhere at the original size, under our own protocol."""
     from experiments.deliver.score import as_dict, print_score, score_command
 
     found = score_command(
@@ -309,7 +312,7 @@ def score(
 @app.command()
 def submit(
     run: Annotated[
-        Path | None, typer.Argument(help="Run of a segmenter: runs/store/fit/ID or fit_unet/ID.")
+        Path | None, typer.Argument(help="Run of a segmenter: runs/store/fit/ID.")
     ] = None,
     test_root: Annotated[
         Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")

@@ -31,9 +31,7 @@ def export(
 
 @models_app.command()
 def predict(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="Run of a segmenter: runs/store/fit/ID or fit_unet/ID.")
-    ],
+    checkpoint: Annotated[Path, typer.Argument(help="Run of a segmenter: runs/store/fit/ID.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("predictions"),
     pixel_size: Annotated[

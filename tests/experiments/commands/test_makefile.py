@@ -86,3 +86,26 @@ def test_the_readme_names_only_commands_that_exist():
     readme = (ROOT / "README.md").read_text()
     used = set(re.findall(r"sonosweep ([a-z][a-z-]*)", readme)) - {"is", "data"}
     assert used <= names, used - names
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path):
+    from experiments.config.recipe import load_config
+
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "readme.yaml").write_text(text)
+    config = load_config(str(tmp_path / "readme.yaml"), [])
+    assert len(config.arms()) == 3 * 3 + 1
+    assert config.generator_names() == ["pixel", "stable_diffusion"]
+    assert type(config.judge()) is type(config.unet)
+
+
+def test_documents_name_only_files_that_exist():
+    """Paths in backticks and links of README and docs; a run's own paths are not in the tree."""
+    lost = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text()
+        rooms = r"`((?:experiments|datamodules|lightning_modules|tests|docs)/[^`*{ ]*)`"
+        lost += [name for name in re.findall(rooms, text) if not (ROOT / name).exists()]
+        links = re.findall(r"\]\(([^):#]+\.(?:md|png))\)", text)
+        lost += [name for name in links if not (page.parent / name).exists()]
+    assert not lost
