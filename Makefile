@@ -55,7 +55,7 @@ table-paper: .venv/.installed ## The paper's curve beside ours, with every devia
 figure-paper: .venv/.installed ## Figure of the same sweep
 	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
 
-table-box: .venv/.installed ## Dice and HC error against ever looser boxes
+table-box: .venv/.installed ## Dice and HC error against increasing box jitter
 	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind box $(ARGS)
 
 figure-box: .venv/.installed ## Figure of the same: how much is the box?
@@ -71,7 +71,7 @@ test: .venv/.installed ## Run the default test suite
 test-all: .venv/.installed ## Run every test, the long ones too
 	@$(BIN)/python -m pytest
 
-lint: .venv/.installed ## Run the linters: style, and which room may import which
+lint: .venv/.installed ## Run the linters: style, and which package may import which
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 lock: ## Compile requirements.lock anew (needs uv; names, versions and hashes only)

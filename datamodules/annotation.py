@@ -183,7 +183,7 @@ def _check_drawn(foreground: np.ndarray, *, name: str) -> np.ndarray:
         )
     at_border = _pieces(foreground[_window(foreground)], connectivity=8)[1]
     pieces = len(at_border)
-    # The border may cut one outline into arcs; anything else in pieces is a slip of the pen.
+    # The border may cut one outline into arcs; anything else in pieces is a mistake.
     if pieces > 1 and not at_border.all():
         raise InputError(
             f"{name}: the annotation has {pieces} separate pieces; "

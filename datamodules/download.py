@@ -38,7 +38,7 @@ class RemoteFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class RetryPolicy:
     """Retries and timeouts."""
 
     attempts: int = 5
@@ -50,14 +50,14 @@ class Patience:
 
 
 class _Retryable(Exception):
-    """A failure that a retry may mend."""
+    """A failure after which a retry may succeed."""
 
     def __init__(self, reason: str, *, wait_s: float = 0.0) -> None:
         super().__init__(reason)
         self.wait_s = wait_s
 
 
-# Not every OSError: a full disk is none of the server's doing.
+# Not every OSError: a full disk is not the server's fault.
 _PASSING = (
     _Retryable,
     ConnectionError,
@@ -68,18 +68,18 @@ _PASSING = (
 )
 
 
-def fetch_json(url: str, *, patience: Patience) -> Any:
+def fetch_json(url: str, *, retry: RetryPolicy) -> Any:
     """Read JSON from a server.
 
     Raises:
         InputError: It cannot be reached, refuses, or answers something else.
     """
-    for tried in range(1, patience.attempts + 1):
+    for tried in range(1, retry.attempts + 1):
         try:
-            with _open(url, start=0, patience=patience) as answer:
+            with _open(url, start=0, retry=retry) as answer:
                 return json.loads(answer.read(_JSON_LIMIT_BYTES))
         except _PASSING as error:
-            _wait(error, url=url, tried=tried, patience=patience)
+            _wait(error, url=url, tried=tried, retry=retry)
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
@@ -91,7 +91,7 @@ def download(
     file: RemoteFile,
     folder: Path,
     *,
-    patience: Patience,
+    retry: RetryPolicy,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
     """Download a file into a folder; does nothing where it is there already.
@@ -99,7 +99,7 @@ def download(
     Args:
         file: What to fetch.
         folder: Where to; made where it is missing. Holds NAME.part until the file is whole.
-        patience: Retries and timeouts.
+        retry: Retries and timeouts.
         progress: Told how many bytes are there.
 
     Returns:
@@ -117,11 +117,11 @@ def download(
         tried, most = 0, size_of(part)
         while size_of(part) != file.size_bytes:
             try:
-                _attempt(file, part, patience=patience, progress=progress)
+                _attempt(file, part, retry=retry, progress=progress)
             except _PASSING as error:
                 # More than ever: a server without ranges starts again, and would seem to advance.
                 tried, most = (1, size_of(part)) if size_of(part) > most else (tried + 1, most)
-                _wait(error, url=file.url, tried=tried, patience=patience)
+                _wait(error, url=file.url, tried=tried, retry=retry)
         if file_md5(part) == file.md5:
             fsync_path(part)
             part.replace(target)
@@ -144,7 +144,7 @@ def size_of(path: Path) -> int:
 
 
 def _attempt(
-    file: RemoteFile, part: Path, *, patience: Patience, progress: Callable[[int], None] | None
+    file: RemoteFile, part: Path, *, retry: RetryPolicy, progress: Callable[[int], None] | None
 ) -> None:
     """Append the body of one response to `part`; a part that cannot be resumed is removed.
 
@@ -154,7 +154,7 @@ def _attempt(
     if size_of(part) > file.size_bytes:
         # Of another version of the file.
         part.unlink()
-    with _open(file.url, start=size_of(part), patience=patience) as answer:
+    with _open(file.url, start=size_of(part), retry=retry) as answer:
         if answer.status == 416:
             part.unlink(missing_ok=True)
             raise _Retryable("the server has no such part of it")
@@ -181,7 +181,7 @@ def _attempt(
 
 
 def _open(
-    url: str, *, start: int, patience: Patience
+    url: str, *, start: int, retry: RetryPolicy
 ) -> AbstractContextManager[http.client.HTTPResponse]:
     """Request a file from byte `start` on; a response of status 416 is returned.
 
@@ -195,7 +195,7 @@ def _open(
     headers |= {"Range": f"bytes={start}-"} if start else {}
     request = urllib.request.Request(url, headers=headers)
     try:
-        answer = urllib.request.urlopen(request, timeout=patience.timeout_s)
+        answer = urllib.request.urlopen(request, timeout=retry.timeout_s)
     except urllib.error.HTTPError as error:
         if error.code == 416 and start:
             return error
@@ -214,7 +214,7 @@ def _open(
     return answer
 
 
-def _wait(error: Exception, *, url: str, tried: int, patience: Patience) -> None:
+def _wait(error: Exception, *, url: str, tried: int, retry: RetryPolicy) -> None:
     """Wait before the next attempt.
 
     Raises:
@@ -226,8 +226,8 @@ def _wait(error: Exception, *, url: str, tried: int, patience: Patience) -> None
             f"{url}: its certificate is not trusted ({reason.verify_message}); check the clock and "
             "the proxy"
         ) from error
-    if tried >= patience.attempts:
+    if tried >= retry.attempts:
         words = " ".join(str(reason).split()) or type(error).__name__
         raise InputError(f"{url}: {words}, {tried} times in a row; {GO_ON}") from error
-    backoff = patience.backoff_s * 2 ** (tried - 1)
+    backoff = retry.backoff_s * 2 ** (tried - 1)
     time.sleep(min(_LONGEST_WAIT_S, max(backoff, getattr(error, "wait_s", 0.0))))

@@ -1,6 +1,6 @@
 """Image embeddings of a frozen encoder: one immutable fp16 file an image or augmented view.
 
-This file stores and looks up; the encoder belongs to another room. A file's name is a hash over
+This file stores and looks up; the encoder belongs to another package. A file's name is a hash over
 the image, the view, the encoder's weights and the compute type, so a change of any of them is
 another file and nothing stale is ever read; and an image that several trials, supports or sweeps
 share is embedded once.

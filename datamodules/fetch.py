@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.attribution import HC18_RECORD
-from datamodules.download import Patience, RemoteFile, download, fetch_json, file_md5, size_of
+from datamodules.download import RemoteFile, RetryPolicy, download, fetch_json, file_md5, size_of
 from datamodules.errors import InputError
 from datamodules.samples import HC18_CSV, HC18_FOLDER, read_hc18
 from datamodules.storage import commit_folder, fsync_path
@@ -56,7 +56,7 @@ def fetch_hc18(
     *,
     record_url: str = RECORD_URL,
     known_md5: Mapping[str, str] = HC18_MD5,
-    patience: Patience | None = None,
+    retry: RetryPolicy | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Fetched:
     """Fetch what is missing of HC18.
@@ -65,7 +65,7 @@ def fetch_hc18(
         root: Folder to fill; made where it is missing.
         record_url: The record as JSON.
         known_md5: How the MD5 of each file begins.
-        patience: Retries and timeouts.
+        retry: Retries and timeouts.
         progress: Told name, bytes there and size of the file at work.
 
     Returns:
@@ -78,13 +78,13 @@ def fetch_hc18(
     if root.exists() and not root.is_dir():
         raise InputError(f"{root}: a file; give a folder")
     root.mkdir(parents=True, exist_ok=True)
-    patience = patience or Patience()
+    retry = retry or RetryPolicy()
     with _locked(root):
         missing = _missing(root, known_md5=known_md5)
-        files = _record_files(record_url, known_md5, patience=patience) if missing else {}
+        files = _record_files(record_url, known_md5, retry=retry) if missing else {}
         _require_free(root, need_bytes=_need_bytes(root, [files[name] for name in missing]))
         for name in missing:
-            _bring(root, files[name], patience=patience, progress=progress)
+            _bring(root, files[name], retry=retry, progress=progress)
         fsync_path(root)
         counts = [len(read_hc18(root, part=part)) for part in ("training", "test")]
         shutil.rmtree(root / WORK_FOLDER, ignore_errors=True)
@@ -95,7 +95,7 @@ def _bring(
     root: Path,
     file: RemoteFile,
     *,
-    patience: Patience,
+    retry: RetryPolicy,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """Download a file of the record and move it, or the folder in it, into place."""
@@ -104,7 +104,7 @@ def _bring(
         if progress is not None:
             progress(file.name, done, file.size_bytes)
 
-    path = download(file, root / WORK_FOLDER, patience=patience, progress=told)
+    path = download(file, root / WORK_FOLDER, retry=retry, progress=told)
     if path.suffix == ".zip":
         # What a killed attempt leaves goes with the work folder.
         unpack(path, path.with_suffix(""))
@@ -156,14 +156,14 @@ def _missing(root: Path, *, known_md5: Mapping[str, str]) -> list[str]:
 
 
 def _record_files(
-    record_url: str, known_md5: Mapping[str, str], *, patience: Patience
+    record_url: str, known_md5: Mapping[str, str], *, retry: RetryPolicy
 ) -> dict[str, RemoteFile]:
     """The record's files by name.
 
     Raises:
         InputError: The record is not as expected, or no longer holds the published files.
     """
-    record = fetch_json(record_url, patience=patience)
+    record = fetch_json(record_url, retry=retry)
     try:
         entries = record["files"]
         # Zenodo lists them; its software, InvenioRDM, keeps them by name.

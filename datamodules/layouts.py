@@ -16,7 +16,7 @@ class Layout:
     """How images and their annotations lie in a folder."""
 
     holds: str
-    """What a folder must hold, for a person."""
+    """What a folder must hold, in words."""
     folders: tuple[str, ...]
     """Folders by which it is recognised: one of them is there."""
     annotations: str

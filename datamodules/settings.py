@@ -58,7 +58,7 @@ class Cache:
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
-    """Data loading: processes, partial batches, items resident on the GPU."""
+    """Data loading: processes, batch parts, items resident on the GPU."""
 
     num_workers: int = 0
     """Loader processes; 0 loads in the training process."""

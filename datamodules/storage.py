@@ -47,7 +47,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files for the owner alone; results are for whoever may read the folder.
+        # mkstemp makes files for the owner alone; results are for all who may read the folder.
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except BaseException:

@@ -110,7 +110,7 @@ def read_metadata(path: Path) -> list[SyntheticPair]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} line {number}: expected a JSON object with `file_name`; "
-                "mend the line or remove metadata.jsonl"
+                "correct the line or remove metadata.jsonl"
             ) from error
     return pairs
 

@@ -36,7 +36,7 @@ def main() -> None:
         if error.errno not in DISK_ERRORS:
             raise
         print(
-            f"error: {error.filename or 'a file'}: {error.strerror}; see to the disk, and the same "
+            f"error: {error.filename or 'a file'}: {error.strerror}; check the disk, and the same "
             "command goes on",
             file=sys.stderr,
         )

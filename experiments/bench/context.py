@@ -75,7 +75,7 @@ class Bench:
         return quick if self.quick else (gpu if self.is_gpu else cpu)
 
     def run(self, name: str) -> Result:
-        """The result of a benchmark, which runs once, whoever asks for it."""
+        """The result of a benchmark, which runs once, however often it is asked for."""
         if name not in self.results:
             self.say(f"{name}: {CASES[name].measures} ...")
             found, started = Result(name=name), time.perf_counter()
@@ -111,7 +111,7 @@ class Bench:
     def measure(
         self, found: Result, ways: Sequence[Way], *, repeats: int, warm_up: bool = True
     ) -> list[Timing]:
-        """Time several ways in turn, so that what else the machine does meets all of them.
+        """Time several ways in turn, so that what else the machine does affects all of them.
 
         Args:
             found: Gets the timings.

@@ -23,7 +23,7 @@ class Passes:
     """Seconds an image of a backbone's encoders."""
 
     published: dict[str, float]
-    """By what a person calls them."""
+    """By their readable names."""
     stock_s: float
     """Of segment_anything's, which is one of them."""
     fastest: Timing

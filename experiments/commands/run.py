@@ -71,7 +71,7 @@ def execute(
 
     Raises:
         InputError: If `sweep.launcher` is slurm on a machine without it.
-        WeightsError: If a base model on the hub is needed and cannot be had.
+        WeightsError: If a base model on the hub is needed and not available.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
     _fetch_base(config, plan, console)
@@ -173,7 +173,7 @@ def _keep_failures(sweep: Sweep, console: Console) -> None:
         )
         say(
             console,
-            f"{kept} {what} not tried again; once the cause is mended, add --retry-failed",
+            f"{kept} {what} not tried again; once the cause is fixed, add --retry-failed",
         )
 
 

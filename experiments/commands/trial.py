@@ -1,4 +1,4 @@
-"""One trial by one command: what an agent, a cluster's job or a person starts."""
+"""One trial by one command: for an agent, a cluster's job or a user."""
 
 import os
 from collections.abc import Sequence

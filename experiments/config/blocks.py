@@ -102,5 +102,5 @@ def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
 
 
 def unknown_name(name: str, *, known: Iterable[str], what: str) -> str:
-    """One line on a name that nothing has, with what is near."""
+    """One line on an unknown name, with the nearest known one."""
     return f"{what}={name}: unknown; {nearest(name, dict.fromkeys(known))}"

@@ -69,7 +69,7 @@ class ConditionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionRow:
-    """A condition that comes along: its factors, and how people read it."""
+    """A built-in condition: its factors, and how it is shown."""
 
     factors: ConditionConfig
     label: str
@@ -159,7 +159,7 @@ CONDITIONS: dict[str, ConditionRow] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ControlRow:
-    """A row beside the conditions, for which nothing is fitted, and how people read it."""
+    """A row beside the conditions, for which nothing is fitted, and how it is shown."""
 
     label: str
     """In tables and legends."""
@@ -169,7 +169,7 @@ class ControlRow:
     note: str
     """Below a table."""
     is_box_alone: bool = False
-    """Whether it scores what the prompt's box gives away."""
+    """Whether it scores the prompt's box alone."""
     has_segmenter: bool = False
     """Whether it is a row of a segmenter, and not of the data alone."""
 
@@ -179,8 +179,8 @@ CONTROLS: dict[str, ControlRow] = {
         label="box only (no image)",
         color="#444444",
         marker="_",
-        note="Box only (no image): an ellipse inscribed in the prompt box, no pixel read. What it "
-        "scores, the prompt gave away.",
+        note="Box only (no image): an ellipse inscribed in the prompt box, no pixel read. Its "
+        "score comes from the prompt alone.",
         is_box_alone=True,
     ),
     "mean_mask": ControlRow(
@@ -200,7 +200,7 @@ CONTROLS: dict[str, ControlRow] = {
 }
 """They close a block."""
 BOX_ALONE = [name for name, row in CONTROLS.items() if row.is_box_alone]
-"""Controls that score what the prompt's box gives away."""
+"""Controls that score the prompt's box alone."""
 ROWS: dict[str, ConditionRow | ControlRow] = CONDITIONS | CONTROLS
 """In the order of a table's block; the conditions that a recipe composes stand between the two."""
 

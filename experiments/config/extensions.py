@@ -13,7 +13,7 @@ def import_extensions(names: Sequence[str], *, where: str = "the command line") 
 
     Args:
         names: As in `import NAME`.
-        where: Who asks, for messages.
+        where: Where they are named, for messages.
 
     Raises:
         InputError: If one is not there, or fails.
@@ -30,5 +30,5 @@ def import_extensions(names: Sequence[str], *, where: str = "the command line") 
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{where}: extensions: {name} cannot be imported ({type(error).__name__}: "
-                f"{reason}); mend it, or put its folder on PYTHONPATH"
+                f"{reason}); correct it, or put its folder on PYTHONPATH"
             ) from error

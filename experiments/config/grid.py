@@ -36,7 +36,7 @@ class GridConfig:
     """The axes of a sweep; every combination is a trial."""
 
     condition: list[str] = field(default_factory=lambda: ["real"])
-    """What a trial is trained on: conditions that come along, or of the recipe's `conditions`."""
+    """What a trial is trained on: built-in conditions, or those of the recipe's `conditions`."""
     segmenter: list[str] = field(default_factory=lambda: ["sam"])
     """What is trained: `sam`, `unet`, or blocks of the recipe's `segmenters`."""
     generator: list[str] = field(default_factory=list)
@@ -66,8 +66,8 @@ class GridConfig:
     per_device: int = 1
     """Stages at the same time on each of `devices`."""
     retries: int = 1
-    """Times that a stage is started again after its process was killed; what fails by itself is
-    not, unless less memory can mend it."""
+    """Times that a stage is started again after its process was killed; what fails with an error
+    is not, except where memory ran out."""
     max_failures: int = 5
     """Failures in a row, none finished between them, after which no more is started."""
 

@@ -1,4 +1,4 @@
-"""From a recipe and `key=value` words to a checked config. Torch-free: a mistake costs no wait."""
+"""From a recipe and `key=value` words to a checked config. Torch-free, so that it takes no time."""
 
 import difflib
 import sys
@@ -49,9 +49,9 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         try:
             loaded = yaml.load(path.read_text(), Loader=_UniqueKeys)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: not valid YAML ({_one_line(error)}); mend it") from error
+            raise InputError(f"{path}: not valid YAML ({_one_line(error)}); correct it") from error
         if not isinstance(loaded, dict):
-            raise InputError(f"{path}: a recipe is a mapping of keys to values; mend it")
+            raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
         merged = loaded
         import_extensions(merged.get("extensions", []), where=str(path))
         _check_keys(merged, ExperimentConfig, where=str(path))
@@ -72,7 +72,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     except OmegaConfBaseException as error:
         raise InputError(_explain(error)) from error
     for section in fields(ExperimentConfig):
-        # Section by section, so that a room's own message gets the section's name in front.
+        # Section by section, so that the section's own message gets the section's name in front.
         if is_dataclass(section.type):
             try:
                 OmegaConf.to_object(typed[section.name])

@@ -22,7 +22,7 @@ class TrainerConfig:
     """Parts in which a batch is computed, one after the other, to save memory: gradients add up
     over them, and the optimiser's step is the same, but for the U-Net's: its batch normalisation
     takes its statistics over each part. The next smaller divisor of a batch is taken; where memory
-    runs out all the same, a stage takes more by itself."""
+    still runs out, a stage takes more by itself."""
     threads: int | None = None
     """CPU threads of a stage; null shares the cores between `sweep.workers`."""
     num_workers: int = 0

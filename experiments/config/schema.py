@@ -129,7 +129,7 @@ class ExperimentConfig:
                 f"statistics.primary.prompt={primary.prompt}: use one of "
                 f"{', '.join(get_args(Prompt))}"
             )
-        # Not the first one with results: a failed segmenter must not hand its place on.
+        # Not the first one with results: it must stay where a segmenter failed.
         primary.segmenter = primary.segmenter or self.sweep.segmenter[0]
         primary.generator = primary.generator or self.generator_names()[0]
         self.segmenter_named(primary.segmenter)

@@ -16,7 +16,7 @@ class SynthesisConfig:
     generator: str = "pixel"
     """Generator of a sweep whose `sweep.generator` is empty: `pixel`, from scratch, set by the
     section `generator`; `stable_diffusion`, a pretrained model with LoRA, set by the section
-    `stable_diffusion`, whose base model is yours to bring; or a block of `generators`."""
+    `stable_diffusion`, whose base model you provide; or a block of `generators`."""
     generator_count: int = 60
     """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
     generator_support: int = 0
@@ -26,7 +26,7 @@ class SynthesisConfig:
     image_hw: tuple[int, int] = (540, 800)
     """Height and width of the stored pairs, px; the generator's squash is undone to this size."""
     folder: str | None = None
-    """Folder of somebody else's pairs (image/, mask/) to use instead of a generator."""
+    """Folder of pairs made elsewhere (image/, mask/) to use instead of a generator."""
     folder_labels: int | None = None
     """Labelled images that the maker of `folder` used; null prints as unknown."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -55,7 +55,8 @@ class GateConfig:
     """Dice between label and segmenter must reach this quantile of the same Dice on the real ones,
     less the slack below."""
     agreement_slack: float = 0.1
-    """Taken off that quantile: the segmenter was fitted on those images, and knows few the best."""
+    """Taken off that quantile: the segmenter was fitted on those images, and fits them the
+    better the fewer they are."""
     min_agreement: float | None = None
     """A limit for that Dice to use instead of the quantile."""
     intensity_quantile: float = 0.01

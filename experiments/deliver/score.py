@@ -1,4 +1,4 @@
-"""`sonosweep score`: anybody's masks under the protocol of our own evaluation."""
+"""`sonosweep score`: masks made elsewhere, scored by the protocol of our own evaluation."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MISSING = ("refuse", "empty")
 PROMPT = "as_given"
-"""Prompt of rows whose masks were made elsewhere: nobody knows what the model was told."""
+"""Prompt of rows whose masks were made elsewhere: what the model was told is not known."""
 
 # Column of results.csv, words for a person, factor, digits.
 _LINES = (
@@ -173,7 +173,7 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
     columns = list(dict.fromkeys([*KEYS, *PER_IMAGE]))
     per_image = pd.DataFrame(list(rows), columns=columns)
     per_image = per_image.astype(dict.fromkeys(MEASURES, "float64"))
-    # Nobody knows which segmenter or generator was behind the masks.
+    # Which segmenter or generator made the masks is not known.
     per_image[list(AXIS_COLUMNS)] = ""
     return per_image, aggregate(per_image)
 

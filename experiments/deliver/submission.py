@@ -61,7 +61,7 @@ def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
         mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
 
     Raises:
-        ValueError: No ellipse can be had: the mask is empty or full, or no ellipse in the image
+        ValueError: No ellipse can be fitted: the mask is empty or full, or no ellipse in the image
             fits its outline. Its text is the reason.
     """
     if not mask.any():
@@ -209,11 +209,11 @@ def submit_command(
         out: CSV to write, or None.
         masks: New folder for `<id>.png` (0 and 255), or None.
         prompt: One of `PROMPTS`.
-        skip_degenerate: Leave out rows that cannot be had, instead of writing no file.
+        skip_degenerate: Leave out rows without an ellipse, instead of writing no file.
         console: Where progress and names are shown.
 
     Raises:
-        InputError: For a user's mistake; or an ellipse cannot be had and is not to be skipped.
+        InputError: For a user's mistake; or an ellipse is missing and is not to be skipped.
     """
     one_of(prompt, PROMPTS, option="--prompt")
     if out is None and masks is None:

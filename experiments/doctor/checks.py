@@ -1,6 +1,6 @@
 """What a check of `sonosweep doctor` is, and how several run without waiting for a dead mount.
 
-Free of numpy, psutil and torch: a broken installation must still be told from a whole one.
+Free of numpy, psutil and torch: a broken installation must still be recognised.
 """
 
 import os
@@ -60,7 +60,7 @@ def run_checks(
     """Run all at the same time and give what they found in the order of the mapping.
 
     What a checker raises becomes a finding, and so does one that does not end within `timeout_s`
-    seconds from the call on: a lost mount holds whoever looks at it.
+    seconds from the call on: a lost mount blocks every process that reads it.
     """
     found: dict[str, Check] = {}
 

@@ -14,7 +14,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.doctor.checks import Check, ask
 
 STAGE_GIB = 2.0
-"""Memory of a stage. The hungriest one of an ablation on HC18 with LiteMedSAM took 1.6 GiB."""
+"""Memory of a stage. The largest one of an ablation on HC18 with LiteMedSAM took 1.6 GiB."""
 PROBE_TIMEOUT_S = 120.0
 """A first import of torch takes tens of seconds from a network disk or beside busy programs."""
 # Segmenters import torchvision, which fails beside a torch of another build. No memory is taken
@@ -141,7 +141,7 @@ def check_gpus(config: ExperimentConfig) -> Check:
     query = "--query-gpu=index,name,memory.used,memory.total,driver_version"
     code, said = ask("nvidia-smi", query, "--format=csv,noheader,nounits")
     if code != 0:
-        remedy = "mend the driver (often a restart after its update); runs use the CPU"
+        remedy = "repair the driver (often a restart after its update); runs use the CPU"
         return Check("warn", f"nvidia-smi fails: {said}", remedy)
     keys = ("index", "name", "used_mib", "memory_mib", "driver")
     gpus = [dict(zip(keys, line.split(", "), strict=True)) for line in said.splitlines()]

@@ -25,7 +25,7 @@ class Pairs:
     """The stage whose pairs are embedded: where a gate chose, all that it chose from."""
     n: int
     what: str
-    """How many those are, and what a person calls them."""
+    """Their number and a readable name."""
     label_ids: list[str] = field(default_factory=list)
     """Labelled images behind them."""
     is_foreign: bool = False

@@ -19,7 +19,7 @@ class Node:
     upstream: dict[str, str] = field(default_factory=dict)
     """Directory `stage/id` of each input, by role; hashed."""
     label: str = ""
-    """What a person reads."""
+    """Text for the user."""
     title: str = ""
     """Its subject without the verb, for the labels of stages that read it; the fits have one."""
     slug: str = ""
@@ -88,7 +88,7 @@ class TrialSpec:
         if self.is_control:
             return before + self.condition + (f"-f{self.fold}" if self.fold else "")
         axes = f"n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
-        # The first kinds that there were go unnamed, so that names of finished trials stay.
+        # The default kinds are not named, so that names of finished trials stay.
         after = "" if self.generator in ("", "pixel") else f"-{self.generator}"
         return f"{before}{self.condition}{after}-{axes}" + (f"-f{self.fold}" if self.fold else "")
 

@@ -1,4 +1,4 @@
-"""The part of a plan that makes pairs: generators, candidates, gates and their cheap rivals."""
+"""The part of a plan that makes pairs: generators, candidates, gates and cheaper alternatives."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -49,7 +49,7 @@ def _generator(nodes: Nodes, ids: list[str], *, source: Source) -> str:
 
 
 def _name(source: Source) -> str:
-    """What labels call a generator; the first kind that there was goes unnamed."""
+    """What labels call a generator; the default kind is not named."""
     return "generator" if source.generator in ("", "pixel") else f"generator {source.generator}"
 
 
@@ -152,7 +152,7 @@ def _fidelity(nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source:
 
 
 def _imported(nodes: Nodes) -> Pairs:
-    """Somebody else's pairs, taken into the store; no gate."""
+    """Pairs made elsewhere, imported into the store; no gate."""
     pairs = nodes.data.foreign_pairs
     key = nodes.add(
         Node(

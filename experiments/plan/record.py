@@ -72,7 +72,7 @@ def record_plan(folder: Path, plan: Plan) -> str | None:
 
 
 def _known_plan(folder: Path) -> PlanFile | None:
-    """The plan of the last start; None where there is none or nobody could read it."""
+    """The plan of the last start; None where there is none or it cannot be read."""
     try:
         return read_plan(folder)
     except NewerLayoutError:

@@ -1,4 +1,4 @@
-"""What tells one row of a table, and one curve of a figure, from the next, and what people call it.
+"""What tells one row of a table, and one curve of a figure, from the next, and its words.
 
 A further axis of a sweep is one more name in `SERIES`.
 """
@@ -38,7 +38,7 @@ _WITHOUT_PROMPT = Prompt(
 
 
 def prompt_words(name: str, *, shown: Sequence[str] = ()) -> Prompt:
-    """How people call a prompt; an unknown one has its own name."""
+    """Words for a prompt; an unknown one has its own name."""
     if name == next(iter(PROMPTS)) and "segmenter" in shown:
         return _WITHOUT_PROMPT
     return PROMPTS.get(name, Prompt(label=name, phrase=name))

@@ -1,4 +1,4 @@
-"""The box figure: how much of a score does the prompt's box give away?
+"""The box figure: how much of a score comes from the prompt's box alone?
 
 One fitted SAM, the ellipse inscribed in the box (no pixel read) and the constant mean mask are
 scored under increasing box jitter. What needs no reference, the whole image as a prompt and the

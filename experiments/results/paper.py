@@ -44,8 +44,8 @@ NOTES = [
     "Ours: Dice at 256x256 under the same jittered box, mean over test images; other test images, "
     "and the backbone and steps of this sweep. The difference compares two experiments, not two "
     "methods.",
-    "The paper's figure holds no row for a box without an image; ours scores what the prompt alone "
-    "gives away.",
+    "The paper's figure holds no row for a box without an image; the score of ours comes from the "
+    "prompt alone.",
 ]
 
 

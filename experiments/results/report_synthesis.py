@@ -58,12 +58,12 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     """Dice downstream of the gate, of no gate, and of a random subset of the gate's size.
 
     Returns:
-        A row per cohort, prompt, amount and condition where a sweep has both the gate and one of
-        its rivals; else no rows.
+        A row per cohort, prompt, amount and condition where a sweep has both the gate and another
+        choice of candidates; else no rows.
     """
     rows = with_defaults(results)
     done = rows[rows["status"] == "done"]
-    done = done[done["condition"].isin(_gate_rivals(done["condition"]))]
+    done = done[done["condition"].isin(_with_another_gate(done["condition"]))]
     if done.empty:
         return pd.DataFrame()
     shown = shown_axes(done)
@@ -89,7 +89,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _gate_rivals(present: Iterable[str]) -> list[str]:
+def _with_another_gate(present: Iterable[str]) -> list[str]:
     """Conditions that are there beside another one that differs from them by its gate alone."""
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(present):

@@ -33,7 +33,7 @@ KEYS = [
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
 _TEXT_COLUMNS += ["prompt", "status", "reason", "trimesters_missing"]
 _noted: set[Path] = set()
-"""Files whose translation was said."""
+"""Files whose note was printed."""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -70,7 +70,10 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
         )
     if path.resolve() not in _noted:
         _noted.add(path.resolve())
-        print(f"{path}: older file; segmenter and generator told from condition", file=sys.stderr)
+        print(
+            f"{path}: older file; segmenter and generator are derived from condition",
+            file=sys.stderr,
+        )
     own_rows = {name: row for name, row in CONDITIONS.items() if row.factors.has_generator}
     without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
     is_unet = rows["condition"] == "unet"

@@ -1,7 +1,7 @@
 """What a unit of a stage's work costs: the median of the finished runs of a store. Torch-free.
 
 A run's `DONE.json` has the seconds of its last attempt, so one that was resumed looks faster than
-it is; medians bear a few of those.
+it is; medians are robust to a few of those.
 """
 
 import json

@@ -31,7 +31,7 @@ from experiments.runner.slurm_queue import (
 from experiments.stages.context import StageContext
 from experiments.store.runs import RunStore, hold
 
-PATIENCE_S = 3600.0
+GIVE_UP_AFTER_S = 3600.0
 """How long squeue may fail, and a batch be refused for the moment, before that is an error."""
 RETRY_S = 30.0
 """Seconds between two attempts to send what was refused for the moment."""
@@ -93,7 +93,7 @@ class SlurmLauncher:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         adopted: dict[str, Job] = {}
-        # Whoever sends holds the folder: what has no id in there was never sent to its end.
+        # The process that sends holds the folder: a batch without an id was never fully sent.
         with hold(self.folder):
             batches = read_ledger(self.folder)
             try:
@@ -185,10 +185,10 @@ class SlurmLauncher:
             queue = read_queue({job.name for job in alive if job.job_id is not None})
         except SlurmError as error:
             self._failing_since = asked if self._failing_since is None else self._failing_since
-            if asked - self._failing_since > PATIENCE_S:
+            if asked - self._failing_since > GIVE_UP_AFTER_S:
                 raise InputError(
-                    f"sweep.launcher=slurm: {error}, for {PATIENCE_S / 60:.0f} minutes; the jobs "
-                    "are left alone, the same command takes them up again"
+                    f"sweep.launcher=slurm: {error}, for {GIVE_UP_AFTER_S / 60:.0f} minutes; the "
+                    "jobs are left alone, the same command takes them up again"
                 ) from error
             return
         self._failing_since = None
@@ -237,11 +237,11 @@ class SlurmLauncher:
         now = time.monotonic()
         is_passing = any(word in words.lower() for word in PASSING)
         # The user's own limit is reached by other jobs; what else stops the first one, the user
-        # can mend best now.
+        # can fix best now.
         if not self._has_sent and "maxsubmitjob" not in words.lower():
             raise InputError(f"sweep.launcher=slurm: {words}")
         since = self._unsent.setdefault(batch.name, now)
-        if is_passing and now - since < PATIENCE_S:
+        if is_passing and now - since < GIVE_UP_AFTER_S:
             self._next_try = now + RETRY_S
             return
         del self._unsent[batch.name]

@@ -28,7 +28,7 @@ FULL_MIB = 1
 
 @dataclass(kw_only=True)
 class NodeRun:
-    """How one stage fares."""
+    """State of one stage."""
 
     node: Node
     state: State = "waiting"
@@ -200,7 +200,7 @@ class Sweep:
         return chain
 
     def _block(self, run: NodeRun) -> None:
-        """Give a stage up where one of its inputs cannot be had."""
+        """Give a stage up where one of its inputs is not available."""
         inputs = [self.runs[key] for key in run.node.upstream.values()]
         broken = [i for i in inputs if i.state in ("failed", "blocked")]
         if broken:
@@ -254,11 +254,11 @@ class Sweep:
                 run.seconds, run.job = time.monotonic() - run.started, None
 
     def _failed(self, run: NodeRun, failure: Failure | None, *, ended: str) -> None:
-        """Decide whether another attempt can mend it."""
+        """Decide whether another attempt may succeed."""
         was_killed = failure is None and run.job is not None and run.job.was_killed
         run.reason = failure.reason if failure else ended
         if was_killed and run.done > run.done_when_killed:
-            # A job that a time limit ends again and again gets there all the same.
+            # A job that a time limit ends again and again still gets further each time.
             run.n_killed, run.done_when_killed = 0, run.done
         if was_killed and run.n_killed < self.config.sweep.retries:
             run.n_killed += 1
@@ -317,7 +317,7 @@ def _summary(failures: Sequence[NodeRun]) -> str:
     first, more = next(iter(reasons)), len(reasons) - 1
     others = f" (and {more} other reasons)" if more else ""
     return (
-        f"{len(failures)} stages failed in a row, so no more is started: {first}{others}; mend it "
+        f"{len(failures)} stages failed in a row, so no more is started: {first}{others}; fix it "
         "and start again with --retry-failed"
     )
 

@@ -135,7 +135,7 @@ def _write_failed(run_dir: Path, error: BaseException) -> None:
 
 
 def failure_kind(error: BaseException, *, run_dir: Path) -> FailureKind:
-    """Tell what another attempt can mend from what will come again."""
+    """Tell failures after which another attempt may succeed from those that will come again."""
     words = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
         return "out_of_memory"

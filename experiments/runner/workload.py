@@ -48,7 +48,7 @@ class Workload:
     """What a sweep still has to do, and how long it takes.
 
     Args:
-        sweep: Its stages and how they fare.
+        sweep: Its stages and their states.
     """
 
     def __init__(self, sweep: Sweep) -> None:

@@ -1,4 +1,4 @@
-"""The stage behind the box figure: how much of a score does the box give away?"""
+"""The stage behind the box figure: how much of a score comes from the box alone?"""
 
 from typing import Any
 

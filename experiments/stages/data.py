@@ -186,7 +186,7 @@ def _refuse_shared_images(
 def _refuse_tested_pairs(
     pairs: Index, indices: Mapping[str, Index], *, name: str, tested: Set[str]
 ) -> None:
-    """Somebody else's pairs must not hold what is tested on."""
+    """Pairs made elsewhere must not hold what is tested on."""
     for cohort, index in indices.items():
         for found in cross_cohort_duplicates({"pairs": pairs, cohort: index}):
             pair, real = found.sample_ids

@@ -32,7 +32,7 @@ WRITERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class _Item:
-    """One embedding to have: a row of the prepared images, as it is or as an augmented view."""
+    """One embedding to compute: a row of the prepared images, as it is or as an augmented view."""
 
     key: str
     row: int

@@ -51,7 +51,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     config = replace(config, steps=datamodule.n_batches)
     seed_everything(keyed_seed("trial", seed) % 2**32, verbose=False)
     row = row_of(config)
-    # Graphs of several processes, or over parts of a batch, are more than they save.
+    # CUDA graphs over several processes or batch parts cost more than they save.
     is_whole = context.batch_parts == 1 and context.config.trainer.devices == 1
     module = row.load_module().start(
         config, seed=seed, cached=datamodule.embeddings is not None, captures=is_whole

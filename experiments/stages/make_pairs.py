@@ -1,4 +1,4 @@
-"""Stages that make or take pairs without a network: a generator's cheap rivals and controls."""
+"""Stages that make pairs without a network: cheaper alternatives to a generator, and controls."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,7 +96,7 @@ def run_subset(context: StageContext) -> dict[str, Any]:
 
 
 def run_import_pairs(context: StageContext) -> dict[str, Any]:
-    """Take somebody else's synthetic pairs into the store."""
+    """Import synthetic pairs made elsewhere into the store."""
     foreign = read_synthetic(Path(context.config.synthesis.folder))
     for sample in foreign.samples:
         image = read_image(sample.image_path)

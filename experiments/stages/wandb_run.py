@@ -51,7 +51,7 @@ def open_run(
         config: Project and entity.
         mode: online or offline.
         run_id: Unique within the project; see `clean_id`.
-        name: What a person reads.
+        name: Text for the user.
         group: Name of the sweep.
         job_type: Kind of work.
         tags: Shortened to 64 characters.

@@ -1,8 +1,8 @@
 """`sonosweep clean`: what old artefacts cost, and their removal when it is asked for.
 
-Nothing is removed that somebody holds, that a sweep refers to which was not named, or that was not
+Nothing is removed that a process holds, that a sweep refers to which was not named, or that was not
 selected. A directory is renamed before it is emptied, so an interruption leaves nothing that
-another sweep would believe.
+another sweep would take for complete.
 """
 
 import fcntl
@@ -195,7 +195,7 @@ def _is_asked(artefact: Artefact, selection: Selection, *, now: float) -> bool:
     if selection.older_than_s is not None and now - artefact.last_use < selection.older_than_s:
         return False
     if artefact.stage == PREPARED:
-        # No plan names them, so they are nobody's orphans.
+        # No plan names them, so they are never orphans.
         return PREPARED in selection.stages and not selection.sweeps
     if not selection.orphans and not selection.sweeps:
         return True
@@ -235,7 +235,7 @@ def _remove(artefact: Artefact, *, store: Path, outgoing: list[Path]) -> str:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             folder.rename(target)
     except FileNotFoundError:
-        return "somebody else removed it"
+        return "another process removed it"
     except BlockingIOError:
         return "in use"
     outgoing.append(target)

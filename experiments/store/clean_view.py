@@ -47,8 +47,8 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
     by_stage: dict[str, list[Artefact]] = defaultdict(list)
     for artefact in inventory.artefacts:
         by_stage[artefact.stage].append(artefact)
-    nobodys, now = orphans(inventory), time.time()
-    n_orphans = Counter(each.stage for each in nobodys)
+    unreferenced, now = orphans(inventory), time.time()
+    n_orphans = Counter(each.stage for each in unreferenced)
     columns = ("stage", "items", "size", "orphans", "last use")
     rows = [
         (
@@ -66,7 +66,7 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
         names = ", ".join(inventory.unknown_sweeps)
         say(console, f"no readable plan.json, so nothing can be removed: {names}")
     else:
-        say(console, f"orphans, which no sweep refers to: {_summary(nobodys)}")
+        say(console, f"orphans, which no sweep refers to: {_summary(unreferenced)}")
     for state, what in (("held", "running now"), ("unfinished", "interrupted or failed")):
         found = [each for each in inventory.artefacts if each.state == state]
         if found:

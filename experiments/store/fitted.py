@@ -28,7 +28,7 @@ def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
         found = manifest.get("segmenter")
         if found is not None:
             return SEGMENTERS[found["kind"]].settings(**found["settings"])
-        # Runs of before there were kinds.
+        # Runs from before there were kinds.
         if manifest.get("stage") == "fit_unet":
             return UnetConfig(**manifest["config"]["unet"])
         config = SegmenterConfig(**manifest["config"]["segmenter"])

@@ -50,7 +50,7 @@ def claim_store(root: Path) -> None:
 def use_sweep(folder: Path) -> AbstractContextManager[None]:
     """Say that a sweep's folder is in use, until the block or the process ends.
 
-    Several may use it at once; `is_used` tells that somebody does.
+    Several processes may use it at once; `is_used` tells whether one does.
     """
     return _share(folder / LOCK_NAME)
 
@@ -92,7 +92,7 @@ def _is_shared(path: Path) -> bool:
 
 
 def _takes(path: Path, kind: int) -> bool:
-    """Whether a lock can be had; it is given back at once."""
+    """Whether a lock is free; it is released at once."""
     try:
         # A lock over a network needs a file that is open for writing; another user's may not be.
         try:

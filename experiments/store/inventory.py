@@ -18,7 +18,7 @@ EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
 SHARED = (EMBEDDINGS, PREPARED, TEMPORARY)
 """Folders of files that any stage may be reading, as against a stage's own directory."""
 REMOVED_PREFIX = ".removed-"
-"""Directories on their way out: renamed, so that nothing believes in them any more."""
+"""Directories being removed: renamed, so that nothing reads them any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path, *, hidden: bool = False) -> list[Path]:
-    """Folders in a folder. Hidden ones are somebody's working place."""
+    """Folders in a folder. Hidden ones are temporary."""
     return [p for p in _entries(folder) if p.is_dir() and (hidden or not p.name.startswith("."))]
 
 

@@ -1,4 +1,4 @@
-"""Run directories: `<root>/store/<stage>/<id>`, whole or resumable, never half believed.
+"""Run directories: `<root>/store/<stage>/<id>`, complete or resumable.
 
 `manifest.json` is written first, results follow, `DONE.json` comes last by a rename. A directory
 with `DONE.json` is never touched again; one without it is resumed or made anew.
@@ -43,7 +43,7 @@ class RunStore:
 
 @contextlib.contextmanager
 def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a run directory alone; the lock ends with its holder, however that dies.
+    """Hold a run directory alone; the lock ends with its holder, however that ends.
 
     Args:
         run_dir: The directory.
@@ -131,7 +131,7 @@ class Failure:
     reason: str
     """One line."""
     kind: FailureKind
-    """`error` will come again; the other two may be mended."""
+    """`error` will come again; after the other two another attempt may succeed."""
 
 
 def write_failed(run_dir: Path, reason: str, *, kind: FailureKind = "error") -> None:

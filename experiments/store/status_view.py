@@ -44,7 +44,7 @@ def print_status(status: SweepStatus, console: Console) -> None:
                 _print_reason(stage, console)
         say_more(console, len(stages), more="; --json names all" if state == "failed" else "")
     if counts["failed"]:
-        say(console, "\nonce the cause is mended: sonosweep sweep ... --retry-failed")
+        say(console, "\nonce the cause is fixed: sonosweep sweep ... --retry-failed")
     elif not status.is_running and (counts["interrupted"] or counts["waiting"]):
         say(console, "\nthe same sweep command goes on from here")
 

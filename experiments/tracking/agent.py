@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.config.schema import ExperimentConfig
 
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
-"""What an agent sets for its command. The stages' own runs must not take them for theirs."""
+"""What an agent sets for its command. The stages' own runs must not read them."""
 
 
 def log_to_agent(
@@ -16,7 +16,7 @@ def log_to_agent(
 ) -> None:
     """Report a trial's scores as the summary of the agent's run, as `dice/whole_image`.
 
-    W&B is never in the way of a trial: what goes wrong is printed.
+    W&B never fails a trial: what goes wrong is printed.
     """
     if config.wandb.mode == "disabled":
         return

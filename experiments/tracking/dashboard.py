@@ -135,7 +135,7 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
     are not made again.
 
     Raises:
-        InputError: If `to` is no `ENTITY/PROJECT`, nobody is logged in, or the server is away.
+        InputError: If `to` is no `ENTITY/PROJECT`, there is no login, or the server is away.
         SystemExit: Where W&B could not take it.
     """
     entity, _, project = to.partition("/")
@@ -168,7 +168,7 @@ def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
     config = yaml.safe_load((folder / "config.yaml").read_text())
     prompts = config["evaluation"]["prompts"]
     name = config["name"]
-    # Whoever changes the views' code changes what is saved.
+    # A change of the views' code changes what is saved.
     views_code = Path(__file__).with_name("views.py").read_text()
     key = content_key([name, prompts, views_code, server_url()])
     known = _read_views(folder)

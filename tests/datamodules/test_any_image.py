@@ -1,4 +1,4 @@
-"""Anybody's images: formats, depths and channels, and one line for each that cannot be read."""
+"""Images from any source: formats, depths, channels, and one line for each that cannot be read."""
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ def test_jpeg(grey, tmp_path):
 
 @pytest.mark.parametrize("alpha", [0, 128, 255])
 def test_alpha_is_dropped(grey, tmp_path, alpha):
-    """What is transparent was recorded all the same; a TIFF's decoder would darken it."""
+    """What is transparent was recorded too; a TIFF's decoder would darken it."""
     channels = [grey] * 3 + [np.full_like(grey, alpha)]
     for used in (channels, channels[2:]):
         Image.fromarray(np.dstack(used)).save(tmp_path / "a.png")

@@ -17,13 +17,13 @@ import pytest
 
 from datamodules import fetch
 from datamodules.attribution import HC18_LICENCE
-from datamodules.download import Patience, RemoteFile, download
+from datamodules.download import RemoteFile, RetryPolicy, download
 from datamodules.errors import InputError
 from datamodules.fetch import HC18_MD5, RECORD_URL, fetch_hc18, unpack
 from datamodules.samples import read_hc18
 from experiments.__main__ import main
 
-QUICK = Patience(attempts=3, timeout_s=5.0, backoff_s=0.001)
+QUICK = RetryPolicy(attempts=3, timeout_s=5.0, backoff_s=0.001)
 CSVS = ("training_set_pixel_size_and_HC.csv", "test_set_pixel_size.csv")
 ALL = (*CSVS, "training_set.zip", "test_set.zip")
 BIG = "training_set.zip"
@@ -121,7 +121,7 @@ def server(hc18_folder, monkeypatch):
 
 def get(server, root, **changes):
     settings = {"record_url": f"{server.url}/record", "known_md5": server.prefixes()}
-    return fetch_hc18(root, **(settings | {"patience": QUICK} | changes))
+    return fetch_hc18(root, **(settings | {"retry": QUICK} | changes))
 
 
 def one_file(server, body, **changes):
@@ -256,19 +256,19 @@ def test_a_server_without_the_part_is_asked_for_all(tmp_path, server):
     # The server's file is shorter than the part, the record says longer.
     (tmp_path / "a.part").write_bytes(b"x" * 10)
     with pytest.raises(InputError, match="10 bytes on the server, 11 in the record"):
-        download(one_file(server, b"0123456789", size_bytes=11), tmp_path, patience=QUICK)
+        download(one_file(server, b"0123456789", size_bytes=11), tmp_path, retry=QUICK)
     assert server.asked[:2] == [("a", "bytes=10-"), ("a", None)]
 
 
 def test_an_empty_file(tmp_path, server):
-    assert download(one_file(server, b""), tmp_path, patience=QUICK).read_bytes() == b""
+    assert download(one_file(server, b""), tmp_path, retry=QUICK).read_bytes() == b""
 
 
 def test_a_full_disk(tmp_path, server, monkeypatch):
     """Known before: nothing is fetched. While writing: the system's own error, at once."""
     (tmp_path / "a.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
-        download(one_file(server, b"0123456789"), tmp_path, patience=QUICK)
+        download(one_file(server, b"0123456789"), tmp_path, retry=QUICK)
     assert (caught.value.errno, server.times("a")) == (errno.ENOSPC, 1)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match=r"MiB are needed, 0 MiB are free"):

@@ -35,7 +35,7 @@ def test_a_typo_in_a_recipe_is_one_line():
 
 
 def test_a_row_from_outside(hc18_folder, tmp_path, monkeypatch):
-    """Annotations beside the images under another ending, as somebody else may keep them."""
+    """Annotations beside the images under another ending, as another data set may have them."""
     root = tmp_path / "toy"
     root.mkdir()
     for path in (hc18_folder / "training_set").iterdir():

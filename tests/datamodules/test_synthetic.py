@@ -1,4 +1,4 @@
-"""Synthetic sets: written and read back, ours and anybody's."""
+"""Synthetic sets: written and read back, ours and those made elsewhere."""
 
 import json
 

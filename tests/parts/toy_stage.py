@@ -1,4 +1,4 @@
-"""A stage that is none of ours, as somebody else's module has it."""
+"""A stage of a user's own module."""
 
 
 def run_toy(context):

@@ -69,7 +69,7 @@ class AbsentEncoder(nn.Module):
         Raises:
             RuntimeError: Always.
         """
-        raise RuntimeError(f"no encoder was built, for an image {tuple(image.shape)} all the same")
+        raise RuntimeError(f"no encoder was built to encode an image {tuple(image.shape)}")
 
 
 def build_sam(config: SegmenterConfig, *, has_encoder: bool = True) -> BackboneSam:

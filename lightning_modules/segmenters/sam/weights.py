@@ -23,7 +23,7 @@ FILES: dict[Backbone, str] = {
     "vit_h": "sam_vit_h_4b8939.pth",
     "medsam": "medsam_vit_b.pth",
 }
-"""Files that users bring, by the names that their makers gave them."""
+"""Files that users provide, by their published names."""
 
 
 def find_lite_weights(weights_path: str | None = None) -> Path:

@@ -46,7 +46,7 @@ class UnetModule(L.LightningModule):
         seed: Keys the initial weights and every item's augmentation.
 
     Raises:
-        WeightsError: Pretrained weights are asked for and cannot be had.
+        WeightsError: Pretrained weights are asked for and cannot be loaded.
     """
 
     def __init__(self, config: UnetConfig | dict[str, Any], *, seed: int = 0):
@@ -192,7 +192,7 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
         seed: Seed of all weights, or of the decoder's where the encoder is pretrained.
 
     Raises:
-        WeightsError: The pretrained weights cannot be had.
+        WeightsError: The pretrained weights cannot be loaded.
     """
     weights: str | bool | None = config.encoder_weights
     if weights is not None and config.encoder_name.startswith("tu-"):
@@ -215,7 +215,7 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
             reason = " ".join(str(error).split())[:200]
             raise WeightsError(
                 f"encoder_weights={config.encoder_weights} of {config.encoder_name} cannot be "
-                f"had: {reason}; set encoder_weights to null for random ones"
+                f"loaded: {reason}; set encoder_weights to null for random ones"
             ) from error
     # A fifth less CPU time a step than the usual order of the axes.
     return network.to(memory_format=torch.channels_last)
@@ -290,7 +290,7 @@ def load_unet(path: str | Path, config: UnetConfig) -> UnetModule:
             f"{path}: fitted with {key}={theirs.get(key)}, not {ours.get(key)}; fit it again, or "
             "ask for the settings that it was fitted with"
         )
-    # Its own weights follow: those of the pretrained encoder need not be had.
+    # Its own weights follow: those of the pretrained encoder are not needed.
     module = UnetModule(replace(config, encoder_weights=None), seed=seed)
     module.config = config
     try:

@@ -62,7 +62,7 @@ def test_resolved_config_loads_again_to_the_same_config(tmp_path):
 def test_every_shipped_recipe_is_valid(recipe):
     config = load_config(recipe, [])
     assert config.name
-    assert config.data.root is None, "a recipe must not hold a path of somebody's machine"
+    assert config.data.root is None, "a recipe must not hold a path of one machine"
 
 
 @pytest.mark.parametrize(

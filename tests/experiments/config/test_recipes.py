@@ -55,7 +55,7 @@ def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision, facto
 
 
 def small(name: str) -> ExperimentConfig:
-    """A recipe as it is shipped, with a small network where its own are the user's to bring."""
+    """A recipe as it is shipped, with a small network where the user provides its own."""
     config = load_config(name, [])
     if config.segmenter.backbone in FILES:
         config.segmenter = replace(config.segmenter, backbone="vit_tiny")

@@ -1,4 +1,4 @@
-"""Anybody's masks: found by name, checked, and scored as our own predictions are."""
+"""Masks made elsewhere: found by name, checked, and scored as our own predictions are."""
 
 import json
 import sys

@@ -115,7 +115,7 @@ def test_what_failed_counts_as_the_sweep_takes_it(measured):
     kept = of(measured, made, retry_failed=False)
     assert (kept.left_out, kept.seconds) == (2, pytest.approx(10 + START_S))
     assert "2 stages left out: they failed, or need one that did" in forecast_text(kept)
-    # Another attempt can mend this kind: the sweep tries it again by itself.
+    # Another attempt may succeed after this kind: the sweep tries it again by itself.
     write_failed(run_dir, "no room", kind="disk_full")
     again = of(measured, made, retry_failed=False)
     assert (again.left_out, again.seconds) == (0, pytest.approx(60 + 3 * START_S))

@@ -187,7 +187,7 @@ def test_a_job_that_is_a_sweep_itself_has_tried_less_memory(tmp_path):
     assert states(sweep) == {"a": "failed"}
 
 
-def test_out_of_memory_that_less_memory_mends(tmp_path):
+def test_out_of_memory_is_tried_again_with_less_memory(tmp_path):
     sweep, _, _ = make_sweep(
         tmp_path,
         [node("a")],

@@ -161,7 +161,7 @@ LOG = "log in the sweep's folder slurm/"
         ("RUNNING 0, another's", True, "has left the queue"),
     ],
 )
-def test_ends_that_the_same_again_may_mend(fake, sent, shown, was_killed, words):
+def test_ends_after_which_the_same_job_may_succeed(fake, sent, shown, was_killed, words):
     launcher, job = sent
     for state in shown.split(", "):
         assert job.end is None
@@ -218,7 +218,7 @@ def test_squeue_may_fail_for_a_while(fake, sent, monkeypatch):
     fails.unlink()
     look(launcher, fake, j101="RUNNING 0")
     assert job.ended() is None
-    monkeypatch.setattr(slurm, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(slurm, "GIVE_UP_AFTER_S", 0.0)
     fails.write_text(LOST)
     look(launcher)
     with pytest.raises(InputError, match=r"Unable to contact.* takes them up again"):
@@ -293,7 +293,7 @@ def test_the_first_refusal_ends_the_sweep_in_sbatchs_words(fake, make, capfd):
 def test_a_later_refusal_that_lasts_fails_its_stages(fake, sent, monkeypatch, said):
     launcher, _ = sent
     fake.show(j101="RUNNING 0")
-    monkeypatch.setattr(slurm, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(slurm, "GIVE_UP_AFTER_S", 0.0)
     (fake.folder / "refuse").write_text(f"sbatch: error: {said}\n")
     (job,) = start(launcher, [node("b")])
     assert job.ended() == f"its job was refused: sbatch: {said}"

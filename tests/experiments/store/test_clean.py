@@ -119,8 +119,8 @@ def test_an_inventory_counts_bytes_and_finds_who_refers(root):
     }
     assert found["embeddings/00shared"].users == {"embed/ab", "embed/a", "embed/old"}
     assert found["embeddings/ff-nobody"].users == frozenset()
-    nobodys = {each.key for each in orphans(take_inventory(root))}
-    assert nobodys == {"fit/old", "embed/old", "embeddings/v0old", "embeddings/ff-nobody"}
+    unreferenced = {each.key for each in orphans(take_inventory(root))}
+    assert unreferenced == {"fit/old", "embed/old", "embeddings/v0old", "embeddings/ff-nobody"}
 
 
 def test_a_store_that_is_missing_or_empty_holds_nothing(tmp_path):
@@ -269,7 +269,7 @@ def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
     assert reasons(root, orphans=True) == {
         "embed/old": "in use",
         "embeddings/v0old": "embed/old uses it",
-        "fit/old": "somebody else removed it",
+        "fit/old": "another process removed it",
     }
     assert (root / "store" / "embeddings" / "v0" / "v0old.npy").is_file()
     held[0].__exit__()

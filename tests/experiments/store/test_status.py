@@ -106,7 +106,7 @@ failed:
     |   line 3
     | ValueError: loss is nan
 
-once the cause is mended: sonosweep sweep ... --retry-failed
+once the cause is fixed: sonosweep sweep ... --retry-failed
 """
 
 
@@ -260,7 +260,7 @@ def test_locks_tell_who_is_at_it(tmp_path):
     with Held(tmp_path):
         assert is_held(tmp_path)
     with Held(tmp_path, kind=fcntl.LOCK_SH):
-        assert not is_held(tmp_path), "somebody else who looks is no holder"
+        assert not is_held(tmp_path), "a process that looks is no holder"
     (tmp_path / "odd" / ".lock").mkdir(parents=True)
     assert is_held(tmp_path / "odd"), "a lock that cannot be asked counts as held"
 

@@ -393,7 +393,7 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch):
 
     monkeypatch.setattr(unet.smp, "Unet", fail)
     with pytest.raises(
-        WeightsError, match="imagenet of tu-resnet10t cannot be had: no route to host"
+        WeightsError, match="imagenet of tu-resnet10t cannot be loaded: no route to host"
     ):
         UnetModule(make_config(encoder_weights="imagenet"))
 
