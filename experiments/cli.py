@@ -274,7 +274,7 @@ def dashboard(
 @app.command("wandb-sweep")
 def wandb_sweep(recipe: Recipe, overrides: Overrides = None) -> None:
     """Print a recipe's grid as a sweep for W&B's own agents, whose runs are single trials."""
-    from experiments.tracking.grid import sweep_file
+    from experiments.tracking.agent import sweep_file
 
     print(sweep_file(recipe, overrides or []), end="")
 

@@ -1,10 +1,19 @@
-"""W&B's own sweeps: their agent starts a command and waits for a run to report to."""
+"""W&B's own sweeps: the file of a grid, and the run that their agent waits for.
 
+Free of wandb until a run reports: the file is written for `wandb sweep`, which needs a server.
+"""
+
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
+import yaml
 
+from datamodules.errors import InputError
+from experiments.config.grid import AXES
+from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
 
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
@@ -43,3 +52,44 @@ def summary_of(scores: pd.DataFrame) -> dict[str, float]:
             if rows[measure].notna().any():
                 found[f"{measure}/{place}"] = float(rows[measure].mean())
     return found
+
+
+def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
+    """The text of a sweep's YAML: a parameter an axis, and the command of one trial.
+
+    Args:
+        recipe: Path or shipped name, as the agents' machines find it.
+        overrides: `key=value` words. An axis becomes a parameter; the rest stands in the command.
+
+    Raises:
+        InputError: For a wrong word, or a grid with both counts and fractions.
+    """
+    config = load_config(recipe, list(overrides))
+    grid = config.sweep
+    if grid.real_count and grid.real_fraction:
+        raise InputError(
+            "sweep: real_count and real_fraction are both given, and a W&B sweep has one amount a "
+            "trial; empty one of them, as in sweep.real_fraction=[]"
+        )
+    values = {axis: list(getattr(grid, axis)) for axis in AXES if getattr(grid, axis)}
+    axes = {f"sweep.{axis}" for axis in AXES}
+    fixed = [word for word in overrides if word.partition("=")[0] not in axes]
+    content: dict[str, Any] = {
+        "name": config.name,
+        "project": config.wandb.project,
+        # W&B's agent asks for it; the command below is what it starts.
+        "program": "sonosweep",
+        "method": "grid",
+        "metric": {"name": f"dice/{config.evaluation.prompts[0]}", "goal": "maximize"},
+        "parameters": {axis: {"values": listed} for axis, listed in values.items()},
+        # Its arguments come last: the later of two words for one key counts.
+        "command": ["sonosweep", "trial", recipe, *fixed, "${args_no_hyphens}"],
+    }
+    if config.wandb.entity is not None:
+        content["entity"] = config.wandb.entity
+    n = math.prod(len(listed) for listed in values.values())
+    return (
+        f"# {n} runs. Start: wandb sweep FILE, then on each machine the agent that it names.\n"
+        "# Trials share one store: what is done is not done again. No controls, table or report:\n"
+        f"# sonosweep sweep {' '.join([recipe, *overrides])}\n"
+    ) + yaml.safe_dump(content, sort_keys=False, width=1000)

@@ -23,32 +23,39 @@ from experiments.tracking.agent import summary_of
 from experiments.tracking.summary import LOGGED_NAME, logged
 
 OVERLAY_SIDE_PX = 400
-_CLASSES = {0: "background", 1: "head"}
 
 
 def main(path: Path) -> int:
     """Log everything that a request names; 1 where some of it could not be logged."""
     request = json.loads(path.read_text())
     config = WandbConfig(mode=request["mode"], **request["wandb"])
-    folder = Path(request["folder"])
+    folder, mode = Path(request["folder"]), usable_mode(config)
     per_image = pd.read_csv(folder / "per_image.csv")
-    done, mode, is_complete = logged(folder), usable_mode(config), True
-    jobs = [trial for trial in request["trials"] if trial["id"] in set(request["new"])]
-    for job in [*jobs, None]:
+    done, is_complete = logged(folder), True
+    for job in request["jobs"]:
         try:
-            if job is None:
-                log_analysis(request, mode=mode, config=config, per_image=per_image)
+            run = open_run(
+                folder,
+                config=config,
+                mode=mode,
+                run_id=clean_id(f"{request['sweep'][:60]}-{job['id']}"),
+                name=job["name"],
+                group=request["sweep"],
+                job_type=job["job_type"],
+                tags=job["tags"],
+                content={**request["config"], **job["config"], "job": job["job_type"]},
+            )
+            if job["job_type"] == "analysis":
+                log_analysis(run, request, per_image=per_image)
             else:
-                log_trial(request, job, mode=mode, config=config, per_image=per_image)
+                log_trial(run, job, per_image=per_image)
             ended = finish(exit_code=0)
         except Exception as error:  # W&B raises many kinds; the next run may well work.
             print(f"W&B: {type(error).__name__}: {error}", flush=True)
             finish(exit_code=1)
             ended = False
         if ended:
-            done["analysis" if job is None else job["id"]] = (request if job is None else job)[
-                "key"
-            ]
+            done[job["id"]] = job["key"]
             write_json(folder / LOGGED_NAME, done)
         is_complete &= ended
         if wandb.run is not None:
@@ -57,26 +64,8 @@ def main(path: Path) -> int:
     return 0 if is_complete else 1
 
 
-def log_trial(
-    request: dict[str, Any],
-    trial: dict[str, Any],
-    *,
-    mode: str,
-    config: WandbConfig,
-    per_image: pd.DataFrame,
-) -> None:
-    """A run with the config, the scores and some predictions of one trial."""
-    run = open_run(
-        Path(request["folder"]),
-        config=config,
-        mode=mode,
-        run_id=clean_id(f"{request['sweep'][:60]}-{trial['id']}"),
-        name=trial["name"],
-        group=request["sweep"],
-        job_type=trial["job_type"],
-        tags=trial["tags"],
-        content={**request["config"], **trial["config"], "job": trial["job_type"]},
-    )
+def log_trial(run: wandb.Run, trial: dict[str, Any], *, per_image: pd.DataFrame) -> None:
+    """The scores and some predictions of one trial."""
     shown = overlays(trial["overlays"])
     if shown:
         run.log({"overlays": shown})
@@ -101,9 +90,8 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
     images = []
     for item in shown.get("images", []):
         image = read_image(Path(item["image"]))
-        reference = read_annotation(
-            Path(item["annotation"]), filled_bias_px=item["filled_bias_px"]
-        ).mask
+        bias_px = item["filled_bias_px"]
+        reference = read_annotation(Path(item["annotation"]), filled_bias_px=bias_px).mask
         try:
             predicted = read_prediction(
                 Path(shown["run_dir"]),
@@ -113,38 +101,21 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             )
         except KeyError:
             continue
-        images.append(
-            wandb.Image(
-                _small(image, cv2.INTER_AREA),
-                caption=f"{item['sample_id']}, {shown['prompt']}",
-                masks={
-                    name: {
-                        "mask_data": _small(mask.astype(np.uint8), cv2.INTER_NEAREST),
-                        "class_labels": _CLASSES,
-                    }
-                    for name, mask in (("prediction", predicted), ("reference", reference))
-                },
-            )
-        )
+        masks = {
+            name: {
+                "mask_data": _small(mask.astype(np.uint8), cv2.INTER_NEAREST),
+                "class_labels": {0: "background", 1: "head"},
+            }
+            for name, mask in (("prediction", predicted), ("reference", reference))
+        }
+        caption = f"{item['sample_id']}, {shown['prompt']}"
+        images.append(wandb.Image(_small(image, cv2.INTER_AREA), caption=caption, masks=masks))
     return images
 
 
-def log_analysis(
-    request: dict[str, Any], *, mode: str, config: WandbConfig, per_image: pd.DataFrame
-) -> None:
+def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataFrame) -> None:
     """The sweep's own run: its table, a row a trial, its figure, and where the report is."""
     folder = Path(request["folder"])
-    run = open_run(
-        folder,
-        config=config,
-        mode=mode,
-        run_id=clean_id(f"{request['sweep'][:60]}-analysis"),
-        name=f"analysis of {request['sweep']}",
-        group=request["sweep"],
-        job_type="analysis",
-        tags=[request["cohort"]],
-        content={**request["config"], "job": "analysis"},
-    )
     rows = [
         {
             "trial": trial["id"],
@@ -155,18 +126,11 @@ def log_analysis(
         for trial in request["trials"]
     ]
     tables = {"results": pd.read_csv(folder / "results.csv"), "trials": pd.DataFrame(rows)}
-    run.log(
-        {
-            **{name: _table(frame) for name, frame in tables.items() if not frame.empty},
-            "figure": wandb.Image(str(folder / "figure.png")),
-        }
-    )
+    logs = {name: _table(frame) for name, frame in tables.items() if not frame.empty}
+    run.log({**logs, "figure": wandb.Image(str(folder / "figure.png"))})
+    report = f"{folder.name}/report.html"
     run.summary.update(
-        {
-            "finding": request["finding"],
-            "report": f"{folder.name}/report.html",
-            "n_trials": len(request["trials"]),
-        }
+        {"finding": request["finding"], "report": report, "n_trials": len(request["trials"])}
     )
 
 

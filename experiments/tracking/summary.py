@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +43,23 @@ def log_sweep(sweep: Sweep, *, key: str, finding: str) -> str | None:
     new = [trial for trial in trials if known.get(trial["id"]) != trial["key"]]
     if not new and known.get("analysis") == key:
         return None
+    analysis = {
+        "id": "analysis",
+        "name": f"analysis of {sweep.config.name}",
+        "job_type": "analysis",
+        "tags": [sweep.data.name],
+        "config": {},
+        "key": key,
+    }
     request = {
         "sweep": sweep.config.name,
         "folder": str(folder),
         "config": resolved(sweep.config),
         "wandb": {"project": sweep.config.wandb.project, "entity": sweep.config.wandb.entity},
         "mode": sweep.config.wandb.mode,
-        "key": key,
         "finding": finding,
-        "cohort": sweep.data.name,
         "trials": trials,
-        "new": [trial["id"] for trial in new],
+        "jobs": [*new, analysis],
     }
     return _in_child(folder, request, timeout_s=90.0 + 5.0 * len(new))
 
@@ -74,7 +79,6 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     first = spec.fit_key or min(spec.score_keys.values())
     made_by = json.loads(_path(sweep, first, "manifest.json").read_text()).get("sweep", "")
     kind = "trial" if made_by == sweep.config.name else "reused"
-    shown = _shown(sweep, spec)
     content = {
         **spec.axes,
         "made_by": made_by,
@@ -87,23 +91,24 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
         "job_type": "control" if spec.is_control else kind,
         "tags": [sweep.data.name, spec.condition, f"n={spec.n_real}"],
         "config": content,
-        "overlays": shown,
+        "overlays": _shown(sweep, spec),
         "key": content_key([content, kind]),
     }
 
 
 def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
     """The predictions of a trial that are shown, of the first prompt that it was scored under."""
-    prompts = [prompt for cohort, prompt in spec.score_keys if cohort == sweep.data.name]
-    if not prompts:
+    scored = [prompt for cohort, prompt in spec.score_keys if cohort == sweep.data.name]
+    if not scored:
         return {}
-    ranked = sorted(prompts, key=_rank(sweep.config.evaluation.prompts))
-    key = spec.score_keys[sweep.data.name, ranked[0]]
-    node = sweep.plan.nodes[key]
-    samples = [sweep.data.samples[sample_id] for sample_id in fixed_images(node)]
+    # A control may have a prompt of its own.
+    known = [prompt for prompt in sweep.config.evaluation.prompts if prompt in scored]
+    prompt = (known or scored)[0]
+    key = spec.score_keys[sweep.data.name, prompt]
+    shown = fixed_images(sweep.plan.nodes[key])
     return {
         "run_dir": str(_path(sweep, key, "")),
-        "prompt": ranked[0],
+        "prompt": prompt,
         "images": [
             {
                 "sample_id": sample.sample_id,
@@ -111,7 +116,7 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
                 "annotation": str(sample.annotation_path),
                 "filled_bias_px": sample.filled_bias_px,
             }
-            for sample in samples
+            for sample in (sweep.data.samples[sample_id] for sample_id in shown)
         ],
     }
 
@@ -121,11 +126,6 @@ def fixed_images(node: Node) -> list[str]:
     ids = sorted(sample_id for sample_id, _ in node.content["test"])
     n = min(N_OVERLAYS, len(ids))
     return [ids[number * len(ids) // n] for number in range(n)]
-
-
-def _rank(prompts: Sequence[str]) -> Any:
-    known = list(prompts)
-    return lambda prompt: known.index(prompt) if prompt in known else len(known)
 
 
 def _path(sweep: Sweep, key: str, name: str) -> Path:

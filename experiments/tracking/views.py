@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
 _LOSS_X = "trainer/global_step"
+FINAL = "Final table and figure"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,27 +33,8 @@ def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
         project=place.project,
         name=f"sonosweep: {place.sweep}"[:128],
         sections=[
-            ws.Section(
-                name="Dice against amount",
-                panels=[
-                    panel
-                    for prompt in prompts
-                    for panel in (_against_amount("dice", prompt), _scatter("dice", prompt))
-                ],
-                is_open=True,
-            ),
-            ws.Section(
-                name="HC error",
-                panels=[
-                    panel
-                    for prompt in prompts
-                    for panel in (_against_amount("hc_abs_err_mm", prompt), _bars(prompt))
-                ],
-                is_open=True,
-            ),
-            ws.Section(name="Loss curves", panels=_curves(), is_open=True),
-            ws.Section(name="Predictions", panels=_media(), is_open=True),
-            ws.Section(name="What differs", panels=[wr.RunComparer(diff_only=True)]),
+            ws.Section(name=name, panels=panels, is_open=True)
+            for name, panels in _sections(prompts).items()
         ],
         settings=ws.WorkspaceSettings(max_runs=50),
         runset_settings=ws.RunsetSettings(
@@ -63,13 +46,24 @@ def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
 
 
 def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
-    """A page to read: Dice and HC error against the amount, the final table, and the pictures.
+    """A page to read: the workspace's sections, and the final table.
 
     Args:
         place: Where.
         prompts: Prompts under which trials were scored; at least one.
     """
-    first = prompts[0]
+    sections = _sections(prompts)
+    sections[FINAL].append(wr.WeavePanelSummaryTable(table_name="results"))
+    runs = wr.Runset(
+        entity=place.entity,
+        project=place.project,
+        name=place.sweep,
+        filters=[ws.Metric("Group") == place.sweep],
+    )
+    introduction = (
+        "Each point is the mean over trials of one condition and amount on the main test set; "
+        "intervals and tests are in the sweep's own report.html."
+    )
     return wr.Report(
         entity=place.entity,
         project=place.project,
@@ -77,90 +71,65 @@ def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
         description="Scores of a sweep, by condition and number of real images.",
         blocks=[
             wr.TableOfContents(),
-            wr.H1("Dice against the number of real images"),
-            wr.P(
-                "Each point is the mean over trials of one condition and amount on the main test "
-                "set; intervals and tests are in the sweep's own report.html."
+            wr.P(introduction),
+            *(
+                block
+                for name, panels in sections.items()
+                for block in (wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels))
             ),
-            _grid(place, [_against_amount("dice", prompt) for prompt in prompts]),
-            wr.H1("Error of the head circumference"),
-            _grid(place, [_against_amount("hc_abs_err_mm", prompt) for prompt in prompts]),
-            wr.H1("Final table and figure"),
-            _grid(
-                place,
-                [
-                    wr.MediaBrowser(title="figure", media_keys=["figure"]),
-                    wr.WeavePanelSummaryTable(table_name="results"),
-                ],
-            ),
-            wr.H1("Loss curves"),
-            _grid(place, _curves()),
-            wr.H1("Predictions on fixed test images"),
-            _grid(place, [wr.MediaBrowser(title=f"overlays, {first}", media_keys=["overlays"])]),
-            wr.H1("What differs between the runs"),
-            _grid(place, [wr.RunComparer(diff_only=True)]),
         ],
     )
 
 
-def _against_amount(measure: str, prompt: str) -> wr.LinePlot:
-    """The mean of a measure over real images, a line a condition, shaded by its extremes."""
-    return wr.LinePlot(
-        title=f"{measure} against real images, {prompt}",
-        x="n_real",
-        y=[f"{measure}/{prompt}"],
-        title_x="real images",
-        title_y=measure,
-        groupby=wr.Config("condition"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-    )
+def _sections(prompts: Sequence[str]) -> dict[str, list[Any]]:
+    """Panels by heading."""
+    by_condition = {
+        "groupby": wr.Config("condition"),
+        "groupby_aggfunc": "mean",
+        "groupby_rangefunc": "minmax",
+    }
 
+    def lines(measure: str) -> list[Any]:
+        """The mean over real images, a line a condition, shaded by its extremes."""
+        return [
+            wr.LinePlot(
+                title=f"{measure} against real images, {prompt}",
+                x="n_real",
+                y=[f"{measure}/{prompt}"],
+                title_x="real images",
+                title_y=measure,
+                **by_condition,
+            )
+            for prompt in prompts
+        ]
 
-def _scatter(measure: str, prompt: str) -> wr.ScatterPlot:
-    return wr.ScatterPlot(
-        title=f"{measure}, a point a trial, {prompt}",
-        x=wr.Config("n_real"),
-        y=wr.SummaryMetric(f"{measure}/{prompt}"),
-    )
-
-
-def _bars(prompt: str) -> wr.BarPlot:
-    return wr.BarPlot(
-        title=f"hc_abs_err_mm by condition, {prompt}",
-        metrics=[wr.SummaryMetric(f"hc_abs_err_mm/{prompt}")],
-        groupby=wr.Config("condition"),
-        groupby_aggfunc="mean",
-        groupby_rangefunc="minmax",
-    )
-
-
-def _curves() -> list[wr.LinePlot]:
-    return [
-        wr.LinePlot(
-            title=f"{name} by condition",
-            x=_LOSS_X,
-            y=[name],
-            groupby=wr.Config("condition"),
-            groupby_aggfunc="mean",
-            groupby_rangefunc="minmax",
+    points = [
+        wr.ScatterPlot(
+            title=f"dice, a point a trial, {prompt}",
+            x=wr.Config("n_real"),
+            y=wr.SummaryMetric(f"dice/{prompt}"),
         )
+        for prompt in prompts
+    ]
+    bars = [
+        wr.BarPlot(
+            title=f"hc_abs_err_mm by condition, {prompt}",
+            metrics=[wr.SummaryMetric(f"hc_abs_err_mm/{prompt}")],
+            **by_condition,
+        )
+        for prompt in prompts
+    ]
+    curves = [
+        wr.LinePlot(title=f"{name} by condition", x=_LOSS_X, y=[name], **by_condition)
         for name in ("train/loss", "val/dice")
     ]
-
-
-def _media() -> list[wr.MediaBrowser]:
-    return [
-        wr.MediaBrowser(title="predictions and references", media_keys=["overlays"]),
-        wr.MediaBrowser(title="figure", media_keys=["figure"]),
-    ]
-
-
-def _grid(place: Place, panels: list) -> wr.PanelGrid:
-    runs = wr.Runset(
-        entity=place.entity,
-        project=place.project,
-        name=place.sweep,
-        filters=[ws.Metric("Group") == place.sweep],
-    )
-    return wr.PanelGrid(runsets=[runs], panels=panels)
+    return {
+        "Dice against the number of real images": lines("dice") + points,
+        "Error of the head circumference": lines("hc_abs_err_mm") + bars,
+        FINAL: [wr.MediaBrowser(title="figure", media_keys=["figure"])],
+        "Loss curves": curves,
+        "Predictions on fixed test images": [
+            wr.MediaBrowser(title="predictions and references", media_keys=["overlays"])
+        ],
+        "What differs between the runs": [wr.RunComparer(diff_only=True)],
+    }

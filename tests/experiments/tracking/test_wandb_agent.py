@@ -13,7 +13,7 @@ from wandb_parts import clean_environment
 from datamodules.errors import InputError
 from experiments.commands.trial import trial_overrides
 from experiments.config.recipe import load_config
-from experiments.tracking.grid import sweep_file
+from experiments.tracking.agent import sweep_file
 
 WORDS = [
     "name=night",
