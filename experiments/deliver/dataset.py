@@ -175,7 +175,7 @@ def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> list[tuple[int, ...
         for path in pair_paths(run_dir, pair.sample_id):
             picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
             if picture is None:
-                raise InputError(f"{path}: missing, or no picture; make the run again")
+                raise InputError(f"{path}: missing, or no image; make the run again")
             shapes.append(picture.shape)
         if shapes[0] != shapes[1]:
             raise InputError(

@@ -49,7 +49,7 @@ def export_command(run_dir: Path, *, format_name: str, out: Path, console: Conso
 def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A bare state dict, as `sam_model_registry` loads it."""
     config = _settings(run_dir, manifest)
-    from experiments.deliver.segment_images import load_fitted
+    from experiments.deliver.inference import load_fitted
     from experiments.deliver.sidecar import sam_sidecar
     from lightning_modules.segmenters.sam.export import save_segment_anything
     from lightning_modules.segmenters.sam.tuning import merged_state_dict
@@ -69,7 +69,7 @@ def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None
             f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of backbone "
             f"{config.backbone}; export it with --format segment-anything"
         )
-    from experiments.deliver.segment_images import load_fitted
+    from experiments.deliver.inference import load_fitted
     from experiments.deliver.sidecar import sam_sidecar
     from lightning_modules.segmenters.sam.export import save_transformers
     from lightning_modules.segmenters.sam.tuning import merged_state_dict

@@ -163,7 +163,7 @@ def predict_command(
     paths, left = find_images(places)
     sizes = pixel_sizes(paths, pixel_size_mm=pixel_size_mm, table=pixel_size_table)
     # Here, because they import torch: a wrong path is refused before that.
-    from experiments.deliver.segment_images import load_run, segment_images
+    from experiments.deliver.inference import load_run, segment_images
 
     with console.status("loading the segmenter"):
         module = load_run(run_dir, prompt=prompt)

@@ -224,7 +224,7 @@ def submit_command(
         require_new(masks)
     paths, samples = _images(test_root, is_submission=out is not None)
     # Here, because they import torch: a wrong folder is refused before that.
-    from experiments.deliver.segment_images import load_run, segment_images
+    from experiments.deliver.inference import load_run, segment_images
 
     with console.status("loading the segmenter"):
         module = load_run(run_dir, prompt=prompt)

@@ -22,7 +22,7 @@ from datamodules.geometry import (
     shrink_mask,
 )
 from datamodules.prepared import prepare_images
-from experiments.deliver.segment_images import segment_images
+from experiments.deliver.inference import segment_images
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
 from experiments.stages.scoring import run_score, segment_with

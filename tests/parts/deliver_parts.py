@@ -97,5 +97,5 @@ def hand_made(monkeypatch):
             size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
             yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw))
 
-    monkeypatch.setattr("experiments.deliver.segment_images.segment_images", segment)
+    monkeypatch.setattr("experiments.deliver.inference.segment_images", segment)
     return masks

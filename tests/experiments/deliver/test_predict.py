@@ -13,8 +13,8 @@ from deliver_parts import HEAD
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.samples import read_hc18
+from experiments.deliver.inference import load_run, segment_images
 from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
-from experiments.deliver.segment_images import load_run, segment_images
 from experiments.results.pictures import PREDICTION_RGB
 
 

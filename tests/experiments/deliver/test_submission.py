@@ -15,7 +15,7 @@ from datamodules.errors import InputError
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test
 from datamodules.settings import Cache, Frame
-from experiments.deliver.segment_images import load_run, segment_images
+from experiments.deliver.inference import load_run, segment_images
 from experiments.deliver.submission import (
     COLUMNS,
     row_of_mask,

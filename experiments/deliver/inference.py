@@ -1,4 +1,4 @@
-"""Apply a fitted segmenter to images that need no masks."""
+"""Inference: a fitted segmenter on images that need no masks."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -267,8 +267,8 @@ def remove(path):
             "missing, and says what ",
         ),
         (lambda _, run_dir: remove(run_dir), "not finished; run the sweep to its end"),
-        (lambda _, run_dir: remove(pair(run_dir)[1]), "missing, or no picture; make the run again"),
-        (lambda _, run_dir: pair(run_dir)[0].write_text("no picture"), "missing, or no picture"),
+        (lambda _, run_dir: remove(pair(run_dir)[1]), "missing, or no image; make the run again"),
+        (lambda _, run_dir: pair(run_dir)[0].write_text("no picture"), "missing, or no image"),
         (
             lambda _, run_dir: cv2.imwrite(str(pair(run_dir)[0]), np.zeros((10, 10), np.uint8)),
             "image and mask of abc-00001 differ in size",
