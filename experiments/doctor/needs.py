@@ -18,23 +18,32 @@ LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}
 
 
 def check_weights(config: ExperimentConfig) -> Check:
-    """The backbone's file, and the base model where the recipe fine-tunes one."""
+    """Files of the sweep's segmenters and generators; what the network would bring is named."""
+    from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
     from lightning_modules.generators.stable_diffusion.weights import find_base, is_hub_name
+    from lightning_modules.segmenters.sam.config import SegmenterConfig
     from lightning_modules.segmenters.sam.weights import FILES, find_lite_weights, find_weights
+    from lightning_modules.segmenters.unet.config import UnetConfig
 
-    backbone, given = config.segmenter.backbone, config.segmenter.weights_path
-    text, facts = f"segmenter.backbone={backbone} needs none", {}
-    if backbone == "lite" or backbone in FILES:
-        path = find_lite_weights(given) if backbone == "lite" else find_weights(backbone, given)
-        text, facts = f"{backbone}: {path.name}", {"path": str(path)}
-    if config.synthesis.generator == "stable_diffusion":
-        name = config.stable_diffusion.base_model
-        where = "from the hub or its cache" if is_hub_name(name) else f"in {find_base(name).path}"
-        text += f"; base model {name} {where}"
-    if "unet" in config.segmenter_names() and config.unet.encoder_weights is not None:
-        text += f"; the U-Net's {config.unet.encoder_weights} weights come from the network"
-        return Check("warn", text, "have them downloaded once where there is a network", facts)
-    return Check("ok", text, facts=facts)
+    found, from_network = {}, {}
+    for name in config.segmenter_names():
+        settings = config.segmenter_named(name)
+        if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
+            from_network[name] = str(settings.encoder_weights)
+        elif isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
+            found[name] = str(find_lite_weights(settings.weights_path))
+        elif isinstance(settings, SegmenterConfig) and settings.backbone in FILES:
+            found[name] = str(find_weights(settings.backbone, settings.weights_path))
+    for name in config.generator_names():
+        settings = config.generator_named(name)
+        if isinstance(settings, StableDiffusionConfig):
+            base = settings.base_model
+            found[name] = f"{base} (hub)" if is_hub_name(base) else str(find_base(base).path)
+    text = ", ".join(f"{name}: {Path(path).name}" for name, path in found.items()) or "none needed"
+    if from_network:
+        text += "".join(f", {name}: {what} from the network" for name, what in from_network.items())
+        return Check("warn", text, "have them downloaded once where there is a network", found)
+    return Check("ok", text, facts=found)
 
 
 def check_demo_data(config: ExperimentConfig) -> Check:

@@ -13,7 +13,14 @@ from lightning.pytorch.loggers import WandbLogger
 from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import resolved
 from experiments.stages.context import StageContext
-from experiments.stages.wandb_run import clean_id, finish, harmless, open_run, usable_mode
+from experiments.stages.wandb_run import (
+    clean_id,
+    finish,
+    harmless,
+    open_run,
+    run_config,
+    usable_mode,
+)
 
 __all__ = ["finish", "run_id", "stage_logger", "stage_run"]
 
@@ -61,8 +68,7 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
 def _config(context: StageContext) -> dict[str, Any]:
     node, known = context.node, {*CONDITIONS, *context.config.conditions}
     shared = [tag for tag in context.tags if tag in known]
-    return {
-        **resolved(context.config),
+    own = {
         "stage": node.stage,
         "store_id": node.id,
         "upstream": node.upstream,
@@ -73,3 +79,4 @@ def _config(context: StageContext) -> dict[str, Any]:
         "segmenter": node.segmenter,
         "generator": node.generator,
     }
+    return run_config(resolved(context.config), own)

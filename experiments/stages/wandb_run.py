@@ -32,6 +32,14 @@ def usable_mode(config: WandbConfig) -> str:
     return mode
 
 
+def run_config(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a run: the resolved recipe, and the axes and ids that are its own.
+
+    A section of the recipe that has an axis's name, such as `segmenter`, is `segmenter_settings`.
+    """
+    return {f"{key}_settings" if key in own else key: value for key, value in recipe.items()} | own
+
+
 def open_run(
     folder: Path,
     *,

@@ -17,7 +17,7 @@ import wandb
 from datamodules.annotation import read_annotation, read_image
 from datamodules.storage import write_json
 from experiments.config.schema import WandbConfig
-from experiments.stages.wandb_run import clean_id, finish, open_run, usable_mode
+from experiments.stages.wandb_run import clean_id, finish, open_run, run_config, usable_mode
 from experiments.store.kept_masks import read_prediction
 from experiments.tracking.agent import summary_of
 from experiments.tracking.summary import LOGGED_NAME, logged
@@ -43,7 +43,7 @@ def main(path: Path) -> int:
                 group=request["sweep"],
                 job_type=job["job_type"],
                 tags=job["tags"],
-                content={**request["config"], **job["config"], "job": job["job_type"]},
+                content=run_config(request["config"], job["config"] | {"job": job["job_type"]}),
             )
             if job["job_type"] == "analysis":
                 log_analysis(run, request, per_image=per_image)

@@ -29,8 +29,14 @@ def look(checker, *overrides):
 
 
 def test_weights_that_are_missing_wrong_or_not_needed(tmp_path):
-    assert look(needs.check_weights).text == "lite: lite_medsam.pth"
-    assert look(needs.check_weights, "segmenter.backbone=tiny").mark == "ok"
+    assert look(needs.check_weights).text == "sam: lite_medsam.pth"
+    assert look(needs.check_weights, "segmenter.backbone=tiny").text == "none needed"
+    unet = ["sweep.segmenter=[sam,unet]", "unet.encoder_weights=imagenet"]
+    found = look(needs.check_weights, *unet)
+    assert (found.mark, "unet: imagenet from the network" in found.text) == ("warn", True)
+    blocks = "segmenters={big: {kind: sam, backbone: vit_b, weights_path: /none}}"
+    found = look(needs.check_weights, "sweep.segmenter=[big]", blocks)
+    assert (found.mark, "/none" in found.text) == ("missing", True)
     (tmp_path / "other.pth").write_text("no weights")
     for name, word in (("none.pth", "not at"), ("other.pth", "sha256")):
         found = look(needs.check_weights, f"segmenter.weights_path={tmp_path / name}")

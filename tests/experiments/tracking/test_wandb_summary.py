@@ -42,7 +42,9 @@ def test_trials_have_axes_and_scores_of_their_own(logged_sweep):
     real = _of(runs, "shown-real-n4-")
     assert real["config"]["condition"] == "real"
     assert real["config"]["n_real"] == 4
-    assert real["config"]["segmenter"]["backbone"] == "lite", "the resolved config is there too"
+    assert real["config"]["segmenter"] == "sam"
+    settings = real["config"]["segmenter_settings"]
+    assert settings["backbone"] == "lite", "the resolved config is there too"
     assert real["summary"]["dice/whole_image"] == pytest.approx(0.5)
     assert real["summary"]["hc_abs_err_mm/whole_image"] == pytest.approx(2.0)
     assert real["state"] == "finished"
