@@ -1,6 +1,7 @@
 """Layouts of data folders: the table, recognising one, and a row from outside."""
 
 import pytest
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from datamodules.layouts import LAYOUTS, Layout, layout_help, layout_of
@@ -31,7 +32,7 @@ def test_samples_without_annotations(hc18_folder, tmp_path):
 
 def test_a_typo_in_a_recipe_is_one_line():
     with pytest.raises(InputError, match=r"^data\.layout chort: unknown; did you mean cohort\?$"):
-        load_config("demo", ["data.layout=chort"])
+        load_config(TOY, ["data.layout=chort"])
 
 
 def test_a_row_from_outside(hc18_folder, tmp_path, monkeypatch):

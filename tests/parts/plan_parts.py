@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from toy_recipe import TOY
+
 from datamodules.splits import Split, Unit
 from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
@@ -40,4 +42,4 @@ def make_data(**changes) -> DataView:
 
 
 def plan(*overrides: str, data: DataView | None = None) -> Plan:
-    return make_plan(load_config("demo", list(overrides)), data or make_data())
+    return make_plan(load_config(TOY, list(overrides)), data or make_data())

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from toy_recipe import TOY
+
 from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
@@ -43,7 +45,7 @@ SCANCEL = 'echo "$*" >> scancel.calls'
 @functools.cache
 def _config(*overrides: str) -> ExperimentConfig:
     toy = ["sweep.launcher=slurm", "slurm.poll_s=0.001", "name=toy"]
-    return load_config("demo", [*toy, *overrides])
+    return load_config(TOY, [*toy, *overrides])
 
 
 def slurm_config(root: Path, *overrides: str) -> ExperimentConfig:

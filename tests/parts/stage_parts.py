@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from toy_recipe import TOY
+
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node
 from experiments.stages.context import StageContext
@@ -26,7 +28,7 @@ class Stages:
 
     def __init__(self, hc18_folder: Path, root: Path) -> None:
         overrides = [*SETTINGS, f"data.root={hc18_folder}", f"store.root={root}"]
-        self.config = load_config("demo", overrides)
+        self.config = load_config(TOY, overrides)
         self.data: Data = load_data(self.config)
         self.store = RunStore(root)
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+from toy_recipe import TOY
 
 SETTINGS = [
     "name=toy",
@@ -44,7 +45,7 @@ LEAN = ["evaluation.controls=[]", "evaluation.prompts=[whole_image]"]
 
 def command(data: Path, store: Path, *changes: str, name: str = "sweep") -> list[str]:
     roots = [f"data.root={data}", f"store.root={store}"]
-    return [sys.executable, "-m", "experiments", name, "demo", *SETTINGS, *roots, *changes]
+    return [sys.executable, "-m", "experiments", name, TOY, *SETTINGS, *roots, *changes]
 
 
 def environment() -> dict[str, str]:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import cv2
 import numpy as np
 import pandas as pd
+from toy_recipe import TOY
 
 from datamodules.samples import read_hc18
 from experiments.config.recipe import load_config
@@ -41,7 +42,7 @@ def finished_sweep(hc18_folder: Path, root: Path, *, mode: str = "offline") -> S
 
     Of every trial the mask of 004_HC was not kept.
     """
-    config = load_config("demo", ["name=shown", f"store.root={root}", f"wandb.mode={mode}"])
+    config = load_config(TOY, ["name=shown", f"store.root={root}", f"wandb.mode={mode}"])
     samples = {sample.sample_id: sample for sample in read_hc18(hc18_folder)}
     sweep = SimpleNamespace(
         config=config,

@@ -1,6 +1,7 @@
 """Recipes and overrides: what is merged, and how a wrong word is refused."""
 
 import pytest
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import RECIPES, load_config
@@ -32,27 +33,27 @@ def test_counts_alone_need_no_fraction():
 @pytest.mark.parametrize("condition", ["real", "weak", "strong"])
 def test_without_pairs_the_share_of_pairs_does_not_matter(condition):
     share = "segmenter.synthetic_share=0.1"
-    config = load_config("demo", [share, f"sweep.condition=[{condition}]"])
+    config = load_config(TOY, [share, f"sweep.condition=[{condition}]"])
     assert config.sweep.condition == [condition]
     # The real images once more fill that share too.
     for other in ("real_repeated", "warp", "phantom", "real_resized"):
         with pytest.raises(InputError, match="no image of a batch of 4"):
-            load_config("demo", [share, f"sweep.condition=[{condition},{other}]"])
+            load_config(TOY, [share, f"sweep.condition=[{condition},{other}]"])
 
 
 def test_folds_of_cross_testing():
-    config = load_config("demo", ["split.n_folds=3", "sweep.fold=[0,1,2]"])
+    config = load_config(TOY, ["split.n_folds=3", "sweep.fold=[0,1,2]"])
     assert (config.split.n_folds, config.sweep.fold) == (3, [0, 1, 2])
     with pytest.raises(InputError, match=r"sweep\.fold=3: split\.n_folds=3 has folds 0 to 2"):
-        load_config("demo", ["split.n_folds=3", "sweep.fold=[0,3]"])
-    config = load_config("demo", ["split.n_folds=3", "split.file=split.json"])
+        load_config(TOY, ["split.n_folds=3", "sweep.fold=[0,3]"])
+    config = load_config(TOY, ["split.n_folds=3", "split.file=split.json"])
     assert (config.split.n_folds, config.split.file) == (3, "split.json")
 
 
 def test_resolved_config_loads_again_to_the_same_config(tmp_path):
     import yaml
 
-    config = load_config("demo", ["data.root=/data", "sweep.seed=[3]"])
+    config = load_config(TOY, ["data.root=/data", "sweep.seed=[3]"])
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(resolved(config)))
     assert load_config(str(copy), []) == config
@@ -134,7 +135,7 @@ def test_every_shipped_recipe_is_valid(recipe):
 )
 def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
     with pytest.raises(InputError) as raised:
-        load_config("demo", [override])
+        load_config(TOY, [override])
     message = str(raised.value)
     assert "\n" not in message
     for word in words:
@@ -172,6 +173,6 @@ def test_an_unknown_recipe_names_the_shipped_ones():
 def test_a_missing_root_says_what_to_set(monkeypatch):
     monkeypatch.delenv("HC18_ROOT", raising=False)
     with pytest.raises(InputError, match=r"data\.root.*HC18_ROOT"):
-        load_config("demo", []).data_root()
+        load_config(TOY, []).data_root()
     monkeypatch.setenv("HC18_ROOT", "/somewhere")
-    assert str(load_config("demo", []).data_root()) == "/somewhere"
+    assert str(load_config(TOY, []).data_root()) == "/somewhere"

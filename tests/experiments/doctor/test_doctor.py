@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from datamodules.layouts import LAYOUTS
@@ -24,7 +25,7 @@ GIB = 2**30
 
 def look(checker, *overrides):
     """What a checker finds for the demo's config with changes."""
-    config = load_config("demo", list(overrides))
+    config = load_config(TOY, list(overrides))
     return next(run_checks({"it": checker}, config, timeout_s=60))[1]
 
 
@@ -169,7 +170,7 @@ def test_checkers_that_raise_or_hang_do_not_take_the_others_along():
     good = Check("ok", "fine")
     checkers = {"a": broken, "b": lambda _: time.sleep(20), "good": lambda _: good}
     started = time.monotonic()
-    found = dict(run_checks(checkers, load_config("demo", []), timeout_s=0.3))
+    found = dict(run_checks(checkers, load_config(TOY, []), timeout_s=0.3))
     assert time.monotonic() - started < 5
     assert [check.mark for check in found.values()] == ["warn", "warn", "ok"]
     assert "ImportError: libGL.so.1: cannot open shared object file" in found["a"].text

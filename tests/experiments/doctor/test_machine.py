@@ -7,6 +7,7 @@ import os
 import sys
 
 import pytest
+from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.doctor import machine
@@ -17,7 +18,7 @@ TWO_GPUS = "echo '0, NVIDIA H200, {}, 143771, 570.86'; echo '1, NVIDIA H200, 4, 
 
 
 def demo(*overrides):
-    return load_config("demo", list(overrides))
+    return load_config(TOY, list(overrides))
 
 
 def test_libraries_are_held_against_ranges_and_lock(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from plan_parts import N_TRAIN, make_data, plan
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from datamodules.splits import Split, support_order
@@ -228,7 +229,7 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
     words = ["sweep.segmenter=[sam,unet]", "sweep.condition=[real]"]
     words += ["sweep.real_fraction=[0.1]", "sweep.seed=[3]"]
     made = plan(*words, "evaluation.prompts=[whole_image]", "evaluation.controls=[zero_shot]")
-    box, box_key = box_plan(load_config("demo", words), make_data())
+    box, box_key = box_plan(load_config(TOY, words), make_data())
     found = {}
     for node in [*made.nodes.values(), box.nodes[box_key]]:
         wandb_id = run_id(SimpleNamespace(node=node, sweep="night"))

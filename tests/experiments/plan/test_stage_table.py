@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
@@ -64,11 +65,11 @@ def test_traits_tell_an_input_that_is_there_from_one_that_is_not():
 
 
 def test_a_batch_is_shared_by_the_devices_of_a_stage_that_spreads():
-    config = load_config("demo", ["trainer.devices=2", "sweep.workers=1"])
+    config = load_config(TOY, ["trainer.devices=2", "sweep.workers=1"])
     content = {"segmenter": {"batch_size": 6}}
     assert STAGES["fit"].batch_size(content=content, config=config) == 3
     assert STAGES["score"].batch_size(content=content, config=config) == 1
-    stable = load_config("demo", ["stable_diffusion.sampler.batch_size=7"])
+    stable = load_config(TOY, ["stable_diffusion.sampler.batch_size=7"])
     pixel = stable.synthesis.sampler.batch_size
     assert STAGES["synthesize"].batch_size(content={}, config=stable) == pixel != 7
     generator = {"stable_diffusion": {"batch_size": 5}}
@@ -86,7 +87,7 @@ def toy(monkeypatch):
 def test_a_stage_from_outside_runs_in_a_sweep(tmp_path):
     first = Node(stage="toy", content={"a": 1}, label="toy")
     second = Node(stage="toy", content={}, upstream={"toy": first.key}, label="toy again", steps=1)
-    config = load_config("demo", [f"store.root={tmp_path}", "trainer.accelerator=cpu"])
+    config = load_config(TOY, [f"store.root={tmp_path}", "trainer.accelerator=cpu"])
     data = SimpleNamespace(name="hc18", samples={}, rows={}, view=SimpleNamespace(content={}))
     plan = Plan(nodes={node.key: node for node in (first, second)}, trials=[])
     sweep = Sweep(config, data=data, plan=plan)

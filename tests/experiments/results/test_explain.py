@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.results.explain import explain_cell
@@ -34,7 +35,7 @@ ROW = {
 @pytest.fixture
 def config(tmp_path):
     """A store of two scores on two fits; all but one run were made by one command."""
-    config = load_config("demo", [f"store.root={tmp_path}"])
+    config = load_config(TOY, [f"store.root={tmp_path}"])
     store = RunStore(tmp_path)
     for key, upstream, command in (
         ("score/a", {"fit": "fit/f"}, LONG),

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from plan_parts import make_data
+from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
@@ -36,7 +37,7 @@ def write_run(
     """A finished run as the worker leaves it."""
     run_dir = root / "store" / stage / name
     run_dir.mkdir(parents=True)
-    config = load_config("demo", settings)
+    config = load_config(TOY, settings)
     here = machine()
     manifest = {
         "stage": stage,
@@ -62,7 +63,7 @@ FIT = Node(stage="fit", content=fit(40), steps=40)
 
 
 def cost_of_fit(root: Path, **extra: str):
-    costs = Costs(root, config=load_config("demo", SETTINGS))
+    costs = Costs(root, config=load_config(TOY, SETTINGS))
     return costs.of("fit", costs.traits(Node(stage="fit", content=fit(40, **extra), steps=40)))
 
 
@@ -109,7 +110,7 @@ def test_an_embedding_stage_that_found_all_tells_nothing(tmp_path):
     for name, embedded, seconds in (("a", 0, 1.0), ("b", 4, 8.0), ("c", 10, 20.0)):
         result = {"images": 10, "embedded": embedded}
         write_run(tmp_path, name, stage="embed", seconds=seconds, content=content, result=result)
-    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
     node = Node(stage="embed", content=content, steps=10)
     assert costs.of("embed", costs.traits(node)) == Cost(2.0, "here")
 
@@ -123,7 +124,7 @@ def test_only_the_latest_runs_are_read(tmp_path):
 
 
 def test_what_has_just_been_finished_is_learnt(tmp_path):
-    costs = Costs(tmp_path, config=load_config("demo", SETTINGS))
+    costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
     traits = costs.traits(FIT)
     assert costs.of("fit", traits).source == "first guess"
     costs.learn(write_run(tmp_path, "a", seconds=40, content=fit(40)))
@@ -136,10 +137,10 @@ def test_units_of_a_run_are_those_of_its_plan():
     """What the plan expects and what a run is measured by are one count."""
     names = "real,real_repeated,strong,warp,phantom,synthetic,real_resized,unet"
     config = load_config(
-        "demo", [f"sweep.condition=[{names},synthetic_random_subset]", "evaluation.jitter_draws=3"]
+        TOY, [f"sweep.condition=[{names},synthetic_random_subset]", "evaluation.jitter_draws=3"]
     )
     made = make_plan(config, make_data())
-    foreign = load_config("demo", ["sweep.condition=[synthetic]"])
+    foreign = load_config(TOY, ["sweep.condition=[synthetic]"])
     imported = make_plan(foreign, make_data(foreign_pairs={"a": "h", "b": "h"}))
     nodes = [*made.nodes.values(), *imported.nodes.values()]
     assert {node.stage for node in nodes} == set(STAGES) - {"box"}
@@ -154,7 +155,7 @@ def test_units_of_a_run_are_those_of_its_plan():
 
 def test_units_of_the_box_stage_are_fifteen_an_image_in_plan_and_cost():
     """Model and ellipse under six jitters, the model under two prompts, the mean mask."""
-    config, data = load_config("demo", ["sweep.condition=[real]"]), make_data()
+    config, data = load_config(TOY, ["sweep.condition=[real]"]), make_data()
     made, key = box_plan(config, data)
     node = made.nodes[key]
     assert node.steps == 15 * len(data.split.test)
@@ -188,7 +189,7 @@ def test_an_image_is_counted_for_the_first_stage_that_embeds_it():
 
 def test_slots_and_threads_are_those_of_the_launcher():
     def of(*changes: str):
-        return load_config("demo", list(changes))
+        return load_config(TOY, list(changes))
 
     assert n_slots(of("sweep.workers=3")) == 3
     assert n_slots(of("sweep.devices=[0,1]", "sweep.per_device=2")) == 4

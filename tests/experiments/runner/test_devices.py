@@ -1,6 +1,7 @@
 """Which GPUs there are, by a command that pretends, and what is refused of those that are not."""
 
 import pytest
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
@@ -57,20 +58,20 @@ def test_what_the_user_hides_is_not_there(pretend, monkeypatch, visible, expecte
 def test_a_gpu_that_does_not_exist_is_refused(pretend, overrides, words):
     pretend("a", "b")
     with pytest.raises(InputError, match=words):
-        check_devices(load_config("demo", overrides))
+        check_devices(load_config(TOY, overrides))
 
 
 @pytest.mark.parametrize("override", ["sweep.devices=[0]", "trainer.accelerator=gpu"])
 def test_a_machine_without_gpus_is_named(pretend, override):
     pretend(code=9)
     with pytest.raises(InputError, match="has no NVIDIA GPU"):
-        check_devices(load_config("demo", [override]))
+        check_devices(load_config(TOY, [override]))
 
 
 @pytest.mark.parametrize("overrides", [[], ["sweep.devices=[0,1]"], ["trainer.accelerator=cpu"]])
 def test_what_is_there_is_taken(pretend, overrides):
     pretend("a", "b")
-    check_devices(load_config("demo", overrides))
+    check_devices(load_config(TOY, overrides))
 
 
 def test_a_process_is_held_to_its_devices(monkeypatch):

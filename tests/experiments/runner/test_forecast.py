@@ -11,6 +11,7 @@ from plan_parts import make_data
 from sweep_parts import SETTINGS, environment, run
 from test_costs import SETTINGS as COSTED
 from test_costs import write_run
+from toy_recipe import TOY
 
 from experiments.__main__ import main
 from experiments.config.recipe import load_config
@@ -52,7 +53,7 @@ def fan_out() -> Plan:
 
 def config_of(root: Path, *changes: str):
     settings = [*COSTED, f"store.root={root}", "sweep.workers=1"]
-    return load_config("demo", [*settings, *changes])
+    return load_config(TOY, [*settings, *changes])
 
 
 def data_of() -> Data:
@@ -217,7 +218,7 @@ def test_the_time_left_learns_from_the_sweep_itself(tmp_path):
 
 def words(data: Path, store: Path, *changes: str) -> list[str]:
     roots = [f"data.root={data}", f"store.root={store}"]
-    return ["sweep", "demo", *SETTINGS, *roots, "sweep.condition=[real,strong]", *changes]
+    return ["sweep", TOY, *SETTINGS, *roots, "sweep.condition=[real,strong]", *changes]
 
 
 def test_a_dry_run_writes_nothing(hc18_folder, tmp_path):

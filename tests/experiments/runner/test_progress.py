@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node
@@ -31,7 +32,7 @@ def sweep(tmp_path):
     runs += [run(n, "running", what="test images", done=3, total=10) for n in (40, 41)]
     runs += [run(n, "waiting") for n in range(42, 50)]
     by_key = {each.node.key: each for each in runs}
-    config = load_config("demo", ["name=night", "trainer.accelerator=cpu"])
+    config = load_config(TOY, ["name=night", "trainer.accelerator=cpu"])
     store = RunStore(tmp_path)
     return SimpleNamespace(runs=by_key, store=store, config=config, pending=True)
 

@@ -6,6 +6,7 @@ import signal
 from types import SimpleNamespace
 
 import pytest
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
@@ -80,7 +81,7 @@ def node(label, *upstream, stage="fit", batch_size=4):
 
 
 def make_sweep(tmp_path, nodes, act, *overrides, **launcher):
-    config = load_config("demo", [f"store.root={tmp_path}", *overrides])
+    config = load_config(TOY, [f"store.root={tmp_path}", *overrides])
     view = SimpleNamespace(content={})
     data = SimpleNamespace(name="hc18", samples={}, rows={}, view=view)
     plan = Plan(nodes={each.key: each for each in nodes}, trials=[])
@@ -364,7 +365,7 @@ def test_what_is_done_is_not_started(tmp_path):
     ],
 )
 def test_slots_of_a_machine(overrides, expected):
-    assert slots_of(load_config("demo", overrides)) == expected
+    assert slots_of(load_config(TOY, overrides)) == expected
 
 
 @pytest.mark.parametrize(
@@ -372,5 +373,5 @@ def test_slots_of_a_machine(overrides, expected):
 )
 def test_workers_share_the_cores(monkeypatch, workers, cores, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
-    config = load_config("demo", [f"sweep.workers={workers}"])
+    config = load_config(TOY, [f"sweep.workers={workers}"])
     assert LocalLauncher(config).threads == threads

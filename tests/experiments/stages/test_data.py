@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from datamodules.index import Index
@@ -23,7 +24,7 @@ CSV = "training_set_pixel_size_and_HC.csv"
 def config(hc18_folder, tmp_path) -> ExperimentConfig:
     changes = ["data.subset.n_images=null", "split.test=4", "split.val=2", "split.train=null"]
     return load_config(
-        "demo", [*changes, f"data.root={hc18_folder}", f"store.root={tmp_path / 'runs'}"]
+        TOY, [*changes, f"data.root={hc18_folder}", f"store.root={tmp_path / 'runs'}"]
     )
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 from plan_parts import make_data
 from store_parts import plan_sweep, run_command, small_plan
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
@@ -25,7 +26,7 @@ from experiments.store.plan_file import (
 
 @functools.cache
 def plan(*overrides: str) -> Plan:
-    return make_plan(load_config("demo", list(overrides)), make_data())
+    return make_plan(load_config(TOY, list(overrides)), make_data())
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
@@ -98,7 +99,7 @@ def test_the_same_trials_scored_otherwise_are_other_stages():
 
 
 def test_a_box_figure_stays_a_part_of_its_sweep(tmp_path):
-    config, data = load_config("demo", []), make_data()
+    config, data = load_config(TOY, []), make_data()
     grid = make_plan(config, data)
     box, key = box_plan(config, data)
     whole = dataclasses.replace(grid, nodes=grid.nodes | box.nodes)

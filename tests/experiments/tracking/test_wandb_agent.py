@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from toy_recipe import TOY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 from wandb_parts import clean_environment
 
@@ -40,12 +41,12 @@ def commands(content):
 
 
 def test_every_trial_of_the_grid_is_one_command():
-    content = yaml.safe_load(sweep_file("demo", WORDS))
+    content = yaml.safe_load(sweep_file(TOY, WORDS))
     assert content["method"] == "grid"
     assert content["metric"] == {"name": "dice/whole_image", "goal": "maximize"}
     made = commands(content)
     assert len(made) == 2 * 2 * 3
-    assert made[0][:5] == ["sonosweep", "trial", "demo", "name=night", "segmenter.steps=80"]
+    assert made[0][:5] == ["sonosweep", "trial", TOY, "name=night", "segmenter.steps=80"]
     grids = []
     for words in made:
         config = load_config(words[2], trial_overrides(words[3:]))
@@ -59,15 +60,15 @@ def test_every_trial_of_the_grid_is_one_command():
 
 def test_fractions_stay_fractions():
     words = ["sweep.real_count=[]", "sweep.real_fraction=[0.05,1.0]"]
-    content = yaml.safe_load(sweep_file("demo", words))
+    content = yaml.safe_load(sweep_file(TOY, words))
     first, last = commands(content)[0], commands(content)[-1]
-    assert load_config("demo", trial_overrides(first[3:])).sweep.real_fraction == [0.05]
-    assert load_config("demo", trial_overrides(last[3:])).sweep.real_fraction == [1.0]
+    assert load_config(TOY, trial_overrides(first[3:])).sweep.real_fraction == [0.05]
+    assert load_config(TOY, trial_overrides(last[3:])).sweep.real_fraction == [1.0]
 
 
 def test_two_kinds_of_amount_are_refused():
     with pytest.raises(InputError, match="both given"):
-        sweep_file("demo", ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
+        sweep_file(TOY, ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
 
 
 def test_the_command_prints_yaml_and_nothing_else():
