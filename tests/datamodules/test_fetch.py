@@ -217,7 +217,7 @@ def test_what_is_refused_in_one_line(server, tmp_path, script, has_ranges, messa
     assert not (tmp_path / "training_set").exists()
 
 
-def test_nobody_answers(server, tmp_path):
+def test_a_server_that_does_not_answer(server, tmp_path):
     server.http.shutdown()
     server.http.server_close()
     with pytest.raises(InputError, match=r"/record: .*refused, 3 times in a row") as caught:
@@ -392,7 +392,7 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):
     code, _, err = run("hc19", "--to", root)
     assert (code, len(err), root.exists()) == (2, 1, False)
     assert "data fetch hc19: unknown; the one set to fetch is hc18" in err[0]
-    # The published prefixes hold where nobody says otherwise.
+    # The published prefixes hold where nothing else is given.
     code, _, err = run(*words)
     assert code == 2
     assert "the published one begins with 00eb8198; the record has changed" in err[-1]

@@ -252,7 +252,7 @@ def test_no_threshold_without_held_out_distances(bad):
         memorised_fraction(np.empty(0), np.ones(3))
 
 
-def test_agreement_of_pairs_and_of_strangers():
+def test_agreement_of_pairs_and_of_unrelated_masks():
     left, right = np.zeros(HW, np.uint8), np.zeros(HW, np.uint8)
     left[:, :40], right[:, 20:60] = 1, 1
     assert mask_agreement([left, left], [left, right]).tolist() == [1.0, 0.5]

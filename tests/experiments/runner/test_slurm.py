@@ -232,9 +232,9 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     start(first, [fit, score], [other])
     start(first, [last])
     fake.show(j101_0="RUNNING 0", j101_1="TIMEOUT 0", j102="PENDING 0")
-    # A third batch, whose id SLURM gave to somebody else after it had forgotten ours.
-    stranger = Batch(name="toy-0000", chains=[["fit/dddd"]], job_id="102")
-    write_ledger(first.folder, [*read_ledger(first.folder), stranger])
+    # A third batch, whose id SLURM gave to another user after it had forgotten ours.
+    unknown_batch = Batch(name="toy-0000", chains=[["fit/dddd"]], job_id="102")
+    write_ledger(first.folder, [*read_ledger(first.folder), unknown_batch])
     second = SlurmLauncher(first._config)
     adopted = {key: job.job_id for key, job in second.adopt().items()}
     assert adopted == {fit.key: "101_0", score.key: "101_0", last.key: "102"}

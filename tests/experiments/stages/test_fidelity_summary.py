@@ -185,9 +185,9 @@ def test_agreement_and_its_chance_level(sets, summary):
         found = summary[block]["agreement"]
         assert found["mean"] == pytest.approx(sets[name].agreement.mean())
         masks = sets[name].masks
-        strangers = [mask_agreement([a], [b])[0] for a in masks for b in masks if a is not b]
+        unrelated = [mask_agreement([a], [b])[0] for a in masks for b in masks if a is not b]
         # A random pairing's mean lies near that of all pairs.
-        assert found["chance"] == pytest.approx(np.mean(strangers), abs=0.06)
+        assert found["chance"] == pytest.approx(np.mean(unrelated), abs=0.06)
 
 
 def test_a_label_drawn_into_the_images_leaks(sets):

@@ -334,7 +334,7 @@ def test_a_stage_that_waited_for_a_removal_begins_in_a_new_directory(root):
     assert not (aside / "new").exists()
 
 
-def test_an_interrupted_removal_leaves_nothing_to_believe_in(root, monkeypatch):
+def test_an_interrupted_removal_leaves_no_stage_that_looks_complete(root, monkeypatch):
     def stop(path, **_):
         raise KeyboardInterrupt
 
