@@ -4,7 +4,7 @@ import difflib
 import sys
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, ClassVar, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -47,7 +47,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     if recipe is not None:
         path = find_recipe(recipe)
         try:
-            loaded = yaml.load(path.read_text(), Loader=_UniqueKeys)
+            loaded = yaml.load(path.read_text(), Loader=_RecipeYaml)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not valid YAML ({_one_line(error)}); correct it") from error
         if not isinstance(loaded, dict):
@@ -139,8 +139,15 @@ def read_old_condition(merged: dict[str, Any]) -> None:
     )
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, not the later of the two."""
+class _RecipeYaml(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error, and `on` and `off` are words."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":bool")]
+        if first in "yYnNoO"
+        else found
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -158,7 +165,7 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"{override!r}: expected key=value, as in segmenter.steps=80")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_RecipeYaml)
     except yaml.YAMLError as error:
         raise InputError(
             f"{override}: the value is not valid YAML; a list is written [a,b]"
