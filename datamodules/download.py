@@ -19,7 +19,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.storage import fsync_path
 
-GO_ON = "run the same command again: it goes on where it stopped"
+GO_ON = "run the same command again: it continues where it stopped"
 _CHUNK_BYTES = 1 << 18
 _JSON_LIMIT_BYTES = 1 << 22
 _AGAIN_STATUS = (408, 425, 429, 500, 502, 503, 504)

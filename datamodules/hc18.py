@@ -110,7 +110,7 @@ class HC18DataModule(LightningDataModule):
             self._datasets[f"test/{name}"] = self._dataset(ids)
 
     def train_dataloader(self) -> DataLoader:
-        """The training stream; it goes on where an interrupted run had stopped."""
+        """The training stream; it continues where an interrupted run had stopped."""
         world_size = self.trainer.world_size if self.trainer else 1
         n_real, n_other = len(self.train_ids), len(self.synthetic)
         if self.mixture.repeat_real:

@@ -37,7 +37,7 @@ def main() -> None:
             raise
         print(
             f"error: {error.filename or 'a file'}: {error.strerror}; check the disk, and the same "
-            "command goes on",
+            "command continues",
             file=sys.stderr,
         )
         sys.exit(2)

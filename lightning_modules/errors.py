@@ -14,7 +14,7 @@ class NonFiniteLossError(RuntimeError):
 def require_finite(
     value: float, *, what: str = "loss", step: int, learning_rate: float, setting: str
 ) -> None:
-    """Stop a training that can only go on in NaN.
+    """Stop a training that can only continue in NaN.
 
     Args:
         value: The number to judge, such as the batch's loss.

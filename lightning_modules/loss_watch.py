@@ -1,4 +1,4 @@
-"""Refuse a training that can only go on in NaN, without letting a GPU wait at every step."""
+"""Refuse a training that can only continue in NaN, without letting a GPU wait at every step."""
 
 import math
 from collections import deque
@@ -77,7 +77,7 @@ class LossWatch(L.Callback):
         pl_module: L.LightningModule,
         checkpoint: dict[str, Any],  # noqa: ARG002
     ) -> None:
-        """Refuse to keep what a run must not go on from."""
+        """Refuse to keep what a run must not continue from."""
         self.check(all_of_them=True)
         self._check_weights(pl_module, step=trainer.global_step)
 

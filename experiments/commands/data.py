@@ -95,7 +95,7 @@ def data_fetch(
         str | None, typer.Option(hidden=True, help="Another address of the record.")
     ] = None,
 ) -> None:
-    """Fetch HC18 from its official record, checked and unpacked; goes on where it stopped."""
+    """Fetch HC18 from its official record, checked and unpacked; continues where it stopped."""
     from datamodules.errors import InputError
 
     if name != "hc18":

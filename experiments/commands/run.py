@@ -143,7 +143,7 @@ def _run_live(sweep: Sweep, console: Console) -> None:
         done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
         console.print(
             f"stopped: {done} of {len(sweep.runs)} stages are done and kept; the same command "
-            "goes on from here"
+            "continues from here"
         )
         raise SystemExit(130) from None
     if sweep.halted:

@@ -42,7 +42,7 @@ def trial_command(
         with use_store(sweep.store.root), LiveProgress(sweep, console) as progress:
             sweep.run(progress.update)
     except SweepInterruptedError:
-        say(console, "stopped; the same command goes on from here")
+        say(console, "stopped; the same command continues from here")
         raise SystemExit(130) from None
     if report_failures(sweep, console):
         raise SystemExit(1)

@@ -85,7 +85,7 @@ class GridConfig:
         for name in (*AXES[:3], "support", "seed", "generator_seed", "fold"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise ValueError(f"sweep.{name}={values}: a value stands there twice")
+                raise ValueError(f"sweep.{name}={values}: a value is listed twice")
         if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
             self.devices
         ):
@@ -109,6 +109,6 @@ class EvaluationConfig:
             raise ValueError("evaluation.prompts: give at least one value")
         at_least(1).check(self, "jitter_draws", section="evaluation")
         if len(set(self.prompts)) != len(self.prompts):
-            raise ValueError(f"evaluation.prompts={self.prompts}: a prompt stands there twice")
+            raise ValueError(f"evaluation.prompts={self.prompts}: a prompt is listed twice")
         if len(set(self.controls)) != len(self.controls):
-            raise ValueError(f"evaluation.controls={self.controls}: a control stands there twice")
+            raise ValueError(f"evaluation.controls={self.controls}: a control is listed twice")

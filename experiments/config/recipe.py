@@ -155,7 +155,7 @@ class _RecipeYaml(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 line = key_node.start_mark.line + 1
-                raise yaml.YAMLError(f"line {line}: {key} stands there twice; rename or remove one")
+                raise yaml.YAMLError(f"line {line}: {key} is listed twice; rename or remove one")
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 

@@ -55,7 +55,7 @@ class SlurmConfig:
     qos: str | None = None
     """Quality of service."""
     time_min: int = 120
-    """Time limit of a job, minutes; a job that is ended by it goes on in another one."""
+    """Time limit of a job, minutes; a job that is ended by it continues in another one."""
     grace_s: int = 120
     """Seconds before the time limit at which a job is asked to write a checkpoint and end; SLURM
     may ask up to a minute earlier."""

@@ -20,7 +20,7 @@ from experiments.store.runs import Failure, FailureKind, RunStore, read_failure,
 State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
 FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
 ROOM_MIB = 512
-"""Free space from which on a sweep goes on that had paused because the disk was full; on a small
+"""Free space from which on a sweep continues that paused because the disk was full; on a small
 disk, a twentieth of it."""
 FULL_MIB = 1
 """Free space below which even the reason of a failure may not have been written."""
@@ -113,7 +113,7 @@ class Sweep:
 
         Raises:
             SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
-                checkpoint, or go on where their launcher leaves them.
+                checkpoint, or continue where their launcher leaves them.
             InputError: The store is not there any more.
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ class Sweep:
         if not is_there:
             raise InputError(
                 f"store.root={self.store.root}: the folder is gone, or is another one than at the "
-                "start (a lost mount?); bring it back, and the same command goes on"
+                "start (a lost mount?); restore it, and the same command continues"
             )
 
     def _ask_stop(self, *_: object) -> None:
@@ -263,7 +263,7 @@ class Sweep:
         if was_killed and run.n_killed < self.config.sweep.retries:
             run.n_killed += 1
             run.state = "waiting"
-            self.say(f"{run.node.label}: {ended.split(';')[0]}; it goes on from its checkpoint")
+            self.say(f"{run.node.label}: {ended.split(';')[0]}; it continues from its checkpoint")
             return
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
@@ -279,7 +279,7 @@ class Sweep:
             run.state, self._paused = "waiting", True
             self.say(
                 f"{run.node.label}: the disk is full, the sweep pauses; free some of "
-                f"{self.store.root} and it goes on, or end it and start it again later"
+                f"{self.store.root} and it continues, or end it and start it again later"
             )
             return
         run.state = "failed"
@@ -297,7 +297,7 @@ class Sweep:
         usage = shutil.disk_usage(self.store.root)
         if usage.free >= min(ROOM_MIB * 2**20, usage.total / 20):
             self._paused = False
-            self.say("there is room on the disk again; the sweep goes on")
+            self.say("there is room on the disk again; the sweep continues")
         return self._paused
 
 

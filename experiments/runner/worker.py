@@ -120,7 +120,7 @@ def _run(context: StageContext, *, threads: int) -> int:
             return STOPPED
         _write_failed(run_dir, error)
         return 1
-    # The weights are kept beside; what a done run would need to go on is not.
+    # The weights are kept beside; what a done run would need to continue is not.
     shutil.rmtree(checkpoint_dir(run_dir), ignore_errors=True)
     return 0
 

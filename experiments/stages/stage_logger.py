@@ -1,7 +1,7 @@
 """Weights & Biases: a view on the runs that never stops one.
 
 Offline unless the user is logged in. Whatever goes wrong here is printed to the run's log, and the
-run goes on without it.
+run continues without it.
 """
 
 from typing import Any

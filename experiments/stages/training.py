@@ -33,7 +33,7 @@ class ReportProgress(Callback):
 class CountInParts(Callback):
     """Go on from a checkpoint whose batches were computed in another number of parts.
 
-    Lightning counts parts, and would go on at another batch.
+    Lightning counts parts, and would continue at another batch.
 
     Args:
         batch_parts: Parts of a batch from here on.
@@ -84,7 +84,7 @@ class PacedCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **named: Any) -> None:
         """Write one where it is due."""
-        # Once a step: between two parts of the next batch there is nothing to go on from.
+        # Once a step: between two parts of the next batch there is nothing to continue from.
         if (
             trainer.global_step % self._every_n_train_steps
             or trainer.global_step == self._seen_step
@@ -99,7 +99,7 @@ class PacedCheckpoint(ModelCheckpoint):
 
 
 def checkpoint_dir(run_dir: Path) -> Path:
-    """Where a run keeps what it needs to go on."""
+    """Where a run keeps what it needs to continue."""
     return run_dir / "checkpoints"
 
 
@@ -172,7 +172,7 @@ def make_trainer(
             PacedCheckpoint(
                 least_s=config.checkpoint_s,
                 every_n_train_steps=config.checkpoint_every,
-                # Between two parts of a batch there is nothing to go on from, and where several
+                # Between two parts of a batch there is nothing to continue from, and where several
                 # processes share one they end at different times.
                 save_on_exception=batch_parts == 1 and devices == 1,
                 **step_checkpoint,
@@ -239,7 +239,7 @@ def fit(
             raise
         raise InterruptedError("stopped by a signal, and its loader processes too") from error
     if trainer.interrupted:
-        raise InterruptedError("stopped by a signal; the same command goes on from the checkpoint")
+        raise InterruptedError("stopped by a signal; the same command resumes the training")
     if not trainer.is_global_zero:
         # Weights are the same in every process of a run; the first one keeps them.
         os._exit(0)

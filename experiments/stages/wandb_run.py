@@ -66,7 +66,7 @@ def open_run(
         content: The run's config.
 
     Raises:
-        Exception: Of many kinds, where W&B cannot start; the caller goes on without it.
+        Exception: Of many kinds, where W&B cannot start; the caller continues without it.
     """
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     # Artefacts are otherwise staged in the user's home.

@@ -31,7 +31,7 @@ class StageStatus:
     - `done`: its marker is there.
     - `running`: a process holds it.
     - `failed`: its last attempt ended by an error.
-    - `interrupted`: it began, and no process runs it; it goes on where it was.
+    - `interrupted`: it began, and no process runs it; it continues where it was.
     - `blocked`: it needs the result of one that failed.
     - `waiting`: it has not begun.
     """

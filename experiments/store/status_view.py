@@ -46,7 +46,7 @@ def print_status(status: SweepStatus, console: Console) -> None:
     if counts["failed"]:
         say(console, "\nonce the cause is fixed: sonosweep sweep ... --retry-failed")
     elif not status.is_running and (counts["interrupted"] or counts["waiting"]):
-        say(console, "\nthe same sweep command goes on from here")
+        say(console, "\nthe same sweep command continues from here")
 
 
 def format_counts(counts: dict[State, int]) -> Text:

@@ -1,6 +1,6 @@
 """The process that logs a sweep's outcome to W&B: `python -m experiments.tracking.child REQUEST`.
 
-What it has logged is written down run by run, so that another start goes on from there.
+What it has logged is written down run by run, so that another start continues from there.
 """
 
 import json

@@ -156,4 +156,4 @@ def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str
     if code == 0:
         return None
     why = "took too long" if code is None else "did not take all of it"
-    return f"W&B {why}: the sweep's summary goes on at the next start ({os.path.relpath(log)})"
+    return f"W&B {why}: the sweep's summary continues at the next start ({os.path.relpath(log)})"

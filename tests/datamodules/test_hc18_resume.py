@@ -1,4 +1,4 @@
-"""HC18DataModule: a training that was interrupted goes on exactly, and workers change nothing."""
+"""HC18DataModule: a training that was interrupted continues exactly, and workers change nothing."""
 
 import pytest
 import torch

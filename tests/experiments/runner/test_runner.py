@@ -135,7 +135,7 @@ def test_a_killed_stage_is_tried_again_but_not_for_ever(tmp_path, retries, start
     assert len(fake.started) == starts
     assert states(sweep) == {"a": state}
     assert len(lines) == retries
-    assert all("goes on from its checkpoint" in line for line in lines)
+    assert all("continues from its checkpoint" in line for line in lines)
 
 
 def test_a_stage_that_gets_further_before_each_kill_ends_in_the_end(tmp_path):
@@ -260,7 +260,7 @@ def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch):
     assert set(states(sweep).values()) == {"done"}
     assert fake.started == [["a"], ["a"], ["b"]]
     assert "the disk is full, the sweep pauses" in lines[0]
-    assert "goes on" in lines[1]
+    assert "continues" in lines[1]
 
 
 def test_a_disk_too_full_for_the_reason_pauses_too(tmp_path, monkeypatch):

@@ -334,7 +334,7 @@ def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, m
     assert len(fake.scripts()) == 2
     (line,) = lines
     assert line.startswith("a: its job 101_0 ended as TIMEOUT")
-    assert "it goes on from its checkpoint" in line
+    assert "it continues from its checkpoint" in line
 
 
 def test_no_slurm_is_said_before_anything_is_written(tmp_path, hc18_folder, monkeypatch):

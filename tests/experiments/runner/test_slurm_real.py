@@ -29,7 +29,7 @@ while not (folder / "go").exists():
     time.sleep(0.1)
 (folder / "DONE.json").write_text("{}")
 """
-"""What stands in for a stage: it says that it runs, and is done when a test lets it go on."""
+"""What stands in for a stage: it says that it runs, and is done when a test lets it continue."""
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +168,7 @@ def test_a_preempted_fit_goes_on_to_the_same_weights(
         process.kill()
         process.wait()
     assert process.returncode == 0, printed
-    assert ("it goes on from its checkpoint" in printed) == (partition == "low")
+    assert ("it continues from its checkpoint" in printed) == (partition == "low")
     (log,) = fits.glob("*/log.txt")
     assert "Restoring states from the checkpoint" in log.read_text()
     assert weights(tmp_path) == weights(finished)

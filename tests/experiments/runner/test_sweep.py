@@ -202,7 +202,7 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     printed, _ = process.communicate(timeout=60)
     if number == signal.SIGTERM:
         assert process.returncode == 130
-        assert "the same command goes on from here" in printed
+        assert "the same command continues from here" in printed
     else:
         assert process.returncode == -signal.SIGKILL
     ended = run(data, tmp_path, "evaluation.controls=[]")

@@ -1,4 +1,4 @@
-"""The Trainer of a stage: what a training that may stop early goes on with after a kill."""
+"""The Trainer of a stage: what a training that may stop early continues with after a kill."""
 
 import itertools
 from types import SimpleNamespace
@@ -79,7 +79,7 @@ class Kill(Callback):
 
 
 def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
-    """Train, or go on; the module and its optimiser steps."""
+    """Train, or continue; the module and its optimiser steps."""
     folder.mkdir(exist_ok=True)
     trainer = make_trainer(
         run_dir=folder,

@@ -72,7 +72,7 @@ class _Stream(Dataset):
 
 
 class _Data(L.LightningDataModule):
-    """Numbers every item of the training stream, and after a resume goes on where it stopped."""
+    """Numbers every item of the training stream, and after a resume continues where it stopped."""
 
     def __init__(self, *, batches: int, batch_size: int):
         super().__init__()

@@ -53,7 +53,7 @@ def _batch(draws: range = range(4)) -> dict[str, torch.Tensor]:
 
 
 class _Data(L.LightningDataModule):
-    """One epoch of numbered items, which goes on where a resumed run stopped."""
+    """One epoch of numbered items, which continues where a resumed run stopped."""
 
     def __init__(self, *, items: int, batch_size: int):
         super().__init__()

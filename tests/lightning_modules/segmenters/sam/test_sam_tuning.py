@@ -172,7 +172,7 @@ def test_two_steps_and_two_more_equal_four(mode, tmp_path):
     fit(SamModule(make_config(mode)), steps=2, folder=tmp_path)
     resumed = SamModule(make_config(mode), seed=0)
     (path,) = tmp_path.glob("*.ckpt")
-    # The stream goes on where it stopped: two batches of four are behind it.
+    # The stream continues where it stopped: two batches of four are behind it.
     state = torch.load(path, weights_only=True)
     names = {name for name, p in resumed.named_parameters() if p.requires_grad}
     assert set(state["state_dict"]) == names

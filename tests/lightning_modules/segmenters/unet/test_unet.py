@@ -80,7 +80,7 @@ def make_batch(items=4, first=0):
 
 
 class Stream(L.LightningDataModule):
-    """Two batches of four an epoch; the draws go on from epoch to epoch."""
+    """Two batches of four an epoch; the draws continue from epoch to epoch."""
 
     def train_dataloader(self):
         return DataLoader(Heads(8 * self.trainer.current_epoch, 8), batch_size=4)
