@@ -9,7 +9,7 @@ from folder_parts import write_hc18_folder
 pytest_plugins = ["deliver_parts", "doctor_parts"]
 
 
-LONGEST = ("test_sweep", "test_sweep_tuning", "test_wandb_lineage", "test_forecast")
+LONGEST = ("test_sweep", "test_sweep_tuning", "test_stage_logger", "test_forecast")
 """Files of about a minute and more, the longest first."""
 
 

@@ -65,7 +65,7 @@ class StageRow:
     def units_of(self, **facts: Any) -> int:
         """Units of work of a finished run, from its `content`, `config` and `result`; 0 where
         nothing says."""
-        found = [key if isinstance(key, int) else _at(facts, key) for key in self.units]
+        found = [key if isinstance(key, int) else value_at(facts, key) for key in self.units]
         counts = [len(f) if isinstance(f, list | tuple) else f for f in found if f is not None]
         return math.prod(counts) if counts or not self.units else 0
 
@@ -74,7 +74,7 @@ class StageRow:
     ) -> str:
         """What the time of one unit depends on, as text to compare."""
         facts = {"content": content, "upstream": dict.fromkeys(upstream, True), "config": config}
-        return json.dumps([_at(facts, key) for key in self.traits])
+        return json.dumps([value_at(facts, key) for key in self.traits])
 
     def batch_size(self, *, content: Mapping[str, Any], config: Any) -> int:
         """Items that it computes at once on one device; 1 where nothing can be made less.
@@ -84,11 +84,11 @@ class StageRow:
             config: The recipe.
         """
         facts = {"content": content, "config": config}
-        found = next((size for key in self.batch if (size := _at(facts, key)) is not None), 1)
+        found = next((size for key in self.batch if (size := value_at(facts, key)) is not None), 1)
         return max(1, found // config.trainer.devices) if self.is_distributed else found
 
 
-def _at(facts: Any, key: str) -> Any:
+def value_at(facts: Any, key: str) -> Any:
     """Value of a dotted key; None where an older run has no such setting."""
     for part in key.split("."):
         facts = facts.get(part) if isinstance(facts, Mapping) else getattr(facts, part, None)

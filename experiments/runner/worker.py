@@ -59,7 +59,7 @@ def run_node(
 def run_held(context: StageContext, *, threads: int) -> int:
     """Run a stage alone, unless it is done; 0 where it is done afterwards, else an exit code."""
     # Inside: the parent imports this module, and must not import torch.
-    from experiments.stages.stage_logger import finish
+    from experiments.stages.wandb_run import finish
 
     waiting = context.status()
     with hold(

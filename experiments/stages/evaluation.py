@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,11 @@ class Protocol:
 
     def offsets(self, sample_ids: Sequence[str], *, draw: int) -> torch.Tensor:
         """Jitter (B, 4) of a fixed draw: the same for every model, so trials stay paired."""
-        return torch.stack(
-            [
-                torch.randint(
-                    0,
-                    self.jitter_max_px + 1,
-                    (4,),
-                    generator=keyed_generator("evaluation", draw, sample_id),
-                ).float()
-                for sample_id in sample_ids
-            ]
-        )
+        drawn = [
+            torch.randint(0, self.jitter_max_px + 1, (4,), generator=generator)
+            for generator in (keyed_generator("evaluation", draw, name) for name in sample_ids)
+        ]
+        return torch.stack(drawn).float()
 
 
 @dataclass(kw_only=True)
@@ -66,18 +60,15 @@ class Scorer:
     samples: Mapping[str, Sample]
     frame_hw: tuple[int, int]
     mode: str
-
-    def __post_init__(self) -> None:
-        self._masks: dict[str, np.ndarray] = {}
+    _masks: dict[str, np.ndarray] = field(default_factory=dict, init=False)
 
     def reference(self, sample_id: str) -> np.ndarray:
         """Reference mask uint8 (H, W) {0, 1} as annotated, never through the frame."""
         if sample_id not in self._masks:
             sample = self.samples[sample_id]
-            annotation = read_annotation(
-                sample.annotation_path, filled_bias_px=sample.filled_bias_px
-            )
-            self._masks[sample_id] = annotation.mask
+            bias_px = sample.filled_bias_px
+            read = read_annotation(sample.annotation_path, filled_bias_px=bias_px)
+            self._masks[sample_id] = read.mask
         return self._masks[sample_id]
 
     def predicted_mask(self, logits: torch.Tensor, sample_id: str) -> np.ndarray:
@@ -96,7 +87,7 @@ class Scorer:
         row: dict[str, Any] = {
             "sample_id": sample_id,
             "exam_id": sample.exam_id,
-            "trimester": trimester(sample.hc_mm) if sample.hc_mm is not None else None,
+            "trimester": trimester(sample.hc_mm),
             "found": bool(predicted.any()),
             "dice": dice_score(predicted, reference),
             "dice_256": dice_at_256(predicted, reference),
@@ -109,12 +100,10 @@ class Scorer:
         distance_mm = hausdorff_distance_mm(predicted, reference, pixel_size_mm=pixel_size_mm)
         if math.isinf(distance_mm):
             distance_mm = math.hypot(*reference.shape) * pixel_size_mm
-        # The published circumference is the reference; our own fit only where there is none.
-        hc_ref_mm = (
-            sample.hc_mm
-            if sample.hc_mm is not None
-            else head_circumference_mm(reference, pixel_size_mm=pixel_size_mm)
-        )
+        hc_ref_mm = sample.hc_mm
+        if hc_ref_mm is None:
+            # The published circumference is the reference; our own fit only where there is none.
+            hc_ref_mm = head_circumference_mm(reference, pixel_size_mm=pixel_size_mm)
         return row | {
             "hausdorff_mm": distance_mm,
             "hc_pred_mm": hc_pred_mm,
@@ -170,12 +159,10 @@ def _boxes(
     prompt: str, batch: dict[str, Any], *, segment: Segment, protocol: Protocol, draw: int
 ) -> torch.Tensor:
     """Boxes (B, 4) of a prompt; the predicted one is the model's own, and reads no reference."""
-    given = {"mask": batch["mask"], "valid_hw": batch["valid_hw"]}
     if prompt != "predicted_box":
         offsets = protocol.offsets(batch["sample_id"], draw=draw)
-        return prompt_boxes(prompt, offsets=offsets, **given)
-    whole = whole_image_boxes(batch["valid_hw"])
-    predicted = segment(batch, whole).float().cpu()
+        return prompt_boxes(prompt, offsets=offsets, mask=batch["mask"], valid_hw=batch["valid_hw"])
+    predicted = segment(batch, whole_image_boxes(batch["valid_hw"])).float().cpu()
     _require_finite(predicted, batch["sample_id"])
     return predicted_boxes(predicted, valid_hw=batch["valid_hw"])
 

@@ -4,40 +4,31 @@ Every number of the synthetic set comes from the function that also measures the
 images against the same training images: that second row is what a perfect generator would reach.
 """
 
+import json
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wasserstein_distance
 
-from experiments.stages.fidelity_sets import SPACES, FidelitySet, Measured, measure, nearest_pairs
-from lightning_modules.fidelity import (
-    chance_agreement,
-    copy_threshold,
-    intensity_statistics,
-    kid,
-    memorised_fraction,
-    per_image_intensity,
-    precision_recall_density_coverage,
+from experiments.plan.stage_table import value_at
+from experiments.stages.fidelity_sets import (
+    COPY_QUANTILE,
+    MIN_IMAGES,
+    NEIGHBOURS,
+    FidelitySet,
+    MeasuredSet,
 )
+from lightning_modules.fidelity import copy_threshold, intensity_statistics
 
-MIN_IMAGES = 5
-"""With fewer images in a set no distribution is compared."""
+SPACES = ("features", "pixels")
+"""Where copies are looked for: the segmenter's features, and the pixels of small images."""
 KID_SUBSETS = 100
-KID_LARGEST_SUBSET = 100
+"""Subsets of KID, and the images of the largest one."""
 LARGEST_K = 5
 """Neighbours for precision and its kin; fewer where a set has fewer than four times as many."""
-MATCHED_DRAWS = 20
-"""Random subsets over which precision and its kin are averaged, where sets differ in size."""
-COPY_QUANTILE = 0.01
 LEAK_QUANTILE = 0.95
-NEAREST_PAIRS = 5
-_NEIGHBOUR_MEASURES = ("precision", "recall", "density", "coverage")
-_INTENSITY = "near the control; mean of the set (distance of its distribution to training)"
 
 
 def summarise_fidelity(
@@ -77,48 +68,55 @@ def summarise_fidelity(
     shared = set(held_out.groups) & set(train.groups)
     if shared:
         raise ValueError(f"exam {min(shared)} is in the training and in the held-out set")
-    notes: list[str] = []
-    measured_train = measure(train, train=None, pixel_hw=pixel_hw)
-    measured = {
-        "synthetic": measure(synthetic, train=measured_train, pixel_hw=pixel_hw),
-        "held_out": measure(held_out, train=measured_train, pixel_hw=pixel_hw),
+    sets = {"synthetic": synthetic, "train": train, "held_out": held_out}
+    of_train = MeasuredSet(train, label="train", pixel_hw=pixel_hw)
+    compared = {
+        name: MeasuredSet(sets[name], label=label, pixel_hw=pixel_hw, train=of_train)
+        for name, label in (("synthetic", "synthetic"), ("held_out", "held-out"))
     }
-    settings = _settings(synthetic=synthetic, train=train, held_out=held_out, seed=seed)
-    thresholds = _thresholds(measured["held_out"], measured_train)
-    blocks = {}
-    for name, item in {**measured, "train": measured_train}.items():
-        label = name.replace("_", "-")
+    settings = _settings(sets, seed=seed)
+    control = {
+        space: found
+        for space, (found, _) in compared["held_out"].nearest.items()
+        if len(found) >= MIN_IMAGES and np.isfinite(found).all()
+    }
+    leak = of_train.leak[np.isfinite(of_train.leak)]
+    # Limits come from real images only.
+    thresholds = {
+        "copied": dict.fromkeys(SPACES)
+        | {s: copy_threshold(found, quantile=COPY_QUANTILE) for s, found in control.items()},
+        "contour_leak": np.quantile(leak, LEAK_QUANTILE) if len(leak) >= MIN_IMAGES else None,
+    }
+    measured, notes, blocks = {**compared, "train": of_train}, [], {}
+    for name, item in measured.items():
         blocks[name] = {
-            "nearest": {space: _nearest(item, measured["held_out"], space) for space in SPACES},
-            "agreement": _agreement(item, label=label, seed=seed, notes=notes),
-            "contour_leak": _leak(item, thresholds["contour_leak"], label=label, notes=notes),
+            "nearest": {space: item.copies(space, control.get(space)) for space in SPACES},
+            "agreement": item.agreement(seed),
+            "contour_leak": item.leaks(thresholds["contour_leak"]),
             "intensity": intensity_statistics(item.images),
+            **(item.against(of_train, settings) if name in compared else {}),
         }
-        if item is not measured_train:
-            blocks[name] |= _against_train(
-                item, measured_train, settings=settings, label=label, notes=notes
-            )
-    notes += _limits(measured, measured_train, settings=settings)
+        notes += item.notes
+    has_control, matched = len(control) == len(SPACES), settings["matched_images"]
+    notes += _limits(sets, has_control=has_control, matched=matched)
     summary = {
         "counts": {
             name: {"images": len(item), "exams": len(set(item.groups))}
-            for name, item in (("synthetic", synthetic), ("train", train), ("held_out", held_out))
+            for name, item in sets.items()
         },
-        "settings": settings | {"pixel_hw": list(pixel_hw)},
+        "settings": settings | {"pixel_hw": pixel_hw},
         "synthetic_against_train": blocks["synthetic"],
         "real_test_against_train": blocks["held_out"],
         "train": blocks["train"],
         "thresholds": thresholds,
         "nearest_pairs": {
-            space: {
-                name: nearest_pairs(item, train, space=space, count=NEAREST_PAIRS)
-                for name, item in measured.items()
-            }
+            space: {name: item.pairs(space, train) for name, item in compared.items()}
             for space in SPACES
         },
         "notes": notes,
     }
-    return _json_safe(summary)
+    # JSON's own parser tells what is not finite.
+    return json.loads(json.dumps(summary, default=float), parse_constant=lambda _: None)
 
 
 def fidelity_rows(summary: Mapping[str, Any]) -> pd.DataFrame:
@@ -133,266 +131,101 @@ def fidelity_rows(summary: Mapping[str, Any]) -> pd.DataFrame:
     """
     blocks = [summary["synthetic_against_train"], summary["real_test_against_train"]]
     counts = summary["counts"]
-    rows = [
-        [
-            "images",
-            str(counts["synthetic"]["images"]),
-            f"{counts['held_out']['images']} of {counts['held_out']['exams']} exams",
-            f"both against {counts['train']['images']} training images",
-        ]
+    images = [
+        "images",
+        str(counts["synthetic"]["images"]),
+        f"{counts['held_out']['images']} of {counts['held_out']['exams']} exams",
+        f"both against {counts['train']['images']} training images",
     ]
-    for name, cell, direction in _table_rows(summary):
-        rows.append([name, *(cell(block) for block in blocks), direction])
+    rows = [
+        [name, *(_cell(block, template, keys) for block in blocks), direction]
+        for name, template, keys, direction in _table(summary)
+    ]
     columns = ["measure", "synthetic", "real test (control)", "reading direction"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame([images, *rows], columns=columns)
 
 
-def _settings(
-    *, synthetic: FidelitySet, train: FidelitySet, held_out: FidelitySet, seed: int
-) -> dict[str, Any]:
+def _table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, template of a cell, keys of its numbers in a block, and way to read it, by measure."""
+    limits = summary["thresholds"]
+    known = "higher is better; the control is what a generator that does not copy can reach"
+    kid_reads = "lower is better; 0 for the training distribution, can be negative"
+    below = "below the control means copying; median (first percentile)"
+    one, two = "{:.3g}", "{:.3g} ({:.3g})"
+    rows = [("KID", "{:.3g} ± {:.3g}", "kid.mean kid.sd", kid_reads)]
+    rows += [(name, one, name, known) for name in NEIGHBOURS]
+    for space in SPACES:
+        at, of = f"nearest.{space}", f"by {space}"
+        above = "above the control's 1 % means copying; nearer than "
+        above += f"{_number(limits['copied'][space])} to a training image"
+        above += "; a blurred copy is not found so, but by pixels" if space == "features" else ""
+        copied = f"{at}.copied_fraction {at}.copied_images {at}.images"
+        rows.append((f"copied, {of}", "{:.1%} ({} of {})", copied, above))
+        rows.append((f"distance to training, {of}", two, f"{at}.median {at}.p1", below))
+    at_size = "at {}x{} px".format(*summary["settings"]["pixel_hw"])
+    agrees = "higher is better; Dice (chance: another's label)"
+    chance = "agreement.mean agreement.chance"
+    rows.append(("label agreement", "{:.3g} (chance {:.3g})", chance, agrees))
+    leaks = f"near the control; median (share above {_number(limits['contour_leak'])}), {at_size}"
+    share = "contour_leak.median contour_leak.share_above_train"
+    rows.append(("contour leak", "{:.3g} ({:.0%})", share, leaks))
+    near = "near the control; mean of the set (distance of its distribution to training)"
+    for name, key in (("brightness", "mean"), ("contrast", "spread")):
+        keys = f"intensity.{key}.mean intensity_distance.{key}"
+        rows.append((name, two, keys, f"{near}, {at_size}"))
+    return rows
+
+
+def _cell(block: Mapping[str, Any], template: str, keys: str) -> str:
+    """Numbers of a block as text; a dash for what is not known."""
+    found = [value_at(block, key) for key in keys.split()]
+    if found[0] is None:
+        return "–"
+    text = template.format(*(math.nan if value is None else value for value in found))
+    return text.replace("nan%", "–").replace("nan", "–").replace("%", " %")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _settings(sets: Mapping[str, FidelitySet], *, seed: int) -> dict[str, Any]:
     """Sizes that both rows share; None where too few images are left to compare."""
-    compared = [len(item) for item in (synthetic, held_out) if len(item) >= MIN_IMAGES]
-    matched = min(compared) if compared and len(train) >= MIN_IMAGES else None
-    smallest = None if matched is None else min(matched, len(train))
+    n_train = len(sets["train"])
+    compared = [len(sets[name]) for name in ("synthetic", "held_out")]
+    matched = min((n for n in compared if n >= MIN_IMAGES), default=0)
+    n = min(matched, n_train) if n_train >= MIN_IMAGES else 0
     return {
         "seed": seed,
-        "k": None if smallest is None else min(LARGEST_K, max(1, smallest // 4)),
+        "k": min(LARGEST_K, max(1, n // 4)) if n else None,
         "kid_subsets": KID_SUBSETS,
-        "kid_subset_size": (
-            None if smallest is None else max(2, min(KID_LARGEST_SUBSET, smallest // 2))
-        ),
-        "matched_images": matched,
+        "kid_subset_size": max(2, min(KID_SUBSETS, n // 2)) if n else None,
+        "matched_images": matched if n else None,
         "copy_quantile": COPY_QUANTILE,
         "leak_quantile": LEAK_QUANTILE,
     }
 
 
-def _thresholds(held_out: Measured, train: Measured) -> dict[str, Any]:
-    """Limits that come from real images only."""
-    leak = train.leak[np.isfinite(train.leak)]
-    return {
-        "copied": {
-            space: copy_threshold(held_out.distances[space], quantile=COPY_QUANTILE)
-            if _has_control(held_out, space)
-            else None
-            for space in SPACES
-        },
-        "contour_leak": (
-            float(np.quantile(leak, LEAK_QUANTILE)) if len(leak) >= MIN_IMAGES else None
-        ),
-    }
-
-
-def _has_control(held_out: Measured, space: str) -> bool:
-    distances = held_out.distances[space]
-    return len(distances) >= MIN_IMAGES and bool(np.isfinite(distances).all())
-
-
-def _nearest(item: Measured, held_out: Measured, space: str) -> dict[str, Any]:
-    """Distances to the nearest training images, and how many are those of copies."""
-    distances = item.distances[space][np.isfinite(item.distances[space])]
-    known = len(distances) > 0
-    share = None
-    if known and _has_control(held_out, space):
-        share = memorised_fraction(distances, held_out.distances[space], quantile=COPY_QUANTILE)
-    return {
-        "median": float(np.median(distances)) if known else None,
-        "p1": float(np.quantile(distances, 0.01)) if known else None,
-        "copied_fraction": share,
-        "copied_images": None if share is None else round(share * len(distances)),
-        "images": len(distances),
-    }
-
-
-def _agreement(
-    item: Measured, *, label: str, seed: int, notes: list[str]
-) -> dict[str, float | None]:
-    """Mean Dice of label and segmenter, and of a label and another image's label."""
-    groups = item.source.groups
-    agreement, chance = item.source.agreement, None
-    if agreement is None or len(agreement) == 0:
-        notes.append(f"{label}: no agreement with a segmenter was given")
-    if len(groups) >= MIN_IMAGES and 2 * max(Counter(groups).values()) <= len(groups):
-        dice = chance_agreement(item.masks, item.masks, seed=seed, groups=groups)
-        chance = float(dice.mean())
-    else:
-        notes.append(f"{label}: too few images or exams for a chance level of agreement")
-    known = agreement is not None and len(agreement) > 0
-    return {"mean": float(np.mean(agreement)) if known else None, "chance": chance}
-
-
-def _leak(
-    item: Measured, threshold: float | None, *, label: str, notes: list[str]
-) -> dict[str, float | None]:
-    """Contour-leak scores of a set, and the share above what is usual of training images."""
-    scores = item.leak[~np.isnan(item.leak)]
-    if len(scores) < len(item.leak):
-        missing = len(item.leak) - len(scores)
-        notes.append(f"{label}: {missing} of {len(item.leak)} images have no contour-leak score")
-    if len(scores) == 0:
-        return dict.fromkeys(("median", "p5", "p95", "share_above_train"))
-    # Without interpolation, because a score may be infinite.
-    p5, median, p95 = np.percentile(scores, [5, 50, 95], method="nearest")
-    share = None if threshold is None else float((scores > threshold).mean())
-    return {"median": median, "p5": p5, "p95": p95, "share_above_train": share}
-
-
-def _against_train(
-    item: Measured, train: Measured, *, settings: dict[str, Any], label: str, notes: list[str]
-) -> dict[str, Any]:
-    """What compares two distributions."""
-    found: dict[str, Any] = dict.fromkeys(("kid", *_NEIGHBOUR_MEASURES))
-    found["intensity_distance"] = {"mean": None, "spread": None}
-    few = min(len(item.source), len(train.source))
-    if few < MIN_IMAGES:
-        notes.append(
-            f"{label} against train: {few} images in the smaller set, {MIN_IMAGES} are needed for "
-            "KID, precision, recall, density, coverage and intensity distances"
-        )
-        return found
-    mean, sd = kid(
-        train.rows["features"],
-        item.rows["features"],
-        subsets=settings["kid_subsets"],
-        subset_size=settings["kid_subset_size"],
-        seed=settings["seed"],
-    )
-    found["kid"] = {"mean": mean, "sd": sd}
-    found |= _matched_neighbours(item.rows["features"], train.rows["features"], settings)
-    pairs = zip(per_image_intensity(item.images), per_image_intensity(train.images), strict=True)
-    distances = [float(wasserstein_distance(ours, theirs)) for ours, theirs in pairs]
-    found["intensity_distance"] = {"mean": distances[0], "spread": distances[1]}
-    return found
-
-
-def _matched_neighbours(
-    rows: np.ndarray, train_rows: np.ndarray, settings: dict[str, Any]
-) -> dict[str, float]:
-    """Precision and its kin over subsets of the size that both compared sets have."""
-    matched = settings["matched_images"]
-    rng = np.random.default_rng(settings["seed"])
-    draws = [
-        precision_recall_density_coverage(
-            train_rows, rows[rng.choice(len(rows), matched, replace=False)], k=settings["k"]
-        )
-        for _ in range(MATCHED_DRAWS if matched < len(rows) else 1)
-    ]
-    return dict(zip(_NEIGHBOUR_MEASURES, np.mean(draws, axis=0).tolist(), strict=True))
-
-
 def _limits(
-    measured: Mapping[str, Measured], train: Measured, *, settings: dict[str, Any]
+    sets: Mapping[str, FidelitySet], *, has_control: bool, matched: int | None
 ) -> list[str]:
     """What a reader has to know of the numbers, given their counts."""
-    notes = []
-    count, dimension = len(train.source), train.rows["features"].shape[1]
-    matched, held_out = settings["matched_images"], len(measured["held_out"].source)
-    if matched is not None and dimension > min(count, matched):
+    n_train, n_control = len(sets["train"]), len(sets["held_out"])
+    dimension, notes = sets["train"].features.shape[1], []
+    if matched is not None and dimension > min(n_train, matched):
         notes.append(
-            f"features have {dimension} dimensions for {count} training and {matched} compared "
+            f"features have {dimension} dimensions for {n_train} training and {matched} compared "
             "images: precision, recall, density and coverage mean something only beside the "
             "control"
         )
-    if train.source.features_flipped is None:
+    if not has_control:
         notes.append(
-            "features of mirrored training images were not given: copies of them count "
-            "in pixels only"
-        )
-    if not all(_has_control(measured["held_out"], space) for space in SPACES):
-        notes.append(
-            f"copied fraction: {held_out} held-out images against {count} training images, at "
+            f"copied fraction: {n_control} held-out images against {n_train} training images, at "
             f"least {MIN_IMAGES} and 1 are needed for its threshold"
         )
-    elif held_out * settings["copy_quantile"] < 1:
+    elif n_control * COPY_QUANTILE < 1:
         notes.append(
-            f"copied fraction: with {held_out} held-out images the first percentile lies at the "
+            f"copied fraction: with {n_control} held-out images the first percentile lies at the "
             "smallest of their distances"
         )
     return notes
-
-
-def _json_safe(value: Any) -> Any:
-    """Plain Python values; None for what is not finite."""
-    if isinstance(value, dict):
-        return {key: _json_safe(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json_safe(item) for item in value]
-    if isinstance(value, float):  # numpy's float64 as well
-        return float(value) if math.isfinite(value) else None
-    return value
-
-
-def _table_rows(summary: Mapping[str, Any]) -> list[tuple[str, Callable[[Any], str], str]]:
-    """Name, cell of a block and way to read it of each measure."""
-    near = "higher is better; the control is what a generator that does not copy can reach"
-    rows: list[tuple[str, Callable[[Any], str], str]] = [
-        ("KID", _kid, "lower is better; 0 for the training distribution, can be negative"),
-        *((name, partial(_value, name=name), near) for name in _NEIGHBOUR_MEASURES),
-    ]
-    for space in SPACES:
-        limit = _number(summary["thresholds"]["copied"][space])
-        above = f"above the control's 1 % means copying; nearer than {limit} to a training image"
-        below = "below the control means copying; median (first percentile)"
-        if space == "features":
-            above += "; a blurred copy is not found so, but by pixels"
-        rows += [
-            (f"copied, by {space}", partial(_copied, space=space), above),
-            (f"distance to training, by {space}", partial(_distance, space=space), below),
-        ]
-    limit = _number(summary["thresholds"]["contour_leak"])
-    height, width = summary["settings"]["pixel_hw"]
-    at_size = f"at {height}x{width} px"
-    return [
-        *rows,
-        ("label agreement", _agreement_cell, "higher is better; Dice (chance: another's label)"),
-        ("contour leak", _leak_cell, f"near the control; median (share above {limit}), {at_size}"),
-        ("brightness", partial(_intensity, name="mean"), f"{_INTENSITY}, {at_size}"),
-        ("contrast", partial(_intensity, name="spread"), f"{_INTENSITY}, {at_size}"),
-    ]
-
-
-def _value(block: Mapping[str, Any], *, name: str) -> str:
-    return _number(block[name])
-
-
-def _kid(block: Mapping[str, Any]) -> str:
-    found = block["kid"]
-    return "–" if found is None else f"{_number(found['mean'])} ± {_number(found['sd'])}"
-
-
-def _copied(block: Mapping[str, Any], *, space: str) -> str:
-    found = block["nearest"][space]
-    if found["copied_fraction"] is None:
-        return "–"
-    share = 100 * found["copied_fraction"]
-    return f"{share:.1f} % ({found['copied_images']} of {found['images']})"
-
-
-def _distance(block: Mapping[str, Any], *, space: str) -> str:
-    found = block["nearest"][space]
-    return _with_aside(found["median"], _number(found["p1"]))
-
-
-def _agreement_cell(block: Mapping[str, Any]) -> str:
-    found = block["agreement"]
-    return _with_aside(found["mean"], f"chance {_number(found['chance'])}")
-
-
-def _leak_cell(block: Mapping[str, Any]) -> str:
-    found = block["contour_leak"]
-    share = found["share_above_train"]
-    return _with_aside(found["median"], "–" if share is None else f"{100 * share:.0f} %")
-
-
-def _intensity(block: Mapping[str, Any], *, name: str) -> str:
-    found = block["intensity"][name]
-    return _with_aside(found["mean"], _number(block["intensity_distance"][name]))
-
-
-def _with_aside(value: float | None, aside: str) -> str:
-    return "–" if value is None else f"{_number(value)} ({aside})"
-
-
-def _number(value: float | None) -> str:
-    """Three significant digits; a dash for what is not known."""
-    return "–" if value is None else f"{value:.3g}"

@@ -1,18 +1,18 @@
 """The stage that measures a synthetic set against the images its generator saw."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from datamodules.annotation import read_annotation, read_image
-from datamodules.embeddings import EmbeddingSet
 from datamodules.samples import Sample
 from datamodules.storage import write_json
 from datamodules.synthetic import read_synthetic
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext
-from experiments.stages.fidelity import FidelitySet, summarise_fidelity
+from experiments.stages.fidelity import summarise_fidelity
+from experiments.stages.fidelity_sets import FidelitySet
 from experiments.stages.fit import fitted_segmenter
 from lightning_modules.fidelity import pooled
 
@@ -25,56 +25,42 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     Test images are measured and choose nothing.
     """
     content = context.node.content
-    pairs = read_synthetic(context.upstream_dir("pairs"))
-    native = next(iter(pairs.pairs.values())).native_size_hw or (64, 96)
+    found = read_synthetic(context.upstream_dir("pairs"))
+    native = next(iter(found.pairs.values())).native_size_hw or (64, 96)
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
-    train = [context.samples[k] for k in context.pick(content["images"])]
-    test = [context.samples[k] for k in context.pick(content["test"])]
-    held_out = label_agreement(context, test, judge=judge, role="test_embeddings")
-    on_train = label_agreement(context, train, judge=judge, role="real_embeddings")
-    summary = summarise_fidelity(
-        synthetic=_set(
-            context,
-            pairs.samples,
-            role="embeddings",
-            agreement=[pairs.pairs[s.sample_id].gate["agreement"] for s in pairs.samples],
-        ),
-        train=_set(
-            context, train, role="real_embeddings", agreement=list(on_train.values()), flipped=True
-        ),
-        held_out=_set(context, test, role="test_embeddings", agreement=list(held_out.values())),
-        seed=0,
-        pixel_hw=tuple(native),
-    )
-    write_json(context.run_dir / NAME, summary)
-    return {"images": len(pairs.samples)}
+    agreement = {name: pair.gate["agreement"] for name, pair in found.pairs.items()}
+    sets = {"synthetic": _set(context, found.samples, role="embeddings", agreement=agreement)}
+    for name, role, of in (
+        ("held_out", "test_embeddings", content["test"]),
+        ("train", "real_embeddings", content["images"]),
+    ):
+        samples = [context.samples[k] for k in context.pick(of)]
+        agreement = label_agreement(context, samples, judge=judge, role=role)
+        sets[name] = _set(context, samples, role=role, agreement=agreement)
+    write_json(context.run_dir / NAME, summarise_fidelity(**sets, seed=0, pixel_hw=tuple(native)))
+    return {"images": len(found.samples)}
 
 
 def _set(
-    context: StageContext,
-    samples: Sequence[Sample],
-    *,
-    role: str,
-    agreement: Sequence[float],
-    flipped: bool = False,
+    context: StageContext, samples: Sequence[Sample], *, role: str, agreement: Mapping[str, float]
 ) -> FidelitySet:
-    embeddings = context.open_embeddings(role)
+    """Images with their features; mirrored ones too, where their embeddings have such a view."""
+    embeddings, rows = context.open_embeddings(role), context.rows
     ids = [sample.sample_id for sample in samples]
-    rows = context.rows
-    masks = [
-        read_annotation(s.annotation_path, filled_bias_px=s.filled_bias_px).mask for s in samples
-    ]
+    keys = [embeddings.keys[name] for name in ids]
+
+    def features(view: int) -> np.ndarray:
+        return np.stack([pooled(np.asarray(embeddings.store.read(key[view]))) for key in keys])
+
     return FidelitySet(
         sample_ids=ids,
         groups=[rows[name].group_id if name in rows else name for name in ids],
         images=[read_image(sample.image_path) for sample in samples],
-        masks=masks,
-        features=_features(embeddings, ids, view=0),
-        agreement=np.asarray(agreement),
-        features_flipped=_features(embeddings, ids, view=1) if flipped else None,
+        masks=[
+            read_annotation(s.annotation_path, filled_bias_px=s.filled_bias_px).mask
+            for s in samples
+        ],
+        features=features(0),
+        agreement=[agreement[name] for name in ids],
+        features_flipped=features(1) if len(keys[0]) > 1 else None,
     )
-
-
-def _features(embeddings: EmbeddingSet, ids: Sequence[str], *, view: int) -> np.ndarray:
-    store, keys = embeddings.store, embeddings.keys
-    return np.stack([pooled(np.asarray(store.read(keys[name][view]))) for name in ids])

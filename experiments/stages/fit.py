@@ -15,9 +15,8 @@ from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
 from experiments.stages.device import loading_of
-from experiments.stages.stage_logger import stage_logger
+from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import best_checkpoint, fit, last_loss, make_trainer
-from experiments.stages.wandb_lineage import log_lineage
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.segmenters.table import row_of
 from lightning_modules.weight_counts import trainable_summary

@@ -17,7 +17,7 @@ from experiments.stages.gate import (
     nearest_real,
     reasons,
 )
-from experiments.stages.wandb_lineage import log_pairs
+from experiments.stages.stage_logger import log_pairs
 
 
 def run_gate(context: StageContext) -> dict[str, Any]:

@@ -18,9 +18,8 @@ from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of, loading_of
 from experiments.stages.make_pairs import outlines_of
-from experiments.stages.stage_logger import stage_logger
+from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
-from experiments.stages.wandb_lineage import log_lineage
 from lightning_modules.generators.table import imported, row_of
 from lightning_modules.randomness import keyed_seed
 

@@ -22,7 +22,7 @@ from datamodules.synthetic import (
 )
 from datamodules.warp import warp_pairs
 from experiments.stages.context import StageContext
-from experiments.stages.wandb_lineage import log_pairs
+from experiments.stages.stage_logger import log_pairs
 from lightning_modules.randomness import keyed_seed
 
 # Beyond this a head's texture no longer looks like ultrasound; the nearest source is taken then.

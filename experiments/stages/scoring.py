@@ -46,14 +46,9 @@ def run_score(context: StageContext) -> dict[str, Any]:
     else:
         module = untrained_segmenter(config)
     embeddings = [context.open_embeddings("embeddings")] if "embeddings" in upstream else None
-    with torch.inference_mode():
-        rows = _score(
-            context,
-            segment=segment_with(module, device=device_of(context.config)),
-            frame=frame_of(config, cached=embeddings is not None),
-            embeddings=embeddings,
-        )
-    return _summary(rows)
+    segment = segment_with(module, device=device_of(context.config))
+    frame = frame_of(config, cached=embeddings is not None)
+    return _score(context, segment=segment, frame=frame, embeddings=embeddings)
 
 
 def frame_of(config: Any, *, cached: bool) -> Frame:
@@ -70,13 +65,14 @@ def segment_with(module: LightningModule, *, device: torch.device) -> Segment:
     return module.to(device).eval().predict
 
 
+@torch.inference_mode()
 def _score(
     context: StageContext,
     *,
     segment: Segment,
     frame: Frame,
-    embeddings: list[EmbeddingSet] | None,
-) -> list[dict[str, Any]]:
+    embeddings: list[EmbeddingSet] | None = None,
+) -> dict[str, Any]:
     status, kept = context.status(), KeptPredictions()
     rows = evaluate(
         segment,
@@ -89,7 +85,8 @@ def _score(
     table = pd.DataFrame(rows, columns=list(PER_IMAGE))
     table.to_csv(context.run_dir / "per_image.csv", index=False)
     kept.write(context.run_dir)
-    return rows
+    dice = [row["dice"] for row in rows]
+    return {"images": len({row["sample_id"] for row in rows}), "dice": float(np.mean(dice))}
 
 
 def loaders_of(
@@ -127,8 +124,7 @@ def run_control(context: StageContext) -> dict[str, Any]:
     else:
         train = [context.samples[sample_id] for sample_id in context.pick(content["images"])]
         segment = constant_logits(mean_mask(train))
-    rows = _score(context, segment=segment, frame=frame, embeddings=None)
-    return _summary(rows)
+    return _score(context, segment=segment, frame=frame)
 
 
 def mean_mask(samples: list[Sample]) -> np.ndarray:
@@ -158,8 +154,3 @@ def constant_logits(mean: np.ndarray) -> Segment:
         return logits
 
     return segment
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    dice = [row["dice"] for row in rows]
-    return {"images": len({row["sample_id"] for row in rows}), "dice": float(np.mean(dice))}

@@ -1,10 +1,16 @@
-"""Weights & Biases: a view on the runs that never stops one.
+"""A stage's run on Weights & Biases, and where its result comes from: a view, never in the way.
 
 Offline unless the user is logged in. Whatever goes wrong here is printed to the run's log, and the
-run continues without it.
+stage continues without it.
+
+Lineage is generator -> synthetic set -> trial, as artifacts. Online they are uploaded, and taken as
+inputs by what uses them. Offline they are references to the store, and the inputs stand in the
+run's config, because W&B has no inputs there.
 """
 
-from typing import Any
+import json
+
+import wandb
 
 # wandb.init imports this one anyway, for seconds; here the stages' common parent pays once.
 import wandb.apis.public
@@ -12,17 +18,19 @@ from lightning.pytorch.loggers import WandbLogger
 
 from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import resolved
+from experiments.plan.stage_table import STAGES, Artefact
 from experiments.stages.context import StageContext
 from experiments.stages.wandb_run import (
     clean_id,
-    finish,
+    ends_within,
     harmless,
     open_run,
     run_config,
     usable_mode,
 )
+from experiments.store.runs import RunStore
 
-__all__ = ["finish", "run_id", "stage_logger", "stage_run"]
+TIMEOUT_S = 120.0
 
 
 def run_id(context: StageContext) -> str:
@@ -37,37 +45,17 @@ def run_id(context: StageContext) -> str:
 
 
 def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
-    """Start a W&B run for a stage; None where it is switched off or cannot be started."""
+    """`stage_run` as Lightning's Trainer takes it."""
     run = stage_run(context, job_type=job_type)
     return None if run is None else WandbLogger(experiment=run)
 
 
 def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
-    """The W&B run of a stage; None where it is switched off or cannot be started."""
-    mode = usable_mode(context.config.wandb)
+    """Start the W&B run of a stage; None where it is switched off or cannot be started."""
+    mode, node = usable_mode(context.config.wandb), context.node
     if mode == "disabled":
         return None
-    for attempt in dict.fromkeys((mode, "offline")):
-        with harmless(f"could not start {attempt}"):
-            run = open_run(
-                context.run_dir,
-                config=context.config.wandb,
-                mode=attempt,
-                run_id=run_id(context),
-                name=context.node.label,
-                group=context.sweep,
-                job_type=job_type,
-                tags=context.tags,
-                content=_config(context),
-            )
-            run.define_metric("*", step_metric="trainer/global_step")
-            return run
-    return None
-
-
-def _config(context: StageContext) -> dict[str, Any]:
-    node, known = context.node, {*CONDITIONS, *context.config.conditions}
-    shared = [tag for tag in context.tags if tag in known]
+    known = {*CONDITIONS, *context.config.conditions}
     own = {
         "stage": node.stage,
         "store_id": node.id,
@@ -75,8 +63,97 @@ def _config(context: StageContext) -> dict[str, Any]:
         "seed": node.content.get("seed"),
         "n_images": len(node.content.get("images", [])),
         # What curves are grouped by; several conditions may share a stage.
-        "condition": "+".join(shared) or node.stage,
+        "condition": "+".join(tag for tag in context.tags if tag in known) or node.stage,
         "segmenter": node.segmenter,
         "generator": node.generator,
     }
-    return run_config(resolved(context.config), own)
+    for attempt in dict.fromkeys((mode, "offline")):
+        with harmless(f"could not start {attempt}"):
+            run = open_run(
+                context.run_dir,
+                config=context.config.wandb,
+                mode=attempt,
+                run_id=run_id(context),
+                name=node.label,
+                group=context.sweep,
+                job_type=job_type,
+                tags=context.tags,
+                content=run_config(resolved(context.config), own),
+            )
+            run.define_metric("*", step_metric="trainer/global_step")
+            return run
+    return None
+
+
+def artifact_name(key: str) -> str:
+    """Name of the artifact of a stage `stage/id`: what it is made from names it."""
+    return f"{_made(key).kind}-{key.split('/')[1]}"
+
+
+def _made(key: str) -> Artefact | None:
+    return STAGES[key.split("/")[0]].artefact
+
+
+def input_keys(store: RunStore, upstream: dict[str, str]) -> list[str]:
+    """Stages `stage/id` behind inputs by role that made an artifact, the nearest of each.
+
+    What makes none, such as embeddings or candidates, is passed through.
+    """
+    found: list[str] = []
+    for key in upstream.values():
+        if _made(key) is not None:
+            found.append(key)
+        else:
+            manifest = json.loads((store.root / "store" / key / "manifest.json").read_text())
+            found += input_keys(store, manifest.get("upstream", {}))
+    return list(dict.fromkeys(found))
+
+
+def log_lineage(context: StageContext) -> None:
+    """Log what a stage used and made to its W&B run, where it has one; waits a limited time."""
+    run = wandb.run
+    if run is None:
+        return
+
+    def log() -> None:
+        with harmless("lineage is not logged"):
+            _log(run, context)
+
+    if not ends_within(TIMEOUT_S, log):
+        print(f"W&B: artifacts took more than {TIMEOUT_S:.0f} s; not waited for", flush=True)
+
+
+def log_pairs(context: StageContext) -> None:
+    """Log a finished set of pairs in a run of its own: its stage trains nothing and has none."""
+    if stage_run(context, job_type=context.node.stage) is not None:
+        log_lineage(context)
+
+
+def _log(run: wandb.Run, context: StageContext) -> None:
+    is_online = not run.offline
+    inputs = input_keys(context.store, context.node.upstream)
+    names = [artifact_name(key) for key in inputs]
+    made = artifact_name(context.node.key)
+    run.config.update({"inputs": names, "output": made}, allow_val_change=True)
+    run.log_artifact(_artifact(context.store, context.node.key, is_uploaded=is_online))
+    if is_online:
+        for key, name in zip(inputs, names, strict=True):
+            with harmless(f"{name} is not logged as an input"):
+                try:
+                    run.use_artifact(f"{name}:latest")
+                except Exception:  # Made offline, or in another project: its content names it.
+                    run.use_artifact(_artifact(context.store, key, is_uploaded=True))
+
+
+def _artifact(store: RunStore, key: str, *, is_uploaded: bool) -> wandb.Artifact:
+    made, run_dir = _made(key), (store.root / "store" / key).absolute()
+    artifact = wandb.Artifact(artifact_name(key), type=made.type, metadata={"store": key})
+    for name in made.files:
+        path = run_dir / name
+        if not (is_uploaded and made.is_uploaded):
+            artifact.add_reference(f"file://{path}", name=name)
+            continue
+        # A done stage is never written again, so that W&B needs no copy of it.
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path), name=name, policy="immutable", skip_cache=True)
+    return artifact

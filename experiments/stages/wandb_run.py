@@ -3,7 +3,7 @@
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,17 +98,17 @@ def harmless(what: str) -> Iterator[None]:
         print(f"W&B: {what}: {type(error).__name__}: {error}", flush=True)
 
 
-def finish(*, exit_code: int, timeout_s: float = 30.0) -> bool:
-    """End the process's W&B run, if there is one; a server that does not answer is not waited for.
-
-    The run's own files are complete before this is called. Any code but 0 shows it as failed.
-
-    Returns:
-        Whether it ended in time.
-    """
-    if wandb.run is None:
-        return True
-    thread = threading.Thread(target=wandb.finish, kwargs={"exit_code": exit_code}, daemon=True)
+def ends_within(timeout_s: float, work: Callable[[], None]) -> bool:
+    """Do something that may wait for a server; whether it ended in time."""
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(timeout_s)
     return not thread.is_alive()
+
+
+def finish(*, exit_code: int, timeout_s: float = 30.0) -> bool:
+    """End the process's W&B run, if there is one; whether it ended in time.
+
+    The run's own files are complete before this is called. Any code but 0 shows it as failed.
+    """
+    return wandb.run is None or ends_within(timeout_s, lambda: wandb.finish(exit_code=exit_code))

@@ -12,7 +12,7 @@ from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
 from experiments.plan.stage_table import STAGES, Artefact, StageRow
 from experiments.runner.sweep import Sweep
-from experiments.stages.wandb_lineage import artifact_name
+from experiments.stages.stage_logger import artifact_name
 
 
 def test_ids_are_those_of_the_runs_that_are_there():

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.stages.fidelity import FidelitySet, fidelity_rows, summarise_fidelity
+from experiments.stages.fidelity import fidelity_rows, summarise_fidelity
+from experiments.stages.fidelity_sets import FidelitySet
 from lightning_modules.fidelity import (
     mask_agreement,
     nearest_distance,
@@ -270,22 +271,24 @@ def test_the_table_has_a_cell_for_every_measure(summary):
 
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_a_handful_of_images_gives_none_with_a_reason(sets, count):
-    few = image_set(count, prefix="syn", seed=3, agreement=None)
+    few = image_set(count, prefix="syn", seed=3)
     found = summarise_fidelity(**(sets | {"synthetic": few}), seed=0)
     json.dumps(found, allow_nan=False)
     block, control = (found[name] for name in BLOCKS)
     for name in ("kid", "precision", "recall", "density", "coverage"):
         assert block[name] is None
         assert control[name] is not None
-    assert block["agreement"] == {"mean": None, "chance": None}
+    agreement = few.agreement.mean() if count else None
+    assert block["agreement"] == {"mean": agreement, "chance": None}
     assert control["agreement"]["chance"] > 0
     assert any(
         note.startswith(f"synthetic against train: {count} images") for note in found["notes"]
     )
-    assert "synthetic: no agreement with a segmenter was given" in found["notes"]
     assert len(found["nearest_pairs"]["features"]["synthetic"]) == count
     cells = fidelity_rows(found).set_index("measure")["synthetic"]
-    assert cells["KID"] == cells["recall"] == cells["label agreement"] == "–"
+    assert cells["KID"] == cells["recall"] == "–"
+    expected = f"{agreement:.3g} (chance –)" if count else "–"
+    assert cells["label agreement"] == expected
     if count == 0:
         assert block["nearest"]["pixels"]["copied_fraction"] is None
         assert block["contour_leak"]["median"] is None
@@ -324,7 +327,6 @@ def test_limits_are_said(sets, summary):
     }
     text = " ".join(summarise_fidelity(**wide, seed=0)["notes"])
     assert "36 dimensions for 24 training and 20 compared images" in text
-    assert "mirrored training images were not given" in text
 
 
 def test_masks_without_a_contour_are_counted(sets):

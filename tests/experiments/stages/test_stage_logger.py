@@ -9,7 +9,7 @@ from wandb_parts import clean_environment
 from wandb_server import WandbServer
 
 from experiments.plan.stage_table import STAGES
-from experiments.stages.wandb_lineage import artifact_name, input_keys
+from experiments.stages.stage_logger import artifact_name, input_keys
 from experiments.store.runs import RunStore, write_done, write_started
 
 CHAIN = {
@@ -24,11 +24,11 @@ CHAIN = {
 LOG = """
 import sys
 from experiments.stages.context import StageContext
-from experiments.stages.stage_logger import finish, stage_run
+from experiments.stages.stage_logger import log_lineage, log_pairs, stage_run
+from experiments.stages.wandb_run import finish
 from experiments.plan.nodes import Node
 from experiments.config.recipe import load_config
 from experiments.store.runs import RunStore
-from experiments.stages.wandb_lineage import log_lineage, log_pairs
 
 root, mode, stage = sys.argv[1:4]
 upstream = dict(word.split("=") for word in sys.argv[4:])
