@@ -39,7 +39,7 @@ class Named(Node):
 
 
 context = StageContext(
-    config=load_config(TOY, [f"store.root={root}", f"wandb.mode={mode}"]),
+    config=load_config("demo", [f"store.root={root}", f"wandb.mode={mode}"]),
     node=Named(
         stage=stage,
         content={"seed": 0},
