@@ -11,7 +11,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.layouts import layout_help
 from experiments.commands.arguments import Overrides, Recipe, stdout_console
-from experiments.commands.bench import bench_app
+from experiments.commands.bench import bench
 from experiments.commands.data import data_app
 from experiments.commands.models import models_app
 
@@ -25,7 +25,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(models_app)
-app.add_typer(bench_app)
+app.command()(bench)
 
 
 @app.command()

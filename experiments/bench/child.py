@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.config.paths import ROOT
@@ -28,17 +28,15 @@ class Seconds(NamedTuple):
     cpu_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a child measured while it worked."""
+class Answer(NamedTuple):
+    """What a child measured while it worked; peaks of its memory in GiB."""
 
     seconds: Seconds
     imported_gib: float
-    """Peak resident memory before the work."""
+    """Before the work."""
     peak_gib: float
-    """The same after it."""
     gpu_gib: float
-    """Peak of the GPU's memory; 0 without one."""
+    """0 without a GPU."""
 
 
 def environment(*, keeps_memory: bool) -> dict[str, str]:
@@ -50,28 +48,18 @@ def environment(*, keeps_memory: bool) -> dict[str, str]:
         return found
     from experiments.runner.launchers import MALLOC_TUNABLES
 
-    found.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
-    found.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return found
+    return {"GLIBC_TUNABLES": MALLOC_TUNABLES, "OMP_WAIT_POLICY": "PASSIVE"} | found
 
 
 class Child:
-    """A process that calls functions; it starts with the first call and ends with `close`.
-
-    Args:
-        keeps_memory: Whether it has a stage's memory settings.
-    """
+    """A process that calls functions; it starts with the first call and ends with `close`."""
 
     def __init__(self, *, keeps_memory: bool = False) -> None:
         self._keeps_memory = keeps_memory
         self.process: subprocess.Popen[str] | None = None
 
     def call(self, function: str, /, **given: Any) -> Answer:
-        """Have a function prepare some work there, and the work done.
-
-        Args:
-            function: `module:function`, which gives back the work, a function without arguments.
-            given: Its arguments, of JSON types; `device` is one of them.
+        """Have `module:function` prepare some work there, with arguments of JSON types, and do it.
 
         Raises:
             RuntimeError: With the child's last line, where it failed.
@@ -93,9 +81,9 @@ class Child:
             self.close()
             raise RuntimeError(f"the process of {function} ended before its answer")
         answer = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(f"{function} failed: {answer['error']}")
-        return Answer(**answer | {"seconds": Seconds(*answer["seconds"])})
+        if isinstance(answer, str):
+            raise RuntimeError(f"{function} failed: {answer}")
+        return Answer(Seconds(*answer[0]), *answer[1:])
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -121,19 +109,15 @@ def run_program(words: Sequence[str]) -> Seconds:
         RuntimeError: With its last line, where it failed.
     """
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    environ = environment(keeps_memory=True)
     ended = subprocess.run(
-        [sys.executable, *words],
-        env=environment(keeps_memory=True),
-        check=False,
-        capture_output=True,
-        text=True,
+        [sys.executable, *words], env=environ, check=False, capture_output=True, text=True
     )
     wall_s, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if ended.returncode:
         lines = (ended.stdout + ended.stderr).strip().splitlines() or ["no words"]
         raise RuntimeError(f"{' '.join(words[:3])} ended with {ended.returncode}: {lines[-1]}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Seconds(wall_s, used)
+    return Seconds(wall_s, sum(after[:2]) - sum(before[:2]))
 
 
 def _wait(device: str) -> None:
@@ -144,30 +128,30 @@ def _wait(device: str) -> None:
 
 
 def _peak_gib() -> float:
-    # On Linux the unit is KiB.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # Not getrusage, which starts with the memory of the process that started this one.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def _answer(function: str, given: dict[str, Any]) -> Answer:
-    prepare = pkgutil.resolve_name(function)
-    imported_gib, gpu_gib = _peak_gib(), 0.0
+    prepare, imported_gib, gpu_gib = pkgutil.resolve_name(function), _peak_gib(), 0.0
     seconds = timed(prepare(**given), device=given["device"])
     if given["device"] == "cuda":
         import torch
 
         gpu_gib = torch.cuda.max_memory_allocated() / 2**30
-    return Answer(seconds=seconds, imported_gib=imported_gib, peak_gib=_peak_gib(), gpu_gib=gpu_gib)
+    return Answer(seconds, imported_gib, _peak_gib(), gpu_gib)
 
 
 def main() -> None:
-    """Answer until the channel closes."""
+    """Answer until the channel closes; a string is an error."""
     for line in sys.stdin:
         try:
             # Libraries print; the answers' channel is not for that.
             with contextlib.redirect_stdout(io.StringIO()):
-                answer = asdict(_answer(*json.loads(line)))
+                answer: Answer | str = _answer(*json.loads(line))
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            answer = f"{type(error).__name__}: {error}".splitlines()[0]
         print(json.dumps(answer), flush=True)
 
 

@@ -1,7 +1,7 @@
 """Stable Diffusion with random weights: drawing in batches, and a LoRA step on cached latents."""
 
 import warnings
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import (
@@ -13,10 +13,14 @@ from diffusers import (
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from experiments.bench.context import Bench, Way
-from experiments.bench.machine import share_of_peak
-from experiments.bench.results import Ratio, Result, Value
-from lightning_modules.generators.stable_diffusion.base import SCHEDULER_SETTINGS, Base
+from experiments.bench.measure import Bench, Found, Way
+from lightning_modules.generators.stable_diffusion.base import (
+    SCHEDULER_SETTINGS,
+    TEXT_SETTINGS,
+    UNET_SETTINGS,
+    VAE_SETTINGS,
+    Base,
+)
 from lightning_modules.generators.stable_diffusion.config import (
     StableDiffusionConfig,
     StableDiffusionSamplerConfig,
@@ -26,84 +30,52 @@ from lightning_modules.generators.stable_diffusion.module import StableDiffusion
 from lightning_modules.generators.stable_diffusion.sampling import decode_latents, draw_latents
 
 GUIDANCE, N_TOKENS, LORA_RANK = 7.5, 77, 16
+SMALL: tuple[dict[str, Any], ...] = (
+    {
+        "block_out_channels": (32, 64, 128, 128),
+        "attention_head_dim": 4,
+        "cross_attention_dim": 128,
+        "layers_per_block": 1,
+    },
+    {"block_out_channels": (32, 32, 64, 64), "norm_num_groups": 4, "layers_per_block": 1},
+    {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4},
+)
+"""Where there is no GPU to fill: what differs from Stable Diffusion 1.5 in UNet, VAE and text."""
 
 
-@dataclass(frozen=True)
-class Size:
-    """Of the networks, and of what they draw."""
-
-    size_hw: tuple[int, int]
-    unet: tuple[int, ...]
-    """Channels of its blocks."""
-    unet_heads: int
-    unet_groups: int
-    vae: tuple[int, ...]
-    vae_groups: int
-    text_dim: int
-    text_heads: int
-    text_layers: int
-    layers: int
-    """Of a block of the UNet, and of the VAE."""
-
-    @property
-    def latent_hw(self) -> tuple[int, int]:
-        """Rows and columns of a latent."""
-        return self.size_hw[0] // 8, self.size_hw[1] // 8
-
-
-QUICK = Size((64, 128), (8, 8, 16, 16), 2, 4, (4, 4, 8, 8), 4, 16, 2, 1, 1)
-ON_CPU = Size((128, 192), (32, 64, 128, 128), 4, 32, (32, 32, 64, 64), 4, 128, 4, 12, 1)
-ON_GPU = Size((384, 576), (320, 640, 1280, 1280), 8, 32, (128, 256, 512, 512), 32, 768, 4, 12, 2)
-"""Of Stable Diffusion 1.5."""
-
-
-def make_base(size: Size, *, device: str) -> Base:
-    """Networks in eval mode on the device; weights are random and the same on every call."""
-    text = CLIPTextConfig(
-        hidden_size=size.text_dim,
-        intermediate_size=2 * size.text_dim,
-        num_attention_heads=size.text_heads,
-        num_hidden_layers=size.text_layers,
-    )
+def make_base(bench: Bench) -> tuple[Base, tuple[int, int]]:
+    """Networks in eval mode, their random weights the same on every call; the size of an image."""
+    small = ({},) * 3 if bench.is_gpu else SMALL
+    settings = (UNET_SETTINGS, VAE_SETTINGS, TEXT_SETTINGS)
+    unet, vae, text = (of | less for of, less in zip(settings, small, strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            block_out_channels=size.unet,
-            cross_attention_dim=size.text_dim,
-            attention_head_dim=size.unet_heads,
-            norm_num_groups=size.unet_groups,
-            layers_per_block=size.layers,
-        )
-        vae = AutoencoderKL(
-            block_out_channels=size.vae,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            layers_per_block=size.layers,
-            latent_channels=4,
-            norm_num_groups=size.vae_groups,
-        )
-        networks = unet.requires_grad_(False), vae, CLIPTextModel(text)
-    networks = [network.eval().to(device) for network in networks]
-    return Base(*networks, tokenizer=None, scheduler_config=SCHEDULER_SETTINGS, id="random")
+        networks = [
+            UNet2DConditionModel(**unet).requires_grad_(False),
+            AutoencoderKL(**vae),
+            CLIPTextModel(CLIPTextConfig(**text)),
+        ]
+    networks = [network.eval().to(bench.device) for network in networks]
+    base = Base(*networks, tokenizer=None, scheduler_config=SCHEDULER_SETTINGS, id="random")
+    return base, bench.pick((64, 128), (128, 192), (384, 576))
 
 
-def bench_sampling(bench: Bench, found: Result) -> None:
+def bench_sampling(bench: Bench, found: Found) -> None:
     """Seconds an image of the pipeline at batch 1, and of ours at batch 1 and in a batch."""
-    size = bench.size(quick=QUICK, cpu=ON_CPU, gpu=ON_GPU)
-    dtype = torch.bfloat16 if bench.is_gpu else torch.float32
-    base = make_base(size, device=bench.device)
-    if bench.is_gpu:
-        for network in (base.unet, base.vae, base.text_encoder):
-            network.to(dtype)
-    steps, batch = bench.size(quick=(2, 2), cpu=(30, 4), gpu=(30, 32))
-    prompts = torch.randn(batch, N_TOKENS, size.text_dim).to(bench.device, dtype)
-    empty, solver = torch.zeros_like(prompts[:1]), UniPCMultistepScheduler
+    base, (height, width) = make_base(bench)
+    steps, batch, latent_hw = found.sizes["steps"], found.sizes["batch"], (height // 8, width // 8)
+    dtype, precision = (torch.bfloat16, "bf16") if bench.is_gpu else (torch.float32, "fp32")
+    for network in (base.unet, base.vae, base.text_encoder):
+        network.to(dtype)
+    dim = base.unet.config.cross_attention_dim
+    prompts = torch.randn(batch, N_TOKENS, dim).to(bench.device, dtype)
+    empty = torch.zeros_like(prompts[:1])
     pipeline = StableDiffusionPipeline(
         base.vae,
         base.text_encoder,
         base.tokenizer,
         base.unet,
-        solver.from_config(base.scheduler_config),
+        UniPCMultistepScheduler.from_config(base.scheduler_config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -112,8 +84,8 @@ def bench_sampling(bench: Bench, found: Result) -> None:
 
     def plain(_: int) -> None:
         pipeline(
-            height=size.size_hw[0],
-            width=size.size_hw[1],
+            height=height,
+            width=width,
             prompt_embeds=prompts[:1],
             negative_prompt_embeds=empty,
             num_inference_steps=steps,
@@ -122,70 +94,61 @@ def bench_sampling(bench: Bench, found: Result) -> None:
         )
 
     def ours(n: int, *, guidance: float = GUIDANCE) -> None:
-        sampler = StableDiffusionSamplerConfig(
-            num_inference_steps=steps, guidance_scale=guidance, guidance_rescale=0.0, batch_size=n
-        )
         latents = draw_latents(
             base.unet,
             seeds=range(n),
             prompt_embeddings=prompts[:n],
             empty_embedding=empty,
             mask_channels=None,
-            latent_hw=size.latent_hw,
-            sampler=sampler,
+            latent_hw=latent_hw,
+            sampler=StableDiffusionSamplerConfig(
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                guidance_rescale=0.0,
+                batch_size=n,
+            ),
             scheduler_config=base.scheduler_config,
         )
         decode_latents(base.vae, latents, batch_size=n)
 
-    ways = [
-        Way("published: diffusers' pipeline, batch 1", plain),
-        Way("ours, batch 1", lambda _: ours(1)),
-        Way(f"ours, batch {batch}", lambda _: ours(batch), units=batch),
-    ]
-    if bench.is_gpu:
-        label = f"ours, batch {batch}, without guidance"
-        ways.append(Way(label, lambda _: ours(batch, guidance=1.0), units=batch))
-    theirs, _one, many, *_ = bench.measure(found, ways, repeats=3 if bench.is_gpu else 2)
-    precision, counter = "bf16" if bench.is_gpu else "fp32", FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        latents = torch.zeros(1, 4, *size.latent_hw, device=bench.device, dtype=dtype)
+        latents = torch.zeros(1, 4, *latent_hw, device=bench.device, dtype=dtype)
         base.unet(latents, 1, encoder_hidden_states=prompts[:1])
-    share = share_of_peak(
-        many,
-        operations=2 * steps * counter.get_total_flops(),
-        machine=bench.run("machine"),
+    many = Way(
+        f"ours, batch {batch}",
+        lambda _: ours(batch),
+        batch,
+        ratio=f"drawing an image, {steps} steps with guidance, in batches of {batch}",
+        target="batch",
+        flops=2 * steps * counter.get_total_flops(),
         precision=precision,
     )
-    found.values.append(share)
-    label = f"drawing an image, {steps} steps with guidance, in batches of {batch}"
-    seconds = theirs.per_unit_s, many.per_unit_s
-    found.ratios.append(Ratio(label, *seconds, "measured", bench.target(found)))
-    parameters = sum(p.numel() for p in base.unet.parameters())
-    found.settings = {"steps": steps, "guidance": GUIDANCE, "size_hw": list(size.size_hw)}
-    found.settings |= {"unet_parameters": parameters, "precision": precision}
-    found.notes.append(
-        "Random weights; on a CPU a UNet much smaller than Stable Diffusion's, on a GPU one of "
-        "its size. The share counts the UNet's passes alone, the VAE's time being in it."
+    plainly = Way(f"{many.label}, without guidance", lambda _: ours(batch, guidance=1.0), batch)
+    found.measure(
+        Way("published: diffusers' pipeline, batch 1", plain),
+        Way("ours, batch 1", lambda _: ours(1)),
+        many,
+        *([plainly] if bench.is_gpu else []),
     )
 
 
-def bench_generator(bench: Bench, found: Result) -> None:
+def bench_generator(bench: Bench, found: Found) -> None:
     """Seconds an image of one optimiser step of LoRA, cached and not, and what caching costs."""
-    size = bench.size(quick=QUICK, cpu=ON_CPU, gpu=ON_GPU)
-    batch, is_mixed = bench.size(quick=2, cpu=4, gpu=8), bench.device == "cuda"
-    base = make_base(size, device=bench.device)
+    base, size_hw = make_base(bench)
+    batch, is_mixed = found.sizes["batch"], bench.device == "cuda"
     config = StableDiffusionConfig(
         route="sd_in_channel",
-        size_hw=size.size_hw,
+        size_hw=size_hw,
         batch_size=batch,
         lora_rank=LORA_RANK,
         precision="bf16-mixed" if is_mixed else "32-true",
         mask_dropout=0.0,
     )
     module = StableDiffusionModule(config, base=base).to(bench.device)
-    module.set_bank(_bank(size, n=batch))
+    module.set_bank(_bank(size_hw, n=batch, text_dim=base.unet.config.cross_attention_dim))
     optimizer = torch.optim.AdamW(module.trained_parameters(), lr=1e-4)
-    images = torch.rand(batch, 3, *size.size_hw, device=bench.device)
+    images = torch.rand(batch, 3, *size_hw, device=bench.device)
     tokens = torch.zeros(batch, N_TOKENS, dtype=torch.int64, device=bench.device)
 
     @torch.no_grad()
@@ -212,35 +175,29 @@ def bench_generator(bench: Bench, found: Result) -> None:
         index = torch.arange(batch)
         update(module.training_step({"index": index, "draw": index + batch * (number + 1)}))
 
-    ways = [
-        Way("published: VAE and text in the step", plain, units=batch),
-        Way("ours: latents and prompts cached", ours, units=batch),
-        Way("encoding image and prompt, once", lambda _: encode(), units=batch),
-    ]
     half = torch.autocast(bench.device, dtype=torch.bfloat16, enabled=is_mixed)
     with half, warnings.catch_warnings():
         # Outside of a trainer the module's log goes nowhere, and says so.
         warnings.simplefilter("ignore")
-        timings = bench.measure(found, ways, repeats=bench.size(quick=2, cpu=5, gpu=5))
-    theirs_s, ours_s, encoding_s = (timing.per_unit_s for timing in timings)
-    label, share = "share of the published step that encoding takes", 100 * encoding_s / theirs_s
-    found.values.append(Value(label, share, "%", "composed", "encoding / a published step"))
-    found.ratios.append(Ratio("a LoRA step of Stable Diffusion", theirs_s, ours_s, "measured"))
-    found.settings = {"batch": batch, "size_hw": list(size.size_hw), "lora_rank": LORA_RANK}
-    found.notes.append(
-        "Same UNet, LoRA and batch both ways, random weights, networks of the size that "
-        "`sampling` has. Mirror images are cached too: encoding is paid twice an image, once."
-    )
+        label = "a LoRA step of Stable Diffusion"
+        theirs, _, encoding = found.measure(
+            Way("published: VAE and text in the step", plain, batch),
+            Way("ours: latents and prompts cached", ours, batch, ratio=label),
+            Way("encoding image and prompt, once", lambda _: encode(), batch),
+        )
+    label, share = "share of the published step that encoding takes", encoding.per_unit_s
+    share *= 100 / theirs.per_unit_s
+    found.value(label, share, "%", how="composed", formula="encoding / a published step")
 
 
-def _bank(size: Size, *, n: int) -> LatentBank:
-    latents = torch.randn(n, 2, 4, *size.latent_hw)
+def _bank(size_hw: tuple[int, int], *, n: int, text_dim: int) -> LatentBank:
+    latents = torch.randn(n, 2, 4, size_hw[0] // 8, size_hw[1] // 8)
     return LatentBank(
         mean=latents,
         std=torch.ones_like(latents),
-        masks=torch.zeros(n, 1, *size.size_hw, dtype=torch.uint8),
+        masks=torch.zeros(n, 1, *size_hw, dtype=torch.uint8),
         prompt_rows=torch.ones(n, dtype=torch.int64),
-        embeddings=torch.randn(2, N_TOKENS, size.text_dim),
+        embeddings=torch.randn(2, N_TOKENS, text_dim),
         prompts=("", "a head"),
-        rows={number: number for number in range(n)},
+        rows=dict(enumerate(range(n))),
     )

@@ -1,17 +1,17 @@
 """A decoder fine-tune: the encoder in every step against embeddings that are computed once."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from experiments.bench.child import Seconds
-from experiments.bench.context import Bench, Way
-from experiments.bench.results import Line, Ratio, Result, Value, line_through
+from experiments.bench.measure import Bench, Found, Line, Way, line_through
 from experiments.bench.stages import TrialStages, weights_of
 from lightning_modules.segmenters.sam.config import Backbone
 
-AMOUNTS = (5, 50, 500)
+AMOUNTS = (5, 50, 500, 1000)
 TARGETED = 50
 """The amount whose ratio has a target."""
+TRIALS = (7, 28)
+"""Fine-tunes on the same images."""
 EPOCHS, BATCH_SIZE = 20, 5
 
 
@@ -25,112 +25,100 @@ class Parts:
     fit: Line
     embed: Line
 
-    def seconds(self, n_images: int) -> tuple[float, float]:
-        """Of a fine-tune at N images: the published way's, and ours with its embeddings."""
+    def seconds(self, n_images: int, *, n_trials: int = 1) -> tuple[float, float]:
+        """Of fine-tunes on the same N images: the published way's, and ours, which embeds once."""
         steps = steps_of(n_images)
-        ours = self.embed.seconds(n_images) + self.fit.seconds(steps)
-        return self.published.seconds(steps), ours
+        ours = self.embed.seconds(n_images) + n_trials * self.fit.seconds(steps)
+        return n_trials * self.published.seconds(steps), ours
 
 
-def steps_of(n_images: int, *, epochs: int = EPOCHS, batch_size: int = BATCH_SIZE) -> int:
+def steps_of(n_images: int) -> int:
     """Optimiser steps over so many images; the last batch of an epoch may be smaller."""
-    return epochs * math.ceil(n_images / batch_size)
+    return EPOCHS * math.ceil(n_images / BATCH_SIZE)
 
 
-def bench_finetune(bench: Bench, found: Result) -> None:
-    """Parts of a fine-tune, and from them the time of one at 5, 50 and 500 images."""
-    found.settings = {"epochs": EPOCHS, "batch_size": BATCH_SIZE, "backbone": bench.backbone}
+def bench_finetune(bench: Bench, found: Found) -> None:
+    """Parts of a fine-tune, and from them the time of one, and of many on the same images."""
     small = _measured(bench, found, bench.backbone)
-    parts = [small]
-    parts += [_measured(bench, found, bench.vit)] if bench.is_gpu else _vit(bench, found, small)
+    large = [_measured(bench, found, bench.vit)] if bench.is_gpu else _vit(bench, found, small)
     # The first one is of the small backbone.
-    found.facts["parts"] = parts
-    for each in parts:
-        _ratios(bench, found, each)
-    found.notes.append(
-        f"A fine-tune at N images is {EPOCHS} epochs in batches of {BATCH_SIZE}. Published: "
-        "start + steps x a measured step. Ours: fixed parts + N x an embedding + steps x a step; "
-        "steps and embeddings are the slope between two sizes of the real stages `embed` and "
-        "`fit`, their fixed parts (network, weights, checkpoints on the disk) the rest."
-    )
+    found.facts["parts"] = [small, *large]
+    for parts in found.facts["parts"]:
+        for n in AMOUNTS:
+            both, seen = parts.seconds(n), EPOCHS * n
+            target = parts.backbone if n == TARGETED else ""
+            found.ratio(
+                f"{parts.label}, a fine-tune at N = {n}", *both, how="composed", target=target
+            )
+            for whose, seconds in zip(("published", "ours"), both, strict=True):
+                label, formula = f"{parts.label}, N = {n}: {whose}", f"{seen} images seen"
+                formula += f" / {seconds:.4g} s"
+                found.value(label, seen / seconds, "images/s", how="composed", formula=formula)
+    for n_trials in TRIALS:
+        label = f"{small.label}, {n_trials} fine-tunes on the same {TARGETED} images"
+        found.ratio(label, *small.seconds(TARGETED, n_trials=n_trials), how="composed", target="")
 
 
-def _measured(bench: Bench, found: Result, backbone: Backbone) -> Parts:
+def _measured(bench: Bench, found: Found, backbone: Backbone) -> Parts:
     """Both ways of a backbone in turn, ours at two numbers of steps and two of images."""
-    steps = bench.size(quick=(1, 3), cpu=(2, 8), gpu=(20, 220))
-    images = bench.size(quick=(1, 4), cpu=(1, 5), gpu=(4, 16))
+    steps, images = found.sizes["steps"], found.sizes["images"]
     prefix = "" if backbone == bench.backbone else f"{backbone}, "
     given = {"backbone": backbone, "weights": weights_of(bench, backbone)}
     batch = {**given, "root": str(bench.root()), "names": bench.images(BATCH_SIZE)}
-    count = f"sweep.real_count=[{max(BATCH_SIZE, images[1])}]"
 
     def trial(name: str, n_steps: int) -> TrialStages:
+        count = f"sweep.real_count=[{max(BATCH_SIZE, *images)}]"
         words = [count, f"segmenter.steps={n_steps}"]
         return TrialStages(bench, name=f"{name}-{backbone}", overrides=words, backbone=backbone)
 
-    def step(number: int) -> Seconds:
-        return bench.published("step", **batch, draw=BATCH_SIZE * (number + 1)).seconds
+    def ours(stage: str, n: int, unit: str) -> Way:
+        call = {"embed": lambda _: apart.embed_anew(n=n), "fit": lambda _: fits[n].run("fit")}
+        return Way(f"{prefix}ours: {stage}, {n} {unit}s", call[stage], units=n, unit=unit)
 
     # In a store of its own: the fits need their embeddings all the time.
     apart, fits = trial("embed", 1), {n: trial("finetune", n) for n in steps}
     fits[steps[0]].run("embed")
-    ways = [
-        Way(f"{prefix}published: a step of 5 images, encoder in it", step, unit="step"),
+    a_step, start, *sizes = found.measure(
+        Way(
+            f"{prefix}published: a step of 5 images, encoder in it",
+            lambda i: bench.published("step", **batch, draw=BATCH_SIZE * (i + 1)),
+            unit="step",
+        ),
         Way(
             f"{prefix}published: building the network",
-            lambda _: bench.published("build", **given).seconds,
+            lambda _: bench.published("build", **given),
             unit="network",
         ),
-    ]
-    for n in images:
-        label = f"{prefix}ours: embed, {n} images"
-        ways.append(Way(label, lambda _, n=n: apart.embed_anew(n=n), units=n))
-    for n in steps:
-        label = f"{prefix}ours: fit, {n} steps"
-        ways.append(Way(label, lambda _, n=n: fits[n].run("fit"), units=n, unit="step"))
-    repeats = bench.size(quick=2, cpu=2, gpu=5)
-    a_step, start, few, many, short, long = bench.measure(found, ways, repeats=repeats)
-    fit, embed = line_through(short, long), line_through(few, many)
+        *(ours("embed", n, "image") for n in images),
+        *(ours("fit", n, "step") for n in steps),
+    )
+    embed, fit = line_through(*sizes[:2]), line_through(*sizes[2:])
     for kind, line, unit in (("fit", fit, "a step of 5"), ("embed", embed, "an image")):
-        for part, seconds in (("fixed part", line.fixed_s), (unit, line.per_unit_s)):
-            value = Value(f"{prefix}ours: {kind}, {part}", seconds, "s", "composed")
-            found.values.append(value)
+        found.value(f"{prefix}ours: {kind}, fixed part", line.fixed_s, "s", how="composed")
+        found.value(f"{prefix}ours: {kind}, {unit}", line.per_unit_s, "s", how="composed")
     published = Line(fixed_s=start.per_unit_s, per_unit_s=a_step.per_unit_s)
     return Parts(label=backbone, backbone=backbone, published=published, fit=fit, embed=embed)
 
 
-def _vit(bench: Bench, found: Result, small: Parts) -> list[Parts]:
-    """ViT-B from the encoder's own measurement: its decoder and embeddings are those of lite."""
-    passes, name = bench.run("encoder").facts[bench.vit], bench.vit
-    way = Way(
-        "published: transformers' decoder, forward and backward",
-        lambda _: bench.published("decode", backbone=name).seconds,
-    )
-    (decoder,) = bench.measure(found, [way], repeats=bench.size(quick=2, cpu=3, gpu=3))
+def _vit(bench: Bench, found: Found, small: Parts) -> list[Parts]:
+    """ViT-B by its encoders' own measurement in place of the small one's."""
+    facts, name = bench.run("encoder").facts, bench.vit
+    passes, a_pass = facts[name], facts[small.backbone].stock_s
+    beside_s = max(0.0, small.published.per_unit_s - BATCH_SIZE * a_pass)
     found.notes.append(
-        f"{name} is composed: published a step = 5 x (an encoder pass + transformers' decoder, "
-        f"measured apart); ours an embedding = a pass of {passes.fastest.label}, a step = the "
-        f"measured step of {small.backbone}, whose decoder and embeddings have the same shapes."
+        f"{name} is composed: published a step = that of {small.backbone} with 5 passes of the "
+        f"large encoder in place of the small one's; ours an embedding = a pass of "
+        f"{passes.fastest.label}, a step = that of {small.backbone}, whose decoder and embeddings "
+        "have the same shapes."
     )
+    embed = Line(per_unit_s=passes.fastest.per_unit_s)
     return [
-        Parts(
+        replace(
+            small,
             label=f"{name} (against {whose})",
             backbone=name,
-            published=Line(per_unit_s=BATCH_SIZE * (encoder_s + decoder.per_unit_s)),
-            fit=small.fit,
-            embed=Line(per_unit_s=passes.fastest.per_unit_s),
+            published=Line(per_unit_s=BATCH_SIZE * encoder_s + beside_s),
+            embed=embed,
         )
         for whose, encoder_s in passes.published.items()
     ]
-
-
-def _ratios(bench: Bench, found: Result, parts: Parts) -> None:
-    for n_images in AMOUNTS:
-        both, seen = parts.seconds(n_images), EPOCHS * n_images
-        target = bench.target(found, parts.backbone) if n_images == TARGETED else None
-        label = f"{parts.label}, a fine-tune at N = {n_images}"
-        found.ratios.append(Ratio(label, *both, "composed", target))
-        for whose, seconds in zip(("published", "ours"), both, strict=True):
-            label, formula = f"{parts.label}, N = {n_images}: {whose}", f"{seen} images seen"
-            formula += f" / {seconds:.4g} s"
-            found.values.append(Value(label, seen / seconds, "images/s", "composed", formula))

@@ -35,12 +35,7 @@ JITTER_MAX_PX = 19
 
 
 class PublishedSam:
-    """Plain fine-tuning and scoring of one backbone.
-
-    Args:
-        config: Backbone, weights and learning rate are read.
-        device: Where to compute.
-    """
+    """Plain fine-tuning and scoring of one backbone, its weights and learning rate as set."""
 
     def __init__(self, config: SegmenterConfig, *, device: str) -> None:
         self.sam: BackboneSam = build_sam(config).to(device)
@@ -77,12 +72,8 @@ class PublishedSam:
         """A jittered box (1, 4) around the mask."""
         generator = torch.Generator().manual_seed(draw)
         offsets = torch.randint(0, JITTER_MAX_PX + 1, (1, 4), generator=generator).float()
-        return prompt_boxes(
-            "jittered_box",
-            mask=item["mask"],
-            valid_hw=item["valid_hw"],
-            offsets=offsets.to(self.device),
-        ).float()
+        given = {name: item[name] for name in ("mask", "valid_hw")}
+        return prompt_boxes("jittered_box", **given, offsets=offsets.to(self.device)).float()
 
     def step(self, samples: Sequence[Sample], *, draw: int) -> float:
         """One optimiser step on a batch, image by image; the mean loss."""
@@ -111,10 +102,7 @@ class PublishedSam:
 def read_item(sample: Sample, *, side: int, factor: int = 1) -> dict[str, np.ndarray]:
     """Decode an image and fit its ellipse: `image` in [0, 1], `mask` (1, side, side), `valid_hw`.
 
-    Args:
-        sample: Its files.
-        side: Of the frame, px.
-        factor: Pixels of the image per pixel of the frame.
+    The image has `factor` pixels per pixel of the frame.
     """
     image = read_image(sample.image_path)
     annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
@@ -155,34 +143,6 @@ def encode(*, backbone: Backbone, library: str, device: str, batch: int) -> Work
     return torch.no_grad()(lambda: encoder(image))
 
 
-def decode(*, backbone: Backbone, device: str) -> Work:
-    """Run a mask decoder forward and backward on one image, the embedding given.
-
-    It is transformers' for ViT-B, segment_anything's of the smallest network for another one.
-    """
-    plain, side = _sam("tiny", device), FRAME_SIDE_PX["tiny"]
-    run, parameters = plain.decode, plain.sam.mask_decoder
-    if backbone == "vit_b":
-        model, side = _transformers(device), IMAGE_SIDE_PX["vit_b"] // 4
-        parameters = model.mask_decoder
-
-        def run(embedding: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-            given = {"image_embeddings": embedding, "input_boxes": box[None]}
-            return model(**given, multimask_output=False).pred_masks[:, 0]
-
-    embedding = torch.randn(1, 256, side // 4, side // 4, device=device)
-    box = torch.tensor([[0.1, 0.1, 0.8, 0.6]], device=device) * side
-    mask = torch.zeros(1, 1, side, side, device=device)
-    mask[..., : side // 2, : side // 2] = 1.0
-    valid_hw = torch.tensor([[side, side]], device=device)
-
-    def work() -> None:
-        parameters.zero_grad()
-        dice_cross_entropy_loss(run(embedding, box), mask, valid_hw=valid_hw).backward()
-
-    return work
-
-
 def random_image(backbone: Backbone, *, batch: int, device: str) -> torch.Tensor:
     """Noise of the size that an encoder reads: (batch, 3, S, S)."""
     side = IMAGE_SIDE_PX[backbone]
@@ -201,19 +161,13 @@ def _samples(root: str) -> dict[str, Sample]:
 
 
 @functools.cache
-def _transformers(device: str) -> nn.Module:
-    """transformers' SamModel of ViT-B's size with random weights, in eval mode."""
-    # It takes seconds to import.
-    from transformers import SamConfig, SamModel
-
-    torch.manual_seed(0)
-    return SamModel(SamConfig()).eval().to(device)
-
-
-@functools.cache
 def _encoder(backbone: Backbone, library: str, device: str) -> nn.Module:
     if library == "transformers":
-        return _transformers(device).vision_encoder
+        # It takes seconds to import.
+        from transformers import SamConfig, SamModel
+
+        torch.manual_seed(0)
+        return SamModel(SamConfig()).vision_encoder.eval().to(device)
     is_vit = backbone == "vit_b"
     sam = random_vit(backbone) if is_vit else build_sam(SegmenterConfig(backbone=backbone))
     return use_stock_attention(sam.image_encoder).eval().to(device)

@@ -9,8 +9,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic, write_json
 from experiments.bench.cases import CASES
-from experiments.bench.context import Bench
-from experiments.bench.results import as_json
+from experiments.bench.measure import Bench
 from experiments.bench.table import bench_table
 from experiments.store.provenance import code_state, machine, provenance, used_gpu
 
@@ -32,8 +31,7 @@ def check(bench: Bench) -> list[str]:
         raise InputError(f"--device {bench.device}: use auto, cpu or cuda")
     if bench.data_root is not None and not bench.data_root.is_dir():
         raise InputError(f"{bench.data_root}: no such folder; give HC18's, or leave it out")
-    chosen = bench.names or [name for name, case in CASES.items() if not case.by_name_only]
-    return [name for name in CASES if name in chosen]
+    return [name for name in CASES if name in (bench.names or CASES)]
 
 
 def bench_command(bench: Bench) -> dict[str, Any]:
@@ -72,9 +70,12 @@ def bench_command(bench: Bench) -> dict[str, Any]:
 
 
 def _save(bench: Bench, *, date: str, threads: int) -> None:
-    """Write all that was found so far."""
-    if len(bench.results) == 1:
-        keep_earlier(bench.out)
+    """Write all that was found so far; an earlier run's results stay under their date."""
+    files = [bench.out / JSON_NAME, bench.out / TABLE_NAME]
+    if len(bench.results) == 1 and files[0].is_file():
+        ended = datetime.fromtimestamp(files[0].stat().st_mtime, UTC)
+        for path in filter(Path.is_file, files):
+            path.rename(path.with_stem(f"bench-{ended:%Y%m%dT%H%M%SZ}"))
     images = "phantoms" if bench.data_root is None else "HC18"
     computes = {"device": bench.device, "threads": threads, "gpu": used_gpu().get("gpu")}
     content = {
@@ -84,15 +85,10 @@ def _save(bench: Bench, *, date: str, threads: int) -> None:
         "versions": provenance()["versions"],
         "code": code_state(),
         "settings": {"names": list(bench.names), "quick": bench.quick, "images": images},
-        "seconds": bench.seconds,
-        "results": {
-            name: as_json(bench.results[name]) | case.sides()
-            for name, case in CASES.items()
-            if name in bench.results
-        },
+        "results": {name: bench.results[name].as_json() for name in CASES if name in bench.results},
     }
-    write_json(bench.out / JSON_NAME, content)
-    (bench.out / TABLE_NAME).write_text(bench_table(content))
+    write_json(files[0], content)
+    files[1].write_text(bench_table(content))
 
 
 def read_bench(out: Path) -> dict[str, Any]:
@@ -104,10 +100,8 @@ def read_bench(out: Path) -> dict[str, Any]:
     path = out / JSON_NAME
     try:
         content = json.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"{path}: no results; run sonosweep bench --out {out} first") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not valid JSON; remove it and run the bench again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; run sonosweep bench --out {out} first") from error
     if content.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{path}: schema {content.get('schema')}, not {SCHEMA_VERSION}; run again")
     return content
@@ -125,17 +119,3 @@ def insert_table(path: Path, content: dict[str, Any]) -> None:
     if not found or not closed:
         raise InputError(f"{path}: has no lines {START} and {END}; add them for the table")
     write_atomic(path, f"{head}{START}\n{bench_table(content)}{END}{tail}")
-
-
-def keep_earlier(out: Path) -> None:
-    """Rename an earlier run's results after their date, for a new run writes its own."""
-    path = out / JSON_NAME
-    if not path.is_file():
-        return
-    try:
-        date = datetime.fromisoformat(json.loads(path.read_text())["date"])
-    except (ValueError, KeyError, TypeError):
-        date = datetime.fromtimestamp(path.stat().st_mtime, UTC)
-    for earlier in (path, out / TABLE_NAME):
-        if earlier.is_file():
-            earlier.rename(earlier.with_stem(f"bench-{date.astimezone(UTC):%Y%m%dT%H%M%SZ}"))

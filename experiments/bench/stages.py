@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from experiments.bench.child import Seconds, run_program, timed
-from experiments.bench.context import Bench
+from experiments.bench.measure import Bench
 from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
 from experiments.plan.stage_table import STAGES
@@ -35,13 +35,14 @@ def weights_of(bench: Bench, backbone: Backbone) -> str | None:
 
 def common_overrides(bench: Bench, *, name: str, backbone: Backbone | None = None) -> list[str]:
     """Settings of every trial here: data, split, backbone, batch, and a store below the bench's."""
-    backbone, is_gpu = backbone or bench.backbone, bench.device == "cuda"
-    n_images, n_test = bench.size(quick=("null", 3), cpu=(24, 6), gpu=(24, 6))
+    backbone = backbone or bench.backbone
+    n_images, n_test = bench.pick(("null", 3), (24, 6), (24, 6))
+    accelerator, precision = ("gpu", "bf16") if bench.device == "cuda" else ("cpu", "fp32")
     words = (
         f"data.subset.n_images={n_images} data.subset.name=bench split.test={n_test} split.val=1 "
-        f"split.train=null wandb.mode=disabled trainer.accelerator={'gpu' if is_gpu else 'cpu'} "
+        f"split.train=null wandb.mode=disabled trainer.accelerator={accelerator} "
         f"segmenter.backbone={backbone} segmenter.batch_size=5 "
-        f"segmenter.encoder_precision={'bf16' if is_gpu else 'fp32'} "
+        f"segmenter.encoder_precision={precision} "
         "evaluation.prompts=[jittered_box] evaluation.jitter_draws=5 evaluation.controls=[]"
     )
     return [
@@ -52,45 +53,29 @@ def common_overrides(bench: Bench, *, name: str, backbone: Backbone | None = Non
     ]
 
 
-def run_sweep(recipe: str, words: Sequence[str]) -> Seconds:
-    """A whole sweep in a process of its own."""
-    return run_program(["-m", "experiments", "sweep", recipe, *words])
+def run_sweep(words: Sequence[str]) -> Seconds:
+    """A whole sweep of the demo's settings, changed, in a process of its own."""
+    return run_program(["-m", "experiments", "sweep", "demo", *words])
 
 
 class TrialStages:
-    """The stages of one trial, which can be run at any size and again.
-
-    Args:
-        bench: Its data and folder.
-        name: Its store's folder below the bench's; trials may share one.
-        overrides: Changes to the default recipe.
-        backbone: None for the bench's small one.
-    """
+    """The stages of one trial of the default recipe, changed, which can be run at any size."""
 
     def __init__(
-        self,
-        bench: Bench,
-        *,
-        name: str,
-        overrides: Sequence[str],
-        backbone: Backbone | None = None,
+        self, bench: Bench, *, name: str, overrides: Sequence[str], backbone: Backbone | None = None
     ) -> None:
         words = [*common_overrides(bench, name=name, backbone=backbone), *overrides]
         self.config, self.device = load_config(None, words), bench.device
-        self.data = load_data(self.config)
-        self.store = RunStore(Path(self.config.store.root))
+        self.data, self.store = load_data(self.config), RunStore(Path(self.config.store.root))
         self.plan = make_plan(self.config, self.data.view)
 
     def run(self, stage: str, *, last: bool = False, n: int | None = None) -> Seconds:
-        """Run a stage as its worker does, in this process; one that was run before is run anew.
+        """Run a stage anew as its worker does, in this process, from its manifest to its marker.
 
         Args:
             stage: Its kind.
             last: The last one of its kind in the plan instead of the first.
             n: The first so many of the images that it embeds or tests; None for all.
-
-        Returns:
-            Seconds from the manifest to the marker on the disk.
         """
         node = [node for node in self.plan.nodes.values() if node.stage == stage][-1 if last else 0]
         if n is not None:
@@ -109,16 +94,15 @@ class TrialStages:
         )
         shutil.rmtree(context.run_dir, ignore_errors=True)
         context.run_dir.mkdir(parents=True)
-
         run, level = STAGES[stage].load(), logging.root.manager.disable
-        # Libraries print; a sweep sends it to the stage's log.
-        logging.disable(logging.WARNING)
 
         def work() -> None:
             # Later stages read an input's content from its manifest.
             write_started(context.run_dir, {"content": node.content})
             write_done(context.run_dir, run(context))
 
+        # Libraries print; a sweep sends it to the stage's log.
+        logging.disable(logging.WARNING)
         try:
             with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
                 warnings.simplefilter("ignore")

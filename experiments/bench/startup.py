@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 from experiments.bench.child import run_program
-from experiments.bench.context import Bench, Way
-from experiments.bench.results import Ratio, Result, Timing, Value
+from experiments.bench.measure import Bench, Found, Timing, Way
 from experiments.bench.stages import common_overrides, run_sweep
 
 IMPORTS = "import torch, lightning, segment_anything, torchmetrics"
@@ -16,59 +15,47 @@ STAGES_A_TRIAL = 2
 GAP = "from a stage's end to the next one's begin"
 
 
-def bench_startup(bench: Bench, found: Result) -> None:
+def bench_startup(bench: Bench, found: Found) -> None:
     """Seconds a trial that a real sweep takes beside its stages' own, and a process's imports."""
-    n_trials, repeats = bench.size(quick=(2, 1), cpu=(3, 3), gpu=(3, 3))
+    n = found.sizes["trials"]
     words = (
         "name=startup segmenter.backbone=tiny segmenter.steps=2 sweep.workers=1 "
         "sweep.condition=[real] sweep.real_fraction=[] sweep.real_count=[3] "
-        f"sweep.seed=[{','.join(map(str, range(n_trials)))}] statistics.primary.prompt=jittered_box"
+        f"sweep.seed=[{','.join(map(str, range(n)))}] statistics.primary.prompt=jittered_box"
     )
     words = [*common_overrides(bench, name="startup"), *words.split()]
-    label = f"a whole sweep of {n_trials} small trials"
-    sweep = Way(label, lambda _: run_sweep("demo", words), unit="sweep")
-    (whole,) = bench.measure(found, [sweep], repeats=1, warm_up=False)
+    sweep = Way(f"a whole sweep of {n} small trials", lambda _: run_sweep(words), unit="sweep")
+    (whole,) = found.measure(sweep, repeats=1, warm_up=False)
     gaps, window_s = stage_gaps(bench.work / "startup")
-    gap = Timing(label=GAP, unit="stage", units=1, wall_s=gaps, cpu_s=[])
+    gap = Timing(label=GAP, unit="stage", wall_s=gaps)
     found.timings.append(gap)
-    label = "imports of a script a trial"
-    script = Way(label, lambda _: run_program(["-c", IMPORTS]), unit="process")
-    (alone,) = bench.measure(found, [script], repeats=repeats, warm_up=False)
-    trial_s = STAGES_A_TRIAL * gap.per_unit_s
-    label, formula = "the sweep's own time a trial", f"{STAGES_A_TRIAL} stages x the median {GAP}"
-    found.values.append(Value(label, trial_s, "s", "composed", formula, bench.target(found)))
-    label, once_s = "the sweep's own time once", whole.wall_s[0] - window_s
-    formula = "before the first stage and after the last: imports, data, plan, tables, figures, "
-    found.values.append(Value(label, once_s, "s", formula=f"{formula}report"))
-    label = "start of a trial: a process of its own"
-    found.ratios.append(Ratio(label, alone.per_unit_s, trial_s, "measured"))
-    found.notes.append(
-        "A real sweep of the test backbone through the runner, one stage at a time, without W&B. "
-        "Begins are those of the stages' manifests, ends those of their markers: what lies between "
-        "is the sweep's, the start of the process included. A trial is a fit and a score, two "
-        "processes."
+    script = lambda _: run_program(["-c", IMPORTS])  # noqa: E731
+    (alone,) = found.measure(
+        Way("imports of a script a trial", script, unit="process"), warm_up=False
     )
+    trial_s, formula = (
+        STAGES_A_TRIAL * gap.per_unit_s,
+        f"{STAGES_A_TRIAL} stages x the median {GAP}",
+    )
+    label = "the sweep's own time a trial"
+    found.value(label, trial_s, "s", how="composed", formula=formula)
+    formula = "before the first stage and after the last: imports, data, plan, tables, figures, "
+    once_s = whole.wall_s[0] - window_s
+    found.value("the sweep's own time once", once_s, "s", formula=f"{formula}report")
+    label = "start of a trial: a process of its own"
+    found.ratio(label, alone.per_unit_s, trial_s, how="measured", target="")
 
 
 def stage_gaps(root: Path) -> tuple[list[float], float]:
-    """What a sweep of one stage at a time did between its stages.
+    """Seconds from each stage's end to the next one's begin, and from first begin to last end.
 
     Args:
-        root: Its store's parent.
-
-    Returns:
-        Seconds from each stage's end to the next one's begin, and from the first begin to the last
-        end.
-
-    Raises:
-        ValueError: Fewer than two stages are done.
+        root: Parent of the store of a sweep that ran at least two stages, one at a time.
     """
     spans = sorted(
         (float(json.loads((path.parent / "manifest.json").read_text())["started"]), ended)
         for path in root.glob("store/*/*/DONE.json")
         for ended in [path.stat().st_mtime]
     )
-    if len(spans) < 2:
-        raise ValueError(f"{root}: {len(spans)} finished stages, gaps need two")
     gaps = [max(0.0, begun - ended) for (_, ended), (begun, _) in itertools.pairwise(spans)]
     return gaps, spans[-1][1] - spans[0][0]

@@ -10,8 +10,10 @@ Entry = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Entry], str]]
 
 
-def seconds_text(seconds: float) -> str:
+def seconds_text(seconds: float | None) -> str:
     """Seconds in the unit that suits them, three digits: `1.23 s`, `45.6 ms`, `2.5 h`."""
+    if seconds is None:
+        return ""
     size, unit = next((size, unit) for least, size, unit in UNITS if seconds >= least)
     return f"{_digits(seconds / size)} {unit}"
 
@@ -34,12 +36,10 @@ RATIOS: Columns = {
 TIMINGS: Columns = {
     "What": lambda e: e["label"],
     "Median": lambda e: f"{seconds_text(e['per_unit_s'])} / {e['unit']}",
-    "Fastest - slowest": lambda e: (
-        f"{seconds_text(e['fastest_s'])} - {seconds_text(e['slowest_s'])}"
+    "Fastest - slowest": lambda e: " - ".join(
+        seconds_text(e[each]) for each in ("fastest_s", "slowest_s")
     ),
-    "Processor time": lambda e: (
-        "" if e["cpu_per_unit_s"] is None else seconds_text(e["cpu_per_unit_s"])
-    ),
+    "Processor time": lambda e: seconds_text(e["cpu_per_unit_s"]),
     "Repeats": lambda e: str(len(e["wall_s"])),
 }
 VALUES: Columns = {
