@@ -194,7 +194,7 @@ class Found:
         return {name: self.bench.pick(*each) for name, each in CASES[self.name].sizes.items()}
 
     def measure(self, *ways: Way, repeats: int | None = None, warm_up: bool = True) -> list[Timing]:
-        """Time ways in turn, so that what else the machine does affects all; the case's `repeats`."""
+        """Time ways in turn, so that noise affects all; `repeats` of the case where not given."""
         timings = [Timing(label=way.label, unit=way.unit, units=way.units) for way in ways]
         for number in range(-1 if warm_up else 0, repeats or self.sizes["repeats"]):
             for way, timing in zip(ways, timings, strict=True):

@@ -1,6 +1,8 @@
-"""Arguments that several commands share. Torch-free."""
+"""Arguments that several commands share, and where they print. Torch-free."""
 
-from typing import Annotated
+import json
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -9,8 +11,22 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
 ]
 Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
+SweepName = Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")]
+StoreRoot = Annotated[Path, typer.Option("--root", help="Folder of the sweeps: store.root.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
+Prompt = Annotated[str, typer.Option(help="whole_image or predicted_box.")]
 
 
 def stdout_console() -> Console:
     """Where results are printed."""
     return Console(highlight=False)
+
+
+def stderr_console() -> Console:
+    """Where progress is shown, so that the results can go into a file."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(content: Any) -> None:
+    """Print for a program."""
+    print(json.dumps(content, indent=1))

@@ -1,18 +1,22 @@
-"""The commands that take a fitted model elsewhere: `export` and `predict`. Torch-free."""
+"""The commands that take a fitted model elsewhere: `export`, `predict`, `submit`. Torch-free."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from experiments.commands.arguments import stdout_console
+from datamodules.errors import InputError
+from experiments.commands.arguments import (
+    AsJson,
+    Prompt,
+    print_json,
+    stderr_console,
+    stdout_console,
+)
 
-models_app = typer.Typer()
+RUN_HELP = "Run of a segmenter: runs/store/fit/ID."
 
 
-@models_app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Run of a model: runs/store/fit/ID and others.")],
     format_name: Annotated[
@@ -29,9 +33,8 @@ def export(
     export_command(run, format_name=format_name, out=out, console=stdout_console())
 
 
-@models_app.command()
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help="Run of a segmenter: runs/store/fit/ID.")],
+    checkpoint: Annotated[Path, typer.Argument(help=RUN_HELP)],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("predictions"),
     pixel_size: Annotated[
@@ -41,8 +44,8 @@ def predict(
         Path | None,
         typer.Option(metavar="CSV", help="Pixel size of each image, in HC18's columns."),
     ] = None,
-    prompt: Annotated[str, typer.Option(help="whole_image or predicted_box.")] = "whole_image",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    prompt: Prompt = "whole_image",
+    as_json: AsJson = False,
 ) -> None:
     """Segment one's own images: masks, overlays, ellipse and head circumference."""
     from experiments.deliver.predict import predict_command, print_summary
@@ -54,9 +57,45 @@ def predict(
         pixel_size_mm=pixel_size,
         pixel_size_table=pixel_sizes,
         prompt=prompt,
-        console=Console(stderr=True, highlight=False),
+        console=stderr_console(),
     )
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print_json(summary)
     else:
         print_summary(summary, stdout_console())
+
+
+def submit(
+    run: Annotated[Path | None, typer.Argument(help=RUN_HELP)] = None,
+    test_root: Annotated[
+        Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Submission to write, CSV.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="New folder for the masks, PNG.")] = None,
+    prompt: Prompt = "whole_image",
+    skip_degenerate: Annotated[
+        bool, typer.Option("--skip-degenerate", help="Leave out rows without an ellipse.")
+    ] = False,
+    check: Annotated[
+        Path | None, typer.Option(help="Validate this submission; run nothing.")
+    ] = None,
+) -> None:
+    """Segment unlabelled test images into HC18's submission file, or check such a file."""
+    from experiments.deliver.submission import check_command, submit_command
+
+    if test_root is None:
+        raise InputError("--test-root is missing; give the folder of the test images")
+    if (run is None) == (check is None):
+        raise InputError("give either RUN, a fitted segmenter's directory, or --check FILE.csv")
+    if check is not None:
+        check_command(check, test_root=test_root, console=stdout_console())
+        return
+    submit_command(
+        run,
+        test_root=test_root,
+        out=out,
+        masks=masks,
+        prompt=prompt,
+        skip_degenerate=skip_degenerate,
+        console=stdout_console(),
+    )

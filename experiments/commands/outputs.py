@@ -1,88 +1,87 @@
-"""What `sonosweep table` and `sonosweep figure` do: run what is missing, then show one output."""
+"""The commands `table` and `figure`: run what is missing, then show one output. Torch-free."""
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.config.recipe import load_config
-from experiments.config.schema import ExperimentConfig
+from experiments.commands.arguments import stderr_console
 
-KINDS = ("fractions", "paper", "box", "ledger")
-FORMATS = ("markdown", "latex", "csv")
-_STEMS = {
-    "fractions": ("table", "figure"),
-    "paper": ("table_paper", "figure_paper"),
-    "box": ("table_box", "figure_box"),
-    "ledger": ("table_ledger", "figure_ledger"),
-}
-"""File names of a kind's table and figure, without their ending."""
-_SUFFIXES = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+if TYPE_CHECKING:
+    from experiments.config.schema import ExperimentConfig
+
+KINDS = {"fractions": "", "paper": "_paper", "box": "_box", "ledger": "_ledger"}
+"""What ends the names of a kind's files, `table` and `figure`."""
+FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+Kind = Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")]
 
 
-def table_command(
-    sources: Sequence[str], *, kind: str, format_name: str, measure: str, console: Console
-) -> str:
-    """Give the text of a table: of a recipe, run as far as it is not, or of results.csv files.
-
-    Args:
-        sources: A recipe and `key=value` words, or paths of results.csv files.
-        kind: A word of `KINDS`; for a recipe.
-        format_name: A word of `FORMATS`.
-        measure: A word of `measures.WORDS`; for files.
-        console: For progress.
-
-    Raises:
-        InputError: For an unknown word.
-        SystemExit: With code 1 where a stage failed; what there is is written.
-    """
-    from experiments.results.compact import compact_tables, read_results
-
-    one_of(kind, KINDS, option="--kind")
+def table(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RECIPE [KEY=VALUE]... | RESULTS.csv...",
+            help="Recipe and its changes, or results.csv of sweeps to put into one table.",
+        ),
+    ],
+    kind: Kind = "fractions",
+    format_name: Annotated[str, typer.Option("--format", help=f"{', '.join(FORMATS)}.")] = (
+        "markdown"
+    ),
+    measure: Annotated[
+        str, typer.Option(help="Measure of a table of files, as dice or hc_abs_err_mm.")
+    ] = "dice_weighted",
+) -> None:
+    """Run what is missing of a recipe and print its table; or one table of several results."""
     one_of(format_name, FORMATS, option="--format")
     if sources[0].endswith(".csv"):
+        from experiments.results.compact import compact_tables, read_results
+
         results = read_results([Path(source) for source in sources])
-        return compact_tables(results, measure=measure, format_name=format_name)
-    config = load_config(sources[0], list(sources[1:]))
-    folder = run_for(config, console, kind=kind)
-    path = folder / (_STEMS[kind][0] + _SUFFIXES[format_name])
+        print(compact_tables(results, measure=measure, format_name=format_name), end="")
+        return
+    folder = _run_for(sources, kind=kind)
+    path = folder / f"table{KINDS[kind]}{FORMATS[format_name]}"
     if not path.is_file():
-        made = sorted(p.name for p in folder.glob(f"{_STEMS[kind][0]}.*"))
+        made = sorted(p.name for p in folder.glob(f"{path.stem}.*"))
         there = f"there is {', '.join(made)}" if made else f"use sonosweep figure --kind {kind}"
         raise InputError(
             f"--kind {kind} --format {format_name}: a recipe has no such table; {there}"
         )
-    return path.read_text()
+    print(path.read_text(), end="")
 
 
-def figure_command(sources: Sequence[str], *, kind: str, console: Console) -> list[str]:
-    """Give the paths of a recipe's figure, run as far as it is not.
-
-    Raises:
-        InputError: For an unknown word.
-        SystemExit: With code 1 where a stage failed; what there is is written.
-    """
-    one_of(kind, KINDS, option="--kind")
-    config = load_config(sources[0], list(sources[1:]))
-    folder = run_for(config, console, kind=kind)
-    return [os.path.relpath(path) for path in sorted(folder.glob(f"{_STEMS[kind][1]}.*"))]
+def figure(
+    sources: Annotated[
+        list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="Recipe and its changes.")
+    ],
+    kind: Kind = "fractions",
+) -> None:
+    """Run what is missing of a recipe and print the paths of its figure."""
+    folder = _run_for(sources, kind=kind)
+    print("\n".join(map(os.path.relpath, sorted(folder.glob(f"figure{KINDS[kind]}.*")))))
 
 
-def run_for(config: ExperimentConfig, console: Console, *, kind: str) -> Path:
+def _run_for(sources: list[str], *, kind: str) -> Path:
     """Run what an output needs, write it, and give the sweep's folder."""
+    from experiments.config.recipe import load_config
+
+    one_of(kind, KINDS, option="--kind")
+    config, console = load_config(sources[0], sources[1:]), stderr_console()
     if kind == "paper" and "jittered_box" not in config.evaluation.prompts:
         raise InputError(
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "
             "jittered_box; add it, or set compat=paper"
         )
-    if kind == "box":
-        return _run_box(config, console)
     from experiments.commands.run import execute, prepare, report_failures, write_outputs
 
+    if kind == "box":
+        return _run_box(config, console)
     data, plan = prepare(config, console)
     if kind == "paper":
         _check_panel(data.name)
@@ -93,7 +92,11 @@ def run_for(config: ExperimentConfig, console: Console, *, kind: str) -> Path:
     if failed:
         raise SystemExit(1)
     if kind == "ledger":
-        _write_ledger(folder)
+        from experiments.results.figure_ledger import write_ledger
+        from experiments.results.rows import read_rows
+
+        per_image = read_rows(folder / "per_image.csv")
+        write_ledger(read_rows(folder / "results.csv"), folder, per_image=per_image)
     return folder
 
 
@@ -108,17 +111,10 @@ def _check_panel(train_cohort: str) -> None:
         )
 
 
-def _write_ledger(folder: Path) -> None:
-    from experiments.results.figure_ledger import write_ledger
-    from experiments.results.rows import read_rows
-
-    results, per_image = (read_rows(folder / f"{name}.csv") for name in ("results", "per_image"))
-    write_ledger(results, folder, per_image=per_image)
-
-
-def _run_box(config: ExperimentConfig, console: Console) -> Path:
+def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     from experiments.commands.run import execute, narrow, prepare, report_failures
     from experiments.plan.grid import box_plan
+    from experiments.results.figure_box import write_box_outputs
     from experiments.results.rows import read_csv
 
     data, grid = prepare(config, console)
@@ -127,9 +123,6 @@ def _run_box(config: ExperimentConfig, console: Console) -> Path:
     sweep = execute(config, console, data=data, plan=narrow(plan, stage="box"), whole=whole)
     if report_failures(sweep, console):
         raise SystemExit(1)
-    from experiments.results.figure_box import write_box_outputs
-
-    rows = read_csv(sweep.store.run_dir(*key.split("/")) / "per_image.csv")
     folder = sweep.store.sweep_dir(config.name)
-    write_box_outputs(rows, folder)
+    write_box_outputs(read_csv(sweep.store.run_dir(*key.split("/")) / "per_image.csv"), folder)
     return folder

@@ -60,14 +60,9 @@ def execute(
 ) -> Sweep:
     """Run a plan's stages with live progress, after writing down what the sweep is.
 
-    Args:
-        config: The recipe.
-        console: Where to draw and to say what was found.
-        data: Its images.
-        plan: What to run.
-        whole: The sweep that `plan` is a part of; None where it is all of it.
-        retry_failed: Whether a stage whose last attempt ended by an error of its own is tried
-            again. One that ran out of memory or disk space always is.
+    `whole` is the sweep that `plan` is a part of, None where it is all of it. A stage whose last
+    attempt ended by an error of its own is tried again with `retry_failed` alone; one that ran out
+    of memory or disk space always is.
 
     Raises:
         InputError: If `sweep.launcher` is slurm on a machine without it.
@@ -86,16 +81,14 @@ def execute(
             _keep_failures(sweep, console)
         if launcher is not None:
             _take_up(sweep, launcher, console)
-        split = data.view.split
-        n_trials = len(plan.grid)
-        trials = "1 trial" if n_trials == 1 else f"{n_trials} trials"
-        console.print(
+        split, n = data.view.split, len(plan.grid)
+        say(
+            console,
             f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
-            f"and {len(split.test)} test images; {trials} in {len(plan.nodes)} "
+            f"and {len(split.test)} test images; {n} trial{'s' * (n != 1)} in {len(plan.nodes)} "
             f"stages, {sweep.pending} to do",
-            highlight=False,
         )
-        _run_live(sweep, console)
+        run_live(sweep, console)
     return sweep
 
 
@@ -135,15 +128,17 @@ def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console) -> None:
         say(console, f"{n_jobs} still in SLURM's queue and not sent again")
 
 
-def _run_live(sweep: Sweep, console: Console) -> None:
+def run_live(sweep: Sweep, console: Console) -> None:
+    """Run a sweep with live progress; exit code 130 after a signal."""
     try:
         with LiveProgress(sweep, console) as progress:
             sweep.run(progress.update)
     except SweepInterruptedError:
         done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
-        console.print(
+        say(
+            console,
             f"stopped: {done} of {len(sweep.runs)} stages are done and kept; the same command "
-            "continues from here"
+            "continues from here",
         )
         raise SystemExit(130) from None
     if sweep.halted:
@@ -171,10 +166,8 @@ def _keep_failures(sweep: Sweep, console: Console) -> None:
         what = (
             "stage has failed before and is" if kept == 1 else "stages have failed before and are"
         )
-        say(
-            console,
-            f"{kept} {what} not tried again; once the cause is fixed, add --retry-failed",
-        )
+        words = f"{kept} {what} not tried again; once the cause is fixed, add --retry-failed"
+        say(console, words)
 
 
 def say(console: Console, line: str) -> None:
@@ -201,12 +194,7 @@ def report_failures(sweep: Sweep, console: Console) -> bool:
     failed = [run for run in sweep.runs.values() if run.state in ("failed", "blocked")]
     for run in failed:
         log = sweep.store.run_dir(run.node.stage, run.node.id) / "log.txt"
-        console.print(
-            f"{run.state}: {run.node.label}: {run.reason} (log: {os.path.relpath(log)})",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{run.state}: {run.node.label}: {run.reason} (log: {os.path.relpath(log)})")
     return bool(failed)
 
 
@@ -234,13 +222,8 @@ def run_sweep(config: ExperimentConfig, console: Console, *, retry_failed: bool 
 def write_again(
     config: ExperimentConfig, console: Console, *, into: Path | None, command: str
 ) -> None:
-    """Write a sweep's outputs from what is done, without running anything.
-
-    Args:
-        config: The sweep.
-        console: Where to say what was found.
-        into: Markdown file whose results block is replaced, or None.
-        command: What that block names as its command.
+    """Write a sweep's outputs from what is done; into a Markdown file's results block too, which
+    names a command.
     """
     data, plan = prepare(config, console)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
@@ -277,7 +260,7 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
     for run in sweep.runs.values():
         if run.node.stage == stage and run.state in ("done", "reused"):
             run_dir = sweep.store.run_dir(stage, run.node.id)
-            console.print(f"{run.node.label}: {os.path.relpath(run_dir)}", soft_wrap=True)
+            say(console, f"{run.node.label}: {os.path.relpath(run_dir)}")
     if failed:
         raise SystemExit(1)
 

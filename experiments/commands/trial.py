@@ -1,57 +1,60 @@
-"""One trial by one command: for an agent, a cluster's job or a user."""
+"""The command `trial`: for an agent, a cluster's job or a user. Torch-free."""
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
-from rich.console import Console
+import typer
 
 from datamodules.errors import InputError
-from experiments.commands.run import narrow, prepare, report_failures, say
-from experiments.config.grid import AXES
-from experiments.config.recipe import load_config
-from experiments.plan.nodes import Plan
-from experiments.runner.progress import LiveProgress
-from experiments.runner.sweep import Sweep, SweepInterruptedError
-from experiments.store.guard import use_store
-from experiments.tracking.agent import AGENT_VARIABLES, log_to_agent
+from experiments.commands.arguments import Recipe, stdout_console
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from experiments.plan.nodes import Plan
+    from experiments.runner.sweep import Sweep
 
 
-def trial_command(
-    recipe: str, words: Sequence[str], *, stages: Sequence[str], console: Console
+def trial(
+    recipe: Recipe,
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[AXIS=VALUE]... [KEY=VALUE]...",
+            help="condition, segmenter, generator, real_count or real_fraction, support, seed, "
+            "generator_seed, fold; and changes to the recipe.",
+        ),
+    ] = None,
+    stage: Annotated[
+        list[str] | None, typer.Option(metavar="STAGE/ID", help="Run this stage instead.")
+    ] = None,
 ) -> None:
-    """Run the trials that are left of a recipe when its axes are set, and print their scores.
+    """Run one trial of a recipe with all that it needs: for agents and cluster jobs."""
+    from experiments.config.recipe import load_config
+    from experiments.tracking.agent import AGENT_VARIABLES, log_to_agent
 
-    Args:
-        recipe: Path or shipped name.
-        words: `axis=value` for an axis of the grid, `key=value` for anything else.
-        stages: Directories `stage/id` to run instead, with what they need.
-        console: Where to print.
-
-    Raises:
-        InputError: For a wrong word, or a stage that the recipe does not have.
-        SystemExit: 1 where a stage failed, 130 after a signal.
-    """
     agent = {key: os.environ.pop(key) for key in AGENT_VARIABLES if key in os.environ}
-    config = load_config(recipe, trial_overrides(words))
+    config, console = load_config(recipe, trial_overrides(words or [])), stdout_console()
+    from experiments.commands.run import prepare, report_failures, run_live, say
+    from experiments.runner.sweep import Sweep
+    from experiments.store.guard import use_store
+
     data, plan = prepare(config, console)
     # Neither controls nor fidelity: they are the sweep's.
-    plan = _only(plan, stages or [key for spec in plan.grid for key in spec.keys])
+    plan = _only(plan, stage or [key for spec in plan.grid for key in spec.keys])
     sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
-    try:
-        with use_store(sweep.store.root), LiveProgress(sweep, console) as progress:
-            sweep.run(progress.update)
-    except SweepInterruptedError:
-        say(console, "stopped; the same command continues from here")
-        raise SystemExit(130) from None
+    with use_store(sweep.store.root):
+        run_live(sweep, console)
     if report_failures(sweep, console):
         raise SystemExit(1)
     scores = trial_scores(sweep)
     for line in scores.to_dict("records"):
+        # Not a number equals nothing, itself included.
         measured = ", ".join(
             f"{name} {line[key]:.{digits}f}"
             for key, name, digits in (("dice", "Dice", 4), ("hc_abs_err_mm", "HC error mm", 2))
-            if pd.notna(line[key])
+            if line[key] == line[key]
         )
         say(console, f"{line['trial_id']}, {line['test_cohort']}, {line['prompt']}: {measured}")
     if agent:
@@ -64,23 +67,21 @@ def trial_overrides(words: Sequence[str]) -> list[str]:
     Raises:
         InputError: If both kinds of amount are given.
     """
-    overrides = []
-    names = {word.split("=", 1)[0] for word in words}
-    if names >= {"real_count", "real_fraction"}:
+    from experiments.config.grid import AXES
+
+    overrides, amounts = [], {"real_count", "real_fraction"}
+    if {word.split("=", 1)[0] for word in words} >= amounts:
         raise InputError("real_count and real_fraction are both given; a trial has one amount")
     for word in words:
         name, sign, value = word.partition("=")
-        if name not in AXES or not sign:
-            overrides.append(word)
-            continue
-        overrides.append(f"sweep.{name}=[{value}]")
-        if name.startswith("real_"):
-            other = "real_fraction" if name == "real_count" else "real_count"
-            overrides.append(f"sweep.{other}=[]")
+        is_axis = name in AXES and bool(sign)
+        overrides.append(f"sweep.{name}=[{value}]" if is_axis else word)
+        if is_axis and name in amounts:
+            overrides += [f"sweep.{other}=[]" for other in amounts - {name}]
     return overrides
 
 
-def trial_scores(sweep: Sweep) -> pd.DataFrame:
+def trial_scores(sweep: "Sweep") -> "pd.DataFrame":
     """Mean scores of each trial, by test cohort and prompt; draws are averaged per image."""
     from experiments.results.outputs import collect_per_image
 
@@ -92,7 +93,9 @@ def trial_scores(sweep: Sweep) -> pd.DataFrame:
     return measures.groupby(keys).mean().reset_index()
 
 
-def _only(plan: Plan, stages: Sequence[str]) -> Plan:
+def _only(plan: "Plan", stages: Sequence[str]) -> "Plan":
+    from experiments.commands.run import narrow
+
     unknown = [key for key in stages if key not in plan.nodes]
     if unknown:
         raise InputError(

@@ -16,8 +16,7 @@ from datamodules.errors import InputError
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
 from experiments.runner.launchers import Job
-from experiments.runner.slurm_job import SlurmJob, job_command
-from experiments.runner.slurm_ledger import Batch, read_ledger, write_ledger
+from experiments.runner.slurm_job import Batch, SlurmJob, read_ledger, write_ledger
 from experiments.runner.slurm_queue import (
     ENDED,
     Seen,
@@ -35,13 +34,11 @@ GIVE_UP_AFTER_S = 3600.0
 """How long squeue may fail, and a batch be refused for the moment, before that is an error."""
 RETRY_S = 30.0
 """Seconds between two attempts to send what was refused for the moment."""
+LIMIT = "maxsubmitjob"
+"""Word of sbatch for the user's own limit, which other jobs may have reached."""
 PASSING = (
-    "unable to contact slurm controller",
-    "socket timed out",
-    "temporarily",
-    "zero bytes were transmitted",
-    "connection refused",
-    "maxsubmitjob",
+    *("unable to contact slurm controller", "socket timed out", "temporarily"),
+    *("zero bytes were transmitted", "connection refused", LIMIT),
 )
 """Words of sbatch for what passes by itself."""
 
@@ -49,13 +46,8 @@ PASSING = (
 class SlurmLauncher:
     """Jobs of a SLURM cluster: one array a start, split where it is too large.
 
-    The jobs outlive the sweep: one that is started again takes up those still in the queue.
-
-    Args:
-        config: Its `slurm` settings, and how many devices a training takes.
-
-    Raises:
-        InputError: If this machine has no SLURM.
+    The jobs outlive the sweep: one that is started again takes up those still in the queue. Raises
+    `InputError` on a machine without SLURM.
     """
 
     chains = True
@@ -116,7 +108,7 @@ class SlurmLauncher:
 
     def _adopt(self, batch: Batch, *, here: dict[str, Seen]) -> dict[str, Job]:
         jobs: dict[str, Job] = {}
-        for number, chain in enumerate(batch.chains):
+        for number, chain in enumerate(batch.stages):
             job_id = batch.id_of(number)
             if job_id in here and here[job_id].name == batch.name:
                 job = self._job(batch, chain)
@@ -142,7 +134,7 @@ class SlurmLauncher:
         for first in range(0, len(jobs), self._array_size):
             part = jobs[first : first + self._array_size]
             chains = [[context.node.key for context in chain] for chain in part]
-            batch = Batch(name=f"{self._config.name}-{secrets.token_hex(4)}", chains=chains)
+            batch = Batch(name=f"{self._config.name}-{secrets.token_hex(4)}", stages=chains)
             for chain in part:
                 for context in chain:
                     context.run_dir.mkdir(parents=True, exist_ok=True)
@@ -202,13 +194,9 @@ class SlurmLauncher:
 
     def _job(self, batch: Batch, chain: Sequence[str]) -> SlurmJob:
         run_dirs = [self._store.root / "store" / key for key in chain]
-        return SlurmJob(
-            name=batch.name,
-            run_dirs=run_dirs,
-            look=self.look,
-            # A folder shared over a network shows what a node wrote after a while.
-            settle_s=2 * self._settings.poll_s,
-        )
+        # A folder shared over a network shows what a node wrote after a while.
+        settle_s = 2 * self._settings.poll_s
+        return SlurmJob(name=batch.name, run_dirs=run_dirs, ask=self.look, settle_s=settle_s)
 
     def _send(self, batch: Batch) -> None:
         """Give a batch to the cluster, and write it down before and after."""
@@ -236,9 +224,8 @@ class SlurmLauncher:
     def _refused(self, batch: Batch, words: str) -> None:
         now = time.monotonic()
         is_passing = any(word in words.lower() for word in PASSING)
-        # The user's own limit is reached by other jobs; what else stops the first one, the user
-        # can fix best now.
-        if not self._has_sent and "maxsubmitjob" not in words.lower():
+        # What else stops the first one, the user can fix best now.
+        if not self._has_sent and LIMIT not in words.lower():
             raise InputError(f"sweep.launcher=slurm: {words}")
         since = self._unsent.setdefault(batch.name, now)
         if is_passing and now - since < GIVE_UP_AFTER_S:
@@ -254,17 +241,18 @@ class SlurmLauncher:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-        config_path = self.folder.parent / "config.yaml"
         # The job's own process becomes our command: SLURM's signals then reach it directly.
         executor = submitit.SlurmExecutor(self.folder, python=f"exec {shlex.quote(sys.executable)}")
-        executor.update_parameters(job_name=batch.name, **self._parameters(len(batch.chains)))
-        threads = self._config.trainer.threads
-        more = [f"trainer.threads={self._settings.cpus}"] if threads is None else []
+        executor.update_parameters(job_name=batch.name, **self._parameters(len(batch.stages)))
+        config_path, root = self.folder.parent / "config.yaml", self._store.root
+        program = [sys.executable, "-m", "experiments", "trial", str(config_path)]
+        here = [f"store.root={root}", "sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]"]
+        if self._config.trainer.threads is None:
+            here.append(f"trainer.threads={self._settings.cpus}")
         functions = [
-            functools.partial(
-                os.execv, sys.executable, [sys.executable, *job_command(config_path, chain), *more]
-            )
-            for chain in batch.chains
+            functools.partial(os.execv, sys.executable, [*program, *chosen, *here])
+            for chain in batch.stages
+            for chosen in [[word for key in chain for word in ("--stage", key)]]
         ]
         try:
             # It also prints what it raises.
@@ -278,8 +266,7 @@ class SlurmLauncher:
         """What sbatch is told, in submitit's names."""
         settings, trainer = self._settings, self._config.trainer
         gpus = 0 if trainer.accelerator == "cpu" else settings.gpus
-        package = shlex.quote(str(ROOT))
-        path = f'export PYTHONPATH={package}"${{PYTHONPATH:+:$PYTHONPATH}}"'
+        path = f'export PYTHONPATH={shlex.quote(str(ROOT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'
         return {
             "partition": settings.partition,
             "account": settings.account,
@@ -293,8 +280,5 @@ class SlurmLauncher:
             "wckey": None,
             "stderr_to_stdout": True,
             "use_srun": False,
-            "additional_parameters": {
-                "requeue": True,
-                "signal": f"B:TERM@{settings.grace_s}",
-            },
+            "additional_parameters": {"requeue": True, "signal": f"B:TERM@{settings.grace_s}"},
         }

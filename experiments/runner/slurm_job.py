@@ -1,12 +1,20 @@
-"""One job of a SLURM cluster as the sweep sees it: what the queue says, and its markers."""
+"""Jobs of a SLURM cluster as the sweep sees them: what the queue says, their markers, `jobs.json`.
+
+A batch is written down before it is sent and again with its id, so that a sweep that was killed
+at any moment neither sends a stage twice nor loses sight of a job. Torch-free.
+"""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from datamodules.errors import InputError
+from datamodules.storage import write_json
 from experiments.runner.slurm_queue import ENDED, Seen
 from experiments.runner.worker import STOPPED
 
@@ -16,35 +24,31 @@ INTERRUPTED_CODES = (130, STOPPED)
 """Exit codes of our command when it was asked to stop."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _End:
+class _End(NamedTuple):
     words: str
     was_killed: bool
     at: float
     """Time of the monotonic clock at which it was seen."""
 
 
+@dataclass(kw_only=True, eq=False)
 class SlurmJob:
-    """Stages that one job of the cluster runs, one after the other.
+    """Stages that one job of the cluster runs, one after the other."""
 
-    Args:
-        name: Job name of its batch.
-        run_dirs: Where its stages leave their markers.
-        look: Asks the queue for all jobs together, unless that was just done.
-        settle_s: How long a marker may take from a node to here, seconds.
-    """
-
-    def __init__(
-        self, *, name: str, run_dirs: Sequence[Path], look: Callable[[], None], settle_s: float
-    ) -> None:
-        self._run_dirs, self._look, self._settle_s = list(run_dirs), look, settle_s
-        self.name = name
-        self.job_id: str | None = None
-        """SLURM's id; None as long as the cluster has not taken it."""
-        self.end: _End | None = None
-        """How SLURM ended it; its markers may still be on their way."""
-        self._sent = 0.0
-        self._returning = False
+    name: str
+    """Job name of its batch."""
+    run_dirs: Sequence[Path]
+    """Where its stages leave their markers."""
+    ask: Callable[[], None]
+    """Asks the queue for all jobs together, unless that was just done."""
+    settle_s: float
+    """How long a marker may take from a node to here."""
+    job_id: str | None = None
+    """SLURM's id; None as long as the cluster has not taken it."""
+    end: _End | None = None
+    """How SLURM ended it; its markers may still be on their way."""
+    _sent: float = 0.0
+    _returning: bool = False
 
     def sent_as(self, job_id: str) -> None:
         """The cluster has taken it."""
@@ -66,15 +70,14 @@ class SlurmJob:
             # At the next look it is over, or waits to run again.
             self._returning = True
         else:
-            was_killed = _was_killed(seen)
-            self._ended(_words(self.job_id, seen), was_killed=was_killed)
+            self._ended(_words(self.job_id, seen), was_killed=_was_killed(seen))
 
     def ended(self) -> str | None:
         """How it ended, in words; None while it may still run or leave a marker."""
-        self._look()
+        self.ask()
         if self.end is None:
             return None
-        is_late = time.monotonic() - self.end.at > self._settle_s
+        is_late = time.monotonic() - self.end.at > self.settle_s
         return self.end.words if is_late or self.job_id is None or self._is_settled() else None
 
     @property
@@ -83,11 +86,11 @@ class SlurmJob:
         return self.end is not None and self.end.was_killed
 
     def _ended(self, words: str, *, was_killed: bool) -> None:
-        self.end = _End(words=words, was_killed=was_killed, at=time.monotonic())
+        self.end = _End(words, was_killed, time.monotonic())
 
     def _is_settled(self) -> bool:
         """Whether its markers say all: each stage is done, or one has failed."""
-        for run_dir in self._run_dirs:
+        for run_dir in self.run_dirs:
             # Listing a folder that another machine wrote to makes this one look again.
             with contextlib.suppress(OSError):
                 names = os.listdir(run_dir)  # noqa: PTH208 - no Path of each entry is wanted
@@ -116,9 +119,39 @@ def _words(job_id: str, seen: Seen) -> str:
     return f"its job {job_id} ended as {seen.state}{more}, log in the sweep's folder slurm/"
 
 
-def job_command(config_path: Path, stages: Sequence[str]) -> list[str]:
-    """The words after the interpreter with which a cluster's job runs stages of a sweep."""
-    here = ["sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]"]
-    chosen = [word for key in stages for word in ("--stage", key)]
-    root = f"store.root={config_path.parent.parent}"
-    return ["-m", "experiments", "trial", str(config_path), *chosen, root, *here]
+@dataclass(kw_only=True)
+class Batch:
+    """Jobs that are sent by one call of sbatch."""
+
+    name: str
+    """Their job name, which no other batch has."""
+    stages: list[list[str]]
+    """`stage/id` of each job, one after the other."""
+    job_id: str | None = None
+    """SLURM's id of the array, or of the one job; None while it is being sent."""
+
+    def id_of(self, number: int) -> str:
+        """SLURM's id of one of its jobs, as squeue shows it; an array of one job is none."""
+        return f"{self.job_id}_{number}" if len(self.stages) > 1 else str(self.job_id)
+
+
+def read_ledger(folder: Path) -> list[Batch]:
+    """The batches that may be in the queue; none where nothing was sent.
+
+    Raises:
+        InputError: If the file is damaged.
+    """
+    path = folder / "jobs.json"
+    try:
+        return [Batch(**entry) for entry in json.loads(path.read_text())["batches"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: damaged ({error}); look into squeue for jobs of this sweep, then remove it"
+        ) from error
+
+
+def write_ledger(folder: Path, batches: Sequence[Batch]) -> None:
+    """Write what may be in the queue; the caller holds the folder."""
+    write_json(folder / "jobs.json", {"batches": [asdict(batch) for batch in batches]})

@@ -1,25 +1,18 @@
 """SLURM's commands and what they say, with one call for all jobs of a sweep. Torch-free."""
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TIMEOUT_S = 30.0
 NEEDED = ("sbatch", "squeue", "scancel", "srun")
 """Commands without which nothing is sent; submitit wants to see srun, which no job of ours uses."""
 ENDED = {
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 """States from which a job does not come back; all others may still run, or run again."""
 COLUMNS = "JobArrayID:64,Name:256,State:24,exit_code:12"
@@ -29,12 +22,10 @@ class SlurmError(RuntimeError):
     """A command of SLURM failed; its own words in one line."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Seen:
+class Seen(NamedTuple):
     """A job as squeue shows it."""
 
     name: str
-    """Its job name."""
     state: str
     """RUNNING, PENDING, TIMEOUT, ..."""
     code: int = 0
@@ -53,10 +44,9 @@ def in_one_line(words: str) -> str:
 
 
 def read_queue(names: Collection[str]) -> dict[str, Seen]:
-    """The jobs of these names by id, `12` or `12_3`; those that ended a while ago are left out.
+    """The jobs of these names by id, `12` or `12_3`, in one call, or none for no name.
 
-    Args:
-        names: Job names; one call asks for all of them. None gives no job, and asks nothing.
+    Those that ended a while ago are left out.
 
     Raises:
         SlurmError: squeue failed, or does not answer.
@@ -71,7 +61,7 @@ def read_queue(names: Collection[str]) -> dict[str, Seen]:
         words = line.split()
         if len(words) == 4:
             job_id, name, state, code = words
-            found[job_id] = Seen(name=name, state=state, code=_exit_code(code))
+            found[job_id] = Seen(name, state, _exit_code(code))
     return found
 
 
@@ -81,20 +71,13 @@ def max_array_size() -> int | None:
         listed = _run("scontrol", "show", "config")
     except SlurmError:
         return None
-    for line in listed.splitlines():
-        key, _, value = line.partition("=")
-        if key.strip() == "MaxArraySize" and value.strip().isdigit():
-            # The highest index is one less; at 0 and 1 there are no arrays.
-            return max(1, int(value) - 1)
-    return None
+    found = re.search(r"^\s*MaxArraySize\s*=\s*(\d+)", listed, re.MULTILINE)
+    # The highest index is one less; at 0 and 1 there are no arrays.
+    return max(1, int(found[1]) - 1) if found else None
 
 
 def cancel(*job_ids: str) -> None:
-    """End jobs.
-
-    Raises:
-        SlurmError: scancel failed.
-    """
+    """End jobs; raises `SlurmError` where scancel fails."""
     _run("scancel", *job_ids)
 
 

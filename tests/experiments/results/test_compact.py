@@ -6,7 +6,7 @@ import pytest
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.commands.outputs import figure_command
+from experiments.commands.outputs import figure
 from experiments.config.recipe import load_config
 from experiments.results.compact import compact_tables
 from experiments.results.deviations import deviations
@@ -111,7 +111,7 @@ def test_wrong_words_are_answered_with_the_nearest():
     with pytest.raises(InputError, match="did you mean paper"):
         one_of("papre", ("fractions", "paper"), option="--kind")
     with pytest.raises(InputError, match="add it, or set compat=paper"):
-        figure_command(["hc18_ablation"], kind="paper", console=None)
+        figure(["hc18_ablation"], kind="paper")
     with pytest.raises(InputError, match="did you mean dice"):
         compact_tables(RESULTS, measure="dise", format_name="csv")
 

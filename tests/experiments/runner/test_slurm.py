@@ -16,7 +16,7 @@ from experiments.config.running import SlurmConfig
 from experiments.plan.nodes import Plan
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
-from experiments.runner.slurm_ledger import Batch, read_ledger, write_ledger
+from experiments.runner.slurm_job import Batch, read_ledger, write_ledger
 from experiments.runner.slurm_queue import Seen, in_one_line, max_array_size, read_queue
 from experiments.runner.sweep import Sweep
 from experiments.store.runs import write_done, write_failed
@@ -92,7 +92,7 @@ def test_jobs_that_start_together_are_one_array_of_single_commands(tmp_path, fak
     assert [job.job_id for job in jobs] == ["101_0", "101_1"]
     chains = [[fit.key, score.key], [other.key]]
     assert read_ledger(launcher.folder) == [
-        Batch(name=fake.name_of(101), chains=chains, job_id="101")
+        Batch(name=fake.name_of(101), stages=chains, job_id="101")
     ]
 
 
@@ -125,7 +125,7 @@ def test_arrays_are_split_under_both_limits(fake, make, setting, cluster, ids):
     launcher = make(f"slurm.array_size={setting}")
     jobs = start(launcher, *[[node(f"n{i}")] for i in range(5)])
     batches = read_ledger(launcher.folder)
-    assert [each.id_of(i) for each in batches for i in range(len(each.chains))] == ids.split()
+    assert [each.id_of(i) for each in batches for i in range(len(each.stages))] == ids.split()
     assert [job.job_id for job in jobs] == ids.split()
 
 
@@ -233,7 +233,7 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     start(first, [last])
     fake.show(j101_0="RUNNING 0", j101_1="TIMEOUT 0", j102="PENDING 0")
     # A third batch, whose id SLURM gave to another user after it had forgotten ours.
-    unknown_batch = Batch(name="toy-0000", chains=[["fit/dddd"]], job_id="102")
+    unknown_batch = Batch(name="toy-0000", stages=[["fit/dddd"]], job_id="102")
     write_ledger(first.folder, [*read_ledger(first.folder), unknown_batch])
     second = SlurmLauncher(first._config)
     adopted = {key: job.job_id for key, job in second.adopt().items()}

@@ -13,7 +13,7 @@ from sweep_parts import command, environment, scores, weights
 from datamodules.errors import InputError
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
-from experiments.runner.slurm_ledger import read_ledger
+from experiments.runner.slurm_job import read_ledger
 
 pytestmark = pytest.mark.skipif(
     not HAS_SLURM, reason="needs root, and the packages slurm-wlm and munge"
