@@ -10,6 +10,10 @@ from rich.console import Console
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
 ]
+Extensions = Annotated[
+    list[str] | None,
+    typer.Option("--extension", metavar="MODULE", help="Module with layouts of your own."),
+]
 Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
 SweepName = Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")]
 StoreRoot = Annotated[Path, typer.Option("--root", help="Folder of the sweeps: store.root.")]

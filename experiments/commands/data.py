@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from datamodules.layouts import layout_help
-from experiments.commands.arguments import Overrides, Recipe, stdout_console
+from experiments.commands.arguments import Extensions, Overrides, Recipe, stdout_console
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
@@ -18,10 +18,13 @@ def data_index(
     root: Annotated[Path, typer.Argument(help="Folder of the data.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
     layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
+    extension: Extensions = None,
 ) -> None:
     """Say what a data folder holds, after reading every image and annotation."""
     from experiments.commands.data_report import index_folder, print_summary
+    from experiments.config.extensions import import_extensions
 
+    import_extensions(extension or [])
     summary = index_folder(root, layout=layout, console=Console(stderr=True, highlight=False))
     if as_json:
         print(json.dumps(summary, indent=1))

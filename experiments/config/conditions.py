@@ -1,32 +1,57 @@
 """The conditions: what a trial is trained on beside its real images. One row each; torch-free.
 
+What makes pairs is a row of a table of its own, `PAIRS`, which stands before.
+
 A condition is a few factors. Nothing else in the code asks for a condition's name: what it needs to
 know is a factor here, and a recipe may compose conditions of its own from the same factors
 (`conditions: {warp_strong: {pairs: warp, augment: strong}}`).
 """
 
-from collections.abc import Iterable
+from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-PairSource = Literal["none", "repeat", "warp", "phantom", "resized", "synthetic"]
+from datamodules.allowed import nearest
+
 LabelSource = Literal["own", "fixed"]
 GateUse = Literal["on", "off", "random_subset"]
 Augmentation = Literal["none", "weak", "strong"]
 
-GENERATED: tuple[PairSource, ...] = ("synthetic",)
-"""Sources that a generator makes."""
-OF_A_GENERATOR: tuple[PairSource, ...] = ("synthetic", "resized")
-"""Sources that depend on which generator it is."""
+
+@dataclass(frozen=True, kw_only=True)
+class PairSource:
+    """What makes the pairs that a condition adds."""
+
+    stage: str | None = None
+    """The stage that makes them of labelled images alone; None where a generator does, or nothing
+    is made."""
+    called: str = ""
+    """What labels of stages call them."""
+    is_generated: bool = False
+    """Whether a generator makes them."""
+    has_generator: bool = False
+    """Whether they differ with the generator, be it only by its size."""
+
+
+PAIRS: dict[str, PairSource] = {
+    "none": PairSource(),
+    "repeat": PairSource(),
+    "warp": PairSource(stage="warp", called="warped"),
+    "phantom": PairSource(stage="phantom", called="procedural"),
+    "resized": PairSource(stage="resize", called="resized", has_generator=True),
+    "synthetic": PairSource(is_generated=True, has_generator=True),
+}
 
 
 @dataclass(kw_only=True)
 class ConditionConfig:
     """A condition by its factors."""
 
-    pairs: PairSource = "none"
-    """What is added to the real images: nothing; the same images once more; deformed copies;
-    procedural heads; the generator's real images at the generator's size; pairs of a generator."""
+    pairs: str = "none"
+    """What is added to the real images, a row of `PAIRS`: nothing (`none`); the same images once
+    more (`repeat`); deformed copies (`warp`); procedural heads (`phantom`); the generator's real
+    images at the generator's size (`resized`); pairs of a generator (`synthetic`)."""
     labels: LabelSource = "own"
     """Whose labels those pairs come from: the trial's own, or a fixed number of them
     (`synthesis.generator_count`), whatever the trial has."""
@@ -42,9 +67,11 @@ class ConditionConfig:
         Raises:
             ValueError: If they contradict each other.
         """
-        if self.gate != "on" and self.pairs not in GENERATED:
+        if self.pairs not in PAIRS:
+            raise ValueError(f"pairs={self.pairs}: unknown; {nearest(str(self.pairs), PAIRS)}")
+        if self.gate != "on" and not self.is_generated:
             raise ValueError(f"gate={self.gate}: pairs={self.pairs} pass no gate; leave it out")
-        if self.labels != "own" and self.pairs not in OF_A_GENERATOR:
+        if self.labels != "own" and not self.has_generator:
             raise ValueError(
                 f"labels={self.labels}: pairs={self.pairs} are made from the trial's own labels"
             )
@@ -59,12 +86,12 @@ class ConditionConfig:
     @property
     def is_generated(self) -> bool:
         """Whether a generator is fitted for it."""
-        return self.pairs in GENERATED
+        return PAIRS[self.pairs].is_generated
 
     @property
     def has_generator(self) -> bool:
         """Whether its pairs differ with the generator, be it only by its size."""
-        return self.pairs in OF_A_GENERATOR
+        return PAIRS[self.pairs].has_generator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +228,8 @@ CONTROLS: dict[str, ControlRow] = {
 """They close a block."""
 BOX_ALONE = [name for name, row in CONTROLS.items() if row.is_box_alone]
 """Controls that score the prompt's box alone."""
-ROWS: dict[str, ConditionRow | ControlRow] = CONDITIONS | CONTROLS
+# A view, so that rows which an extension adds later are there; a chain begins with its last table.
+ROWS: Mapping[str, ConditionRow | ControlRow] = ChainMap(CONTROLS, CONDITIONS)
 """In the order of a table's block; the conditions that a recipe composes stand between the two."""
 
 

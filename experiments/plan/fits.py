@@ -12,7 +12,7 @@ from experiments.config.schema import JUDGE, ExperimentConfig
 from experiments.plan.nodes import DataView, Node
 from lightning_modules.segmenters.table import row_of
 
-UNNAMED = ("sam", JUDGE)
+UNNAMED = ("", "sam", JUDGE)
 """Segmenters that labels do not name: the one that most sweeps have, and the gate's."""
 
 

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.config.conditions import ConditionConfig
+from experiments.config.conditions import PAIRS, ConditionConfig
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
 from experiments.plan.nodes import Node
@@ -165,34 +165,25 @@ def _imported(nodes: Nodes) -> Pairs:
     return Pairs(key=key, source=key, n=len(pairs), what="imported pairs", is_foreign=True)
 
 
-def _made_pairs(
-    nodes: Nodes, stage: str, *, ids: list[str], seed: int, extra: dict[str, Any] | None = None
-) -> Pairs:
-    """Pairs that need no network: warped, procedural, or the real ones at another size."""
-    n = len(ids) if stage == "resize" else nodes.config.synthesis.n_candidates
-    what = {"warp": "warped", "phantom": "procedural", "resize": "resized"}[stage]
-    content = {"images": nodes.contents(ids), **(extra or {})}
-    if stage != "resize":
-        size = list(nodes.config.synthesis.image_hw)
-        content |= {"n": n, "seed": seed, "image_hw": size}
-    key = nodes.add(
-        Node(
-            stage=stage,
-            content=content,
-            label=f"make {n} {what} pairs (from {len(ids)} images)",
-            steps=n,
-        )
-    )
-    what = f"{what} pairs (from {len(ids)} images)"
+def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], source: Source) -> Pairs:
+    """Pairs that need no network: warped, procedural, or the real ones at the generator's size."""
+    row, content = PAIRS[factors.pairs], {"images": nodes.contents(ids)}
+    if row.has_generator:
+        n = len(ids)
+        content |= {"native_hw": list(nodes.generator(source.generator).size_hw)}
+    else:
+        n, size = nodes.config.synthesis.n_candidates, list(nodes.config.synthesis.image_hw)
+        content |= {"n": n, "seed": source.support, "image_hw": size}
+    what = f"{row.called} pairs (from {len(ids)} images)"
+    key = nodes.add(Node(stage=row.stage, content=content, label=f"make {n} {what}", steps=n))
     return Pairs(key=key, source=key, n=n, what=what, label_ids=ids)
 
 
 def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs | None:
     """The pairs that a condition adds to its real images; None for none."""
-    if factors.pairs in ("none", "repeat"):
+    stage = PAIRS[factors.pairs].stage
+    if stage is None and not factors.is_generated:
         return None
-    if factors.pairs in ("warp", "phantom"):
-        return _made_pairs(nodes, factors.pairs, ids=source.ids, seed=source.support)
     synthesis, ids = nodes.config.synthesis, source.ids
     if factors.labels == "fixed":
         if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
@@ -201,9 +192,8 @@ def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs
             return _imported(nodes)
         support, count = synthesis.generator_support, synthesis.generator_count
         ids = nodes.support(support, count, fold=source.fold)
-    if factors.pairs == "resized":
-        native = list(nodes.generator(source.generator).size_hw)
-        return _made_pairs(nodes, "resize", ids=ids, seed=0, extra={"native_hw": native})
+    if stage is not None:
+        return _made_pairs(nodes, factors, ids=ids, source=source)
     if factors.gate == "off":
         return _candidates(nodes, ids, source=source)
     gated = _gated(nodes, ids, source=source)

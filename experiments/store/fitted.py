@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from experiments.config.extensions import import_extensions
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import SEGMENTERS, row_of
 from lightning_modules.segmenters.unet.config import UnetConfig
@@ -22,8 +23,10 @@ def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
     """The settings that a run's segmenter was fitted with.
 
     Raises:
-        InputError: They are of another version.
+        InputError: They are of another version, or an extension of the recipe is not there.
     """
+    # Its kind may be a row of theirs.
+    import_extensions(manifest.get("config", {}).get("extensions", []), where=str(run_dir))
     try:
         found = manifest.get("segmenter")
         if found is not None:

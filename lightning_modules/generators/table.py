@@ -1,7 +1,8 @@
 """The kinds of generator, a row each. Torch-free: what needs torch is only named here.
 
 Settings of a kind are a dataclass with `steps`, `batch_size`, `precision`, `size_hw` and
-`hashed()`, what of them a result depends on, as JSON types.
+`hashed()`, what of them a fit depends on, as JSON types: two kinds must not give the same. With a
+`sampler` of their own, which has a `batch_size`, they also say whether the kind `draws_outlines`.
 
 Its LightningModule takes batches of `HC18DataModule` at `size_hw` and has, beside Lightning's own
 methods:
@@ -35,7 +36,7 @@ class GeneratorRow:
     own defaults."""
     module: str
     """Its LightningModule, as `package.module:Class`."""
-    content_key: str
+    content_key: str = "generator"
     """Key of its settings in a stage's content."""
     reads_prompts: bool = False
     """Whether a sentence on the image changes what it draws."""
@@ -64,7 +65,6 @@ GENERATORS: dict[str, GeneratorRow] = {
         settings=GeneratorConfig,
         section="generator",
         module="lightning_modules.generators.pixel.module:DiffusionModule",
-        content_key="generator",
     ),
     "stable_diffusion": GeneratorRow(
         label="Stable Diffusion with LoRA",

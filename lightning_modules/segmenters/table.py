@@ -7,11 +7,13 @@ Settings of a kind are a dataclass with, beside what is its own:
 - `frame_hw`, `resize_mode`, `image_factor`: the frame of masks and logits, and how many pixels of
   the image it reads lie in one of the frame's;
 - `cache`: what of an image may be computed once for all trials ("embedding", "features"), or None;
-- `hashed()`: what of the settings a result depends on, as JSON types.
+- `hashed()`: what of the settings a result depends on, as JSON types: two kinds must not give the
+  same.
 
 Its LightningModule takes batches of `HC18DataModule` and has, beside Lightning's own methods:
 
 - `Module.start(settings, seed=, cached=, captures=)`: as training begins;
+- `module.config`: its settings;
 - `module.predict(batch, boxes_xyxy_px)`: logits (B, 1, h, w) of the frame, with `boxes_xyxy_px`
   (B, 4) read by kinds that take a prompt;
 - `Module.untrained(settings)`, where the kind is pretrained: in eval mode, on the CPU;

@@ -1,9 +1,13 @@
 """The table of conditions, and what a recipe may compose from its factors."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.config.conditions import (
     CONDITIONS,
+    CONTROLS,
+    ROWS,
     ConditionConfig,
     condition_label,
     condition_phrase,
@@ -34,6 +38,7 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
 @pytest.mark.parametrize(
     ("factors", "words"),
     [
+        ({"pairs": "wrap"}, "pairs=wrap: unknown; did you mean warp"),
         ({"pairs": "warp", "gate": "off"}, "pass no gate"),
         ({"pairs": "warp", "labels": "fixed"}, "trial's own labels"),
         ({"pairs": "repeat", "augment": "weak"}, "augment=none"),
@@ -50,3 +55,11 @@ def test_names_of_a_recipe_stand_for_themselves_between_the_table_and_the_contro
     assert condition_label("box_only") == "box only (no image)"
     names = ["box_only", "warp_strong", "strong", "real", "strong"]
     assert in_order(names) == ["real", "strong", "warp_strong", "box_only"]
+
+
+def test_a_row_that_is_added_later_is_read_like_the_others(monkeypatch):
+    row = replace(CONDITIONS["warp"], label="mine", phrase="my pairs")
+    monkeypatch.setitem(CONDITIONS, "added", row)
+    assert (condition_label("added"), condition_phrase("added")) == ("mine", "my pairs")
+    assert in_order(["box_only", "added", "real"]) == ["real", "added", "box_only"]
+    assert list(ROWS) == [*CONDITIONS, *CONTROLS]

@@ -176,3 +176,11 @@ def test_a_missing_root_says_what_to_set(monkeypatch):
         load_config(TOY, []).data_root()
     monkeypatch.setenv("HC18_ROOT", "/somewhere")
     assert str(load_config(TOY, []).data_root()) == "/somewhere"
+
+
+def test_the_primary_contrast_is_of_the_recipes_own_first_segmenter_and_generator():
+    words = ["sweep.segmenter=[unet,sam]", "sweep.generator=[stable_diffusion,pixel]"]
+    primary = load_config(None, words).statistics.primary
+    assert (primary.segmenter, primary.generator) == ("unet", "stable_diffusion")
+    chosen = load_config(None, [*words, "statistics.primary.segmenter=sam"]).statistics.primary
+    assert (chosen.segmenter, chosen.generator) == ("sam", "stable_diffusion")
