@@ -74,7 +74,7 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
         (["sweep.segmenter=[unett]"], "sweep.segmenter=unett: unknown; did you mean unet?"),
         (["sweep.generator=[pixle]"], "sweep.generator=pixle: unknown; did you mean pixel?"),
         (["sweep.condition=[strang]"], "sweep.condition=strang: unknown; did you mean strong?"),
-        (["sweep.segmenter=[sam,sam]"], "a value stands there twice"),
+        (["sweep.segmenter=[sam,sam]"], "a value is listed twice"),
         (["segmenters.mine={tuning: lora}"], "segmenters.mine: say its kind, one of sam, unet"),
         (["segmenters.mine={kind: sma}"], "segmenters.mine.kind=sma: unknown; did you mean sam?"),
         (
