@@ -25,13 +25,7 @@ class KindRow(Protocol):
 def block_kind(
     name: str, *, blocks: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, Any], where: str
 ) -> str:
-    """Kind of the block of a name.
-
-    Args:
-        name: As it stands on an axis.
-        blocks: The recipe's own blocks.
-        kinds: The table of kinds.
-        where: The recipe's key of the blocks, for messages.
+    """Kind of the block of a name on an axis; `where` is the recipe's key of the blocks.
 
     Raises:
         ValueError: If neither a block nor a kind has the name, or a block names no known kind.
@@ -64,13 +58,6 @@ def block_settings(
 ) -> Any:
     """Settings of the block of a name: those of its kind's section, changed by what it says.
 
-    Args:
-        name: As it stands on an axis.
-        blocks: The recipe's own blocks.
-        kinds: The table of kinds.
-        sections: Holds the sections as attributes.
-        where: The recipe's key of the blocks, for messages.
-
     Raises:
         ValueError: As `block_kind`; or a key or value that the kind's settings do not take.
     """
@@ -82,11 +69,7 @@ def block_settings(
 
 
 def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
-    """A dataclass of settings with some of them changed, checked as a recipe is.
-
-    Raises:
-        ValueError: For an unknown key, or a value that it does not take.
-    """
+    """A dataclass of settings with some of them changed, checked as a recipe is (ValueError)."""
     known = [each.name for each in fields(start)]
     for key in changes:
         if key not in known:

@@ -62,11 +62,7 @@ class ConditionConfig:
     """How strongly the real images are augmented."""
 
     def __post_init__(self) -> None:
-        """Refuse factors that nothing would read.
-
-        Raises:
-            ValueError: If they contradict each other.
-        """
+        """Refuse factors that nothing would read, or that contradict each other."""
         if self.pairs not in PAIRS:
             raise ValueError(f"pairs={self.pairs}: unknown; {nearest(str(self.pairs), PAIRS)}")
         if self.gate != "on" and not self.is_generated:

@@ -9,15 +9,7 @@ from datamodules.errors import InputError
 
 
 def import_extensions(names: Sequence[str], *, where: str = "the command line") -> None:
-    """Import modules by name, from the working directory too; what is imported stays as it is.
-
-    Args:
-        names: As in `import NAME`.
-        where: Where they are named, for messages.
-
-    Raises:
-        InputError: If one is not there, or fails.
-    """
+    """Import modules, from the working directory too; InputError if one is not there, or fails."""
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: extensions={names}: a list of modules is needed")
     # Console scripts do not look here by themselves.

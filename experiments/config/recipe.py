@@ -22,11 +22,7 @@ PAPER_EVALUATION: dict[str, Any] = {"prompts": ["jittered_box"], "jitter_draws":
 
 
 def find_recipe(recipe: str) -> Path:
-    """Path of a recipe given by path or by the name of a shipped one.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """Path of a recipe given by path or by the name of a shipped one; InputError for neither."""
     for path in (Path(recipe), RECIPES / recipe, RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path
@@ -35,11 +31,7 @@ def find_recipe(recipe: str) -> Path:
 
 
 def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
-    """Merge the schema, a recipe and `key=value` overrides into a checked config.
-
-    Args:
-        recipe: Path or shipped name; None starts from the defaults.
-        overrides: Strings `key.sub=value`, values in YAML.
+    """Merge the schema, a recipe and `key=value` overrides in YAML into a checked config.
 
     Raises:
         InputError: For an unknown key, a value of the wrong kind or out of range, or broken YAML.
@@ -99,10 +91,7 @@ def _sections(typed: Any) -> Iterator[tuple[str, Any]]:
 
 
 def apply_compat(merged: dict[str, Any]) -> None:
-    """Write the paper's evaluation into merged settings with `compat: paper`; else nothing.
-
-    Args:
-        merged: Settings of a recipe and its overrides; changed in place.
+    """Write the paper's evaluation into merged settings with `compat: paper`, in place.
 
     Raises:
         InputError: If a setting of its own says otherwise.
@@ -121,10 +110,7 @@ def apply_compat(merged: dict[str, Any]) -> None:
 
 
 def read_old_condition(merged: dict[str, Any]) -> None:
-    """Read the condition `unet` of earlier recipes as the segmenter that it was, and say so.
-
-    Args:
-        merged: Settings of a recipe and its overrides; changed in place.
+    """Read the condition `unet` of earlier recipes as the segmenter that it was, in place.
 
     Raises:
         InputError: If the primary contrast asks for it: contrasts are within one segmenter.

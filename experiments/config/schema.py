@@ -149,11 +149,7 @@ class ExperimentConfig:
         return self.sweep.generator or [self.synthesis.generator]
 
     def condition(self, name: str, *, where: str = "sweep.condition") -> ConditionConfig:
-        """Factors of a condition.
-
-        Raises:
-            ValueError: If neither the table nor the recipe has it.
-        """
+        """Factors of a condition; ValueError if neither the table nor the recipe has it."""
         if name in self.conditions:
             return self.conditions[name]
         if name not in CONDITIONS:
@@ -161,11 +157,7 @@ class ExperimentConfig:
         return CONDITIONS[name].factors
 
     def segmenter_named(self, name: str = "") -> Any:
-        """Settings of a segmenter's block; of the section `segmenter` for no name.
-
-        Raises:
-            ValueError: If no block has the name, or its settings are wrong.
-        """
+        """Settings of a segmenter's block, checked; of the section `segmenter` for no name."""
         if name == JUDGE:
             return self.judge()
         return block_settings(
@@ -197,11 +189,7 @@ class ExperimentConfig:
         return segmenter_row(self.segmenter_named(name)).section or f"segmenters.{name}"
 
     def generator_named(self, name: str = "") -> Any:
-        """Settings of a generator's block; of the sweep's first one for no name.
-
-        Raises:
-            ValueError: If no block has the name, or its settings are wrong.
-        """
+        """Settings of a generator's block, checked; of the sweep's first one for no name."""
         return block_settings(
             name or self.generator_names()[0],
             blocks=self.generators,
@@ -254,11 +242,7 @@ class ExperimentConfig:
             )
 
     def data_root(self) -> Path:
-        """The data folder: `data.root`, or HC18_ROOT.
-
-        Raises:
-            InputError: If neither is given.
-        """
+        """The data folder: `data.root`, or HC18_ROOT; InputError if neither is given."""
         root = self.data.root if self.data.root is not None else os.environ.get("HC18_ROOT")
         if not root:
             raise InputError(

@@ -31,11 +31,7 @@ class _Cell:
 
 
 def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
-    """Lay out the grid.
-
-    Raises:
-        InputError: For an amount that the train part cannot give.
-    """
+    """Lay out the grid; InputError for an amount that the train part cannot give."""
     trials: list[TrialSpec] = []
     nodes = Nodes(config, data)
     for fold in config.sweep.fold:

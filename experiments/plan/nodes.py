@@ -117,9 +117,9 @@ class TrialSpec:
         }
 
     @property
-    def keys(self) -> list[str]:
+    def keys(self) -> tuple[str, ...]:
         """All stages that are this trial's own."""
-        return [*([self.fit_key] if self.fit_key else []), *self.score_keys.values()]
+        return (*([self.fit_key] if self.fit_key else []), *self.score_keys.values())
 
 
 @dataclass(frozen=True, kw_only=True)

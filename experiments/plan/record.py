@@ -1,6 +1,6 @@
 """From a plan to the `plan.json` that its sweep keeps."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -29,37 +29,18 @@ def planned(plan: Plan) -> PlanFile:
         )
         for key, node in plan.nodes.items()
     )
+    names = [field.name for field in fields(PlannedTrial)]
     trials = tuple(
-        PlannedTrial(
-            id=spec.id,
-            name=spec.name,
-            condition=spec.condition,
-            segmenter=spec.segmenter,
-            generator=spec.generator,
-            real_fraction=spec.real_fraction,
-            n_real=spec.n_real,
-            support=spec.support,
-            seed=spec.seed,
-            generator_seed=spec.generator_seed,
-            fold=spec.fold,
-            is_control=spec.is_control,
-            keys=tuple(spec.keys),
-        )
-        for spec in plan.trials
+        PlannedTrial(**{name: getattr(spec, name) for name in names}) for spec in plan.trials
     )
     return PlanFile(stages=stages, trials=trials)
 
 
 def record_plan(folder: Path, plan: Plan) -> str | None:
-    """Write a sweep's plan over the one of its last start.
+    """Write a sweep's plan over the one of its last start; one line on what changed, or None.
 
-    Box figures made since are kept: no grid has their stage.
-
-    Returns:
-        One line on what changed in between, or None.
-
-    Raises:
-        NewerLayoutError: If a newer version wrote the old one.
+    Box figures made since are kept: no grid has their stage. NewerLayoutError where a newer version
+    wrote the old one.
     """
     new = planned(plan)
     old = _known_plan(folder)

@@ -77,12 +77,7 @@ class StageRow:
         return json.dumps([value_at(facts, key) for key in self.traits])
 
     def batch_size(self, *, content: Mapping[str, Any], config: Any) -> int:
-        """Items that it computes at once on one device; 1 where nothing can be made less.
-
-        Args:
-            content: What a run is made from.
-            config: The recipe.
-        """
+        """Items that it computes at once on one device; 1 where nothing can be made less."""
         facts = {"content": content, "config": config}
         found = next((size for key in self.batch if (size := value_at(facts, key)) is not None), 1)
         return max(1, found // config.trainer.devices) if self.is_distributed else found

@@ -33,13 +33,10 @@ class Data:
 
 
 def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
-    """Read, check, index and split the data of a sweep.
+    """Read, check, index and split the data of a sweep; InputError for anything wrong with them.
 
     The structure is checked before any image is decoded. An index is kept in the store under the
     hash of its files, so unchanged files are not decoded again.
-
-    Raises:
-        InputError: For anything wrong with the data or with what is asked of them.
     """
     root = config.data_root()
     main = LAYOUTS[config.data.layout].read(root)

@@ -120,15 +120,7 @@ def summarise_fidelity(
 
 
 def fidelity_rows(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """Turn a summary into text cells for a table.
-
-    Args:
-        summary: From `summarise_fidelity`, before or after a passage through JSON.
-
-    Returns:
-        Columns `measure`, `synthetic`, `real test (control)` and `reading direction`; a dash
-        where nothing could be computed.
-    """
+    """Turn a summary into text cells for a table; a dash where nothing could be computed."""
     blocks = [summary["synthetic_against_train"], summary["real_test_against_train"]]
     counts = summary["counts"]
     images = [

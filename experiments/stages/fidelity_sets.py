@@ -59,11 +59,7 @@ class FidelitySet:
 class MeasuredSet:
     """A set at the common small size, with its distances to training by space.
 
-    Args:
-        source: The set.
-        label: What notes call it.
-        pixel_hw: The size, px.
-        train: The training set; None where it is this one.
+    Notes call it `label`. Without `train` it is the training set itself.
     """
 
     def __init__(

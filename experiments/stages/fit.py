@@ -25,12 +25,7 @@ WEIGHTS_NAME = "segmenter.safetensors"
 
 
 def fitted_segmenter(run_dir: Path, *, config: Any) -> LightningModule:
-    """The segmenter of a finished fit, in eval mode, on the CPU.
-
-    Args:
-        run_dir: Directory of the fit.
-        config: Its settings.
-    """
+    """The segmenter of a finished fit of these settings, in eval mode, on the CPU."""
     return row_of(config).load_module().load(run_dir / WEIGHTS_NAME, config)
 
 

@@ -97,11 +97,7 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
 def draw_on_outlines(
     context: StageContext, module: LightningModule, ids: list[str]
 ) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
-    """Draw new outlines from the labels of `ids`, and an image on each; the label is exact.
-
-    Returns:
-        The pairs, and none refused.
-    """
+    """Pairs on new outlines drawn from the labels of `ids`; labels are exact, none is refused."""
     synthesis, distribution = context.config.synthesis, outlines_of(context, ids)
     placement = place(synthesis.image_hw, frame_hw=context.generator.size_hw, mode="squash")
     seeds, trimesters = candidate_seeds(context), trimesters_of(context, ids)

@@ -106,11 +106,7 @@ def _thickness(config: StableDiffusionConfig) -> float:
 def draw_candidates(
     context: StageContext, module: StableDiffusionModule, ids: list[str]
 ) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
-    """Draw candidates by the route of the settings.
-
-    Returns:
-        The pairs, and those without an outline that could be read.
-    """
+    """Candidates by the route of the settings, and those whose outline could not be read."""
     if context.generator.draws_outlines:
         return _draw_in_channel(context, module, ids)
     return draw_on_outlines(context, module, ids)

@@ -34,9 +34,6 @@ class CountInParts(Callback):
     """Go on from a checkpoint whose batches were computed in another number of parts.
 
     Lightning counts parts, and would continue at another batch.
-
-    Args:
-        batch_parts: Parts of a batch from here on.
     """
 
     def __init__(self, batch_parts: int) -> None:
@@ -70,12 +67,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 class PacedCheckpoint(ModelCheckpoint):
-    """Checkpoints every so many steps, where the last one is long enough ago.
-
-    Args:
-        least_s: Seconds between two of them, and before the first.
-        settings: Of ModelCheckpoint.
-    """
+    """Checkpoints every so many steps, `least_s` seconds after the one before or the start."""
 
     def __init__(self, *, least_s: float, **settings: Any) -> None:
         super().__init__(**settings)
@@ -141,13 +133,13 @@ def make_trainer(
     batch_parts: int = 1,
     devices: int | None = None,
 ) -> Trainer:
-    """Make the Trainer of a stage.
+    """Make the Trainer of a stage: one epoch of `steps` optimiser steps, reported to `status`.
 
     Args:
         run_dir: Directory of the run.
         config: Devices and checkpoints.
         precision: Lightning's precision.
-        steps: Optimiser steps; the training is one epoch of that many batches.
+        steps: Optimiser steps.
         logger: W&B, or None.
         status: Where to report progress.
         what: Word for the progress.

@@ -54,19 +54,8 @@ def open_run(
 ) -> wandb.Run:
     """Start a run in a folder of ours, or continue the one of the same id.
 
-    Args:
-        folder: Its files go to `folder/wandb`.
-        config: Project and entity.
-        mode: online or offline.
-        run_id: Unique within the project; see `clean_id`.
-        name: Text for the user.
-        group: Name of the sweep.
-        job_type: Kind of work.
-        tags: Shortened to 64 characters.
-        content: The run's config.
-
-    Raises:
-        Exception: Of many kinds, where W&B cannot start; the caller continues without it.
+    Its files go to `folder/wandb`, `group` is the sweep, `content` the run's config. W&B raises
+    exceptions of many kinds where it cannot start; the caller continues without it.
     """
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     # Artefacts are otherwise staged in the user's home.

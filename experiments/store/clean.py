@@ -11,14 +11,13 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.store.guard import LOCK_NAME, check_version
 from experiments.store.inventory import (
-    EMBEDDINGS,
     PREPARED,
     REMOVED_PREFIX,
     SHARED,
@@ -49,6 +48,20 @@ class Selection:
         """Whether nothing is asked for."""
         return self == Selection()
 
+    def has(self, artefact: Artefact, *, now: float) -> bool:
+        """Whether something is asked for, be it protected or not."""
+        if self.stages and artefact.stage not in self.stages:
+            return False
+        if self.older_than_s is not None and now - artefact.last_use < self.older_than_s:
+            return False
+        if artefact.stage == PREPARED:
+            # No plan names them, so they are nobody's orphans.
+            return PREPARED in self.stages and not self.sweeps
+        if not self.orphans and not self.sweeps:
+            return True
+        is_named = not artefact.sweeps.isdisjoint(self.sweeps)
+        return is_named or (self.orphans and not artefact.sweeps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -63,11 +76,7 @@ class Outcome:
 
 
 def parse_age(text: str) -> float:
-    """Seconds of an age as 12h, 30d or 2w.
-
-    Raises:
-        InputError: For anything else.
-    """
+    """Seconds of an age as 12h, 30d or 2w; InputError for anything else."""
     found = re.fullmatch(r"(\d{1,6})([hdw])", text)
     if found is None:
         raise InputError(f"--older-than {text}: write a number and h, d or w, as 30d")
@@ -79,10 +88,7 @@ def choose(
 ) -> Outcome:
     """Decide what a selection removes, and why the rest of it stays.
 
-    Args:
-        inventory: The store.
-        selection: What is asked for.
-        delete: Removes what may go, and says why not where it cannot; by itself nothing goes.
+    `delete` removes what may go, and says why not where it cannot; by itself nothing goes.
 
     Raises:
         InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
@@ -97,9 +103,9 @@ def choose(
     gone: set[str] = set()
     # Embeddings come after the stages: an index that goes no longer needs its files.
     for artefact in sorted(inventory.artefacts, key=lambda each: each.stage in SHARED):
-        if not _is_asked(artefact, selection, now=now):
+        if not selection.has(artefact, now=now):
             continue
-        reason = _protected(artefact, inventory, selection=selection, gone=gone)
+        reason = _protected(artefact, inventory, sweeps=selection.sweeps, gone=gone)
         reason = reason or delete(artefact)
         if reason:
             kept.append((artefact, reason))
@@ -112,10 +118,8 @@ def choose(
 def remove(root: Path, selection: Selection) -> Outcome:
     """Remove what is selected, and finish what an earlier removal left.
 
-    Sweeps that start meanwhile wait until it is decided what goes.
-
-    Raises:
-        InputError: As `choose`, and for a store that may not be written.
+    Sweeps that start meanwhile wait until it is decided what goes. InputError as `choose`, and for
+    a store that may not be written.
     """
     store = root / "store"
     try:
@@ -135,11 +139,7 @@ def remove(root: Path, selection: Selection) -> Outcome:
 
 
 def clean_inventory(root: Path) -> Inventory:
-    """`take_inventory` of a store that there is and that this version knows.
-
-    Raises:
-        InputError: If there is no store, or a newer version wrote it.
-    """
+    """`take_inventory` of a store that there is, of this version; InputError for any other."""
     if not (root / "store").is_dir():
         raise InputError(f"{root}: holds no store; give --root, the store.root of your sweeps")
     check_version(root)
@@ -158,68 +158,51 @@ def orphans(inventory: Inventory) -> list[Artefact]:
         if not each.sweeps
         and each.state != "held"
         and each.stage != PREPARED
-        and not (each.stage == EMBEDDINGS and not each.users and inventory.open_embeds)
+        and not inventory.possible_owners(each)
     ]
 
 
 def _check(inventory: Inventory, selection: Selection) -> None:
+    root, stages = inventory.root, sorted({each.stage for each in inventory.artefacts})
     for name in selection.sweeps:
         if name not in inventory.sweeps:
             known = ", ".join(sorted(inventory.sweeps)) or "none"
-            raise InputError(f"--sweep {name}: no such sweep in {inventory.root}; known: {known}")
+            raise InputError(f"--sweep {name}: no such sweep in {root}; known: {known}")
         if inventory.sweeps[name].is_used:
             raise InputError(f"--sweep {name}: it runs now; stop it first")
         if any(each.state == "held" and name in each.sweeps for each in inventory.artefacts):
             raise InputError(f"--sweep {name}: some of its stages run now; stop them first")
-    stages = sorted({each.stage for each in inventory.artefacts})
     for stage in selection.stages:
         if stage not in stages:
             known = ", ".join(stages) or "nothing at all"
             raise InputError(f"--stage {stage}: the store holds none; it holds {known}")
     if inventory.has_trials:
         raise InputError(
-            f"{inventory.root}: trials run that no plan names; wait for them, or stop them first"
+            f"{root}: trials run that no plan names; wait for them, or stop them first"
         )
-    if inventory.unknown_sweeps:
-        name = inventory.unknown_sweeps[0]
-        config = inventory.root / name / "config.yaml"
+    for name in inventory.unknown_sweeps:
         raise InputError(
-            f"{inventory.root / name}: has no readable plan.json, so it is not known what it "
-            f"refers to; `sonosweep report {config}` writes it, or move the folder away"
+            f"{root / name}: has no readable plan.json, so it is not known what it refers to; "
+            f"`sonosweep report {root / name / 'config.yaml'}` writes it, or move the folder away"
         )
-
-
-def _is_asked(artefact: Artefact, selection: Selection, *, now: float) -> bool:
-    if selection.stages and artefact.stage not in selection.stages:
-        return False
-    if selection.older_than_s is not None and now - artefact.last_use < selection.older_than_s:
-        return False
-    if artefact.stage == PREPARED:
-        # No plan names them, so they are never orphans.
-        return PREPARED in selection.stages and not selection.sweeps
-    if not selection.orphans and not selection.sweeps:
-        return True
-    is_named = not artefact.sweeps.isdisjoint(selection.sweeps)
-    return is_named or (selection.orphans and not artefact.sweeps)
 
 
 def _protected(
-    artefact: Artefact, inventory: Inventory, *, selection: Selection, gone: set[str]
+    artefact: Artefact, inventory: Inventory, *, sweeps: Sequence[str], gone: set[str]
 ) -> str:
     """Why something that was asked for stays; nothing where it may go."""
-    if artefact.state == "held":
-        return "in use"
-    others = sorted(artefact.sweeps - set(selection.sweeps))
-    if others:
-        return f"sweep {', '.join(others)} refers to it"
+    others = sorted(artefact.sweeps.difference(sweeps))
+    users, owners = artefact.users - gone, inventory.possible_owners(artefact) - gone
     # A stage that runs may be reading any of the shared files.
-    if artefact.stage in SHARED and inventory.is_in_use:
-        return "a sweep runs on this store"
-    if artefact.stage == EMBEDDINGS and artefact.users - gone:
-        return f"{min(artefact.users - gone)} uses it"
-    if artefact.stage == EMBEDDINGS and not artefact.users and inventory.open_embeds - gone:
-        return f"{min(inventory.open_embeds - gone)} is not finished and may use it"
-    return ""
+    is_read = artefact.stage in SHARED and inventory.is_in_use
+    reasons = {
+        "in use": artefact.state == "held",
+        f"sweep {', '.join(others)} refers to it": bool(others),
+        "a sweep runs on this store": is_read,
+        f"{min(users, default='')} uses it": bool(users),
+        f"{min(owners, default='')} is not finished and may use it": bool(owners),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _remove(artefact: Artefact, *, store: Path, outgoing: list[Path]) -> str:

@@ -21,11 +21,7 @@ from experiments.store.screen import (
 
 
 def clean_command(root: Path, selection: Selection, *, yes: bool, console: Console) -> None:
-    """List a store, or what a selection would remove; remove it where that was said.
-
-    Raises:
-        InputError: As `clean.choose` and `clean.remove`; `--yes` alone removes nothing.
-    """
+    """List a store, or what a selection would remove; remove it where that was said."""
     inventory = clean_inventory(root)
     if selection.is_empty:
         print_inventory(inventory, console)

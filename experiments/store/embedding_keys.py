@@ -12,16 +12,13 @@ SCHEMA_VERSION = 1
 def embedding_key(
     content: dict[str, Any], *, frame_side_px: int, pair_hash: str, view: int
 ) -> tuple[str, int]:
-    """Name an embedding; a view is the same in every trial.
+    """Name an embedding, and give the seed that its view is drawn from, the same in every trial.
 
     Args:
         content: Content of the stage that makes it: its encoder and, for views, its augmentation.
         frame_side_px: Side of the frame that the encoder reads.
         pair_hash: Hash of the image with its mask.
-        view: Number of the view; 0 is the image itself.
-
-    Returns:
-        The key, and the seed that the view is drawn from (0 for the image itself).
+        view: Number of the view; 0, with seed 0, is the image itself.
     """
     key: dict[str, Any] = {
         "schema": SCHEMA_VERSION,

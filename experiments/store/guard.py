@@ -19,11 +19,7 @@ TRIALS_LOCK = ".trials"
 
 
 def check_version(root: Path) -> None:
-    """Refuse a store that a newer version wrote; a store without a version is of layout 1.
-
-    Raises:
-        InputError: For a newer or an unreadable version.
-    """
+    """Refuse (InputError) a store of a newer version; one without a version is of layout 1."""
     path = root / "store" / "VERSION.json"
     try:
         content = json.loads(path.read_text())
@@ -35,11 +31,7 @@ def check_version(root: Path) -> None:
 
 
 def claim_store(root: Path) -> None:
-    """`check_version`, and mark a store that has no version yet.
-
-    Raises:
-        InputError: As `check_version`.
-    """
+    """`check_version`, and mark a store that has no version yet."""
     check_version(root)
     path = root / "store" / "VERSION.json"
     if not path.exists():
@@ -48,10 +40,7 @@ def claim_store(root: Path) -> None:
 
 
 def use_sweep(folder: Path) -> AbstractContextManager[None]:
-    """Say that a sweep's folder is in use, until the block or the process ends.
-
-    Several processes may use it at once; `is_used` tells whether one does.
-    """
+    """Say that a sweep is in use, by one of several maybe, until the block or process ends."""
     return _share(folder / LOCK_NAME)
 
 

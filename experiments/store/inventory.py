@@ -76,6 +76,11 @@ class Inventory:
         """Sweeps of which it is not known what they refer to."""
         return sorted(name for name, sweep in self.sweeps.items() if sweep.plan is None)
 
+    def possible_owners(self, artefact: Artefact) -> frozenset[str]:
+        """Unfinished stages that may own an embedding which no index names."""
+        is_open = artefact.stage == EMBEDDINGS and not artefact.users
+        return self.open_embeds if is_open else frozenset()
+
     @property
     def is_in_use(self) -> bool:
         """Whether a sweep or a stage runs on the store."""
@@ -84,10 +89,7 @@ class Inventory:
 
 
 def take_inventory(root: Path) -> Inventory:
-    """Look at everything in a store. Links are neither followed nor counted.
-
-    Args:
-        root: Folder of the store and of the sweeps beside it. A missing one holds nothing.
+    """Look at everything in a store and the sweeps beside it; links are not followed or counted.
 
     Raises:
         InputError: If a newer version wrote one of the sweeps.

@@ -78,11 +78,7 @@ def write_plan(folder: Path, plan: PlanFile) -> None:
 
 
 def read_plan(folder: Path) -> PlanFile:
-    """Read a sweep's `plan.json`.
-
-    Raises:
-        InputError: If there is none, if it is damaged, or if a newer version wrote it.
-    """
+    """Read a sweep's `plan.json`; InputError if it is missing, damaged or of a newer version."""
     path = folder / PLAN_NAME
     # `report` writes it from the recipe that the sweep keeps, without running anything.
     again = f"`sonosweep report {folder / 'config.yaml'}` writes it again"
@@ -106,12 +102,7 @@ def read_plan(folder: Path) -> PlanFile:
 
 
 def check_layout(content: Any, path: Path, *, known: int) -> None:
-    """Refuse a file that a newer version wrote, or whose version cannot be read.
-
-    Raises:
-        NewerLayoutError: If it is newer.
-        InputError: If it names none.
-    """
+    """Refuse a file that a newer version wrote (NewerLayoutError), or that names no layout."""
     layout = content.get("layout") if isinstance(content, dict) else None
     if not isinstance(layout, int) or isinstance(layout, bool):
         raise InputError(f"{path}: names no layout; restore it, or remove it")

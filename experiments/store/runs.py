@@ -45,9 +45,7 @@ class RunStore:
 def hold(run_dir: Path, *, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a run directory alone; the lock ends with its holder, however that ends.
 
-    Args:
-        run_dir: The directory.
-        on_wait: Called once where another process holds it, before waiting for that one.
+    `on_wait` is called once where another process holds it, before waiting for that one.
     """
     path = run_dir / ".lock"
     while True:
@@ -84,14 +82,7 @@ def write_started(run_dir: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
-    """Read manifest.json of a finished run.
-
-    Args:
-        run_dir: `runs/store/STAGE/ID`, or a copy of it.
-
-    Raises:
-        InputError: It is no run's directory, the run has not finished, or the file is damaged.
-    """
+    """Read manifest.json of a run, `runs/store/STAGE/ID` or a copy of it; else InputError."""
     if run_dir.is_file():
         raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
     if not run_dir.is_dir():

@@ -91,11 +91,7 @@ class SweepStatus:
 
 
 def find_sweep(sweep: str, *, root: Path) -> Path:
-    """Folder of a sweep: the path of one, or a name below `root`.
-
-    Raises:
-        InputError: If there is none, with the sweeps that there are.
-    """
+    """Folder of a sweep: the path of one, or a name below `root`; InputError if there is none."""
     for name in (PLAN_NAME, "config.yaml"):
         for folder in (Path(sweep), root / sweep):
             if (folder / name).is_file():
@@ -106,11 +102,7 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
 
 
 def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:
-    """Read the state of a sweep.
-
-    Args:
-        folder: Folder of the sweep; the store stands beside it.
-        log_lines: Lines of each failed stage's log.
+    """Read the state of a sweep, with so many lines of the log of each failed stage.
 
     Raises:
         InputError: If a newer version wrote the plan or the store, or the plan is damaged.
