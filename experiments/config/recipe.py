@@ -47,7 +47,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
             raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
         merged = loaded
         import_extensions(merged.get("extensions", []), where=str(path))
-        _check_keys(merged, ExperimentConfig, where=str(path))
+        _check(merged, ExperimentConfig, where=f"{path}: ")
     if any(override.replace(" ", "") == "compat=paper" for override in overrides):
         # Asked for on the command line, it stands above what the recipe says.
         for key in PAPER_EVALUATION:
@@ -170,92 +170,45 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
         ) from error
     if text.strip() == "":
         raise InputError(f"{override}: no value after '='; write null for none")
-    _check_path(key)
-    node = merged
     *parents, leaf = key.split(".")
+    asked: Any = value
+    for part in (leaf, *reversed(parents)):
+        asked = {part: asked}
+    _check(asked, ExperimentConfig)
+    node = merged
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise InputError(f"{key}: {parent} is not a group of keys in the recipe")
-    if is_dataclass(_type_at(key)) and not isinstance(value, dict):
-        raise InputError(f"{key}={text}: {key} is a group; set one of its keys, as {key}.KEY=...")
-    _check_list(key, value, kind=_type_at(key))
     node[leaf] = value
 
 
-def _type_at(key: str) -> Any:
-    node: Any = ExperimentConfig
-    for part in key.split("."):
-        if get_origin(node) is dict:
-            node = get_args(node)[1]
-        elif is_dataclass(node):
-            node = {f.name: f.type for f in fields(node)}[part]
-    return node
-
-
-def _check_path(key: str) -> None:
-    node: Any = ExperimentConfig
-    for depth, part in enumerate(key.split(".")):
-        if node is Any:
-            # The settings of a block: its kind knows its keys.
-            return
-        if get_origin(node) is dict:
-            node = get_args(node)[1]
-            continue
-        if not is_dataclass(node):
-            parent = ".".join(key.split(".")[:depth])
-            raise InputError(f"{key}: {parent} is a single value; write {parent}=...")
-        types = {f.name: f.type for f in fields(node)}
-        if part not in types:
-            prefix = ".".join(key.split(".")[:depth])
-            raise InputError(_unknown(key, part, names=list(types), prefix=prefix))
-        node = types[part]
-
-
-def _check_keys(content: dict[str, Any], schema: Any, *, where: str, prefix: str = "") -> None:
-    types = {f.name: f.type for f in fields(schema)}
-    for name, value in content.items():
-        if name not in types:
-            unknown = _unknown(prefix + str(name), str(name), names=list(types), prefix=prefix[:-1])
-            raise InputError(f"{where}: {unknown}")
-        if is_dataclass(types[name]):
-            if not isinstance(value, dict):
-                raise InputError(f"{where}: {prefix}{name} must be a group of keys")
-            _check_keys(value, types[name], where=where, prefix=f"{prefix}{name}.")
-        elif get_origin(types[name]) is dict:
-            _check_blocks(value, kind=get_args(types[name])[1], where=where, name=prefix + name)
-        else:
-            _check_list(f"{where}: {prefix}{name}", value, kind=types[name])
-
-
-def _check_blocks(value: Any, *, kind: Any, where: str, name: str) -> None:
-    """Named groups of keys; their keys are checked here where the schema says what they may be."""
-    if not isinstance(value, dict):
-        raise InputError(f"{where}: {name} must be a group of keys")
-    if is_dataclass(kind):
-        for key, content in value.items():
-            if not isinstance(content, dict):
-                raise InputError(f"{where}: {name}.{key} must be a group of keys")
-            _check_keys(content, kind, where=where, prefix=f"{name}.{key}.")
-
-
-def _check_list(key: str, value: Any, *, kind: Any) -> None:
-    """Refuse what is no list, or none of the right length; OmegaConf's own words name no key."""
+def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:
+    """Refuse unknown keys and what is of another shape; OmegaConf's own words name no key."""
     origin, arguments = get_origin(kind), get_args(kind)
-    if origin not in (list, tuple):
-        return
-    if not isinstance(value, list):
-        raise InputError(f"{key}={value}: a list is needed; write [{value}]")
-    count = len(value) if Ellipsis in arguments else len(arguments)
-    if origin is tuple and [type(item) for item in value] != [int] * count:
-        raise InputError(f"{key}={value}: {count} whole numbers are needed")
-
-
-def _unknown(key: str, part: str, *, names: list[str], prefix: str) -> str:
-    close = difflib.get_close_matches(part, names, n=1)
-    full = [f"{prefix}.{name}" if prefix else name for name in (close or names)]
-    hint = f"did you mean {full[0]}?" if close else f"known keys: {', '.join(full)}"
-    return f"{key}: unknown key; {hint}"
+    if is_dataclass(kind) or origin is dict:
+        if not isinstance(value, dict):
+            hint = f"set one of its keys, as {key}.KEY=..."
+            raise InputError(f"{where}{key}={value}: {key} is a group of keys; {hint}")
+        types = dict.fromkeys(value, *arguments[1:])
+        if is_dataclass(kind):
+            types = {field.name: field.type for field in fields(kind)}
+        before = f"{key}." if key else ""
+        for name, item in value.items():
+            if name not in types:
+                close = difflib.get_close_matches(str(name), types, n=1)
+                known = ", ".join(before + each for each in close or types)
+                hint = f"did you mean {known}?" if close else f"known keys: {known}"
+                raise InputError(f"{where}{before}{name}: unknown key; {hint}")
+            _check(item, types[name], key=before + str(name), where=where)
+    elif isinstance(value, dict) and kind is not Any:
+        raise InputError(f"{where}{key}: is a single value; write {key}=...")
+    elif origin in (list, tuple):
+        if not isinstance(value, list):
+            raise InputError(f"{where}{key}={value}: a list is needed; write [{value}]")
+        count = len(value) if Ellipsis in arguments else len(arguments)
+        if origin is tuple and [type(item) for item in value] != [int] * count:
+            raise InputError(f"{where}{key}={value}: {count} whole numbers are needed")
 
 
 def _explain(error: OmegaConfBaseException) -> str:
