@@ -111,5 +111,5 @@ def test_what_stands_for_nothing_is_one_line(words, message):
 def test_two_blocks_of_one_name_are_refused(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("segmenters:\n  a: {kind: sam}\n  a: {kind: unet}\n")
-    with pytest.raises(InputError, match=r"line 3: a stands there twice"):
+    with pytest.raises(InputError, match=r"line 3: a is listed twice"):
         load_config(str(path), [])
