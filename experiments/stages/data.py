@@ -1,8 +1,10 @@
 """From `data.root` to what a plan needs: samples, index, subset, split. Torch-free."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from datamodules.errors import InputError
@@ -39,22 +41,17 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     hash of its files, so unchanged files are not decoded again.
     """
     root = config.data_root()
-    main = LAYOUTS[config.data.layout].read(root)
-    chosen = choose_subset(
-        [_unit(sample, group_id=sample.exam_id) for sample in main],
-        name=config.data.subset.name,
-        n_images=config.data.subset.n_images,
-    )
-    keep = set(chosen)
-    cohorts = {main[0].cohort: [sample for sample in main if sample.sample_id in keep]}
+    main, subset = LAYOUTS[config.data.layout].read(root), config.data.subset
+    units = [_unit(sample, group_id=sample.exam_id) for sample in main]
+    keep = set(choose_subset(units, name=subset.name, n_images=subset.n_images))
     name = main[0].cohort
+    cohorts = {name: [sample for sample in main if sample.sample_id in keep]}
     for folder in config.data.test_cohorts:
-        samples = read_cohort(Path(folder))
-        if samples[0].cohort in cohorts:
-            raise InputError(
-                f"data.test_cohorts: two cohorts are named {samples[0].cohort}; rename {folder}"
-            )
-        cohorts[samples[0].cohort] = samples
+        members = read_cohort(Path(folder))
+        cohort = members[0].cohort
+        if cohort in cohorts:
+            raise InputError(f"data.test_cohorts: two cohorts are named {cohort}; rename {folder}")
+        cohorts[cohort] = members
     samples: dict[str, Sample] = {}
     for cohort, members in cohorts.items():
         for sample in members:
@@ -64,48 +61,34 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
                     f"{samples[sample.sample_id].cohort} does; rename one"
                 )
             samples[sample.sample_id] = sample
-    foreign, foreign_index = _foreign_pairs(config, taken=samples, progress=progress)
-    content = {
-        sample_id: files_sha256(sample.image_path, sample.annotation_path)
-        for sample_id, sample in samples.items()
-    }
-    indices = {
-        cohort: cached_index(
-            members, content=content, folder=Path(config.store.root), progress=progress
-        )
-        for cohort, members in cohorts.items()
-    }
-    rows = {row.sample_id: row for index in indices.values() for row in index.rows}
+    pairs = _foreign_pairs(config, taken=samples)
+    content, foreign = _hashes(samples.values()), _hashes(pairs)
+    index_of = partial(cached_index, folder=Path(config.store.root), progress=progress)
+    indices = {cohort: index_of(members, content=content) for cohort, members in cohorts.items()}
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
     _refuse_shared_images(indices, name=name, folds=folds)
-    if foreign_index is not None:
+    if pairs:
         tested = {sample_id for fold in folds for sample_id in fold.test}
-        _refuse_tested_pairs(foreign_index, indices, name=name, tested=tested)
-    return Data(
+        _refuse_tested_pairs(index_of(pairs, content=foreign), indices, name=name, tested=tested)
+    view = DataView(
         name=name,
-        samples=samples,
-        rows=rows,
-        indices=indices,
-        view=DataView(
-            name=name,
-            units=units,
-            content=content,
-            references={
-                sample_id: content_key(
-                    [content[sample_id], s.pixel_size_mm, s.hc_mm, s.filled_bias_px]
-                )
-                for sample_id, s in samples.items()
-            },
-            folds=folds,
-            cohorts={
-                cohort: [s.sample_id for s in members]
-                for cohort, members in cohorts.items()
-                if cohort != name
-            },
-            foreign_pairs=foreign,
-        ),
+        units=units,
+        content=content,
+        references={
+            key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
+            for key, s in samples.items()
+        },
+        folds=folds,
+        cohorts={
+            cohort: [sample.sample_id for sample in members]
+            for cohort, members in cohorts.items()
+            if cohort != name
+        },
+        foreign_pairs=foreign or None,
     )
+    rows = {row.sample_id: row for index in indices.values() for row in index.rows}
+    return Data(name=name, samples=samples, rows=rows, indices=indices, view=view)
 
 
 def cached_index(
@@ -116,21 +99,9 @@ def cached_index(
     progress: Progress | None = None,
 ) -> Index:
     """The index of the samples, from the store where the same files were indexed before."""
-    key = content_key(
-        [
-            [
-                s.sample_id,
-                s.exam_id,
-                s.frame,
-                s.pixel_size_mm,
-                s.hc_mm,
-                s.cohort,
-                s.filled_bias_px,
-                content[s.sample_id],
-            ]
-            for s in samples
-        ]
-    )
+    names = ("exam_id", "frame", "pixel_size_mm", "hc_mm", "cohort", "filled_bias_px")
+    facts = attrgetter("sample_id", *names)
+    key = content_key([[*facts(sample), content[sample.sample_id]] for sample in samples])
     path = folder / "store" / "index" / f"{key}.json"
     if path.is_file():
         # One of another version is built again.
@@ -148,21 +119,21 @@ def write_splits(folds: Sequence[Split], path: Path) -> None:
     write_json(path, parts[0] if len(parts) == 1 else {"folds": parts})
 
 
-def _foreign_pairs(
-    config: ExperimentConfig, *, taken: Mapping[str, Sample], progress: Progress | None
-) -> tuple[dict[str, str] | None, Index | None]:
-    """Content hash of each pair in `synthesis.folder`, and their index; None without a folder."""
+def _hashes(samples: Iterable[Sample]) -> dict[str, str]:
+    return {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in samples}
+
+
+def _foreign_pairs(config: ExperimentConfig, *, taken: Mapping[str, Sample]) -> list[Sample]:
+    """The pairs in `synthesis.folder`; none without a folder."""
     if config.synthesis.folder is None:
-        return None, None
+        return []
     pairs = read_synthetic(Path(config.synthesis.folder)).samples
     for pair in pairs:
         if pair.sample_id in taken:
             raise InputError(
                 f"synthesis.folder: {pair.image_path} has the name of a real image; rename the pair"
             )
-    content = {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in pairs}
-    folder = Path(config.store.root)
-    return content, cached_index(pairs, content=content, folder=folder, progress=progress)
+    return pairs
 
 
 def _refuse_shared_images(
@@ -197,15 +168,15 @@ def _refuse_tested_pairs(
 def _folds(
     units: list[Unit], config: ExperimentConfig, *, samples: Mapping[str, Sample]
 ) -> tuple[Split, ...]:
-    if config.split.file is not None:
-        path = Path(config.split.file)
-        read_split_file(path).check_against(list(samples.values()))
-        if config.split.n_folds > 1:
-            return folds_from_file(path, units, n_folds=config.split.n_folds)
+    split = config.split
+    if split.file is None:
+        is_one = split.n_folds == 1
+        return (make_split(units, split),) if is_one else tuple(make_folds(units, split))
+    path = Path(split.file)
+    read_split_file(path).check_against(list(samples.values()))
+    if split.n_folds == 1:
         return (split_from_file(path, units),)
-    if config.split.n_folds > 1:
-        return tuple(make_folds(units, config.split))
-    return (make_split(units, config.split),)
+    return folds_from_file(path, units, n_folds=split.n_folds)
 
 
 def _unit(found: Sample | IndexRow, *, group_id: str) -> Unit:

@@ -1,9 +1,10 @@
 """The stage that embeds images: real ones, their augmented views, or the pairs of a set."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import cv2
@@ -19,7 +20,7 @@ from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.store.embedding_keys import embedding_key
-from lightning_modules.segmenters.sam.network import BackboneSam, build_sam, encode, for_inference
+from lightning_modules.segmenters.sam.network import build_sam, encode, for_inference
 from lightning_modules.segmenters.sam.tuning import encode_features
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
@@ -44,29 +45,21 @@ def run_embed(context: StageContext) -> dict[str, Any]:
     """Embed what the store does not hold yet, and write down the keys of all."""
     prepared, hashes = _images(context)
     augment = context.node.content.get("augment")
+    n_views = augment["n_views"] if augment else 1
     items = [
-        [
-            _item(context, row=row, pair_hash=hashes[row], view=view)
-            for view in range(augment["n_views"] if augment else 1)
-        ]
-        for row in range(len(prepared.sample_ids))
+        [_item(context, row=row, pair_hash=pair_hash, view=view) for view in range(n_views)]
+        for row, pair_hash in enumerate(hashes)
     ]
     store = context.embeddings
     missing = [
         item
-        for views in items
-        for item in views
+        for item in chain(*items)
         if item.key not in store or (item.view and not store.has_view(item.key))
     ]
     if missing:
         _embed(context, prepared=prepared, items=missing)
-    write_index(
-        context.run_dir,
-        {
-            sample_id: [item.key for item in views]
-            for sample_id, views in zip(prepared.sample_ids, items, strict=True)
-        },
-    )
+    keys = [[item.key for item in views] for views in items]
+    write_index(context.run_dir, dict(zip(prepared.sample_ids, keys, strict=True)))
     return {"images": len(prepared.sample_ids), "embedded": len(missing)}
 
 
@@ -81,14 +74,11 @@ def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Ite
 
 
 def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:
-    config = context.segmenter
-    device = device_of(context.config)
+    config, status, device = context.segmenter, context.status(), device_of(context.config)
     sam = build_sam(config)
-    is_features = "features" in context.node.content["encoder"]
     sam.image_encoder = for_inference(sam.image_encoder, in_place=True)
     sam.to(device)
-    run = encode_features if is_features else encode
-    status = context.status()
+    run = encode_features if "features" in context.node.content["encoder"] else encode
     size = BATCH[device.type]
     if config.image_factor > 1:
         size = min(size, LARGE_BATCH[config.encoder_precision])
@@ -104,15 +94,12 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
             frames = ahead.result()
             if following is not None:
                 ahead = reader.submit(frames_of, following)
-            embedding = _encoded(
-                run,
-                sam,
-                frames,
-                valid_hw=np.stack([prepared.valid_hw[item.row] for item in part]),
-                precision=config.encoder_precision,
-                device=device,
-            )
-            for item, each in zip(part, embedding, strict=True):
+            # Bytes are a quarter to move.
+            image = torch.from_numpy(frames).to(device)[:, None].float() / 255.0
+            valid_hw = np.stack([prepared.valid_hw[item.row] for item in part])
+            valid = torch.from_numpy(valid_hw).to(device)
+            embedding = run(sam, image, valid_hw=valid, precision=config.encoder_precision)
+            for item, each in zip(part, embedding.cpu().numpy(), strict=True):
                 writing.append(writer.submit(context.embeddings.write, item.key, each))
             # What waits for the disk is bounded, and an error of it ends the stage.
             while len(writing) > 2 * WRITERS:
@@ -121,21 +108,6 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
             status.update("images", done=done, total=len(items))
         for each in writing:
             each.result()
-
-
-def _encoded(
-    run: Callable[..., torch.Tensor],
-    sam: BackboneSam,
-    frames: np.ndarray,
-    *,
-    valid_hw: np.ndarray,
-    precision: str,
-    device: torch.device,
-) -> np.ndarray:
-    # Bytes are a quarter to move.
-    image = torch.from_numpy(frames).to(device)[:, None].float() / 255.0
-    valid = torch.from_numpy(np.array(valid_hw)).to(device)
-    return run(sam, image, valid_hw=valid, precision=precision).cpu().numpy()
 
 
 def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> np.ndarray:

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, seed_everything
 
-from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
-from datamodules.samples import Sample
 from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
@@ -88,17 +86,14 @@ def run_fit(context: StageContext) -> dict[str, Any]:
 
 
 def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
-    content = context.node.content
-    synthetic: list[Sample] = []
-    roles = ["embeddings", "val_embeddings", "pair_embeddings"]
-    opened: list[EmbeddingSet] = [
-        context.open_embeddings(role) for role in roles if role in context.node.upstream
-    ]
-    views, n_views = None, 1
-    if "views" in context.node.upstream:
+    content, upstream = context.node.content, context.node.upstream
+    roles = ("embeddings", "val_embeddings", "pair_embeddings")
+    opened = [context.open_embeddings(role) for role in roles if role in upstream]
+    views, n_views, synthetic = None, 1, []
+    if "views" in upstream:
         views = context.open_embeddings("views")
         n_views = context.upstream_content("views")["augment"]["n_views"]
-    if "pairs" in context.node.upstream:
+    if "pairs" in upstream:
         synthetic = read_synthetic(context.upstream_dir("pairs")).samples
     ids = context.pick(content["images"])
     steps = config.steps

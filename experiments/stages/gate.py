@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from experiments.config.synthesis import GateConfig
+from lightning_modules.fidelity import per_image_intensity
 
 FINGERPRINT_HW = (32, 48)
 
@@ -89,28 +90,26 @@ def limits_from_real(
     Returns:
         The limits. With images of fewer than two groups nothing can be a near-copy.
     """
-    quantile = float(np.quantile(agreement, config.agreement_quantile))
-    means = np.array([image.mean() / 255 for image in images])
-    spreads = np.array([image.std() / 255 for image in images])
+    limit = config.min_agreement
+    if limit is None:
+        quantile = float(np.quantile(agreement, config.agreement_quantile))
+        limit = max(0.0, quantile - config.agreement_slack)
+    means, spreads = per_image_intensity(images)
     prints = fingerprints(images)
     similarity = np.maximum(prints @ prints.T, prints @ mirrored(prints).T)
     names = np.array(groups)
     similarity[names[:, None] == names[None, :]] = -1.0
     nearest = similarity.max(axis=1)
     nearest = nearest[nearest > -1.0]
+    most = 1.0
+    if len(nearest):
+        copied = float(np.quantile(nearest, config.copy_quantile))
+        most = max(config.copy_min_correlation, copied)
     return GateLimits(
-        min_agreement=(
-            max(0.0, quantile - config.agreement_slack)
-            if config.min_agreement is None
-            else config.min_agreement
-        ),
+        min_agreement=limit,
         mean_range=_range(means, config),
         spread_range=_range(spreads, config),
-        max_similarity=(
-            max(config.copy_min_correlation, float(np.quantile(nearest, config.copy_quantile)))
-            if len(nearest)
-            else 1.0
-        ),
+        max_similarity=most,
     )
 
 

@@ -1,6 +1,6 @@
 """The stage that keeps the candidates that pass the gate."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,11 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     source = context.upstream_dir("candidates")
     candidates = read_synthetic(source)
     ids = context.pick(context.node.content["images"])
-    real = [read_image(context.samples[sample_id].image_path) for sample_id in ids]
+    samples = [context.samples[sample_id] for sample_id in ids]
+    real = [read_image(sample.image_path) for sample in samples]
     groups = [context.rows[sample_id].group_id for sample_id in ids]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
-    on_real = label_agreement(
-        context, [context.samples[k] for k in ids], judge=judge, role="real_embeddings"
-    )
+    on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
     agreement = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
     limits = limits_from_real(real, groups=groups, agreement=list(on_real.values()), config=config)
     images = [read_image(sample.image_path) for sample in candidates.samples]
@@ -47,15 +46,8 @@ def run_gate(context: StageContext) -> dict[str, Any]:
             nearest=ids[nearest[number]],
         )
         found = reasons(measured, limits)
-        known = asdict(candidates.pairs[sample.sample_id])
-        pair = SyntheticPair(
-            **known
-            | {
-                "ellipse": candidates.pairs[sample.sample_id].ellipse,
-                "gate": asdict(measured),
-                "reasons": tuple(found),
-            }
-        )
+        known = candidates.pairs[sample.sample_id]
+        pair = replace(known, gate=asdict(measured), reasons=tuple(found))
         (rejected if found and config.enabled else accepted).append(pair)
     for pair in accepted:
         link_pair(source, context.run_dir, sample_id=pair.sample_id)

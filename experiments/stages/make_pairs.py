@@ -63,22 +63,15 @@ def run_resize(context: StageContext) -> dict[str, Any]:
     native = tuple(content["native_hw"])
     pairs = []
     for number, sample_id in enumerate(context.pick(content["images"])):
-        sample = context.samples[sample_id]
+        sample, name = context.samples[sample_id], f"resized-{number:05d}"
         image = read_image(sample.image_path)
         mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
         placement = place(image.shape, frame_hw=native, mode="squash")
         small = image_to_frame(image, placement)
-        name = f"resized-{number:05d}"
-        write_pair(
-            context.run_dir,
-            name,
-            image=image_to_original(small, placement, interpolation="linear"),
-            mask=mask,
-        )
+        resized = image_to_original(small, placement, interpolation="linear")
+        write_pair(context.run_dir, name, image=resized, mask=mask)
         pairs.append(SyntheticPair(sample_id=name, native_size_hw=native))
-    write_metadata(context.run_dir / "metadata.jsonl", pairs)
-    log_pairs(context)
-    return {"pairs": len(pairs)}
+    return _finished(context, pairs)
 
 
 def run_subset(context: StageContext) -> dict[str, Any]:
@@ -90,9 +83,7 @@ def run_subset(context: StageContext) -> dict[str, Any]:
     chosen = sorted(rng.permutation(len(candidates))[:n_kept].tolist())
     for number in chosen:
         link_pair(source, context.run_dir, sample_id=candidates[number].sample_id)
-    write_metadata(context.run_dir / "metadata.jsonl", [candidates[k] for k in chosen])
-    log_pairs(context)
-    return {"pairs": len(chosen)}
+    return _finished(context, [candidates[k] for k in chosen])
 
 
 def run_import_pairs(context: StageContext) -> dict[str, Any]:
@@ -105,11 +96,7 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(image_path), image)
         mask_path.write_bytes(sample.annotation_path.read_bytes())
-    write_metadata(
-        context.run_dir / "metadata.jsonl", [foreign.pairs[s.sample_id] for s in foreign.samples]
-    )
-    log_pairs(context)
-    return {"pairs": len(foreign.samples)}
+    return _finished(context, [foreign.pairs[s.sample_id] for s in foreign.samples])
 
 
 def outlines_of(context: StageContext, ids: list[str]) -> EllipseDistribution:
@@ -129,6 +116,10 @@ def _write_all(context: StageContext, made: Iterable[tuple[np.ndarray, Ellipse]]
         write_pair(context.run_dir, name, image=image, mask=mask)
         pairs.append(SyntheticPair(sample_id=name, ellipse=ellipse))
         status.update("pairs", done=number + 1, total=content["n"])
+    return _finished(context, pairs)
+
+
+def _finished(context: StageContext, pairs: list[SyntheticPair]) -> dict[str, Any]:
     write_metadata(context.run_dir / "metadata.jsonl", pairs)
     log_pairs(context)
     return {"pairs": len(pairs)}

@@ -133,13 +133,10 @@ def mean_mask(samples: list[Sample]) -> np.ndarray:
     Returns:
         float32 `MEAN_MASK_HW`, mean of the masks less one half: above 0 is foreground.
     """
-    total = np.zeros(MEAN_MASK_HW, dtype=np.float64)
+    total, size_wh = np.zeros(MEAN_MASK_HW, dtype=np.float64), MEAN_MASK_HW[::-1]
     for sample in samples:
         mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
-        small = cv2.resize(
-            mask.astype(np.float32), MEAN_MASK_HW[::-1], interpolation=cv2.INTER_AREA
-        )
-        total += small
+        total += cv2.resize(mask.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA)
     return (total / len(samples) - 0.5).astype(np.float32)
 
 
