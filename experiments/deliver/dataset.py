@@ -5,11 +5,11 @@ The layout stays the one of `synthesis.folder`, so an exported set is also an in
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 
@@ -18,40 +18,32 @@ from datamodules.errors import InputError
 from datamodules.storage import commit_folder, file_sha256, require_new, write_atomic, write_json
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
-from experiments.deliver.croissant import METADATA, croissant
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.runs import read_manifest
 
-if TYPE_CHECKING:
-    import jinja2
-
-VERSION = "1.0.0"
-_MADE_BY = {
-    "gate": "drawn by a diffusion model and filtered by a gate",
-    "synthesize": "drawn by a diffusion model, without a gate",
-    "subset": "drawn by a diffusion model, as many at random as a gate kept",
-    "import_pairs": "imported from a folder that others made",
-    "warp": "real images deformed to new head outlines",
-    "phantom": "procedural phantoms on new head outlines",
-}
-_SYNTHETIC = {
-    "import_pairs": "how the pairs were made is known to those who made them.",
-    "warp": "each image is a real one, deformed; treat it as you would treat the real one.",
-    "phantom": "no texture comes from a patient; the outlines follow those of labelled images.",
-}
+METADATA = "metadata.jsonl"
 _DRAWN = "no image was acquired from a patient; textures are what the generator learned."
+# Stage: how its pairs are made, and what is synthetic about them.
+_STAGES = {
+    "gate": ("drawn by a diffusion model and filtered by a gate", _DRAWN),
+    "synthesize": ("drawn by a diffusion model, without a gate", _DRAWN),
+    "subset": ("drawn by a diffusion model, as many at random as a gate kept", _DRAWN),
+    "import_pairs": (
+        "imported from a folder that others made",
+        "how the pairs were made is known to those who made them.",
+    ),
+    "warp": (
+        "real images deformed to new head outlines",
+        "each image is a real one, deformed; treat it as you would treat the real one.",
+    ),
+    "phantom": (
+        "procedural phantoms on new head outlines",
+        "no texture comes from a patient; the outlines follow those of labelled images.",
+    ),
+}
 # Inputs that say what the pictures come from; the others only judge them.
 _LINEAGE = ("candidates", "generator", "gate")
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (10**9, "100K<n<1M"))
-
-
-class _Lineage(NamedTuple):
-    """Manifests of the runs behind a set, by stage, and what a gate counted."""
-
-    manifests: dict[str, dict[str, Any]]
-    labels: tuple[str, ...]
-    """Ids of the labelled images that the set was made from."""
-    gate_result: Mapping[str, Any]
 
 
 class _Rights(NamedTuple):
@@ -93,53 +85,29 @@ def export_dataset(run_dir: Path, out: Path) -> None:
     """
     require_new(out)
     manifest = read_manifest(run_dir)
-    stage = manifest["stage"]
-    pairs = _pairs(run_dir, stage=stage)
-    sizes = _sizes(run_dir, pairs)
-    lineage = _lineage(run_dir, manifest)
-    images = {"images": [[label] for label in lineage.labels]}
-    data = data_line({"config": manifest.get("config", {}), "content": images})
-    rights = _IMPORTED if stage == "import_pairs" else _RIGHTS[data]
-    name = f"sonosweep-{stage}-{str(manifest.get('id', run_dir.name))[:8]}"
-    description = (
-        f"{len(pairs)} synthetic pairs of fetal-head ultrasound image and mask: {_MADE_BY[stage]}. "
-        "Written by sonosweep."
-    )
+    pairs = _pairs(run_dir, stage=manifest["stage"])
+    facts = {
+        **_facts(manifest, lineage=_lineage(run_dir, manifest), n_pairs=len(pairs)),
+        "sizes": [
+            f"{width} x {height} px (width x height)" for height, width in _sizes(run_dir, pairs)
+        ],
+    }
     with commit_folder(out) as folder:
         for pair in pairs:
             # No links: what leaves the store may be edited, the store may not.
             for path in pair_paths(Path(), pair.sample_id):
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run_dir / path, folder / path)
-        columns = _write_rows(folder / METADATA, pairs)
-        content = croissant(
-            pairs,
-            name=name,
-            description=description,
-            cite_as=rights.text,
-            license_url=rights.license_url,
-            date=_day(manifest),
-            version=VERSION,
-            metadata_sha256=file_sha256(folder / METADATA),
-        )
-        write_json(folder / "croissant.json", content)
-        card = _card_template().render(
-            name=name,
-            description=description,
-            rights=rights,
-            size_category=next(word for top, word in _SIZES if len(pairs) < top),
-            sizes=[f"{width} x {height} px (width x height)" for height, width in sizes],
-            columns=", ".join(f"`{column}`" for column in columns),
-            provenance=_provenance(manifest, lineage=lineage, n=len(pairs)),
-            what_is_synthetic=_SYNTHETIC.get(stage, _DRAWN),
-        )
-        write_atomic(folder / "README.md", card)
+        facts |= _write_rows(folder / METADATA, pairs)
+        facts["metadata_sha256"] = file_sha256(folder / METADATA)
+        write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
+        write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
 
 
-def _card_template() -> "jinja2.Template":
+def _rendered(template: str, facts: dict[str, Any]) -> str:
     import jinja2
 
-    # Markdown, not a page: nothing is escaped.
+    # Markdown and JSON, not pages: nothing is escaped.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         undefined=jinja2.StrictUndefined,
@@ -147,14 +115,14 @@ def _card_template() -> "jinja2.Template":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("dataset_card.md.j2")
+    return environment.get_template(template).render(facts)
 
 
 def _pairs(run_dir: Path, *, stage: str) -> list[SyntheticPair]:
-    if stage not in _MADE_BY:
+    if stage not in _STAGES:
         raise InputError(
             f"{run_dir}: a run of stage {stage}, no synthetic set; give one of stage "
-            f"{', '.join(_MADE_BY)}, such as runs/store/gate/ID"
+            f"{', '.join(_STAGES)}, such as runs/store/gate/ID"
         )
     if not (run_dir / "DONE.json").is_file():
         raise InputError(f"{run_dir}: not finished; run the sweep to its end, then export")
@@ -185,19 +153,18 @@ def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> list[tuple[int, ...
     return sorted(sizes)
 
 
-def _lineage(run_dir: Path, manifest: dict[str, Any]) -> _Lineage:
-    """Follow a set back to the labelled images that it was made from.
+def _lineage(run_dir: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Manifests by stage of a set and of the runs behind it; a gate's has its `result` too.
 
     Raises:
         InputError: A run on the way is not in the store.
     """
-    store, manifests, gate_dir = run_dir.resolve().parents[1], {}, None
-    todo = [(run_dir, manifest)]
+    store, manifests, todo = run_dir.resolve().parents[1], {}, [(run_dir, manifest)]
     while todo:
         folder, found = todo.pop()
         manifests[found["stage"]] = found
-        if found["stage"] == "gate":
-            gate_dir = folder
+        if found["stage"] == "gate" and (folder / "DONE.json").is_file():
+            found["result"] = json.loads((folder / "DONE.json").read_text())
         for role in _LINEAGE:
             key = found.get("upstream", {}).get(role)
             if key is not None and key.split("/")[0] not in manifests:
@@ -207,17 +174,11 @@ def _lineage(run_dir: Path, manifest: dict[str, Any]) -> _Lineage:
                         "from the store that made it"
                     )
                 todo.append((store / key, read_manifest(store / key)))
-    images = [m["content"]["images"] for m in manifests.values() if "images" in m["content"]]
-    done = gate_dir / "DONE.json" if gate_dir is not None else None
-    return _Lineage(
-        manifests=manifests,
-        labels=tuple(sorted({str(each[0]) for each in images[0]})) if images else (),
-        gate_result=json.loads(done.read_text()) if done is not None and done.is_file() else {},
-    )
+    return manifests
 
 
-def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> list[str]:
-    """Write metadata.jsonl without the columns that no pair fills; their names."""
+def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> dict[str, Any]:
+    """Write metadata.jsonl without the columns that no pair fills; the names of the others."""
     rows = []
     for pair in pairs:
         image, mask = pair_paths(Path(), pair.sample_id)
@@ -229,51 +190,45 @@ def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> list[str]:
     columns = [column for column in rows[0] if any(row[column] not in empty for row in rows)]
     lines = [json.dumps({column: row[column] for column in columns}) for row in rows]
     path.write_text("".join(line + "\n" for line in lines))
-    return columns
+    filled = [column for column in columns if all(row[column] is not None for row in rows)]
+    return {"columns": ", ".join(f"`{column}`" for column in columns), "filled": filled}
 
 
-def _day(manifest: Mapping[str, Any]) -> str:
-    return datetime.fromtimestamp(manifest.get("started", 0.0), tz=UTC).date().isoformat()
-
-
-def _provenance(manifest: Mapping[str, Any], *, lineage: _Lineage, n: int) -> dict[str, Any]:
-    """What the card's table says, by row."""
-    version = manifest.get("versions", {}).get("sonosweep")
-    rows = {
-        "pairs": n,
-        "run": f"{manifest['stage']}/{manifest.get('id')}",
-        "sonosweep": f"{version}, commit {manifest.get('git_sha')}",
-        "made on": _day(manifest),
-    }
-    if lineage.labels:
-        rows["labelled images behind it"] = len(lineage.labels)
-    generator = lineage.manifests.get("generator")
-    if generator is not None:
-        rows |= {"generator": f"generator/{generator.get('id')}", **_generator_rows(generator)}
-    seeds = [
-        f"{stage} {found['content']['seed']}"
-        for stage, found in sorted(lineage.manifests.items())
-        if "seed" in found["content"]
+def _facts(
+    manifest: dict[str, Any], *, lineage: dict[str, dict[str, Any]], n_pairs: int
+) -> dict[str, Any]:
+    """What card and Croissant say of a set beside its files."""
+    stage = manifest["stage"]
+    images = [
+        found["content"]["images"] for found in lineage.values() if "images" in found["content"]
     ]
-    if seeds:
-        rows["seeds"] = ", ".join(seeds)
-    gate = lineage.gate_result
-    if "accepted" in gate:
-        rows["gate"] = f"accepted {gate['accepted']} of {gate['accepted'] + gate['rejected']}"
-    return rows
-
-
-def _generator_rows(manifest: Mapping[str, Any]) -> dict[str, str]:
-    settings = manifest["content"].get("stable_diffusion")
-    if settings is None:
-        return {"base model": "none: trained from random weights on these images alone"}
-    base = str(manifest.get("config", {}).get("stable_diffusion", {}).get("base_model"))
+    labels = sorted({str(label) for label, *_ in images[0]}) if images else []
+    behind = {"config": manifest.get("config", {}), "content": {"images": [[i] for i in labels]}}
+    made_by, what_is_synthetic = _STAGES[stage]
+    generator = lineage.get("generator")
+    settings = (generator or {}).get("config", {}).get("stable_diffusion", {})
+    base = str(settings.get("base_model"))
     # A name on the hub says where to get it; of a path on this machine the end is enough.
     is_hub = base.count("/") == 1 and not base.startswith(("/", ".", "~"))
-    where = (
-        f"{base if is_hub else Path(base).name}, content id {manifest['content'].get('base_id')}"
-    )
     return {
-        "base model": f"{where}; its own licence has terms for what is drawn with it",
-        "route": f"{settings.get('route')}, LoRA of rank {settings.get('lora_rank')}",
+        "name": f"sonosweep-{stage}-{str(manifest['id'])[:8]}",
+        "description": (
+            f"{n_pairs} synthetic pairs of fetal-head ultrasound image and mask: {made_by}. "
+            "Written by sonosweep."
+        ),
+        "what_is_synthetic": what_is_synthetic,
+        "rights": _IMPORTED if stage == "import_pairs" else _RIGHTS[data_line(behind)],
+        "size_category": next(word for top, word in _SIZES if n_pairs < top),
+        "n_pairs": n_pairs,
+        "run": manifest,
+        "day": datetime.fromtimestamp(manifest["started"], tz=UTC).date().isoformat(),
+        "labels": labels,
+        "generator": generator,
+        "base_model": base if is_hub else Path(base).name,
+        "seeds": [
+            f"{stage} {found['content']['seed']}"
+            for stage, found in sorted(lineage.items())
+            if "seed" in found["content"]
+        ],
+        "gate": lineage.get("gate", {}).get("result"),
     }

@@ -4,39 +4,31 @@ Torch-free until a format's own function runs: a wrong word is refused before th
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, require_new, write_json
+from datamodules.storage import commit_folder, require_new
+from experiments.deliver.sidecar import about_sam, write_sidecar
 from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import row_of
 
-SIDECAR = "sonosweep.json"
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
 SAM_FILE = "sam.pth"
 CONV_IN = "conv_in.safetensors"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 
 
 def export_command(run_dir: Path, *, format_name: str, out: Path, console: Console) -> None:
-    """Write a run in a format, as a folder that is there whole or not at all.
-
-    Args:
-        run_dir: Directory of a finished run.
-        format_name: One of `FORMATS`.
-        out: Folder to write.
-        console: Where progress and the result are shown.
-
-    Raises:
-        InputError: For a user's mistake, or a run that the format cannot hold.
-        WeightsError: Pretrained weights that the run builds on are missing or others.
-    """
+    """Write a run in one of `FORMATS`, as a folder that is there whole or not at all."""
     one_of(format_name, list(FORMATS), option="--format")
     require_new(out)
     manifest = read_manifest(run_dir)
@@ -48,59 +40,43 @@ def export_command(run_dir: Path, *, format_name: str, out: Path, console: Conso
 
 def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A bare state dict, as `sam_model_registry` loads it."""
-    config = _settings(run_dir, manifest)
-    from experiments.deliver.inference import load_fitted
-    from experiments.deliver.sidecar import sam_sidecar
+    config, sam = _fitted_sam(run_dir, manifest)
     from lightning_modules.segmenters.sam.export import save_segment_anything
     from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
-    sam = load_fitted(run_dir, config).sam
     with commit_folder(out) as folder:
         save_segment_anything(merged_state_dict(sam), folder / SAM_FILE)
-        sidecar = sam_sidecar(config, manifest, sam=sam, weights=folder / SAM_FILE)
-        write_json(folder / SIDECAR, sidecar)
+        about = about_sam(config, sam)
+        write_sidecar(folder, manifest, weights=folder / SAM_FILE, about=about)
 
 
 def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A folder for transformers' `SamModel.from_pretrained`."""
-    config = _settings(run_dir, manifest)
-    if config.backbone in ("lite", "tiny"):
-        raise InputError(
-            f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of backbone "
-            f"{config.backbone}; export it with --format segment-anything"
-        )
-    from experiments.deliver.inference import load_fitted
-    from experiments.deliver.sidecar import sam_sidecar
+    config, sam = _fitted_sam(run_dir, manifest, refused=("lite", "tiny"))
     from lightning_modules.segmenters.sam.export import save_transformers
     from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
-    sam = load_fitted(run_dir, config).sam
     # Of pixels in [0, 1]; segment_anything has them for 0..255.
     mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
     with commit_folder(out) as folder:
-        state = merged_state_dict(sam)
-        save_transformers(sam, state, folder, image_mean=mean, image_std=std)
-        weights = folder / "model.safetensors"
-        write_json(folder / SIDECAR, sam_sidecar(config, manifest, sam=sam, weights=weights))
+        save_transformers(sam, merged_state_dict(sam), folder, image_mean=mean, image_std=std)
+        about = about_sam(config, sam)
+        write_sidecar(folder, manifest, weights=folder / "model.safetensors", about=about)
 
 
 def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """LoRA weights for a diffusers pipeline's `load_lora_weights`."""
-    generator = _stable_diffusion_folder(run_dir, manifest)
-    from experiments.deliver.sidecar import generator_sidecar
-
+    generator, about = _stable_diffusion(run_dir, manifest)
     with commit_folder(out) as folder:
         # The mask's channels are in a file of their own, where there are any.
         for name in (*LORA_FILES, *(path.name for path in generator.glob(CONV_IN))):
             shutil.copyfile(generator / name, folder / name)
-        sidecar = generator_sidecar(manifest, weights=folder / LORA_FILES[0])
-        write_json(folder / SIDECAR, sidecar)
+        write_sidecar(folder, manifest, weights=folder / LORA_FILES[0], about=about)
 
 
 def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """A whole diffusers pipeline, for `from_pretrained`."""
-    generator = _stable_diffusion_folder(run_dir, manifest)
-    from experiments.deliver.sidecar import generator_sidecar
+    generator, about = _stable_diffusion(run_dir, manifest)
     from lightning_modules.generators.stable_diffusion.base import load_base
     from lightning_modules.generators.stable_diffusion.module import load_stable_diffusion
     from lightning_modules.generators.stable_diffusion.pipeline import save_pipeline
@@ -109,8 +85,7 @@ def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     base = load_base(module.config.base_model, revision=module.config.revision)
     with commit_folder(out) as folder:
         save_pipeline(module, base, folder)
-        sidecar = generator_sidecar(manifest, weights=generator / LORA_FILES[0])
-        write_json(folder / SIDECAR, sidecar)
+        write_sidecar(folder, manifest, weights=generator / LORA_FILES[0], about=about)
 
 
 def _dataset(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:  # noqa: ARG001
@@ -120,8 +95,10 @@ def _dataset(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:  # 
     export_dataset(run_dir, out)
 
 
-def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
-    """The settings of a fitted SAM that other programs can hold.
+def _fitted_sam(
+    run_dir: Path, manifest: Mapping[str, Any], *, refused: Sequence[str] = ()
+) -> tuple[SegmenterConfig, "Sam"]:
+    """A fitted SAM that other programs can hold, and its settings; no backbone that is refused.
 
     Raises:
         InputError: The run is of another stage or version, or tuned by modules of our own.
@@ -142,11 +119,18 @@ def _settings(run_dir: Path, manifest: Mapping[str, Any]) -> SegmenterConfig:
             f"{run_dir}: fitted with tuning=adapter, whose modules no stock SAM has; fit with "
             "decoder, lora, late_lora or full to export"
         )
-    return config
+    if config.backbone in refused:
+        raise InputError(
+            f"{run_dir}: transformers' SamModel holds SAM's ViT, not the image encoder of backbone "
+            f"{config.backbone}; export it with --format segment-anything"
+        )
+    from experiments.deliver.inference import load_fitted
+
+    return config, load_fitted(run_dir, config).sam
 
 
-def _stable_diffusion_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path:
-    """The folder of a generator's LoRA."""
+def _stable_diffusion(run_dir: Path, manifest: Mapping[str, Any]) -> tuple[Path, Mapping[str, Any]]:
+    """The folder of a generator's LoRA, and what its sidecar says of it."""
     if manifest["stage"] != "generator":
         raise InputError(
             f"{run_dir}: a run of stage {manifest['stage']}; give a Stable Diffusion generator, "
@@ -159,7 +143,8 @@ def _stable_diffusion_folder(run_dir: Path, manifest: Mapping[str, Any]) -> Path
             f"{folder}: {missing[0]} is missing, so this generator is no finished Stable "
             "Diffusion; fit one with synthesis.generator=stable_diffusion"
         )
-    return folder
+    settings = manifest.get("config", {}).get("stable_diffusion")
+    return folder, {"stable_diffusion": settings}
 
 
 FORMATS: dict[str, Callable[[Path, Mapping[str, Any], Path], None]] = {

@@ -41,16 +41,11 @@ def load_fitted(run_dir: Path, config: Any) -> LightningModule:
 
 
 def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> LightningModule:
-    """Load the segmenter of a run's directory, in eval mode; a SAM is ready to encode fast.
-
-    Args:
-        run_dir: Directory with manifest.json, which says of what kind it is, and the weights.
-        prompt: What it will be asked under.
+    """Load a run's segmenter in eval mode, to be asked under a prompt; a SAM encodes fast.
 
     Raises:
         InputError: See `read_manifest`, `settings_of_run` and `load_fitted`; or one that takes no
             prompt is to refine its own box.
-        WeightsError: See `load_fitted`.
     """
     config = settings_of_run(run_dir, read_manifest(run_dir))
     if prompt != "whole_image" and not row_of(config).takes_prompt:
@@ -98,10 +93,7 @@ def _segment(
     large = enlarge(placement, config.image_factor) if config.image_factor > 1 else placement
     frame = image_to_frame(image, large).astype(np.float32) / 255.0
     sizes = torch.tensor([placement.valid_hw], device=module.device)
-    batch = {
-        "image": torch.from_numpy(frame)[None, None].to(module.device),
-        "valid_hw": sizes,
-    }
+    batch = {"image": torch.from_numpy(frame)[None, None].to(module.device), "valid_hw": sizes}
     logits = module.predict(batch, whole_image_boxes(sizes))
     if prompt == "predicted_box":
         logits = module.predict(batch, predicted_boxes(logits, valid_hw=sizes))

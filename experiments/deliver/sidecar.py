@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamodules.attribution import HC18_LICENCE
 from datamodules.samples import PHANTOM_MARKER
-from datamodules.storage import file_sha256
+from datamodules.storage import file_sha256, write_json
 from experiments.store.provenance import package_version
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
 
@@ -32,28 +32,27 @@ NORMALISATION = {
         "yourself: pixel_mean and pixel_std then only divide by 255"
     ),
 }
-BOX = (
-    "x0, y0, x1, y1, both corners inclusive, pixel centres being integers: x moves to "
-    "(x + 0.5) * scale - 0.5 when the image is resized"
-)
 _PACKAGES = ("sonosweep", "torch", "segment-anything", "diffusers", "peft", "transformers")
 
 
-def sam_sidecar(
-    config: SegmenterConfig, manifest: Mapping[str, Any], *, sam: "Sam", weights: Path
-) -> dict[str, Any]:
-    """Describe an exported SAM: what its weights cannot say of how to use them.
+def write_sidecar(
+    folder: Path, manifest: Mapping[str, Any], *, weights: Path, about: Mapping[str, Any]
+) -> None:
+    """Write sonosweep.json beside exported weights of a run: their origin, and how to use them."""
+    origin = {
+        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
+        "run": {key: manifest.get(key) for key in ("stage", "id", "sweep", "git_sha")},
+        "data": data_line(manifest),
+        "versions": {package: package_version(package) for package in _PACKAGES},
+    }
+    write_json(folder / "sonosweep.json", {**origin, **about})
 
-    Args:
-        config: Its settings.
-        manifest: Of its run.
-        sam: The network.
-        weights: The written file.
-    """
+
+def about_sam(config: SegmenterConfig, sam: "Sam") -> dict[str, Any]:
+    """What the weights of a SAM cannot say of how to use them."""
     from lightning_modules.segmenters.sam.backbones import normalisation_of
 
     return {
-        **_origin(manifest, weights=weights),
         "backbone": config.backbone,
         "tuning": config.tuning,
         "input": {
@@ -71,29 +70,12 @@ def sam_sidecar(
             "trained_under": list(config.train_prompts),
             "jitter_max_px": config.jitter_max_px,
             "whole_image": "the box of the whole image: 0, 0, width - 1, height - 1",
-            "box": BOX,
+            "box": (
+                "x0, y0, x1, y1, both corners inclusive, pixel centres being integers: x moves to "
+                "(x + 0.5) * scale - 0.5 when the image is resized"
+            ),
         },
         "output": "logits; above 0 is head",
-    }
-
-
-def generator_sidecar(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
-    """Describe an exported Stable Diffusion generator.
-
-    Args:
-        manifest: Of its run.
-        weights: The LoRA file.
-    """
-    settings = manifest.get("config", {}).get("stable_diffusion")
-    return {**_origin(manifest, weights=weights), "stable_diffusion": settings}
-
-
-def _origin(manifest: Mapping[str, Any], *, weights: Path) -> dict[str, Any]:
-    return {
-        "weights": {"file": weights.name, "sha256": file_sha256(weights)},
-        "run": {key: manifest.get(key) for key in ("stage", "id", "sweep", "git_sha")},
-        "data": data_line(manifest),
-        "versions": {package: package_version(package) for package in _PACKAGES},
     }
 
 

@@ -21,8 +21,6 @@ from datamodules.synthetic import (
     write_metadata,
     write_pair,
 )
-from experiments.deliver import croissant
-from experiments.deliver import dataset as dataset_export
 from experiments.deliver.dataset import export_dataset
 from experiments.results import report
 from experiments.store.runs import write_done, write_started
@@ -317,8 +315,10 @@ def test_one_attribution():
     assert "CC BY 4.0" in HC18_LICENCE
 
 
-def test_context_is_the_published_one():
+def test_context_is_the_published_one(store, tmp_path):
     from mlcroissant._src.core.rdf import make_context
 
-    assert make_context() == croissant.CONTEXT
-    assert dataset_export.VERSION == "1.0.0"
+    export_dataset(gated(store), tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "croissant.json").read_text())
+    assert described["@context"] == make_context()
+    assert described["version"] == "1.0.0"
