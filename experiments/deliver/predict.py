@@ -19,7 +19,7 @@ from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.samples import read_pixel_sizes
 from datamodules.storage import commit_folder, require_new, write_atomic, write_json
-from experiments.deliver.submission import PROMPTS, ellipse_of_mask, shown_progress
+from experiments.deliver.submission import PROMPTS, ellipse_of_mask, segmented
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
 
@@ -28,31 +28,24 @@ from experiments.store.runs import read_manifest
 class Prediction:
     """What was found in one image; the fields are the columns of predictions.csv.
 
-    Attributes:
-        filename: Of the image, with its ending.
-        found: Whether the predicted mask gives an ellipse; the numbers are None otherwise.
-        center_x_px: Column of the ellipse's centre; 0 is the centre of the first pixel.
-        center_y_px: Row of the centre, likewise; y points down.
-        semi_major_px: Longer semi-axis, px.
-        semi_minor_px: Shorter semi-axis, px.
-        theta_rad: Angle of the longer axis, from +x towards +y (down), in [0, pi).
-        hc_px: Circumference of the ellipse, px.
-        pixel_size_mm: Side of a pixel, or None where it is unknown.
-        hc_mm: Head circumference; None without a pixel size.
-        reason: Why nothing was found; "" otherwise.
+    The ellipse and what follows from it are None where nothing was found; see `Ellipse`.
     """
 
     filename: str
     found: bool
+    """Whether the predicted mask gives an ellipse."""
     center_x_px: float | None = None
     center_y_px: float | None = None
     semi_major_px: float | None = None
     semi_minor_px: float | None = None
     theta_rad: float | None = None
     hc_px: float | None = None
+    """Circumference of the ellipse."""
     pixel_size_mm: float | None = None
     hc_mm: float | None = None
+    """Head circumference; None without a pixel size too."""
     reason: str = ""
+    """Why nothing was found."""
 
 
 COLUMNS = tuple(field.name for field in fields(Prediction))
@@ -72,21 +65,14 @@ def prediction_of_mask(
         The ellipse and its circumference; or, for a mask that is empty or full or whose outline
         gives no ellipse in the image, the reason.
     """
+    known = {"filename": filename, "pixel_size_mm": pixel_size_mm}
     try:
         ellipse = ellipse_of_mask(mask)
     except ValueError as error:
-        return Prediction(
-            filename=filename, found=False, pixel_size_mm=pixel_size_mm, reason=str(error)
-        )
+        return Prediction(**known, found=False, reason=str(error))
     hc_px = perimeter_px(ellipse)
-    return Prediction(
-        filename=filename,
-        found=True,
-        **asdict(ellipse),
-        hc_px=hc_px,
-        pixel_size_mm=pixel_size_mm,
-        hc_mm=None if pixel_size_mm is None else hc_px * pixel_size_mm,
-    )
+    hc_mm = None if pixel_size_mm is None else hc_px * pixel_size_mm
+    return Prediction(**known, found=True, **asdict(ellipse), hc_px=hc_px, hc_mm=hc_mm)
 
 
 def predictions_text(predictions: Sequence[Prediction]) -> str:
@@ -99,15 +85,7 @@ def predictions_text(predictions: Sequence[Prediction]) -> str:
 def pixel_sizes(
     paths: Mapping[str, Path], *, pixel_size_mm: float | None, table: Path | None
 ) -> dict[str, float | None]:
-    """Find the pixel size of each image.
-
-    Args:
-        paths: Images by stem.
-        pixel_size_mm: One for all of them, mm.
-        table: CSV with HC18's columns, a row for each image; others are not read.
-
-    Returns:
-        Pixel size in mm by stem; None for all where neither is given.
+    """Pixel size of each image in mm by stem, of all or by a row of HC18's columns; or None.
 
     Raises:
         InputError: Both are given, one is no positive number, or an image has no row.
@@ -141,38 +119,22 @@ def predict_command(
 ) -> dict[str, Any]:
     """Segment images into masks/, overlays/, predictions.csv and summary.json of a new folder.
 
-    Args:
-        run_dir: Directory of a fitted segmenter.
-        places: Images, and folders of images.
-        out: Folder to write, there whole or not at all.
-        pixel_size_mm: Of all images, or None.
-        pixel_size_table: CSV with the pixel size of each image, or None.
-        prompt: One of `PROMPTS`.
-        console: Where progress is shown.
-
     Returns:
         What summary.json holds.
 
     Raises:
         InputError: For a user's mistake; nothing is written then.
-        WeightsError: The backbone's weights are missing or others.
     """
     one_of(prompt, PROMPTS, option="--prompt")
     require_new(out)
     manifest = read_manifest(run_dir)
     paths, left = find_images(places)
     sizes = pixel_sizes(paths, pixel_size_mm=pixel_size_mm, table=pixel_size_table)
-    # Here, because they import torch: a wrong path is refused before that.
-    from experiments.deliver.inference import load_run, segment_images
-
-    with console.status("loading the segmenter"):
-        module = load_run(run_dir, prompt=prompt)
     with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         with console.status("reading the images"):
             grey, scaled = _prepare(paths, Path(scratch))
         predictions = []
-        found = segment_images(module, grey, prompt=prompt)
-        for stem, mask in shown_progress(found, total=len(paths), console=console):
+        for stem, mask in segmented(run_dir, grey, prompt=prompt, console=console):
             _write_pictures(folder, mask, image_path=grey[stem])
             name, size = paths[stem].name, sizes[stem]
             predictions.append(prediction_of_mask(mask, filename=name, pixel_size_mm=size))
@@ -196,14 +158,11 @@ def predict_command(
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Say what was written, what was found, and what the reader should know."""
     lines = [f"{name}: {reason}" for name, reason in summary["not_found"].items()]
-    scaled = summary["scaled_to_8_bit"]
+    scaled, left = summary["scaled_to_8_bit"], summary["not_read"]
     if scaled:
-        ranges = [f"{name} {low}..{high}" for name, (low, high) in scaled.items()]
-        lines.append(
-            f"{len(scaled)} images of more than 8 bit were scaled from their own range to 0..255: "
-            + some_names(ranges)
-        )
-    left = summary["not_read"]
+        ranges = some_names([f"{name} {low}..{high}" for name, (low, high) in scaled.items()])
+        what = "images of more than 8 bit were scaled from their own range to 0..255"
+        lines.append(f"{len(scaled)} {what}: {ranges}")
     if left:
         lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
     if all(p["pixel_size_mm"] is None for p in summary["predictions"]):

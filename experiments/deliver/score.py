@@ -1,8 +1,7 @@
 """`sonosweep score`: masks made elsewhere, scored by the protocol of our own evaluation."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,13 +9,21 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.allowed import one_of
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
 from datamodules.layouts import LAYOUTS, layout_of
 from datamodules.mask_folder import find_masks, read_mask, some_names
 from datamodules.samples import Sample
 from datamodules.split_file import SplitFile, read_split_file
-from datamodules.storage import commit_folder, content_key, file_sha256, write_atomic
+from datamodules.storage import (
+    commit_folder,
+    content_key,
+    file_sha256,
+    require_new,
+    write_atomic,
+    write_json,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +59,7 @@ class Score:
     """Images without a file, counted as empty predictions."""
     empty: tuple[str, ...] = ()
     """Images whose file holds no foreground."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What the reader should know, one sentence each."""
 
     def measures(self) -> dict[str, float]:
@@ -181,13 +188,12 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
 def as_dict(score: Score) -> dict[str, Any]:
     """The scores for a program: plain values, and no key for what cannot be measured."""
     row, split = score.results.iloc[0], score.split
+    named = {} if split is None else {k: getattr(split, k) for k in ("name", "version", "sha256")}
     return {
         "name": score.name,
         "trial_id": row["trial_id"],
         "cohort": row["test_cohort"],
-        "split": None
-        if split is None
-        else {"name": split.name, "version": split.version, "sha256": split.sha256},
+        "split": named or None,
         "n_images": int(row["n_images"]),
         "n_exams": int(row["n_exams"]),
         **score.measures(),
@@ -212,27 +218,12 @@ def print_score(score: Score, console: Console) -> None:
 
 
 def write_score(score: Score, out: Path) -> None:
-    """Write per_image.csv, results.csv, score.json and summary.md, all or nothing.
-
-    Raises:
-        InputError: The folder exists.
-    """
-    check_out(out)
+    """Write per_image.csv, results.csv, score.json and summary.md, all or nothing."""
     with commit_folder(out) as folder:
         score.per_image.to_csv(folder / "per_image.csv", index=False)
         score.results.to_csv(folder / "results.csv", index=False)
-        write_atomic(folder / "score.json", json.dumps(as_dict(score), indent=1) + "\n")
+        write_json(folder / "score.json", as_dict(score))
         write_atomic(folder / "summary.md", _markdown(score))
-
-
-def check_out(out: Path) -> None:
-    """Refuse a folder that exists, before an hour is spent on what cannot be written.
-
-    Raises:
-        InputError: It exists.
-    """
-    if out.exists():
-        raise InputError(f"{out}: exists; choose another folder, or remove it")
 
 
 def score_command(
@@ -246,15 +237,11 @@ def score_command(
     out: Path | None,
     console: Console,
 ) -> Score:
-    """What `sonosweep score` does before it prints.
-
-    Raises:
-        InputError: For anything wrong with the masks, the data or the options.
-    """
-    if missing not in MISSING:
-        raise InputError(f"--missing {missing}: unknown; choose one of {', '.join(MISSING)}")
+    """What `sonosweep score` does before it prints."""
+    one_of(missing, MISSING, option="--missing")
     if out is not None:
-        check_out(out)
+        # Before an hour is spent on what cannot be written.
+        require_new(out)
     published = None if split is None else read_split_file(split)
     samples = read_references(root, layout=layout)
     with console.status("scoring") as status:
@@ -290,29 +277,25 @@ def _where(score: Score) -> str:
 
 
 def _sentences(score: Score) -> list[str]:
-    sentences = list(score.notes)
-    if score.missing:
-        names = ", ".join(score.missing)
-        sentences.append(f"{len(score.missing)} images have no mask, counted as empty: {names}")
-    if score.empty:
-        sentences.append(f"{len(score.empty)} masks are empty: {', '.join(score.empty)}")
-    if score.missing or score.empty:
-        sentences.append(
-            "an empty prediction is never left out: Dice 0, circumference 0 mm, Hausdorff distance "
-            "the image's diagonal"
-        )
-    absent = score.results.iloc[0]["trimesters_missing"]
-    if absent and "dice_trimester_weighted_mean" in score.measures():
-        sentences.append(f"no image of trimester {absent}; the other weights were scaled up")
-    if "hc_abs_err_mm_mean" not in score.measures():
-        sentences.append("no pixel sizes: measures in mm are absent")
-    return sentences
+    """What the reader should know; the first ones name what was counted as empty."""
+    absent, known = score.results.iloc[0]["trimesters_missing"], score.measures()
+    missing, empty = ", ".join(score.missing), ", ".join(score.empty)
+    zero = "Dice 0, circumference 0 mm, Hausdorff distance the image's diagonal"
+    sentences = {
+        f"{len(score.missing)} images have no mask, counted as empty: {missing}": missing,
+        f"{len(score.empty)} masks are empty: {empty}": empty,
+        f"an empty prediction is never left out: {zero}": missing or empty,
+        f"no image of trimester {absent}; the other weights were scaled up": absent
+        and "dice_trimester_weighted_mean" in known,
+        "no pixel sizes: measures in mm are absent": "hc_abs_err_mm_mean" not in known,
+    }
+    return [*score.notes, *(sentence for sentence, is_so in sentences.items() if is_so)]
 
 
 def _markdown(score: Score) -> str:
-    lines = [f"# {score.name}", "", f"Scored on {_where(score)}, at the original size.", ""]
-    lines += ["| measure | value |", "|---|---|"]
-    lines += [f"| {label} | {text} |" for label, text in _table(score)]
-    lines += ["", f"Id of the masks: {score.results.iloc[0]['trial_id']}", ""]
-    lines += [f"- {sentence}" for sentence in _sentences(score)]
+    rows = [f"| {label} | {text} |" for label, text in _table(score)]
+    head = [f"# {score.name}", "", f"Scored on {_where(score)}, at the original size.", ""]
+    ends = ["", f"Id of the masks: {score.results.iloc[0]['trial_id']}", ""]
+    notes = [f"- {sentence}" for sentence in _sentences(score)]
+    lines = [*head, "| measure | value |", "|---|---|", *rows, *ends, *notes]
     return "\n".join(lines).rstrip() + "\n"

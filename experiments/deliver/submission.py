@@ -5,7 +5,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -98,23 +98,17 @@ def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> Sub
 def _fault(row: SubmissionRow, *, size_hw: tuple[int, int], pixel_size_mm: float) -> str | None:
     """What no head in this image can have, or None; pixels or degrees are mostly caught too."""
     height_mm, width_mm = (side * pixel_size_mm for side in size_hw)
-    half_mm = pixel_size_mm / 2
-    a, b = row.semi_axes_a_mm, row.semi_axes_b_mm
-    if not all(math.isfinite(value) for value in astuple(row)[1:]):
-        return "a value is not finite"
-    for name, value, end in (
-        ("center_x_mm", row.center_x_mm, width_mm),
-        ("center_y_mm", row.center_y_mm, height_mm),
-    ):
-        if not -half_mm <= value <= end - half_mm:
-            return f"{name}={value:.2f} lies outside the image of {width_mm:.2f}x{height_mm:.2f} mm"
-    if not 0 < b <= a:
-        return f"semi_axes_a_mm={a:.2f} and semi_axes_b_mm={b:.2f} are not a >= b > 0"
-    if a > math.hypot(height_mm, width_mm):
-        return f"semi_axes_a_mm={a:.2f} exceeds the image of {width_mm:.2f}x{height_mm:.2f} mm"
-    if not 0 <= row.angle_rad < math.pi:
-        return f"angle_rad={row.angle_rad:.4f} is not in [0, pi), in radians"
-    return None
+    half_mm, image = pixel_size_mm / 2, f"the image of {width_mm:.2f}x{height_mm:.2f} mm"
+    x, y, a, b, angle = values = astuple(row)[1:]
+    checks = (
+        (all(map(math.isfinite, values)), "a value is not finite"),
+        (-half_mm <= x <= width_mm - half_mm, f"center_x_mm={x:.2f} lies outside {image}"),
+        (-half_mm <= y <= height_mm - half_mm, f"center_y_mm={y:.2f} lies outside {image}"),
+        (0 < b <= a, f"semi_axes_a_mm={a:.2f} and semi_axes_b_mm={b:.2f} are not a >= b > 0"),
+        (a <= math.hypot(height_mm, width_mm), f"semi_axes_a_mm={a:.2f} exceeds {image}"),
+        (0 <= angle < math.pi, f"angle_rad={angle:.4f} is not in [0, pi), in radians"),
+    )
+    return next((message for is_fine, message in checks if not is_fine), None)
 
 
 def submission_text(rows: Sequence[SubmissionRow]) -> str:
@@ -125,17 +119,10 @@ def submission_text(rows: Sequence[SubmissionRow]) -> str:
 
 
 def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
-    """Check a submission against HC18's test part.
+    """Check a submission against HC18's test part; its rows.
 
     Columns and their order, one row for each test image in the order of the pixel-size CSV,
     centres inside the image (mm), a >= b > 0, angles in [0, pi).
-
-    Args:
-        path: CSV file.
-        test_root: Folder that holds test_set/ and test_set_pixel_size.csv.
-
-    Returns:
-        The rows.
 
     Raises:
         InputError: The first fault, with its row.
@@ -201,16 +188,7 @@ def submit_command(
     skip_degenerate: bool,
     console: Console,
 ) -> None:
-    """Segment the images of a folder; write the submission, the masks, or both.
-
-    Args:
-        run_dir: Directory of a fitted segmenter.
-        test_root: HC18's folder, or for masks alone a cohort's with image/.
-        out: CSV to write, or None.
-        masks: New folder for `<id>.png` (0 and 255), or None.
-        prompt: One of `PROMPTS`.
-        skip_degenerate: Leave out rows without an ellipse, instead of writing no file.
-        console: Where progress and names are shown.
+    """Segment the images of HC18's folder, or a cohort's; write the submission, the masks, or both.
 
     Raises:
         InputError: For a user's mistake; or an ellipse is missing and is not to be skipped.
@@ -223,17 +201,11 @@ def submit_command(
     if masks is not None:
         require_new(masks)
     paths, samples = _images(test_root, is_submission=out is not None)
-    # Here, because they import torch: a wrong folder is refused before that.
-    from experiments.deliver.inference import load_run, segment_images
-
-    with console.status("loading the segmenter"):
-        module = load_run(run_dir, prompt=prompt)
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
-        found = segment_images(module, paths, prompt=prompt)
-        for name, mask in shown_progress(found, total=len(paths), console=console):
+        for name, mask in segmented(run_dir, paths, prompt=prompt, console=console):
             if folder is not None:
                 cv2.imwrite(str(folder / f"{name}.png"), mask * 255)
             if out is not None:
@@ -269,25 +241,19 @@ def write_submission(
 
 
 def check_command(path: Path, *, test_root: Path, console: Console) -> None:
-    """What `sonosweep submit --check` does.
-
-    Raises:
-        InputError: The file is no valid submission.
-    """
+    """What `sonosweep submit --check` does."""
     rows = validate_submission(path, test_root)
     console.print(_verdict(path, rows=rows, degenerate={}), soft_wrap=True)
 
 
 def _verdict(path: Path, *, rows: Sequence[SubmissionRow], degenerate: Mapping[str, str]) -> str:
+    n = len(rows)
     if degenerate:
-        left_out = f"{path}: {len(rows)} rows, {len(degenerate)} left out"
-        return f"{left_out}; this is not a valid submission"
-    if len(rows) == N_CHALLENGE:
-        return f"{path}: a valid submission of {len(rows)} rows"
-    return (
-        f"{path}: {len(rows)} rows, valid for these test images; the challenge's own test set has "
-        f"{N_CHALLENGE}"
-    )
+        return f"{path}: {n} rows, {len(degenerate)} left out; this is not a valid submission"
+    if n == N_CHALLENGE:
+        return f"{path}: a valid submission of {n} rows"
+    own = f"the challenge's own test set has {N_CHALLENGE}"
+    return f"{path}: {n} rows, valid for these test images; {own}"
 
 
 def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[str, Sample]]:
@@ -301,15 +267,20 @@ def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[s
     return paths, {}
 
 
-def shown_progress(
-    masks: Iterable[tuple[str, np.ndarray]], *, total: int, console: Console
+def segmented(
+    run_dir: Path, paths: Mapping[str, Path], *, prompt: str, console: Console
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Pass masks on and show how many: in place on a terminal, a line now and then in a log."""
+    """`segment_images` by a run; shows how many, in place or by a line now and then in a log."""
+    # Here, because it imports torch: a wrong path is refused before that.
+    from experiments.deliver.inference import load_run, segment_images
+
+    with console.status("loading the segmenter"):
+        module = load_run(run_dir, prompt=prompt)
     last = time.monotonic()
     with console.status("segmenting") as status:
-        for done, found in enumerate(masks, start=1):
-            status.update(f"segmenting images {done}/{total}")
+        for done, found in enumerate(segment_images(module, paths, prompt=prompt), start=1):
+            status.update(f"segmenting images {done}/{len(paths)}")
             if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
                 last = time.monotonic()
-                console.print(f"segmented {done} of {total} images")
+                console.print(f"segmented {done} of {len(paths)} images")
             yield found
