@@ -57,9 +57,7 @@ def summary_of(scores: pd.DataFrame) -> dict[str, float]:
 def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
     """The text of a sweep's YAML: a parameter an axis, and the command of one trial.
 
-    Args:
-        recipe: Path or shipped name, as the agents' machines find it.
-        overrides: `key=value` words. An axis becomes a parameter; the rest stands in the command.
+    The recipe is named as the agents' machines find it; other words than axes stay in the command.
 
     Raises:
         InputError: For a wrong word, or a grid with both counts and fractions.
@@ -71,7 +69,7 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
             "sweep: real_count and real_fraction are both given, and a W&B sweep has one amount a "
             "trial; empty one of them, as in sweep.real_fraction=[]"
         )
-    values = {axis: list(getattr(grid, axis)) for axis in AXES if getattr(grid, axis)}
+    values = {axis: {"values": list(v)} for axis in AXES if (v := getattr(grid, axis))}
     axes = {f"sweep.{axis}" for axis in AXES}
     fixed = [word for word in overrides if word.partition("=")[0] not in axes]
     content: dict[str, Any] = {
@@ -81,13 +79,13 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
         "program": "sonosweep",
         "method": "grid",
         "metric": {"name": f"dice/{config.evaluation.prompts[0]}", "goal": "maximize"},
-        "parameters": {axis: {"values": listed} for axis, listed in values.items()},
+        "parameters": values,
         # Its arguments come last: the later of two words for one key counts.
         "command": ["sonosweep", "trial", recipe, *fixed, "${args_no_hyphens}"],
     }
     if config.wandb.entity is not None:
         content["entity"] = config.wandb.entity
-    n = math.prod(len(listed) for listed in values.values())
+    n = math.prod(len(each["values"]) for each in values.values())
     return (
         f"# {n} runs. Start: wandb sweep FILE, then on each machine the agent that it names.\n"
         "# Trials share one store: what is done is not done again. No controls, table or report:\n"

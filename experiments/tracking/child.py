@@ -89,16 +89,16 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
     """The fixed test images of a trial, with the prediction and the reference as masks."""
     images = []
     for item in shown.get("images", []):
-        image = read_image(Path(item["image"]))
+        image, sample_id, prompt = (
+            read_image(Path(item["image"])),
+            item["sample_id"],
+            shown["prompt"],
+        )
         bias_px = item["filled_bias_px"]
         reference = read_annotation(Path(item["annotation"]), filled_bias_px=bias_px).mask
+        where = {"prompt": prompt, "sample_id": sample_id, "size_hw": image.shape}
         try:
-            predicted = read_prediction(
-                Path(shown["run_dir"]),
-                prompt=shown["prompt"],
-                sample_id=item["sample_id"],
-                size_hw=image.shape,
-            )
+            predicted = read_prediction(Path(shown["run_dir"]), **where)
         except KeyError:
             continue
         masks = {
@@ -108,8 +108,8 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             }
             for name, mask in (("prediction", predicted), ("reference", reference))
         }
-        caption = f"{item['sample_id']}, {shown['prompt']}"
-        images.append(wandb.Image(_small(image, cv2.INTER_AREA), caption=caption, masks=masks))
+        small = _small(image, cv2.INTER_AREA)
+        images.append(wandb.Image(small, caption=f"{sample_id}, {prompt}", masks=masks))
     return images
 
 
@@ -117,29 +117,25 @@ def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataF
     """The sweep's own run: its table, a row a trial, its figure, and where the report is."""
     folder = Path(request["folder"])
     rows = [
-        {
-            "trial": trial["id"],
-            "job": trial["job_type"],
-            **{k: v for k, v in trial["config"].items() if k != "score_ids"},
-            **trial_summary(per_image, trial["id"]),
-        }
+        {"trial": trial["id"], "job": trial["job_type"]}
+        | {k: v for k, v in trial["config"].items() if k != "score_ids"}
+        | trial_summary(per_image, trial["id"])
         for trial in request["trials"]
     ]
     tables = {"results": pd.read_csv(folder / "results.csv"), "trials": pd.DataFrame(rows)}
-    logs = {name: _table(frame) for name, frame in tables.items() if not frame.empty}
-    run.log({**logs, "figure": wandb.Image(str(folder / "figure.png"))})
-    report = f"{folder.name}/report.html"
-    run.summary.update(
-        {"finding": request["finding"], "report": report, "n_trials": len(request["trials"])}
-    )
-
-
-def _table(frame: pd.DataFrame) -> wandb.Table:
     # None instead of NaN: a column of W&B has one type, or none.
-    plain = frame.astype(object).where(frame.notna(), None)
-    return wandb.Table(
-        columns=list(plain.columns), data=plain.to_numpy().tolist(), allow_mixed_types=True
-    )
+    logs = {
+        name: wandb.Table(
+            columns=list(frame.columns),
+            data=frame.astype(object).where(frame.notna(), None).to_numpy().tolist(),
+            allow_mixed_types=True,
+        )
+        for name, frame in tables.items()
+        if not frame.empty
+    }
+    run.log({**logs, "figure": wandb.Image(str(folder / "figure.png"))})
+    about = {"finding": request["finding"], "n_trials": len(rows)}
+    run.summary.update(about | {"report": f"{folder.name}/report.html"})
 
 
 def _small(picture: np.ndarray, interpolation: int) -> np.ndarray:

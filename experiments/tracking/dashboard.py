@@ -44,11 +44,7 @@ class LoggedRun:
 
 
 def find_runs(folder: Path) -> list[LoggedRun]:
-    """Runs of a sweep's stages, and those of its summary.
-
-    Args:
-        folder: Folder of the sweep; the store stands beside it.
-    """
+    """Runs of a sweep's stages, in the store beside its folder, and those of its summary."""
     stages = [(key.split("/")[0], folder.parent / "store" / key) for key in read_plan(folder).keys]
     return [
         LoggedRun(path=path, stage=stage)
@@ -64,9 +60,6 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
 
     It lists directories by the first thirty letters of their names or so, and finds a run's file
     by the name of its directory. So each run gets a directory of its own, and links in it.
-
-    Returns:
-        `folder/wandb-view`, made anew.
     """
     view = folder / VIEW_NAME
     shutil.rmtree(view, ignore_errors=True)
@@ -82,12 +75,8 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
 
 
 def short_name(run_id: str, *, sweep: str, stage: str) -> str:
-    """A run's id with what tells it from others in front: `n20-synthetic-fit-0bc03dd7-s0`.
-
-    Args:
-        run_id: Such as `<sweep>-synthetic-n20-0bc03dd7-s0`.
-        sweep: Name of the sweep, which is left out.
-        stage: Stage that logged it; empty for one of the sweep's summary.
+    """A run's id, `<sweep>-synthetic-n20-0bc03dd7-s0`, with what tells it from others in front and
+    the stage that logged it, if any: `n20-synthetic-fit-0bc03dd7-s0`.
     """
     parts = _ID.fullmatch(run_id)
     if parts is None:
@@ -98,13 +87,7 @@ def short_name(run_id: str, *, sweep: str, stage: str) -> str:
 
 
 def dashboard_command(sweep: str, *, root: Path, push: str | None, console: Console) -> None:
-    """Open a sweep's runs in the terminal, or push them.
-
-    Args:
-        sweep: Folder of a sweep, or its name.
-        root: Folder of the sweeps.
-        push: `ENTITY/PROJECT`, or None to open the terminal's dashboard.
-        console: Where to print.
+    """Open a sweep's runs in the terminal, or push them to `ENTITY/PROJECT`.
 
     Raises:
         InputError: For an unknown sweep, one without runs, or a server that cannot be used.
@@ -133,10 +116,6 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
 
     Runs that were synced are marked by W&B and skipped the next time; views that have not changed
     are not made again.
-
-    Raises:
-        InputError: If `to` is no `ENTITY/PROJECT`, there is no login, or the server is away.
-        SystemExit: Where W&B could not take it.
     """
     entity, _, project = to.partition("/")
     if not entity or not project or "/" in project:
@@ -153,29 +132,24 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
 
 
 def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
-    """Save the workspace and the report of a sweep, unless the same ones are there already.
-
-    Returns:
-        A line for each with its address.
-
-    Raises:
-        SystemExit: Where W&B refuses them.
-    """
+    """Save the workspace and the report of a sweep, unless the same ones are there; their lines."""
     import wandb
 
     from experiments.tracking.views import Place, make_report, make_workspace
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    prompts = config["evaluation"]["prompts"]
-    name = config["name"]
+    name, prompts = config["name"], config["evaluation"]["prompts"]
     # A change of the views' code changes what is saved.
     views_code = Path(__file__).with_name("views.py").read_text()
     key = content_key([name, prompts, views_code, server_url()])
-    known = _read_views(folder)
-    place = Place(entity=entity, project=project, sweep=name)
+    try:
+        known = json.loads((folder / VIEWS_NAME).read_text())
+    except (OSError, ValueError):
+        known = {}
     found = known.get(f"{entity}/{project}", {})
     if found.get("key") != key:
         os.environ["WANDB_SILENT"] = "true"
+        place = Place(entity=entity, project=project, sweep=name)
         try:
             workspace = make_workspace(place, prompts=prompts).save()
             report = make_report(place, prompts=prompts).save()
@@ -185,13 +159,6 @@ def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
         found = {"key": key, "workspace": workspace.url, "report": report.url}
         write_json(folder / VIEWS_NAME, {**known, f"{entity}/{project}": found})
     return [f"workspace  {found['workspace']}", f"report     {found['report']}"]
-
-
-def _read_views(folder: Path) -> dict[str, dict[str, str]]:
-    try:
-        return json.loads((folder / VIEWS_NAME).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def _wandb(*words: str) -> None:

@@ -25,12 +25,7 @@ LOG_NAME = "wandb.log"
 
 
 def log_sweep(sweep: Sweep, *, key: str, finding: str) -> str | None:
-    """Log what W&B does not have yet of a sweep's outcome.
-
-    Args:
-        sweep: The sweep, its outputs written.
-        key: Hash of its outputs.
-        finding: What was found, in sentences.
+    """Log what W&B does not have yet of a sweep's outcome, of which `key` is a hash.
 
     Returns:
         One line on what went wrong, or None.
@@ -77,7 +72,8 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     if any(sweep.runs[key].state not in ("done", "reused") for key in spec.keys):
         return None
     first = spec.fit_key or min(spec.score_keys.values())
-    made_by = json.loads(_path(sweep, first, "manifest.json").read_text()).get("sweep", "")
+    manifest = sweep.store.root / "store" / first / "manifest.json"
+    made_by = json.loads(manifest.read_text()).get("sweep", "")
     kind = "trial" if made_by == sweep.config.name else "reused"
     content = {
         **spec.axes,
@@ -105,20 +101,17 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
     known = [prompt for prompt in sweep.config.evaluation.prompts if prompt in scored]
     prompt = (known or scored)[0]
     key = spec.score_keys[sweep.data.name, prompt]
-    shown = fixed_images(sweep.plan.nodes[key])
-    return {
-        "run_dir": str(_path(sweep, key, "")),
-        "prompt": prompt,
-        "images": [
-            {
-                "sample_id": sample.sample_id,
-                "image": str(sample.image_path),
-                "annotation": str(sample.annotation_path),
-                "filled_bias_px": sample.filled_bias_px,
-            }
-            for sample in (sweep.data.samples[sample_id] for sample_id in shown)
-        ],
-    }
+    shown = [sweep.data.samples[name] for name in fixed_images(sweep.plan.nodes[key])]
+    images = [
+        {
+            "sample_id": sample.sample_id,
+            "image": str(sample.image_path),
+            "annotation": str(sample.annotation_path),
+            "filled_bias_px": sample.filled_bias_px,
+        }
+        for sample in shown
+    ]
+    return {"run_dir": str(sweep.store.root / "store" / key), "prompt": prompt, "images": images}
 
 
 def fixed_images(node: Node) -> list[str]:
@@ -126,10 +119,6 @@ def fixed_images(node: Node) -> list[str]:
     ids = sorted(sample_id for sample_id, _ in node.content["test"])
     n = min(N_OVERLAYS, len(ids))
     return [ids[number * len(ids) // n] for number in range(n)]
-
-
-def _path(sweep: Sweep, key: str, name: str) -> Path:
-    return sweep.store.root / "store" / key / name
 
 
 def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str | None:
@@ -145,7 +134,7 @@ def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str
             start_new_session=True,
         )
         try:
-            code: int | None = child.wait(timeout_s)
+            code = child.wait(timeout_s)
         except subprocess.TimeoutExpired:
             code = None
         finally:

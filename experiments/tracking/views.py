@@ -22,12 +22,7 @@ class Place:
 
 
 def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
-    """The saved view of a sweep: its runs alone, grouped by condition.
-
-    Args:
-        place: Where.
-        prompts: Prompts under which trials were scored; at least one.
-    """
+    """The saved view of a sweep, scored under prompts: its runs alone, grouped by condition."""
     return ws.Workspace(
         entity=place.entity,
         project=place.project,
@@ -46,52 +41,37 @@ def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
 
 
 def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
-    """A page to read: the workspace's sections, and the final table.
-
-    Args:
-        place: Where.
-        prompts: Prompts under which trials were scored; at least one.
-    """
+    """A page to read: the workspace's sections, and the final table."""
     sections = _sections(prompts)
     sections[FINAL].append(wr.WeavePanelSummaryTable(table_name="results"))
-    runs = wr.Runset(
-        entity=place.entity,
-        project=place.project,
-        name=place.sweep,
-        filters=[ws.Metric("Group") == place.sweep],
-    )
+    where = {"entity": place.entity, "project": place.project}
+    runs = wr.Runset(**where, name=place.sweep, filters=[ws.Metric("Group") == place.sweep])
     introduction = (
         "Each point is the mean over trials of one condition and amount on the main test set; "
         "intervals and tests are in the sweep's own report.html."
     )
+    blocks = [wr.TableOfContents(), wr.P(introduction)]
+    for name, panels in sections.items():
+        blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(
-        entity=place.entity,
-        project=place.project,
+        **where,
         title=f"sonosweep: {place.sweep}"[:128],
         description="Scores of a sweep, by condition and number of real images.",
-        blocks=[
-            wr.TableOfContents(),
-            wr.P(introduction),
-            *(
-                block
-                for name, panels in sections.items()
-                for block in (wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels))
-            ),
-        ],
+        blocks=blocks,
     )
 
 
 def _sections(prompts: Sequence[str]) -> dict[str, list[Any]]:
     """Panels by heading."""
+    # The mean over runs, a line a condition, shaded by its extremes.
     by_condition = {
         "groupby": wr.Config("condition"),
         "groupby_aggfunc": "mean",
         "groupby_rangefunc": "minmax",
     }
-
-    def lines(measure: str) -> list[Any]:
-        """The mean over real images, a line a condition, shaded by its extremes."""
-        return [
+    found: dict[str, list[Any]] = {"dice": [], "hc_abs_err_mm": []}
+    for measure, panels in found.items():
+        panels += [
             wr.LinePlot(
                 title=f"{measure} against real images, {prompt}",
                 x="n_real",
@@ -102,34 +82,22 @@ def _sections(prompts: Sequence[str]) -> dict[str, list[Any]]:
             )
             for prompt in prompts
         ]
-
-    points = [
-        wr.ScatterPlot(
-            title=f"dice, a point a trial, {prompt}",
-            x=wr.Config("n_real"),
-            y=wr.SummaryMetric(f"dice/{prompt}"),
-        )
-        for prompt in prompts
-    ]
-    bars = [
-        wr.BarPlot(
-            title=f"hc_abs_err_mm by condition, {prompt}",
-            metrics=[wr.SummaryMetric(f"hc_abs_err_mm/{prompt}")],
-            **by_condition,
-        )
-        for prompt in prompts
-    ]
+    for prompt in prompts:
+        dice, error = (wr.SummaryMetric(f"{measure}/{prompt}") for measure in found)
+        title = f"dice, a point a trial, {prompt}"
+        found["dice"].append(wr.ScatterPlot(title=title, x=wr.Config("n_real"), y=dice))
+        title = f"hc_abs_err_mm by condition, {prompt}"
+        found["hc_abs_err_mm"].append(wr.BarPlot(title=title, metrics=[error], **by_condition))
     curves = [
         wr.LinePlot(title=f"{name} by condition", x=_LOSS_X, y=[name], **by_condition)
         for name in ("train/loss", "val/dice")
     ]
+    pictures = wr.MediaBrowser(title="predictions and references", media_keys=["overlays"])
     return {
-        "Dice against the number of real images": lines("dice") + points,
-        "Error of the head circumference": lines("hc_abs_err_mm") + bars,
+        "Dice against the number of real images": found["dice"],
+        "Error of the head circumference": found["hc_abs_err_mm"],
         FINAL: [wr.MediaBrowser(title="figure", media_keys=["figure"])],
         "Loss curves": curves,
-        "Predictions on fixed test images": [
-            wr.MediaBrowser(title="predictions and references", media_keys=["overlays"])
-        ],
+        "Predictions on fixed test images": [pictures],
         "What differs between the runs": [wr.RunComparer(diff_only=True)],
     }
