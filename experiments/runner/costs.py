@@ -46,17 +46,12 @@ def n_slots(config: ExperimentConfig) -> int:
 
 
 class Costs:
-    """Costs under a recipe's settings on this machine.
-
-    Args:
-        root: Root of the store; one that is not there has no run.
-        config: The recipe.
-    """
+    """Costs under a recipe's settings on this machine, from a store that may not be there yet."""
 
     def __init__(self, root: Path, *, config: ExperimentConfig) -> None:
         self._store, self._config = Path(root) / "store", resolved(config)
-        devices = (threads_of(config), config.trainer.devices, device_kind(config))
-        self._place = _place(machine(), *devices)
+        devices = config.trainer.devices, device_kind(config)
+        self._place = _place(machine(), threads_of(config), *devices)
         self._runs: dict[str, list[Measured]] = {}
         self._known: dict[tuple[str, str], Cost] = {}
 
@@ -74,8 +69,8 @@ class Costs:
 
     def learn(self, run_dir: Path) -> None:
         """Take a run that has just been finished into account."""
-        stage, run = run_dir.parent.name, _read(run_dir)
-        if run is not None:
+        if (run := _read(run_dir)) is not None:
+            stage = run_dir.parent.name
             self._of_stage(stage).append(run)
             self._known = {key: cost for key, cost in self._known.items() if key[0] != stage}
 
@@ -83,8 +78,7 @@ class Costs:
         if stage not in self._runs:
             markers = (self._store / stage).glob("*/DONE.json")
             latest = sorted((path.stat().st_mtime, path) for path in markers)[-RUNS_READ:]
-            found = [_read(path.parent) for _, path in latest]
-            self._runs[stage] = [run for run in found if run is not None]
+            self._runs[stage] = [run for _, path in latest if (run := _read(path.parent))]
         return self._runs[stage]
 
     def _measured(self, stage: str, traits: str) -> Cost:

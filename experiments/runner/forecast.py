@@ -80,16 +80,7 @@ class Forecast:
 
 
 def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool) -> None:
-    """Print what a sweep would do, as text or as JSON, without a trace in its store.
-
-    Args:
-        config: The recipe.
-        retry_failed: Whether the sweep would try again what failed by an error of its own.
-        as_json: Whether to print JSON.
-
-    Raises:
-        InputError: For a user's mistake.
-    """
+    """Print what a sweep would do, as text or as JSON, without a trace in its store."""
     root, console = Path(config.store.root), Console(stderr=True, highlight=False)
     check_version(root)
     with tempfile.TemporaryDirectory() as scratch, console.status("reading the data") as status:
@@ -113,13 +104,8 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
 def forecast(
     config: ExperimentConfig, *, data: Data, plan: Plan, retry_failed: bool = True
 ) -> Forecast:
-    """Estimate what a plan still takes, from the runs in its store.
-
-    Args:
-        config: The recipe.
-        data: Its images.
-        plan: Its stages.
-        retry_failed: Whether what failed by an error of its own is tried again.
+    """Estimate what a plan still takes, from the runs in its store; `retry_failed` tells whether
+    what failed by an error of its own is tried again.
     """
     sweep, split = Sweep(config, data=data, plan=plan), data.view.split
     if not retry_failed:
@@ -179,54 +165,48 @@ def _shared(plan: Plan) -> list[Shared]:
 
 def forecast_text(found: Forecast) -> str:
     """Write a forecast for people; `dataclasses.asdict` gives it to programs."""
-    paragraphs = [
-        f"{found.name}: {found.cohort}, {found.n_train} train, {found.n_val} validation and "
-        f"{found.n_test} test images. A dry run: nothing is started or written.",
-        f"{_count(sum(found.trials.values()), 'trial')}, {found.trials_done} done"
-        + "".join(f", {name} {n}" for name, n in found.trials.items())
-        + (f"; {_count(found.controls, 'control')}" if found.controls else ""),
+    lines = [
+        *_wrapped(
+            f"{found.name}: {found.cohort}, {found.n_train} train, {found.n_val} validation and "
+            f"{found.n_test} test images. A dry run: nothing is started or written."
+        ),
+        *_wrapped(
+            f"{_count(sum(found.trials.values()), 'trial')}, {found.trials_done} done"
+            + "".join(f", {name} {n}" for name, n in found.trials.items())
+            + (f"; {_count(found.controls, 'control')}" if found.controls else "")
+        ),
+        f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7}{'units':>8}{'about':>10}  estimate",
     ]
-    lines = [*(_wrapped(text) for text in paragraphs), _table(found)]
-    if found.left_out:
-        stages = _count(found.left_out, "stage")
-        lines.append([f"{stages} left out: they failed, or need one that did (--retry-failed)"])
-    shared = [
-        f"{each.trials} trials: {f'{each.stages} x ' * (each.stages > 1)}{each.label}"
-        for each in found.shared
-    ]
-    if shared:
-        shown = [textwrap.shorten(s, WIDTH - 2, placeholder="...") for s in shared[:MOST_LINES]]
-        more = [f"and {len(shared) - MOST_LINES} more"] * (len(shared) > MOST_LINES)
-        lines.append(["made once for several:", *(f"  {line}" for line in shown + more)])
-    lines.append(_wrapped(_time(found)))
-    lines.append([f"disk: about {found.disk_gib:.1f} GiB in all; {found.free_gib:.1f} GiB free"])
-    return "\n".join("\n".join(part) + "\n" for part in lines)
-
-
-def _table(found: Forecast) -> list[str]:
-    head = f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7}{'units':>8}{'about':>10}  estimate"
-    rows = []
     for each in found.stages:
         row = f"{each.stage:14}{each.total:5}{each.done:6}{each.to_do:7}"
         cost = f"{each.units:8}{clock(each.seconds):>10}  {each.source}" if each.to_do else ""
-        rows.append(row + cost)
-    return [head, *rows]
+        lines.append(row + cost)
+    if found.left_out:
+        stages = _count(found.left_out, "stage")
+        lines.append(f"{stages} left out: they failed, or need one that did (--retry-failed)")
+    if found.shared:
+        lines.append("made once for several:")
+    for each in found.shared[:MOST_LINES]:
+        text = f"{each.trials} trials: {f'{each.stages} x ' * (each.stages > 1)}{each.label}"
+        lines.append("  " + textwrap.shorten(text, WIDTH - 2, placeholder="..."))
+    if len(found.shared) > MOST_LINES:
+        lines.append(f"  and {len(found.shared) - MOST_LINES} more")
+    lines += _wrapped(_time(found))
+    lines.append(f"disk: about {found.disk_gib:.1f} GiB in all; {found.free_gib:.1f} GiB free")
+    return "\n".join(lines) + "\n"
 
 
 def _time(found: Forecast) -> str:
-    left = [each for each in found.stages if each.to_do]
-    if not left:
-        return "nothing is left to do"
     measured = {"here": "medians of runs here", "elsewhere": "medians of runs elsewhere"}
-    how = [
-        f"{measured.get(source, source)} ({', '.join(e.stage for e in left if e.source == source)})"
-        for source in SOURCES
-        if any(each.source == source for each in left)
-    ]
-    return (
-        f"about {clock(found.seconds)} with {_count(found.at_once, 'stage')} at once; by "
-        + ", ".join(how)
-    )
+    how = []
+    for source in SOURCES:
+        stages = [each.stage for each in found.stages if each.to_do and each.source == source]
+        if stages:
+            how.append(f"{measured.get(source, source)} ({', '.join(stages)})")
+    if not how:
+        return "nothing is left to do"
+    at_once = _count(found.at_once, "stage")
+    return f"about {clock(found.seconds)} with {at_once} at once; by {', '.join(how)}"
 
 
 def _wrapped(text: str) -> list[str]:

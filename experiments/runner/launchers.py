@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -18,12 +19,9 @@ from experiments.runner.gpus import device_environment
 from experiments.runner.worker import STOPPED, run_node
 from experiments.stages.context import StageContext
 
-MALLOC_TUNABLES = ":".join(
-    (
-        "glibc.malloc.hugetlb=1",
-        "glibc.malloc.mmap_threshold=4294967296",
-        "glibc.malloc.trim_threshold=17179869184",
-    )
+MALLOC_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:"
+    "glibc.malloc.trim_threshold=17179869184"
 )
 
 
@@ -83,11 +81,7 @@ def threads_of(config: ExperimentConfig) -> int:
 
 
 class LocalLauncher:
-    """Processes of this machine: forked ones, or a command where several devices share a stage.
-
-    Args:
-        config: Its devices, workers and threads.
-    """
+    """Processes of this machine: forked ones, or a command where several devices share a stage."""
 
     chains = False
     poll_s = 0.25
@@ -95,9 +89,8 @@ class LocalLauncher:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self._config = config
-        self.slots = slots_of(config)
-        self.threads = threads_of(config)
-        self._busy: dict[int, _ProcessJob | _CommandJob] = {}
+        self.slots, self.threads = slots_of(config), threads_of(config)
+        self._busy: dict[int, _ProcessJob] = {}
         self._spawner: multiprocessing.context.ForkServerContext | None = None
 
     def free(self) -> int:
@@ -110,9 +103,8 @@ class LocalLauncher:
         started: list[Job] = []
         for (context,) in jobs:
             number = next(i for i in range(len(self.slots)) if i not in self._busy)
-            slot = self.slots[number]
-            started.append(self._start(context, slot))
-            self._busy[number] = started[-1]
+            self._busy[number] = _ProcessJob(self._process(context, self.slots[number]))
+            started.append(self._busy[number])
         return started
 
     def leave(self, jobs: Sequence[Job]) -> str:
@@ -124,108 +116,76 @@ class LocalLauncher:
             job.kill(after_s=self.stop_grace_s)
         return ""
 
-    def _start(self, context: StageContext, slot: Slot) -> "_ProcessJob | _CommandJob":
+    def _process(self, context: StageContext, slot: Slot) -> "BaseProcess | subprocess.Popen":
         row = STAGES[context.node.stage]
-        is_distributed = self._config.trainer.devices > 1 and row.is_distributed
-        environment = device_environment(slot.devices if is_distributed else slot.devices[:1])
-        if is_distributed:
-            return _CommandJob(context, threads=self.threads, environment=environment)
+        if self._config.trainer.devices > 1 and row.is_distributed:
+            return _command(context, threads=self.threads, devices=slot.devices)
         if self._spawner is None:
             self._spawner = _forkserver()
-        process = self._spawner.Process(
-            target=run_node, args=(context, row, self.threads, environment)
-        )
+        arguments = (context, row, self.threads, device_environment(slot.devices[:1]))
+        process = self._spawner.Process(target=run_node, args=arguments)
         process.start()
-        return _ProcessJob(process)
+        return process
 
 
 class _ProcessJob:
-    """A forked process."""
+    """A forked process, or a command, whose processes of all devices end together."""
 
-    def __init__(self, process: BaseProcess) -> None:
+    def __init__(self, process: "BaseProcess | subprocess.Popen") -> None:
         self._process = process
 
+    def _code(self) -> int | None:
+        process = self._process
+        return process.exitcode if isinstance(process, BaseProcess) else process.poll()
+
     def ended(self) -> str | None:
-        if self._process.is_alive():
+        code = self._code()
+        if code is None:
             return None
-        self._process.join()
-        return _exit_words(self._process.exitcode)
+        if code < 0:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        if code == STOPPED:
+            return "its process was asked to stop"
+        return f"its process ended with {code}"
 
     @property
     def was_killed(self) -> bool:
-        return _was_killed(self._process.exitcode)
+        code = self._code()
+        return code is not None and (code < 0 or code == STOPPED)
 
     def stop(self) -> None:
-        """Ask it to write a checkpoint and end."""
+        """Ask it to write a checkpoint and end; a command's first process tells the others."""
         self._process.terminate()
 
     def kill(self, *, after_s: float) -> None:
         """Wait that long for its end, then end it."""
-        self._process.join(after_s)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        end = time.monotonic() + after_s
+        while self._code() is None and time.monotonic() < end:
+            time.sleep(0.02)
+        if self._code() is None:
+            if isinstance(self._process, BaseProcess):
+                self._process.kill()
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        while self._code() is None:
+            time.sleep(0.02)
 
 
-class _CommandJob:
+def _command(
+    context: StageContext, *, threads: int, devices: Sequence[int]
+) -> "subprocess.Popen[bytes]":
     """A command of its own: Lightning starts it once more for every further device."""
-
-    def __init__(
-        self,
-        context: StageContext,
-        *,
-        threads: int,
-        environment: dict[str, str],
-    ) -> None:
-        context.run_dir.mkdir(parents=True, exist_ok=True)
-        write_request(context)
-        package = str(ROOT)
-        path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-        # A group of its own: the processes of all devices end together.
-        self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "experiments.runner.distributed",
-                str(context.run_dir),
-                str(threads),
-                str(context.batch_parts),
-            ],
-            env={**os.environ, **environment, "PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-
-    def ended(self) -> str | None:
-        code = self._process.poll()
-        return None if code is None else _exit_words(code)
-
-    @property
-    def was_killed(self) -> bool:
-        return _was_killed(self._process.poll())
-
-    def stop(self) -> None:
-        # The first process tells the others.
-        self._process.terminate()
-
-    def kill(self, *, after_s: float) -> None:
-        try:
-            self._process.wait(after_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-
-
-def _was_killed(code: int | None) -> bool:
-    return code is not None and (code < 0 or code == STOPPED)
-
-
-def _exit_words(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"its process was killed by {signal.Signals(-code).name}"
-    if code == STOPPED:
-        return "its process was asked to stop"
-    return f"its process ended with {code}"
+    context.run_dir.mkdir(parents=True, exist_ok=True)
+    write_request(context)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    words = [str(context.run_dir), str(threads), str(context.batch_parts)]
+    # A group of its own: the processes of all devices end together.
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.runner.distributed", *words],
+        env={**os.environ, **device_environment(devices), "PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _forkserver() -> multiprocessing.context.ForkServerContext:

@@ -52,15 +52,7 @@ class SweepInterruptedError(Exception):
 
 
 class Sweep:
-    """The stages of a plan and their jobs.
-
-    Args:
-        config: The recipe.
-        data: Its images.
-        plan: Its stages.
-        launcher: Where stages run; None takes the processes of this machine.
-        say: Prints a line for the user.
-    """
+    """The stages of a plan and their jobs, by default in processes of this machine."""
 
     def __init__(
         self,
@@ -72,7 +64,8 @@ class Sweep:
         say: Callable[[str], None] = print,
     ) -> None:
         self.config, self.data, self.plan, self.say = config, data, plan, say
-        self.store = RunStore(_absolute(config.store.root))
+        root = os.path.abspath(config.store.root)  # noqa: PTH100 - resolve would follow links
+        self.store = RunStore(root)
         self.launcher: Launcher = launcher or LocalLauncher(config)
         parts = config.trainer.batch_parts
         self.runs = {
@@ -108,8 +101,7 @@ class Sweep:
     def run(self, on_change: Callable[[], None]) -> None:
         """Run what is not done. One stage's failure stops nothing but what needs its result.
 
-        Args:
-            on_change: Called several times a second, to draw.
+        `on_change` is called several times a second, to draw.
 
         Raises:
             SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
@@ -118,10 +110,8 @@ class Sweep:
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
         place = self.store.root.stat()
-        previous = {
-            number: signal.signal(number, self._ask_stop)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        signals = (signal.SIGINT, signal.SIGTERM)
+        previous = {number: signal.signal(number, self._ask_stop) for number in signals}
         try:
             while self.pending:
                 if self._stop:
@@ -248,44 +238,54 @@ class Sweep:
                 # It stood behind its input in one job, and was never begun.
                 run.state = "waiting"
             elif ended is not None:
-                words = f"{ended}; see {run_dir / 'log.txt'}"
-                self._failed(run, read_failure(run_dir), ended=words)
+                failure = read_failure(run_dir)
+                run.reason = failure.reason if failure else f"{ended}; see {run_dir / 'log.txt'}"
+                again = self._again(run, failure, ended=ended)
+                if again is None:
+                    self._fail(run)
+                else:
+                    run.state = "waiting"
+                    self.say(f"{run.node.label}: {again}")
             if run.state != "running":
                 run.seconds, run.job = time.monotonic() - run.started, None
 
-    def _failed(self, run: NodeRun, failure: Failure | None, *, ended: str) -> None:
-        """Decide whether another attempt may succeed."""
+    def _again(self, run: NodeRun, failure: Failure | None, *, ended: str) -> str | None:
+        """Why another attempt may succeed; None where it would not."""
         was_killed = failure is None and run.job is not None and run.job.was_killed
-        run.reason = failure.reason if failure else ended
         if was_killed and run.done > run.done_when_killed:
             # A job that a time limit ends again and again still gets further each time.
             run.n_killed, run.done_when_killed = 0, run.done
         if was_killed and run.n_killed < self.config.sweep.retries:
             run.n_killed += 1
-            run.state = "waiting"
-            self.say(f"{run.node.label}: {ended.split(';')[0]}; it continues from its checkpoint")
-            return
+            return f"{ended}; it continues from its checkpoint"
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
             parts = next_batch_parts(run.batch_parts, limit=self._batch_size(run.node))
             if parts is not None:
-                run.state, run.batch_parts = "waiting", parts
-                self.say(f"{run.node.label}: out of memory; again, a batch in {parts} parts")
-                return
+                run.batch_parts = parts
+                return f"out of memory; again, a batch in {parts} parts"
         is_full = failure is not None and failure.kind == "disk_full"
         if failure is None and not was_killed:
             is_full = shutil.disk_usage(self.store.root).free < FULL_MIB * 2**20
-        if is_full:
-            run.state, self._paused = "waiting", True
-            self.say(
-                f"{run.node.label}: the disk is full, the sweep pauses; free some of "
-                f"{self.store.root} and it continues, or end it and start it again later"
-            )
-            return
+        if not is_full:
+            return None
+        self._paused = True
+        return (
+            f"the disk is full, the sweep pauses; free some of {self.store.root} and it continues, "
+            "or end it and start it again later"
+        )
+
+    def _fail(self, run: NodeRun) -> None:
         run.state = "failed"
         self._failures_in_row.append(run)
-        if len(self._failures_in_row) >= self.config.sweep.max_failures:
-            self.halted = _summary(self._failures_in_row)
+        n = len(self._failures_in_row)
+        if n >= self.config.sweep.max_failures:
+            first, *others = dict.fromkeys(each.reason for each in self._failures_in_row)
+            more = f" (and {len(others)} other reasons)" if others else ""
+            self.halted = (
+                f"{n} stages failed in a row, so no more is started: {first}{more}; fix it and "
+                "start again with --retry-failed"
+            )
 
     def _batch_size(self, node: Node) -> int:
         return STAGES[node.stage].batch_size(content=node.content, config=self.config)
@@ -309,18 +309,3 @@ def parts_within(wanted: int, *, limit: int) -> int:
 def next_batch_parts(current: int, *, limit: int) -> int | None:
     """The next larger divisor of a batch of `limit` items; None where each item is alone."""
     return next((n for n in range(2 * current, limit + 1) if limit % n == 0), None)
-
-
-def _summary(failures: Sequence[NodeRun]) -> str:
-    """One line on failures that came one after the other."""
-    reasons = dict.fromkeys(run.reason for run in failures)
-    first, more = next(iter(reasons)), len(reasons) - 1
-    others = f" (and {more} other reasons)" if more else ""
-    return (
-        f"{len(failures)} stages failed in a row, so no more is started: {first}{others}; fix it "
-        "and start again with --retry-failed"
-    )
-
-
-def _absolute(root: str) -> str:
-    return os.path.abspath(root)  # noqa: PTH100 - Path.resolve would follow links

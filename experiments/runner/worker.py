@@ -28,16 +28,11 @@ STOPPED = 128 + signal.SIGTERM
 def run_node(
     context: StageContext, row: StageRow, threads: int, environment: Mapping[str, str]
 ) -> None:
-    """Run a stage in a process forked for it; the process ends here.
+    """Run a stage in a process forked for it, with variables of its own; the process ends here.
 
     Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
-    `FAILED.json` with its reason; the parent reads markers, never the exit code alone.
-
-    Args:
-        context: The stage.
-        row: What it is: a row from outside is in its parent's table alone.
-        threads: Its CPU threads.
-        environment: Variables of this process alone, such as its GPU.
+    `FAILED.json` with its reason; the parent reads markers, never the exit code alone. A stage's
+    row from outside is in its parent's table alone, and so is handed over.
     """
     # Before torch first looks for a GPU.
     os.environ.update(environment)
@@ -82,56 +77,42 @@ def _run(context: StageContext, *, threads: int) -> int:
     run_dir, node = context.run_dir, context.node
     started, cpu_started = time.time(), time.process_time()
     try:
-        write_started(
-            run_dir,
-            {
-                "stage": node.stage,
-                "id": node.id,
-                "label": node.label,
-                "content": node.content,
-                "upstream": node.upstream,
-                "config": resolved(context.config),
-                **({"segmenter": described(context.segmenter)} if node.segmenter else {}),
-                "sweep": context.sweep,
-                "started": started,
-                "threads": threads,
-                "devices": context.config.trainer.devices,
-                "device": device_of(context.config).type,
-                "batch_parts": context.batch_parts,
-                **provenance(),
-            },
-        )
+        kind = {"segmenter": described(context.segmenter)} if node.segmenter else {}
+        manifest = {
+            **{key: getattr(node, key) for key in ("stage", "id", "label", "content", "upstream")},
+            "config": resolved(context.config),
+            **kind,
+            "sweep": context.sweep,
+            "started": started,
+            "threads": threads,
+            "devices": context.config.trainer.devices,
+            "device": device_of(context.config).type,
+            "batch_parts": context.batch_parts,
+        }
+        write_started(run_dir, {**manifest, **provenance()})
         result = STAGES[node.stage].load()(context)
         # On Linux the unit is KiB. A forked process starts with what its parent had imported.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        write_done(
-            run_dir,
-            {
-                **result,
-                "seconds": round(time.time() - started, 2),
-                "cpu_seconds": round(time.process_time() - cpu_started, 2),
-                "peak_memory_mib": round(peak, 1),
-                **used_gpu(),
-            },
-        )
+        used = {
+            "seconds": round(time.time() - started, 2),
+            "cpu_seconds": round(time.process_time() - cpu_started, 2),
+            "peak_memory_mib": round(peak, 1),
+        }
+        write_done(run_dir, {**result, **used, **used_gpu()})
     except BaseException as error:
         traceback.print_exc()
         if isinstance(error, KeyboardInterrupt | SystemExit | InterruptedError):
             return STOPPED
-        _write_failed(run_dir, error)
+        reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
+        try:
+            write_failed(run_dir, reason, kind=failure_kind(error, run_dir=run_dir))
+        except OSError:
+            # No room for the few bytes either: the sweep sees that by itself.
+            traceback.print_exc()
         return 1
     # The weights are kept beside; what a done run would need to continue is not.
     shutil.rmtree(checkpoint_dir(run_dir), ignore_errors=True)
     return 0
-
-
-def _write_failed(run_dir: Path, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
-    try:
-        write_failed(run_dir, reason, kind=failure_kind(error, run_dir=run_dir))
-    except OSError:
-        # No room for the few bytes either: the sweep sees that by itself.
-        traceback.print_exc()
 
 
 def failure_kind(error: BaseException, *, run_dir: Path) -> FailureKind:
