@@ -1,13 +1,12 @@
 """What a sweep would do, and about how long it would take: nothing is started or written here."""
 
-import dataclasses
 import json
 import shutil
 import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -85,18 +84,15 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
     check_version(root)
     with tempfile.TemporaryDirectory() as scratch, console.status("reading the data") as status:
         # Indexing keeps its result in the store; here in a copy that is thrown away.
-        index = root / "store" / "index"
-        if index.is_dir():
-            shutil.copytree(index, Path(scratch) / "store" / "index")
-        elsewhere = dataclasses.replace(config.store, root=scratch)
-        data = load_data(
-            dataclasses.replace(config, store=elsewhere),
-            progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
-        )
+        if (root / "store" / "index").is_dir():
+            shutil.copytree(root / "store" / "index", Path(scratch) / "store" / "index")
+        elsewhere = replace(config, store=replace(config.store, root=scratch))
+        show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
+        data = load_data(elsewhere, progress=show)
         plan = make_plan(config, data.view)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False))
+        print(json.dumps(asdict(found), indent=1, allow_nan=False))
     else:
         print(forecast_text(found), end="")
 
@@ -127,9 +123,7 @@ def forecast(
         at_once=n_slots(config),
         seconds=work.seconds_left(),
         disk_gib=disk_need_gib(config),
-        free_gib=next(
-            shutil.disk_usage(f).free / 2**30 for f in (root, *root.parents) if f.is_dir()
-        ),
+        free_gib=shutil.disk_usage(next(filter(Path.is_dir, (root, *root.parents)))).free / 2**30,
     )
 
 
@@ -156,7 +150,7 @@ def _shared(plan: Plan) -> list[Shared]:
     """What others read and more than one trial needs, alike stages in one entry."""
     needed: dict[str, set[str]] = {}
     for key, node in plan.nodes.items():
-        needed[key] = {key}.union(*(needed[each] for each in node.upstream.values()))
+        needed[key] = {key}.union(*map(needed.get, node.upstream.values()))
     trials = Counter(k for spec in plan.grid for k in set().union(*map(needed.get, spec.keys)))
     inputs = {key for node in plan.nodes.values() for key in node.upstream.values()}
     alike = Counter((plan.nodes[key].label, trials[key]) for key in plan.nodes if key in inputs)
@@ -164,7 +158,7 @@ def _shared(plan: Plan) -> list[Shared]:
 
 
 def forecast_text(found: Forecast) -> str:
-    """Write a forecast for people; `dataclasses.asdict` gives it to programs."""
+    """Write a forecast for people; `asdict` gives it to programs."""
     lines = [
         *_wrapped(
             f"{found.name}: {found.cohort}, {found.n_train} train, {found.n_val} validation and "

@@ -16,13 +16,10 @@ def gpu_names() -> list[str]:
     A CUDA_VISIBLE_DEVICES that is set counts: id 0 is then its first entry.
     """
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=QUERY_TIMEOUT_S,
-        ).stdout
+        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        listed = subprocess.check_output(
+            words, stderr=subprocess.DEVNULL, text=True, timeout=QUERY_TIMEOUT_S
+        )
     except (OSError, subprocess.SubprocessError):
         return []
     names = [line.strip() for line in listed.splitlines() if line.strip()]
@@ -48,24 +45,19 @@ def check_devices(config: ExperimentConfig) -> None:
     Raises:
         InputError: For an id beyond the machine's, or a GPU asked for where there is none.
     """
-    wanted = config.sweep.devices
-    asks = config.trainer.accelerator == "gpu"
-    if config.sweep.launcher != "local" or not (wanted or asks):
+    wanted, is_asked = config.sweep.devices, config.trainer.accelerator == "gpu"
+    if config.sweep.launcher != "local" or not (wanted or is_asked):
         return
-    n_gpus = len(gpu_names())
-    if not n_gpus:
-        key = f"sweep.devices={wanted}" if wanted else "trainer.accelerator=gpu"
+    n, each = len(gpu_names()), config.trainer.devices
+    key = f"sweep.devices={wanted}" if wanted else "trainer.accelerator=gpu"
+    if not n:
         raise InputError(f"{key}: this machine has no NVIDIA GPU that can be used; leave it out")
-    missing = [device for device in wanted if device >= n_gpus]
+    missing = [device for device in wanted if device >= n]
     if missing:
-        raise InputError(
-            f"sweep.devices={wanted}: there is no GPU {missing[0]}; this machine has {n_gpus}, "
-            f"use 0 to {n_gpus - 1}"
-        )
-    if not wanted and config.trainer.devices > n_gpus:
-        raise InputError(
-            f"trainer.devices={config.trainer.devices}: this machine has {n_gpus} GPUs"
-        )
+        what = f"there is no GPU {missing[0]}; this machine has {n}, use 0 to {n - 1}"
+        raise InputError(f"{key}: {what}")
+    if not wanted and each > n:
+        raise InputError(f"trainer.devices={each}: this machine has {n} GPUs")
 
 
 def device_environment(devices: Sequence[int]) -> dict[str, str]:

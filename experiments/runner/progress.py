@@ -1,8 +1,7 @@
 """The live table of a sweep, and its plain lines where there is no terminal."""
 
 import time
-from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,13 +18,14 @@ NARROW = 80
 """Columns of a terminal below which a stage has no bar."""
 BAR_WIDTH = 16
 MARKS = {
-    "waiting": ("·", "dim"),
     "running": ("▶", "bold cyan"),
-    "done": ("✓", "green"),
-    "reused": ("=", "green"),
     "failed": ("✗", "bold red"),
+    "waiting": ("·", "dim"),
+    "done": ("✓", "green"),
     "blocked": ("-", "red"),
+    "reused": ("=", "green"),
 }
+"""Sign and style of a state; where a terminal has too few rows, the first ones are shown."""
 
 
 def clock(seconds: float) -> str:
@@ -57,29 +57,20 @@ class LiveProgress:
         self._sweep, self._console = sweep, console
         self._began = time.monotonic()
         self._left = TimeLeft(sweep)
-        self._printed: dict[str, str] = {
-            key: run.state for key, run in sweep.runs.items() if run.state == "reused"
-        }
+        self._printed = {k: run.state for k, run in sweep.runs.items() if run.state == "reused"}
         self._last_plain = 0.0
-        self._live = (
-            Live(console=console, refresh_per_second=2, get_renderable=self._draw)
-            if console.is_terminal
-            else None
-        )
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, refresh_per_second=2, get_renderable=self._draw)
 
     def __enter__(self) -> Self:
         if self._live is not None:
             self._live.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._live is not None:
-            self._live.__exit__(kind, error, trace)
+            self._live.__exit__(*error)
         else:
             self.update()
 
@@ -99,40 +90,31 @@ class LiveProgress:
                     self._line(run)
 
     def _line(self, run: NodeRun) -> None:
-        elapsed = clock(time.monotonic() - self._began)
+        elapsed, detail = clock(time.monotonic() - self._began), _detail(run)
         left = f", about {clock(self._left.seconds())} left" if self._sweep.pending else ""
-        detail = _detail(run)
-        self._console.print(
-            f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        text = f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}"
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self) -> Group:
         runs = list(self._sweep.runs.values())
         finished = sum(run.state in FINISHED for run in runs)
-        left = self._left.seconds()
-        share = finished / len(runs)
         head = Text.assemble(
             (f" {self._sweep.config.name} ", "bold"),
             f"{finished} of {len(runs)} stages, {clock(time.monotonic() - self._began)} elapsed, "
-            f"about {clock(left)} left ({share:.0%})",
+            f"about {clock(self._left.seconds())} left ({finished / len(runs):.0%})",
         )
         table = Table.grid(padding=(0, 1))
         shown, hidden = self._fitting(runs)
         # One row a stage, however narrow: a wrapped label would push the running ones off.
         width = self._console.width
-        has_bars = width >= NARROW
-        bars = BAR_WIDTH if has_bars else 0
+        bars = BAR_WIDTH if width >= NARROW else 0
         detail = min(max(18, width // 3), max(len(_detail(run)) for run in shown))
-        label = width - 1 - bars - detail - 3
-        for column in (1, label, bars, detail):
+        for column in (1, width - 1 - bars - detail - 3, bars, detail):
             table.add_column(width=column, no_wrap=True, overflow="ellipsis")
         for run in shown:
             mark, style = MARKS[run.state]
             bar: ProgressBar | Text = Text("")
-            if has_bars and run.state == "running" and run.total:
+            if bars and run.state == "running" and run.total:
                 bar = ProgressBar(total=run.total, completed=run.done, width=BAR_WIDTH)
             table.add_row(
                 Text(mark, style=style),
@@ -148,18 +130,13 @@ class LiveProgress:
         room = max(3, self._console.height - 4)
         if len(runs) <= room:
             return runs, 0
-        rank = {"running": 0, "failed": 1, "waiting": 2, "done": 3, "blocked": 4, "reused": 5}
-        order = sorted(range(len(runs)), key=lambda i: (rank[runs[i].state], i))
-        kept = sorted(order[:room])
-        return [runs[i] for i in kept], len(runs) - room
+        ranks = list(MARKS)
+        kept = sorted(range(len(runs)), key=lambda i: ranks.index(runs[i].state))[:room]
+        return [runs[i] for i in sorted(kept)], len(runs) - room
 
 
 def _detail(run: NodeRun) -> str:
     if run.state == "running":
         elapsed = clock(time.monotonic() - run.started)
         return f"{run.what} {run.done}/{run.total}, {elapsed}" if run.total else elapsed
-    if run.state == "done":
-        return clock(run.seconds)
-    if run.state == "reused":
-        return "done before"
-    return run.reason
+    return {"done": clock(run.seconds), "reused": "done before"}.get(run.state, run.reason)

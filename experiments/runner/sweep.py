@@ -1,5 +1,6 @@
 """Run a plan: stages in jobs of their own, as many at once as there is room, none of them twice."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -68,13 +69,11 @@ class Sweep:
         self.store = RunStore(root)
         self.launcher: Launcher = launcher or LocalLauncher(config)
         parts = config.trainer.batch_parts
-        self.runs = {
-            key: NodeRun(node=node, batch_parts=parts_within(parts, limit=self._batch_size(node)))
-            for key, node in plan.nodes.items()
-        }
-        for run in self.runs.values():
-            if self.store.is_done(run.node.stage, run.node.id):
-                run.state = "reused"
+        self.runs: dict[str, NodeRun] = {}
+        for key, node in plan.nodes.items():
+            state: State = "reused" if self.store.is_done(node.stage, node.id) else "waiting"
+            fitting = parts_within(parts, limit=self._batch_size(node))
+            self.runs[key] = NodeRun(node=node, state=state, batch_parts=fitting)
         self.halted = ""
         """Why no more is started; empty while all goes well."""
         self._failures_in_row: list[NodeRun] = []
@@ -132,10 +131,9 @@ class Sweep:
 
     def _require_store(self, place: os.stat_result) -> None:
         """Stop before the empty folder below a lost mount is filled with results."""
-        try:
+        is_there = False
+        with contextlib.suppress(OSError):
             is_there = os.path.samestat(self.store.root.stat(), place)
-        except OSError:
-            is_there = False
         if not is_there:
             raise InputError(
                 f"store.root={self.store.root}: the folder is gone, or is another one than at the "
@@ -216,11 +214,9 @@ class Sweep:
 
     def _tags(self, node: Node) -> tuple[str, ...]:
         """Conditions and amounts of the trials that this stage is."""
-        tags = {self.data.name}
-        for spec in self.plan.trials:
-            if node.key in spec.keys:
-                tags |= {spec.condition, f"n={spec.n_real}"}
-        return tuple(sorted(tags))
+        specs = [spec for spec in self.plan.trials if node.key in spec.keys]
+        tags = {tag for spec in specs for tag in (spec.condition, f"n={spec.n_real}")}
+        return tuple(sorted({self.data.name} | tags))
 
     def _collect(self) -> None:
         for run in self._running():

@@ -45,11 +45,7 @@ def _views(node: Node) -> set[tuple[str, str, int]]:
 
 
 class Workload:
-    """What a sweep still has to do, and how long it takes.
-
-    Args:
-        sweep: Its stages and their states.
-    """
+    """What a sweep still has to do, and how long it takes."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._costs = Costs(sweep.store.root, config=sweep.config)
@@ -58,14 +54,9 @@ class Workload:
         # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
         self._learnt = {key for key, run in self._runs.items() if run.state == "reused"}
         self._traits = {key: self._costs.traits(run.node) for key, run in self._runs.items()}
-        self.units = units_to_do(
-            {
-                k: run.node
-                for k, run in self._runs.items()
-                if run.state not in ("failed", "blocked")
-            },
-            done=self._learnt,
-        )
+        given_up = ("failed", "blocked")
+        nodes = {k: run.node for k, run in self._runs.items() if run.state not in given_up}
+        self.units = units_to_do(nodes, done=self._learnt)
         """Units of work by stage, of those to do."""
 
     def cost(self, key: str) -> Cost:
