@@ -97,28 +97,33 @@ class Nodes:
             n_views = 2 if strength == "mirror" else self.config.augment.views_at(len(ids))
             content["augment"] = {"strength": strength, "n_views": n_views}
             n, label = n * n_views, f"embed {n_views - 1} {strength} views of {n} {what}"
-        return self.add(
-            Node(
-                stage="embed",
-                content=content,
-                label=label + _of(segmenter),
-                steps=n,
-                segmenter=segmenter,
-            )
-        )
+        return self._embed(content, {}, label=label, n=n, segmenter=segmenter)
 
     def embed_pairs(self, pairs: Pairs, *, segmenter: str, features: bool = False) -> str:
         """Embeddings of the pairs that a condition may add."""
-        return self.add(
-            Node(
-                stage="embed",
-                content={"encoder": self.encoder(segmenter, features=features)},
-                upstream={"pairs": pairs.source},
-                label=f"embed {pairs.n} {pairs.what}" + _of(segmenter),
-                steps=pairs.n,
-                segmenter=segmenter,
-            )
+        content = {"encoder": self.encoder(segmenter, features=features)}
+        label, upstream = f"embed {pairs.n} {pairs.what}", {"pairs": pairs.source}
+        return self._embed(content, upstream, label=label, n=pairs.n, segmenter=segmenter)
+
+    def _embed(
+        self,
+        content: dict[str, Any],
+        upstream: dict[str, str],
+        *,
+        label: str,
+        n: int,
+        segmenter: str,
+    ) -> str:
+        label += f" ({segmenter})" if segmenter not in UNNAMED else ""
+        node = Node(
+            stage="embed",
+            content=content,
+            upstream=upstream,
+            label=label,
+            steps=n,
+            segmenter=segmenter,
         )
+        return self.add(node)
 
     def fit(
         self,
@@ -173,18 +178,17 @@ class Nodes:
         name = condition if segmenter in UNNAMED else f"{segmenter} {condition}"
         name += "" if generator in ("", "pixel") else f" {generator}"
         title = f"{name}, {len(ids)} images, seed {seed}"
-        return self.add(
-            Node(
-                stage="fit",
-                content=content,
-                upstream=upstream,
-                label=f"fit {title}",
-                title=title,
-                slug=name.replace(" ", "-"),
-                steps=self._steps(settings, len(ids), pairs=pairs, repeats=repeats),
-                segmenter=segmenter,
-            )
+        node = Node(
+            stage="fit",
+            content=content,
+            upstream=upstream,
+            label=f"fit {title}",
+            title=title,
+            slug=name.replace(" ", "-"),
+            steps=self._steps(settings, len(ids), pairs=pairs, repeats=repeats),
+            segmenter=segmenter,
         )
+        return self.add(node)
 
     def _steps(self, settings: Any, n_images: int, *, pairs: Pairs | None, repeats: bool) -> int:
         """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
@@ -192,7 +196,3 @@ class Nodes:
             return settings.steps
         n = n_images * (2 if repeats else 1) + (pairs.n if pairs is not None else 0)
         return settings.epochs * math.ceil(n / settings.batch_size)
-
-
-def _of(segmenter: str) -> str:
-    return "" if segmenter in UNNAMED else f" ({segmenter})"

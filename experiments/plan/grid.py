@@ -5,7 +5,9 @@ config, its inputs' content and the ids of the stages before it. Paths, devices,
 dashboards are not in it, so the same work is found again by any sweep on any machine.
 """
 
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 
 from datamodules.errors import InputError
 from datamodules.splits import amount_from_fraction, check_count
@@ -67,19 +69,19 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
 
 
 def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | None, int]]:
-    amounts: list[tuple[float | None, int]] = []
-    for fraction in config.sweep.real_fraction:
-        amounts.append((fraction, amount_from_fraction(fraction, n_train=n_train)))
-    for count in config.sweep.real_count:
+    grid = config.sweep
+    amounts: list[tuple[float | None, int]] = [
+        (fraction, amount_from_fraction(fraction, n_train=n_train))
+        for fraction in grid.real_fraction
+    ]
+    for count in grid.real_count:
         amounts.append((None, check_count(count, n_train=n_train, key="sweep.real_count")))
-    seen: dict[int, float | None] = {}
-    for fraction, count in amounts:
-        if count in seen:
+    for count, n in Counter(count for _, count in amounts).items():
+        if n > 1:
             raise InputError(
                 f"sweep: two amounts give the same {count} images of the {n_train} in the train "
                 "part; remove one"
             )
-        seen[count] = fraction
     return amounts
 
 
@@ -94,20 +96,19 @@ def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
 def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     config, trials = nodes.config, []
     grid, amounts = config.sweep, _amounts(config, n_train=len(nodes.data.folds[fold].train))
-    for segmenter, condition in config.arms():
-        for fraction, count in amounts:
-            for support in grid.support:
-                for seed in grid.seed:
-                    cell = _Cell(
-                        condition=condition,
-                        segmenter=segmenter,
-                        real_fraction=fraction,
-                        n_real=count,
-                        support=support,
-                        seed=seed,
-                        fold=fold,
-                    )
-                    trials += _trials(nodes, cell)
+    for (segmenter, condition), (fraction, count), support, seed in product(
+        config.arms(), amounts, grid.support, grid.seed
+    ):
+        cell = _Cell(
+            condition=condition,
+            segmenter=segmenter,
+            real_fraction=fraction,
+            n_real=count,
+            support=support,
+            seed=seed,
+            fold=fold,
+        )
+        trials += _trials(nodes, cell)
     return trials
 
 

@@ -37,15 +37,14 @@ def _generator(nodes: Nodes, ids: list[str], *, source: Source) -> str:
     }
     if row.weights_id is not None:
         content["base_id"] = row.weights_id(settings)
-    return nodes.add(
-        Node(
-            stage="generator",
-            content=content,
-            label=f"fit {_name(source)} on {len(ids)} images",
-            steps=settings.steps,
-            generator=source.generator,
-        )
+    node = Node(
+        stage="generator",
+        content=content,
+        label=f"fit {_name(source)} on {len(ids)} images",
+        steps=settings.steps,
+        generator=source.generator,
     )
+    return nodes.add(node)
 
 
 def _name(source: Source) -> str:
@@ -74,16 +73,15 @@ def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
 def _candidates(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
     generator = _generator(nodes, ids, source=source)
     n, what = nodes.config.synthesis.n_candidates, f"{_name(source)} on {len(ids)}"
-    key = nodes.add(
-        Node(
-            stage="synthesize",
-            content={**_drawing(nodes, source=source), "seed": source.generator_seed},
-            upstream={"generator": generator},
-            label=f"synthesise {n} candidates ({what})",
-            steps=n,
-            generator=source.generator,
-        )
+    node = Node(
+        stage="synthesize",
+        content={**_drawing(nodes, source=source), "seed": source.generator_seed},
+        upstream={"generator": generator},
+        label=f"synthesise {n} candidates ({what})",
+        steps=n,
+        generator=source.generator,
     )
+    key = nodes.add(node)
     return Pairs(key=key, source=key, n=n, what=f"candidates ({what})", label_ids=ids)
 
 
@@ -109,17 +107,16 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
     gate = asdict(nodes.config.gate)
     # The judge is an input of its own.
     del gate["judge"]
-    key = nodes.add(
-        Node(
-            stage="gate",
-            content={"gate": gate, "images": nodes.contents(ids)},
-            upstream=upstream,
-            label=f"gate {n} candidates ({_name(source)} on {len(ids)})",
-            steps=n,
-            segmenter=JUDGE,
-            generator=source.generator,
-        )
+    node = Node(
+        stage="gate",
+        content={"gate": gate, "images": nodes.contents(ids)},
+        upstream=upstream,
+        label=f"gate {n} candidates ({_name(source)} on {len(ids)})",
+        steps=n,
+        segmenter=JUDGE,
+        generator=source.generator,
     )
+    key = nodes.add(node)
     _fidelity(nodes, ids, pairs=replace(candidates, key=key), judge=judge, source=source)
     return replace(candidates, key=key)
 
@@ -128,40 +125,38 @@ def _fidelity(nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source:
     """Measured on a SAM's pooled features: the judge's, or those of the section `segmenter`."""
     segmenter = JUDGE if nodes.settings(JUDGE).cache is not None else ""
     test = nodes.data.folds[source.fold].test
-    nodes.add(
-        Node(
-            stage="fidelity",
-            content={"images": nodes.contents(ids), "test": nodes.contents(test)},
-            upstream={
-                "pairs": pairs.key,
-                "embeddings": nodes.embed_pairs(pairs, segmenter=segmenter),
-                "segmenter": judge,
-                "real_embeddings": nodes.embed(
-                    ids, what="train images", segmenter=segmenter, strength="mirror"
-                ),
-                "test_embeddings": embed_test(
-                    nodes, nodes.data.name, segmenter=segmenter, fold=source.fold
-                ),
-            },
-            label=f"fidelity of the synthetic set ({_name(source)} on {len(ids)})",
-            steps=1,
-            segmenter=JUDGE,
-            generator=source.generator,
-        )
+    node = Node(
+        stage="fidelity",
+        content={"images": nodes.contents(ids), "test": nodes.contents(test)},
+        upstream={
+            "pairs": pairs.key,
+            "embeddings": nodes.embed_pairs(pairs, segmenter=segmenter),
+            "segmenter": judge,
+            "real_embeddings": nodes.embed(
+                ids, what="train images", segmenter=segmenter, strength="mirror"
+            ),
+            "test_embeddings": embed_test(
+                nodes, nodes.data.name, segmenter=segmenter, fold=source.fold
+            ),
+        },
+        label=f"fidelity of the synthetic set ({_name(source)} on {len(ids)})",
+        steps=1,
+        segmenter=JUDGE,
+        generator=source.generator,
     )
+    nodes.add(node)
 
 
 def _imported(nodes: Nodes) -> Pairs:
     """Pairs made elsewhere, imported into the store; no gate."""
     pairs = nodes.data.foreign_pairs
-    key = nodes.add(
-        Node(
-            stage="import_pairs",
-            content={"pairs": sorted(pairs.items())},
-            label=f"import {len(pairs)} synthetic pairs",
-            steps=len(pairs),
-        )
+    node = Node(
+        stage="import_pairs",
+        content={"pairs": sorted(pairs.items())},
+        label=f"import {len(pairs)} synthetic pairs",
+        steps=len(pairs),
     )
+    key = nodes.add(node)
     return Pairs(key=key, source=key, n=len(pairs), what="imported pairs", is_foreign=True)
 
 
@@ -199,14 +194,13 @@ def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs
     gated = _gated(nodes, ids, source=source)
     if factors.gate == "random_subset":
         candidates = nodes.nodes[gated.key].upstream["candidates"]
-        key = nodes.add(
-            Node(
-                stage="subset",
-                content={"seed": source.generator_seed},
-                upstream={"candidates": candidates, "gate": gated.key},
-                label="as many candidates at random as the gate kept",
-                steps=1,
-            )
+        node = Node(
+            stage="subset",
+            content={"seed": source.generator_seed},
+            upstream={"candidates": candidates, "gate": gated.key},
+            label="as many candidates at random as the gate kept",
+            steps=1,
         )
+        key = nodes.add(node)
         return replace(gated, key=key)
     return gated

@@ -1,5 +1,6 @@
 """The part of a plan that scores: trials, controls and the box figure."""
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from experiments.plan.box_passes import PASSES
@@ -12,24 +13,21 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
     """The stage that scores one fitted model under increasing box jitter."""
     test = list(nodes.data.folds[fold].test)
     segmenter = nodes.nodes[fit_key].segmenter
-    return nodes.add(
-        Node(
-            stage="box",
-            content={
-                "images": nodes.contents(ids),
-                "test": nodes.references(test),
-                "cohort": nodes.data.name,
-                "jitter_draws": nodes.config.evaluation.jitter_draws,
-            },
-            upstream={
-                "fit": fit_key,
-                **_cached_test(nodes, segmenter, cohort=nodes.data.name, fold=fold),
-            },
-            label=f"increasing box jitter: {nodes.nodes[fit_key].title}",
-            steps=len(test) * len(PASSES),
-            segmenter=segmenter,
-        )
+    cached = _cached_test(nodes, segmenter, cohort=nodes.data.name, fold=fold)
+    node = Node(
+        stage="box",
+        content={
+            "images": nodes.contents(ids),
+            "test": nodes.references(test),
+            "cohort": nodes.data.name,
+            "jitter_draws": nodes.config.evaluation.jitter_draws,
+        },
+        upstream={"fit": fit_key, **cached},
+        label=f"increasing box jitter: {nodes.nodes[fit_key].title}",
+        steps=len(test) * len(PASSES),
+        segmenter=segmenter,
     )
+    return nodes.add(node)
 
 
 def embed_test(
@@ -49,9 +47,8 @@ def _cached_test(
     if cache is None:
         return {}
     features = cache == "features"
-    return {
-        "embeddings": embed_test(nodes, cohort, segmenter=segmenter, fold=fold, features=features)
-    }
+    key = embed_test(nodes, cohort, segmenter=segmenter, fold=fold, features=features)
+    return {"embeddings": key}
 
 
 def _test_ids(nodes: Nodes, cohort: str, *, fold: int) -> list[str]:
@@ -60,17 +57,19 @@ def _test_ids(nodes: Nodes, cohort: str, *, fold: int) -> list[str]:
     return nodes.data.cohorts[cohort]
 
 
-def tests(nodes: Nodes) -> list[str]:
-    # An external cohort is tested by every fold's models.
-    return [nodes.data.name, *sorted(nodes.data.cohorts)]
-
-
-def _evaluation(nodes: Nodes, prompt: str) -> dict[str, Any]:
-    found: dict[str, Any] = {"prompt": prompt}
-    if prompt == "jittered_box":
-        found["jitter_draws"] = nodes.config.evaluation.jitter_draws
-        found["jitter_max_px"] = nodes.config.segmenter.jitter_max_px
-    return found
+def _tested(
+    nodes: Nodes, prompts: Iterable[str], *, fold: int
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Each cohort and prompt, and what scoring it reads; an external cohort is every fold's."""
+    evaluation = nodes.config.evaluation
+    for cohort in (nodes.data.name, *sorted(nodes.data.cohorts)):
+        references = nodes.references(_test_ids(nodes, cohort, fold=fold))
+        for prompt in prompts:
+            read: dict[str, Any] = {"prompt": prompt}
+            if prompt == "jittered_box":
+                read["jitter_draws"] = evaluation.jitter_draws
+                read["jitter_max_px"] = nodes.config.segmenter.jitter_max_px
+            yield cohort, prompt, {"test": references, "cohort": cohort, "evaluation": read}
 
 
 def scores(
@@ -80,32 +79,19 @@ def scores(
     takes_prompt = row_of(nodes.settings(segmenter)).takes_prompt
     prompts = nodes.config.evaluation.prompts if takes_prompt else ["whole_image"]
     is_fitted = fit_key is not None
+    what = nodes.nodes[fit_key].title if is_fitted else "zero-shot"
     keys = {}
-    for cohort in tests(nodes):
-        ids = _test_ids(nodes, cohort, fold=fold)
-        for prompt in prompts:
-            content: dict[str, Any] = {
-                "test": nodes.references(ids),
-                "cohort": cohort,
-                "evaluation": _evaluation(nodes, prompt),
-            }
-            upstream = {} if fit_key is None else {"fit": fit_key}
-            upstream |= _cached_test(
-                nodes, segmenter, cohort=cohort, fold=fold, is_fitted=is_fitted
-            )
-            if fit_key is None:
-                content["encoder"] = nodes.encoder(segmenter)
-            what = "zero-shot" if fit_key is None else nodes.nodes[fit_key].title
-            keys[cohort, prompt] = nodes.add(
-                Node(
-                    stage="score",
-                    content=content,
-                    upstream=upstream,
-                    label=f"score {what} on {cohort}, {prompt}",
-                    steps=len(ids) * content["evaluation"].get("jitter_draws", 1),
-                    segmenter=segmenter,
-                )
-            )
+    for cohort, prompt, content in _tested(nodes, prompts, fold=fold):
+        cached = _cached_test(nodes, segmenter, cohort=cohort, fold=fold, is_fitted=is_fitted)
+        node = Node(
+            stage="score",
+            content=content if is_fitted else content | {"encoder": nodes.encoder(segmenter)},
+            upstream={"fit": fit_key, **cached} if is_fitted else cached,
+            label=f"score {what} on {cohort}, {prompt}",
+            steps=len(content["test"]) * content["evaluation"].get("jitter_draws", 1),
+            segmenter=segmenter,
+        )
+        keys[cohort, prompt] = nodes.add(node)
     return keys
 
 
@@ -113,34 +99,21 @@ def controls(nodes: Nodes, control: str, *, fold: int) -> dict[tuple[str, str], 
     """Stages that score a control without a network, by cohort and prompt; none where it reads no
     such prompt."""
     keys, sam = {}, nodes.config.segmenter
-    prompts = {
-        # Boxes that come from the reference; the constant mask reads no box at all.
-        "box_only": ("jittered_box", "tight_box"),
-        "mean_mask": ("whole_image",),
-    }[control]
-    prompts = [p for p in nodes.config.evaluation.prompts if p in prompts]
-    train = list(nodes.data.folds[fold].train)
-    for cohort in tests(nodes):
-        ids = _test_ids(nodes, cohort, fold=fold)
-        for prompt in prompts:
-            content: dict[str, Any] = {
-                "kind": control,
-                "test": nodes.references(ids),
-                "cohort": cohort,
-                "evaluation": _evaluation(nodes, prompt),
-                # The box is taken from the mask in the segmenter's frame.
-                "frame_side_px": sam.frame_hw[0],
-            }
-            if sam.geometry != "pad":
-                content["geometry"] = sam.geometry
-            if control == "mean_mask":
-                content["images"] = nodes.contents(train)
-            keys[cohort, prompt] = nodes.add(
-                Node(
-                    stage="control",
-                    content=content,
-                    label=f"control {control} on {cohort}, {prompt}",
-                    steps=len(ids),
-                )
-            )
+    # Boxes that come from the reference; the constant mask reads no box at all.
+    reads = {"box_only": ("jittered_box", "tight_box"), "mean_mask": ("whole_image",)}[control]
+    # The box is taken from the mask in the segmenter's frame.
+    own: dict[str, Any] = {"kind": control, "frame_side_px": sam.frame_hw[0]}
+    if sam.geometry != "pad":
+        own["geometry"] = sam.geometry
+    if control == "mean_mask":
+        own["images"] = nodes.contents(nodes.data.folds[fold].train)
+    prompts = [prompt for prompt in nodes.config.evaluation.prompts if prompt in reads]
+    for cohort, prompt, content in _tested(nodes, prompts, fold=fold):
+        node = Node(
+            stage="control",
+            content=content | own,
+            label=f"control {control} on {cohort}, {prompt}",
+            steps=len(content["test"]),
+        )
+        keys[cohort, prompt] = nodes.add(node)
     return keys

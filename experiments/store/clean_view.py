@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from experiments.store.clean import Outcome, Selection, choose, clean_inventory, orphans, remove
+from experiments.store.clean import Selection, choose, clean_inventory, orphans, remove
 from experiments.store.inventory import PREPARED, Artefact, Inventory
 from experiments.store.screen import (
     NAMED,
@@ -32,7 +32,13 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
     if yes:
         say(console, f"removed {_summary(outcome.removed)}")
     else:
-        _print_choice(outcome, console)
+        for artefact in outcome.removed[:NAMED]:
+            # A name is copied whole, so it is not folded.
+            line = f"  {artefact.key}  {format_bytes(artefact.n_bytes)}"
+            console.print(Text(line), soft_wrap=True)
+        say_more(console, len(outcome.removed))
+        end = "; add --yes to do it" if outcome.removed else ""
+        say(console, f"would remove {_summary(outcome.removed)}{end}")
     _print_kept(outcome.kept, console)
     for path in outcome.left:
         say(console, f"{path} is out of use but could not be deleted; the next clean tries again")
@@ -70,15 +76,6 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
     if inventory.half_removed:
         say(console, f"half removed: {len(inventory.half_removed)}; the next removal finishes it")
     say(console, "remove with --orphans, --sweep NAME, --stage STAGE, --older-than 30d, and --yes")
-
-
-def _print_choice(outcome: Outcome, console: Console) -> None:
-    for artefact in outcome.removed[:NAMED]:
-        # A name is copied whole, so it is not folded.
-        console.print(Text(f"  {artefact.key}  {format_bytes(artefact.n_bytes)}"), soft_wrap=True)
-    say_more(console, len(outcome.removed))
-    end = "; add --yes to do it" if outcome.removed else ""
-    say(console, f"would remove {_summary(outcome.removed)}{end}")
 
 
 def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:

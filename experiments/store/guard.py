@@ -22,12 +22,11 @@ def check_version(root: Path) -> None:
     """Refuse (InputError) a store of a newer version; one without a version is of layout 1."""
     path = root / "store" / "VERSION.json"
     try:
-        content = json.loads(path.read_text())
+        check_layout(json.loads(path.read_text()), path, known=STORE_LAYOUT)
     except (FileNotFoundError, NotADirectoryError):
         return
-    except ValueError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: damaged ({error}); restore it, or remove it") from error
-    check_layout(content, path, known=STORE_LAYOUT)
 
 
 def claim_store(root: Path) -> None:

@@ -96,23 +96,17 @@ def take_inventory(root: Path) -> Inventory:
     """
     store = root / "store"
     sweeps = _sweeps(root)
-    runs = [
-        run
-        for folder in _folders(store)
-        if folder.name not in SHARED
-        for run in _runs(folder, sweeps=sweeps)
-    ]
-    embeds = [run for run in runs if run.stage == "embed"]
-    indexes = [(run, _index(run.paths[0])) for run in embeds]
+    folders = [folder for folder in _folders(store) if folder.name not in SHARED]
+    runs = [run for folder in folders for run in _runs(folder, sweeps=sweeps)]
+    indexes = [(run, _index(run.paths[0])) for run in runs if run.stage == "embed"]
+    is_open = [run.key for run, keys in indexes if run.state != "done" or keys is None]
     half_removed = [path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)]
     return Inventory(
         root=root,
         artefacts=(*runs, *_embeddings(store, indexes=indexes), *_prepared(store)),
         sweeps=sweeps,
         has_trials=has_trials(root),
-        open_embeds=frozenset(
-            run.key for run, keys in indexes if run.state != "done" or keys is None
-        ),
+        open_embeds=frozenset(is_open),
         half_removed=tuple(half_removed),
     )
 

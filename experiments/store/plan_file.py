@@ -69,12 +69,8 @@ class PlanFile:
 
 def write_plan(folder: Path, plan: PlanFile) -> None:
     """Write `plan.json` into a sweep's folder, whole or not at all."""
-    content = {
-        "layout": LAYOUT,
-        "nodes": [asdict(stage) for stage in plan.stages],
-        "trials": [asdict(trial) for trial in plan.trials],
-    }
-    write_json(folder / PLAN_NAME, content)
+    stages, trials = (list(map(asdict, each)) for each in (plan.stages, plan.trials))
+    write_json(folder / PLAN_NAME, {"layout": LAYOUT, "nodes": stages, "trials": trials})
 
 
 def read_plan(folder: Path) -> PlanFile:
@@ -84,20 +80,17 @@ def read_plan(folder: Path) -> PlanFile:
     again = f"`sonosweep report {folder / 'config.yaml'}` writes it again"
     try:
         content = json.loads(path.read_text())
+        check_layout(content, path, known=LAYOUT)
+        stages = [each | {"upstream": tuple(each["upstream"])} for each in content["nodes"]]
+        return PlanFile(
+            stages=tuple(PlannedStage(**each) for each in stages),
+            trials=tuple(map(_trial, content["trials"])),
+        )
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: there is no such file; {again}") from None
-    except ValueError as error:
-        raise InputError(f"{path}: damaged ({error}); {again}") from error
-    check_layout(content, path, known=LAYOUT)
-    try:
-        return PlanFile(
-            stages=tuple(
-                PlannedStage(**stage | {"upstream": tuple(stage["upstream"])})
-                for stage in content["nodes"]
-            ),
-            trials=tuple(_trial(trial) for trial in content["trials"]),
-        )
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {again}") from error
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -62,14 +63,11 @@ def code_state() -> dict[str, str | None]:
 @functools.cache
 def machine() -> dict[str, Any]:
     """Host, processor, memory and system."""
-    model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].split(":", 1)[1].strip() if names else model
+    named = re.search(r"model name\s*:(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "host": socket.gethostname(),
-        "cpu": model,
+        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),

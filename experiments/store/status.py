@@ -26,15 +26,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """State of one stage.
-
-    - `done`: its marker is there.
-    - `running`: a process holds it.
-    - `failed`: its last attempt ended by an error.
-    - `interrupted`: it began, and no process runs it; it continues where it was.
-    - `blocked`: it needs the result of one that failed.
-    - `waiting`: it has not begun.
-    """
+    """State of one stage: interrupted is what began and no process runs now, and blocked what needs
+    the result of one that failed."""
 
     key: str
     label: str
@@ -136,10 +129,8 @@ def trial_state(trial: PlannedTrial, states: dict[str, State]) -> State:
     A stage that is missing in `states` counts as waiting.
     """
     own = {states.get(key, "waiting") for key in trial.keys}
-    for state in ("failed", "blocked", "running", "interrupted"):
-        if state in own:
-            return state
-    return "done" if own == {"done"} else "waiting"
+    worst = next((s for s in ("failed", "blocked", "running", "interrupted") if s in own), None)
+    return worst or ("done" if own == {"done"} else "waiting")
 
 
 def as_json(status: SweepStatus) -> dict[str, Any]:
@@ -185,13 +176,8 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
         return made(state="done")
     failure = None if held else read_failure(run_dir)
     if failure is not None:
-        return made(
-            state="failed",
-            reason=failure.reason,
-            kind=failure.kind,
-            log=str(log),
-            log_tail=last_lines(log, count=n_lines),
-        )
+        tail = last_lines(log, count=n_lines)
+        return made(state="failed", **asdict(failure), log=str(log), log_tail=tail)
     if not held and not (run_dir / "manifest.json").is_file():
         return made(state="waiting")
     progress = read_status(run_dir) or {}
