@@ -103,11 +103,7 @@ def timed(work: Callable[[], object], *, device: str) -> Seconds:
 
 
 def run_program(words: Sequence[str]) -> Seconds:
-    """Run Python with these words to its end; seconds of it and of all that it waited for.
-
-    Raises:
-        RuntimeError: With its last line, where it failed.
-    """
+    """Run Python with these words to its end; seconds of it and of all that it waited for."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environ = environment(keeps_memory=True)
     ended = subprocess.run(

@@ -1,8 +1,4 @@
-"""The one way to measure: ways timed in turn, and what a benchmark finds.
-
-A benchmark is a function of the `Bench` (device, data, what was found before it) and of the
-`Found` that it fills with times, values, ratios and notes.
-"""
+"""Ways timed in turn, and what a benchmark finds by them: `Found`, which it fills."""
 
 import gc
 import pkgutil
@@ -138,11 +134,11 @@ class Bench:
     @property
     def is_gpu(self) -> bool:
         """Whether there is a GPU to fill."""
-        return self.device == "cuda" and not self.quick
+        return self.pick(False, False, True)
 
     def pick(self, quick: T, cpu: T, gpu: T) -> T:
         """The one that belongs to this run."""
-        return quick if self.quick else (gpu if self.is_gpu else cpu)
+        return quick if self.quick else {"cpu": cpu, "cuda": gpu}[self.device]
 
     def run(self, name: str) -> "Found":
         """What a benchmark found, which runs once, however often it is asked for."""
@@ -205,7 +201,11 @@ class Found:
         self.timings += timings
         for way, timing in zip(ways, timings, strict=True):
             if way.flops:
-                self._share_of_peak(way, timing)
+                # Fastest repeats, as the peak is that of the fastest.
+                peak, seconds = self.bench.run("machine").facts[way.precision], timing.fastest_s
+                label = f"{way.label}: share of the {way.precision} peak"
+                formula = f"{way.flops / 1e9:.3g} GFLOP in {seconds:.3g} s, fastest repeats"
+                self.value(label, way.flops / seconds / peak / 1e7, "%", formula=formula)
             if way.ratio:
                 both = timings[0].per_unit_s, timing.per_unit_s
                 self.ratio(way.ratio, *both, how="measured", target=way.target)
@@ -217,13 +217,6 @@ class Found:
         given: list[object] = []
         whole = timed(lambda: given.append(way.call(number)), device=self.bench.device)
         return given[0] if isinstance(given[0], Seconds) else whole
-
-    def _share_of_peak(self, way: Way, timing: Timing) -> None:
-        # Fastest repeats, as the peak is that of the fastest.
-        peak, seconds = self.bench.run("machine").facts[way.precision] * 1e9, timing.fastest_s
-        label = f"{way.label}: share of the {way.precision} peak"
-        formula = f"{way.flops / 1e9:.3g} GFLOP in {seconds:.3g} s, fastest repeats"
-        self.value(label, 100 * way.flops / seconds / peak, "%", formula=formula)
 
     def value(
         self, label: str, value: float, unit: str, *, how: How = "measured", formula: str = ""
@@ -247,14 +240,10 @@ class Found:
     def as_json(self) -> dict[str, Any]:
         """What `bench.json` holds of it."""
         case = CASES[self.name]
-        return {
-            "name": self.name,
+        found = {key: getattr(self, key) for key in ("name", "values", "ratios")}
+        return found | {
             "settings": self.sizes,
             "timings": [timing.as_json() for timing in self.timings],
-            "values": self.values,
-            "ratios": self.ratios,
             "notes": [*self.notes, *filter(None, [case.note])],
-            "published": case.published,
-            "ours": case.ours,
-            "same": case.same,
+            **{side: getattr(case, side) for side in ("published", "ours", "same")},
         }

@@ -66,15 +66,9 @@ def fine_tune(
         dataset = _of_zeros(Path(folder), n=n, side=side)
         for row in range(n):
             dataset[row]
-        trainer = make_trainer(
-            run_dir=run_dir,
-            config=settings,
-            precision=config.precision,
-            steps=steps,
-            logger=None,
-            status=StatusFile(run_dir),
-            what="steps",
-        )
+        shared = {"run_dir": run_dir, "precision": config.precision, "steps": steps}
+        words = {"logger": None, "status": StatusFile(run_dir), "what": "steps"}
+        trainer = make_trainer(config=settings, **shared, **words)
         loader = _Loader(
             samples={},
             train_ids=[part.sample_ids[row] for part, row in dataset.rows],
@@ -96,7 +90,7 @@ def fine_tune(
 
 
 def _of_zeros(folder: Path, *, n: int, side: int) -> FrameDataset:
-    """Images and embeddings of zeros, one file an embedding as in the store; they take no disk."""
+    """Images and embeddings of zeros, a file an embedding as in the store; they take no disk."""
 
     def zeros(path: Path, dtype: type, *shape: int) -> np.ndarray:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,11 +19,7 @@ START, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def check(bench: Bench) -> list[str]:
-    """The benchmarks to run, in their order.
-
-    Raises:
-        InputError: For a name, device or folder that is not there.
-    """
+    """The benchmarks to run, in their order; `InputError` for what is not there."""
     for name in bench.names:
         if name not in CASES:
             raise InputError(f"benchmark {name}: no such one; use {', '.join(CASES)}")
@@ -35,14 +31,9 @@ def check(bench: Bench) -> list[str]:
 
 
 def bench_command(bench: Bench) -> dict[str, Any]:
-    """Run the benchmarks; what has been measured is kept whatever ends the run.
+    """Run the benchmarks and give what `bench.json` holds; exit code 130 after Ctrl-C.
 
-    Returns:
-        What `bench.json` holds.
-
-    Raises:
-        InputError: For a user's mistake.
-        SystemExit: With code 130 after Ctrl-C.
+    What has been measured is kept whatever ends the run.
     """
     names, out = check(bench), bench.out
     import torch
@@ -92,11 +83,7 @@ def _save(bench: Bench, *, date: str, threads: int) -> None:
 
 
 def read_bench(out: Path) -> dict[str, Any]:
-    """What an earlier run wrote.
-
-    Raises:
-        InputError: There is none, or it is of another version.
-    """
+    """What an earlier run wrote; `InputError` where there is none of this version."""
     path = out / JSON_NAME
     try:
         content = json.loads(path.read_text())
@@ -108,11 +95,7 @@ def read_bench(out: Path) -> dict[str, Any]:
 
 
 def insert_table(path: Path, content: dict[str, Any]) -> None:
-    """Put the table between the markers of a Markdown file, so that no number is typed.
-
-    Raises:
-        InputError: The file has no markers.
-    """
+    """Put the table between the markers of a Markdown file, so that no number is typed."""
     text = path.read_text() if path.is_file() else ""
     head, found, rest = text.partition(START)
     _, closed, tail = rest.partition(END)

@@ -43,7 +43,8 @@ def common_overrides(bench: Bench, *, name: str, backbone: Backbone | None = Non
         f"split.train=null wandb.mode=disabled trainer.accelerator={accelerator} "
         f"segmenter.backbone={backbone} segmenter.batch_size=5 "
         f"segmenter.encoder_precision={precision} "
-        "evaluation.prompts=[jittered_box] evaluation.jitter_draws=5 evaluation.controls=[]"
+        "sweep.segmenter=[sam] evaluation.prompts=[jittered_box] evaluation.jitter_draws=5 "
+        "evaluation.controls=[]"
     )
     return [
         *words.split(),

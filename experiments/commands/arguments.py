@@ -31,6 +31,11 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_json(content: Any) -> None:
     """Print for a program."""
     print(json.dumps(content, indent=1))

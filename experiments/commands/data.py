@@ -1,14 +1,22 @@
 """The commands below `sonosweep data`: look at data, fetch it, publish a split, make phantoms."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from datamodules.errors import InputError
 from datamodules.layouts import layout_help
-from experiments.commands.arguments import Extensions, Overrides, Recipe, stdout_console
+from experiments.commands.arguments import (
+    AsJson,
+    Extensions,
+    Overrides,
+    Recipe,
+    print_json,
+    say,
+    stderr_console,
+    stdout_console,
+)
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
@@ -16,7 +24,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or ma
 @data_app.command("index")
 def data_index(
     root: Annotated[Path, typer.Argument(help="Folder of the data.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+    as_json: AsJson = False,
     layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
     extension: Extensions = None,
 ) -> None:
@@ -25,9 +33,9 @@ def data_index(
     from experiments.config.extensions import import_extensions
 
     import_extensions(extension or [])
-    summary = index_folder(root, layout=layout, console=Console(stderr=True, highlight=False))
+    summary = index_folder(root, layout=layout, console=stderr_console())
     if as_json:
-        print(json.dumps(summary, indent=1))
+        print_json(summary)
     else:
         print_summary(summary, stdout_console())
 
@@ -50,7 +58,7 @@ def data_split(
     from datamodules.split_file import write_split_file
     from experiments.stages.data import load_data
 
-    with Console(stderr=True, highlight=False).status("reading the data"):
+    with stderr_console().status("reading the data"):
         data = load_data(config)
         split, folds = data.view.split, data.view.folds
         made = write_split_file(
@@ -61,18 +69,13 @@ def data_split(
             samples=list(data.samples.values()),
             folds=folds if len(folds) > 1 else (),
         )
-    if made.folds:
-        stdout_console().print(
-            f"{out}: {name} {version}, {len(made.folds)} folds that test {len(made.test_ids)} "
-            f"images of {made.dataset.cohort}, sha256 {made.sha256}",
-            soft_wrap=True,
-        )
-        return
-    stdout_console().print(
-        f"{out}: {name} {version}, {len(split.train)} train, {len(split.val)} validation and "
-        f"{len(split.test)} test images of {made.dataset.cohort}, sha256 {made.sha256}",
-        soft_wrap=True,
+    what = (
+        f"{len(split.train)} train, {len(split.val)} validation and {len(split.test)} test images"
     )
+    if made.folds:
+        what = f"{len(made.folds)} folds that test {len(made.test_ids)} images"
+    what += f" of {made.dataset.cohort}, sha256 {made.sha256}"
+    say(stdout_console(), f"{out}: {name} {version}, {what}")
 
 
 @data_app.command("phantom")
@@ -85,8 +88,9 @@ def data_phantom(
     from datamodules.phantom import write_phantom
 
     write_phantom(root, n_exams=n_exams, seed=seed)
-    stdout_console().print(
-        f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index"
+    say(
+        stdout_console(),
+        f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index",
     )
 
 
@@ -99,8 +103,6 @@ def data_fetch(
     ] = None,
 ) -> None:
     """Fetch HC18 from its official record, checked and unpacked; continues where it stopped."""
-    from datamodules.errors import InputError
-
     if name != "hc18":
         raise InputError(f"data fetch {name}: unknown; the one set to fetch is hc18")
     from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
@@ -109,9 +111,9 @@ def data_fetch(
     from datamodules.fetch import RECORD_URL, fetch_hc18
 
     console = stdout_console()
-    console.print(HC18_LICENCE, markup=False, soft_wrap=True)
+    say(console, HC18_LICENCE)
     columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bars:
+    with Progress(*columns, console=stderr_console()) as bars:
         tasks = {}
 
         def show(file_name: str, done: int, size: int) -> None:
@@ -121,8 +123,6 @@ def data_fetch(
 
         fetched = fetch_hc18(to, record_url=record_url or RECORD_URL, progress=show)
     what = f"fetched {', '.join(fetched.files)}" if fetched.files else "all there, nothing to fetch"
-    for line in (
-        f"{to}: {what}; {fetched.n_training} training and {fetched.n_test} test images",
-        f"next: make demo HC18_ROOT={to.resolve()}",
-    ):
-        console.print(line, markup=False, soft_wrap=True)
+    counts = f"{fetched.n_training} training and {fetched.n_test} test images"
+    say(console, f"{to}: {what}; {counts}")
+    say(console, f"next: make demo HC18_ROOT={to.resolve()}")

@@ -11,12 +11,7 @@ from datamodules.layouts import LAYOUTS, layout_of
 
 
 def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]:
-    """Read every file of a folder and sum up what is there.
-
-    Args:
-        root: A data folder.
-        layout: Name of its layout, or auto.
-        console: Where progress is shown.
+    """Read every file of a folder and sum up what is there; `layout` may be auto.
 
     Raises:
         InputError: For anything that cannot be read, by name.

@@ -14,6 +14,7 @@ from experiments.commands.arguments import stderr_console
 
 if TYPE_CHECKING:
     from experiments.config.schema import ExperimentConfig
+    from experiments.stages.data import Data
 
 KINDS = {"fractions": "", "paper": "_paper", "box": "_box", "ledger": "_ledger"}
 """What ends the names of a kind's files, `table` and `figure`."""
@@ -78,19 +79,12 @@ def _run_for(sources: list[str], *, kind: str) -> Path:
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "
             "jittered_box; add it, or set compat=paper"
         )
-    from experiments.commands.run import execute, prepare, report_failures, write_outputs
-
     if kind == "box":
         return _run_box(config, console)
-    data, plan = prepare(config, console)
-    if kind == "paper":
-        _check_panel(data.name)
-    sweep = execute(config, console, data=data, plan=plan)
-    failed = report_failures(sweep, console)
-    write_outputs(sweep, console)
-    folder = sweep.store.sweep_dir(config.name)
-    if failed:
-        raise SystemExit(1)
+    from experiments.commands.run import run_sweep
+
+    check = _check_panel if kind == "paper" else None
+    folder = run_sweep(config, console, retry_failed=True, check=check)
     if kind == "ledger":
         from experiments.results.figure_ledger import write_ledger
         from experiments.results.rows import read_rows
@@ -100,13 +94,13 @@ def _run_for(sources: list[str], *, kind: str) -> Path:
     return folder
 
 
-def _check_panel(train_cohort: str) -> None:
+def _check_panel(data: "Data") -> None:
     from experiments.results.paper import paper_reference
 
     known = sorted({panel.split("->")[0] for panel in paper_reference()["panel"]})
-    if train_cohort.upper() not in known:
+    if data.name.upper() not in known:
         raise InputError(
-            f"data.root: its cohort is {train_cohort}, and the paper trained on "
+            f"data.root: its cohort is {data.name}, and the paper trained on "
             f"{' and '.join(known)}; give one of these"
         )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
+from experiments.commands.arguments import say
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -135,11 +136,8 @@ def run_live(sweep: Sweep, console: Console) -> None:
             sweep.run(progress.update)
     except SweepInterruptedError:
         done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
-        say(
-            console,
-            f"stopped: {done} of {len(sweep.runs)} stages are done and kept; the same command "
-            "continues from here",
-        )
+        kept = f"{done} of {len(sweep.runs)} stages are done and kept"
+        say(console, f"stopped: {kept}; the same command continues from here")
         raise SystemExit(130) from None
     if sweep.halted:
         say(console, sweep.halted)
@@ -163,16 +161,9 @@ def _keep_failures(sweep: Sweep, console: Console) -> None:
     """Take a stage that failed by itself for failed, and say how it is tried again."""
     kept = sweep.recall_failures(kinds=["error"])
     if kept:
-        what = (
-            "stage has failed before and is" if kept == 1 else "stages have failed before and are"
-        )
-        words = f"{kept} {what} not tried again; once the cause is fixed, add --retry-failed"
-        say(console, words)
-
-
-def say(console: Console, line: str) -> None:
-    """Print a line as it is."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+        what = ("stages have", "are") if kept > 1 else ("stage has", "is")
+        what = f"{kept} {what[0]} failed before and {what[1]} not tried again"
+        say(console, f"{what}; once the cause is fixed, add --retry-failed")
 
 
 def narrow(plan: Plan, *, stage: str = "", keys: Sequence[str] = ()) -> Plan:
@@ -202,21 +193,33 @@ def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(
-            f"store.root={root}: cannot be made ({error.strerror}); choose a folder you may write"
-        ) from error
+        words = f"cannot be made ({error.strerror}); choose a folder you may write"
+        raise InputError(f"store.root={root}: {words}") from error
     if not os.access(root, os.W_OK):
         raise InputError(f"store.root={root}: not writable; choose another folder")
 
 
-def run_sweep(config: ExperimentConfig, console: Console, *, retry_failed: bool = False) -> None:
-    """Run a recipe to its report; exit code 1 where a stage failed."""
+def run_sweep(
+    config: ExperimentConfig,
+    console: Console,
+    *,
+    retry_failed: bool = False,
+    check: Callable[[Data], None] | None = None,
+) -> Path:
+    """Run a recipe to its report, after a check of its images, and give the sweep's folder.
+
+    Raises:
+        SystemExit: With code 1 where a stage failed; what there is is written.
+    """
     data, plan = prepare(config, console)
+    if check is not None:
+        check(data)
     sweep = execute(config, console, data=data, plan=plan, retry_failed=retry_failed)
     failed = report_failures(sweep, console)
     write_outputs(sweep, console)
     if failed:
         raise SystemExit(1)
+    return sweep.store.sweep_dir(config.name)
 
 
 def write_again(

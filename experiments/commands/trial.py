@@ -1,5 +1,6 @@
 """The command `trial`: for an agent, a cluster's job or a user. Torch-free."""
 
+import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -7,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Recipe, stdout_console
+from experiments.commands.arguments import Recipe, say, stdout_console
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from experiments.plan.nodes import Plan
     from experiments.runner.sweep import Sweep
 
 
@@ -36,13 +36,19 @@ def trial(
 
     agent = {key: os.environ.pop(key) for key in AGENT_VARIABLES if key in os.environ}
     config, console = load_config(recipe, trial_overrides(words or [])), stdout_console()
-    from experiments.commands.run import prepare, report_failures, run_live, say
+    from experiments.commands.run import narrow, prepare, report_failures, run_live
     from experiments.runner.sweep import Sweep
     from experiments.store.guard import use_store
 
     data, plan = prepare(config, console)
     # Neither controls nor fidelity: they are the sweep's.
-    plan = _only(plan, stage or [key for spec in plan.grid for key in spec.keys])
+    keys = stage or [key for spec in plan.grid for key in spec.keys]
+    if unknown := set(keys).difference(plan.nodes):
+        raise InputError(
+            f"--stage {min(unknown)}: the recipe has no such stage; its {len(plan.nodes)} stages "
+            "are the folders STAGE/ID that `sonosweep sweep RECIPE --dry-run --json` lists"
+        )
+    plan = narrow(plan, keys=keys)
     sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     with use_store(sweep.store.root):
         run_live(sweep, console)
@@ -50,11 +56,10 @@ def trial(
         raise SystemExit(1)
     scores = trial_scores(sweep)
     for line in scores.to_dict("records"):
-        # Not a number equals nothing, itself included.
         measured = ", ".join(
             f"{name} {line[key]:.{digits}f}"
             for key, name, digits in (("dice", "Dice", 4), ("hc_abs_err_mm", "HC error mm", 2))
-            if line[key] == line[key]
+            if not math.isnan(line[key])
         )
         say(console, f"{line['trial_id']}, {line['test_cohort']}, {line['prompt']}: {measured}")
     if agent:
@@ -91,15 +96,3 @@ def trial_scores(sweep: "Sweep") -> "pd.DataFrame":
         return per_image.reindex(columns=[*keys, "dice", "hc_abs_err_mm"])
     measures = per_image.groupby([*keys, "sample_id"])[["dice", "hc_abs_err_mm"]].mean()
     return measures.groupby(keys).mean().reset_index()
-
-
-def _only(plan: "Plan", stages: Sequence[str]) -> "Plan":
-    from experiments.commands.run import narrow
-
-    unknown = [key for key in stages if key not in plan.nodes]
-    if unknown:
-        raise InputError(
-            f"--stage {unknown[0]}: the recipe has no such stage; its {len(plan.nodes)} stages are "
-            "the folders STAGE/ID that `sonosweep sweep RECIPE --dry-run --json` lists"
-        )
-    return narrow(plan, keys=stages)
