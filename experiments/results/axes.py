@@ -72,11 +72,9 @@ def series_key(row: Mapping, *, order: Mapping[str, Sequence[str]]) -> tuple[int
 
 def in_series_order(rows: pd.DataFrame) -> pd.DataFrame:
     """Sort rows by series; ties keep their order."""
-    order = orders(rows)
-    keys = pd.Series(
-        [series_key(row, order=order) for row in rows.to_dict("records")], dtype=object
-    )
-    return rows.iloc[keys.sort_values(kind="stable").index].reset_index(drop=True)
+    order, records = orders(rows), rows.to_dict("records")
+    keys = [series_key(row, order=order) for row in records]
+    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
 
 
 def each_series(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -95,15 +93,10 @@ def series_label(keys: Mapping, *, shown: Sequence[str]) -> str:
 
 
 def baseline_rows(rows: pd.DataFrame, keys: Mapping, *, baseline: str) -> pd.DataFrame:
-    """Rows of the baseline that a series is compared with.
+    """Rows of one cohort, prompt and amount that the series of `keys` is compared with.
 
     They share each axis of the series or depend on none. Where the series itself depends on none
     but the baseline does, it is the baseline's first value.
-
-    Args:
-        rows: Of one cohort, prompt and amount.
-        keys: The series' values of `SERIES`.
-        baseline: A condition.
     """
     found = rows[rows["condition"] == baseline]
     for name in AXES:

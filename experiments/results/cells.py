@@ -6,7 +6,6 @@ of its folds test different exams, so their images are pooled before anything is
 """
 
 import math
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -23,26 +22,6 @@ _INTERVALS += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
 _CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key", "n_val_labels"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One table: the rows of one test cohort and prompt."""
-
-    test_cohort: str
-    prompt: str
-    title: str
-    rows: pd.DataFrame
-    """Text cells under `tables.COLUMNS`; empty where there is nothing to say."""
-    notes: tuple[str, ...]
-    """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
-    controls: tuple[bool, ...]
-    """Whether a row is a control's, aligned with the rows."""
-    spreads: pd.DataFrame
-    """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
-    best: pd.DataFrame
-    """Whether a cell is the best of its amount, as printed; shaped as `rows`. Never a control, and
-    nothing where there is one row to choose from."""
-
-
 def cells(
     results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
 ) -> pd.DataFrame:
@@ -52,11 +31,7 @@ def cells(
     models, each `_sd` is the standard deviation (n - 1) of a mean, and the intervals resample
     exams and supports at once (exams alone where there is one support).
 
-    Args:
-        results: Rows of results.csv.
-        per_image: Rows of per_image.csv; without them a cell of several trials has no interval,
-            and one of several folds no number.
-        seed: Of the resampling.
+    Without per_image a cell of several trials has no interval, and one of several folds no number.
 
     Returns:
         A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, n_val_labels,

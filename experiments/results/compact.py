@@ -3,8 +3,8 @@
 Several results.csv become one table; a trial that stands in two of them counts once.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,27 +22,10 @@ from experiments.results.axes import (
     shown_axes,
 )
 from experiments.results.cells import MODEL
-from experiments.results.latex import latex_cell, latex_table, latex_text
+from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
 from experiments.results.rows import amounts, combine_results, with_defaults
-from experiments.results.text import bullets, markdown_table
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompactBlock:
-    """One cohort and prompt."""
-
-    test_cohort: str
-    prompt: str
-    title: str
-    cells: pd.DataFrame
-    """Text: the columns of `heads`, and "mean ± SD" or "" in a column an amount."""
-    heads: list[str]
-    """condition, and the axes of which the results hold several."""
-    measure: str
-    """Heading of what the cells show."""
-    best: pd.DataFrame
-    """Whether a cell is the best of its column, as printed; shaped as `cells`."""
+from experiments.results.text import Block, to_markdown
 
 
 def read_results(paths: Sequence[Path]) -> pd.DataFrame:
@@ -71,16 +54,15 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
     shown = WORDS[one_of(measure, tuple(WORDS), option="--measure")]
     results = with_defaults(results)
     blocks, notes = compact_blocks(results, shown=shown), _notes(results)
-    writers: dict[str, Callable[..., str]] = {"markdown": _markdown, "latex": _latex, "csv": _csv}
-    return writers[format_name](blocks, notes=notes)
+    if format_name == "csv":
+        return _csv(blocks)
+    if format_name == "latex":
+        return _latex(blocks, notes=notes)
+    return to_markdown(blocks, notes=notes, has_bold=True)
 
 
-def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[CompactBlock]:
+def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     """Average the done trials of each cell; folds of one model are averaged before.
-
-    Args:
-        results: Rows of results.csv.
-        shown: The measure.
 
     Returns:
         A block per cohort and prompt in order of appearance. A control, which has no amount,
@@ -131,22 +113,19 @@ def _row_labels(done: pd.DataFrame) -> pd.Series:
     return done["condition"].map(condition_label) + suffix.where(several, "")
 
 
-def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> CompactBlock:
-    shown = _with_values(part, shown=shown)
+def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
+    shown, heads = _with_values(part, shown=shown), ["row", *named]
     keys = ["row", *SERIES, "amount", "n_real", *MODEL]
     models = part.groupby(keys, sort=False, dropna=False, as_index=False)[shown.column].mean()
-    values = models[shown.column] * shown.factor
-    trained = models[~is_control(models)]
-    columns = list(trained.sort_values("n_real", kind="stable")["amount"].unique())
-    columns = columns or ["controls only"]
-    heads = models[["row", *named]].drop_duplicates(ignore_index=True)
-    text = heads.reindex(columns=[*heads.columns, *columns], fill_value="")
-    means = pd.DataFrame(np.nan, index=text.index, columns=text.columns)
-    for i, head in heads.iterrows():
-        own = (models[heads.columns] == head).all(axis="columns")
-        level = is_control(models[own]).any()
-        for amount in columns:
-            here = values[own if level else own & (models["amount"] == amount)]
+    models["value"] = models[shown.column] * shown.factor
+    trained = models[~is_control(models)].sort_values("n_real", kind="stable")
+    text = models[heads].drop_duplicates(ignore_index=True)
+    means = pd.DataFrame(np.nan, index=text.index, columns=heads)
+    for amount in trained["amount"].unique() if len(trained) else ["controls only"]:
+        for i, head in text[heads].iterrows():
+            own = models[(models[heads] == head).all(axis="columns")]
+            level = is_control(own).any()
+            here = own.loc[level | (own["amount"] == amount), "value"]
             text.loc[i, amount] = _mean_sd(here, digits=shown.digits)
             means.loc[i, amount] = np.nan if level else round(here.mean(), shown.digits)
     best = means.max() if shown.is_better_high else means.min()
@@ -154,13 +133,13 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Compa
     span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
     where = f"{cohort}, {prompt_words(prompt, shown=named).label}"
-    return CompactBlock(
+    return Block(
         test_cohort=cohort,
         prompt=prompt,
         title=f"{where}: {shown.title}, {span} exams",
-        cells=text.rename(columns={"row": "condition"}),
+        rows=text.rename(columns={"row": "condition"}),
         heads=["condition", *named],
-        measure=shown.title,
+        headline=shown.title,
         best=means.eq(best).rename(columns={"row": "condition"}),
     )
 
@@ -194,35 +173,20 @@ def _notes(results: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _markdown(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
-    lines = []
-    for block in blocks:
-        shown = block.cells.replace("", "–")
-        bold = ("**" + shown + "**").where(block.best, shown)
-        lines += [f"### {block.title}", "", *markdown_table(bold, left=block.heads), ""]
-    return "\n".join([*lines, *bullets(notes), ""])
-
-
-def _latex(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
+def _latex(blocks: Sequence[Block], *, notes: Sequence[str]) -> str:
     parts = ["% Needs \\usepackage{booktabs}."]
     for block in blocks:
-        frame = block.cells.copy()
-        ready = [name for name in frame if name not in block.heads]
-        for name in ready:
-            marked = zip(frame[name], block.best[name], strict=True)
-            frame[name] = [latex_cell(text, is_best=is_best) for text, is_best in marked]
+        ready = [name for name in block.rows if name not in block.heads]
+        frame = with_best(block.rows, best=block.best, columns=ready)
         label = f"tab:compact-{block.test_cohort}-{block.prompt}"
         parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
-    return "\n".join([*parts, *(f"\\noindent {latex_text(note)}\\par" for note in notes), ""])
+    return "\n".join([*parts, *latex_notes(notes), ""])
 
 
-def _csv(blocks: Sequence[CompactBlock], *, notes: Sequence[str]) -> str:
-    del notes  # a table for programs
+def _csv(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
-        frame = block.cells.copy()
-        frame.insert(0, "test_cohort", block.test_cohort)
-        frame.insert(1, "prompt", block.prompt)
-        frame.insert(2, "measure", block.measure)
-        parts.append(frame)
+        where = {"test_cohort": block.test_cohort, "prompt": block.prompt}
+        where = pd.DataFrame(where | {"measure": block.headline}, index=block.rows.index)
+        parts.append(pd.concat([where, block.rows], axis="columns"))
     return pd.concat(parts, ignore_index=True).to_csv(index=False)

@@ -66,14 +66,10 @@ def paired_contrast(
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
     axes = {"exams": images["exam_id"], "supports": images["support"]}
     found = crossed_bootstrap(images["d"], seed=seed, n_boot=n_boot, level=level, **axes)
-    return {
+    same = {name: getattr(found, name) for name in ("low", "high", "p", "n_exams", "n_supports")}
+    return same | {
         "mean": found.value,
-        "low": found.low,
-        "high": found.high,
-        "p": found.p,
         "n_images": images["sample_id"].nunique(),
-        "n_exams": found.n_exams,
-        "n_supports": found.n_supports,
         "n_trials": len(trial_means),
         "sd_trials": float(trial_means.std(ddof=1)),
     }
@@ -104,13 +100,7 @@ def contrast_family(
 
     The rest is Dice of each series against the baseline, per cohort, prompt and amount, always
     within one segmenter (`axes.baseline_rows`). Holm's adjustment runs over everything but the
-    primary contrast, whatever the segmenter.
-
-    Args:
-        per_image: Rows of per_image.csv; controls are not compared.
-        statistics: The primary contrast, the minimum effects and the resampling.
-        baseline: Condition that is subtracted in the rest.
-        seed: Of the resampling.
+    primary contrast, whatever the segmenter. Controls are not compared.
 
     Returns:
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
@@ -174,11 +164,7 @@ def comparisons(family: pd.DataFrame, *, baseline: str = BASELINE) -> pd.DataFra
 
 
 def primary_rows(family: pd.DataFrame) -> pd.DataFrame:
-    """Take the contrast that the recipe named, and its other measure below it, if they are there.
-
-    Returns:
-        Up to two rows of `contrast_family`; none where the sweep holds no such pair of trials.
-    """
+    """Take the contrast that the recipe named and its other measure, as far as they are there."""
     return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
 
 
@@ -196,40 +182,22 @@ def segmenter_contrasts(
     """
     frame = with_defaults(per_image)
     frame = frame[~is_control(frame) & (frame["segmenter"] != "")].assign(amount=amounts(frame))
-    rows = []
+    frame = frame.assign(is_other=frame["condition"] != BASELINE, down=-frame["n_real"])
+    alike, rows = ["amount", "condition", "generator"], []
     for (cohort, prompt), part in frame.groupby(["test_cohort", "prompt"], sort=False):
-        names = list(part["segmenter"].unique())
-        for name in names[1:]:
-            pair = [part[part["segmenter"] == each] for each in (name, names[0])]
-            shared = _largest_shared(*pair)
-            if shared is None:
+        of = dict(list(part.groupby("segmenter", sort=False)))
+        first, *others = of
+        for name in others:
+            both = of[name].merge(of[first][alike].drop_duplicates(), on=alike)
+            if both.empty:
                 continue
-            amount, condition, generator = shared
-            keys = {"test_cohort": cohort, "prompt": prompt, "amount": amount, "segmenter": name}
-            keys |= {"condition": condition, "generator": generator, "measure": "dice"}
-            own, base = (
-                each[
-                    (each["amount"] == amount)
-                    & (each["condition"] == condition)
-                    & (each["generator"] == generator)
-                ]
-                for each in pair
-            )
-            keys["against"] = names[0]
+            best = both.sort_values(["is_other", "down"], kind="stable").iloc[0]
+            own, base = (of[each][(of[each][alike] == best[alike]).all(axis="columns")]
+                         for each in (name, first))  # fmt: skip
+            keys = {"test_cohort": cohort, "prompt": prompt, "segmenter": name, "measure": "dice"}
+            keys |= best[alike].to_dict() | {"against": first}
             rows += _row(own, base, keys=keys, role="other", statistics=statistics, seed=seed)
     return pd.DataFrame(rows)
-
-
-def _largest_shared(first: pd.DataFrame, second: pd.DataFrame) -> tuple[str, str, str] | None:
-    """Amount, condition and generator that both hold: the baseline, then the largest amount."""
-    columns = ["amount", "condition", "generator"]
-    both = first.merge(second[columns].drop_duplicates(), on=columns)
-    if both.empty:
-        return None
-    is_other = both["condition"] != BASELINE
-    ranked = both.assign(is_other=is_other, down=-both["n_real"])
-    best = ranked.sort_values(["is_other", "down"], kind="stable").iloc[0]
-    return tuple(best[columns])
 
 
 def _identity(row: dict) -> tuple:
@@ -294,14 +262,10 @@ def _row(
 
 
 def verdict(row: pd.Series) -> Verdict:
-    """Classify a contrast.
+    """Classify a contrast by mean, low, high and, if it is there, min_effect, all in one unit.
 
-    Args:
-        row: mean, low, high and, if it is to count, min_effect, all in the measure's unit.
-
-    Returns:
-        no interval; not shown, where the interval holds zero or the difference is smaller than the
-        minimum effect; else raised or lowered, which for an error means worse or better.
+    Not shown: the interval holds zero or the difference is smaller than the minimum effect. Raised
+    or lowered means worse or better for an error.
     """
     if not np.isfinite([row["low"], row["high"]]).all():
         return "no interval"

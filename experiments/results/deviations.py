@@ -22,70 +22,55 @@ def deviations(config: ExperimentConfig) -> list[str]:
 
     Source: the method section of arXiv 2506.23664 and the authors' published code.
     """
-    return [
-        *_training_deviations(config),
-        *_data_deviations(config),
-        *_synthesis_deviations(config),
-        *_evaluation_deviations(config),
-    ]
+    parts = _training_deviations(config) | _data_deviations(config)
+    said = [sentence for sentence, is_there in parts.items() if is_there]
+    return [*said, *_synthesis_deviations(config), *_evaluation_deviations(config)]
 
 
-def _training_deviations(config: ExperimentConfig) -> list[str]:
-    segmenter, notes = config.segmenter, []
-    if segmenter.backbone not in _VIT_B:
-        name = _BACKBONES.get(segmenter.backbone, segmenter.backbone)
-        notes.append(f"Backbone: ours is {name}; the paper's is SAM ViT-B.")
-    if segmenter.tuning != "decoder":
-        notes.append(
-            f"Tuning: ours is {segmenter.tuning}; the paper trains the mask decoder alone."
-        )
-    if segmenter.epochs is None:
-        notes.append(
-            f"Steps: we take {counted(segmenter.steps, 'step')} of batch {segmenter.batch_size} "
-            "for every amount and condition; the paper takes 20 epochs of batch 5, which is 20 "
-            "steps at 5 real images and 2,000 with 495 synthetic ones beside them."
-        )
-    elif (segmenter.epochs, segmenter.batch_size) != (20, 5):
-        notes.append(
-            f"Steps: we take {segmenter.epochs} epochs of batch {segmenter.batch_size}; the paper "
-            "takes 20 epochs of batch 5."
-        )
-    if (segmenter.lr_schedule, segmenter.warmup_steps) != ("constant", 0):
-        notes.append(
-            f"Learning rate: ours is {segmenter.learning_rate:g} with warm-up and "
-            f"{segmenter.lr_schedule} after it, by AdamW; the paper's is a constant 1e-05, by Adam."
-        )
-    elif segmenter.learning_rate != 1e-5:
-        notes.append(f"Learning rate: ours is {segmenter.learning_rate:g}; the paper's is 1e-05.")
-    if set(segmenter.train_prompts) != {"jittered_box"}:
-        named = " and ".join(dict.fromkeys(segmenter.train_prompts))
-        notes.append(f"Prompts in training: ours are {named}; the paper's is jittered_box alone.")
-    if segmenter.jitter_max_px != 19:
-        notes.append(
-            f"Box jitter: we displace each side by 0 to {segmenter.jitter_max_px} px; the paper by "
-            "0 to 19 px."
-        )
-    augmented = {PAPER_CONDITIONS["weak"], PAPER_CONDITIONS["strong"]}
-    if augmented & set(config.sweep.condition):
-        n_views = config.augment.n_views
-        most = config.augment.max_per_trial
-        limit = "" if most is None else f" ({most} in a trial, at least 2 an image)"
-        views = (
-            f" We draw from {n_views} embedded views of each image{limit}; the paper transforms "
-            "afresh."
-        )
-        notes.append(
-            "Augmentation: we take the box from the transformed mask; the paper's code leaves it "
-            f"where it was before.{views if n_views is not None else ''}"
-        )
-    notes.append(
-        "Masks: we resize without loss of area; the paper's code truncates a bicubic resize, which "
-        "takes 2 % off the head."
+def _training_deviations(config: ExperimentConfig) -> dict[str, bool]:
+    """Each sentence with whether it holds."""
+    ours, augment = config.segmenter, config.augment
+    backbone = _BACKBONES.get(ours.backbone, ours.backbone)
+    prompts = " and ".join(dict.fromkeys(ours.train_prompts))
+    limit = f" ({augment.max_per_trial} in a trial, at least 2 an image)"
+    views = (
+        f" We draw from {augment.n_views} embedded views of each image"
+        f"{'' if augment.max_per_trial is None else limit}; the paper transforms afresh."
     )
-    return notes
+    is_constant = (ours.lr_schedule, ours.warmup_steps) == ("constant", 0)
+    augmented = {PAPER_CONDITIONS["weak"], PAPER_CONDITIONS["strong"]}
+    return {
+        f"Backbone: ours is {backbone}; the paper's is SAM ViT-B.": ours.backbone not in _VIT_B,
+        f"Tuning: ours is {ours.tuning}; the paper trains the mask decoder alone.": (
+            ours.tuning != "decoder"
+        ),
+        f"Steps: we take {counted(ours.steps, 'step')} of batch {ours.batch_size} for every amount "
+        "and condition; the paper takes 20 epochs of batch 5, which is 20 steps at 5 real images "
+        "and 2,000 with 495 synthetic ones beside them.": ours.epochs is None,
+        f"Steps: we take {ours.epochs} epochs of batch {ours.batch_size}; the paper takes 20 "
+        "epochs of batch 5.": (
+            ours.epochs is not None and (ours.epochs, ours.batch_size) != (20, 5)
+        ),
+        f"Learning rate: ours is {ours.learning_rate:g} with warm-up and {ours.lr_schedule} after "
+        "it, by AdamW; the paper's is a constant 1e-05, by Adam.": not is_constant,
+        f"Learning rate: ours is {ours.learning_rate:g}; the paper's is 1e-05.": (
+            is_constant and ours.learning_rate != 1e-5
+        ),
+        f"Prompts in training: ours are {prompts}; the paper's is jittered_box alone.": (
+            set(ours.train_prompts) != {"jittered_box"}
+        ),
+        f"Box jitter: we displace each side by 0 to {ours.jitter_max_px} px; the paper by 0 to 19 "
+        "px.": ours.jitter_max_px != 19,
+        "Augmentation: we take the box from the transformed mask; the paper's code leaves it where "
+        f"it was before.{'' if augment.n_views is None else views}": (
+            bool(augmented & set(config.sweep.condition))
+        ),
+        "Masks: we resize without loss of area; the paper's code truncates a bicubic resize, which "
+        "takes 2 % off the head.": True,
+    }
 
 
-def _data_deviations(config: ExperimentConfig) -> list[str]:
+def _data_deviations(config: ExperimentConfig) -> dict[str, bool]:
     split, cohorts = config.split, config.data.test_cohorts
     if split.file is not None and split.n_folds == 1:
         part = "the test part of a published split"
@@ -100,11 +85,12 @@ def _data_deviations(config: ExperimentConfig) -> list[str]:
         names = ", ".join(Path(folder).name for folder in cohorts)
         cohort = "cohort" if len(cohorts) == 1 else "cohorts"
         tested += f", and all images of the external {cohort} {names}"
-    return [
-        f"Test images: we test {tested}; the paper tests 597 of ES and 125 of AF, none of HC18.",
+    return {
+        f"Test images: we test {tested}; the paper tests 597 of ES and 125 of AF, none of "
+        "HC18.": True,
         "Split: we deal whole exams with their near-duplicates and draw real images stratified by "
-        "trimester; the paper draws single images.",
-    ]
+        "trimester; the paper draws single images.": True,
+    }
 
 
 def _synthesis_deviations(config: ExperimentConfig) -> list[str]:

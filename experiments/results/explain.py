@@ -4,7 +4,6 @@ import difflib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,6 @@ _PARTS = {
 """Parts of a cell's name in order, and the column of each; the axes may be left out."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Trace:
-    """What the lines of a text share."""
-
-    store: RunStore
-    commands: list[str] = field(default_factory=list)
-    """Each command once, in order of appearance; lines name it by its number from 1."""
-
-
 def explain_cell(config: ExperimentConfig, cell: str) -> str:
     """Name the numbers of a cell, its trials, and every run behind each.
 
@@ -48,8 +38,7 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
             part.
 
     Returns:
-        Text of several lines. A run names its command by a number; the commands close the text,
-        each on a line of its own.
+        Text of several lines. A run names its command by a number; the commands close the text.
 
     Raises:
         InputError: For a part that is not in the results, or a sweep without results.
@@ -59,7 +48,7 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     chosen = choose(results, cell)
     found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []
-    trace = _Trace(store=store)
+    commands: dict[str, int] = {}
     for _, row in found.iterrows():
         where = (row["test_cohort"], row["prompt"], row["amount"], *_series_words(row, shown))
         lines += ["/".join(where), *_numbers(row)]
@@ -69,13 +58,18 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
             & (chosen["prompt"] == row["prompt"])
         ]
         for _, trial in own.iterrows():
-            lines += _trial_lines(trial, trace=trace)
+            names = ("support", "seed", "generator_seed", "fold")
+            said = [f"{name} {trial[name]:.0f}" for name in names if pd.notna(trial[name])]
+            said.append(f"Dice {100 * trial['dice_mean']:.2f} %")
+            lines.append(f"  trial {trial['trial_id']}: {', '.join(said)}")
+            runs = _runs(store, trial["score_id"], role="score", commands=commands, seen=set())
+            lines += ["    " + line for line in runs]
         lines.append("")
     waiting = chosen[chosen["status"] != "done"].drop_duplicates("trial_id")
     for _, trial in waiting.iterrows():
         reason = trial["reason"] if isinstance(trial["reason"], str) else ""
         lines.append(f"{trial['trial_id']}: {trial['status']} {reason}".rstrip())
-    for number, command in enumerate(trace.commands, start=1):
+    for command, number in commands.items():
         lines += [f"command {number}:", command]
     return "\n".join(lines).rstrip("\n")
 
@@ -96,11 +90,7 @@ def _read(store: RunStore, *, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
-    """Rows of a cell.
-
-    Args:
-        results: Rows of results.csv.
-        cell: See `explain_cell`.
+    """Rows of a cell of results.csv, named as for `explain_cell`.
 
     Raises:
         InputError: For a part that no row has (the nearest one is named), or where an axis that
@@ -160,54 +150,36 @@ def _unknown(cell: str, part: str, *, word: str, known: Sequence[str]) -> str:
 
 
 def _numbers(row: pd.Series) -> list[str]:
-    shown = [
-        f"{name} {row[name] * m.factor:.2f}" + (" %" if m.factor == 100 else "")
+    head = f"  {row['n_trials']} trials, {row['n_supports']} supports, {row['n_exams']:.0f} exams"
+    if pd.notna(row["dice_low"]):
+        head += f", dice 95 % CI [{100 * row['dice_low']:.2f}, {100 * row['dice_high']:.2f}]"
+    return [head] + [
+        f"  {name} {row[name] * m.factor:.2f}" + (" %" if m.factor == 100 else "")
         for name, m in MEASURES.items()
         if pd.notna(row[name])
     ]
-    interval = ""
-    if pd.notna(row["dice_low"]):
-        interval = f", dice 95 % CI [{100 * row['dice_low']:.2f}, {100 * row['dice_high']:.2f}]"
-    head = f"  {row['n_trials']} trials, {row['n_supports']} supports, {row['n_exams']:.0f} exams"
-    return [head + interval, *(f"  {text}" for text in shown)]
 
 
-def _trial_lines(trial: pd.Series, *, trace: _Trace) -> list[str]:
-    axes = [
-        f"{name} {trial[name]:.0f}"
-        for name in ("support", "seed", "generator_seed", "fold")
-        if pd.notna(trial[name])
-    ]
-    dice = f"Dice {100 * trial['dice_mean']:.2f} %"
-    lines = [f"  trial {trial['trial_id']}: {', '.join([*axes, dice])}"]
-    seen: set[str] = set()
-    _add_runs(lines, str(trial["score_id"]), role="score", trace=trace, depth=2, seen=seen)
-    return lines
+def _runs(
+    store: RunStore, key: str, *, role: str, commands: dict[str, int], seen: set[str]
+) -> list[str]:
+    """Name a run and, indented, what it was made from; a run that stood before is only named.
 
-
-def _add_runs(
-    lines: list[str], key: str, *, role: str, trace: _Trace, depth: int, seen: set[str]
-) -> None:
-    """Add a run and, indented, what it was made from; a run that stood before is only named."""
-    stage, run_id = key.split("/")
-    run_dir = trace.store.run_dir(stage, run_id)
-    indent = "  " * depth
+    `commands` gathers each command once with its number, `seen` the runs.
+    """
+    run_dir = store.run_dir(*key.split("/"))
     if key in seen:
-        lines.append(f"{indent}{role}: {run_dir} (above)")
-        return
+        return [f"{role}: {run_dir} (above)"]
     seen.add(key)
-    lines.append(f"{indent}{role}: {run_dir}")
-    manifest = _json(run_dir / "manifest.json")
+    manifest, lines = _json(run_dir / "manifest.json"), [f"{role}: {run_dir}"]
     if manifest is None:
-        lines.append(f"{indent}  manifest.json is missing")
-        return
-    command = str(manifest.get("command", "unknown"))
-    if command not in trace.commands:
-        trace.commands.append(command)
-    made = _made(manifest, _json(run_dir / "DONE.json"))
-    lines.append(f"{indent}  {made}; command {trace.commands.index(command) + 1}")
+        return [*lines, "  manifest.json is missing"]
+    number = commands.setdefault(str(manifest.get("command", "unknown")), len(commands) + 1)
+    lines.append(f"  {_made(manifest, _json(run_dir / 'DONE.json'))}; command {number}")
     for name, upstream in sorted(manifest["upstream"].items(), key=lambda item: item[0] != "fit"):
-        _add_runs(lines, upstream, role=name, trace=trace, depth=depth + 1, seen=seen)
+        below = _runs(store, upstream, role=name, commands=commands, seen=seen)
+        lines += ["  " + line for line in below]
+    return lines
 
 
 def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:

@@ -5,22 +5,14 @@ scored under increasing box jitter. What needs no reference, the whole image as 
 model's own predicted box, stands beside them as levels.
 """
 
+from itertools import product
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from datamodules.storage import write_atomic
-from experiments.results.figure_style import (
-    RC_PARAMS,
-    condition_style,
-    draw_curve,
-    save_figure,
-    shared_legend,
-)
+from experiments.results.panels import Curve, Panel, condition_style, draw_panels, save_figure
 from experiments.results.statistics import cluster_bootstrap_ci
 from experiments.results.text import bullets, counted, markdown_table
 
@@ -59,26 +51,23 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["what", "prompt", "jitter_px", "trimester", "measure"]
     columns += ["value", "low", "high", "n_images", "n_exams"]
-    image = ["what", "prompt", "jitter_px", "sample_id", "exam_id", "trimester"]
+    scored = ["what", "prompt", "jitter_px"]
     # A column of nothing but blanks is read as text or objects; one of mm may be absent.
     typed = rows.reindex(columns=rows.columns.union(list(MEASURES), sort=False)).assign(
         jitter_px=pd.to_numeric(rows["jitter_px"]), trimester=pd.to_numeric(rows["trimester"])
     )
-    images = typed.groupby(image, dropna=False, sort=False, as_index=False)[list(MEASURES)].mean()
+    images = typed.groupby([*scored, "sample_id", "exam_id", "trimester"], dropna=False,
+                           sort=False, as_index=False)[list(MEASURES)].mean()  # fmt: skip
     made = []
-    for (what, prompt, jitter), part in images.groupby(
-        ["what", "prompt", "jitter_px"], dropna=False
-    ):
-        for trimester in _GROUPS:
+    for where, part in images.groupby(scored, dropna=False):
+        for trimester, (measure, (_, factor)) in product(_GROUPS, MEASURES.items()):
             own = part if trimester == 0 else part[part["trimester"] == trimester]
-            for measure, (_, factor) in MEASURES.items():
-                known = own.dropna(subset=[measure])
-                if known.empty:
-                    continue
+            known = own.dropna(subset=[measure])
+            if len(known):
                 ends = cluster_bootstrap_ci(known[measure], known["exam_id"], seed=_INTERVAL_SEED)
                 numbers = [factor * value for value in (known[measure].mean(), *ends)]
                 counts = [len(known), known["exam_id"].nunique()]
-                made.append([what, prompt, jitter, trimester, measure, *numbers, *counts])
+                made.append([*where, trimester, measure, *numbers, *counts])
     return pd.DataFrame(made, columns=columns)
 
 
@@ -89,99 +78,84 @@ def figure_box(rows: pd.DataFrame) -> Figure:
     where none is known. Jitters are evenly spaced, not to scale.
     """
     points = box_points(rows)
-    measures = [name for name in MEASURES if (points["measure"] == name).any()]
-    groups = [number for number in _GROUPS if (points["trimester"] == number).any()]
-    jitters = sorted(points["jitter_px"].dropna().unique())
-    with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(1.2 + 2.7 * len(groups), 1.1 + 2.5 * len(measures)))
-        axes = figure.subplots(len(measures), len(groups), squeeze=False, sharey="row")
-        for i, measure in enumerate(measures):
-            for j, group in enumerate(groups):
-                axis = axes[i, j]
-                here = (points["measure"] == measure) & (points["trimester"] == group)
-                _draw_panel(axis, points[here], jitters=jitters)
-                if i == 0:
-                    exams = counted(points.loc[here, "n_exams"].max(), "exam")
-                    axis.set_title(f"{_GROUPS[group]}, {exams}", fontsize=9, loc="left")
-                if i == len(measures) - 1:
-                    axis.set_xlabel("maximum box jitter, px of 256")
-            axes[i, 0].set_ylabel(MEASURES[measure][0])
-            if measure != "dice":
-                _widen(axes[i, 0], points.loc[points["measure"] == measure, "value"])
-        shared_legend(figure, axes.ravel(), columns=3)
-        return figure
+    places = {jitter: k for k, jitter in enumerate(sorted(points["jitter_px"].dropna().unique()))}
+    points = points.assign(x=points["jitter_px"].map(places), y=points["value"])
+    exams, grid = points.groupby("trimester")["n_exams"].max(), []
+    for measure, of_measure in points.groupby("measure"):
+        # The constant mask would flatten the rest of an error.
+        least, most = of_measure["y"].min(), of_measure["y"].max()
+        panels = [
+            Panel(
+                title=f"{_GROUPS[group]}, {counted(n, 'exam')}",
+                curves=_curves(of_measure[of_measure["trimester"] == group]),
+                x_label="maximum box jitter, px of 256",
+                y_label=MEASURES[measure][0],
+                ticks={k: f"{jitter:.0f}" for jitter, k in places.items()},
+                is_log_y=measure != "dice" and 0 < 8 * least < most,
+            )
+            for group, n in exams.items()
+        ]
+        grid.append(panels)
+    return draw_panels(grid, size_in=(2.7, 2.5), share_y="row")
 
 
-def _draw_panel(axis: Axes, points: pd.DataFrame, *, jitters: list[float]) -> None:
-    places = {jitter: float(k) for k, jitter in enumerate(jitters)}
+def _curves(points: pd.DataFrame) -> list[Curve]:
+    curves = []
     for (what, prompt), (label, color, marker, dashes) in _LINES.items():
         own = points[(points["what"] == what) & (points["prompt"] == prompt)]
-        if own.empty:
-            continue
-        if own["jitter_px"].isna().all():
-            axis.axhline(
-                own["value"].iloc[0], label=label, color=color, linestyle=dashes, linewidth=1.3
-            )
-            continue
-        own = own.dropna(subset=["jitter_px"]).sort_values("jitter_px")
-        named = own.rename(columns={"value": "dice"})
-        style = {"color": color, "marker": marker, "markersize": 4, "linewidth": 1.3}
-        draw_curve(axis, own["jitter_px"].map(places), named, label=label, style=style)
-    axis.set_xticks(list(places.values()), [f"{jitter:.0f}" for jitter in jitters])
-
-
-def _widen(axis: Axes, values: pd.Series) -> None:
-    """Make the error's axis logarithmic where the constant mask would flatten the rest."""
-    if values.min() > 0 and values.max() / values.min() > 8:
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        style = {"color": color, "marker": marker, "linestyle": dashes}
+        jittered = own.dropna(subset=["x"]).sort_values("x")
+        if len(own):
+            shown = own[["y"]] if jittered.empty else jittered
+            curves.append(Curve(label=label, points=shown, style=style))
+    return curves
 
 
 def table_box(rows: pd.DataFrame) -> str:
     """Write the numbers behind the figure as Markdown, with what they say of the headline."""
     points = box_points(rows)
-    measures = [name for name in MEASURES if (points["measure"] == name).any()]
-    groups = [number for number in _GROUPS if (points["trimester"] == number).any()]
-    heads = [(m, g) for m in measures for g in groups]
-    names = [f"{'Dice %' if m == 'dice' else 'ADF mm'}, {_GROUPS[g]}" for m, g in heads]
-    rows = []
-    for (what, prompt), (label, *_) in _LINES.items():
-        own = points[(points["what"] == what) & (points["prompt"] == prompt)]
-        for jitter, part in own.groupby("jitter_px", dropna=False):
-            cells = [_cell(part, measure=m, group=g) for m, g in heads]
-            rows.append([label, "–" if pd.isna(jitter) else f"{jitter:.0f}", *cells])
-    text = pd.DataFrame(rows, columns=["what", "jitter px", *names])
-    lines = markdown_table(text, left=["what"])
+    points["text"] = [_cell(row) for _, row in points.iterrows()]
+    index = ["what", "prompt", "jitter_px"]
+    wide = points.pivot(index=index, columns=["measure", "trimester"], values="text")
+    wide = wide.sort_index(axis="columns").fillna("–")
+    wide.columns = [
+        f"{'Dice %' if measure == 'dice' else 'ADF mm'}, {_GROUPS[group]}"
+        for measure, group in wide.columns
+    ]
+    parts = []
+    for key, (label, *_) in _LINES.items():
+        own = wide[[index[:2] == key for index in wide.index]].reset_index()
+        jitters = own["jitter_px"].map(lambda px: "–" if pd.isna(px) else f"{px:.0f}")
+        own = own.assign(what=label, jitter_px=jitters).drop(columns="prompt")
+        parts.append(own.rename(columns={"jitter_px": "jitter px"}))
     notes = [
         "Mean over images, draws averaged per image first; [95 % interval] over exams, for this "
         "one fitted model.",
         "jitter px: each side of the reference's box is displaced outward by a whole number from 0 "
         "to this, in pixels of a 256x256 squashed frame; the ellipse is shrunk by the mean jitter.",
     ]
+    lines = markdown_table(pd.concat(parts), left=["what"])
     return "\n".join([*lines, "", *bullets([*_verdicts(points), *notes]), ""])
 
 
-def _cell(points: pd.DataFrame, *, measure: str, group: int) -> str:
-    found = points[(points["measure"] == measure) & (points["trimester"] == group)]
-    if found.empty:
-        return "–"
-    row, digits = found.iloc[0], 1 if measure == "dice" else 2
-    text = f"{row['value']:.{digits}f}"
-    if pd.isna(row["low"]):
-        return text
-    return f"{text} [{row['low']:.{digits}f}, {row['high']:.{digits}f}]"
+def _cell(row: pd.Series) -> str:
+    digits = 1 if row["measure"] == "dice" else 2
+    value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return value if pd.isna(row["low"]) else f"{value} [{low}, {high}]"
 
 
 def _verdicts(points: pd.DataFrame) -> list[str]:
     """Say how much of the Dice under the paper's box the box alone gives, as far as it is known."""
     dice = points[(points["measure"] == "dice") & (points["trimester"] == 0)]
-    value = dice.set_index(["what", "prompt", "jitter_px"])["value"]
-    model, ellipse = (
-        value.get((what, "jittered_box", float(PAPER_JITTER_PX))) for what in ("model", "ellipse")
+    value = dice.groupby(["what", "prompt"])["value"].first()
+    whole, own = (value.get(("model", name)) for name in ("whole_image", "predicted_box"))
+    wide = dice[dice["prompt"] == "jittered_box"].pivot(
+        index="jitter_px", columns="what", values="value"
     )
-    said = []
-    if model is not None and ellipse is not None:
+    wide = wide.reindex(columns=["model", "ellipse"])
+    model, ellipse = wide.reindex([float(PAPER_JITTER_PX)]).iloc[0]
+    said, shares = [], []
+    if pd.notna(model - ellipse):
         better = _box_alone(model=model, ellipse=ellipse)
         worth = better or f"the image adds {model - ellipse:+.1f} points to what the box gives"
         said.append(
@@ -189,38 +163,25 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
             f"{model:.1f} % and the ellipse in the same box, which reads no pixel, "
             f"{ellipse:.1f} %: {worth}."
         )
-    others = _shares(dice)
-    if others:
-        said.append(
-            "Of the model's Dice under the reference's box, what the box alone gives, by jitter: "
-            + "; ".join(others)
-            + "."
-        )
-    whole = dice[(dice["what"] == "model") & (dice["prompt"] == "whole_image")]["value"]
-    if model is not None and len(whole):
-        said.append(
-            f"Without a box (whole image) the same model has {whole.iloc[0]:.1f} %: the box from "
-            f"the reference is worth {model - whole.iloc[0]:+.1f} points."
-        )
-    own = dice[(dice["what"] == "model") & (dice["prompt"] == "predicted_box")]["value"]
-    if len(own) and len(whole):
-        said.append(
-            f"A box from the model's own first prediction changes that by "
-            f"{own.iloc[0] - whole.iloc[0]:+.1f} points and reads no reference."
-        )
-    return said
-
-
-def _shares(dice: pd.DataFrame) -> list[str]:
-    """Set the ellipse beside the model at each jitter where both are known."""
-    jittered = dice[dice["prompt"] == "jittered_box"]
-    wide = jittered.pivot(index="jitter_px", columns="what", values="value")
-    both = wide.reindex(columns=["model", "ellipse"]).dropna()
-    said = []
-    for jitter, row in both.iterrows():
+    for jitter, row in wide.dropna().iterrows():
         better = _box_alone(model=row["model"], ellipse=row["ellipse"])
         share = f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} %"
-        said.append(f"{share} ({better})" if better else share)
+        shares.append(f"{share} ({better})" if better else share)
+    if shares:
+        said.append(
+            "Of the model's Dice under the reference's box, what the box alone gives, by jitter: "
+            f"{'; '.join(shares)}."
+        )
+    if whole is not None and pd.notna(model):
+        said.append(
+            f"Without a box (whole image) the same model has {whole:.1f} %: the box from "
+            f"the reference is worth {model - whole:+.1f} points."
+        )
+    if whole is not None and own is not None:
+        said.append(
+            f"A box from the model's own first prediction changes that by "
+            f"{own - whole:+.1f} points and reads no reference."
+        )
     return said
 
 

@@ -4,19 +4,15 @@ A row with synthetic pairs has used the labels of its generator and its gate as 
 a curve that stood above the other may only stand further to the right.
 """
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
 from experiments.config.conditions import condition_label, in_order
 from experiments.results.axes import (
-    each_series,
     is_control,
     orders,
     prompt_order,
@@ -24,18 +20,9 @@ from experiments.results.axes import (
     series_label,
     shown_axes,
 )
-from experiments.results.figure_style import (
-    RC_PARAMS,
-    condition_style,
-    count_axis,
-    draw_curve,
-    draw_levels,
-    save_figure,
-    series_style,
-    shared_legend,
-)
-from experiments.results.figures import curve_points, named_levels
-from experiments.results.paper import PAPER_CONDITIONS, paper_reference
+from experiments.results.figures import amount_panel, curve_points
+from experiments.results.panels import Curve, Panel, condition_style, draw_panels, save_figure
+from experiments.results.paper import PAPER_CONDITIONS, PAPER_STYLE, paper_reference
 from experiments.results.text import bullets, markdown_table
 
 PAPER_GENERATOR_LABELS = 60
@@ -43,8 +30,6 @@ PAPER_GENERATOR_LABELS = 60
 PAPER_PANELS = ("HC18->ES", "HC18->AF")
 _BASELINE, _SYNTHESIS = PAPER_CONDITIONS["baseline"], PAPER_CONDITIONS["synthesis"]
 _DASHES = dict(zip(PAPER_PANELS, ("-", "--"), strict=True))
-_TITLE_CHARACTERS = 64
-"""Of a line above a panel."""
 NOTES = [
     "total labels: distinct labelled images behind a row, those of its segmenter, of its generator "
     "and gate, and of validation where they chose anything.",
@@ -99,52 +84,22 @@ def figure_ledger(
 ) -> Figure:
     """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed.
 
-    Rows whose total is unknown are not drawn; the left panel names their conditions. Conditions
-    of equal totals stand side by side around that total.
+    Rows whose total is unknown are not drawn; the left panel names their conditions.
     """
     ours = our_ledger(results, per_image=per_image, seed=seed)
-    with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(10.6, 4.6))
-        left, right = figure.subplots(1, 2)
-        levels = _draw_ours(left, ours)
-        _draw_paper(right)
-        for axis in (left, right):
-            axis.set_xlabel("labelled images in all")
-        left.set_ylabel("Dice, % (mean over images)")
-        right.set_ylabel("Dice at 256x256, %")
-        shared_legend(figure, [left, right], levels=[(left, levels)])
-        return figure
+    return draw_panels([[_our_panel(ours), _paper_panel()]], size_in=(4.7, 4.0))
 
 
-def _draw_ours(axis: Axes, points: pd.DataFrame) -> pd.Series:
-    """Draw our panel; the levels of the controls in it by label."""
+def _our_panel(points: pd.DataFrame) -> Panel:
     if points.empty:
-        axis.set_title("ours: no trial has finished", fontsize=10, loc="left")
-        return pd.Series(dtype=float)
+        return Panel(title="ours: no trial has finished")
     shown, order = shown_axes(points), orders(points)
     title = f"ours: {_where(points, shown=shown)}"
-    is_level = is_control(points)
-    unknown = in_order(points.loc[~is_level & points["x"].isna(), "condition"])
+    unknown = in_order(points.loc[~is_control(points) & points["x"].isna(), "condition"])
     if unknown:
-        names = "; ".join(condition_label(name) for name in unknown)
-        note = f"not drawn, total labels unknown: {names}"
-        title = "\n".join([title, *textwrap.wrap(note, _TITLE_CHARACTERS)])
-    axis.set_title(title, fontsize=10, loc="left")
-    lines = points[~is_level].dropna(subset=["x"])
-    series = list(each_series(lines))
-    # Points of equal totals stand 4 % apart each, in the order of the tables.
-    rank = pd.Series({i: k for k, (_, own) in enumerate(series) for i in own.index}, dtype=float)
-    same = rank.groupby(lines["x"])
-    place = same.rank(method="first") - (same.transform("size") + 1) / 2
-    for keys, own in series:
-        places = (lines["x"] * 1.04**place)[own.index]
-        style = series_style(keys, order=order) | {"elinewidth": 0.7}
-        draw_curve(axis, places, own, label=series_label(keys, shown=shown), style=style)
-    levels = named_levels(points[is_level], shown=shown)
-    draw_levels(axis, levels)
-    if len(lines):
-        count_axis(axis, lines["x"])
-    return levels
+        names = ", ".join(condition_label(name) for name in unknown)
+        title += f"; not drawn, total labels unknown: {names}"
+    return amount_panel(points, title=title, order=order, shown=shown, x="n_total_labels")
 
 
 def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
@@ -152,27 +107,24 @@ def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
     return f"{first['test_cohort']}, {prompt_words(first['prompt'], shown=shown).label}"
 
 
-def _draw_paper(axis: Axes) -> None:
-    rows = paper_ledger()
-    for panel in PAPER_PANELS:
-        for condition in (_BASELINE, _SYNTHESIS):
-            own = rows[(rows["panel"] == panel) & (rows["condition"] == condition)]
-            axis.plot(
-                own["n_total_labels"],
-                own["dice"],
-                label=f"{condition_label(condition)}, paper {panel.replace('->', ' → ')}",
-                linestyle=_DASHES[panel],
-                linewidth=1.2,
-                markersize=5,
-                markerfacecolor="white",
-                **condition_style(condition),
-            )
-    axis.set_title(
-        f"paper: synthesis counted with its generator's {PAPER_GENERATOR_LABELS} labels",
-        fontsize=10,
-        loc="left",
+def _paper_panel() -> Panel:
+    rows = paper_ledger().rename(columns={"n_total_labels": "x", "dice": "y"})
+    curves = [
+        Curve(
+            label=f"{condition_label(condition)}, paper {panel.replace('->', ' → ')}",
+            points=own,
+            style=condition_style(condition) | PAPER_STYLE | {"linestyle": _DASHES[panel]},
+        )
+        for (panel, condition), own in rows.groupby(["panel", "condition"], sort=False)
+    ]
+    return Panel(
+        title=f"paper: synthesis counted with its generator's {PAPER_GENERATOR_LABELS} labels",
+        curves=curves,
+        x_label="labelled images in all",
+        y_label="Dice at 256x256, %",
+        ticks={x: f"{x:.0f}" for x in sorted(set(rows["x"]))},
+        is_log_x=True,
     )
-    count_axis(axis, rows["n_total_labels"])
 
 
 def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -> str:
@@ -184,7 +136,7 @@ def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -
         interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if pd.notna(row["low"]) else ""
         label = series_label(row, shown=shown)
         source = f"ours, {_where(ours, shown=shown)}"
-        rows.append((source, label, row["x"], f"{row['dice']:.1f}{interval}"))
+        rows.append((source, label, row["x"], f"{row['y']:.1f}{interval}"))
     for _, row in paper_ledger().sort_values("n_total_labels", kind="stable").iterrows():
         label = condition_label(row["condition"])
         source = f"paper, {row['panel'].replace('->', ' to ')}"

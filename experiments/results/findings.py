@@ -49,12 +49,9 @@ def size(value: float, *, measure: str, sign: bool = False) -> str:
 
 
 def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[str] = ()) -> str:
-    """Say in one sentence what one comparison found.
+    """Say in one sentence what a row of `contrast_family` found.
 
-    Args:
-        row: A row of `contrast_family`.
-        against: Condition to name as the baseline; empty leaves it out.
-        shown: Axes that are named, from `shown_axes`.
+    `against` is a condition to name as the baseline, if any; `shown` the axes that are named.
     """
     what, aside = condition_phrase(row["condition"]), []
     if "generator" in shown and row["generator"]:
@@ -73,25 +70,22 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     """Say how much a measure changed and whether that is shown, without a full stop."""
     measure = row.get("measure", "dice")
     name, signed = _MEASURES[measure], size(row["mean"], measure=measure, sign=True)
-    found = verdict(row)
+    found, interval = verdict(row), _interval(row, measure=measure)
     if found == "no interval":
-        return f"changed {name} by {signed}{than}; {_no_interval(row)}"
-    interval = f"({_interval_words(row, measure=measure)})"
+        return f"changed {name} by {signed}{than}; {interval}"
     if found == "not shown":
         least = size(row.get("min_effect", 0.0), measure=measure)
         why = f": smaller than the minimum effect of {least}" if is_too_small(row) else ""
-        return f"changed {name} by {signed}{than} {interval}: not shown{why}"
-    return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} {interval}"
+        return f"changed {name} by {signed}{than} ({interval}): not shown{why}"
+    return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} ({interval})"
 
 
-def _no_interval(row: pd.Series) -> str:
-    give = "gives" if row["n_exams"] == 1 else "give"
-    return f"{counted(row['n_exams'], 'exam')} {give} no interval"
-
-
-def _interval_words(row: pd.Series, *, measure: str) -> str:
-    low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
+def _interval(row: pd.Series, *, measure: str) -> str:
+    """Write an interval with the sizes of its samples, or that there is none."""
     seen = counted(row["n_exams"], "exam")
+    if verdict(row) == "no interval":
+        return f"{seen} {'gives' if row['n_exams'] == 1 else 'give'} no interval"
+    low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
     if row.get("n_supports", 1) > 1:
         seen += f", {counted(row['n_supports'], 'support')}"
     return f"{100 * row.get('level', 0.95):.4g} % CI {low} to {high}, {seen}"
@@ -107,30 +101,27 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
     text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
     if row["n_supports"] == 1:
         text += "; one support, so the interval is over exams alone"
-    for _, other in primary.iloc[1:].iterrows():
-        text += f". Beside it, not primary, it {change_phrase(other)}"
-    return f"{text}."
+    beside = [f". Beside it, not primary, it {change_phrase(r)}" for _, r in primary[1:].iterrows()]
+    return "".join([text, *beside, "."])
 
 
 def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     """Say which of two segmenters is ahead."""
     first, second, found = row["segmenter"], row["against"], verdict(row)
-    where = f"On {row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).phrase}, with "
-    where += f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}: "
+    prompt = prompt_words(row["prompt"], shown=shown).phrase
+    with_what = f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}"
+    text = f"On {row['test_cohort']}, {prompt}, with {with_what}: segmenter "
+    if found == "lowered":
+        first, second = second, first
+        row = pd.Series({**row, "low": -row["high"], "high": -row["low"]})
+    interval = _interval(row, measure="dice")
     if found in ("raised", "lowered"):
-        if found == "lowered":
-            first, second = second, first
-            row = pd.Series({**row, "low": -row["high"], "high": -row["low"]})
-        lead = f"{size(abs(row['mean']), measure='dice')} of Dice"
-        return (
-            f"{where}segmenter {first} is ahead of {second} by {lead} "
-            f"({_interval_words(row, measure='dice')})."
-        )
-    lead = f"{size(row['mean'], measure='dice', sign=True)} of Dice"
-    text = f"{where}segmenter {first} differs from {second} by {lead}"
-    if found == "no interval":
-        return f"{text}; {_no_interval(row)}, so which is ahead is not shown."
-    return f"{text} ({_interval_words(row, measure='dice')}): which is ahead is not shown."
+        lead = size(abs(row["mean"]), measure="dice")
+        return f"{text}{first} is ahead of {second} by {lead} of Dice ({interval})."
+    lead = size(row["mean"], measure="dice", sign=True)
+    text += f"{first} differs from {second} by {lead} of Dice"
+    text += f"; {interval}, so" if found == "no interval" else f" ({interval}):"
+    return f"{text} which is ahead is not shown."
 
 
 def _amount_phrase(row: pd.Series) -> str:
@@ -146,11 +137,6 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     several. The rest speaks of one cohort (the first) under the leak-free prompt where that was
     scored: the synthetic conditions at the smallest amount, the count over all amounts, the
     control without an image, and what limits the reading.
-
-    Args:
-        contrasts: From `all_contrasts`.
-        results: Rows of results.csv.
-        has_primary: Whether the recipe names a primary contrast.
     """
     results, compared = with_defaults(results), comparisons(contrasts.family)
     shown = shown_axes(results)
@@ -168,10 +154,14 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
         more = _comparison_sentences(own[own["prompt"] == prompt], shown=shown)
         where = f"On {cohort}, {prompt_words(prompt, shown=shown).phrase}: w"
         sentences += [where + more[0][1:], *more[1:]]
-    sentences += _control_sentence(results[results["status"] == "done"])
-    trained = results[~is_control(results)]
-    n_failed = int((trained["status"] == "failed").sum())
-    if n_failed:
+    done, trained = results[results["status"] == "done"], results[~is_control(results)]
+    box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
+    if len(box):
+        sentences.append(
+            "Under the jittered box, an ellipse drawn into the box without reading the image "
+            f"already scores {100 * box['dice_mean'].iloc[0]:.1f} % Dice."
+        )
+    if n_failed := int((trained["status"] == "failed").sum()):
         trials = counted(trained["trial_id"].nunique(), "trial")
         were = "is" if n_failed == 1 else "are"
         sentences.append(f"{n_failed} of {trials} failed and {were} listed in the table.")
@@ -183,44 +173,27 @@ def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[st
     listed = made if len(made) else own
     smallest = listed[listed["amount"] == listed["amount"].iloc[0]]
     sentences = [comparison_sentence(row, shown=shown) for _, row in smallest.iterrows()]
-    n_family = int(own["n_family"].iloc[0])
     if len(listed) > len(smallest):
         counts = listed.apply(verdict, axis=1).value_counts()
         named = [f"{name} in {counts[name]}" for name in counts.index]
         sentences.append(
             f"Over all {len(listed)} comparisons of this kind: {', '.join(named)} (intervals not "
-            f"adjusted; p in the table of differences is, by Holm over {n_family} comparisons)."
+            "adjusted; p in the table of differences is, by Holm over "
+            f"{own['n_family'].iloc[0]:.0f} comparisons)."
         )
-    few = []
-    if smallest["n_exams"].min() < FEW_EXAMS:
-        few.append("exams")
-    if 1 < smallest["n_supports"].min() < FEW_SUPPORTS:
-        few.append("supports")
+    n_exams, n_supports = smallest["n_exams"].min(), smallest["n_supports"].min()
+    is_few = {"exams": n_exams < FEW_EXAMS, "supports": 1 < n_supports < FEW_SUPPORTS}
+    few = [name for name in is_few if is_few[name]]
     if few:
         sentences.append(f"So few {' and '.join(few)} make the interval a rough guide only.")
-    pairs = int(smallest["n_trials"].min())
-    if pairs == 1:
-        sentences.append(
-            "Each is one training run: how far the result varies with the images drawn and the "
-            "seed is not measured."
-        )
-    else:
-        spread = points(smallest["sd_trials"].max())
-        sentences.append(
-            f"Between {pairs} pairs of trials the change varied by SD {spread} points."
-        )
+    pairs, spread = int(smallest["n_trials"].min()), points(smallest["sd_trials"].max())
+    sentences.append(
+        "Each is one training run: how far the result varies with the images drawn and the seed "
+        "is not measured."
+        if pairs == 1
+        else f"Between {pairs} pairs of trials the change varied by SD {spread} points."
+    )
     return sentences
-
-
-def _control_sentence(done: pd.DataFrame) -> list[str]:
-    box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
-    if box.empty:
-        return []
-    score = 100 * box["dice_mean"].iloc[0]
-    return [
-        f"Under the jittered box, an ellipse drawn into the box without reading the image already "
-        f"scores {score:.1f} % Dice."
-    ]
 
 
 def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
@@ -229,18 +202,16 @@ def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
     Draws are averaged per image; ties are broken by sample id; no image is chosen twice.
 
     Returns:
-        Columns sample_id, dice, trimester, which (worst, median, best), worst first; fewer rows
-        where there are fewer images than 3 n.
+        sample_id, dice, trimester, which (worst, median, best), worst first; at most 3 n rows.
     """
     images = per_image.groupby("sample_id", as_index=False).agg(
         dice=("dice", "mean"), trimester=("trimester", "first")
     )
     images = images.sort_values(["dice", "sample_id"], ignore_index=True)
-    worst = list(range(min(n, len(images))))
-    best = [i for i in range(len(images) - 1, -1, -1) if i not in worst][:n]
-    middle = (len(images) - 1) / 2
-    rest = [i for i in range(len(images)) if i not in worst and i not in best]
-    median = sorted(sorted(rest, key=lambda i: (abs(i - middle), i))[:n])
-    chosen = images.loc[[*worst, *median, *sorted(best)]].reset_index(drop=True)
-    chosen["which"] = ["worst"] * len(worst) + ["median"] * len(median) + ["best"] * len(best)
-    return chosen
+    places = pd.Series(images.index)
+    worst, rest = places[:n], places[n:]
+    best, rest = rest[-n:], rest[:-n]
+    median = sorted(rest, key=lambda i: abs(i - (len(images) - 1) / 2))[:n]
+    which = dict.fromkeys(worst, "worst") | dict.fromkeys(median, "median")
+    which |= dict.fromkeys(best, "best")
+    return images.assign(which=places.map(which)).dropna(subset=["which"], ignore_index=True)

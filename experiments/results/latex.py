@@ -5,24 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.results.cells import Block
-from experiments.results.tables import LABELS
+from experiments.results.tables import COLUMNS
+from experiments.results.text import Block
 
-_LATEX_HEADINGS = {
-    "n real": "n",
-    "generator labels": "gen.",
-    "validation labels": "val.",
-    "total labels": "labels",
-    "share below 0.9": "share",
-    "weighted Dice %": "weighted %",
-    "weighted 95 % CI": "weighted CI",
-    "not found": "none",
-    "Dice@256 %": "@256 %",
-    "HC error mm": "ADF mm",
-    "HC error p95 mm": "p95 mm",
-}
-
-_SPREAD_COLUMN = "SD of trials"
 _MARKS = (
     "±: standard deviation over the trials of a row (supports and seeds). Bold: the best of the "
     "trained rows of one amount, as printed, which is no test of a difference."
@@ -40,40 +25,44 @@ def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
     parts.append("{\\scriptsize\\setlength{\\tabcolsep}{3pt}")
     reasons, is_marked = [], False
     for block in tables:
-        frame, marked = _with_marks(block)
+        marked = [c for c in block.rows if (block.spreads[c] != "").any() or block.best[c].any()]
         is_marked = is_marked or bool(marked)
+        frame = block.rows + (" ± " + block.spreads).where(block.spreads != "", "")
+        frame = with_best(frame, best=block.best, columns=marked)
+        # What stands behind ± needs no column of its own.
+        frame = frame.drop(columns="SD of trials", errors="ignore")
         first_interval = next(name for name in frame.columns if name.endswith("95 % CI"))
         for i, note in enumerate(block.notes):
             if note:
                 frame.loc[i, first_interval] = note.split(":")[0]
-                labels = [name for name in LABELS if name in frame and frame.loc[i, name]]
-                names = ", ".join(frame.loc[i, labels])
+                names = ", ".join(filter(None, block.rows.loc[i, list(block.heads)]))
                 named = f"{names}, {frame.loc[i, 'n real']} real images: {note}."
                 reasons += [named] if named not in reasons else []
-        frame = frame.rename(columns=_LATEX_HEADINGS)
+        short = {name: COLUMNS[name].latex or name for name in frame}
         label = f"tab:{block.test_cohort}-{block.prompt}"
-        ready = [_LATEX_HEADINGS.get(name, name) for name in marked]
-        parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
+        ready = [short[name] for name in marked]
+        parts.append(
+            latex_table(frame.rename(columns=short), caption=block.title, label=label, ready=ready)
+        )
     notes = [*notes, *([_MARKS] if is_marked else [])]
-    parts += [f"\\noindent {latex_text(note)}\\par" for note in [*notes, *reasons]]
-    return "\n".join([*parts, "}", ""])
+    return "\n".join([*parts, *latex_notes([*notes, *reasons]), "}", ""])
 
 
-def _with_marks(block: Block) -> tuple[pd.DataFrame, list[str]]:
-    """Give the rows with ± and bold, and the names of the columns that hold either, as LaTeX."""
-    frame = block.rows.copy()
-    marked = [c for c in frame if (block.spreads[c] != "").any() or block.best[c].any()]
-    for name in marked:
-        cells_of_column = zip(frame[name], block.spreads[name], block.best[name], strict=True)
-        frame[name] = [
-            latex_cell(f"{text} ± {spread}" if spread else text, is_best=is_best)
-            for text, spread, is_best in cells_of_column
-        ]
-    # What stands behind ± needs no column of its own.
-    return frame.drop(columns=_SPREAD_COLUMN, errors="ignore"), marked
+def with_best(rows: pd.DataFrame, *, best: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Give text cells with some columns as LaTeX, in which the best cells are bold."""
+    marked = {
+        name: [latex_cell(*cell) for cell in zip(rows[name], best[name], strict=True)]
+        for name in columns
+    }
+    return rows.assign(**marked)
 
 
-def latex_cell(text: str, *, is_best: bool) -> str:
+def latex_notes(notes: Sequence[str]) -> list[str]:
+    """Write sentences as paragraphs below a table."""
+    return [f"\\noindent {latex_text(note)}\\par" for note in notes]
+
+
+def latex_cell(text: str, is_best: bool) -> str:
     """Escape a cell, with ± as mathematics, and make the best bold; an empty one is a dash."""
     if not text:
         return "--"
@@ -83,21 +72,17 @@ def latex_cell(text: str, *, is_best: bool) -> str:
 def latex_table(frame: pd.DataFrame, *, caption: str, label: str, ready: Sequence[str] = ()) -> str:
     """Write text cells as a booktabs table; columns of plain numbers become siunitx S columns.
 
-    Args:
-        frame: Text cells.
-        caption: Above the table; escaped here, as the cells are.
-        label: For references.
-        ready: Columns that are LaTeX already; they are set to the right.
+    Caption and cells are escaped here, but for the columns of `ready`, which are LaTeX already.
     """
     numeric = [name for name in frame if name not in ready and _is_numeric(frame[name])]
     style = frame.style.hide(axis="index").format(escape="latex")
     style = style.format(lambda text: text or "{--}", subset=numeric)
     style = style.format(str, subset=list(ready))
     style = style.format_index(escape="latex", axis=1)
-    kinds = ["r" if name in ready else "l" for name in frame.columns]
-    for place, name in enumerate(frame.columns):
-        if name in numeric:
-            kinds[place] = _number_column(frame[name])
+    kinds = [
+        _number_column(frame[name]) if name in numeric else "r" if name in ready else "l"
+        for name in frame
+    ]
     return style.to_latex(
         hrules=True,
         siunitx=True,

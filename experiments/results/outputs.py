@@ -18,19 +18,12 @@ from experiments.plan.nodes import TrialSpec
 from experiments.results.rows import KEYS, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
-from experiments.runner.sweep import NodeRun, Sweep
+from experiments.runner.sweep import Sweep
 from experiments.store.columns import PER_IMAGE
 from experiments.store.provenance import code_state
 
-OUTPUTS = (
-    "results.csv",
-    "per_image.csv",
-    "table.md",
-    "table.tex",
-    "figure.png",
-    "figure.pdf",
-    "report.html",
-)
+OUTPUTS = ("results.csv", "per_image.csv", "table.md", "table.tex", "figure.png", "figure.pdf")
+OUTPUTS += ("report.html",)
 
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
@@ -42,7 +35,8 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
         for key in spec.score_keys.values():
             run = sweep.runs[key]
             if run.state in ("done", "reused"):
-                parts.append(_rows(sweep, run).assign(**spec.axes))
+                folder = sweep.store.run_dir(run.node.stage, run.node.id)
+                parts.append(read_csv(folder / "per_image.csv").assign(**spec.axes))
     if not parts:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
@@ -132,14 +126,15 @@ def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
 def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.results.contrasts import all_contrasts
     from experiments.results.deviations import deviations
-    from experiments.results.figure_style import png_bytes, save_figure
     from experiments.results.figures import figure_amounts
     from experiments.results.findings import finding
     from experiments.results.latex import to_latex
+    from experiments.results.panels import png_bytes, save_figure
     from experiments.results.paper import write_comparison
     from experiments.results.report import render_report
     from experiments.results.report_content import gather
-    from experiments.results.tables import blocks, footnotes, to_markdown
+    from experiments.results.tables import blocks, footnotes
+    from experiments.results.text import to_markdown
 
     per_image, results = write_tables_csv(sweep, folder)
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
@@ -181,8 +176,3 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
         f"{work}; W&B: {resolve_mode(sweep.config.wandb)}",
     ]
     console.print(Panel(Text("\n".join(lines)), title=sweep.config.name, title_align="left"))
-
-
-def _rows(sweep: Sweep, run: NodeRun) -> pd.DataFrame:
-    path = sweep.store.run_dir(run.node.stage, run.node.id) / "per_image.csv"
-    return read_csv(path)

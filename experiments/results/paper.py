@@ -7,26 +7,23 @@ Its panels are train cohort -> test cohort; a cohort that it did not test stands
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
-import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import REFERENCE
 from experiments.results.axes import AXES, each_series, orders, series_label, shown_axes
-from experiments.results.figure_style import (
-    LEVEL_COLOR,
-    RC_PARAMS,
+from experiments.results.figures import level_curves, level_names
+from experiments.results.latex import latex_notes, latex_table
+from experiments.results.panels import (
+    Curve,
+    Panel,
     condition_style,
-    count_axis,
+    draw_panels,
     save_figure,
     series_style,
-    shared_legend,
 )
-from experiments.results.latex import escape_latex, latex_table
 from experiments.results.rows import with_defaults
 from experiments.results.text import markdown_table
 
@@ -38,6 +35,8 @@ PAPER_CONDITIONS = {
     "synthesis": "synthetic",
 }
 """The paper's condition to ours; its synthesis used a generator with 60 labels of its own."""
+PAPER_STYLE = {"linestyle": ":", "linewidth": 1.0, "markerfacecolor": "white"}
+"""Of the paper's curves: hollow."""
 NOTES = [
     "Paper: arXiv 2506.23664, read off its figure by eye, about ±0.2 points; mean of five box "
     "draws of one trained model, SAM ViT-B, 20 epochs (20 steps at 5 images).",
@@ -106,33 +105,25 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
     counts, shown = sorted(trained["n_real"].unique()), shown_axes(compared)
     rows = []
     for (panel, condition), own in compared.groupby(["panel", "condition"], sort=False):
-        sources = {"paper": own.drop_duplicates("n_real").assign(ours=np.nan, n_exams=np.nan)}
+        theirs = own.drop_duplicates("n_real").set_index("n_real")["paper"].dropna()
+        sources = [("paper", theirs, "")]
         for keys, part in each_series(own.dropna(subset=["ours"])):
-            named = [keys[name] for name in shown if keys[name]]
-            sources[", ".join(["ours", *named])] = part.assign(paper=np.nan)
-        for source, part in sources.items():
-            found = part.set_index("n_real")[["paper", "ours"]].max(axis="columns").dropna()
-            if found.empty:
-                continue
-            exams = part["n_exams"].max()
-            head = {
-                "panel": panel.replace("->", " to "),
-                "condition": condition_label(condition),
-                "source": source,
-                "exams": "" if pd.isna(exams) else f"{exams:.0f}",
-            }
-            if condition in BOX_ALONE:
+            source = ", ".join(["ours", *(keys[name] for name in shown if keys[name])])
+            exams = f"{part['n_exams'].max():.0f}"
+            sources.append((source, part.set_index("n_real")["ours"], exams))
+        head = {"panel": panel.replace("->", " to "), "condition": condition_label(condition)}
+        for source, found, exams in sources:
+            if condition in BOX_ALONE and len(found):
                 found = pd.Series(found.iloc[0], index=counts)
             cells = {f"{n:.0f}": f"{found[n]:.1f}" if n in found else "" for n in counts}
-            rows.append(head | cells)
+            rows += [head | {"source": source, "exams": exams} | cells] if len(found) else []
     text = pd.DataFrame(rows)
     lines = markdown_table(text.replace("", "–"), left=["panel", "condition", "source"])
     notes = [*NOTES, *_other_test_sets(compared), *deviations]
     markdown = "\n".join([*lines, "", *(f"- {_escape(note)}" for note in notes), ""])
     caption = "Mean Dice (%) at 256x256 under the jittered box by real images, the paper's and ours"
     latex = latex_table(text, caption=caption, label="tab:paper")
-    below = [f"\\noindent {escape_latex(note)}\\par" for note in notes]
-    return markdown, "\n".join([latex.rstrip("\n"), *below, ""])
+    return markdown, "\n".join([latex.rstrip("\n"), *latex_notes(notes), ""])
 
 
 def _escape(text: str) -> str:
@@ -152,66 +143,40 @@ def _other_test_sets(compared: pd.DataFrame) -> list[str]:
 
 def figure_paper(compared: pd.DataFrame) -> Figure:
     """Draw the paper's Dice (hollow, dotted) and ours (filled) against real images."""
-    panels = list(dict.fromkeys(compared["panel"]))
     common = {"order": orders(compared), "shown": shown_axes(compared)}
-    with matplotlib.rc_context(RC_PARAMS):
-        figure = Figure(figsize=(1.2 + 4.1 * len(panels), 4.2))
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for axis, panel in zip(axes, panels, strict=True):
-            _draw_panel(axis, compared[compared["panel"] == panel], **common)
-            axis.set_title(panel.replace("->", " → "), fontsize=10, loc="left")
-            axis.set_xlabel("real training images")
-        axes[0].set_ylabel("Dice at 256x256, %")
-        shared_legend(figure, axes)
-        return figure
+    parts = compared.groupby("panel", sort=False)
+    return draw_panels([[_panel(rows, **common) for _, rows in parts]], share_y="all")
 
 
-def _draw_panel(axis: Axes, rows: pd.DataFrame, *, order: Mapping, shown: Sequence[str]) -> None:
-    lines = rows[rows["n_real"] > 0]
+def _panel(rows: pd.DataFrame, *, order: Mapping, shown: Sequence[str]) -> Panel:
+    rows = rows.rename(columns={"n_real": "x", "ours": "y"})
+    lines, curves = rows[rows["x"] > 0], []
+    levels = rows[rows["condition"].isin(BOX_ALONE)].dropna(subset=["y"])
     for condition in in_order(lines["condition"]):
         own = lines[lines["condition"] == condition]
-        theirs = own.drop_duplicates("n_real").dropna(subset=["paper"])
+        label, style = condition_label(condition), condition_style(condition)
+        theirs = own.drop_duplicates("x").dropna(subset=["paper"]).assign(y=lambda r: r["paper"])
         if len(theirs):
-            axis.plot(
-                theirs["n_real"],
-                theirs["paper"],
-                label=f"{condition_label(condition)}, paper",
-                linestyle=":",
-                linewidth=1.0,
-                markersize=5,
-                markerfacecolor="white",
-                **condition_style(condition),
-            )
-        for keys, ours in each_series(own.dropna(subset=["ours"])):
+            curves.append(Curve(label=f"{label}, paper", points=theirs, style=style | PAPER_STYLE))
+        for keys, ours in each_series(own.dropna(subset=["y"])):
             label = f"{series_label(keys, shown=shown)}, ours"
-            style = series_style(keys, order=order)
-            axis.plot(ours["n_real"], ours["ours"], label=label, markersize=5, **style)
-    for level in rows.loc[rows["condition"].isin(BOX_ALONE), "ours"].dropna():
-        axis.axhline(level, color=LEVEL_COLOR, linestyle=(0, (5, 3)), linewidth=1.1)
-        axis.text(
-            0.99,
-            level,
-            f"{condition_label(BOX_ALONE[0])}, ours {level:.1f}",
-            transform=axis.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=8,
-            color=LEVEL_COLOR,
-        )
-    if len(lines):
-        count_axis(axis, lines["n_real"])
+            curves.append(Curve(label=label, points=ours, style=series_style(keys, order=order)))
+    amounts = sorted(set(lines["x"]))
+    title = [rows["panel"].iloc[0].replace("->", " → "), *level_names(levels, shown=shown)]
+    return Panel(
+        title="; ".join(title),
+        curves=[*curves, *level_curves(levels, shown=shown)],
+        x_label="real training images",
+        y_label="Dice at 256x256, %",
+        ticks={x: f"{x:.0f}" for x in amounts},
+        is_log_x=len(amounts) > 1,
+    )
 
 
 def write_comparison(
     results: pd.DataFrame, folder: Path, *, train_cohort: str, deviations: Sequence[str] = ()
 ) -> bool:
-    """Write table_paper.md, .tex, .csv and figure_paper.png, .pdf beside the paper's panels.
-
-    Args:
-        results: Rows of results.csv.
-        folder: Where the files go.
-        train_cohort: What the sweep trained on.
-        deviations: Footnotes from `deviations`.
+    """Write table_paper.md, .tex, .csv and figure_paper.png, .pdf; `deviations` are footnotes.
 
     Returns:
         Whether anything was written: the paper must have trained on this cohort, and a trial of

@@ -22,13 +22,12 @@ def overlay_contours(
     """Draw the outlines of masks over an image, later ones on top.
 
     Args:
-        image: (H, W) grey or (H, W, 3) RGB.
-        masks: Pairs of a (H, W) mask, non-zero inside, and an RGB colour; an empty mask draws
-            nothing.
+        image: (H, W) grey or (H, W, 3) RGB, not changed.
+        masks: (H, W) mask, non-zero inside, and its RGB colour; an empty mask draws nothing.
         thickness_px: Line width; by default 1 px per 200 px of the longest side, at least 1.
 
     Returns:
-        (H, W, 3) RGB; the input is not changed.
+        (H, W, 3) RGB.
 
     Raises:
         ValueError: If a mask has another size than the image.

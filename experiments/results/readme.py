@@ -5,8 +5,8 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
-from experiments.results.tables import LABELS, Block
-from experiments.results.text import markdown_table
+from experiments.results.tables import LABELS
+from experiments.results.text import Block, markdown_table
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine

@@ -20,12 +20,12 @@ from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
 from experiments.results.axes import is_control, prompt_order, prompt_words, shown_axes
-from experiments.results.contrasts import all_contrasts, comparisons, verdict
+from experiments.results.contrasts import Contrasts, all_contrasts, comparisons, verdict
 from experiments.results.findings import finding, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table, spreads
-from experiments.results.tables import Block, blocks, footnotes
+from experiments.results.tables import blocks, footnotes
 from experiments.results.text import counted
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
@@ -126,35 +126,26 @@ def render_report(content: ReportContent) -> str:
     chosen = content.statistics
     found = all_contrasts(content.per_image, statistics=chosen, seed=content.seed)
     shown = shown_axes(with_defaults(content.results))
-    tables = blocks(content.results, per_image=content.per_image, seed=content.seed)
-    loader = jinja2.FileSystemLoader(TEMPLATES)
     environment = jinja2.Environment(
-        loader=loader,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = data_uri
+    environment.filters |= {"data_uri": data_uri, "cell": cell_text, "label": condition_label}
     attributions = [HC18_ATTRIBUTION] if content.data_kind == "hc18" else []
     return environment.get_template("report.html.j2").render(
         content=content,
         banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
         finding=finding(found, results=content.results, has_primary=chosen.primary.enabled),
         status=status_line(content.results),
-        tables=[table_view(block) for block in tables],
+        tables=blocks(content.results, per_image=content.per_image, seed=content.seed),
         notes=footnotes(content.results),
-        differences=[
-            *difference_views(comparisons(found.family), shown=shown),
-            *segmenter_views(found.segmenters, shown=shown),
-        ],
-        spreads=frame_view(spread_table(spreads(content.per_image))),
-        gate_effect=frame_view(content.gate_effect),
-        fidelity=[(each, frame_view(each.rows)) for each in content.fidelity],
+        differences=difference_tables(found, shown=shown),
+        spreads=spread_table(spreads(content.per_image)),
         controls=control_sentences(content.results),
-        budgets=budget_rows(content.results),
-        data_summary=frame_view(content.data_summary),
-        runs=frame_view(content.runs),
+        budgets=budgets(content.results),
         attributions=[*attributions, *content.attributions],
         colors={"reference": REFERENCE_RGB, "prediction": PREDICTION_RGB},
     )
@@ -186,98 +177,36 @@ def status_line(results: pd.DataFrame) -> str:
     return " · ".join(parts)
 
 
-def table_view(block: Block) -> dict[str, object]:
-    """Lay a block out for the page: label columns moved to the budget table, an interval strip.
-
-    The strip places the headline and its interval between the block's lowest and highest bound.
+def difference_tables(
+    contrasts: Contrasts, *, shown: Sequence[str] = ()
+) -> dict[str, list[dict[str, object]]]:
+    """Write contrasts as rows of text under titles: one table per cohort and prompt, leak-free
+    prompt first, then one of the segmenters; without any contrast there is none.
     """
-    hidden = ["generator labels", "validation labels"]
-    frame = block.rows.drop(columns=hidden)
-    if frame["trials"].isin(["", "1"]).all():
-        frame = frame.drop(columns="trials")
-    weighted = "weighted 95 % CI" in frame and (frame["weighted 95 % CI"] != "").any()
-    interval = "weighted 95 % CI" if weighted else "95 % CI"
-    headline = "weighted Dice %" if weighted else "Dice %"
-    bounds = [_bounds(text) for text in frame[interval]]
-    known = [value for pair in bounds if pair for value in pair]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
-    rows = []
-    for i, (_, row) in enumerate(frame.iterrows()):
-        strip = None
-        if bounds[i] and high > low and row[headline]:
-            start, end = ((value - low) / (high - low) * 100 for value in bounds[i])
-            middle = (float(row[headline].rstrip("*")) - low) / (high - low) * 100
-            strip = {"left": f"{start:.1f}", "width": f"{end - start:.1f}", "dot": f"{middle:.1f}"}
-        rows.append(
-            {
-                "cells": row.to_dict(),
-                "note": block.notes[i],
-                "strip": strip,
-                "is_control": block.controls[i],
-                "starts_group": i > 0 and row["n real"] != frame["n real"].iloc[i - 1],
-            }
-        )
-    return {
-        "title": block.title,
-        "columns": list(frame.columns),
-        "n_labels": list(frame.columns).index("total labels") + 1,
-        "rows": rows,
-        "interval": interval,
-        "headline": headline,
-        "range": f"{low:.1f} to {high:.1f} %" if known else "",
-    }
-
-
-def _bounds(text: str) -> tuple[float, float] | None:
-    if not text:
-        return None
-    low, high = text.strip("[]").split(", ")
-    return float(low), float(high)
-
-
-def difference_views(
-    compared: pd.DataFrame, *, shown: Sequence[str] = ()
-) -> list[dict[str, object]]:
-    """Write comparisons as text, one table per cohort and prompt, leak-free prompt first."""
-    views = []
+    compared, tables = comparisons(contrasts.family), {}
     for cohort in [] if compared.empty else compared["test_cohort"].unique():
         own = compared[compared["test_cohort"] == cohort]
         for prompt in prompt_order(own["prompt"]):
-            rows = [
+            title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
+            tables[title] = [
                 {"condition": condition_label(row["condition"])}
                 | {name: row[name] or "–" for name in shown}
                 | {"against": condition_label(row["baseline"])}
                 | _difference_cells(row)
                 for _, row in own[own["prompt"] == prompt].iterrows()
             ]
-            title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
-            views.append(_view(title, rows))
-    return views
-
-
-def segmenter_views(
-    segmenters: pd.DataFrame, *, shown: Sequence[str] = ()
-) -> list[dict[str, object]]:
-    """Write the contrasts of segmenters as one table, or none without any."""
-    rows = [
-        {
-            "segmenter": row["segmenter"],
-            "against": row["against"],
-            "where": f"{row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).label}",
-            "condition": condition_label(row["condition"]),
-        }
-        | _difference_cells(row)
-        for _, row in segmenters.iterrows()
-    ]
-    if not rows:
-        return []
-    title = "Segmenters on the same real images, at the largest amount that both have"
-    return [_view(title, rows)]
-
-
-def _view(title: str, rows: list[dict[str, object]]) -> dict[str, object]:
-    columns = [name for name in rows[0] if name != "is_firm"]
-    return {"title": title, "columns": columns, "rows": rows}
+    if len(contrasts.segmenters):
+        tables["Segmenters on the same real images, at the largest amount that both have"] = [
+            {
+                "segmenter": row["segmenter"],
+                "against": row["against"],
+                "where": f"{row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).label}",
+                "condition": condition_label(row["condition"]),
+            }
+            | _difference_cells(row)
+            for _, row in contrasts.segmenters.iterrows()
+        ]
+    return tables
 
 
 def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
@@ -302,57 +231,34 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
 
 
 def control_sentences(results: pd.DataFrame) -> list[str]:
-    """Set box only beside the best trial under the same cohort and prompt."""
-    done = results[results["status"] == "done"]
-    sentences = []
+    """Set box only beside the trials under the same cohort and prompt."""
+    done, sentences = results[results["status"] == "done"], []
     for _, box in done[done["condition"].isin(BOX_ALONE)].iterrows():
         same = (done["test_cohort"] == box["test_cohort"]) & (done["prompt"] == box["prompt"])
-        trained = done[same & ~is_control(done)]
-        prompt = prompt_words(box["prompt"]).label
-        text = f"{box['test_cohort']}, {prompt}: {100 * box['dice_mean']:.1f} % without the image"
-        if len(trained):
-            ends = 100 * trained["dice_mean"].min(), 100 * trained["dice_mean"].max()
-            text += f"; the trained models score {ends[0]:.1f} to {ends[1]:.1f} %"
-        else:
-            text += "; no trained model was scored here"
-        sentences.append(text + ".")
+        dice = 100 * done.loc[same & ~is_control(done), "dice_mean"]
+        where = f"{box['test_cohort']}, {prompt_words(box['prompt']).label}"
+        trained = f"the trained models score {dice.min():.1f} to {dice.max():.1f} %"
+        beside = trained if len(dice) else "no trained model was scored here"
+        sentences.append(f"{where}: {100 * box['dice_mean']:.1f} % without the image; {beside}.")
     return sentences
 
 
-def budget_rows(results: pd.DataFrame) -> list[dict[str, str]]:
-    """List the label budget of each condition: real images, generator, validation, and
-    how many distinct ones that is; the bar shows own, only generator, validation.
+def budgets(results: pd.DataFrame) -> pd.DataFrame:
+    """List the label budget of each condition by number of real images, each budget once.
 
-    Rows go by number of real images and condition; a budget that several trials share stands once.
+    Returns:
+        condition, n_real, n_generator_labels, n_val_labels, n_total_labels (distinct ones), and
+        n_more: those that only the generator saw.
     """
     columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
     rows = results.loc[~is_control(results), columns].drop_duplicates()
+    more = rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]
     rank = rows["condition"].map(in_order(rows["condition"]).index)
-    rows = rows.assign(rank=rank).sort_values(["n_real", "rank"])
-    most = rows["n_total_labels"].max()
-    listed = []
-    for _, row in rows.iterrows():
-        counts = [row["n_real"], row["n_generator_labels"], row["n_val_labels"]]
-        total = row["n_total_labels"]
-        parts = [row["n_real"], total - row["n_real"] - row["n_val_labels"], row["n_val_labels"]]
-        listed.append(
-            {
-                "condition": condition_label(row["condition"]),
-                "counts": ["unknown" if pd.isna(n) else f"{n:.0f}" for n in counts],
-                "total": "unknown" if pd.isna(total) else f"{total:.0f}",
-                "widths": [f"{100 * n / most:.2f}" if most and n > 0 else "0" for n in parts],
-            }
-        )
-    return listed
+    return rows.assign(n_more=more, rank=rank).sort_values(["n_real", "rank"])
 
 
-def frame_view(frame: pd.DataFrame) -> dict[str, list]:
-    """Turn a DataFrame into header and text rows; NaN becomes a dash."""
-    rows = [[_text(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-    return {"columns": [str(name) for name in frame.columns], "rows": rows}
-
-
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """Write a value of a table: NaN as a dash, a number with as many digits as it needs."""
     if pd.isna(value):
         return "–"
     if isinstance(value, float | np.floating):

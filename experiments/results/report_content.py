@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -13,9 +12,9 @@ from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.results.axes import is_control, prompt_words, series_label, shown_axes
 from experiments.results.contrasts import BASELINE
-from experiments.results.figure_style import png_bytes
 from experiments.results.figures import figure_trimesters
 from experiments.results.findings import pick_cases
+from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture, ReportContent
 from experiments.results.report_synthesis import (
@@ -40,7 +39,7 @@ def gather(
     sweep: Sweep, *, per_image: pd.DataFrame, results: pd.DataFrame, figure_png: bytes
 ) -> ReportContent:
     """Put a sweep's report together from what is finished."""
-    kind = {"hc18": "hc18", "phantom": "phantom"}.get(sweep.data.name, "other")
+    kind = sweep.data.name if sweep.data.name in ("hc18", "phantom") else "other"
     predictions, predictions_note = _predictions(sweep, per_image)
     return ReportContent(
         title=f"{sweep.config.name}: fetal head segmentation with few labels",
@@ -48,7 +47,7 @@ def gather(
         results=results,
         per_image=per_image,
         figures=_figures(sweep, per_image, figure_png=figure_png),
-        real=_real_pairs(sweep),
+        real=[outlined(sweep.data.samples[i]) for i in sweep.data.view.split.train[:N_PAIRS]],
         synthetic=sample_pairs(sweep),
         predictions=predictions,
         predictions_note=predictions_note,
@@ -68,54 +67,29 @@ def gather(
 
 
 def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
-    figures = [
-        Picture(
-            image=figure_png,
-            caption="Dice against the number of real images; bands are 95 % intervals over exams.",
-        )
-    ]
+    curve = "Dice against the number of real images; bars are 95 % intervals over exams."
+    figures, cohort = [Picture(image=figure_png, caption=curve)], sweep.data.name
     prompt = shown_prompt(
         per_image[per_image["trimester"].notna()],
         prompts=sweep.config.evaluation.prompts,
-        test_cohort=sweep.data.name,
+        test_cohort=cohort,
     )
     if prompt is not None:
-        figure = figure_trimesters(per_image, prompt=prompt, test_cohort=sweep.data.name)
-        figures.append(
-            Picture(
-                image=png_bytes(figure),
-                caption="Dice by trimester at the smallest and the largest amount.",
-            )
-        )
+        image = png_bytes(figure_trimesters(per_image, prompt=prompt, test_cohort=cohort))
+        caption = "Dice by trimester at the smallest and the largest amount."
+        figures.append(Picture(image=image, caption=caption))
     return figures
 
 
 def shown_prompt(
     per_image: pd.DataFrame, *, prompts: Sequence[str], test_cohort: str
 ) -> str | None:
-    """The first prompt under which a trained model was scored: one that controls alone were scored
-    under has nothing to show.
+    """The first prompt, in the order given, under which a trained model was scored on a cohort.
 
-    Args:
-        per_image: Rows of per_image.csv.
-        prompts: In the order of preference.
-        test_cohort: Cohort that counts.
-
-    Returns:
-        One of `prompts`; None where there is none, as for no rows.
+    One that controls alone were scored under has nothing to show; None where there is none.
     """
-    is_trained = ~is_control(per_image)
-    rows = per_image[is_trained & (per_image["test_cohort"] == test_cohort)]
-    known = set(rows["prompt"])
-    return next((prompt for prompt in prompts if prompt in known), None)
-
-
-def _real_pairs(sweep: Sweep) -> list[Picture]:
-    ids = list(sweep.data.view.split.train)[:N_PAIRS]
-    return [
-        Picture(image=outlined(sweep.data.samples[sample_id]), caption=sample_id)
-        for sample_id in ids
-    ]
+    rows = per_image[~is_control(per_image) & (per_image["test_cohort"] == test_cohort)]
+    return next((prompt for prompt in prompts if prompt in set(rows["prompt"])), None)
 
 
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
@@ -142,20 +116,14 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
         annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
-        predicted = read_prediction(
-            run_dir(sweep, run),
-            prompt=prompt,
-            sample_id=sample.sample_id,
-            size_hw=annotation.mask.shape,
+        where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
+        predicted = read_prediction(run_dir(sweep, run), **where)
+        outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
+        picture = Picture(
+            image=overlay_contours(read_image(sample.image_path), outlines),
+            caption=f"{sample.sample_id}: Dice {100 * case['dice']:.1f} %",
         )
-        picture = overlay_contours(
-            read_image(sample.image_path),
-            [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)],
-        )
-        caption = f"{sample.sample_id}: Dice {100 * case['dice']:.1f} %"
-        groups.setdefault(str(case["which"]).capitalize(), []).append(
-            Picture(image=picture, caption=caption)
-        )
+        groups.setdefault(case["which"].capitalize(), []).append(picture)
     shown = shown_axes(per_image)
     words = prompt_words(prompt, shown=shown).label
     label = series_label(here.iloc[0], shown=shown)
@@ -176,20 +144,14 @@ def _data_facts(sweep: Sweep) -> dict[str, str]:
 
 
 def _data_summary(sweep: Sweep) -> pd.DataFrame:
-    split = sweep.data.view.split
-    rows = []
+    split, rows = sweep.data.view.split, []
     parts = {"train": split.train, "validation": split.val, "test": split.test}
     parts |= {f"test: {name}": ids for name, ids in sweep.data.view.cohorts.items()}
     for name, ids in parts.items():
         samples = [sweep.data.samples[sample_id] for sample_id in ids]
-        row: dict[str, Any] = {
-            "part": name,
-            "images": len(samples),
-            "exams": len({sample.exam_id for sample in samples}),
-        }
+        row = {"part": name, "images": len(samples), "exams": len({s.exam_id for s in samples})}
         counts = Counter(trimester(sample.hc_mm) for sample in samples)
-        row |= {f"trimester {number}": counts[number] for number in (1, 2, 3)}
-        rows.append(row)
+        rows.append(row | {f"trimester {number}": counts[number] for number in (1, 2, 3)})
     return pd.DataFrame(rows)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from datamodules.annotation import read_annotation, read_image
@@ -35,10 +34,29 @@ def run_dir(sweep: Sweep, run: NodeRun) -> Path:
     return sweep.store.run_dir(run.node.stage, run.node.id)
 
 
-def outlined(sample: Sample) -> np.ndarray:
-    """An image with its reference outline, RGB."""
+def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
+    """An image with its reference outline; its id stands below where nothing else is said."""
     mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
-    return overlay_contours(read_image(sample.image_path), [(mask, REFERENCE_RGB)])
+    image = overlay_contours(read_image(sample.image_path), [(mask, REFERENCE_RGB)])
+    return Picture(image=image, caption=sample.sample_id if caption is None else caption)
+
+
+def _pair_picture(folder: Path, pair: SyntheticPair, *, caption: str | None = None) -> Picture:
+    image_path, mask_path = pair_paths(folder, pair.sample_id)
+    mask, agreement = read_annotation(mask_path).mask, pair.gate.get("agreement")
+    picture = overlay_contours(read_image(image_path), [(mask, REFERENCE_RGB)])
+    if caption is None:
+        agreed = "" if agreement is None else f", agreement {agreement:.2f}"
+        caption = pair.sample_id + agreed
+    return Picture(image=picture, caption=caption)
+
+
+def _couple(
+    folder: Path, pair: SyntheticPair, real: Sample, *, measured: str
+) -> tuple[Picture, Picture]:
+    """A synthetic image with how near it is, and the real image that it is nearest to."""
+    made = _pair_picture(folder, pair, caption=f"{pair.sample_id}: {measured}")
+    return made, outlined(real, caption=f"nearest: {real.sample_id}")
 
 
 def _done(sweep: Sweep, *stages: str) -> list[NodeRun]:
@@ -47,11 +65,35 @@ def _done(sweep: Sweep, *stages: str) -> list[NodeRun]:
 
 def candidates(sweep: Sweep) -> list[Candidates]:
     """What each gate kept and refused; one that accepted nothing failed, and is shown as well."""
-    return [
-        _candidates_of(sweep, run)
-        for run in sweep.runs.values()
-        if run.node.stage == "gate" and (run_dir(sweep, run) / "rejected.jsonl").is_file()
-    ]
+    found = []
+    for run in sweep.runs.values():
+        folder = run_dir(sweep, run)
+        if run.node.stage != "gate" or not (folder / "rejected.jsonl").is_file():
+            continue
+        rejected = read_metadata(folder / "rejected.jsonl")
+        n_kept = len(read_metadata(folder / "metadata.jsonl"))
+        source = sweep.store.root / "store" / run.node.upstream["candidates"]
+        # One of each kind of reason first, so that the pictures show what the counts say.
+        kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
+        order = sorted(range(len(rejected)), key=lambda i, k=kinds: (k[:i].count(k[i]), i))
+        found.append(
+            Candidates(
+                n_made=n_kept + len(rejected),
+                n_kept=n_kept,
+                reasons=dict(Counter(kinds)),
+                rejected=[
+                    _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))
+                    for i in order[:N_REJECTED]
+                ],
+                name=run.node.label,
+            )
+        )
+    return found
+
+
+def _kind_of(reason: str) -> str:
+    kinds = ("agreement with the segmenter", "mean intensity", "intensity spread")
+    return next((kind for kind in kinds if reason.startswith(kind)), "near-copy of a real image")
 
 
 def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
@@ -101,94 +143,42 @@ def _with_another_gate(present: Iterable[str]) -> list[str]:
 
 def fidelity_views(sweep: Sweep) -> list[Fidelity]:
     """The measured sets, each beside its control of held-out real images."""
-    return [_fidelity_of(sweep, run) for run in _done(sweep, "fidelity")]
-
-
-def _fidelity_of(sweep: Sweep, run: NodeRun) -> Fidelity:
-    summary = json.loads((run_dir(sweep, run) / "fidelity.json").read_text())
-    folder = sweep.store.root / "store" / run.node.upstream["pairs"]
-    known = {pair.sample_id: pair for pair in read_metadata(folder / "metadata.jsonl")}
-    couples = []
-    for found in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]:
-        made, real = known.get(found["sample_id"]), sweep.data.samples.get(found["train_id"])
-        if made is not None and real is not None:
-            text = f"{made.sample_id}: distance {found['distance']:.3g}"
-            nearest = Picture(image=outlined(real), caption=f"nearest: {real.sample_id}")
-            couples.append((_pair_picture(folder, made, caption=text), nearest))
-    return Fidelity(
-        name=run.node.label,
-        rows=fidelity_rows(summary),
-        notes=tuple(summary["notes"]),
-        nearest=couples,
-    )
+    views, samples = [], sweep.data.samples
+    for run in _done(sweep, "fidelity"):
+        summary = json.loads((run_dir(sweep, run) / "fidelity.json").read_text())
+        folder = sweep.store.root / "store" / run.node.upstream["pairs"]
+        known = {pair.sample_id: pair for pair in read_metadata(folder / "metadata.jsonl")}
+        couples = [
+            _couple(folder, known[near["sample_id"]], samples[near["train_id"]],
+                    measured=f"distance {near['distance']:.3g}")
+            for near in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]
+            if near["sample_id"] in known and near["train_id"] in samples
+        ]  # fmt: skip
+        rows, notes = fidelity_rows(summary), tuple(summary["notes"])
+        views.append(Fidelity(name=run.node.label, rows=rows, notes=notes, nearest=couples))
+    return views
 
 
 def sample_pairs(sweep: Sweep) -> list[Picture]:
     """Some accepted pairs of the first generator, or of the pairs that others made."""
-    pictures = []
-    for run in _done(sweep, "gate", "import_pairs")[:1]:
-        folder = run_dir(sweep, run)
-        for pair in read_metadata(folder / "metadata.jsonl")[:N_PAIRS]:
-            pictures.append(_pair_picture(folder, pair))
-    return pictures
-
-
-def _pair_picture(folder: Path, pair: SyntheticPair, *, caption: str | None = None) -> Picture:
-    image_path, mask_path = pair_paths(folder, pair.sample_id)
-    mask = read_annotation(mask_path).mask
-    picture = overlay_contours(read_image(image_path), [(mask, REFERENCE_RGB)])
-    if caption is None:
-        agreement = pair.gate.get("agreement")
-        caption = pair.sample_id
-        if agreement is not None:
-            caption += f", agreement {agreement:.2f}"
-    return Picture(image=picture, caption=caption)
-
-
-def _candidates_of(sweep: Sweep, run: NodeRun) -> Candidates:
-    folder = run_dir(sweep, run)
-    rejected = read_metadata(folder / "rejected.jsonl")
-    n_kept = len(read_metadata(folder / "metadata.jsonl"))
-    source = sweep.store.root / "store" / run.node.upstream["candidates"]
-    # One of each kind of reason first, so that the pictures show what the counts say.
-    kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
-    order = sorted(range(len(rejected)), key=lambda i: (kinds[:i].count(kinds[i]), i))
-    return Candidates(
-        n_made=n_kept + len(rejected),
-        n_kept=n_kept,
-        reasons=dict(Counter(kinds)),
-        rejected=[
-            _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))
-            for i in order[:N_REJECTED]
-        ],
-        name=run.node.label,
-    )
-
-
-def _kind_of(reason: str) -> str:
-    for kind in ("agreement with the segmenter", "mean intensity", "intensity spread"):
-        if reason.startswith(kind):
-            return kind
-    return "near-copy of a real image"
+    return [
+        _pair_picture(folder, pair)
+        for folder in [run_dir(sweep, run) for run in _done(sweep, "gate", "import_pairs")[:1]]
+        for pair in read_metadata(folder / "metadata.jsonl")[:N_PAIRS]
+    ]
 
 
 def near_copies(sweep: Sweep) -> list[tuple[Picture, Picture]]:
     """The accepted pairs that are most similar to an image of the generator, beside it."""
-    pairs = []
-    for run in _done(sweep, "gate")[:1]:
-        folder = run_dir(sweep, run)
+    couples = []
+    for folder in [run_dir(sweep, run) for run in _done(sweep, "gate")[:1]]:
         kept = read_metadata(folder / "metadata.jsonl")
         kept.sort(key=lambda pair: -pair.gate["similarity"])
         for pair in kept[:N_COPIES]:
-            nearest = sweep.data.samples[pair.gate["nearest"]]
-            text = f"{pair.sample_id}: correlation {pair.gate['similarity']:.2f}"
-            pairs.append(
-                (
-                    _pair_picture(folder, pair, caption=text),
-                    Picture(image=outlined(nearest), caption=f"nearest: {nearest.sample_id}"),
-                )
-            )
-    return pairs
+            real = sweep.data.samples[pair.gate["nearest"]]
+            near = f"correlation {pair.gate['similarity']:.2f}"
+            couples.append(_couple(folder, pair, real, measured=near))
+    return couples
 
 
 def near_copies_note(sweep: Sweep) -> str:

@@ -75,7 +75,6 @@ def crossed_bootstrap(
     n_supports, n_exams = table.sums.shape[1:]
     if table.sums.size == 0 or min(table.exams_of_strata()) < 2:
         return _without_interval(table)
-    value = _value(table)
     rng = np.random.default_rng(seed)
     exam_draws = _draw_counts(n_exams, n_boot, rng=rng)
     support_draws = _draw_counts(n_supports, n_boot, rng=rng)
@@ -83,17 +82,9 @@ def crossed_bootstrap(
     # A resample without a stratum is of another mean; passing its weight on would shift the tail.
     means = means[np.isfinite(means)]
     error, degrees = _standard_error(table)
-    low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
-    return Estimate(
-        value=value,
-        low=low,
-        high=high,
-        standard_error=error,
-        degrees=degrees,
-        p=p,
-        n_exams=n_exams,
-        n_supports=n_supports,
-    )
+    found = {"value": _value(table), "standard_error": error, "degrees": degrees}
+    low, high, p = _judge(means, value=found["value"], error=error, degrees=degrees, level=level)
+    return Estimate(**found, low=low, high=high, p=p, n_exams=n_exams, n_supports=n_supports)
 
 
 @dataclass(frozen=True)

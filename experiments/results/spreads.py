@@ -26,11 +26,8 @@ _CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key"]
 def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
     """Standard deviation of the mean over images along each axis, the other axes held.
 
-    Where the other axes have several values, the variances along this one are averaged.
-
-    Args:
-        per_image: Rows of per_image.csv; the folds of a model are pooled.
-        column: Measure, in its own unit.
+    Where the other axes have several values, the variances along this one are averaged. The folds
+    of a model are pooled.
 
     Returns:
         A row per cell: test_cohort, prompt, amount, the columns of `SERIES`, n_generator_labels
@@ -64,11 +61,7 @@ def _spread(means: pd.DataFrame, axis: str, column: str) -> float | None:
 
 
 def spread_table(found: pd.DataFrame, *, scale: float = 100) -> pd.DataFrame:
-    """Write spreads as text cells, a row per cell and a column per axis.
-
-    Args:
-        found: From `spreads`.
-        scale: Factor of the printed unit: 100 for Dice in points, 1 for mm.
+    """Write `spreads` as text cells, times `scale` (100 for Dice in points, 1 for mm).
 
     Returns:
         cohort, prompt, condition, the axes of which there are several values, real, mean, and per

@@ -61,7 +61,7 @@ def cluster_bootstrap_ci(
         values: (N,) finite numbers, one per image, any unit.
         groups: (N,) exam ids.
         n_boot: Resamples.
-        seed: Of the resampling; the same input and seed give the same interval.
+        seed: Of the resampling.
         level: Coverage in (0, 1).
 
     Returns:
@@ -159,39 +159,26 @@ def aggregate(per_image: pd.DataFrame, *, seed: int = 0, n_boot: int = 2000) -> 
 def summarise(images: pd.DataFrame, seed: int = 0, *, n_boot: int = 2000) -> dict[str, float | str]:
     """Compute the columns of `SUMMARY` over images of one model (or the folds of one).
 
-    Args:
-        images: From `average_draws`, each image once; not empty.
-        seed: Of the resampling.
-        n_boot: Resamples.
-
-    Returns:
-        n_not_found counts the images with an empty prediction in any draw (NaN if not recorded);
-        `trimesters_missing` names absent trimesters ("1,3"); shares and Dice in [0, 1].
+    `images` are from `average_draws`, each once; not empty. n_not_found counts those with an empty
+    prediction in any draw (NaN if not recorded); trimesters_missing names absent ones ("1,3");
+    shares and Dice are in [0, 1].
     """
     dice, exams = images["dice"], images["exam_id"]
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot, seed=seed)
     weighted = trimester_weighted_mean(dice, images["trimester"])
-    interval = weighted_interval(images, seed=seed, n_boot=n_boot)
+    weighted_low, weighted_high = weighted_interval(images, seed=seed, n_boot=n_boot)
     known = images["found"].notna().any()
-    return {
-        "n_images": len(images),
-        "n_exams": exams.nunique(),
-        "n_not_found": int((images["found"] < 1).sum()) if known else float("nan"),
-        "dice_mean": dice.mean(),
-        "dice_median": dice.median(),
-        "dice_low": low,
-        "dice_high": high,
-        "dice_share_below_090": (dice < 0.9).mean(),
-        "dice_256_mean": images["dice_256"].mean(),
-        "hausdorff_mm_mean": images["hausdorff_mm"].mean(),
-        "hc_err_mm_mean": images["hc_err_mm"].mean(),
-        "hc_abs_err_mm_mean": images["hc_abs_err_mm"].mean(),
-        "hc_abs_err_mm_p95": images["hc_abs_err_mm"].quantile(0.95),
-        "dice_trimester_weighted_mean": weighted.value,
-        "dice_trimester_weighted_low": interval[0],
-        "dice_trimester_weighted_high": interval[1],
-        "trimesters_missing": ",".join(map(str, weighted.missing)),
-    }
+    numbers = (
+        len(images),
+        exams.nunique(),
+        int((images["found"] < 1).sum()) if known else float("nan"),
+        *(dice.mean(), dice.median(), low, high, (dice < 0.9).mean()),
+        *images[["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]].mean(),
+        images["hc_abs_err_mm"].quantile(0.95),
+        *(weighted.value, weighted_low, weighted_high),
+        ",".join(map(str, weighted.missing)),
+    )
+    return dict(zip(SUMMARY, numbers, strict=True))
 
 
 def weighted_interval(
@@ -199,13 +186,8 @@ def weighted_interval(
 ) -> tuple[float, float]:
     """Interval of the trimester-weighted mean Dice over exams and, with several, supports.
 
-    Args:
-        images: dice, exam_id, trimester and support, a row per image and support.
-        seed: Of the resampling.
-        n_boot: Resamples.
-
-    Returns:
-        (low, high) in [0, 1] from `crossed_bootstrap`; NaN with fewer than two exams.
+    `images` are dice, exam_id, trimester and support, a row per image and support. Gives (low,
+    high) in [0, 1] from `crossed_bootstrap`; NaN with fewer than two exams.
     """
     found = crossed_bootstrap(
         images["dice"],
@@ -222,14 +204,10 @@ def weighted_interval(
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
     """Complete the aggregated rows by what only the runner knows.
 
-    Args:
-        aggregated: From `aggregate`.
-        trials: A row per trial: trial_id, status (done, failed, pending...), reason, steps,
-            seconds, peak_memory_mib and the trial's keys.
-
-    Returns:
-        The rows of results.csv. A trial without any image row keeps one row, its cohort and prompt
-        empty; a row without an entry in `trials` (box_only) stays done.
+    `trials` are a row per trial: trial_id, status (done, failed, pending...), reason, steps,
+    seconds, peak_memory_mib and the trial's keys. Gives the rows of results.csv: a trial without
+    any image row keeps one row, its cohort and prompt empty; a row of `aggregate` without an entry
+    in `trials` (box_only) stays done.
     """
     # What the runner does not know stays empty.
     known = trials.reindex(columns=["trial_id", *_TRIAL_COLUMNS])
@@ -247,13 +225,7 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
-    """Adjust p-values for their number.
-
-    Args:
-        p_values: (N,) in [0, 1], the whole family.
-
-    Returns:
-        (N,) adjusted values in [0, 1], in the order given; empty for none.
+    """Adjust (N,) p-values in [0, 1], the whole family, for their number; empty for none.
 
     Source: Holm 1979.
     """

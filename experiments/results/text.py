@@ -1,8 +1,51 @@
-"""Text cells as GitHub Markdown, and counts in sentences."""
+"""Tables of text cells as GitHub Markdown, and counts in sentences."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One table, of one test cohort and prompt, as text that every format prints."""
+
+    test_cohort: str
+    prompt: str
+    title: str
+    rows: pd.DataFrame
+    """Text cells; empty where there is nothing to say."""
+    heads: Sequence[str]
+    """Columns that name a row."""
+    best: pd.DataFrame
+    """Whether a cell is the best of its rivals, as printed; shaped as `rows`."""
+    notes: tuple[str, ...] = ()
+    """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
+    controls: tuple[bool, ...] = ()
+    """Whether a row is a control's, aligned with the rows."""
+    spreads: pd.DataFrame | None = None
+    """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
+    headline: str = ""
+    """Heading of the column that counts."""
+    points: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """mean, low, high of the headline as numbers, aligned with the rows."""
+
+
+def to_markdown(tables: Sequence[Block], *, notes: Sequence[str], has_bold: bool = False) -> str:
+    """Write blocks with the notes below; what a row did not deliver stands under its first Dice."""
+    parts = []
+    for block in tables:
+        frame = block.rows.map(escape_markdown)
+        if has_bold:
+            frame = ("**" + frame + "**").where(block.best, frame)
+        for i, note in enumerate(block.notes):
+            if note:
+                first = next(name for name in frame.columns if name.endswith("Dice %"))
+                frame.loc[i, first] = escape_markdown(note)
+        dashed = [not note for note in block.notes or [""] * len(frame)]
+        frame.loc[dashed] = frame.loc[dashed].replace("", "–")
+        parts += [f"### {block.title}", "", *markdown_table(frame, left=block.heads), ""]
+    return "\n".join([*parts, *bullets(notes), ""])
 
 
 def markdown_table(frame: pd.DataFrame, *, left: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from test_figures import curves, ticks, titles
 from test_tables import PIXEL, scores
 
 from datamodules.errors import InputError
@@ -21,7 +22,8 @@ from experiments.results.report_synthesis import gate_effect
 from experiments.results.rows import KEYS, read_rows
 from experiments.results.spreads import spread_table, spreads
 from experiments.results.statistics import aggregate
-from experiments.results.tables import blocks, footnotes, to_markdown
+from experiments.results.tables import blocks, footnotes
+from experiments.results.text import to_markdown
 
 BASE = [0.80, 0.82, 0.84, 0.81, 0.83, 0.79]
 PLAIN = StatisticsConfig(primary=ContrastConfig(enabled=False), bootstrap_samples=200)
@@ -108,7 +110,7 @@ def test_compact_tables_have_a_row_a_segmenter():
 def test_two_segmenters_share_a_panel_by_line_and_three_have_a_row_each():
     results, per_image = crossed()
     whole, _ = figure_amounts(results, per_image=per_image).axes
-    lines = {line.get_label(): line for line in whole.get_lines() if line.get_label()[0] != "_"}
+    lines = curves(whole)
     assert list(lines) == [
         "real only, sam",
         "+ synthetic, sam",
@@ -118,39 +120,38 @@ def test_two_segmenters_share_a_panel_by_line_and_three_have_a_row_each():
     assert [line.get_linestyle() for line in lines.values()] == ["-", "-", "--", "--"]
     assert lines["real only, unet"].get_ydata() == pytest.approx([85.5, 85.5])
     results, per_image = crossed(segmenters=("sam", "unet", "sam_lora"))
-    axes = figure_amounts(results, per_image=per_image).axes
-    titles = [axis.get_title(loc="left") for axis in axes]
-    assert titles[::2] == [f"{s}, no prompt (whole image)" for s in ("sam", "unet", "sam_lora")]
-    assert titles[3] == "unet, jittered-box prompt, not scored"
-    assert {line.get_label() for line in axes[2].get_lines()} >= {"real only", "+ synthetic"}
+    figure = figure_amounts(results, per_image=per_image)
+    assert titles(figure)[::2] == [
+        f"{name}, no prompt (whole image); constant mean mask 50.0"
+        for name in ("sam", "unet", "sam_lora")
+    ]
+    assert titles(figure)[3] == "unet, jittered-box prompt, not scored"
+    assert set(curves(figure.axes[2])) == {"real only", "+ synthetic"}
 
 
 def test_generators_differ_by_the_fill_of_their_marks():
     results, per_image = crossed(segmenters=("sam",), generators=("pixel", "stable"))
     axis = figure_amounts(results, per_image=per_image).axes[0]
-    fills = {line.get_label(): line.get_fillstyle() for line in axis.get_lines()}
+    fills = {name: line.get_fillstyle() for name, line in curves(axis).items()}
     assert (fills["+ synthetic, pixel"], fills["+ synthetic, stable"]) == ("full", "none")
 
 
 def test_one_amount_names_the_segmenters_below_their_points():
     results, per_image = crossed(amounts=(20,))
     axis = figure_amounts(results, per_image=per_image).axes[0]
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["20\nsam", "20\nunet"]
+    assert ticks(axis) == ["20\nsam", "20\nunet"]
     assert axis.get_xticks().tolist() == [0.5, 2.5]
 
 
 def test_trimesters_and_the_ledger_tell_segmenters_apart():
     results, per_image = crossed()
     figure = figure_trimesters(per_image, prompt="whole_image", test_cohort="hc18")
-    titles = [axis.get_title(loc="left") for axis in figure.axes]
-    assert titles[0] == "sam, 20 real images, no prompt (whole image)"
-    assert titles[3] == "unet, 40 real images, no prompt (whole image)"
-    means = figure.axes[2].containers[0].lines[0].get_ydata()
-    assert means[0] == pytest.approx(84)  # exam a
-    left = figure_ledger(results, per_image=per_image).axes[0]
-    curves = {c.get_label(): c.lines[0] for c in left.containers}
-    assert curves["+ synthetic, unet"].get_linestyle() == "--"
-    assert len(curves) == 4
+    assert titles(figure)[0] == "sam, 20 real images, no prompt (whole image)"
+    assert titles(figure)[3] == "unet, 40 real images, no prompt (whole image)"
+    assert curves(figure.axes[2])["real only"].get_ydata()[0] == pytest.approx(84)  # exam a
+    ours = curves(figure_ledger(results, per_image=per_image).axes[0])
+    assert ours["+ synthetic, unet"].get_linestyle() == "--"
+    assert len(ours) == 4
 
 
 def test_comparisons_stay_within_a_segmenter_and_one_family_spans_all():

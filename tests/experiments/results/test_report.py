@@ -13,7 +13,7 @@ from experiments.results.report import (
     Candidates,
     Picture,
     ReportContent,
-    budget_rows,
+    budgets,
     control_sentences,
     data_uri,
     render_report,
@@ -214,10 +214,10 @@ def test_small_parts_by_hand():
     assert control_sentences(box) == [
         "hc18, jittered-box prompt: 88.0 % without the image; no trained model was scored here."
     ]
-    budgets = {(r["condition"], *r["counts"]): r["total"] for r in budget_rows(results)}
-    assert budgets["real only", "40", "0", "5"] == "45"
-    assert budgets["+ synthetic", "400", "60", "5"] == "465"
-    assert ("box only (no image)", "0", "0", "0") not in budgets
+    found = budgets(results).set_index(["condition", "n_real"])
+    assert found.loc[("real", 40)].tolist()[:4] == [0, 5, 45, 0]
+    assert found.loc[("synthetic", 400)].tolist()[:4] == [60, 5, 465, 60]
+    assert "box_only" not in found.index
 
 
 def test_the_prompt_that_is_pictured_has_a_trained_model():

@@ -14,7 +14,8 @@ from experiments.results.statistics import (
     cluster_bootstrap_ci,
     weighted_interval,
 )
-from experiments.results.tables import blocks, footnotes, to_markdown
+from experiments.results.tables import blocks, footnotes
+from experiments.results.text import to_markdown
 
 KEYS = {
     "condition": "real",
