@@ -175,7 +175,7 @@ def test_a_trial_is_named_by_what_was_fitted_and_a_control_by_its_score():
     node = Node(stage="fit", content={"a": 1})
     spec = trial("real", fit=node.key, scores={("hc18", "a"): "score/ffff"})
     assert spec.id == f"real-n4-p1-s2-g0-{node.id[:8]}"
-    assert spec.keys == [node.key, "score/ffff"]
+    assert list(spec.keys) == [node.key, "score/ffff"]
     beside = control("zero_shot", scores={("b", "x"): "score/ffff0000aa", ("a", "x"): "score/0123"})
     assert beside.id == "zero_shot-0123"
     assert beside.is_control
