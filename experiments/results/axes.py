@@ -16,6 +16,10 @@ AXES = tuple(name for name in SERIES if name != "condition")
 """Names of blocks of settings; "" where a row depends on none."""
 
 
+FIRST_PROMPTS = ("whole_image", "jittered_box")
+"""The leak-free one first, then the paper's."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
     """A prompt protocol: how tables and sentences call it."""
@@ -24,31 +28,22 @@ class Prompt:
     phrase: str
 
 
-PROMPTS = {
-    "whole_image": Prompt(label="whole-image prompt", phrase="prompted with the whole image"),
-    "jittered_box": Prompt(label="jittered-box prompt", phrase="prompted with the jittered box"),
-    "tight_box": Prompt(label="tight-box prompt", phrase="prompted with the tight box"),
-    "predicted_box": Prompt(label="predicted-box prompt", phrase="prompted with the predicted box"),
-}
-"""The leak-free one first, then the paper's."""
-_WITHOUT_PROMPT = Prompt(
-    label="no prompt (whole image)", phrase="without a prompt (the whole image)"
-)
-"""The leak-free one where several segmenters share it, of which some take no prompt."""
-
-
 def prompt_words(name: str, *, shown: Sequence[str] = ()) -> Prompt:
-    """Words for a prompt; an unknown one has its own name."""
-    if name == next(iter(PROMPTS)) and "segmenter" in shown:
-        return _WITHOUT_PROMPT
-    return PROMPTS.get(name, Prompt(label=name, phrase=name))
+    """How people call a prompt; where several segmenters share the leak-free one, of which some
+    take no prompt, it is the image alone.
+    """
+    if name == FIRST_PROMPTS[0] and "segmenter" in shown:
+        phrase = "without a prompt (the whole image)"
+        return Prompt(label="no prompt (whole image)", phrase=phrase)
+    label = f"{name.replace('_', '-')} prompt"
+    return Prompt(label=label, phrase=f"prompted with the {name.replace('_', ' ')}")
 
 
 def prompt_order(prompts: Iterable[str]) -> list[str]:
     """Each prompt protocol once: the leak-free one first, then the paper's, then others."""
     present = list(dict.fromkeys(prompts))
-    first = list(PROMPTS)[:2]
-    return [p for p in first if p in present] + [p for p in present if p not in first]
+    first = [prompt for prompt in FIRST_PROMPTS if prompt in present]
+    return first + [prompt for prompt in present if prompt not in first]
 
 
 def shown_axes(rows: pd.DataFrame) -> list[str]:

@@ -22,9 +22,7 @@ _INTERVALS += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
 _CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key", "n_val_labels"]
 
 
-def cells(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> pd.DataFrame:
+def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
     """Average the done trials of each cell.
 
     A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
@@ -47,8 +45,8 @@ def cells(
     for where, part in done.groupby(_CELL, sort=False, dropna=False):
         row = dict(zip(_CELL, where, strict=True))
         own = None if images is None else _images_of(images, part=part)
-        models = _models(part, images=own, seed=seed)
-        rows.append(row | _counts(part) | _averages(models, images=own, seed=seed))
+        models = _models(part, images=own)
+        rows.append(row | _counts(part) | _averages(models, images=own))
     return pd.DataFrame(rows).drop(columns="generator_key", errors="ignore")
 
 
@@ -60,7 +58,7 @@ def _images_of(images: pd.DataFrame, *, part: pd.DataFrame) -> pd.DataFrame:
     ]
 
 
-def _models(part: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> pd.DataFrame:
+def _models(part: pd.DataFrame, *, images: pd.DataFrame | None) -> pd.DataFrame:
     """Give a row per model with the columns of results.csv; folds are pooled by their images."""
     rows = []
     for _, folds in part.groupby(MODEL, sort=False, dropna=False):
@@ -68,20 +66,21 @@ def _models(part: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> pd
         if len(folds) > 1:
             unknown = dict.fromkeys([*MEASURES, *_INTERVALS, "n_exams"], math.nan)
             own = None if images is None else images["trial_id"].isin(folds["trial_id"])
-            row |= unknown if own is None else summarise(images[own], seed)
+            row |= unknown if own is None else summarise(images[own])
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def _counts(part: pd.DataFrame) -> dict:
-    return {
+    ends = {
+        f"{stem}_{end}": part[name].agg(end)
+        for stem, name in (("n_real", "n_real"), ("n_total", "n_total_labels"))
+        for end in ("min", "max")
+    }
+    return ends | {
         "pair_labels": part["pair_labels"].iloc[0],
         "n_generator_labels": part["n_generator_labels"].max(),
         "real_fraction": part["real_fraction"].iloc[0],
-        "n_real_min": part["n_real"].min(),
-        "n_real_max": part["n_real"].max(),
-        "n_total_min": part["n_total_labels"].min(),
-        "n_total_max": part["n_total_labels"].max(),
         "n_trials": len(part),
         "n_supports": max(part["support"].nunique(), 1),
         "n_folds": part["fold"].nunique(),
@@ -89,14 +88,14 @@ def _counts(part: pd.DataFrame) -> dict:
     }
 
 
-def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -> dict:
+def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None) -> dict:
     # Files of older versions lack some columns.
     known = models.reindex(columns=models.columns.union([*MEASURES, *_INTERVALS], sort=False))
     row = {name: known[name].mean() for name in MEASURES}
     row |= {m.spread_column: known[m.column].std(ddof=1) for m in MEASURES.values()}
     row |= {name: known[name].iloc[0] for name in _INTERVALS}
     if len(models) > 1:
-        row |= _pooled_intervals(images, seed=seed)
+        row |= _pooled_intervals(images)
     return row | {
         "trial_dice": tuple(models["dice_mean"]),
         "n_exams": models["n_exams"].max(),
@@ -104,7 +103,7 @@ def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None, seed: int) -
     }
 
 
-def _pooled_intervals(images: pd.DataFrame | None, *, seed: int) -> dict[str, float]:
+def _pooled_intervals(images: pd.DataFrame | None) -> dict[str, float]:
     if images is None:
         return dict.fromkeys(_INTERVALS, math.nan)
     keys = ["support", "sample_id", "exam_id"]
@@ -112,8 +111,6 @@ def _pooled_intervals(images: pd.DataFrame | None, *, seed: int) -> dict[str, fl
     means = filled.groupby(keys, as_index=False).agg(
         dice=("dice", "mean"), trimester=("trimester", "first")
     )
-    plain = crossed_bootstrap(
-        means["dice"], exams=means["exam_id"], supports=means["support"], seed=seed
-    )
-    weighted = weighted_interval(means, seed=seed)
+    plain = crossed_bootstrap(means["dice"], exams=means["exam_id"], supports=means["support"])
+    weighted = weighted_interval(means)
     return dict(zip(_INTERVALS, (plain.low, plain.high, *weighted), strict=True))

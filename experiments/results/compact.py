@@ -13,14 +13,7 @@ import pandas as pd
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.config.conditions import condition_label
-from experiments.results.axes import (
-    SERIES,
-    in_series_order,
-    is_control,
-    own_labels,
-    prompt_words,
-    shown_axes,
-)
+from experiments.results import axes
 from experiments.results.cells import MODEL
 from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
@@ -79,9 +72,9 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
         raise InputError(f"no finished trial has {shown.title}; choose another --measure")
     done = done.assign(amount=amounts(done), row=_row_labels(done))
     _refuse_mixed(done)
-    named = shown_axes(done)
+    named = axes.shown_axes(done)
     parts = done.groupby(["test_cohort", "prompt"], sort=False)
-    return [_block(in_series_order(part), shown=shown, named=named) for _, part in parts]
+    return [_block(axes.in_series_order(part), shown=shown, named=named) for _, part in parts]
 
 
 def _with_values(rows: pd.DataFrame, *, shown: Measure) -> Measure:
@@ -93,7 +86,7 @@ def _with_values(rows: pd.DataFrame, *, shown: Measure) -> Measure:
 
 
 def _refuse_mixed(done: pd.DataFrame) -> None:
-    where = ["test_cohort", "prompt", "row", *SERIES, "amount", *MODEL, "fold"]
+    where = ["test_cohort", "prompt", "row", *axes.SERIES, "amount", *MODEL, "fold"]
     twice = done[done.duplicated(where, keep=False)]
     if twice.empty:
         return
@@ -106,7 +99,7 @@ def _refuse_mixed(done: pd.DataFrame) -> None:
 
 def _row_labels(done: pd.DataFrame) -> pd.Series:
     """Name conditions, with the generator's labels where one condition comes with several."""
-    key = own_labels(done)
+    key = axes.own_labels(done)
     counts = key.where(key >= 0)
     several = counts.groupby(done["condition"]).transform("nunique") > 1
     suffix = counts.map(lambda n: "" if pd.isna(n) else f" (generator on {n:.0f})")
@@ -115,16 +108,16 @@ def _row_labels(done: pd.DataFrame) -> pd.Series:
 
 def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
     shown, heads = _with_values(part, shown=shown), ["row", *named]
-    keys = ["row", *SERIES, "amount", "n_real", *MODEL]
+    keys = ["row", *axes.SERIES, "amount", "n_real", *MODEL]
     models = part.groupby(keys, sort=False, dropna=False, as_index=False)[shown.column].mean()
     models["value"] = models[shown.column] * shown.factor
-    trained = models[~is_control(models)].sort_values("n_real", kind="stable")
+    trained = models[~axes.is_control(models)].sort_values("n_real", kind="stable")
     text = models[heads].drop_duplicates(ignore_index=True)
     means = pd.DataFrame(np.nan, index=text.index, columns=heads)
     for amount in trained["amount"].unique() if len(trained) else ["controls only"]:
         for i, head in text[heads].iterrows():
             own = models[(models[heads] == head).all(axis="columns")]
-            level = is_control(own).any()
+            level = axes.is_control(own).any()
             here = own.loc[level | (own["amount"] == amount), "value"]
             text.loc[i, amount] = _mean_sd(here, digits=shown.digits)
             means.loc[i, amount] = np.nan if level else round(here.mean(), shown.digits)
@@ -132,7 +125,7 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     exams = sorted(part["n_exams"].dropna().unique())
     span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
-    where = f"{cohort}, {prompt_words(prompt, shown=named).label}"
+    where = f"{cohort}, {axes.prompt_words(prompt, shown=named).label}"
     return Block(
         test_cohort=cohort,
         prompt=prompt,
@@ -153,14 +146,14 @@ def _mean_sd(values: pd.Series, *, digits: int) -> str:
 
 def _notes(results: pd.DataFrame) -> list[str]:
     done = results[results["status"] == "done"]
-    cell = done.groupby(["test_cohort", "prompt", *SERIES, amounts(done)])
+    cell = done.groupby(["test_cohort", "prompt", *axes.SERIES, amounts(done)])
     counts = cell["trial_id"].nunique()
     span = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
     notes = [
         f"Mean ± standard deviation over {span} trials a cell (supports and seeds); one trial has "
         "no deviation. Bold: the best of a column as printed, which is no test of a difference."
     ]
-    if is_control(done).any():
+    if axes.is_control(done).any():
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:
         notes.append("Cross-tested: the folds of a model are averaged before the trials.")

@@ -30,7 +30,6 @@ def paired_contrast(
     rows: pd.DataFrame,
     baseline: pd.DataFrame,
     *,
-    seed: int,
     measure: Measure = "dice",
     n_boot: int = 2000,
     level: float = 0.95,
@@ -42,7 +41,6 @@ def paired_contrast(
     Args:
         rows: Rows of per_image.csv of one cohort, prompt, amount and series.
         baseline: Those that are subtracted, of the same cohort, prompt and amount.
-        seed: Of the resampling.
         measure: Column; images where it is NaN in either are left out.
         n_boot: Resamples.
         level: Nominal coverage in (0, 1).
@@ -65,7 +63,7 @@ def paired_contrast(
     trial_means = paired.groupby(["support", "seed"])["d"].mean()
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
     axes = {"exams": images["exam_id"], "supports": images["support"]}
-    found = crossed_bootstrap(images["d"], seed=seed, n_boot=n_boot, level=level, **axes)
+    found = crossed_bootstrap(images["d"], n_boot=n_boot, level=level, **axes)
     same = {name: getattr(found, name) for name in ("low", "high", "p", "n_exams", "n_supports")}
     return same | {
         "mean": found.value,
@@ -94,7 +92,6 @@ def contrast_family(
     *,
     statistics: StatisticsConfig,
     baseline: str = BASELINE,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute every contrast of a report: the primary one, its other measure, and all the rest.
 
@@ -113,8 +110,7 @@ def contrast_family(
     """
     frame = with_defaults(per_image)
     frame = frame.assign(amount=amounts(frame))
-    settings = {"statistics": statistics, "seed": seed}
-    rows = _primary_rows(frame, **settings)
+    rows = _primary_rows(frame, statistics=statistics)
     taken = {_identity(row) for row in rows}
     for where, part in frame[~is_control(frame)].groupby(_WHERE, sort=False):
         for series, own in each_series(part):
@@ -122,7 +118,7 @@ def contrast_family(
             keys |= {"baseline": baseline, "measure": "dice"}
             if series["condition"] != baseline and _identity(keys) not in taken:
                 base = baseline_rows(part, series, baseline=baseline)
-                rows += _row(own, base, keys=keys, role="other", **settings)
+                rows += _row(own, base, keys=keys, role="other", statistics=statistics)
     table = pd.DataFrame(rows)
     if table.empty:
         return table
@@ -142,13 +138,11 @@ class Contrasts:
     """From `segmenter_contrasts`."""
 
 
-def all_contrasts(
-    per_image: pd.DataFrame, *, statistics: StatisticsConfig, seed: int = 0
-) -> Contrasts:
+def all_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> Contrasts:
     """Compute the contrasts of conditions and of segmenters; see there."""
     return Contrasts(
-        family=contrast_family(per_image, statistics=statistics, seed=seed),
-        segmenters=segmenter_contrasts(per_image, statistics=statistics, seed=seed),
+        family=contrast_family(per_image, statistics=statistics),
+        segmenters=segmenter_contrasts(per_image, statistics=statistics),
     )
 
 
@@ -168,9 +162,7 @@ def primary_rows(family: pd.DataFrame) -> pd.DataFrame:
     return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
 
 
-def segmenter_contrasts(
-    per_image: pd.DataFrame, *, statistics: StatisticsConfig, seed: int = 0
-) -> pd.DataFrame:
+def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:
     """Compare the Dice of each segmenter with the first one's, per cohort and prompt.
 
     Both are fitted on the same real images: the baseline's, or the first condition that both have,
@@ -196,7 +188,7 @@ def segmenter_contrasts(
                          for each in (name, first))  # fmt: skip
             keys = {"test_cohort": cohort, "prompt": prompt, "segmenter": name, "measure": "dice"}
             keys |= best[alike].to_dict() | {"against": first}
-            rows += _row(own, base, keys=keys, role="other", statistics=statistics, seed=seed)
+            rows += _row(own, base, keys=keys, role="other", statistics=statistics)
     return pd.DataFrame(rows)
 
 
@@ -204,7 +196,7 @@ def _identity(row: dict) -> tuple:
     return tuple(row[name] for name in [*_WHERE, *SERIES, "baseline", "measure"])
 
 
-def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig, seed: int) -> list[dict]:
+def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[dict]:
     chosen = statistics.primary
     if not chosen.enabled or frame.empty:
         return []
@@ -229,7 +221,7 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig, seed: in
     rows = []
     for measure, role in ((chosen.measure, "primary"), (other, "beside")):
         named = keys | {"measure": measure}
-        rows += _row(own, base, keys=named, role=role, statistics=statistics, seed=seed)
+        rows += _row(own, base, keys=named, role=role, statistics=statistics)
     return rows
 
 
@@ -246,9 +238,8 @@ def _row(
     keys: dict,
     role: str,
     statistics: StatisticsConfig,
-    seed: int,
 ) -> list[dict]:
-    settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level, "seed": seed}
+    settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level}
     try:
         found = paired_contrast(rows, baseline, measure=keys["measure"], **settings)
     except NoPairError:  # no common support and seed, or no pixel size: nothing can be paired

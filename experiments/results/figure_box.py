@@ -31,7 +31,6 @@ _LINES = {
     ("model", "whole_image"): ("model, whole image", _BLUE, "", ":"),
     ("mean_mask", "whole_image"): ("constant mean mask (no image)", _GREY, "", "-."),
 }
-_INTERVAL_SEED = 0
 
 
 def box_points(rows: pd.DataFrame) -> pd.DataFrame:
@@ -64,7 +63,7 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
             own = part if trimester == 0 else part[part["trimester"] == trimester]
             known = own.dropna(subset=[measure])
             if len(known):
-                ends = cluster_bootstrap_ci(known[measure], known["exam_id"], seed=_INTERVAL_SEED)
+                ends = cluster_bootstrap_ci(known[measure], known["exam_id"])
                 numbers = [factor * value for value in (known[measure].mean(), *ends)]
                 counts = [len(known), known["exam_id"].nunique()]
                 made.append([*where, trimester, measure, *numbers, *counts])

@@ -12,14 +12,7 @@ from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
 from experiments.config.conditions import condition_label, in_order
-from experiments.results.axes import (
-    is_control,
-    orders,
-    prompt_order,
-    prompt_words,
-    series_label,
-    shown_axes,
-)
+from experiments.results import axes
 from experiments.results.figures import amount_panel, curve_points
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, save_figure
 from experiments.results.paper import PAPER_CONDITIONS, PAPER_STYLE, paper_reference
@@ -60,42 +53,38 @@ def paper_ledger() -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def our_ledger(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> pd.DataFrame:
+def our_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
     """Take the rows of our panel: the first cohort under its first prompt, whole image if there.
 
     Returns:
         Rows of `curve_points` with x the total labels; NaN where those are unknown. Empty where
         nothing is done.
     """
-    points = curve_points(results, per_image=per_image, x="n_total_labels", seed=seed)
+    points = curve_points(results, per_image=per_image, x="n_total_labels")
     if points.empty:
         return points
     done = results[results["status"] == "done"]
     cohort = done["test_cohort"].dropna().iloc[0]
     own = points[points["test_cohort"] == cohort]
-    prompt = prompt_order(own["prompt"])[0]
+    prompt = axes.prompt_order(own["prompt"])[0]
     return own[own["prompt"] == prompt].reset_index(drop=True)
 
 
-def figure_ledger(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> Figure:
+def figure_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
     """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed.
 
     Rows whose total is unknown are not drawn; the left panel names their conditions.
     """
-    ours = our_ledger(results, per_image=per_image, seed=seed)
+    ours = our_ledger(results, per_image=per_image)
     return draw_panels([[_our_panel(ours), _paper_panel()]], size_in=(4.7, 4.0))
 
 
 def _our_panel(points: pd.DataFrame) -> Panel:
     if points.empty:
         return Panel(title="ours: no trial has finished")
-    shown, order = shown_axes(points), orders(points)
+    shown, order = axes.shown_axes(points), axes.orders(points)
     title = f"ours: {_where(points, shown=shown)}"
-    unknown = in_order(points.loc[~is_control(points) & points["x"].isna(), "condition"])
+    unknown = in_order(points.loc[~axes.is_control(points) & points["x"].isna(), "condition"])
     if unknown:
         names = ", ".join(condition_label(name) for name in unknown)
         title += f"; not drawn, total labels unknown: {names}"
@@ -104,7 +93,7 @@ def _our_panel(points: pd.DataFrame) -> Panel:
 
 def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
     first = points.iloc[0]
-    return f"{first['test_cohort']}, {prompt_words(first['prompt'], shown=shown).label}"
+    return f"{first['test_cohort']}, {axes.prompt_words(first['prompt'], shown=shown).label}"
 
 
 def _paper_panel() -> Panel:
@@ -130,11 +119,11 @@ def _paper_panel() -> Panel:
 def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -> str:
     """Write the numbers behind the figure as Markdown, in the order of their total labels."""
     ours = our_ledger(results, per_image=per_image)
-    shown = [] if ours.empty else shown_axes(ours)
+    shown = [] if ours.empty else axes.shown_axes(ours)
     rows = []
     for _, row in ours.iterrows():
         interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if pd.notna(row["low"]) else ""
-        label = series_label(row, shown=shown)
+        label = axes.series_label(row, shown=shown)
         source = f"ours, {_where(ours, shown=shown)}"
         rows.append((source, label, row["x"], f"{row['y']:.1f}{interval}"))
     for _, row in paper_ledger().sort_values("n_total_labels", kind="stable").iterrows():

@@ -7,16 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.config.conditions import CONTROLS
-from experiments.results.axes import (
-    SERIES,
-    each_series,
-    is_control,
-    orders,
-    prompt_order,
-    prompt_words,
-    series_label,
-    shown_axes,
-)
+from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, series_style
 from experiments.results.rows import with_defaults
@@ -36,7 +27,6 @@ def curve_points(
     *,
     per_image: pd.DataFrame | None = None,
     x: Amount = "n_real",
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compute what `figure_amounts` draws.
 
@@ -45,11 +35,13 @@ def curve_points(
         real_fraction, x (images), y (Dice), low, high (per cent; the interval of the table), trials
         (per cent, each trial).
     """
-    summary = cells(results, per_image=per_image, seed=seed)
+    summary = cells(results, per_image=per_image)
     if summary.empty:
-        return pd.DataFrame(columns=["test_cohort", "prompt", *SERIES, "real_fraction", "x", "y"])
+        return pd.DataFrame(
+            columns=["test_cohort", "prompt", *axes.SERIES, "real_fraction", "x", "y"]
+        )
     stem = "n_total" if x == "n_total_labels" else "n_real"
-    kept = summary[["test_cohort", "prompt", *SERIES, "real_fraction"]]
+    kept = summary[["test_cohort", "prompt", *axes.SERIES, "real_fraction"]]
     return kept.assign(
         x=(summary[f"{stem}_min"] + summary[f"{stem}_max"]) / 2,
         y=100 * summary["dice_mean"],
@@ -59,9 +51,7 @@ def curve_points(
     ).sort_values("x", kind="stable", ignore_index=True)
 
 
-def figure_amounts(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> Figure:
+def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
     """Draw Dice against the amount of real data: a panel per cohort (row) and prompt (column).
 
     One line per series with 95 % intervals, and a dot per trial where a cell has several. Two
@@ -69,12 +59,12 @@ def figure_amounts(
     fill of their marks. A prompt under which controls alone were scored has no panel, unless that
     is all there is; a panel without a curve says so in its title.
     """
-    points = curve_points(results, per_image=per_image, seed=seed)
+    points = curve_points(results, per_image=per_image)
     present = set(points["test_cohort"])
     cohorts = [c for c in dict.fromkeys(results["test_cohort"]) if c in present] or [""]
-    trained = points[~is_control(points)]
-    prompts = prompt_order((points if trained.empty else trained)["prompt"]) or [""]
-    order, shown = orders(points), shown_axes(points)
+    trained = points[~axes.is_control(points)]
+    prompts = axes.prompt_order((points if trained.empty else trained)["prompt"]) or [""]
+    order, shown = axes.orders(points), axes.shown_axes(points)
     segmenters = [name for name in order["segmenter"] if name]
     is_split = len(segmenters) > _MOST_STYLES
     named = [name for name in shown if not is_split or name != "segmenter"]
@@ -87,7 +77,7 @@ def figure_amounts(
                 if segmenter:
                     here = here[here["segmenter"].isin(["", segmenter])]
                 head = [cohort] * (len(cohorts) > 1) + [segmenter] * is_split
-                words = prompt_words(prompt, shown=shown).label + _why_no_curve(here)
+                words = axes.prompt_words(prompt, shown=shown).label + _why_no_curve(here)
                 title = ", ".join([*head, words]) if len(points) else "no trial has finished"
                 row.append(amount_panel(here, title=title, order=order, shown=named))
             grid.append(row)
@@ -97,7 +87,7 @@ def figure_amounts(
 def _why_no_curve(points: pd.DataFrame) -> str:
     if points.empty:
         return ", not scored"
-    return ", controls only" if is_control(points).all() else ""
+    return ", controls only" if axes.is_control(points).all() else ""
 
 
 def amount_panel(
@@ -121,9 +111,9 @@ def amount_panel(
         shown: Axes that the legend names.
         x: What the points' x are.
     """
-    is_level = is_control(points) | (points["x"] == 0)
+    is_level = axes.is_control(points) | (points["x"] == 0)
     lines = points[~is_level].dropna(subset=["x"])
-    series, low, high = list(each_series(lines)), lines["x"].min(), lines["x"].max()
+    series, low, high = list(axes.each_series(lines)), lines["x"].min(), lines["x"].max()
     is_log, is_single = high / low >= _LOG_FROM if len(lines) else False, low == high
     curves = []
     for k, (keys, own) in enumerate(series):
@@ -135,7 +125,7 @@ def amount_panel(
         else:
             own = own.assign(x=own["x"] + 0.01 * place * (high - low))
         style = series_style(keys, order=order)
-        curves.append(Curve(label=series_label(keys, shown=shown), points=own, style=style))
+        curves.append(Curve(label=axes.series_label(keys, shown=shown), points=own, style=style))
     ticks = _tick_names(lines, x=x)
     if is_single and len(series) > 1:
         ticks = _segmenter_ticks([keys for keys, _ in series], ticks[low], shown=shown)
@@ -153,7 +143,7 @@ def level_curves(points: pd.DataFrame, *, shown: Sequence[str]) -> list[Curve]:
     """Levels of rows without an amount."""
     return [
         Curve(
-            label=series_label(row, shown=shown),
+            label=axes.series_label(row, shown=shown),
             points=pd.DataFrame({"y": [row["y"]]}),
             style=condition_style(row["condition"])
             | {"marker": "", "linestyle": (0, (5, 1 + 2 * [*CONTROLS].index(row["condition"])))},
@@ -164,7 +154,7 @@ def level_curves(points: pd.DataFrame, *, shown: Sequence[str]) -> list[Curve]:
 
 def level_names(points: pd.DataFrame, *, shown: Sequence[str]) -> list[str]:
     """Name the levels with their values, also of those that a panel has no room for."""
-    return [f"{series_label(row, shown=shown)} {row['y']:.1f}" for _, row in points.iterrows()]
+    return [f"{axes.series_label(row, shown=shown)} {row['y']:.1f}" for _, row in points.iterrows()]
 
 
 def _tick_names(lines: pd.DataFrame, *, x: Amount) -> dict[float, str]:
@@ -189,20 +179,18 @@ def _segmenter_ticks(
     }
 
 
-def figure_trimesters(
-    per_image: pd.DataFrame, *, prompt: str, test_cohort: str, seed: int = 0
-) -> Figure:
+def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str) -> Figure:
     """Draw mean Dice per trimester and series at the smallest and the largest amount.
 
     Bars would hide that Dice does not start at zero: points with 95 % intervals over exams. Several
     segmenters have a row of panels each.
     """
     rows = with_defaults(per_image)
-    shown, order = shown_axes(rows), orders(rows)
+    shown, order = axes.shown_axes(rows), axes.orders(rows)
     segmenters = [name for name in order["segmenter"] if name] if "segmenter" in shown else [""]
     here = (rows["prompt"] == prompt) & (rows["test_cohort"] == test_cohort)
     rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
-    words = prompt_words(prompt, shown=shown).label
+    words = axes.prompt_words(prompt, shown=shown).label
     named = [name for name in shown if name != "segmenter"]
     grid = []
     for segmenter in segmenters:
@@ -212,7 +200,7 @@ def figure_trimesters(
             exams = images.groupby("trimester")["exam_id"].nunique()
             panel = Panel(
                 title=", ".join(filter(None, [segmenter, f"{n_real:.0f} real images", words])),
-                curves=_trimester_curves(images, order=order, shown=named, seed=seed),
+                curves=_trimester_curves(images, order=order, shown=named),
                 x_label="trimester",
                 y_label=DICE_LABEL,
                 ticks={
@@ -225,20 +213,18 @@ def figure_trimesters(
     return draw_panels(grid, share_y="all")
 
 
-def _trimester_curves(
-    images: pd.DataFrame, *, order: Mapping, shown: Sequence[str], seed: int
-) -> list[Curve]:
-    series, curves = list(each_series(images)), []
+def _trimester_curves(images: pd.DataFrame, *, order: Mapping, shown: Sequence[str]) -> list[Curve]:
+    series, curves = list(axes.each_series(images)), []
     # However many there are, those of one trimester stay together.
     step = min(0.12, 0.8 / max(len(series), 1))
     for k, (keys, own) in enumerate(series):
         means = own.groupby(["sample_id", "exam_id", "trimester"], as_index=False)["dice"].mean()
         points = []
         for trimester, part in means.groupby("trimester"):
-            ends = cluster_bootstrap_ci(part["dice"], part["exam_id"], seed=seed)
+            ends = cluster_bootstrap_ci(part["dice"], part["exam_id"])
             place = trimester + step * (k - (len(series) - 1) / 2)
             points.append([place, *(100 * value for value in (part["dice"].mean(), *ends))])
         table = pd.DataFrame(points, columns=["x", "y", "low", "high"])
         style = series_style(keys, order=order) | {"linestyle": "", "markersize": 5}
-        curves.append(Curve(label=series_label(keys, shown=shown), points=table, style=style))
+        curves.append(Curve(label=axes.series_label(keys, shown=shown), points=table, style=style))
     return curves

@@ -9,13 +9,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from experiments.config.conditions import BOX_ALONE, condition_phrase
-from experiments.results.axes import (
-    has_synthetic,
-    is_control,
-    prompt_order,
-    prompt_words,
-    shown_axes,
-)
+from experiments.results import axes
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
@@ -96,7 +90,7 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
     if primary.empty or primary["role"].iloc[0] != "primary":
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
-    prompt = prompt_words(row["prompt"], shown=shown).phrase
+    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
     text = comparison_sentence(row, against=row["baseline"], shown=shown).removesuffix(".")
     text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
     if row["n_supports"] == 1:
@@ -108,7 +102,7 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
 def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     """Say which of two segmenters is ahead."""
     first, second, found = row["segmenter"], row["against"], verdict(row)
-    prompt = prompt_words(row["prompt"], shown=shown).phrase
+    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
     with_what = f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}"
     text = f"On {row['test_cohort']}, {prompt}, with {with_what}: segmenter "
     if found == "lowered":
@@ -139,7 +133,7 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     control without an image, and what limits the reading.
     """
     results, compared = with_defaults(results), comparisons(contrasts.family)
-    shown = shown_axes(results)
+    shown = axes.shown_axes(results)
     sentences = []
     if has_primary:
         sentences.append(primary_sentence(primary_rows(contrasts.family), shown=shown))
@@ -150,11 +144,11 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     else:
         cohort = compared["test_cohort"].iloc[0]
         own = compared[compared["test_cohort"] == cohort]
-        prompt = prompt_order(own["prompt"])[0]
+        prompt = axes.prompt_order(own["prompt"])[0]
         more = _comparison_sentences(own[own["prompt"] == prompt], shown=shown)
-        where = f"On {cohort}, {prompt_words(prompt, shown=shown).phrase}: w"
+        where = f"On {cohort}, {axes.prompt_words(prompt, shown=shown).phrase}: w"
         sentences += [where + more[0][1:], *more[1:]]
-    done, trained = results[results["status"] == "done"], results[~is_control(results)]
+    done, trained = results[results["status"] == "done"], results[~axes.is_control(results)]
     box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
     if len(box):
         sentences.append(
@@ -169,7 +163,7 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
 
 
 def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[str]:
-    made = own[has_synthetic(own)]
+    made = own[axes.has_synthetic(own)]
     listed = made if len(made) else own
     smallest = listed[listed["amount"] == listed["amount"].iloc[0]]
     sentences = [comparison_sentence(row, shown=shown) for _, row in smallest.iterrows()]

@@ -12,18 +12,8 @@ from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine
 
 START, END = "<!-- results -->", "<!-- /results -->"
-COLUMNS = [
-    *LABELS,
-    "real",
-    "n real",
-    "total labels",
-    "weighted Dice %",
-    "weighted 95 % CI",
-    "Dice %",
-    "HD mm",
-    "HC error mm",
-    "exams",
-]
+COLUMNS = [*LABELS, "real", "n real", "total labels", "weighted Dice %", "weighted 95 % CI"]
+COLUMNS += ["Dice %", "HD mm", "HC error mm", "exams"]
 
 
 def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:

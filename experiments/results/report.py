@@ -110,8 +110,6 @@ class ReportContent:
     """Of cohorts other than HC18, which is added by itself."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     """The primary contrast, and when a difference counts."""
-    seed: int = 0
-    """Of the bootstrap."""
 
 
 def render_report(content: ReportContent) -> str:
@@ -124,7 +122,7 @@ def render_report(content: ReportContent) -> str:
         A complete HTML document; the same content gives the same text.
     """
     chosen = content.statistics
-    found = all_contrasts(content.per_image, statistics=chosen, seed=content.seed)
+    found = all_contrasts(content.per_image, statistics=chosen)
     shown = shown_axes(with_defaults(content.results))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -140,7 +138,7 @@ def render_report(content: ReportContent) -> str:
         banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
         finding=finding(found, results=content.results, has_primary=chosen.primary.enabled),
         status=status_line(content.results),
-        tables=blocks(content.results, per_image=content.per_image, seed=content.seed),
+        tables=blocks(content.results, per_image=content.per_image),
         notes=footnotes(content.results),
         differences=difference_tables(found, shown=shown),
         spreads=spread_table(spreads(content.per_image)),

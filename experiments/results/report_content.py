@@ -10,6 +10,7 @@ import yaml
 from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
+from experiments.results import report_synthesis as synthesis
 from experiments.results.axes import is_control, prompt_words, series_label, shown_axes
 from experiments.results.contrasts import BASELINE
 from experiments.results.figures import figure_trimesters
@@ -17,22 +18,9 @@ from experiments.results.findings import pick_cases
 from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture, ReportContent
-from experiments.results.report_synthesis import (
-    candidates,
-    fidelity_views,
-    gate_effect,
-    is_finished,
-    near_copies,
-    near_copies_note,
-    outlined,
-    run_dir,
-    sample_pairs,
-)
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
 from experiments.store.provenance import provenance
-
-N_PAIRS = 6
 
 
 def gather(
@@ -47,15 +35,15 @@ def gather(
         results=results,
         per_image=per_image,
         figures=_figures(sweep, per_image, figure_png=figure_png),
-        real=[outlined(sweep.data.samples[i]) for i in sweep.data.view.split.train[:N_PAIRS]],
-        synthetic=sample_pairs(sweep),
+        real=synthesis.real_pairs(sweep),
+        synthetic=synthesis.sample_pairs(sweep),
         predictions=predictions,
         predictions_note=predictions_note,
-        candidates=candidates(sweep),
-        gate_effect=gate_effect(results),
-        fidelity=fidelity_views(sweep),
-        near_copies=near_copies(sweep),
-        near_copies_note=near_copies_note(sweep),
+        candidates=synthesis.candidates(sweep),
+        gate_effect=synthesis.gate_effect(results),
+        fidelity=synthesis.fidelity_views(sweep),
+        near_copies=synthesis.near_copies(sweep),
+        near_copies_note=synthesis.near_copies_note(sweep),
         data_facts=_data_facts(sweep),
         data_summary=_data_summary(sweep),
         protocol=_protocol(sweep),
@@ -101,7 +89,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         for s in sweep.plan.trials
         if not s.is_control
         and (cohort, prompt) in s.score_keys
-        and is_finished(sweep.runs[s.score_keys[cohort, prompt]])
+        and synthesis.is_finished(sweep.runs[s.score_keys[cohort, prompt]])
     ]
     if not finished:
         return {}, ""
@@ -117,7 +105,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         sample = sweep.data.samples[case["sample_id"]]
         annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
         where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
-        predicted = read_prediction(run_dir(sweep, run), **where)
+        predicted = read_prediction(synthesis.run_dir(sweep, run), **where)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(
             image=overlay_contours(read_image(sample.image_path), outlines),
@@ -155,61 +143,35 @@ def _data_summary(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _lengths(sweep: Sweep) -> list[str]:
-    """How long each segmenter is trained, and what chooses its weights."""
-    config, lines = sweep.config, []
-    names = config.segmenter_names()
-    for name in names:
-        settings = config.segmenter_named(name)
+def _protocol(sweep: Sweep) -> list[str]:
+    """How long each segmenter is trained, what chooses its weights, and how pairs are mixed in."""
+    config, names = sweep.config, sweep.config.segmenter_names()
+    segmenters, lines = {name: config.segmenter_named(name) for name in names}, []
+    for name, settings in segmenters.items():
+        whose = "Every trial" if len(names) == 1 else f"Every trial of {name}"
         length = f"{settings.steps} optimiser steps"
         if settings.epochs is not None:
             length = f"{settings.epochs} passes over its images, so more steps with more,"
-        whose = "Every trial" if len(names) == 1 else f"Every trial of {name}"
-        if settings.early_stopping_patience is None:
-            lines.append(
-                f"{whose} takes {length} of {settings.batch_size} images and its last weights "
-                "count; no validation label chooses anything."
-            )
-        else:
-            n_val = len(sweep.data.view.split.val)
-            lines.append(
-                f"{whose} may stop early on {n_val} validation images, which the table counts."
-            )
-    return lines
-
-
-def _mixture(sweep: Sweep) -> str:
-    """How pairs come into a batch, and where their outlines come from."""
-    config = sweep.config
-    segmenters = [config.segmenter_named(name) for name in config.segmenter_names()]
-    shares = sorted({s.synthetic_share for s in segmenters if s.epochs is None})
-    mixture = "Real images and synthetic pairs are drawn from one pool."
-    if shares:
-        said = " or ".join(f"{share:.0%}" for share in shares)
-        mixture = f"Synthetic pairs fill {said} of each batch."
-    generators = [config.generator_named(name) for name in config.generator_names()]
-    outlines = "drawn from the ellipses of the generator's own labelled images"
-    if all(getattr(settings, "draws_outlines", False) for settings in generators):
-        outlines = "read from the generated pictures"
-    return (
-        f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come from "
-        "the generator's own labelled images."
-    )
-
-
-def _protocol(sweep: Sweep) -> list[str]:
-    lines = [
-        "Train, validation and test are disjoint by exam; exams that share a near-duplicate image "
-        "stay together. The lists of ids stand in split.json beside this file.",
-        "Amounts are nested: the images of a smaller amount are among those of a larger one. Their "
-        "order goes exam after exam within a trimester and interleaves the trimesters.",
-        *_lengths(sweep),
-        "Test images choose nothing. Scores are taken at the original image size.",
-        "The whole-image prompt leaks nothing about the head. Boxes are taken from the reference "
-        "mask, so they do: the row without an image shows how much.",
-    ]
+        n_val = len(sweep.data.view.split.val)
+        lines.append(
+            f"{whose} takes {length} of {settings.batch_size} images and its last weights count; "
+            "no validation label chooses anything."
+            if settings.early_stopping_patience is None
+            else f"{whose} may stop early on {n_val} validation images, which the table counts."
+        )
     if any(run.node.stage == "gate" for run in sweep.runs.values()):
-        lines.append(_mixture(sweep))
+        shares = sorted({s.synthetic_share for s in segmenters.values() if s.epochs is None})
+        said = " or ".join(f"{share:.0%}" for share in shares)
+        mixture = "Real images and synthetic pairs are drawn from one pool."
+        mixture = f"Synthetic pairs fill {said} of each batch." if shares else mixture
+        generators = [config.generator_named(name) for name in config.generator_names()]
+        outlines = "drawn from the ellipses of the generator's own labelled images"
+        if all(getattr(settings, "draws_outlines", False) for settings in generators):
+            outlines = "read from the generated pictures"
+        lines.append(
+            f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come "
+            "from the generator's own labelled images."
+        )
     return lines
 
 
@@ -218,8 +180,8 @@ def _provenance(sweep: Sweep) -> dict[str, str]:
     machine, versions = facts["machine"], facts["versions"]
     shas = set()
     for run in sweep.runs.values():
-        path = run_dir(sweep, run) / "manifest.json"
-        if is_finished(run) and path.exists():
+        path = synthesis.run_dir(sweep, run) / "manifest.json"
+        if synthesis.is_finished(run) and path.exists():
             manifest = json.loads(path.read_text())
             shas.add((manifest["git_sha"] or "none", manifest["git_dirty_sha256"]))
     code = sorted(f"{sha[:12]}{' + uncommitted ' + dirty if dirty else ''}" for sha, dirty in shas)
@@ -239,12 +201,14 @@ def _provenance(sweep: Sweep) -> dict[str, str]:
 def _runs(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for run in sweep.runs.values():
-        result = sweep.store.result(run.node.stage, run.node.id) if is_finished(run) else {}
+        result = (
+            sweep.store.result(run.node.stage, run.node.id) if synthesis.is_finished(run) else {}
+        )
         rows.append(
             {
                 "run": f"{run.node.stage}/{run.node.id}",
                 "what": run.node.label,
-                "state": "done" if is_finished(run) else run.state,
+                "state": "done" if synthesis.is_finished(run) else run.state,
                 "seconds": result.get("seconds"),
                 "peak MiB": result.get("peak_memory_mib"),
             }

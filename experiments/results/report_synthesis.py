@@ -168,6 +168,11 @@ def sample_pairs(sweep: Sweep) -> list[Picture]:
     ]
 
 
+def real_pairs(sweep: Sweep) -> list[Picture]:
+    """Some real images of the train part."""
+    return [outlined(sweep.data.samples[name]) for name in sweep.data.view.split.train[:N_PAIRS]]
+
+
 def near_copies(sweep: Sweep) -> list[tuple[Picture, Picture]]:
     """The accepted pairs that are most similar to an image of the generator, beside it."""
     couples = []

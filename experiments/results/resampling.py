@@ -41,7 +41,7 @@ def crossed_bootstrap(
     *,
     exams: ArrayLike,
     supports: ArrayLike,
-    seed: int,
+    seed: int = 0,
     strata: ArrayLike | None = None,
     weights: Mapping[int, float] | None = None,
     n_boot: int = 2000,

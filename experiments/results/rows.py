@@ -12,22 +12,9 @@ from experiments.config.conditions import CONDITIONS, CONTROLS
 AXIS_COLUMNS = ("segmenter", "generator", "pair_labels")
 """Blocks of settings of the segmenter and of the generator, "" where a row depends on none; and
 whose labels the generator's pairs come from (own, fixed, "" without a generator)."""
-KEYS = [
-    "trial_id",
-    "condition",
-    *AXIS_COLUMNS,
-    "real_fraction",
-    "n_real",
-    "n_generator_labels",
-    "n_val_labels",
-    "n_total_labels",
-    "support",
-    "seed",
-    "generator_seed",
-    "fold",
-    "test_cohort",
-    "prompt",
-]
+KEYS = ["trial_id", "condition", *AXIS_COLUMNS, "real_fraction", "n_real", "n_generator_labels"]
+KEYS += ["n_val_labels", "n_total_labels", "support", "seed", "generator_seed", "fold"]
+KEYS += ["test_cohort", "prompt"]
 """Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
 0 without cross-testing; with it, the folds of a support and seed test different exams."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
@@ -74,21 +61,18 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: older file; segmenter and generator are derived from condition",
             file=sys.stderr,
         )
-    own_rows = {name: row for name, row in CONDITIONS.items() if row.factors.has_generator}
+    has_generator = {n: row.pair_labels for n, row in CONDITIONS.items() if row.pair_labels}
     without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
-    is_unet = rows["condition"] == "unet"
-    is_made = rows["condition"].isin(own_rows) & (rows["n_generator_labels"] > 0)
+    condition, is_unet = rows["condition"], rows["condition"] == "unet"
+    is_made = condition.isin(has_generator) & (rows["n_generator_labels"] > 0)
+    segmenter = is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), "")
     axes = {
-        "segmenter": is_unet.map({True: "unet", False: "sam"}).mask(
-            rows["condition"].isin(without), ""
-        ),
+        "segmenter": segmenter,
         "generator": is_made.map({True: "pixel", False: ""}),
-        "pair_labels": rows["condition"].map(
-            {name: row.pair_labels for name, row in own_rows.items()}
-        ),
+        "pair_labels": condition.map(has_generator),
     }
-    translated = rows.assign(condition=rows["condition"].mask(is_unet, "real"))
-    translated = translated.drop(columns=list(AXIS_COLUMNS), errors="ignore")
+    translated = rows.drop(columns=list(AXIS_COLUMNS), errors="ignore")
+    translated = translated.assign(condition=condition.mask(is_unet, "real"))
     for place, (name, values) in enumerate(axes.items(), start=1):
         translated.insert(translated.columns.get_loc("condition") + place, name, values)
     return translated

@@ -11,21 +11,13 @@ from operator import itemgetter
 import pandas as pd
 
 from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label
-from experiments.results.axes import (
-    AXES,
-    is_control,
-    orders,
-    prompt_order,
-    prompt_words,
-    series_key,
-    shown_axes,
-)
+from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, with_defaults
 from experiments.results.text import Block
 
-LABELS = ["condition", *AXES]
+LABELS = ["condition", *axes.AXES]
 """Headings that are text."""
 
 
@@ -85,7 +77,7 @@ def _interval(stem: str) -> Callable[[Mapping], str]:
 # fmt: off
 _COLUMNS = [
     Column("condition", lambda row: condition_label(row["condition"])),
-    *(Column(name, itemgetter(name), is_optional=True) for name in AXES),
+    *(Column(name, itemgetter(name), is_optional=True) for name in axes.AXES),
     Column("real", lambda row: row["amount"] if pd.notna(row["real_fraction"]) else "",
            is_trained=True),
     Column("n real", lambda row: _span(row, "n_real"), "n", is_trained=True),
@@ -120,9 +112,7 @@ COLUMNS = {column.heading: column for column in _COLUMNS}
 """In the order of the table, the headline first."""
 
 
-def blocks(
-    results: pd.DataFrame, *, per_image: pd.DataFrame | None = None, seed: int = 0
-) -> list[Block]:
+def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> list[Block]:
     """Lay the results out as tables: per cohort the whole image first, then the jittered box.
 
     Rows go by amount, segmenter and condition; the controls close their block. A trial that failed
@@ -130,15 +120,15 @@ def blocks(
     cohort. Segmenter and generator have a column where the results hold several.
     """
     results = with_defaults(results)
-    summary = cells(results, per_image=per_image, seed=seed)
+    summary = cells(results, per_image=per_image)
     waiting = _waiting(results[results["status"] != "done"])
-    common = {"shown": shown_axes(results), "order": orders(results)}
+    common = {"shown": axes.shown_axes(results), "order": axes.orders(results)}
     if summary.empty:
         return [_block(waiting, where=("", ""), **common)]
     made = []
     for cohort in summary["test_cohort"].unique():
         own = summary[summary["test_cohort"] == cohort]
-        for prompt in prompt_order(own["prompt"]):
+        for prompt in axes.prompt_order(own["prompt"]):
             here = waiting[
                 (waiting["test_cohort"].isna() | (waiting["test_cohort"] == cohort))
                 & (waiting["prompt"].isna() | (waiting["prompt"] == prompt))
@@ -170,7 +160,7 @@ def _block(
     known = rows.reindex(columns=rows.columns.union(_SOURCES, sort=False))
     records = known.to_dict("records")
     records.sort(key=lambda row: (row["condition"] in CONTROLS, row["n_real_min"],
-                                  *series_key(row, order=order)))  # fmt: skip
+                                  *axes.series_key(row, order=order)))  # fmt: skip
     controls = tuple(row["condition"] in CONTROLS for row in records)
     text = {}
     for name, column in COLUMNS.items():
@@ -179,7 +169,7 @@ def _block(
             for row, control in zip(records, controls, strict=True)
         ]
         unused = {"", "1"} if name == "supports" else {""} if column.is_optional else set()
-        if (name in shown or name not in AXES) and not set(found) <= unused:
+        if (name in shown or name not in axes.AXES) and not set(found) <= unused:
             text[name] = found
     kept, numbers = pd.DataFrame(text, dtype=object), pd.DataFrame(records, columns=known.columns)
     spreads = pd.DataFrame("", index=kept.index, columns=kept.columns)
@@ -211,7 +201,7 @@ def _block(
 
 def _title(where: tuple[str, str], *, shown: Sequence[str], has_controls_only: bool) -> str:
     cohort, prompt = where
-    title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
+    title = f"{cohort}, {axes.prompt_words(prompt, shown=shown).label}"
     title += ", controls only" if has_controls_only else ""
     return title if cohort else "no trial has finished"
 
@@ -250,7 +240,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "* A trimester has no test image; the other weights were scaled up.": (missing != "").any(),
         "The generator behind + synthetic may have seen more labelled images than the real-only "
         "row of the same amount: compare at equal total labels.": (
-            (more[~is_control(results)] > 0).any()
+            (more[~axes.is_control(results)] > 0).any()
         ),
         "unknown: how many labelled images the maker of the imported synthetic pairs used is not "
         "known, so neither is the row's total.": results["n_total_labels"].isna().any(),

@@ -174,12 +174,12 @@ def test_pairs_are_within_support_and_their_spread_is_reported():
             scores([0.1, 0.1], trial_id="alone", condition="synthetic", support=2),
         ]
     )
-    found = contrast(rows, condition="synthetic", baseline="real", seed=0)
+    found = contrast(rows, condition="synthetic", baseline="real")
     assert found.mean == pytest.approx(0.02)
     assert (found.n_images, found.n_exams, found.n_supports, found.n_trials) == (2, 2, 2, 2)
     assert found.sd_trials == pytest.approx(0.02 / np.sqrt(2))
     with pytest.raises(NoPairError, match="scored under both"):
-        contrast(rows, condition="weak", baseline="real", seed=0)
+        contrast(rows, condition="weak", baseline="real")
 
 
 def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
@@ -191,7 +191,7 @@ def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
         for k in (0, 1)
         for d in (0, 1)
     ]
-    found = contrast(pd.concat([base, *made]), condition="synthetic", baseline="real", seed=0)
+    found = contrast(pd.concat([base, *made]), condition="synthetic", baseline="real")
     # Means over the four: 0.6 + 0.015 and 0.5 + 0.015.
     assert found.mean == pytest.approx(0.065)
     assert (found.n_images, found.n_trials, found.n_supports) == (2, 1, 1)
@@ -206,13 +206,11 @@ def test_folds_pool_their_exams_and_pair_within_themselves():
         part["sample_id"] = f"{fold}" + part["sample_id"]
         rows.append(part)
     frame = pd.concat(rows)
-    found = contrast(frame, condition="synthetic", baseline="real", seed=0)
+    found = contrast(frame, condition="synthetic", baseline="real")
     assert found.mean == pytest.approx(0.2)
     assert (found.n_images, found.n_exams, found.n_trials) == (4, 4, 1)
     crosswise = frame[frame["condition"].ne("real") | (frame["fold"] == 0)]
-    assert contrast(
-        crosswise, condition="synthetic", baseline="real", seed=0
-    ).mean == pytest.approx(0.1)
+    assert contrast(crosswise, condition="synthetic", baseline="real").mean == pytest.approx(0.1)
 
 
 PRIMARY = {"baseline": "strong", "condition": "synthetic_same_budget_strong"}
