@@ -209,7 +209,7 @@ STAGES: dict[str, StageRow] = {
         traits=("config.segmenter.backbone", "config.synthesis.n_candidates"),
     ),
     "box": StageRow(
-        run=f"{_STAGES}.box:run_box",
+        run=f"{_STAGES}.scoring:run_box",
         first_guess_s=0.3,
         units=("content.test", len(PASSES)),
         traits=("config.segmenter.backbone",),

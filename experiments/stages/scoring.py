@@ -18,6 +18,7 @@ from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
 from datamodules.settings import Cache, Frame
+from experiments.plan.box_passes import PASSES
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
@@ -125,6 +126,39 @@ def run_control(context: StageContext) -> dict[str, Any]:
         train = [context.samples[sample_id] for sample_id in context.pick(content["images"])]
         segment = constant_logits(mean_mask(train))
     return _score(context, segment=segment, frame=frame)
+
+
+def run_box(context: StageContext) -> dict[str, Any]:
+    """How much of a score the box gives away: a fitted model, the ellipse in the box and the mean
+    mask under increasing jitter."""
+    content, status = context.node.content, context.status()
+    config = context.segmenter
+    module = fitted_segmenter(context.upstream_dir("fit"), config=config)
+    cached = "embeddings" in context.node.upstream
+    embeddings = [context.open_embeddings("embeddings")] if cached else None
+    frame = frame_of(config, cached=cached)
+    loaders = loaders_of(context, frame=frame, embeddings=embeddings)
+    scorer = Scorer(samples=context.samples, frame_hw=frame.size_hw, mode=frame.resize_mode)
+    train = [context.samples[k] for k in context.pick(content["images"])]
+    model = segment_with(module, device=device_of(context.config))
+    constant, parts = constant_logits(mean_mask(train)), []
+    with torch.inference_mode():
+        for done, (what, prompt, jitter_px) in enumerate(PASSES):
+            # The ellipse is pulled in by what its box is pushed out.
+            ellipse = box_only_logits(jitter_max_px=jitter_px or 0, prompt=prompt)
+            protocol = Protocol(
+                prompts=[prompt],
+                jitter_draws=content["jitter_draws"],
+                jitter_max_px=jitter_px or 0,
+            )
+            segment = {"model": model, "mean_mask": constant, "ellipse": ellipse}[what]
+            rows = evaluate(segment, loaders, protocol=protocol, scorer=scorer)
+            table = pd.DataFrame(rows, columns=list(PER_IMAGE))
+            parts.append(table.assign(what=what, jitter_px=jitter_px))
+            status.update("passes", done=done + 1, total=len(PASSES))
+    table = pd.concat(parts, ignore_index=True)
+    table.to_csv(context.run_dir / "per_image.csv", index=False)
+    return {"images": int(table["sample_id"].nunique()), "passes": len(PASSES)}
 
 
 def mean_mask(samples: list[Sample]) -> np.ndarray:

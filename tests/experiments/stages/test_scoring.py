@@ -14,10 +14,9 @@ from datamodules.annotation import read_annotation
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import Sample, read_hc18
 from experiments.plan.stage_table import STAGES
-from experiments.stages.box import run_box
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
-from experiments.stages.scoring import constant_logits, mean_mask, run_control, run_score
+from experiments.stages.scoring import constant_logits, mean_mask, run_box, run_control, run_score
 from experiments.store.kept_masks import read_prediction
 from lightning_modules.segmenters.sam.module import SamModule
 from lightning_modules.segmenters.unet.config import UnetConfig
@@ -306,7 +305,7 @@ def test_the_mean_mask_control_scores_one_mask_for_all(stages):
 
 def test_the_box_stage_makes_the_passes_that_its_cost_counts(stages, monkeypatch):
     module = SamModule(stages.config.segmenter).eval()
-    monkeypatch.setattr("experiments.stages.box.fitted_segmenter", lambda *_, **__: module)
+    monkeypatch.setattr("experiments.stages.scoring.fitted_segmenter", lambda *_, **__: module)
     fit, _ = stages.run(lambda _: {}, "fit", {"segmenter": {"tuning": "decoder"}})
     content = {
         "images": stages.contents(TRAIN),
