@@ -82,15 +82,24 @@ class TrialSpec:
         return self.fit_key is None
 
     @property
+    def arm(self) -> str:
+        """Segmenter, condition and generator; the default kinds are not named, so that names of
+        finished trials stay."""
+        segmenter = "" if self.segmenter == "sam" else self.segmenter
+        generator = "" if self.generator == "pixel" else self.generator
+        return " ".join(filter(None, (segmenter, self.condition, generator)))
+
+    @property
+    def tags(self) -> set[str]:
+        """What it is found by on W&B."""
+        return {self.condition, f"n={self.n_real}", *filter(None, (self.segmenter, self.generator))}
+
+    @property
     def name(self) -> str:
         """A readable name, unique within a sweep."""
-        before = "" if self.segmenter in ("", "sam") else f"{self.segmenter}-"
-        if self.is_control:
-            return before + self.condition + (f"-f{self.fold}" if self.fold else "")
-        axes = f"n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
-        # The default kinds are not named, so that names of finished trials stay.
-        after = "" if self.generator in ("", "pixel") else f"-{self.generator}"
-        return f"{before}{self.condition}{after}-{axes}" + (f"-f{self.fold}" if self.fold else "")
+        axes = f"-n{self.n_real}-p{self.support}-s{self.seed}-g{self.generator_seed}"
+        fold = f"-f{self.fold}" if self.fold else ""
+        return self.arm.replace(" ", "-") + ("" if self.is_control else axes) + fold
 
     @property
     def id(self) -> str:

@@ -62,7 +62,7 @@ class Forecast:
     n_val: int
     n_test: int
     trials: dict[str, int]
-    """Trials by condition."""
+    """Trials by segmenter, condition and generator."""
     trials_done: int
     controls: int
     stages: list[StageSum]
@@ -114,7 +114,7 @@ def forecast(
         n_train=len(split.train),
         n_val=len(split.val),
         n_test=len(split.test),
-        trials=dict(Counter(spec.condition for spec in plan.grid)),
+        trials=dict(Counter(spec.arm for spec in plan.grid)),
         trials_done=sum(done.issuperset(spec.keys) for spec in plan.grid),
         controls=len(plan.trials) - len(plan.grid),
         stages=_sums(plan, done=done, work=work),

@@ -213,10 +213,9 @@ class Sweep:
         )
 
     def _tags(self, node: Node) -> tuple[str, ...]:
-        """Conditions and amounts of the trials that this stage is."""
-        specs = [spec for spec in self.plan.trials if node.key in spec.keys]
-        tags = {tag for spec in specs for tag in (spec.condition, f"n={spec.n_real}")}
-        return tuple(sorted({self.data.name} | tags))
+        """Conditions, amounts, segmenters and generators of the trials that this stage is."""
+        tags = [spec.tags for spec in self.plan.trials if node.key in spec.keys]
+        return tuple(sorted({self.data.name}.union(*tags)))
 
     def _collect(self) -> None:
         for run in self._running():

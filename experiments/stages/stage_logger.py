@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import resolved
+from experiments.plan.fits import UNNAMED
 from experiments.plan.stage_table import STAGES, Artefact
 from experiments.stages.context import StageContext
 from experiments.stages.wandb_run import (
@@ -56,14 +57,18 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
     if mode == "disabled":
         return None
     known = {*CONDITIONS, *context.config.conditions}
+    # Several conditions may share a stage.
+    condition = "+".join(tag for tag in context.tags if tag in known) or node.stage
+    segmenter = "" if node.segmenter in UNNAMED else node.segmenter
     own = {
         "stage": node.stage,
         "store_id": node.id,
         "upstream": node.upstream,
         "seed": node.content.get("seed"),
         "n_images": len(node.content.get("images", [])),
-        # What curves are grouped by; several conditions may share a stage.
-        "condition": "+".join(tag for tag in context.tags if tag in known) or node.stage,
+        "condition": condition,
+        # What curves are grouped by.
+        "arm": f"{segmenter} {condition}".strip(),
         "segmenter": node.segmenter,
         "generator": node.generator,
     }

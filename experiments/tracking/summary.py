@@ -77,6 +77,7 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     kind = "trial" if made_by == sweep.config.name else "reused"
     content = {
         **spec.axes,
+        "arm": spec.arm,
         "made_by": made_by,
         "fit_id": spec.fit_key,
         "score_ids": {"/".join(place): key for place, key in spec.score_keys.items()},
@@ -85,7 +86,7 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
         "id": spec.id,
         "name": spec.name,
         "job_type": "control" if spec.is_control else kind,
-        "tags": [sweep.data.name, spec.condition, f"n={spec.n_real}"],
+        "tags": [sweep.data.name, *sorted(spec.tags)],
         "config": content,
         "overlays": _shown(sweep, spec),
         "key": content_key([content, kind]),

@@ -22,7 +22,7 @@ class Place:
 
 
 def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
-    """The saved view of a sweep, scored under prompts: its runs alone, grouped by condition."""
+    """The saved view of a sweep: its runs alone, grouped by segmenter and condition."""
     return ws.Workspace(
         entity=place.entity,
         project=place.project,
@@ -34,7 +34,7 @@ def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
         settings=ws.WorkspaceSettings(max_runs=50),
         runset_settings=ws.RunsetSettings(
             filters=[ws.Metric("Group") == place.sweep],
-            groupby=[ws.Config("condition")],
+            groupby=[ws.Config("arm")],
             pinned_columns=[f"summary:dice/{prompts[0]}", "config:n_real.value"],
         ),
     )
@@ -47,8 +47,8 @@ def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
     where = {"entity": place.entity, "project": place.project}
     runs = wr.Runset(**where, name=place.sweep, filters=[ws.Metric("Group") == place.sweep])
     introduction = (
-        "Each point is the mean over trials of one condition and amount on the main test set; "
-        "intervals and tests are in the sweep's own report.html."
+        "Each point is the mean over trials of one segmenter, condition and amount on the main "
+        "test set; intervals and tests are in the sweep's own report.html."
     )
     blocks = [wr.TableOfContents(), wr.P(introduction)]
     for name, panels in sections.items():
@@ -63,9 +63,9 @@ def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
 
 def _sections(prompts: Sequence[str]) -> dict[str, list[Any]]:
     """Panels by heading."""
-    # The mean over runs, a line a condition, shaded by its extremes.
+    # The mean over runs, a line a segmenter and condition, shaded by its extremes.
     by_condition = {
-        "groupby": wr.Config("condition"),
+        "groupby": wr.Config("arm"),
         "groupby_aggfunc": "mean",
         "groupby_rangefunc": "minmax",
     }

@@ -35,7 +35,7 @@ def test_scores_are_drawn_against_the_amount_by_condition():
         ]
         for line in lines:
             assert line["xAxis"] == "n_real"
-            assert line["groupBy"].startswith("condition")
+            assert line["groupBy"].startswith("arm")
             assert line["groupAgg"] == "mean"
     everything = [panel for panels in found.values() for panel in panels]
     (scatter, _) = [config for kind, config in everything if "Scatter" in kind]
