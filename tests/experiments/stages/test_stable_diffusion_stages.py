@@ -27,6 +27,7 @@ from experiments.plan.grid import make_plan
 from experiments.stages.context import StageError
 from experiments.stages.generator import run_generator, run_synthesize
 from experiments.stages.stable_diffusion import BANK_NAME
+from experiments.stages.training import checkpoint_dir
 from experiments.store.provenance import provenance
 from experiments.store.runs import write_started
 from lightning_modules.generators.stable_diffusion.config import (
@@ -226,7 +227,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(stages, fitted):
         patch.setattr(StableDiffusionModule, "training_step", stopping)
         with pytest.raises((KeyboardInterrupt, InterruptedError, SystemExit)):
             run_generator(context)
-    assert (context.run_dir / BANK_NAME).is_file()
+    assert (checkpoint_dir(context.run_dir) / BANK_NAME).is_file()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("experiments.stages.stable_diffusion.encode_bank", None)
         run_generator(context)

@@ -22,7 +22,7 @@ def sections():
     }
 
 
-def test_scores_are_drawn_against_the_amount_by_condition():
+def test_scores_are_drawn_against_the_amount_by_segmenter_and_condition():
     _, found = sections()
     for name, measure in (
         ("Dice against the number of real images", "dice"),
@@ -44,7 +44,7 @@ def test_scores_are_drawn_against_the_amount_by_condition():
     curves = [config for _, config in found["Loss curves"]]
     assert [curve["metrics"] for curve in curves] == [["train/loss"], ["val/dice"]]
     assert {curve["xAxis"] for curve in curves} == {"trainer/global_step"}
-    assert {curve["groupBy"] for curve in curves} == {"condition.value"}
+    assert {curve["groupBy"] for curve in curves} == {"arm.value"}
     keys = [config["mediaKeys"] for kind, config in everything if kind == "Media Browser"]
     assert keys == [["figure"], ["overlays"]]
     assert everything[-1] == ("Run Comparer", {"diffOnly": True})
@@ -55,7 +55,7 @@ def test_the_view_shows_the_runs_of_the_sweep_alone():
     (runs,) = section["runSets"]
     (only,) = runs["filters"]["filters"]
     assert (only["key"]["name"], only["op"], only["value"]) == ("group", "=", "night 1")
-    assert [group["name"] for group in runs["grouping"]] == ["condition.value"]
+    assert [group["name"] for group in runs["grouping"]] == ["arm.value"]
 
 
 REPORT = """
