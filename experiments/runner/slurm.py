@@ -244,15 +244,9 @@ class SlurmLauncher:
         # The job's own process becomes our command: SLURM's signals then reach it directly.
         executor = submitit.SlurmExecutor(self.folder, python=f"exec {shlex.quote(sys.executable)}")
         executor.update_parameters(job_name=batch.name, **self._parameters(len(batch.stages)))
-        config_path, root = self.folder.parent / "config.yaml", self._store.root
-        program = [sys.executable, "-m", "experiments", "trial", str(config_path)]
-        here = [f"store.root={root}", "sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]"]
-        if self._config.trainer.threads is None:
-            here.append(f"trainer.threads={self._settings.cpus}")
         functions = [
-            functools.partial(os.execv, sys.executable, [*program, *chosen, *here])
+            functools.partial(os.execv, sys.executable, [sys.executable, *self._arguments(chain)])
             for chain in batch.stages
-            for chosen in [[word for key in chain for word in ("--stage", key)]]
         ]
         try:
             # It also prints what it raises.
@@ -261,6 +255,16 @@ class SlurmLauncher:
         except (FailedJobError, FailedSubmissionError) as error:
             raise SlurmError(f"sbatch: {in_one_line(str(error))}") from error
         return jobs[0].job_id.split("_")[0]
+
+    def _arguments(self, chain: Sequence[str]) -> list[str]:
+        """What the interpreter is given to run the stages of a job."""
+        config_path = self.folder.parent / "config.yaml"
+        chosen = [word for key in chain for word in ("--stage", key)]
+        here = [f"store.root={self._store.root}", "sweep.launcher=local", "sweep.workers=1"]
+        here.append("sweep.devices=[]")
+        if self._config.trainer.threads is None:
+            here.append(f"trainer.threads={self._settings.cpus}")
+        return ["-m", "experiments", "trial", str(config_path), *chosen, *here]
 
     def _parameters(self, n_jobs: int) -> dict[str, Any]:
         """What sbatch is told, in submitit's names."""

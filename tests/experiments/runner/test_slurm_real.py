@@ -11,7 +11,6 @@ from slurm_parts import HAS_SLURM, node, real_slurm, slurm_config, start
 from sweep_parts import command, environment, scores, weights
 
 from datamodules.errors import InputError
-from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.slurm_job import read_ledger
 
@@ -53,7 +52,9 @@ def n_starts(run_dir: Path) -> int:
 def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, monkeypatch):
     monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
     monkeypatch.setattr(
-        slurm, "job_command", lambda _, chain: ["-c", STAND_IN, str(tmp_path / "store" / chain[0])]
+        SlurmLauncher,
+        "_arguments",
+        lambda _, chain: ["-c", STAND_IN, str(tmp_path / "store" / chain[0])],
     )
     config = slurm_config(tmp_path, *SETTINGS)
     again, killed = node("again"), node("killed")
