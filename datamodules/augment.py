@@ -1,248 +1,322 @@
-"""Weak and strong augmentation of an image together with its mask, by torchvision.transforms.v2.
+"""Weak and strong augmentation of a batch of images together with their masks, on any device.
 
-Pure: a view is a function of the image, the mask, the strength and a seed. Positions, lengths and
-the grain of the noise are relative to a frame of 256 px, so that one seed shows the same view at
-every resolution. Boxes are for the caller to take from the view's mask, never from the original's.
+Pure: a view is a function of the image, the mask, the strength and a seed. Lengths are shares of
+the image and the noise has a grain of its own, so that one seed shows the same view at every
+resolution. Boxes are for the caller to take from the view's mask, never from the original's.
+
+`config.AUGMENT_VERSION` is part of every key of what is made from views: a change that moves a
+pixel counts it up.
 """
 
 import math
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torchvision import tv_tensors
-from torchvision.transforms import InterpolationMode, v2
-from torchvision.transforms.v2 import functional
+import torch.nn.functional as F
 
 from datamodules.keyed import text_seed
 
 Strength = Literal["weak", "strong"]
 
-# Part of every cache key: a change of anything below that moves a pixel counts it up.
-AUGMENT_VERSION = 1
+_GRAIN_PER_SIDE = 96
+"""Cells of the speckle along the longer side."""
+_ELASTIC_KNOTS, _FIELD_KNOTS = (4, 6), (3, 4)
+_BLUR_SHARE = 1 / 38
+"""Width of the blur's window as a share of the longer side."""
+_N_UNIFORM = 16
 
-_FRAME_PX = 256
-_MIN_KEPT_SHARE = 0.3
-_MAX_ATTEMPTS = 8
 
-_BLUR_SIGMA_PX = (0.5, 1.5)
-_NOISE_STD = (0.01, 0.05)
-# Elastic: independent shifts at knots 32 px apart, smooth between them, 3 px in the mean square.
-_ELASTIC_KNOT_PX = 32
-_ELASTIC_STD_PX = 3.0
-_HOLES = 8
-_HOLE_SIDE_PX = (8, 32)
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """Largest amounts of every operation, and how often those happen that do not always."""
+
+    rotation_deg: float
+    rotates: float
+    mirrors: float
+    flips: float
+    zoom: float = 1.0
+    """Largest enlargement and, by its inverse, reduction."""
+    aspect: float = 1.0
+    """Largest stretch of the width against the height, and its inverse."""
+    shift: float = 0.0
+    """Share of the side."""
+    elastic: float = 0.0
+    """Largest shift of a knot, in halves of the side."""
+    gamma: float = 1.0
+    gain: float = 1.0
+    field: float = 1.0
+    """Largest factor of the smooth field of brightness."""
+    speckle: float = 0.0
+    """Largest standard deviation of the factor that each grain has."""
+    speckles: float = 1.0
+    blurs: float = 0.3
+    holes: int = 0
+    """Black rectangles, each of which is there in three views of ten."""
+
+
+_RECIPES: dict[Strength, _Recipe] = {
+    "weak": _Recipe(
+        rotation_deg=15, rotates=0.5, mirrors=0.5, flips=0.5, gain=1.2, speckle=0.1, speckles=0.3
+    ),
+    "strong": _Recipe(
+        rotation_deg=45,
+        rotates=1.0,
+        mirrors=0.5,
+        flips=0.0,
+        zoom=1.6,
+        aspect=1.2,
+        shift=0.2,
+        elastic=0.08,
+        gamma=2.0,
+        gain=1.5,
+        field=2.2,
+        speckle=0.35,
+        holes=4,
+    ),
+}
+_HOLES_SHOWN, _HOLE_SIDE = 0.3, 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """Random numbers of a batch, the same for every resolution and device."""
+
+    uniform: torch.Tensor
+    """(B, 16) in [0, 1)."""
+    holes: torch.Tensor
+    """(B, holes, 5) in [0, 1)."""
+    elastic: torch.Tensor
+    """(B, 2, 4, 6) in [-1, 1)."""
+    field: torch.Tensor
+    """(B, 1, 3, 4) in [-1, 1)."""
+    grain: torch.Tensor
+    """(B, 1, h, w) standard normal."""
+
+    def signed(self, number: int) -> torch.Tensor:
+        """(B,) in [-1, 1)."""
+        return 2 * self.uniform[:, number] - 1
+
+
+def augment_batch(
+    image: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    valid_hw: torch.Tensor,
+    strength: Strength,
+    seeds: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return one random view of each image and its mask.
+
+    Weak: mirror images, rotation to 15 degrees, brightness, speckle, blur. Strong: mirror image,
+    rotation to 45 degrees, zoom to 1.6 either way, stretch to 1.2, shift to a fifth, elastic
+    deformation; gamma to 2 either way, brightness, a smooth field of it, speckle, blur, up to four
+    black rectangles. What turns into the picture is black, as outside of the sector; a reflection
+    would show pieces of a second head without a label. Rectangles cover the image only: the head
+    is still there, so its mask stays.
+
+    Args:
+        image: (B, 1, f H, f W) float in [0, 1], zero in the padding.
+        mask: (B, 1, H, W) float in [0, 1].
+        valid_hw: (B, 2) int, rows and columns of the frame (H, W) that are image, at its top left.
+        strength: of the augmentation.
+        seeds: B integers; each alone determines its item's view. They are read on the CPU.
+
+    Returns:
+        Image in [0, 1] and mask in [0, 1] with soft edges, of the same shapes, float32. An image
+        that a view makes brighter than 1 is scaled down as a whole: nothing saturates.
+
+    Raises:
+        ValueError: no such strength, or shapes that do not match.
+
+    Source:
+        Weak: operations and angles of arXiv 2506.23664. Strong: measured on HC18 from 20 labels,
+        see docs/results.md.
+    """
+    if strength not in get_args(Strength):
+        raise ValueError(f"strength must be 'weak' or 'strong', got {strength!r}")
+    if image.ndim != 4 or len(image) != len(mask) or len(seeds) != len(image):
+        raise ValueError(
+            f"one mask and seed an image (B, 1, H, W), got {tuple(image.shape)}, "
+            f"{tuple(mask.shape)} and {len(seeds)} seeds"
+        )
+    if len(image) == 0:
+        return image, mask
+    recipe = _RECIPES[strength]
+    drawn = _draw(seeds, recipe=recipe, size_hw=tuple(mask.shape[-2:]), device=image.device)
+    size_hw = torch.tensor(mask.shape[-2:], device=image.device)
+    part = valid_hw.to(image.device) / size_hw
+    matrices = _matrices(drawn, recipe=recipe, valid_hw=valid_hw.to(image.device))
+    moved = _moved(image, matrices, drawn=drawn, recipe=recipe, part=part)
+    moved_mask = _moved(mask, matrices, drawn=drawn, recipe=recipe, part=part)
+    return _changed(moved, drawn=drawn, recipe=recipe, part=part), moved_mask
 
 
 def augment_view(
     image: np.ndarray, mask: np.ndarray, *, strength: Strength, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return one random view of an image and its mask.
-
-    Weak: flips, rotation up to 15 degrees, brightness and contrast, Gaussian blur, Gaussian noise.
-    Strong: rotation up to 45 degrees, elastic deformation, brightness, contrast and gamma (what
-    hue, saturation and value are on a grey image), coarse dropout. Each operation has its own
-    probability, see `_weak` and `_strong`. What turns into the picture is black, as outside of
-    the sector; a reflection would show pieces of a second head without a label. Dropout covers
-    the image only: the head is still there, so its mask stays.
-
-    A view that keeps less than 30 % of the mask's area is drawn again, eight times at most; then
-    the original is returned. The random draws go through torch's global CPU generator, which is
-    put back afterwards: several processes may call this, several threads may not.
+    """Return one random view of one image without padding; see `augment_batch`.
 
     Args:
-        image: uint8 (H, W), the image without padding, H and W at least 2.
-        mask: uint8 (H, W) in {0, 1}; an empty one stays empty and causes no second draw.
+        image: uint8 (H, W).
+        mask: uint8 (H, W) in {0, 1}.
         strength: of the augmentation.
-        seed: integer; the same on every machine, though floating point may move a grey level
-            by one.
+        seed: integer.
 
     Returns:
-        Image and mask of the same shapes and dtypes, new arrays.
+        Image uint8 and mask uint8 {0, 1}, new arrays.
 
     Raises:
         ValueError: no such strength, shapes that differ, or dtypes other than uint8.
-
-    Source:
-        Operations and angles of arXiv 2506.23664; probabilities and strengths are ours, of the
-        order of albumentations' defaults.
     """
-    if strength not in get_args(Strength):
-        raise ValueError(f"strength must be 'weak' or 'strong', got {strength!r}")
-    if image.ndim != 2 or image.shape != mask.shape or min(image.shape) < 2:
+    if image.ndim != 2 or image.shape != mask.shape:
         raise ValueError(
             f"image and mask must share one shape (H, W), got {image.shape} and {mask.shape}"
         )
     if image.dtype != np.uint8 or mask.dtype != np.uint8:
         raise ValueError(f"image and mask must be uint8, got {image.dtype} and {mask.dtype}")
-    original = (
-        tv_tensors.Image(torch.tensor(image[None], dtype=torch.float32) / 255),
-        tv_tensors.Mask(torch.tensor(mask[None])),
+    grey, label = augment_batch(
+        torch.from_numpy(image[None, None].astype(np.float32) / 255),
+        torch.from_numpy(mask[None, None].astype(np.float32)),
+        valid_hw=torch.tensor([image.shape]),
+        strength=strength,
+        seeds=[seed],
     )
-    geometry, appearance = (_weak if strength == "weak" else _strong)()
-    kept_px = _MIN_KEPT_SHARE * int(mask.sum())
-    with torch.random.fork_rng(devices=[]):
-        for attempt in range(_MAX_ATTEMPTS):
-            # torch.manual_seed would seed the accelerators as well, which nothing puts back.
-            torch.default_generator.manual_seed(text_seed("augment", seed, attempt) >> 1)
-            view, view_mask = geometry(*original)
-            if int(view_mask.sum()) >= kept_px:
-                grey = (appearance(view).clamp(0, 1) * 255).round().to(torch.uint8)
-                return grey[0].numpy(), view_mask[0].numpy().copy()
-    return image.copy(), mask.copy()
-
-
-def _weak() -> tuple[v2.Transform, v2.Transform]:
-    """Return what moves image and mask, and what changes the image alone."""
-    geometry = v2.Compose(
-        [v2.RandomHorizontalFlip(p=0.5), v2.RandomVerticalFlip(p=0.5), _rotation(15)]
+    return (
+        (grey[0, 0] * 255).round().to(torch.uint8).numpy(),
+        (label[0, 0] >= 0.5).to(torch.uint8).numpy(),
     )
-    # Factors, not offsets: the black outside of the sector stays dark.
-    tone = v2.ColorJitter(brightness=0.2, contrast=0.2)
-    appearance = v2.Compose(
-        [
-            v2.RandomApply([tone], p=0.5),
-            v2.RandomApply([_Blur(_BLUR_SIGMA_PX)], p=0.3),
-            v2.RandomApply([_GrainNoise(_NOISE_STD)], p=0.3),
-        ]
-    )
-    return geometry, appearance
 
 
-def _strong() -> tuple[v2.Transform, v2.Transform]:
-    """Return what moves image and mask, and what changes the image alone."""
-    geometry = v2.Compose([_rotation(45), v2.RandomApply([_Elastic(_ELASTIC_STD_PX)], p=0.5)])
-    tone = [v2.ColorJitter(brightness=0.4, contrast=0.4), _Gamma((0.7, 1.4))]
-    appearance = v2.Compose(
-        [v2.RandomApply(tone, p=0.5), v2.RandomApply([_CoarseDropout(_HOLE_SIDE_PX)], p=0.5)]
-    )
-    return geometry, appearance
-
-
-def _rotation(degrees: float) -> v2.Transform:
-    # Masks are resampled by the nearest pixel whatever the interpolation: neither grown nor shrunk.
-    rotation = v2.RandomRotation(degrees, interpolation=InterpolationMode.BILINEAR)
-    return v2.RandomApply([rotation], p=0.5)
-
-
-def _scale(size_hw: tuple[int, int]) -> float:
-    """Pixels of the image per pixel of the reference frame."""
-    return max(size_hw) / _FRAME_PX
-
-
-def _uniform(low: float, high: float) -> float:
-    return float(torch.empty(1).uniform_(low, high))
-
-
-class _Blur(v2.Transform):
-    """Blurs by a Gaussian whose sigma is drawn in the reference frame's pixels.
-
-    v2.GaussianBlur takes a fixed kernel and runs it in two dimensions at once, five times slower.
-    """
-
-    def __init__(self, sigma_px: tuple[float, float]) -> None:
-        super().__init__()
-        self.sigma_px = sigma_px
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw sigma in pixels of the image."""
-        size_hw = functional.get_size(flat_inputs[0])
-        sigma = _uniform(*self.sigma_px) * _scale(size_hw)
-        # The reflected margin must be narrower than the image.
-        return {"sigma": sigma, "radius": min(math.ceil(3 * sigma), min(size_hw) - 1)}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Blur along the rows, then along the columns."""
-        length, sigma = 2 * params["radius"] + 1, [params["sigma"]]
-        inpt = functional.gaussian_blur(inpt, kernel_size=[length, 1], sigma=sigma)
-        return functional.gaussian_blur(inpt, kernel_size=[1, length], sigma=sigma)
-
-
-class _GrainNoise(v2.Transform):
-    """Adds Gaussian noise of the reference frame's pixels, resized to the image."""
-
-    def __init__(self, std: tuple[float, float]) -> None:
-        super().__init__()
-        self.std = std
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the noise in grey levels of [0, 1], (1, H, W)."""
-        size_hw = functional.get_size(flat_inputs[0])
-        grain = torch.randn(1, *(max(round(side / _scale(size_hw)), 1) for side in size_hw))
-        return {"noise": functional.resize(grain, size_hw) * _uniform(*self.std)}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Add it and stay in [0, 1]."""
-        return tv_tensors.wrap((inpt + params["noise"]).clamp(0, 1), like=inpt)
-
-
-class _Gamma(v2.Transform):
-    """Raises the image to a power, drawn evenly on the logarithm."""
-
-    def __init__(self, gamma: tuple[float, float]) -> None:
-        super().__init__()
-        self.gamma = gamma
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:  # noqa: ARG002
-        """Draw the power."""
-        return {"gamma": math.exp(_uniform(*map(math.log, self.gamma)))}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Apply it."""
-        return functional.adjust_gamma(inpt, gamma=params["gamma"])
-
-
-class _Elastic(v2.Transform):
-    """Shifts every pixel by a smooth random field.
-
-    v2.ElasticTransform blurs white noise instead: its field depends on the resolution, and is
-    stretched along the longer side.
-    """
-
-    def __init__(self, std_px: float) -> None:
-        super().__init__()
-        self.std_px = std_px
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the field in halves of the image's sides (1, H, W, 2), x first."""
-        height, width = size_hw = functional.get_size(flat_inputs[0])
-        scale = _scale(size_hw)
-        knots = [max(round(side / scale / _ELASTIC_KNOT_PX), 1) + 1 for side in (height, width)]
-        shift_px = torch.randn(1, 2, *knots) * self.std_px * scale
-        field = torch.nn.functional.interpolate(
-            shift_px, size=(height, width), mode="bicubic", align_corners=True
+def _draw(
+    seeds: Sequence[int], *, recipe: _Recipe, size_hw: tuple[int, int], device: torch.device
+) -> _Drawn:
+    """On the CPU, so that they do not depend on the device."""
+    cells = [max(round(_GRAIN_PER_SIDE * side / max(size_hw)), 1) for side in size_hw]
+    found: list[list[torch.Tensor]] = []
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(text_seed("augment", seed) >> 1)
+        found.append(
+            [
+                torch.rand(_N_UNIFORM, generator=generator),
+                torch.rand(recipe.holes, 5, generator=generator),
+                torch.rand(2, *_ELASTIC_KNOTS, generator=generator) * 2 - 1,
+                torch.rand(1, *_FIELD_KNOTS, generator=generator) * 2 - 1,
+                torch.randn(1, *cells, generator=generator),
+            ]
         )
-        halves = torch.tensor([width / 2, height / 2])
-        return {"displacement": field.permute(0, 2, 3, 1) / halves}
-
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Resample: bilinear for images, nearest for masks."""
-        return functional.elastic(inpt, displacement=params["displacement"])
+    uniform, holes, elastic, field, grain = (
+        torch.stack(rows).to(device, non_blocking=True) for rows in zip(*found, strict=True)
+    )
+    return _Drawn(uniform=uniform, holes=holes, elastic=elastic, field=field, grain=grain)
 
 
-class _CoarseDropout(v2.Transform):
-    """Blackens one to eight rectangles of the image."""
+def _matrices(drawn: _Drawn, *, recipe: _Recipe, valid_hw: torch.Tensor) -> torch.Tensor:
+    """(B, 2, 3): from the view to the image, in coordinates that are -1 and 1 at its sides."""
+    turns = drawn.uniform[:, 0] < recipe.rotates
+    angle = drawn.signed(1) * math.radians(recipe.rotation_deg) * turns
+    zoom = torch.exp(drawn.signed(2) * math.log(recipe.zoom))
+    stretch = torch.exp(drawn.signed(3) * math.log(recipe.aspect) / 2)
+    mirror = torch.where(drawn.uniform[:, 4] < recipe.mirrors, -1.0, 1.0)
+    flip = torch.where(drawn.uniform[:, 5] < recipe.flips, -1.0, 1.0)
+    shift_x, shift_y = (2 * recipe.shift * drawn.signed(number) for number in (6, 7))
+    # Pixels stay square: a turn carries the aspect ratio of the image.
+    ratio = valid_hw[:, 1] / valid_hw[:, 0]
+    cos, sin = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    row_x = torch.stack([mirror * cos * stretch, -mirror * sin / stretch / ratio, shift_x], dim=1)
+    row_y = torch.stack([flip * sin * stretch * ratio, flip * cos / stretch, shift_y], dim=1)
+    return torch.stack([row_x, row_y], dim=1)
 
-    def __init__(self, side_px: tuple[int, int]) -> None:
-        super().__init__()
-        self.side_px = side_px
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the rectangles: row, column, height, width in pixels."""
-        size_hw = functional.get_size(flat_inputs[0])
-        scale = _scale(size_hw)
-        holes = []
-        for _ in range(int(torch.randint(1, _HOLES + 1, ()))):
-            hole_h, hole_w = (
-                min(max(round(_uniform(*self.side_px) * scale), 1), side) for side in size_hw
-            )
-            top, left = _uniform(0, size_hw[0] - hole_h), _uniform(0, size_hw[1] - hole_w)
-            holes.append((round(top), round(left), hole_h, hole_w))
-        return {"holes": holes}
+def _moved(
+    frames: torch.Tensor,
+    matrices: torch.Tensor,
+    *,
+    drawn: _Drawn,
+    recipe: _Recipe,
+    part: torch.Tensor,
+) -> torch.Tensor:
+    """Resample bilinearly; `part` (B, 2) is the share of the frame's sides that is image."""
+    height, width = frames.shape[-2:]
+    rows, columns = _sides((height, width), part=part)
+    y, x = rows * 2 - 1, columns * 2 - 1
+    linear = matrices.view(-1, 6, 1, 1)
+    grid = torch.stack(
+        [
+            linear[:, row] * x[:, None, :] + linear[:, row + 1] * y[:, :, None] + linear[:, row + 2]
+            for row in (0, 3)
+        ],
+        dim=1,
+    )
+    if recipe.elastic:
+        grid += F.interpolate(drawn.elastic, (height, width), mode="bicubic") * recipe.elastic
+    # From coordinates of the image to those of the frame that it lies in.
+    in_frame = (grid + 1) * part.flip(1)[:, :, None, None] - 1
+    moved = F.grid_sample(
+        frames.float(), in_frame.permute(0, 2, 3, 1), mode="bilinear", align_corners=False
+    )
+    return moved * _inside((height, width), part=part)
 
-    def transform(self, inpt: torch.Tensor, params: dict[str, Any]) -> torch.Tensor:
-        """Blacken them."""
-        for top, left, height, width in params["holes"]:
-            black = torch.zeros(1, height, width)
-            inpt = functional.erase(inpt, top, left, height, width, black)
-        return inpt
+
+def _inside(size_hw: tuple[int, int], *, part: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W) bool, false in the padding."""
+    rows, columns = _sides(size_hw, part=part)
+    return ((rows <= 1)[:, :, None] & (columns <= 1)[:, None, :])[:, None]
+
+
+def _sides(size_hw: tuple[int, int], *, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (B, H) and columns (B, W) in coordinates that are 0 and 1 at the image's sides."""
+    rows, columns = (
+        ((torch.arange(side, device=part.device) + 0.5) / side)[None] / part[:, axis, None]
+        for axis, side in enumerate(size_hw)
+    )
+    return rows, columns
+
+
+def _changed(
+    image: torch.Tensor, *, drawn: _Drawn, recipe: _Recipe, part: torch.Tensor
+) -> torch.Tensor:
+    """Change intensities; black stays black."""
+    size_hw = tuple(image.shape[-2:])
+
+    def column(values: torch.Tensor) -> torch.Tensor:
+        return values.view(-1, 1, 1, 1)
+
+    if recipe.gamma > 1:
+        power = torch.exp(drawn.signed(8) * math.log(recipe.gamma))
+        image = image.clamp(min=1e-6) ** column(power)
+    factor = drawn.signed(9) * math.log(recipe.gain)
+    log_factor = column(factor)
+    if recipe.field > 1:
+        smooth = F.interpolate(drawn.field, size_hw, mode="bicubic", align_corners=False)
+        log_factor = log_factor + smooth * math.log(recipe.field)
+    image = image * torch.exp(log_factor)
+    amount = drawn.uniform[:, 10] * recipe.speckle * (drawn.uniform[:, 11] < recipe.speckles)
+    grain = F.interpolate(drawn.grain, size_hw, mode="bilinear", align_corners=False)
+    image = (image * (1 + grain * column(amount))).clamp(min=0)
+    window = 2 * round(max(size_hw) * _BLUR_SHARE / 2) + 1
+    blur = F.avg_pool2d(image, window, stride=1, padding=window // 2, count_include_pad=False)
+    share = column(drawn.uniform[:, 12] * (drawn.uniform[:, 13] < recipe.blurs))
+    image = image + share * (blur - image)
+    if recipe.holes:
+        image = image * _outside_holes(drawn.holes, part=part, size_hw=size_hw)
+    # Blur leaks into the padding.
+    image = image * _inside(size_hw, part=part)
+    return image / image.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+
+
+def _outside_holes(
+    holes: torch.Tensor, *, part: torch.Tensor, size_hw: tuple[int, int]
+) -> torch.Tensor:
+    """(B, 1, H, W) bool, false in the rectangles that are shown."""
+    covered = []
+    for axis, place in enumerate(_sides(size_hw, part=part)):
+        start, length = holes[:, :, 1 + axis, None], holes[:, :, 3 + axis, None] * _HOLE_SIDE
+        covered.append((place[:, None] > start) & (place[:, None] < start + length))
+    rows = covered[0] & (holes[:, :, 0] < _HOLES_SHOWN)[:, :, None]
+    hidden = holes.new_zeros(len(holes), *size_hw, dtype=torch.bool)
+    for number in range(holes.shape[1]):
+        hidden |= rows[:, number, :, None] & covered[1][:, number, None, :]
+    return ~hidden[:, None]

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from datamodules.allowed import above, at_least, one_of
 from datamodules.layouts import DEFAULT_LAYOUT, LAYOUTS
 
+AUGMENT_VERSION = 2
+"""Of `datamodules.augment`, which reads torch: hashed into all that is made from its views."""
+
 
 @dataclass(kw_only=True)
 class SubsetConfig:

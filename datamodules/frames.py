@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.augment import Strength, augment_view
 from datamodules.embeddings import EmbeddingSet
-from datamodules.geometry import shrink_mask
 from datamodules.keyed import text_seed
 from datamodules.prepared import PreparedImages
 
@@ -23,9 +21,8 @@ class FrameDataset(Dataset):
         embeddings: Sets that between them hold every sample, or None for images only.
         views: Augmented views of the real items, of which each draw takes one; None for none.
         n_views: Views an item has, the image itself being view 0.
-        seed: Keys the choice of the view and fresh augmentation.
+        seed: Keys the choice of the view.
         large: The images, and masks, of `rows` at an encoder's larger size; None for none.
-        augment: Augment each draw of a real item anew; None for none.
     """
 
     def __init__(
@@ -39,9 +36,8 @@ class FrameDataset(Dataset):
         n_views: int = 1,
         seed: int = 0,
         large: Sequence[tuple[PreparedImages, int]] | None = None,
-        augment: Strength | None = None,
     ) -> None:
-        self.large, self.augment = large, augment
+        self.large = large
         self.rows = list(rows)
         self.index = list(index)
         self.synthetic_from = synthetic_from
@@ -56,7 +52,7 @@ class FrameDataset(Dataset):
         position, draw = key if isinstance(key, tuple) else (key, key)
         part, row = self.rows[position]
         sample_id = part.sample_ids[row]
-        image, mask = self._pictures(position, draw)
+        image, mask = self._pictures(position)
         item: dict[str, object] = {
             "image": torch.from_numpy(image.astype(np.float32) / 255.0)[None],
             "mask": torch.from_numpy(mask.astype(np.float32))[None],
@@ -88,26 +84,11 @@ class FrameDataset(Dataset):
         part, row = self.rows[position]
         return part.sample_ids[row]
 
-    def _pictures(self, position: int, draw: int) -> tuple[np.ndarray, np.ndarray]:
-        """The image at the encoder's size and the mask of the frame, augmented where asked for."""
+    def _pictures(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image at the encoder's size and the mask of the frame."""
         part, row = self.rows[position]
-        large, large_row = part, row
-        if self.large is not None:
-            large, large_row = self.large[position]
-        image, mask = large.images[large_row], part.masks[row]
-        if self.augment is None or position >= self.synthetic_from:
-            return image, mask
-        factor = image.shape[0] // mask.shape[0]
-        height, width = np.array(part.valid_hw[row]) * factor
-        moved, moved_mask = augment_view(
-            np.array(image[:height, :width]),
-            np.array(large.masks[large_row][:height, :width]),
-            strength=self.augment,
-            seed=text_seed("augment", self.seed, draw),
-        )
-        frame, label = np.zeros_like(image), np.zeros(image.shape, np.uint8)
-        frame[:height, :width], label[:height, :width] = moved, moved_mask
-        return frame, shrink_mask(label, factor)
+        large, large_row = (part, row) if self.large is None else self.large[position]
+        return large.images[large_row], part.masks[row]
 
     def _embedding(self, sample_id: str) -> np.ndarray:
         for embeddings in self.embeddings or ():

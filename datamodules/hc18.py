@@ -7,8 +7,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
+from datamodules.augment import augment_batch
 from datamodules.errors import InputError
 from datamodules.frames import FrameDataset
+from datamodules.keyed import text_seed
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.resident import ResidentItems
 from datamodules.samples import Sample
@@ -22,7 +24,7 @@ class HC18DataModule(LightningDataModule):
 
     A batch is a dict:
         image: float32 (B, 1, f h, f w) in [0, 1], zero in the padding; f = `image_factor`.
-        mask: float32 (B, 1, h, w) in {0, 1}.
+        mask: float32 (B, 1, h, w) in {0, 1}; of an augmented image with soft edges.
         index: int64 (B,), the image's rank among all real images; synthetic ones follow.
         is_synthetic: bool (B,).
         size_hw: int64 (B, 2), the original size.
@@ -153,13 +155,22 @@ class HC18DataModule(LightningDataModule):
         batch: dict[str, Any],
         dataloader_idx: int,  # noqa: ARG002 - Lightning's signature
     ) -> dict[str, Any]:
-        """Complete a batch whose items lie on the device already."""
+        """Complete a batch whose items lie on the device already; augment one to train on."""
         if self._resident is not None and "number" in batch:
-            return self._resident.fill(batch)
-        return batch
+            batch = self._resident.fill(batch)
+        if self.mixture.augment is None or not self.trainer.training:
+            return batch
+        image, mask = augment_batch(
+            batch["image"],
+            batch["mask"],
+            valid_hw=batch["valid_hw"],
+            strength=self.mixture.augment,
+            seeds=[text_seed("augment", self.seed, draw) for draw in batch["draw"].tolist()],
+        )
+        return batch | {"image": image, "mask": mask}
 
     def _items_to_keep(self, dataset: FrameDataset, stream: TrainingStream) -> ResidentItems | None:
-        if not self.loading.resident_bytes or dataset.augment is not None:
+        if not self.loading.resident_bytes:
             return None
         items = ResidentItems(dataset, keys=stream)
         return items if items.n_bytes() <= self.loading.resident_bytes else None
@@ -218,7 +229,6 @@ class HC18DataModule(LightningDataModule):
             index=index,
             synthetic_from=len(self.train_ids),
             large=self._rows_of_training(factor) if factor > 1 else None,
-            augment=self.mixture.augment,
             embeddings=self.embeddings,
             views=self.cache.views,
             n_views=self.cache.n_views,

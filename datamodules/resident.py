@@ -19,16 +19,11 @@ class ResidentItems(Dataset):
     loaded with the first batch, onto the device that it lies on.
 
     Args:
-        dataset: Whose items do not depend on the draw but for the view: without fresh augmentation.
+        dataset: Whose items do not depend on the draw but for the view.
         keys: (row, draw) of every item of the training, in any order.
-
-    Raises:
-        ValueError: The dataset augments every draw.
     """
 
     def __init__(self, dataset: FrameDataset, *, keys: Iterable[tuple[int, int]]) -> None:
-        if dataset.augment is not None:
-            raise ValueError("items that are augmented afresh cannot be kept")
         self.dataset = dataset
         self._number: dict[tuple[int, int], int] = {}
         self._example: list[tuple[int, int]] = []

@@ -36,8 +36,8 @@ class Mixture:
     pool: bool = False
     """Draw real and synthetic images from one pool instead of by `synthetic_share`."""
     augment: Strength | None = None
-    """Augment each draw of a real train image anew, by (seed, draw); not with cached embeddings,
-    which are of the image as it is."""
+    """Augment every item of a training batch anew, by (seed, draw), where the training computes;
+    not with cached embeddings, which are of the image as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

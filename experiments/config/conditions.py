@@ -59,7 +59,8 @@ class ConditionConfig:
     """Which of the generator's candidates are taken: those that pass the gate, all, or as many at
     random as the gate keeps."""
     augment: Augmentation = "none"
-    """How strongly the real images are augmented."""
+    """How strongly training images are augmented; added pairs too, but for those whose embeddings
+    are cached."""
 
     def __post_init__(self) -> None:
         """Refuse factors that nothing would read, or that contradict each other."""

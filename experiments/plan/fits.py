@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from datamodules.config import AUGMENT_VERSION
 from datamodules.splits import support_order
 from experiments.config.conditions import ConditionConfig
 from experiments.config.schema import JUDGE, ExperimentConfig
@@ -96,6 +97,8 @@ class Nodes:
             # A mirror image is one view beside the image itself.
             n_views = 2 if strength == "mirror" else self.config.augment.views_at(len(ids))
             content["augment"] = {"strength": strength, "n_views": n_views}
+            if strength != "mirror":
+                content["augment"]["version"] = AUGMENT_VERSION
             n, label = n * n_views, f"embed {n_views - 1} {strength} views of {n} {what}"
         return self._embed(content, {}, label=label, n=n, segmenter=segmenter)
 
@@ -160,7 +163,7 @@ class Nodes:
         of = {"segmenter": segmenter, "features": features}
         augments = factors.augment != "none"
         if augments and (settings.cache is None or self.config.augment.n_views is None):
-            content["augment"] = factors.augment
+            content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
             if settings.cache is not None:
                 content["encoder"] = self.encoder(**of)
         elif settings.cache is not None:

@@ -125,7 +125,7 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
             synthetic_share=config.synthetic_share,
             repeat_real=content["repeat_real"],
             pool=config.epochs is not None,
-            augment=content.get("augment"),
+            augment=content.get("augment", {}).get("strength"),
         ),
         loading=loading_of(context),
     )

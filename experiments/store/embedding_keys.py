@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from datamodules.augment import AUGMENT_VERSION
+from datamodules.config import AUGMENT_VERSION
 from datamodules.storage import content_key
 from lightning_modules.randomness import keyed_seed
 

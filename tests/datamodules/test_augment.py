@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -6,7 +7,8 @@ import pytest
 import torch
 
 from datamodules import augment
-from datamodules.augment import augment_view
+from datamodules.augment import augment_batch, augment_view
+from datamodules.config import AUGMENT_VERSION
 from datamodules.ellipse import Ellipse, rasterise
 
 
@@ -60,42 +62,25 @@ def test_shapes_and_types_stay(size_hw, strength):
         assert set(np.unique(mask)) <= {0, 1}
 
 
-def test_weak_views_without_rotation_or_tone_are_the_four_flips():
-    image, mask = noise(), head()
-    flips = {
-        name: (image[::y, ::x], mask[::y, ::x])
-        for name, y, x in [("none", 1, 1), ("x", 1, -1), ("y", -1, 1), ("both", -1, -1)]
-    }
-    found = dict.fromkeys(flips, 0)
-    for seed in range(150):
-        view, view_mask = augment_view(image, mask, strength="weak", seed=seed)
-        for name, (flipped, flipped_mask) in flips.items():
-            if np.array_equal(view, flipped):
-                np.testing.assert_array_equal(view_mask, flipped_mask)
-                found[name] += 1
-    # Expected: 150 x 0.5 (rotation) x 0.5 (tone) x 0.7 (blur) x 0.7 (noise) / 4 = 4.6 each.
-    assert min(found.values()) >= 1
-    assert 8 <= sum(found.values()) <= 32
-
-
 @pytest.mark.parametrize("strength", ["weak", "strong"])
-def test_image_and_mask_move_together(strength, monkeypatch):
-    monkeypatch.setattr(augment, "_HOLES", 1)
-    monkeypatch.setattr(augment, "_HOLE_SIDE_PX", (1, 1))
-    mask = head((108, 160))
-    moved = 0
-    for seed in range(40):
+def test_image_and_mask_move_together(strength):
+    mask, moved = head((108, 160)), 0
+    for seed in range(30):
         view, view_mask = augment_view(mask * 200, mask, strength=strength, seed=seed)
-        bright = cv2.threshold(view, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)[1]
-        assert dice(bright, view_mask) > 0.97
+        # Rectangles hide parts of a picture, and nothing far outside of the head is bright.
+        near = cv2.dilate(view_mask, np.ones((9, 9), dtype=np.uint8))
+        assert not ((view > 40) & (near == 0)).any()
+        inside = cv2.erode(view_mask, np.ones((5, 5), dtype=np.uint8)) == 1
+        assert (view[inside] > 0).mean() > 0.4
         moved += dice(mask, view_mask) < 0.97
-    assert moved >= 15
+    assert moved >= 12
 
 
 @pytest.mark.parametrize(("strength", "degrees"), [("weak", 15), ("strong", 45)])
 def test_rotation_reaches_its_angle_and_not_beyond(strength, degrees, monkeypatch):
-    monkeypatch.setattr(augment, "_ELASTIC_STD_PX", 0.0)
-    mask = head((200, 200), a=0.4, b=0.1, theta=0.0)
+    recipe = replace(augment._RECIPES[strength], elastic=0.0, aspect=1.0, shift=0.0)
+    monkeypatch.setitem(augment._RECIPES, strength, recipe)
+    mask = head((200, 200), a=0.25, b=0.07, theta=0.0)
     angles = []
     for seed in range(60):
         _, view_mask = augment_view(mask * 100, mask, strength=strength, seed=seed)
@@ -105,14 +90,29 @@ def test_rotation_reaches_its_angle_and_not_beyond(strength, degrees, monkeypatc
     assert degrees * 0.8 < max(angles) < degrees + 0.5
 
 
-def test_the_mask_neither_grows_nor_shrinks():
+@pytest.mark.parametrize("size_hw", [(108, 160), (160, 108)])
+def test_a_circle_stays_a_circle_in_any_frame(size_hw, monkeypatch):
+    recipe = replace(augment._RECIPES["strong"], elastic=0.0, aspect=1.0, shift=0.0)
+    monkeypatch.setitem(augment._RECIPES, "strong", recipe)
+    short = min(size_hw)
+    mask = head(size_hw, a=0.15 * short / size_hw[1], b=0.15 * short / size_hw[1], theta=0.0)
+    areas = []
+    for seed in range(20):
+        _, view_mask = augment_view(mask, mask, strength="strong", seed=seed)
+        y, x = np.nonzero(view_mask)
+        assert np.ptp(x) == pytest.approx(np.ptp(y), abs=2)
+        areas.append(view_mask.sum() / mask.sum())
+    assert 1.8 < max(areas) < 2.6
+    assert 0.38 < min(areas) < 0.6
+
+
+def test_the_mask_of_a_weak_view_neither_grows_nor_shrinks():
     mask = head((173, 256))
-    for strength, tolerance in [("weak", 0.002), ("strong", 0.02)]:
-        ratios = [
-            augment_view(mask, mask, strength=strength, seed=seed)[1].sum() / mask.sum()
-            for seed in range(60)
-        ]
-        assert abs(np.mean(ratios) - 1) < tolerance
+    ratios = [
+        augment_view(mask, mask, strength="weak", seed=seed)[1].sum() / mask.sum()
+        for seed in range(40)
+    ]
+    assert abs(np.mean(ratios) - 1) < 0.002
 
 
 @pytest.mark.parametrize("strength", ["weak", "strong"])
@@ -130,39 +130,44 @@ def test_one_seed_is_one_view_at_every_resolution(strength):
         assert dice((share >= 0.5).astype(np.uint8), small_mask) > 0.96
 
 
-def test_dropout_blackens_the_image_and_leaves_the_mask():
+def test_padding_stays_black_and_does_not_change_the_view():
+    image, mask = torch.rand(2, 1, 24, 36), torch.zeros(2, 1, 24, 36)
+    mask[:, :, 6:18, 9:27] = 1
+    frame, label = torch.zeros(2, 1, 36, 36), torch.zeros(2, 1, 36, 36)
+    frame[:, :, :24], label[:, :, :24] = image, mask
+    seeds, valid = [3, 4], torch.tensor([[24, 36]] * 2)
+    _, alone = augment_batch(image, mask, valid_hw=valid, strength="weak", seeds=seeds)
+    padded, moved = augment_batch(frame, label, valid_hw=valid, strength="weak", seeds=seeds)
+    assert torch.allclose(moved[:, :, :24], alone, atol=1e-4)
+    assert not padded[:, :, 24:].any()
+    assert not moved[:, :, 24:].any()
+    padded, moved = augment_batch(frame, label, valid_hw=valid, strength="strong", seeds=seeds)
+    assert not padded[:, :, 24:].any()
+    assert not moved[:, :, 24:].any()
+
+
+def test_an_item_depends_on_its_own_seed_alone_and_images_may_be_larger_than_masks():
+    image, mask = torch.rand(3, 1, 48, 72), torch.rand(3, 1, 24, 36).round()
+    given = {"valid_hw": torch.tensor([[24, 36]] * 3), "strength": "strong"}
+    together = augment_batch(image, mask, seeds=[5, 6, 7], **given)
+    given["valid_hw"] = given["valid_hw"][:1]
+    alone = augment_batch(image[1:2], mask[1:2], seeds=[6], **given)
+    for first, second in zip(together, alone, strict=True):
+        assert torch.allclose(first[1:2], second, atol=1e-6)
+    assert together[0].min() >= 0
+    assert together[0].max() <= 1
+
+
+def test_rectangles_blacken_the_image_and_leave_the_mask():
     image, mask = np.full((108, 160), 200, dtype=np.uint8), head((108, 160))
     holed = 0
     for seed in range(30):
         view, view_mask = augment_view(image, mask, strength="strong", seed=seed)
-        # Far inside the head nothing but dropout is black.
+        # Far inside the head nothing but rectangles is black.
         inner = cv2.erode(view_mask, np.ones((9, 9), dtype=np.uint8))
         holed += bool((view[inner == 1] == 0).any())
-        pieces = cv2.connectedComponents(1 - view_mask)[0] - 1
-        assert pieces == 1
+        assert cv2.connectedComponents(view_mask)[0] - 1 == 1
     assert 3 <= holed <= 25
-
-
-def test_a_head_in_the_corner_does_not_vanish(monkeypatch):
-    mask = head((108, 160), x=0.04, y=0.05, a=0.05, b=0.04)
-
-    def smallest() -> float:
-        areas = [augment_view(mask, mask, strength="strong", seed=s)[1].sum() for s in range(60)]
-        return min(areas) / mask.sum()
-
-    assert smallest() >= 0.3
-    monkeypatch.setattr(augment, "_MIN_KEPT_SHARE", 0.0)
-    assert smallest() < 0.3
-
-
-def test_the_original_is_returned_where_every_draw_fails(monkeypatch):
-    monkeypatch.setattr(augment, "_MIN_KEPT_SHARE", 2.0)
-    image, mask = noise(), head()
-    view, view_mask = augment_view(image, mask, strength="strong", seed=0)
-    np.testing.assert_array_equal(view, image)
-    np.testing.assert_array_equal(view_mask, mask)
-    assert view is not image
-    assert view_mask is not mask
 
 
 def test_an_empty_mask_stays_empty():
@@ -173,9 +178,9 @@ def test_an_empty_mask_stays_empty():
         assert view.any()
 
 
-def test_draws_are_those_of_version_1():
+def test_draws_are_those_of_version_2():
     # Other areas mean other views: count AUGMENT_VERSION up.
-    assert augment.AUGMENT_VERSION == 1
+    assert AUGMENT_VERSION == 2
     mask = head((173, 256), x=0.2, a=0.3, b=0.25)
     areas = {
         strength: [
@@ -184,8 +189,8 @@ def test_draws_are_those_of_version_1():
         ]
         for strength in ("weak", "strong")
     }
-    assert areas["weak"] == pytest.approx([13753, 13862, 13839, 13832, 13749], rel=0.002)
-    assert areas["strong"] == pytest.approx([13140, 13801, 13862, 12523, 12847], rel=0.002)
+    assert areas["weak"] == pytest.approx([13783, 13775, 13820, 13689, 13862], rel=0.002)
+    assert areas["strong"] == pytest.approx([14128, 6338, 9503, 10219, 22565], rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,6 @@ def test_draws_are_those_of_version_1():
         (noise(), head(), "medium", "'weak' or 'strong'"),
         (noise(), head((80, 54)), "weak", "one shape"),
         (noise()[None], head()[None], "weak", "one shape"),
-        (noise()[:1], head()[:1], "weak", "one shape"),
         (noise().astype(np.float32), head(), "weak", "uint8"),
         (noise(), head().astype(bool), "weak", "uint8"),
     ],

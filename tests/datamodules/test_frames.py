@@ -1,6 +1,7 @@
 """Images larger than their frame, padded or squashed: from the file to masks at its own size."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -138,48 +139,40 @@ def test_batches_hold_large_images_and_masks_of_the_frame(folder, tmp_path, mode
             assert np.array_equal(batch["mask"][item, 0].numpy(), mask_to_frame(mask, frame))
 
 
+def trained_on(datamodule, *, training=True) -> list[dict]:
+    """The training's batches as a Trainer hands them over."""
+    datamodule.trainer = None
+    batches = list(ready(datamodule).train_dataloader())
+    datamodule.trainer = SimpleNamespace(training=training)
+    return [datamodule.on_after_batch_transfer(batch, 0) for batch in batches]
+
+
 @pytest.mark.parametrize("factor", [1, 4])
 def test_fresh_augmentation_moves_image_and_mask_together(folder, tmp_path, factor):
-    """Each draw of a train image is another view; test images stay as they are."""
-    build = builder(folder, tmp_path)
-    given = {"size_hw": (32, 32), "resize_mode": "pad", "image_factor": factor}
-    plain, moved, again = (
-        all_batches(ready(build(augment=augment, **given)))
-        for augment in (None, "strong", "strong")
-    )
-    differ = 0
-    for before, after, same in zip(plain, moved, again, strict=True):
-        assert before["sample_id"] == after["sample_id"]
-        assert torch.equal(after["image"], same["image"]), "a function of seed and draw"
-        assert torch.equal(after["mask"], same["mask"])
-        is_train = torch.tensor([name in TRAIN for name in before["sample_id"]])
-        assert torch.equal(after["image"][~is_train], before["image"][~is_train])
-        assert torch.equal(after["mask"][~is_train], before["mask"][~is_train])
-        assert not after["image"][..., 22 * factor :, :].any(), "the padding stays black"
-        assert not after["mask"][..., 22:, :].any()
-        differ += int((after["mask"] != before["mask"]).flatten(1).any(dim=1).sum())
-    draws = 9 * 4
-    # Rotations and deformations have odds of a half each.
-    assert 0.5 * draws < differ <= draws
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_a_fresh_view_has_the_mask_of_its_picture(folder, tmp_path, mode):
-    """Pictures that show nothing but their mask still do after flips and rotations."""
+    """Each draw of a train image is another view, whose mask is of its picture."""
     samples = {}
     for name, sample in builder(folder, tmp_path)().samples.items():
         path = tmp_path / f"{name}.png"
         cv2.imwrite(str(path), 255 * pictures(sample)[1])
         samples[name] = replace(sample, image_path=path)
     build = builder(folder, tmp_path)
-    given = {"size_hw": (32, 32), "resize_mode": mode, "image_factor": 4, "augment": "weak"}
-    datamodule = ready(build(samples=samples, val_ids=[], test_ids={}, **given))
-    shown = set()
-    for batch in datamodule.train_dataloader():
-        for image, mask in zip(batch["image"][:, 0], batch["mask"][:, 0], strict=True):
-            bright = shrink_mask((image > 0.4).numpy().astype(np.uint8), 4)
-            assert dice_score(bright, mask.numpy().astype(np.uint8)) > 0.97
+    given = {"size_hw": (32, 32), "resize_mode": "pad", "image_factor": factor}
+    plain, moved, again, evaluated = (
+        trained_on(build(samples=samples, augment=augment, **given), training=training)
+        for augment, training in ((None, True), ("weak", True), ("weak", True), ("weak", False))
+    )
+    differ, shown = 0, set()
+    for before, after, same, still in zip(plain, moved, again, evaluated, strict=True):
+        assert before["sample_id"] == after["sample_id"]
+        assert torch.equal(after["image"], same["image"]), "a function of seed and draw"
+        assert torch.equal(before["image"], still["image"]), "validation is not augmented"
+        assert not after["image"][..., 22 * factor :, :].any(), "the padding stays black"
+        for image, mask in zip(after["image"][:, 0], after["mask"][:, 0], strict=True):
+            bright = shrink_mask((image > 0.4).numpy().astype(np.uint8), factor)
+            assert dice_score(bright, (mask > 0.5).numpy().astype(np.uint8)) > 0.93
             shown.add(mask.numpy().tobytes())
+        differ += int((after["mask"] != before["mask"]).flatten(1).any(dim=1).sum())
+    assert differ > 0.5 * 9 * 4
     assert len(shown) > len(TRAIN), "views differ from draw to draw"
 
 

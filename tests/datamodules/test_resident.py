@@ -62,14 +62,6 @@ def test_more_than_the_limit_is_loaded_batch_by_batch(make):
         assert isinstance(dataset, FrameDataset), limit
 
 
-def test_fresh_augmentation_is_never_kept(make):
-    datamodule = ready(make(augment="weak", resident_bytes=MANY))
-    dataset = datamodule.train_dataloader().dataset
-    assert isinstance(dataset, FrameDataset)
-    with pytest.raises(ValueError, match="augmented afresh"):
-        ResidentItems(dataset, keys=[(0, 0)])
-
-
 def test_training_and_resume_give_the_same_weights(make, tmp_path):
     plain, kept, stopped, resumed = TinyModule(), TinyModule(), TinyModule(stop_at=7), TinyModule()
     fit(plain, make(), tmp_path / "plain")

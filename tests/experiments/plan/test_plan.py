@@ -118,7 +118,7 @@ def test_without_a_number_of_views_every_draw_is_augmented_and_encoded_anew():
     assert set(fits["strong"].upstream) == set()
     assert set(fits["synthetic_same_budget_strong"].upstream) == {"pairs"}
     for condition in ("strong", "synthetic_same_budget_strong"):
-        assert fits[condition].content["augment"] == "strong"
+        assert fits[condition].content["augment"]["strength"] == "strong"
         # Its encoder makes the result, so it makes the id.
         assert fits[condition].content["encoder"]["precision"] == "fp32"
     views = [n.content.get("augment", {}) for n in made.nodes.values() if n.stage == "embed"]
