@@ -30,6 +30,12 @@ class Unit:
     """Number of the frame within its exam, from 1."""
     stratum: int
     """Trimester 1 to 3, or 0 where the head circumference is unknown."""
+    pixel_size_mm: float | None = None
+    """Of the CSV; None where it is unknown."""
+    hc_mm: float | None = None
+    """Head circumference of the CSV, likewise."""
+    fingerprint: str = ""
+    """Packed thumbnail of the image, see `duplicates`; "" before the images were decoded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +47,8 @@ class Split:
     test: tuple[str, ...]
 
 
-def _salted(salt: str, name: str) -> bytes:
+def salted(salt: str, name: str) -> bytes:
+    """SHA-256 of a salt and a name: what random orders are sorted by."""
     return hashlib.sha256(f"{salt}:{name}".encode()).digest()
 
 
@@ -66,7 +73,7 @@ def _groups_by_stratum(units: Iterable[Unit], *, salt: str, by: str) -> dict[int
     for unit in units:
         members[getattr(unit, by)].append(unit)
     strata: dict[int, list[list[Unit]]] = defaultdict(list)
-    for name in sorted(members, key=lambda name: _salted(salt, name)):
+    for name in sorted(members, key=lambda name: salted(salt, name)):
         group = sorted(members[name], key=lambda u: (u.exam_id, u.frame, u.sample_id))
         # A group is of the stratum that most of its images have; ties go to the earlier one.
         counts = Counter(unit.stratum for unit in group)

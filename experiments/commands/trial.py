@@ -22,8 +22,8 @@ def trial(
         list[str] | None,
         typer.Argument(
             metavar="[AXIS=VALUE]... [KEY=VALUE]...",
-            help="condition, segmenter, generator, real_count or real_fraction, support, seed, "
-            "generator_seed, fold; and changes to the recipe.",
+            help="condition, segmenter, generator, real_count or real_fraction, choice, support, "
+            "seed, generator_seed, fold; and changes to the recipe.",
         ),
     ] = None,
     stage: Annotated[

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.allowed import above, at_least
+from datamodules.allowed import above, at_least, nearest
+from datamodules.choices import CHOICES
 
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
 Control = Literal["box_only", "mean_mask", "zero_shot"]
@@ -13,6 +14,7 @@ AXES = (
     "generator",
     "real_count",
     "real_fraction",
+    "choice",
     "support",
     "seed",
     "generator_seed",
@@ -48,8 +50,12 @@ class GridConfig:
     """Amounts as shares of the train part, in (0, 1]."""
     real_count: list[int] = field(default_factory=list)
     """Amounts as numbers of images."""
+    choice: list[str] = field(default_factory=lambda: ["random"])
+    """How the labelled images are chosen: `random`, `by_pixel_size` (spread over its quantiles),
+    `coverage` (images unlike each other), or the oracle `by_size` (spread over the head
+    circumference, which reads labels)."""
     support: list[int] = field(default_factory=lambda: [0])
-    """Which images are drawn: each number is another nested order."""
+    """Which images are drawn: each number is another nested order of a choice."""
     seed: list[int] = field(default_factory=lambda: [0])
     """Order, prompts and initialisation of the segmenter's training."""
     generator_seed: list[int] = field(default_factory=lambda: [0])
@@ -78,14 +84,18 @@ class GridConfig:
         counts = ("real_count", "workers", "per_device", "max_failures")
         at_least(1).check(self, *counts, section="sweep")
         at_least(0).check(self, "retries", section="sweep")
-        for name in ("condition", "segmenter", "support", "seed", "generator_seed", "fold"):
+        drawn = ("choice", "support", "seed", "generator_seed", "fold")
+        for name in ("condition", "segmenter", *drawn):
             values = getattr(self, name)
             if not values:
                 raise ValueError(f"sweep.{name}: give at least one value")
-        for name in (*AXES[:3], "support", "seed", "generator_seed", "fold"):
+        for name in (*AXES[:3], *drawn):
             values = getattr(self, name)
             if len(set(values)) != len(values):
                 raise ValueError(f"sweep.{name}={values}: a value is listed twice")
+        for name in self.choice:
+            if name not in CHOICES:
+                raise ValueError(f"sweep.choice={name}: unknown; {nearest(name, CHOICES)}")
         if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
             self.devices
         ):

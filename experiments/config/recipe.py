@@ -58,8 +58,9 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     import_extensions(merged.get("extensions", []))
     read_old_condition(merged)
     schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
-    # Checked, the defaults name their own first segmenter and generator; the recipe's are to come.
-    schema.statistics.primary.segmenter = schema.statistics.primary.generator = None
+    # Checked, the defaults name their own first of these axes; the recipe's are to come.
+    for name in ("segmenter", "generator", "choice"):
+        schema.statistics.primary[name] = None
     if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
         merged["sweep"]["real_fraction"] = []
     try:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from datamodules.choices import CHOICES
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.config_outline import ExtractorConfig
 from datamodules.errors import InputError
@@ -132,8 +133,12 @@ class ExperimentConfig:
         # Not the first one with results: it must stay where a segmenter failed.
         primary.segmenter = primary.segmenter or self.sweep.segmenter[0]
         primary.generator = primary.generator or self.generator_names()[0]
+        primary.choice = primary.choice or self.sweep.choice[0]
         self.segmenter_named(primary.segmenter)
         self.generator_named(primary.generator)
+        if primary.choice not in CHOICES:
+            where = "statistics.primary.choice"
+            raise ValueError(unknown_name(primary.choice, known=CHOICES, what=where))
 
     def arms(self) -> list[tuple[str, str]]:
         """Each segmenter under each condition that the sweep fits, in the order of its tables."""

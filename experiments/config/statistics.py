@@ -30,6 +30,8 @@ class ContrastConfig:
     """Segmenter of both; null takes the first of `sweep.segmenter`."""
     generator: str | None = None
     """Generator, where the condition has one; null takes the first of the sweep."""
+    choice: str | None = None
+    """How the real images of both were chosen; null takes the first of `sweep.choice`."""
 
     def __post_init__(self) -> None:
         if not self.condition or self.condition == self.baseline:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from datamodules.choices import DEFAULT as DEFAULT_CHOICE
+from datamodules.choices import choice_order
 from datamodules.config import AUGMENT_VERSION
-from datamodules.splits import support_order
 from experiments.config.conditions import ConditionConfig
 from experiments.config.schema import JUDGE, ExperimentConfig
 from experiments.plan.nodes import DataView, Node
@@ -42,15 +43,21 @@ class Nodes:
         """Settings of a segmenter by its block's name."""
         self.generator = cache(config.generator_named)
         """Settings of a generator by its block's name."""
+        self._order = cache(self._order_of)
 
     def add(self, node: Node) -> str:
         self.nodes.setdefault(node.key, node)
         return node.key
 
-    def support(self, support: int, count: int, *, fold: int) -> list[str]:
-        """The first `count` train images in the order of a support."""
+    def support(
+        self, support: int, count: int, *, fold: int, choice: str = DEFAULT_CHOICE
+    ) -> list[str]:
+        """The first `count` train images in the order of a choice and support."""
+        return self._order(choice, support, fold)[:count]
+
+    def _order_of(self, choice: str, support: int, fold: int) -> list[str]:
         units = [self.data.units[sample_id] for sample_id in self.data.folds[fold].train]
-        return support_order(units, support=support)[:count]
+        return choice_order(units, choice=choice, support=support)
 
     def contents(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.content[sample_id]] for sample_id in ids]

@@ -27,6 +27,7 @@ class _Cell:
     segmenter: str
     real_fraction: float | None
     n_real: int
+    choice: str
     support: int
     seed: int
     fold: int
@@ -47,8 +48,8 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
 def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
     """The plan with the stage behind the box figure, and that stage's key.
 
-    Its model takes a prompt, and is that of the first support and seed, with the most real images,
-    of the condition `strong` where the recipe has it and else of its first one.
+    Its model takes a prompt, and is that of the first choice, support and seed, with the most real
+    images, of the condition `strong` where the recipe has it and else of its first one.
 
     Raises:
         InputError: If no segmenter of the recipe takes a prompt.
@@ -63,7 +64,7 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
         (t for t in trials if t.condition == preferred),
         key=lambda t: (t.n_real, -t.support, -t.seed),
     )
-    ids = nodes.support(chosen.support, chosen.n_real, fold=fold)
+    ids = nodes.support(chosen.support, chosen.n_real, fold=fold, choice=chosen.choice)
     key = box(nodes, chosen.fit_key, ids=ids, fold=fold)
     return Plan(nodes=nodes.nodes, trials=[chosen]), key
 
@@ -96,14 +97,15 @@ def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
 def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     config, trials = nodes.config, []
     grid, amounts = config.sweep, _amounts(config, n_train=len(nodes.data.folds[fold].train))
-    for (segmenter, condition), (fraction, count), support, seed in product(
-        config.arms(), amounts, grid.support, grid.seed
+    for (segmenter, condition), (fraction, count), choice, support, seed in product(
+        config.arms(), amounts, grid.choice, grid.support, grid.seed
     ):
         cell = _Cell(
             condition=condition,
             segmenter=segmenter,
             real_fraction=fraction,
             n_real=count,
+            choice=choice,
             support=support,
             seed=seed,
             fold=fold,
@@ -129,7 +131,7 @@ def _trials(nodes: Nodes, cell: _Cell) -> list[TrialSpec]:
 def _trial(nodes: Nodes, cell: _Cell, *, generator: str, generator_seed: int) -> TrialSpec:
     config, fold = nodes.config, cell.fold
     factors = config.condition(cell.condition)
-    ids = nodes.support(cell.support, cell.n_real, fold=fold)
+    ids = nodes.support(cell.support, cell.n_real, fold=fold, choice=cell.choice)
     source = Source(
         ids=ids,
         support=cell.support,
@@ -164,6 +166,7 @@ def _trial(nodes: Nodes, cell: _Cell, *, generator: str, generator_seed: int) ->
         pair_labels=factors.labels if factors.has_generator else "",
         real_fraction=cell.real_fraction,
         n_real=cell.n_real,
+        choice=cell.choice,
         support=cell.support,
         seed=cell.seed,
         generator_seed=generator_seed,
@@ -213,6 +216,7 @@ def _control(
         segmenter=segmenter,
         real_fraction=None,
         n_real=0,
+        choice="",
         support=0,
         seed=0,
         generator_seed=0,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.splits import Split, Unit
 from datamodules.storage import content_key
 from experiments.plan.stage_table import STAGES
@@ -63,6 +64,8 @@ class TrialSpec:
     """Whose labels the pairs of a generator hold: "own", "fixed", or "" without such pairs."""
     real_fraction: float | None
     n_real: int
+    choice: str = DEFAULT_CHOICE
+    """How its labelled images were chosen; "" for a control."""
     support: int
     seed: int
     generator_seed: int
@@ -83,16 +86,19 @@ class TrialSpec:
 
     @property
     def arm(self) -> str:
-        """Segmenter, condition and generator; the default kinds are not named, so that names of
-        finished trials stay."""
+        """Segmenter, condition, generator and choice; the default kinds are not named, so that
+        names of finished trials stay."""
         segmenter = "" if self.segmenter == "sam" else self.segmenter
         generator = "" if self.generator == "pixel" else self.generator
-        return " ".join(filter(None, (segmenter, self.condition, generator)))
+        choice = "" if self.choice == DEFAULT_CHOICE else self.choice
+        return " ".join(filter(None, (segmenter, self.condition, generator, choice)))
 
     @property
     def tags(self) -> set[str]:
         """What it is found by on W&B."""
-        return {self.condition, f"n={self.n_real}", *filter(None, (self.segmenter, self.generator))}
+        choice = "" if self.choice == DEFAULT_CHOICE else self.choice
+        named = filter(None, (self.segmenter, self.generator, choice))
+        return {self.condition, f"n={self.n_real}", *named}
 
     @property
     def name(self) -> str:
@@ -117,6 +123,7 @@ class TrialSpec:
             "segmenter": self.segmenter,
             "generator": self.generator,
             "pair_labels": self.pair_labels,
+            "choice": self.choice,
             "n_real": self.n_real,
             "n_generator_labels": self.n_generator_labels,
             "n_val_labels": self.n_val_labels,

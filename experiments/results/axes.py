@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from datamodules.choices import choice_label
 from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label, in_order
 
-SERIES = ("segmenter", "condition", "generator")
+SERIES = ("segmenter", "condition", "generator", "choice")
 """Columns of a series, in the order in which rows of one amount are sorted."""
 AXES = tuple(name for name in SERIES if name != "condition")
-"""Names of blocks of settings; "" where a row depends on none."""
+"""Names of blocks of settings, and of the choice of images; "" where a row depends on none."""
 
 
 FIRST_PROMPTS = ("whole_image", "jittered_box")
@@ -54,7 +55,7 @@ def shown_axes(rows: pd.DataFrame) -> list[str]:
 def orders(rows: pd.DataFrame) -> dict[str, list[str]]:
     """Values of each column of `SERIES` in the order of the tables.
 
-    Segmenters and generators stand in the order of the rows, which is the sweep's.
+    Segmenters, generators and choices stand in the order of the rows, which is the sweep's.
     """
     found = {name: list(dict.fromkeys(["", *rows[name]])) for name in AXES}
     return found | {"condition": in_order(rows["condition"])}
@@ -81,9 +82,14 @@ def each_series(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFra
         yield keys, groups[tuple(keys.values())]
 
 
+def axis_label(name: str, value: str) -> str:
+    """What people read for a value of an axis."""
+    return choice_label(value) if name == "choice" else value
+
+
 def series_label(keys: Mapping, *, shown: Sequence[str]) -> str:
     """What a legend calls a series: its condition, and the axes of `shown` that it has."""
-    named = [keys[name] for name in shown if keys[name]]
+    named = [axis_label(name, keys[name]) for name in shown if keys[name]]
     return ", ".join([condition_label(keys["condition"]), *reversed(named)])
 
 

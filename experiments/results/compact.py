@@ -130,7 +130,9 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
         test_cohort=cohort,
         prompt=prompt,
         title=f"{where}: {shown.title}, {span} exams",
-        rows=text.rename(columns={"row": "condition"}),
+        rows=text.assign(
+            **{name: [axes.axis_label(name, each) for each in text[name]] for name in named}
+        ).rename(columns={"row": "condition"}),
         heads=["condition", *named],
         headline=shown.title,
         best=means.eq(best).rename(columns={"row": "condition"}),

@@ -4,7 +4,7 @@ Trials are paired within fold, support and seed, so that both saw the same real 
 tested on the same exams. The interval resamples exams and supports (`resampling`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.config.statistics import ContrastConfig, Measure, StatisticsConfig
 from experiments.results.axes import AXES, SERIES, baseline_rows, each_series, is_control
+from experiments.results.choosing import choice_contrasts
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import amounts, with_defaults
 from experiments.results.statistics import holm
@@ -96,17 +97,17 @@ def contrast_family(
     """Compute every contrast of a report: the primary one, its other measure, and all the rest.
 
     The rest is Dice of each series against the baseline, per cohort, prompt and amount, always
-    within one segmenter (`axes.baseline_rows`). Holm's adjustment runs over everything but the
-    primary contrast, whatever the segmenter. Controls are not compared.
+    within one segmenter and one choice of images (`axes.baseline_rows`). Holm's adjustment runs
+    over everything but the primary contrast, whatever the segmenter. Controls are not compared.
 
     Returns:
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
-        condition, generator, baseline, measure, pair_labels, n_generator_labels, n_more_labels
-        (labelled images that only its generator saw), the numbers of `paired_contrast`, p_holm
-        (p adjusted for the family; the primary's own p is not), level, min_effect, n_family
-        (contrasts that are not primary) and role (primary, beside, other). Primary and beside come
-        first where they could be computed; no rows, no
-        columns without any contrast.
+        condition, generator, choice, baseline, measure, pair_labels, n_generator_labels,
+        n_more_labels (labelled images that only its generator saw), the numbers of
+        `paired_contrast`, p_holm (p adjusted for the family; the primary's own p is not), level,
+        min_effect, n_family (contrasts that are not primary) and role (primary, beside, other).
+        Primary and beside come first where they could be computed; no rows, no columns without any
+        contrast.
     """
     frame = with_defaults(per_image)
     frame = frame.assign(amount=amounts(frame))
@@ -136,13 +137,16 @@ class Contrasts:
     """From `contrast_family`."""
     segmenters: pd.DataFrame
     """From `segmenter_contrasts`."""
+    choices: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """From `choice_contrasts`."""
 
 
 def all_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> Contrasts:
-    """Compute the contrasts of conditions and of segmenters; see there."""
+    """Compute the contrasts of conditions, of segmenters and of choices of images; see there."""
     return Contrasts(
         family=contrast_family(per_image, statistics=statistics),
         segmenters=segmenter_contrasts(per_image, statistics=statistics),
+        choices=choice_contrasts(per_image, statistics=statistics),
     )
 
 
@@ -175,7 +179,7 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
     frame = with_defaults(per_image)
     frame = frame[~is_control(frame) & (frame["segmenter"] != "")].assign(amount=amounts(frame))
     frame = frame.assign(is_other=frame["condition"] != BASELINE, down=-frame["n_real"])
-    alike, rows = ["amount", "condition", "generator"], []
+    alike, rows = ["amount", "condition", "generator", "choice"], []
     for (cohort, prompt), part in frame.groupby(["test_cohort", "prompt"], sort=False):
         of = dict(list(part.groupby("segmenter", sort=False)))
         first, *others = of

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from datamodules.choices import CHOICES
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
@@ -33,9 +34,9 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     Args:
         config: The recipe, whose outputs are written.
         cell: COHORT/PROMPT/AMOUNT/CONDITION as `hc18/whole_image/20/strong`, or with several
-            segmenters or generators COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]; the
-            amount is a number of images or a share as `5%`, 0 for a control; `*` takes all of a
-            part.
+            segmenters or generators COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]; with
+            several choices of images /CHOICE stands last; the amount is a number of images or a
+            share as `5%`, 0 for a control; `*` takes all of a part.
 
     Returns:
         Text of several lines. A run names its command by a number; the commands close the text.
@@ -97,12 +98,16 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
             was left out has several values.
     """
     words = cell.split("/")
+    # A choice may stand last, whatever axes before it are left out.
+    chosen_by = words.pop() if len(words) > 4 and words[-1] in CHOICES else None
     if len(words) not in (4, 5, 6):
         raise InputError(
             f"--explain {cell}: expected COHORT/PROMPT/AMOUNT/CONDITION, as "
-            "hc18/whole_image/20/strong, or COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]"
+            "hc18/whole_image/20/strong, or COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]; "
+            "with several choices of images /CHOICE after it"
         )
     named = dict(zip([p for p in _PARTS if len(words) > 4 or p not in AXES], words, strict=False))
+    named |= {} if chosen_by is None else {"choice": chosen_by}
     chosen = with_defaults(results)
     chosen = chosen.assign(amount_name=amounts(chosen))
     for part, word in named.items():
@@ -117,7 +122,8 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
         chosen = chosen[is_here]
     open_axes = [name for name in shown_axes(chosen) if name not in named]
     if open_axes:
-        series = {"/".join(_series_words(keys, AXES)): None for keys, _ in each_series(chosen)}
+        said = [name for name in AXES if name != "choice" or name in open_axes]
+        series = {"/".join(_series_words(keys, said)): None for keys, _ in each_series(chosen)}
         raise InputError(
             f"--explain {cell}: several have this name, by {' and '.join(open_axes)}; end it with "
             f"one of {', '.join(series)}"

@@ -55,9 +55,9 @@ def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = No
     """Draw Dice against the amount of real data: a panel per cohort (row) and prompt (column).
 
     One line per series with 95 % intervals, and a dot per trial where a cell has several. Two
-    segmenters have lines of two kinds, more have a row of panels each; generators differ by the
-    fill of their marks. A prompt under which controls alone were scored has no panel, unless that
-    is all there is; a panel without a curve says so in its title.
+    segmenters have lines of two kinds, more have a row of panels each; choices of images differ by
+    their lines too, generators by the fill of their marks. A prompt under which controls alone were
+    scored has no panel, unless that is all there is; a panel without a curve says so in its title.
     """
     points = curve_points(results, per_image=per_image)
     present = set(points["test_cohort"])

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from datamodules.choices import choice_label
 from experiments.config.conditions import BOX_ALONE, condition_phrase
 from experiments.results import axes
+from experiments.results.choosing import choosing_phrase, headline_contrasts
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
@@ -50,6 +52,8 @@ def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[st
     what, aside = condition_phrase(row["condition"]), []
     if "generator" in shown and row["generator"]:
         aside.append(f"generator {row['generator']}")
+    if "choice" in shown:
+        aside.append(f"images chosen: {choice_label(row['choice'])}")
     if row["n_more_labels"] > 0:
         aside.append(f"their generator saw {row['n_more_labels']:.0f} labelled images more")
     what += f" ({'; '.join(aside)})" if aside else ""
@@ -118,6 +122,16 @@ def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     return f"{text} which is ahead is not shown."
 
 
+def choice_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
+    """Say what choosing the labelled images changed."""
+    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
+    what = condition_phrase(row["condition"]).rstrip(",")
+    where = f"On {row['test_cohort']}, {prompt}, with {_amount_phrase(row)} and {what}"
+    if "segmenter" in shown:
+        where += f" and segmenter {row['segmenter']}"
+    return f"{where}: {choosing_phrase(row)} {change_phrase(row)}."
+
+
 def _amount_phrase(row: pd.Series) -> str:
     if pd.notna(row["real_fraction"]):
         return f"{row['amount']} of the real images ({row['n_real']:.0f})"
@@ -128,9 +142,9 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     """Write the sentences at the head of the report, the main one first.
 
     The primary contrast leads where there is one, then which segmenter is ahead where there are
-    several. The rest speaks of one cohort (the first) under the leak-free prompt where that was
-    scored: the synthetic conditions at the smallest amount, the count over all amounts, the
-    control without an image, and what limits the reading.
+    several, then what choosing the images changed. The rest speaks of one cohort (the first) under
+    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount, the
+    count over all amounts, the control without an image, and what limits the reading.
     """
     results, compared = with_defaults(results), comparisons(contrasts.family)
     shown = axes.shown_axes(results)
@@ -139,6 +153,8 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
         sentences.append(primary_sentence(primary_rows(contrasts.family), shown=shown))
     rows = contrasts.segmenters.iterrows()
     sentences += [segmenter_sentence(row, shown=shown) for _, row in rows]
+    chosen = headline_contrasts(contrasts.choices).iterrows()
+    sentences += [choice_sentence(row, shown=shown) for _, row in chosen]
     if compared.empty:
         sentences.append("No two conditions can be compared yet.")
     else:

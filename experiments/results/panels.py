@@ -37,7 +37,8 @@ _RC_PARAMS = {
 _LINE = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
 _UNKNOWN = ("#b8a400", "8")
 _LINES = ("-", "--", "-.", ":")
-"""Of the first segmenter of a figure, the second..."""
+"""Of the first segmenter of a figure, the second...; with several choices of images, of each
+choice of the first segmenter, then of the second..."""
 _FILLS = ("full", "none", "left", "right", "bottom", "top")
 """Of the markers of the first generator of a figure, the second..."""
 _LEGEND_IN, _LEGEND_NAME_IN = 0.24, 2.3
@@ -81,11 +82,14 @@ def condition_style(condition: str) -> dict[str, str]:
 
 
 def series_style(keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """Style of a series: colour and marker by condition, line by segmenter, fill by generator."""
+    """Style of a series: colour and marker by condition, line by segmenter and choice of images,
+    fill by generator.
+    """
     # The first name is "", of rows that depend on none.
     place = {name: max(order[name].index(keys[name]) - 1, 0) for name in AXES}
+    line = place["segmenter"] * max(len(order["choice"]) - 1, 1) + place["choice"]
     return condition_style(keys["condition"]) | {
-        "linestyle": _LINES[place["segmenter"] % len(_LINES)],
+        "linestyle": _LINES[line % len(_LINES)],
         "fillstyle": _FILLS[place["generator"] % len(_FILLS)],
     }
 

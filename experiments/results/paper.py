@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from datamodules.storage import write_atomic
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import REFERENCE
-from experiments.results.axes import AXES, each_series, orders, series_label, shown_axes
+from experiments.results.axes import AXES, axis_label, each_series, orders, series_label, shown_axes
 from experiments.results.figures import level_curves, level_names
 from experiments.results.latex import latex_notes, latex_table
 from experiments.results.panels import (
@@ -66,10 +66,10 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
         train_cohort: What the sweep trained on: HC18 or ES in the paper's words.
 
     Returns:
-        panel, condition, segmenter, generator ("" where only the paper has a number), n_real, paper
-        and ours (mean Dice at 256, per cent, NaN where one is
-        missing), n_trials, n_exams; panels that only the paper has under this train cohort are
-        kept, so that the reader sees what was not repeated.
+        panel, condition, segmenter, generator, choice ("" where only the paper has a number),
+        n_real, paper and ours (mean Dice at 256, per cent, NaN where one is missing), n_trials,
+        n_exams; panels that only the paper has under this train cohort are kept, so that the reader
+        sees what was not repeated.
     """
     rows = with_defaults(results)
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
@@ -108,7 +108,9 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
         theirs = own.drop_duplicates("n_real").set_index("n_real")["paper"].dropna()
         sources = [("paper", theirs, "")]
         for keys, part in each_series(own.dropna(subset=["ours"])):
-            source = ", ".join(["ours", *(keys[name] for name in shown if keys[name])])
+            source = ", ".join(
+                ["ours", *(axis_label(name, keys[name]) for name in shown if keys[name])]
+            )
             exams = f"{part['n_exams'].max():.0f}"
             sources.append((source, part.set_index("n_real")["ours"], exams))
         head = {"panel": panel.replace("->", " to "), "condition": condition_label(condition)}

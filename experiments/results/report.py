@@ -19,7 +19,8 @@ from datamodules.attribution import HC18_LICENCE
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
-from experiments.results.axes import is_control, prompt_order, prompt_words, shown_axes
+from experiments.results.axes import axis_label, is_control, prompt_order, prompt_words, shown_axes
+from experiments.results.choosing import choice_table
 from experiments.results.contrasts import Contrasts, all_contrasts, comparisons, verdict
 from experiments.results.findings import finding, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
@@ -141,6 +142,7 @@ def render_report(content: ReportContent) -> str:
         tables=blocks(content.results, per_image=content.per_image),
         notes=footnotes(content.results),
         differences=difference_tables(found, shown=shown),
+        choices=choice_table(content.per_image, found.choices, shown=shown),
         spreads=spread_table(spreads(content.per_image)),
         controls=control_sentences(content.results),
         budgets=budgets(content.results),
@@ -188,7 +190,7 @@ def difference_tables(
             title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
             tables[title] = [
                 {"condition": condition_label(row["condition"])}
-                | {name: row[name] or "–" for name in shown}
+                | {name: axis_label(name, row[name]) or "–" for name in shown}
                 | {"against": condition_label(row["baseline"])}
                 | _difference_cells(row)
                 for _, row in own[own["prompt"] == prompt].iterrows()

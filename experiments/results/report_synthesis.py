@@ -12,7 +12,7 @@ from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.conditions import CONDITIONS, condition_label
-from experiments.results.axes import prompt_words, shown_axes
+from experiments.results.axes import axis_label, prompt_words, shown_axes
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Candidates, Fidelity, Picture
 from experiments.results.rows import with_defaults
@@ -121,7 +121,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
             "cohort": means["test_cohort"],
             "prompt": [prompt_words(name, shown=shown).label for name in means["prompt"]],
             "real images": means["n_real"].map("{:.0f}".format),
-            **{name: means[name] for name in shown},
+            **{name: [axis_label(name, each) for each in means[name]] for name in shown},
             "pairs from": means["condition"].map(condition_label),
             "pairs": means["pairs"].map("{:.0f}".format),
             "weighted Dice %": (100 * means["weighted"]).map("{:.1f}".format),

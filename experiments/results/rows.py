@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS, CONTROLS
 
-AXIS_COLUMNS = ("segmenter", "generator", "pair_labels")
-"""Blocks of settings of the segmenter and of the generator, "" where a row depends on none; and
-whose labels the generator's pairs come from (own, fixed, "" without a generator)."""
+_BLOCKS = ("segmenter", "generator", "pair_labels")
+AXIS_COLUMNS = (*_BLOCKS, "choice")
+"""Blocks of settings of the segmenter and of the generator, "" where a row depends on none; whose
+labels the generator's pairs come from (own, fixed, "" without a generator); and how the labelled
+images were chosen ("" for a control)."""
 KEYS = ["trial_id", "condition", *AXIS_COLUMNS, "real_fraction", "n_real", "n_generator_labels"]
 KEYS += ["n_val_labels", "n_total_labels", "support", "seed", "generator_seed", "fold"]
 KEYS += ["test_cohort", "prompt"]
@@ -41,7 +44,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     rows = read_csv(path)
     if "fold" not in rows and "trial_id" in rows:
         rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
-    if not set(AXIS_COLUMNS) <= set(rows.columns):
+    if not set(_BLOCKS) <= set(rows.columns):
         rows = _with_axes(rows, path)
     return with_defaults(rows)
 
@@ -52,7 +55,7 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     absent = [name for name in needed if name not in rows]
     if absent:
         raise InputError(
-            f"{path}: no columns {', '.join(AXIS_COLUMNS)}, and none of {', '.join(absent)} to "
+            f"{path}: no columns {', '.join(_BLOCKS)}, and none of {', '.join(absent)} to "
             "tell them from; write it again with `sonosweep report RECIPE`"
         )
     if path.resolve() not in _noted:
@@ -71,7 +74,7 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
         "generator": is_made.map({True: "pixel", False: ""}),
         "pair_labels": condition.map(has_generator),
     }
-    translated = rows.drop(columns=list(AXIS_COLUMNS), errors="ignore")
+    translated = rows.drop(columns=list(_BLOCKS), errors="ignore")
     translated = translated.assign(condition=condition.mask(is_unet, "real"))
     for place, (name, values) in enumerate(axes.items(), start=1):
         translated.insert(translated.columns.get_loc("condition") + place, name, values)
@@ -106,9 +109,16 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
-    """Copy rows with a whole number in `fold`, 0 where unknown, and text in each axis, or ""."""
+    """Copy rows with a whole number in `fold`, 0 where unknown, and text in each axis, or "".
+
+    Before there was a choice of images, they were drawn at random.
+    """
     fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
-    axes = rows.reindex(columns=list(AXIS_COLUMNS)).astype(object).fillna("")
+    axes = rows.reindex(columns=list(AXIS_COLUMNS)).astype(object)
+    if "condition" in rows:
+        is_trained = ~rows["condition"].isin(CONTROLS)
+        axes["choice"] = axes["choice"].mask(axes["choice"].isna() & is_trained, DEFAULT_CHOICE)
+    axes = axes.fillna("")
     return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int), **axes)
 
 

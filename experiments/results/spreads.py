@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.conditions import condition_label
-from experiments.results.axes import SERIES, is_control, own_labels, shown_axes
+from experiments.results.axes import SERIES, axis_label, is_control, own_labels, shown_axes
 from experiments.results.rows import amounts, with_defaults
 
 DRAWN: Mapping[str, str] = {
@@ -77,7 +77,7 @@ def spread_table(found: pd.DataFrame, *, scale: float = 100) -> pd.DataFrame:
             "cohort": found["test_cohort"],
             "prompt": found["prompt"].str.replace("_", " "),
             "condition": found["condition"].map(condition_label),
-            **{name: found[name] for name in shown},
+            **{name: [axis_label(name, each) for each in found[name]] for name in shown},
             "real": found["amount"].mask(is_control(found), ""),
             "mean": [f"{scale * mean:.1f}" for mean in found["mean"]],
         }

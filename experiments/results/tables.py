@@ -6,10 +6,11 @@ to read, so that Markdown, LaTeX and HTML show the same digits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from functools import partial
 
 import pandas as pd
 
+from datamodules.choices import CHOICES
 from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label
 from experiments.results import axes
 from experiments.results.cells import cells
@@ -60,6 +61,10 @@ def _measure(column: str, latex: str = "", *, is_optional: bool = False) -> Colu
     return Column(one.heading, text, latex, is_optional)
 
 
+def _axis(name: str, row: Mapping) -> str:
+    return axes.axis_label(name, row[name])
+
+
 def _starred(row: Mapping) -> str:
     text = _measure("dice_trimester_weighted_mean").text(row)
     missing = row["trimesters_missing"]
@@ -77,7 +82,7 @@ def _interval(stem: str) -> Callable[[Mapping], str]:
 # fmt: off
 _COLUMNS = [
     Column("condition", lambda row: condition_label(row["condition"])),
-    *(Column(name, itemgetter(name), is_optional=True) for name in axes.AXES),
+    *(Column(name, partial(_axis, name), is_optional=True) for name in axes.AXES),
     Column("real", lambda row: row["amount"] if pd.notna(row["real_fraction"]) else "",
            is_trained=True),
     Column("n real", lambda row: _span(row, "n_real"), "n", is_trained=True),
@@ -117,7 +122,8 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
 
     Rows go by amount, segmenter and condition; the controls close their block. A trial that failed
     or waits is a row of every block it would have been in, or of all blocks where it names no
-    cohort. Segmenter and generator have a column where the results hold several.
+    cohort. Segmenter, generator and choice of images have a column where the results
+    hold several.
     """
     results = with_defaults(results)
     summary = cells(results, per_image=per_image)
@@ -217,6 +223,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
     more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
     present, folds = set(results["condition"]), with_defaults(results)["fold"].nunique()
+    chosen = set(with_defaults(results)["choice"])
     missing = results.get("trimesters_missing", pd.Series(dtype=str)).fillna("")
     not_found = results.get("n_not_found", pd.Series(dtype=float))
     notes = {
@@ -245,6 +252,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "unknown: how many labelled images the maker of the imported synthetic pairs used is not "
         "known, so neither is the row's total.": results["n_total_labels"].isna().any(),
         **{row.note: row.note and name in present for name, row in (CONTROLS | CONDITIONS).items()},
+        **{row.note: bool(row.note) and name in chosen for name, row in CHOICES.items()},
         "Trials that failed or are not done stand as rows without numbers.": (
             (results["status"] != "done").any()
         ),

@@ -62,7 +62,7 @@ class Forecast:
     n_val: int
     n_test: int
     trials: dict[str, int]
-    """Trials by segmenter, condition and generator."""
+    """Trials by segmenter, condition, generator and choice."""
     trials_done: int
     controls: int
     stages: list[StageSum]

@@ -186,4 +186,7 @@ def _unit(found: Sample | IndexRow, *, group_id: str) -> Unit:
         exam_id=found.exam_id,
         frame=found.frame,
         stratum=trimester(found.hc_mm) or 0,
+        pixel_size_mm=found.pixel_size_mm,
+        hc_mm=found.hc_mm,
+        fingerprint=found.fingerprint if isinstance(found, IndexRow) else "",
     )

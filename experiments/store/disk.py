@@ -42,7 +42,7 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     factors = [config.condition(name) for name in {condition for _, condition in arms}]
     cached = [config.segmenter_named(name) for name in config.segmenter_names()]
     backbone = next((s.backbone for s in cached if s.cache is not None), config.segmenter.backbone)
-    n_supports = len(grid.support)
+    n_supports = len(grid.support) * len(grid.choice)
     n_amounts = len(grid.real_fraction) + len(grid.real_count)
     parts = _parts(config)
     n_embedded = sum(parts)

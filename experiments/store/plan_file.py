@@ -45,6 +45,8 @@ class PlannedTrial:
     """Names of settings of the recipe; empty where the trial has none."""
     real_fraction: float | None
     n_real: int
+    choice: str = "random"
+    """How its labelled images were chosen; empty for a control."""
     support: int
     seed: int
     generator_seed: int

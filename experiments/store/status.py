@@ -56,6 +56,7 @@ class CellStatus:
     segmenter: str
     condition: str
     generator: str
+    choice: str
     n_real: int
     trials: dict[State, int]
 
@@ -193,16 +194,16 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
 
 
 def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
-    """Cells by segmenter, condition and generator in the plan's order, amounts ascending."""
-    cells: dict[tuple[bool, str, str, str, int], list[State]] = {}
+    """Cells by segmenter, condition, generator, choice in the plan's order, amounts ascending."""
+    cells: dict[tuple[bool, str, str, str, str, int], list[State]] = {}
     rank: dict[str, int] = {}
     for trial in plan.trials:
-        names = (trial.segmenter, trial.condition, trial.generator)
+        names = (trial.segmenter, trial.condition, trial.generator, trial.choice)
         for name in names:
             rank.setdefault(name, len(rank))
         cell = (trial.is_control, *names, trial.n_real)
         cells.setdefault(cell, []).append(trial_state(trial, states))
-    ordered = sorted(cells, key=lambda cell: (cell[0], *(rank[n] for n in cell[1:4]), cell[4]))
+    ordered = sorted(cells, key=lambda cell: (cell[0], *(rank[n] for n in cell[1:5]), cell[5]))
     return tuple(CellStatus(*cell, _counts(cells[cell])) for cell in ordered)
 
 

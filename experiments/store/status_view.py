@@ -56,10 +56,10 @@ def format_counts(counts: dict[State, int]) -> Text:
 
 
 def _print_cells(cells: tuple[CellStatus, ...], console: Console) -> None:
-    """A row a cell; segmenters and generators are named where there are several."""
+    """A row a cell; segmenters, generators and choices are named where there are several."""
     axes = [
         axis
-        for axis in ("segmenter", "generator")
+        for axis in ("segmenter", "generator", "choice")
         if len({getattr(cell, axis) for cell in cells} - {""}) > 1
     ]
     axes.insert(axes.count("segmenter"), "condition")

@@ -1,9 +1,14 @@
 """Every segmenter with every condition and every kind of generator, as a plan."""
 
-from plan_parts import plan
+from dataclasses import replace
+
+import pytest
+from plan_parts import make_data, plan
 from sd_parts import tiny_pipeline
 
+from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS
+from experiments.plan.record import planned
 from lightning_modules.generators.table import GENERATORS
 from lightning_modules.segmenters.table import SEGMENTERS
 
@@ -34,3 +39,54 @@ def test_every_combination_is_a_trial_and_all_segmenters_see_the_same_pairs(tmp_
                 if (name, by) == (condition, generator)
             }
             assert len(pairs) <= 1, (condition, generator)
+
+
+def with_sizes(data, *, test_scale=1.0):
+    """The data with pixel sizes; those of the images that are not in train times `test_scale`."""
+    train = set(data.split.train)
+    units = {
+        key: replace(unit, pixel_size_mm=(0.1 + 0.01 * k) * (1 if key in train else test_scale))
+        for k, (key, unit) in enumerate(data.units.items())
+    }
+    return replace(data, units=units)
+
+
+def test_a_choice_crosses_with_everything_and_names_random_trials_as_before():
+    axes = (
+        "sweep.segmenter=[sam,unet]",
+        "sweep.condition=[real,synthetic,synthetic_same_budget]",
+        "sweep.real_fraction=[0.2]",
+        "sweep.support=[0,1]",
+        "synthesis.generator_count=20",
+    )
+    data = with_sizes(make_data())
+    before, made = plan(*axes, data=data), plan(
+        *axes, "sweep.choice=[random,by_pixel_size]", data=data
+    )  # fmt: skip
+    assert len(made.grid) == 2 * len(before.grid)
+    drawn = [spec for spec in made.grid if spec.choice == "random"]
+    assert [(spec.id, spec.tags) for spec in drawn] == [(s.id, s.tags) for s in before.grid]
+    chosen = [spec for spec in made.grid if spec.choice == "by_pixel_size"]
+    assert len({spec.name for spec in made.grid}) == len(made.grid)
+    assert chosen[0].name == "real-by_pixel_size-n9-p0-s0-g0"
+    assert all(spec.choice not in spec.tags for spec in drawn)
+    assert all(spec.choice in spec.tags and spec.axes["choice"] for spec in chosen)
+    # The generator of a fixed number of labels has one set of images, whatever is chosen.
+    pairs = {made.nodes[s.fit_key].upstream["pairs"] for s in made.grid if s.pair_labels == "fixed"}
+    assert len(pairs) == 1
+    assert {spec.axes["choice"] for spec in made.trials if spec.is_control} == {""}
+    kept = planned(made).trials
+    assert [trial.choice for trial in kept] == [spec.choice for spec in made.trials]
+
+
+def test_pixel_sizes_of_test_images_choose_nothing():
+    axes = ("sweep.condition=[real]", "sweep.choice=[by_pixel_size]", "sweep.support=[0,1]")
+    first, second = (
+        plan(*axes, data=with_sizes(make_data(), test_scale=scale)) for scale in (1.0, 9.0)
+    )
+    assert [spec.id for spec in first.grid] == [spec.id for spec in second.grid]
+
+
+def test_a_train_image_without_a_pixel_size_is_refused_before_anything_runs():
+    with pytest.raises(InputError, match=r"sweep\.choice=by_pixel_size: \S+ has no pixel size"):
+        plan("sweep.choice=[random,by_pixel_size]")

@@ -19,7 +19,7 @@ from experiments.results.latex import to_latex
 from experiments.results.paper import compare_paper, table_paper
 from experiments.results.report import ReportContent, render_report
 from experiments.results.report_synthesis import gate_effect
-from experiments.results.rows import KEYS, read_rows
+from experiments.results.rows import KEYS, read_rows, with_defaults
 from experiments.results.spreads import spread_table, spreads
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks, footnotes
@@ -168,13 +168,13 @@ def test_comparisons_stay_within_a_segmenter_and_one_family_spans_all():
 
 def test_a_baseline_shares_the_axes_that_it_depends_on():
     _, rows = crossed(generators=("pixel", "stable"))
-    rows = rows[(rows["prompt"] == "whole_image") & (rows["n_real"] == 20)]
+    rows = with_defaults(rows[(rows["prompt"] == "whole_image") & (rows["n_real"] == 20)])
     for keys, _ in each_series(rows[rows["condition"] == "synthetic"]):
         real = baseline_rows(rows, keys, baseline="real")
         assert set(real["trial_id"]) == {f"real-{keys['segmenter']}-20"}
         same = baseline_rows(rows, keys, baseline="synthetic")
         assert set(same["generator"]) == {keys["generator"]}
-    keys = {"segmenter": "unet", "condition": "real", "generator": ""}
+    keys = {"segmenter": "unet", "condition": "real", "generator": "", "choice": "random"}
     assert set(baseline_rows(rows, keys, baseline="synthetic")["trial_id"]) == {"pixel-unet-20"}
 
 
@@ -225,6 +225,18 @@ def test_a_cell_of_several_segmenters_is_named_with_its_own():
         choose(results, "hc18/whole_image/20/sam/synthetic")
     with pytest.raises(InputError, match="no segmenter une; did you mean unet"):
         choose(results, "hc18/whole_image/20/une/real")
+
+
+def test_a_cell_of_several_choices_is_named_with_its_own():
+    results, _ = crossed(segmenters=("sam",))
+    other = results.assign(choice="coverage", trial_id="coverage-" + results["trial_id"])
+    both = pd.concat([results, other], ignore_index=True)
+    found = choose(both, "hc18/whole_image/20/real/coverage")
+    assert found["trial_id"].tolist() == ["coverage-real-sam-20"]
+    found = choose(both, "hc18/whole_image/20/sam/synthetic/pixel/random")
+    assert found["trial_id"].tolist() == ["pixel-sam-20"]
+    with pytest.raises(InputError, match="by choice; end it with one of sam/real/random, sam/real"):
+        choose(both, "hc18/whole_image/20/real")
 
 
 def test_the_papers_row_stands_once_beside_each_of_ours():

@@ -153,6 +153,18 @@ def test_several_segmenters_and_generators_are_named(tmp_path, monkeypatch, caps
         assert table + "\n" == TABLE
 
 
+def test_several_choices_of_images_are_named(tmp_path, monkeypatch, capsys):
+    trials = [replace(trial("real", 4, f"fit/{k}"), choice=choice)
+              for k, choice in enumerate(("random", "coverage"))]  # fmt: skip
+    plan = PlanFile(stages=tuple(stage(each.keys[0]) for each in trials), trials=tuple(trials))
+    folder = plan_sweep(tmp_path, "choices", plan)
+    finish(tmp_path, "fit/0")
+    table = run_command(monkeypatch, capsys, "status", folder)[1].split("\n\n")[1]
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[0] == ["condition", "choice", "images", "trials"]
+    assert rows[1:] == [["real", "random", "4", "1", "done"], ["coverage", "4", "1", "waiting"]]
+
+
 def test_json_names_every_state(busy, monkeypatch, capsys):
     words = ("status", "night", "--root", busy.parent, "--json")
     code, out, _ = run_command(monkeypatch, capsys, *words)
@@ -165,6 +177,7 @@ def test_json_names_every_state(busy, monkeypatch, capsys):
     assert found["trials"] == counts(done=1, running=1, blocked=1, interrupted=1)
     assert found["cells"][0] == {
         **{"segmenter": "sam", "condition": "real", "generator": "", "n_real": 4},
+        "choice": "random",
         **{"is_control": False, "trials": counts(done=1, running=1)},
     }
     stages = [found[name][0] for name in ("running", "interrupted", "failures")]

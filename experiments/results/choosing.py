@@ -1,0 +1,165 @@
+"""What choosing the labelled images buys: each choice against the first one, on the same test
+images, beside what the conditions buy.
+
+A support of one choice has nothing in common with the same number of another, so trials are not
+paired: per test image, the means over supports and seeds are.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from datamodules.choices import CHOICES, DEFAULT
+from experiments.config.conditions import condition_label, in_order
+from experiments.config.statistics import StatisticsConfig
+from experiments.results.axes import SERIES, axis_label, is_control, prompt_order, prompt_words
+from experiments.results.resampling import crossed_bootstrap
+from experiments.results.rows import amounts, with_defaults
+
+_LIKE = ["test_cohort", "prompt", "amount", *(name for name in SERIES if name != "choice")]
+"""What both sides of a comparison share."""
+
+
+def unpaired_contrast(
+    rows: pd.DataFrame, baseline: pd.DataFrame, *, level: float = 0.95, n_boot: int = 2000
+) -> dict[str, float]:
+    """Compare the Dice of two sets of trials that share test images, but no supports.
+
+    Args:
+        rows: Rows of per_image.csv of one cohort, prompt, amount and series.
+        baseline: Those that are subtracted.
+        level: Nominal coverage in (0, 1).
+        n_boot: Resamples, where exams alone are resampled.
+
+    Returns:
+        mean: over images, of the difference of the means over supports; low, high: interval by
+        Student's t from the variances over exams (paired by image) and over the supports of either
+        side, or over exams alone where a side has one support; p: two-sided, not adjusted;
+        n_images, n_exams, n_supports (of the side that has fewer). Interval and p are NaN for one
+        exam; all but the counts are without a common image.
+
+    Source: Welch 1947 for unpaired means, Satterthwaite 1946 for the degrees of freedom.
+    """
+    keys = ["fold", "sample_id", "exam_id"]
+    sides = [side.fillna({"support": -1}) for side in (rows, baseline)]
+    means = [side.groupby(keys)["dice"].mean() for side in sides]
+    both = (means[0] - means[1]).dropna().rename("d").reset_index()
+    n_supports = [side["support"].nunique() for side in sides]
+    over_exams = crossed_bootstrap(
+        both["d"], exams=both["exam_id"], supports=np.zeros(len(both)), level=level, n_boot=n_boot
+    )
+    found = {name: getattr(over_exams, name) for name in ("low", "high", "p", "n_exams")}
+    found |= {"mean": over_exams.value, "n_images": both["sample_id"].nunique()}
+    found |= {"n_supports": min(n_supports)}
+    if min(n_supports) < 2 or not over_exams.standard_error > 0:
+        return found
+    from scipy.stats import t  # slow to import, needed here only
+
+    # A support's mean is over the common images, so that no other image moves it.
+    common = [side.merge(both[keys], on=keys) for side in sides]
+    own = [side.groupby("support")["dice"].mean().var(ddof=1) for side in common]
+    parts = [variance / n for variance, n in zip(own, n_supports, strict=True)]
+    variance = over_exams.standard_error**2 + sum(parts)
+    spread = over_exams.standard_error**4 / over_exams.degrees
+    spread += sum(part**2 / (n - 1) for part, n in zip(parts, n_supports, strict=True))
+    error, degrees = math.sqrt(variance), variance**2 / spread
+    reach = float(t.ppf((1 + level) / 2, degrees)) * error
+    ends = {"low": over_exams.value - reach, "high": over_exams.value + reach}
+    return found | ends | {"p": float(2 * t.sf(abs(over_exams.value) / error, degrees))}
+
+
+def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:
+    """Compare each choice with the first one (`random` where the sweep has it), under each
+    condition, segmenter, generator and amount that both have.
+
+    Returns:
+        A row a comparison: cohort, prompt, amount, the columns of `SERIES`, against, n_real,
+        real_fraction, measure (dice), the numbers of `unpaired_contrast`, level and min_effect; not
+        adjusted for their number. No rows with a single choice.
+    """
+    frame = _trained(per_image)
+    present = list(dict.fromkeys(frame["choice"]))
+    against = DEFAULT if DEFAULT in present else next(iter(present), "")
+    rows = []
+    for where, part in frame.groupby(_LIKE, sort=False):
+        of = dict(list(part.groupby("choice", sort=False)))
+        for choice in [name for name in of if name != against and against in of]:
+            own = of[choice].iloc[0]
+            keys = dict(zip(_LIKE, where, strict=True)) | {"choice": choice, "against": against}
+            keys |= {name: own[name] for name in ("n_real", "real_fraction")}
+            judged = {"level": statistics.level, "min_effect": statistics.min_effect("dice")}
+            settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level}
+            found = unpaired_contrast(of[choice], of[against], **settings)
+            if found["n_images"] > 0:
+                rows.append(keys | {"measure": "dice"} | found | judged)
+    return pd.DataFrame(rows)
+
+
+def choice_table(
+    per_image: pd.DataFrame, contrasts: pd.DataFrame, *, shown: Sequence[str]
+) -> tuple[str, pd.DataFrame]:
+    """Write choice x condition as text: mean Dice at each amount, and the difference to random.
+
+    It is of the first cohort, and of the leak-free prompt where that was scored.
+
+    Args:
+        per_image: Rows of per_image.csv.
+        contrasts: Of `choice_contrasts`.
+        shown: Axes of which there are several values.
+
+    Returns:
+        Cohort and prompt in words; choice, the other axes shown, condition, and a column an amount:
+        `93.7`, and for other choices than the first `94.9 (+1.2 [0.1, 2.3])`. No rows with a single
+        choice.
+    """
+    if contrasts.empty:
+        return "", pd.DataFrame()
+    frame = _trained(per_image)
+    cohort = frame["test_cohort"].iloc[0]
+    prompt = prompt_order(frame.loc[frame["test_cohort"] == cohort, "prompt"])[0]
+    frame = frame[(frame["test_cohort"] == cohort) & (frame["prompt"] == prompt)]
+    keys = [*_LIKE, "choice"]
+    known = contrasts.set_index(keys)[["mean", "low", "high"]]
+    columns = frame.sort_values("n_real", kind="stable")["amount"].unique()
+    conditions = in_order(frame["condition"])
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for where, part in frame.groupby(keys, sort=False):
+        named = dict(zip(keys, where, strict=True))
+        text = f"{100 * part['dice'].mean():.1f}"
+        if where in known.index:
+            found = 100 * known.loc[where]
+            text += f" ({found['mean']:+.1f} [{found['low']:.1f}, {found['high']:.1f}])"
+        row = tuple(named[name] for name in SERIES)
+        cells.setdefault(row, {})[named["amount"]] = text
+    heads = ["choice", *(name for name in shown if name != "choice")]
+    rows = []
+    for row in sorted(cells, key=lambda row: conditions.index(row[SERIES.index("condition")])):
+        named = dict(zip(SERIES, row, strict=True))
+        words = {name: axis_label(name, named[name]) for name in heads}
+        words |= {"condition": condition_label(named["condition"])}
+        rows.append(words | {amount: cells[row].get(amount, "") for amount in columns})
+    return f"{cohort}, {prompt_words(prompt, shown=shown).label}", pd.DataFrame(rows)
+
+
+def headline_contrasts(contrasts: pd.DataFrame) -> pd.DataFrame:
+    """Take one comparison a choice: the first cohort, prompt and condition, the least labels."""
+    if contrasts.empty:
+        return contrasts
+    own = contrasts[contrasts["test_cohort"] == contrasts["test_cohort"].iloc[0]]
+    own = own[own["prompt"] == prompt_order(own["prompt"])[0]]
+    ordered = own.sort_values("n_real", kind="stable")
+    return ordered.drop_duplicates("choice").sort_index()
+
+
+def choosing_phrase(row: pd.Series) -> str:
+    """Say which choice is compared with which."""
+    first, second = (CHOICES[row[name]].phrase for name in ("choice", "against"))
+    return f"labelling {first} instead of {second}"
+
+
+def _trained(per_image: pd.DataFrame) -> pd.DataFrame:
+    frame = with_defaults(per_image)
+    frame = frame[~is_control(frame)].dropna(subset=["dice"])
+    return frame.assign(amount=amounts(frame))

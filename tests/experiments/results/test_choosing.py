@@ -1,0 +1,146 @@
+"""What choosing the labelled images buys: pairing by test image, supports unpaired."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from test_tables import scores
+
+from experiments.config.statistics import ContrastConfig, StatisticsConfig
+from experiments.results.axes import shown_axes
+from experiments.results.choosing import choice_contrasts, choice_table, unpaired_contrast
+from experiments.results.contrasts import all_contrasts
+from experiments.results.figures import curve_points
+from experiments.results.findings import finding
+from experiments.results.panels import series_style
+from experiments.results.report import ReportContent, render_report
+from experiments.results.rows import read_rows, with_defaults
+from experiments.results.statistics import aggregate
+from experiments.results.tables import blocks, footnotes
+
+STATISTICS = StatisticsConfig(primary=ContrastConfig(enabled=False), bootstrap_samples=200)
+BASE = np.array([0.80, 0.85, 0.90, 0.70])
+
+
+def trials(choice, *, gain, condition="real", n_real=20, n_supports=3, step=0.01):
+    """Trials of one cell: support s scores `BASE + gain`, moved by `step` around their mean."""
+    middle = (n_supports - 1) / 2
+    return [
+        scores(
+            BASE + gain + step * (support - middle),
+            trial_id=f"{condition}-{choice}-{n_real}-{support}",
+            choice=choice,
+            condition=condition,
+            n_real=n_real,
+            real_fraction=np.nan,
+            support=support,
+        )
+        for support in range(n_supports)
+    ]
+
+
+@pytest.fixture(scope="module")
+def per_image():
+    parts = []
+    for condition, more in (("real", 0.0), ("strong", 0.03)):
+        for n_real in (5, 20):
+            parts += trials("random", gain=more, condition=condition, n_real=n_real)
+            gain = more + 0.05
+            parts += trials("by_size", gain=gain, condition=condition, n_real=n_real, n_supports=2)
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_unpaired_supports_by_hand():
+    # Differences by exam 0.02, 0.04; supports of the first side -1, 1 and of the second -3, 3
+    # hundredths around their means: variances 0.0002 / 2 and 0.0018 / 2, of the exams 0.0002 / 2.
+    def side(dice, step, choice):
+        parts = [scores(np.array(dice) + sign * step, trial_id=f"{choice}{sign}", choice=choice,
+                        support=sign) for sign in (-1, 1)]  # fmt: skip
+        return with_defaults(pd.concat(parts))
+
+    found = unpaired_contrast(
+        side([0.82, 0.84], 0.01, "coverage"), side([0.8, 0.8], 0.03, "random")
+    )
+    error = np.sqrt(0.0001 + 0.0001 + 0.0009)
+    degrees = error**4 / (0.0001**2 + 0.0001**2 + 0.0009**2)
+    reach = stats.t.ppf(0.975, degrees) * error
+    assert found["mean"] == pytest.approx(0.03)
+    assert (found["low"], found["high"]) == pytest.approx((0.03 - reach, 0.03 + reach))
+    assert found["p"] == pytest.approx(2 * stats.t.sf(0.03 / error, degrees))
+    assert (found["n_images"], found["n_exams"], found["n_supports"]) == (2, 2, 2)
+
+
+def test_one_support_is_judged_over_exams_alone():
+    sides = [with_defaults(pd.concat(trials(c, gain=g, n_supports=1)))
+             for c, g in (("coverage", 0.02), ("random", 0))]  # fmt: skip
+    found = unpaired_contrast(*sides)
+    assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.02, 0.02, 0.02))
+    assert found["n_supports"] == 1
+
+
+def test_each_choice_meets_random_at_the_same_condition_and_amount(per_image):
+    found = choice_contrasts(per_image, statistics=STATISTICS)
+    assert found[["condition", "n_real", "choice", "against"]].to_numpy().tolist() == [
+        [condition, n, "by_size", "random"] for condition in ("real", "strong") for n in (5, 20)
+    ]
+    assert found["mean"].to_numpy() == pytest.approx(0.05)
+    assert choice_contrasts(per_image[per_image["choice"] == "random"], statistics=STATISTICS).empty
+
+
+def test_conditions_are_compared_within_a_choice(per_image):
+    family = all_contrasts(per_image, statistics=STATISTICS).family
+    assert len(family) == 4
+    assert set(family["choice"]) == {"random", "by_size"}
+    assert family["mean"].to_numpy() == pytest.approx(0.03)
+
+
+def test_table_sentence_columns_and_lines_name_the_choice(per_image):
+    found = all_contrasts(per_image, statistics=STATISTICS)
+    results = aggregate(per_image, n_boot=200)
+    shown = shown_axes(results)
+    assert shown == ["choice"]
+    title, table = choice_table(per_image, found.choices, shown=shown)
+    assert title == "hc18, whole-image prompt"
+    assert table["choice"].tolist() == ["random", "by size (oracle)"] * 2
+    assert table.loc[0, "5 images"] == "81.2"
+    assert table.loc[1, "5 images"].startswith("86.2 (+5.0 [")
+    text = " ".join(finding(found, results=results))
+    assert "with 5 real images" in text
+    assert "an oracle) instead of random images raised Dice by 5.0 points" in text
+    page = render_report(
+        ReportContent(
+            title="t",
+            data_kind="other",
+            results=results,
+            per_image=per_image,
+            statistics=STATISTICS,
+        )
+    )
+    assert "Which images were labelled" in page
+    assert "86.2 (+5.0 [" in page
+    (block,) = blocks(results, per_image=per_image)
+    assert block.rows["choice"].tolist().count("by size (oracle)") == 4
+    assert any(note.startswith("by size (oracle): ") for note in footnotes(results))
+    points = curve_points(results, per_image=per_image)
+    assert points.groupby(["condition", "choice"]).size().tolist() == [2] * 4
+    order = {
+        "segmenter": ["", "sam", "unet"],
+        "generator": [""],
+        "choice": ["", "random", "by_size"],
+    }
+    keys = {"condition": "real", "generator": ""}
+    lines = {
+        series_style(keys | {"segmenter": s, "choice": c}, order=order)["linestyle"]
+        for s in order["segmenter"][1:] for c in order["choice"][1:]
+    }  # fmt: skip
+    assert len(lines) == 4
+
+
+def test_old_tables_were_drawn_at_random_and_controls_were_not(tmp_path):
+    old = pd.concat(
+        [scores(BASE, trial_id="a"), scores(BASE, trial_id="b", condition="box_only", segmenter="")]
+    )
+    old.to_csv(tmp_path / "per_image.csv", index=False)
+    rows = read_rows(tmp_path / "per_image.csv")
+    assert dict(zip(rows["trial_id"], rows["choice"], strict=True)) == {"a": "random", "b": ""}
+    assert shown_axes(rows) == []
