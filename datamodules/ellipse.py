@@ -43,8 +43,13 @@ class Ellipse:
             raise ValueError(f"theta_rad must lie in [0, pi), got {self.theta_rad}")
 
 
-def _ordered(center_xy: Sequence[float], *, axes: Sequence[float], theta_rad: float) -> Ellipse:
-    """Return the ellipse of a centre, two semi-axes in any order and the first one's angle."""
+def ellipse_from_axes(
+    center_xy: Sequence[float], *, axes: Sequence[float], theta_rad: float
+) -> Ellipse:
+    """Return the ellipse of a centre, two semi-axes in any order and the first one's angle.
+
+    All in pixels and radians; ValueError where a semi-axis is not positive and finite.
+    """
     first, second = float(axes[0]), float(axes[1])
     if second > first:
         first, second, theta_rad = second, first, theta_rad + math.pi / 2
@@ -65,7 +70,7 @@ def _from_moments(center_xy: Sequence[float], matrix: np.ndarray) -> Ellipse:
     if values[0] <= 0:
         raise ValueError("the points do not determine an ellipse")
     theta = math.atan2(vectors[1, 1], vectors[0, 1])
-    return _ordered(center_xy, axes=np.sqrt(values[::-1]), theta_rad=theta)
+    return ellipse_from_axes(center_xy, axes=np.sqrt(values[::-1]), theta_rad=theta)
 
 
 def _fit_direct(points: np.ndarray) -> Ellipse:
@@ -150,7 +155,7 @@ def fit_ellipse(points_xy_px: np.ndarray) -> Ellipse:
     extent = np.ptp(points, axis=0).max()
     if not np.isfinite(best).all() or axes.min() < _MIN_SEMI_AXIS_PX or axes.max() > 50 * extent:
         raise ValueError("the points do not determine an ellipse")
-    return _ordered(best[:2], axes=axes, theta_rad=best[4])
+    return ellipse_from_axes(best[:2], axes=axes, theta_rad=best[4])
 
 
 def _refine(parameters: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -353,7 +358,7 @@ class EllipseDistribution:
         log_axis, log_ratio, x, y = np.clip(jittered, low, high)
         theta = self.thetas_rad[row] + self._shrink * _PRIOR_THETA_STD_RAD * rng.standard_normal()
         major = width * math.exp(log_axis)
-        drawn = _ordered(
+        drawn = ellipse_from_axes(
             (x * width - 0.5, y * height - 0.5),
             axes=(major, major * math.exp(log_ratio)),
             theta_rad=theta,

@@ -11,6 +11,7 @@ from rich.console import Console
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.commands.arguments import stderr_console
+from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
     from experiments.config.schema import ExperimentConfig
@@ -37,13 +38,17 @@ def table(
     measure: Annotated[
         str, typer.Option(help="Measure of a table of files, as dice or hc_abs_err_mm.")
     ] = "dice_weighted",
+    output: Annotated[
+        str, typer.Option(help="Scores in a table of files: of the ellipse, or of the mask.")
+    ] = "ellipse",
 ) -> None:
     """Run what is missing of a recipe and print its table; or one table of several results."""
     one_of(format_name, FORMATS, option="--format")
     if sources[0].endswith(".csv"):
         from experiments.results.compact import compact_tables, read_results
 
-        results = read_results([Path(source) for source in sources])
+        one_of(output, OUTPUTS, option="--output")
+        results = read_results([Path(source) for source in sources], output=output)
         print(compact_tables(results, measure=measure, format_name=format_name), end="")
         return
     folder = _run_for(sources, kind=kind)
@@ -87,10 +92,11 @@ def _run_for(sources: list[str], *, kind: str) -> Path:
     folder = run_sweep(config, console, retry_failed=True, check=check)
     if kind == "ledger":
         from experiments.results.figure_ledger import write_ledger
-        from experiments.results.rows import read_rows
+        from experiments.results.rows import read_output
 
-        per_image = read_rows(folder / "per_image.csv")
-        write_ledger(read_rows(folder / "results.csv"), folder, per_image=per_image)
+        names = ("results.csv", "per_image.csv")
+        results, images = (read_output(folder / n, config.evaluation.output) for n in names)
+        write_ledger(results, folder, per_image=images)
     return folder
 
 
@@ -109,7 +115,7 @@ def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     from experiments.commands.run import execute, narrow, prepare, report_failures
     from experiments.plan.grid import box_plan
     from experiments.results.figure_box import write_box_outputs
-    from experiments.results.rows import read_csv
+    from experiments.results.rows import choose_output, read_csv
 
     data, grid = prepare(config, console)
     plan, key = box_plan(config, data.view)
@@ -118,5 +124,6 @@ def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     if report_failures(sweep, console):
         raise SystemExit(1)
     folder = sweep.store.sweep_dir(config.name)
-    write_box_outputs(read_csv(sweep.store.run_dir(*key.split("/")) / "per_image.csv"), folder)
+    rows = read_csv(sweep.store.run_dir(*key.split("/")) / "per_image.csv")
+    write_box_outputs(choose_output(rows, config.evaluation.output), folder)
     return folder

@@ -237,11 +237,12 @@ def write_again(
     write_outputs(sweep, console)
     if into is not None:
         from experiments.results.readme import insert_results
-        from experiments.results.rows import read_rows
+        from experiments.results.rows import read_output
         from experiments.results.tables import blocks
 
-        results = read_rows(folder / "results.csv")
-        tables = blocks(results, per_image=read_rows(folder / "per_image.csv"))
+        names = ("results.csv", "per_image.csv")
+        results, images = (read_output(folder / n, config.evaluation.output) for n in names)
+        tables = blocks(results, per_image=images)
         insert_results(into, sweep=sweep, tables=tables, command=command)
 
 

@@ -89,9 +89,10 @@ def trial_overrides(words: Sequence[str]) -> list[str]:
 def trial_scores(sweep: "Sweep") -> "pd.DataFrame":
     """Mean scores of each trial, by test cohort and prompt; draws are averaged per image."""
     from experiments.results.outputs import collect_per_image
+    from experiments.results.rows import choose_output
 
     keys = ["trial_id", "test_cohort", "prompt"]
-    per_image = collect_per_image(sweep)
+    per_image = choose_output(collect_per_image(sweep), sweep.config.evaluation.output)
     if per_image.empty:
         return per_image.reindex(columns=[*keys, "dice", "hc_abs_err_mm"])
     measures = per_image.groupby([*keys, "sample_id"])[["dice", "hc_abs_err_mm"]].mean()

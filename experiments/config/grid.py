@@ -7,6 +7,7 @@ from datamodules.allowed import above, at_least, nearest
 from datamodules.choices import CHOICES
 
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
+Output = Literal["ellipse", "mask"]
 Control = Literal["box_only", "mean_mask", "zero_shot"]
 AXES = (
     "condition",
@@ -110,6 +111,9 @@ class EvaluationConfig:
     """Prompt protocols; each is a block of the table."""
     jitter_draws: int = 3
     """Fixed draws of the jittered box, the same for every trial."""
+    output: Output = "ellipse"
+    """Which scores the tables, contrasts, figures, report and W&B show: of the ellipse fitted to
+    each predicted mask, or of the mask as it is. Both are always in results.csv."""
     controls: list[Control] = field(default_factory=lambda: ["box_only", "mean_mask", "zero_shot"])
     """Rows beside the trials: the ellipse in the box, the mean mask of the train part, and the
     backbone as it is before any training."""

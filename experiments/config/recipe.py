@@ -17,7 +17,11 @@ from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
 
-PAPER_EVALUATION: dict[str, Any] = {"prompts": ["jittered_box"], "jitter_draws": 5}
+PAPER_EVALUATION: dict[str, Any] = {
+    "prompts": ["jittered_box"],
+    "jitter_draws": 5,
+    "output": "mask",
+}
 """Keys of `evaluation` under `compat: paper`."""
 
 

@@ -1,6 +1,6 @@
 """Inference: a fitted segmenter on images that need no masks."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,11 @@ def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> LightningModul
 
 
 def segment_images(
-    module: LightningModule, paths: Mapping[str, Path], *, prompt: Prompt
+    module: LightningModule,
+    paths: Mapping[str, Path],
+    *,
+    prompt: Prompt,
+    view: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Segment images one by one, at their own size.
 
@@ -71,6 +75,7 @@ def segment_images(
         prompt: `whole_image`, or `predicted_box`: the box of the largest part of the model's own
             whole-image mask, then one more pass. Neither knows where the head is. A U-Net takes
             `whole_image` and sees no prompt.
+        view: What the segmenter sees instead of each image, of the same size; the mask is of it.
 
     Yields:
         The name and the mask, uint8 (H, W) in {0, 1}; all zero where nothing was found.
@@ -81,7 +86,9 @@ def segment_images(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
     for name, path in paths.items():
-        yield name, _segment(module, read_image(path), name=name, prompt=prompt)
+        image = read_image(path)
+        seen = image if view is None else view(image)
+        yield name, _segment(module, seen, name=name, prompt=prompt)
 
 
 @torch.inference_mode()

@@ -7,19 +7,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 from rich.console import Console
 
 from datamodules.allowed import one_of
+from datamodules.annotation import read_image
 from datamodules.any_image import find_images, read_any_image
-from datamodules.ellipse import perimeter_px
+from datamodules.ellipse import perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.samples import read_pixel_sizes
 from datamodules.storage import commit_folder, require_new, write_atomic, write_json
-from experiments.deliver.submission import PROMPTS, ellipse_of_mask, segmented
+from experiments.deliver.confidence import judge
+from experiments.deliver.submission import PROMPTS, fitted_or_why, segmented
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
 
@@ -28,7 +29,8 @@ from experiments.store.runs import read_manifest
 class Prediction:
     """What was found in one image; the fields are the columns of predictions.csv.
 
-    The ellipse and what follows from it are None where nothing was found; see `Ellipse`.
+    The ellipse and what follows from it are None where none fits, see `Ellipse`; what is in mm is
+    None without a pixel size too.
     """
 
     filename: str
@@ -42,43 +44,67 @@ class Prediction:
     hc_px: float | None = None
     """Circumference of the ellipse."""
     pixel_size_mm: float | None = None
+    center_x_mm: float | None = None
+    center_y_mm: float | None = None
+    semi_major_mm: float | None = None
+    semi_minor_mm: float | None = None
     hc_mm: float | None = None
-    """Head circumference; None without a pixel size too."""
+    """Head circumference."""
+    confidence: float = 0.0
+    """Agreement of mask, ellipse and a second view, in [0, 1]; see `confidence.judge`."""
+    doubtful: bool = True
+    """Whether a person should look before the numbers are used."""
     reason: str = ""
-    """Why nothing was found."""
+    """Why it is doubtful."""
 
 
 COLUMNS = tuple(field.name for field in fields(Prediction))
 
 
 def prediction_of_mask(
-    mask: np.ndarray, *, filename: str, pixel_size_mm: float | None
-) -> Prediction:
-    """Measure one predicted mask.
+    mask: np.ndarray,
+    *,
+    second_mask: np.ndarray,
+    image: np.ndarray,
+    filename: str,
+    pixel_size_mm: float | None,
+) -> tuple[Prediction, np.ndarray]:
+    """Measure one predicted mask, and judge how far the numbers can be believed.
 
     Args:
-        mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
+        mask: (H, W), non-zero is foreground; its largest part counts, see `head_ellipse`.
+        second_mask: (H, W), see `confidence.judge`.
+        image: uint8 (H, W).
         filename: Of the image.
         pixel_size_mm: Side of a pixel, mm, > 0; None where it is unknown.
 
     Returns:
-        The ellipse and its circumference; or, for a mask that is empty or full or whose outline
-        gives no ellipse in the image, the reason.
+        The ellipse and its circumference; without them for a mask that is empty or full or whose
+        contour gives no ellipse in the image. And the filled ellipse, or the mask without one.
     """
-    known = {"filename": filename, "pixel_size_mm": pixel_size_mm}
-    try:
-        ellipse = ellipse_of_mask(mask)
-    except ValueError as error:
-        return Prediction(**known, found=False, reason=str(error))
-    hc_px = perimeter_px(ellipse)
-    hc_mm = None if pixel_size_mm is None else hc_px * pixel_size_mm
-    return Prediction(**known, found=True, **asdict(ellipse), hc_px=hc_px, hc_mm=hc_mm)
+    ellipse, why = fitted_or_why(mask)
+    judgement = judge(image, mask=mask, second_mask=second_mask, ellipse=ellipse, why=why)
+    known: dict[str, Any] = {
+        "filename": filename,
+        "pixel_size_mm": pixel_size_mm,
+        "confidence": judgement.confidence,
+        "doubtful": judgement.is_doubtful,
+        "reason": judgement.reason,
+    }
+    if ellipse is None:
+        return Prediction(**known, found=False), mask
+    known |= {**asdict(ellipse), "hc_px": perimeter_px(ellipse)}
+    if pixel_size_mm is not None:
+        lengths = ("center_x", "center_y", "semi_major", "semi_minor", "hc")
+        known |= {f"{name}_mm": known[f"{name}_px"] * pixel_size_mm for name in lengths}
+    return Prediction(**known, found=True), rasterise(ellipse, size_hw=mask.shape)
 
 
 def predictions_text(predictions: Sequence[Prediction]) -> str:
     """The text of predictions.csv: a header and one line an image, unknown numbers left empty."""
     table = pd.DataFrame(predictions, columns=COLUMNS)
-    table["found"] = table["found"].map({True: "true", False: "false"})
+    for name in ("found", "doubtful"):
+        table[name] = table[name].map({True: "true", False: "false"})
     return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
@@ -117,7 +143,8 @@ def predict_command(
     prompt: str,
     console: Console,
 ) -> dict[str, Any]:
-    """Segment images into masks/, overlays/, predictions.csv and summary.json of a new folder.
+    """Segment images into masks/, network_masks/, overlays/, predictions.csv and summary.json of a
+    new folder.
 
     Returns:
         What summary.json holds.
@@ -134,10 +161,18 @@ def predict_command(
         with console.status("reading the images"):
             grey, scaled = _prepare(paths, Path(scratch))
         predictions = []
-        for stem, mask in segmented(run_dir, grey, prompt=prompt, console=console):
-            _write_pictures(folder, mask, image_path=grey[stem])
-            name, size = paths[stem].name, sizes[stem]
-            predictions.append(prediction_of_mask(mask, filename=name, pixel_size_mm=size))
+        asked = {"prompt": prompt, "console": console, "has_second_view": True}
+        for stem, mask, second in segmented(run_dir, grey, **asked):
+            image = read_image(grey[stem])
+            found, shape = prediction_of_mask(
+                mask,
+                second_mask=second,
+                image=image,
+                filename=paths[stem].name,
+                pixel_size_mm=sizes[stem],
+            )
+            _write_pictures(folder, grey[stem].name, image=image, shape=shape, mask=mask)
+            predictions.append(found)
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
             "out": str(out),
@@ -147,6 +182,7 @@ def predict_command(
             "n_images": len(predictions),
             "n_found": sum(p.found for p in predictions),
             "not_found": {p.filename: p.reason for p in predictions if not p.found},
+            "doubtful": {p.filename: p.reason for p in predictions if p.doubtful},
             "scaled_to_8_bit": scaled,
             "not_read": left,
             "predictions": [asdict(p) for p in predictions],
@@ -156,8 +192,8 @@ def predict_command(
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Say what was written, what was found, and what the reader should know."""
-    lines = [f"{name}: {reason}" for name, reason in summary["not_found"].items()]
+    """Say what was written, what was found, what the reader should know; and what is doubtful."""
+    lines = []
     scaled, left = summary["scaled_to_8_bit"], summary["not_read"]
     if scaled:
         ranges = some_names([f"{name} {low}..{high}" for name, (low, high) in scaled.items()])
@@ -171,17 +207,23 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         f"{summary['out']}: {summary['n_images']} masks and overlays, predictions.csv; a head in "
         f"{summary['n_found']} of {summary['n_images']} images"
     )
+    doubtful = summary["doubtful"]
+    end = "; look at them before their numbers are used:" if doubtful else ""
+    lines.append(f"doubtful: {len(doubtful)} of {summary['n_images']} images{end}")
+    lines += [f"{name}: {reason}" for name, reason in doubtful.items()]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _write_pictures(folder: Path, mask: np.ndarray, *, image_path: Path) -> None:
-    """Write masks/NAME and overlays/NAME, of the name of the grey PNG at `image_path`."""
-    image = cv2.imread(str(image_path), cv2.IMREAD_UNCHANGED)
-    overlay = overlay_contours(image, [(mask, PREDICTION_RGB)])
-    for kind, picture in (("masks", mask * 255), ("overlays", overlay)):
+def _write_pictures(
+    folder: Path, name: str, *, image: np.ndarray, shape: np.ndarray, mask: np.ndarray
+) -> None:
+    """Write the shape that was measured, its outline on the image, and the network's own mask."""
+    overlay = overlay_contours(image, [(shape, PREDICTION_RGB)])
+    pictures = {"masks": shape * 255, "overlays": overlay, "network_masks": mask * 255}
+    for kind, picture in pictures.items():
         (folder / kind).mkdir(exist_ok=True)
-        (folder / kind / image_path.name).write_bytes(encode_png(picture))
+        (folder / kind / name).write_bytes(encode_png(picture))
 
 
 def _prepare(

@@ -24,6 +24,7 @@ from datamodules.storage import (
     write_atomic,
     write_json,
 )
+from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +54,8 @@ class Score:
     name: str
     per_image: "pd.DataFrame"
     results: "pd.DataFrame"
-    """One row, with the columns of a sweep's results.csv."""
+    """Two rows with the columns of a sweep's results.csv: the masks as they are, and the ellipses
+    fitted to them."""
     split: SplitFile | None
     missing: tuple[str, ...] = ()
     """Images without a file, counted as empty predictions."""
@@ -62,9 +64,9 @@ class Score:
     notes: tuple[str, ...] = ()
     """What the reader should know, one sentence each."""
 
-    def measures(self) -> dict[str, float]:
+    def measures(self, output: str = "mask") -> dict[str, float]:
         """Columns of results.csv that exist for these data; no mm without pixel sizes."""
-        row = self.results.iloc[0]
+        row = self.results.iloc[list(self.results["output"]).index(output)]
         return {name: float(row[name]) for name, *_ in _LINES if not np.isnan(row[name])}
 
 
@@ -92,7 +94,7 @@ def score_folder(
     missing: Literal["refuse", "empty"] = "refuse",
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
-    """Score the masks of a folder at the size of the images.
+    """Score the masks of a folder, and the ellipses fitted to them, at the size of the images.
 
     Args:
         predictions: Folder of PNG masks `<id>.png`, `<id>_Annotation.png` or `<id>_mask.png`.
@@ -163,14 +165,14 @@ def _score_rows(
             predicted = read_mask(files[sample_id], size_hw=size_hw)
             if not predicted.any():
                 empty.append(sample_id)
-        rows.append(scorer.row(sample_id, predicted))
+        rows += scorer.rows(sample_id, predicted)
         if progress is not None:
-            progress(len(rows), len(samples))
+            progress(len(rows) // len(OUTPUTS), len(samples))
     return rows, tuple(empty)
 
 
 def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.DataFrame]":
-    """Rows of per_image.csv, and the one of results.csv."""
+    """Rows of per_image.csv, and those of results.csv."""
     import pandas as pd
 
     from experiments.results.rows import AXIS_COLUMNS, KEYS
@@ -186,7 +188,10 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
 
 
 def as_dict(score: Score) -> dict[str, Any]:
-    """The scores for a program: plain values, and no key for what cannot be measured."""
+    """The scores for a program: plain values, and no key for what cannot be measured.
+
+    Those of the masks as they are; under `ellipse` those of the ellipses fitted to them.
+    """
     row, split = score.results.iloc[0], score.split
     named = {} if split is None else {k: getattr(split, k) for k in ("name", "version", "sha256")}
     return {
@@ -197,6 +202,7 @@ def as_dict(score: Score) -> dict[str, Any]:
         "n_images": int(row["n_images"]),
         "n_exams": int(row["n_exams"]),
         **score.measures(),
+        "ellipse": {"n_not_fitted": _n_not_fitted(score), **score.measures("ellipse")},
         "trimesters_missing": row["trimesters_missing"],
         "missing": list(score.missing),
         "empty": list(score.empty),
@@ -206,11 +212,12 @@ def as_dict(score: Score) -> dict[str, Any]:
 
 def print_score(score: Score, console: Console) -> None:
     """Print a small table, and below it what was counted as an empty prediction."""
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
-    table.add_column(justify="right")
-    for label, text in _table(score):
-        table.add_row(label, text)
+    for name in OUTPUTS:
+        table.add_column(name, justify="right")
+    for row in _table(score):
+        table.add_row(*row)
     console.print(f"{score.name} on {_where(score)}", markup=False, soft_wrap=True)
     console.print(table)
     for sentence in _sentences(score):
@@ -258,12 +265,19 @@ def score_command(
     return score
 
 
-def _table(score: Score) -> list[tuple[str, str]]:
-    row, measures = score.results.iloc[0], score.measures()
-    lines = [("images", f"{row['n_images']:.0f}"), ("exams", f"{row['n_exams']:.0f}")]
+def _n_not_fitted(score: Score) -> int:
+    """Masks that give no ellipse, empty ones among them."""
+    return int(score.results["n_not_fitted"].max())
+
+
+def _table(score: Score) -> list[list[str]]:
+    """A label and a text for each of `OUTPUTS`, line by line."""
+    row, measures = score.results.iloc[0], [score.measures(name) for name in OUTPUTS]
+    counts = (("images", row["n_images"]), ("exams", row["n_exams"]))
+    lines = [[label, *([f"{count:.0f}"] * len(OUTPUTS))] for label, count in counts]
     for name, label, factor, digits in _LINES:
-        if name in measures:
-            lines.append((label, f"{measures[name] * factor:.{digits}f}"))
+        if name in measures[0]:
+            lines.append([label, *(f"{each[name] * factor:.{digits}f}" for each in measures)])
     return lines
 
 
@@ -287,15 +301,18 @@ def _sentences(score: Score) -> list[str]:
         f"an empty prediction is never left out: {zero}": missing or empty,
         f"no image of trimester {absent}; the other weights were scaled up": absent
         and "dice_trimester_weighted_mean" in known,
+        f"{_n_not_fitted(score)} masks give no ellipse: their own scores stand in its column": (
+            _n_not_fitted(score)
+        ),
         "no pixel sizes: measures in mm are absent": "hc_abs_err_mm_mean" not in known,
     }
     return [*score.notes, *(sentence for sentence, is_so in sentences.items() if is_so)]
 
 
 def _markdown(score: Score) -> str:
-    rows = [f"| {label} | {text} |" for label, text in _table(score)]
+    rows = ["| " + " | ".join(row) + " |" for row in _table(score)]
     head = [f"# {score.name}", "", f"Scored on {_where(score)}, at the original size.", ""]
     ends = ["", f"Id of the masks: {score.results.iloc[0]['trial_id']}", ""]
     notes = [f"- {sentence}" for sentence in _sentences(score)]
-    lines = [*head, "| measure | value |", "|---|---|", *rows, *ends, *notes]
+    lines = [*head, "| measure | mask | ellipse |", "|---|---|---|", *rows, *ends, *notes]
     return "\n".join(lines).rstrip() + "\n"

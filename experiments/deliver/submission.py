@@ -16,12 +16,13 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.annotation import read_image
-from datamodules.ellipse import Ellipse, fit_ellipse
+from datamodules.ellipse import Ellipse, rasterise
 from datamodules.errors import InputError
+from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
 from datamodules.samples import Sample, read_hc18_test
 from datamodules.storage import commit_folder, require_new, write_atomic
-from lightning_modules.metrics import outline_points
+from experiments.deliver.confidence import zoomed_back, zoomed_out
 
 N_CHALLENGE = 335
 """Images of the challenge's test set."""
@@ -58,20 +59,19 @@ def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
     """Fit the ellipse of one predicted mask.
 
     Args:
-        mask: (H, W), non-zero is foreground; its largest part counts, holes filled.
+        mask: (H, W), non-zero is foreground; its largest part counts, see `head_ellipse`.
 
     Raises:
         ValueError: No ellipse can be fitted: the mask is empty or full, or no ellipse in the image
-            fits its outline. Its text is the reason.
+            fits its contour. Its text is the reason.
     """
     if not mask.any():
         raise ValueError("the predicted mask is empty")
     if mask.all():
         raise ValueError("the predicted mask fills the image")
-    try:
-        ellipse = fit_ellipse(outline_points(mask))
-    except ValueError as error:
-        raise ValueError("no ellipse fits the outline of the predicted mask") from error
+    ellipse = head_ellipse(mask)
+    if ellipse is None:
+        raise ValueError("no ellipse fits the outline of the predicted mask")
     (height, width), x, y = mask.shape, ellipse.center_x_px, ellipse.center_y_px
     if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
         raise ValueError(f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})")
@@ -80,18 +80,17 @@ def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
     return ellipse
 
 
-def row_of_mask(mask: np.ndarray, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
-    """Fit the ellipse of one predicted mask, in mm.
+def fitted_or_why(mask: np.ndarray) -> tuple[Ellipse | None, str]:
+    """`ellipse_of_mask`, or None and the reason."""
+    try:
+        return ellipse_of_mask(mask), ""
+    except ValueError as error:
+        return None, str(error)
 
-    Args:
-        mask: See `ellipse_of_mask`.
-        filename: Of the image.
-        pixel_size_mm: Side of a pixel, mm, > 0.
 
-    Raises:
-        ValueError: See `ellipse_of_mask`.
-    """
-    *lengths_px, angle_rad = astuple(ellipse_of_mask(mask))
+def row_of_ellipse(ellipse: Ellipse, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
+    """Give an image's ellipse in mm, where a pixel's side is `pixel_size_mm` > 0."""
+    *lengths_px, angle_rad = astuple(ellipse)
     return SubmissionRow(filename, *(length * pixel_size_mm for length in lengths_px), angle_rad)
 
 
@@ -205,15 +204,18 @@ def submit_command(
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
-        for name, mask in segmented(run_dir, paths, prompt=prompt, console=console):
+        for name, mask, _ in segmented(run_dir, paths, prompt=prompt, console=console):
+            ellipse, reason = fitted_or_why(mask)
             if folder is not None:
-                cv2.imwrite(str(folder / f"{name}.png"), mask * 255)
-            if out is not None:
-                file, size = samples[name].image_path.name, samples[name].pixel_size_mm
-                try:
-                    rows.append(row_of_mask(mask, filename=file, pixel_size_mm=size))
-                except ValueError as error:
-                    degenerate[file] = str(error)
+                filled = mask if ellipse is None else rasterise(ellipse, size_hw=mask.shape)
+                cv2.imwrite(str(folder / f"{name}.png"), filled * 255)
+            if out is None:
+                continue
+            file, size = samples[name].image_path.name, samples[name].pixel_size_mm
+            if ellipse is None:
+                degenerate[file] = reason
+            else:
+                rows.append(row_of_ellipse(ellipse, filename=file, pixel_size_mm=size))
     if masks is not None:
         console.print(f"{masks}: {len(paths)} masks", markup=False, soft_wrap=True)
     if out is not None:
@@ -268,9 +270,19 @@ def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[s
 
 
 def segmented(
-    run_dir: Path, paths: Mapping[str, Path], *, prompt: str, console: Console
-) -> Iterator[tuple[str, np.ndarray]]:
-    """`segment_images` by a run; shows how many, in place or by a line now and then in a log."""
+    run_dir: Path,
+    paths: Mapping[str, Path],
+    *,
+    prompt: str,
+    console: Console,
+    has_second_view: bool = False,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """`segment_images` by a run; shows how many, in place or by a line now and then in a log.
+
+    Yields:
+        The name, the mask, and the mask from the image zoomed out, zoomed back; None for the last
+        unless `has_second_view`.
+    """
     # Here, because it imports torch: a wrong path is refused before that.
     from experiments.deliver.inference import load_run, segment_images
 
@@ -278,9 +290,15 @@ def segmented(
         module = load_run(run_dir, prompt=prompt)
     last = time.monotonic()
     with console.status("segmenting") as status:
-        for done, found in enumerate(segment_images(module, paths, prompt=prompt), start=1):
+        first = segment_images(module, paths, prompt=prompt)
+        second: Iterator[tuple[str, np.ndarray | None]] = ((name, None) for name in paths)
+        if has_second_view:
+            again = segment_images(module, paths, prompt=prompt, view=zoomed_out)
+            second = ((name, zoomed_back(mask)) for name, mask in again)
+        pairs = zip(first, second, strict=True)
+        for done, ((name, mask), (_, other)) in enumerate(pairs, start=1):
             status.update(f"segmenting images {done}/{len(paths)}")
             if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
                 last = time.monotonic()
                 console.print(f"segmented {done} of {len(paths)} images")
-            yield found
+            yield name, mask, other

@@ -192,13 +192,14 @@ STAGES: dict[str, StageRow] = {
     ),
     "score": StageRow(
         run=f"{_STAGES}.scoring:run_score",
+        version=2,
         first_guess_s=0.15,
         units=("content.test", "content.evaluation.jitter_draws"),
         traits=("config.segmenter.backbone", "content.evaluation.prompt", "upstream.embeddings"),
     ),
     "control": StageRow(
         run=f"{_STAGES}.scoring:run_control",
-        version=2,
+        version=3,
         first_guess_s=0.1,
         units=("content.test",),
         traits=("content.kind",),
@@ -210,6 +211,7 @@ STAGES: dict[str, StageRow] = {
     ),
     "box": StageRow(
         run=f"{_STAGES}.scoring:run_box",
+        version=2,
         first_guess_s=0.3,
         units=("content.test", len(PASSES)),
         traits=("config.segmenter.backbone",),

@@ -7,6 +7,7 @@ of its folds test different exams, so their images are pooled before anything is
 
 import math
 
+import numpy as np
 import pandas as pd
 
 from experiments.results.axes import SERIES, own_labels
@@ -14,6 +15,7 @@ from experiments.results.measures import MEASURES
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import amounts, with_defaults
 from experiments.results.statistics import average_draws, summarise, weighted_interval
+from experiments.store.columns import OUTPUTS
 
 MODEL = ["support", "seed", "generator_seed"]
 """The axes of a model beside its series and amount."""
@@ -67,8 +69,16 @@ def _models(part: pd.DataFrame, *, images: pd.DataFrame | None) -> pd.DataFrame:
             unknown = dict.fromkeys([*MEASURES, *_INTERVALS, "n_exams"], math.nan)
             own = None if images is None else images["trial_id"].isin(folds["trial_id"])
             row |= unknown if own is None else summarise(images[own])
+            if own is not None:
+                row |= _pooled_dice(folds)
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _pooled_dice(folds: pd.DataFrame) -> dict[str, float]:
+    """Mean Dice over the folds' images of the output that is not shown, where it is known."""
+    names = [f"{name}_dice_mean" for name in OUTPUTS if f"{name}_dice_mean" in folds]
+    return {name: float(np.average(folds[name], weights=folds["n_images"])) for name in names}
 
 
 def _counts(part: pd.DataFrame) -> dict:

@@ -17,12 +17,12 @@ from experiments.results import axes
 from experiments.results.cells import MODEL
 from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
-from experiments.results.rows import amounts, combine_results, with_defaults
+from experiments.results.rows import amounts, choose_output, combine_results, with_defaults
 from experiments.results.text import Block, to_markdown
 
 
-def read_results(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read results.csv files into one table.
+def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFrame:
+    """Read results.csv files into one table, of each the rows of one output.
 
     Raises:
         InputError: For a path that is missing or no results.csv, or columns that differ.
@@ -35,7 +35,7 @@ def read_results(paths: Sequence[Path]) -> pd.DataFrame:
         header = path.open(encoding="utf-8", errors="replace").readline()
         if "trial_id" not in header or "dice_mean" not in header:
             raise InputError(f"{path}: not a results.csv (no trial_id and dice_mean)")
-    return combine_results(paths)
+    return choose_output(combine_results(paths), output)
 
 
 def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> str:

@@ -143,7 +143,12 @@ def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
 def _evaluation_deviations(config: ExperimentConfig) -> list[str]:
     draws = counted(config.evaluation.jitter_draws, "box draw")
     supports, seeds = len(config.sweep.support), len(config.sweep.seed)
+    as_ellipse = (
+        "Output: we score the ellipse fitted to each predicted mask; the paper scores the mask "
+        "(evaluation.output=mask)."
+    )
     return [
+        *([as_ellipse] if config.evaluation.output == "ellipse" else []),
         f"Box draws: we take {draws} of each image, the same for every model, and average over "
         "them; the paper takes five fresh ones and gives their spread as the standard deviation.",
         f"Models a point: we train {counted(supports * seeds, 'model')} "

@@ -15,7 +15,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells
 from experiments.results.measures import MEASURES
-from experiments.results.rows import amounts, read_rows, with_defaults
+from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
 from experiments.runner.progress import clock
 from experiments.store.runs import RunStore
 
@@ -45,7 +45,7 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
         InputError: For a part that is not in the results, or a sweep without results.
     """
     store = RunStore(Path(config.store.root))
-    results, per_image = _read(store, name=config.name)
+    results, per_image = _read(store, name=config.name, output=config.evaluation.output)
     chosen = choose(results, cell)
     found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []
@@ -75,7 +75,7 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     return "\n".join(lines).rstrip("\n")
 
 
-def _read(store: RunStore, *, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _read(store: RunStore, *, name: str, output: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     folder = store.sweep_dir(name)
     path = folder / "results.csv"
     if not path.is_file():
@@ -87,7 +87,7 @@ def _read(store: RunStore, *, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{path}: written by an older version, without {', '.join(missing)}; write it again "
             "with `sonosweep report`"
         )
-    return results, read_rows(folder / "per_image.csv")
+    return choose_output(results, output), read_output(folder / "per_image.csv", output)
 
 
 def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:

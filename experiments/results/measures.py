@@ -36,8 +36,12 @@ _ALL = (
     Measure("hc_abs_err_mm_p95", "HC error p95 mm", 1, 2, False),
     Measure("hausdorff_mm_mean", "HD mm", 1, 2, False, "Hausdorff distance, mm"),
     Measure("dice_256_mean", "Dice@256 %", 100, 1, True, "Dice at 256x256 %"),
-    # A mean over models, so it may be no whole number.
+    # The output that is not shown, see `rows.choose_output`.
+    Measure("mask_dice_mean", "mask Dice %", 100, 1, True),
+    Measure("ellipse_dice_mean", "ellipse Dice %", 100, 1, True),
+    # Means over models, so they may be no whole numbers.
     Measure("n_not_found", "not found", 1, 1, False),
+    Measure("n_not_fitted", "no ellipse", 1, 1, False),
 )
 # fmt: on
 MEASURES = {measure.column: measure for measure in _ALL}

@@ -15,7 +15,7 @@ from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.nodes import TrialSpec
-from experiments.results.rows import KEYS, read_csv, with_defaults
+from experiments.results.rows import KEYS, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
@@ -86,14 +86,15 @@ def add_stages(results: pd.DataFrame, *, trials: Sequence[TrialSpec]) -> pd.Data
 
 
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write per_image.csv and results.csv, and give both back."""
+    """Write per_image.csv and results.csv of both outputs; give the rows of the one to show."""
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
     results = add_stages(results, trials=sweep.plan.trials)
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
-    return per_image, results
+    output = sweep.config.evaluation.output
+    return choose_output(per_image, output), choose_output(results, output)
 
 
 class Log(Protocol):

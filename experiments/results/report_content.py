@@ -8,6 +8,7 @@ import pandas as pd
 import yaml
 
 from datamodules.annotation import read_annotation, read_image
+from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.results import report_synthesis as synthesis
@@ -106,6 +107,8 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
         where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
         predicted = read_prediction(synthesis.run_dir(sweep, run), **where)
+        if sweep.config.evaluation.output == "ellipse":
+            _, predicted = filled_ellipse(predicted)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(
             image=overlay_contours(read_image(sample.image_path), outlines),

@@ -9,6 +9,7 @@ import pandas as pd
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS, CONTROLS
+from experiments.store.columns import OUTPUTS
 
 _BLOCKS = ("segmenter", "generator", "pair_labels")
 AXIS_COLUMNS = (*_BLOCKS, "choice")
@@ -17,11 +18,12 @@ labels the generator's pairs come from (own, fixed, "" without a generator); and
 images were chosen ("" for a control)."""
 KEYS = ["trial_id", "condition", *AXIS_COLUMNS, "real_fraction", "n_real", "n_generator_labels"]
 KEYS += ["n_val_labels", "n_total_labels", "support", "seed", "generator_seed", "fold"]
-KEYS += ["test_cohort", "prompt"]
-"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `fold` is
+KEYS += ["test_cohort", "prompt", "output"]
+"""Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `output`
+is what was scored, of `columns.OUTPUTS`, or "" in files that know masks alone; `fold` is
 0 without cross-testing; with it, the folds of a support and seed test different exams."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
-_TEXT_COLUMNS += ["prompt", "status", "reason", "trimesters_missing"]
+_TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing"]
 _noted: set[Path] = set()
 """Files whose note was printed."""
 
@@ -47,6 +49,29 @@ def read_rows(path: Path) -> pd.DataFrame:
     if not set(_BLOCKS) <= set(rows.columns):
         rows = _with_axes(rows, path)
     return with_defaults(rows)
+
+
+def read_output(path: Path, output: str) -> pd.DataFrame:
+    """`read_rows`, and of these one output's; see `choose_output`."""
+    return choose_output(read_rows(path), output)
+
+
+def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
+    """Keep the rows of results.csv or per_image.csv that score one output, `mask` or `ellipse`.
+
+    Rows that name none stay: those of trials that are not done, and all of older files, which
+    scored masks. Rows of results.csv get the mean Dice of the other output, as `mask_dice_mean`.
+    """
+    if "output" not in rows:
+        return rows
+    named = rows["output"].fillna("")
+    if "dice_mean" in rows:
+        where = ["trial_id", "test_cohort", "prompt"]
+        other = next(name for name in OUTPUTS if name != output)
+        dice = rows[named == other].drop_duplicates(where).set_index(where)["dice_mean"]
+        places = pd.MultiIndex.from_frame(rows[where])
+        rows = rows.assign(**{f"{other}_dice_mean": dice.reindex(places).to_numpy()})
+    return rows[named.isin([output, ""])].reset_index(drop=True)
 
 
 def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -109,12 +134,13 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
-    """Copy rows with a whole number in `fold`, 0 where unknown, and text in each axis, or "".
+    """Copy rows with a whole number in `fold`, 0 where unknown, and text in `output` and in each
+    axis, or "".
 
     Before there was a choice of images, they were drawn at random.
     """
     fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
-    axes = rows.reindex(columns=list(AXIS_COLUMNS)).astype(object)
+    axes = rows.reindex(columns=[*AXIS_COLUMNS, "output"]).astype(object)
     if "condition" in rows:
         is_trained = ~rows["condition"].isin(CONTROLS)
         axes["choice"] = axes["choice"].mask(axes["choice"].isna() & is_trained, DEFAULT_CHOICE)

@@ -23,6 +23,7 @@ SUMMARY = [
     "n_images",
     "n_exams",
     "n_not_found",
+    "n_not_fitted",
     "dice_mean",
     "dice_median",
     "dice_low",
@@ -32,6 +33,8 @@ SUMMARY += ["dice_share_below_090", "dice_256_mean", "hausdorff_mm_mean", "hc_er
 SUMMARY += ["hc_abs_err_mm_mean", "hc_abs_err_mm_p95", "dice_trimester_weighted_mean"]
 SUMMARY += ["dice_trimester_weighted_low", "dice_trimester_weighted_high", "trimesters_missing"]
 """Columns of results.csv that are computed from per_image.csv."""
+_SCORED = ["trial_id", "test_cohort", "prompt", "output"]
+"""What one row of results.csv is of."""
 _TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
 
 
@@ -108,25 +111,27 @@ def trimester_weighted_mean(values: ArrayLike, trimesters: ArrayLike) -> Weighte
 
 
 def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
-    """Average the prompt draws of each image: a row per trial, cohort, prompt and image.
+    """Average the prompt draws of each image: a row per trial, cohort, prompt, output and image.
 
-    `found` becomes the share of draws with a prediction, NaN where the file has no such column.
+    `found` becomes the share of draws with a prediction and `fitted` that of draws with an ellipse,
+    NaN where the file does not say.
 
     Raises:
         ValueError: If a key other than the draw differs within one trial, cohort and prompt.
     """
-    where = ["trial_id", "test_cohort", "prompt"]
+    where = _SCORED
     rest = [key for key in KEYS if key not in where]
     rows = with_defaults(per_image)
     varying = rows.groupby(where, sort=False)[rest].nunique(dropna=False).max()
     if (varying > 1).any():
         raise ValueError(f"per_image: {list(varying.index[varying > 1])} differ within a trial")
-    if "found" not in rows:
-        rows["found"] = np.nan
-    # True and False beside absent values make a column of text or objects.
-    rows["found"] = rows["found"].map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
+    for name in ("found", "fitted"):
+        if name not in rows:
+            rows[name] = np.nan
+        # True and False beside absent values make a column of text or objects.
+        rows[name] = rows[name].map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
     carried = dict.fromkeys([*rest, "exam_id", "trimester"], "first")
-    averaged = dict.fromkeys([*MEASURES, "found"], "mean")
+    averaged = dict.fromkeys([*MEASURES, "found", "fitted"], "mean")
     grouped = rows.groupby([*where, "sample_id"], sort=False, as_index=False)
     return grouped.agg({**carried, **averaged})
 
@@ -138,12 +143,12 @@ def aggregate(per_image: pd.DataFrame, *, n_boot: int = 2000) -> pd.DataFrame:
     over exams. mm columns are NaN where no image has a pixel size.
 
     Returns:
-        A row per trial, cohort and prompt in order of appearance; `status` is done. Empty input
-        gives the columns alone.
+        A row per trial, cohort, prompt and output in order of appearance; `status` is done. Empty
+        input gives the columns alone.
     """
     rows = []
     images = average_draws(per_image)
-    for _, part in images.groupby(["trial_id", "test_cohort", "prompt"], sort=False):
+    for _, part in images.groupby(_SCORED, sort=False):
         keys = {key: part[key].iloc[0] for key in KEYS}
         rows.append(keys | {"status": "done", "reason": ""} | summarise(part, n_boot=n_boot))
     return pd.DataFrame(rows, columns=[*KEYS, "status", "reason", *SUMMARY])
@@ -153,18 +158,20 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
     """Compute the columns of `SUMMARY` over images of one model (or the folds of one).
 
     `images` are from `average_draws`, each once; not empty. n_not_found counts those with an empty
-    prediction in any draw (NaN if not recorded); trimesters_missing names absent ones ("1,3");
-    shares and Dice are in [0, 1].
+    prediction in any draw, n_not_fitted those without an ellipse (NaN if not recorded);
+    trimesters_missing names absent ones ("1,3"); shares and Dice are in [0, 1].
     """
     dice, exams = images["dice"], images["exam_id"]
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot)
     weighted = trimester_weighted_mean(dice, images["trimester"])
     weighted_low, weighted_high = weighted_interval(images, n_boot=n_boot)
-    known = images["found"].notna().any()
     numbers = (
         len(images),
         exams.nunique(),
-        int((images["found"] < 1).sum()) if known else float("nan"),
+        *(
+            int((images[name] < 1).sum()) if images[name].notna().any() else float("nan")
+            for name in ("found", "fitted")
+        ),
         *(dice.mean(), dice.median(), low, high, (dice < 0.9).mean()),
         *images[["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]].mean(),
         images["hc_abs_err_mm"].quantile(0.95),

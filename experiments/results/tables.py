@@ -65,6 +65,13 @@ def _axis(name: str, row: Mapping) -> str:
     return axes.axis_label(name, row[name])
 
 
+def _count(column: str, latex: str) -> Column:
+    def text(row: Mapping) -> str:
+        return _number(row[column], 1).removesuffix(".0")
+
+    return Column(MEASURES[column].heading, text, latex, is_optional=True)
+
+
 def _starred(row: Mapping) -> str:
     text = _measure("dice_trimester_weighted_mean").text(row)
     missing = row["trimesters_missing"]
@@ -96,14 +103,16 @@ _COLUMNS = [
     _measure("dice_mean"),
     Column("95 % CI", _interval("dice")),
     Column("SD of trials", lambda row: _number(100 * row["dice_sd"], 1), is_optional=True),
+    _measure("mask_dice_mean", "mask %", is_optional=True),
+    _measure("ellipse_dice_mean", "ellipse %", is_optional=True),
     _measure("dice_median"),
     _measure("dice_share_below_090", "share"),
     _measure("hc_abs_err_mm_mean", "ADF mm", is_optional=True),
     _measure("hc_abs_err_mm_p95", "p95 mm", is_optional=True),
     _measure("hausdorff_mm_mean", is_optional=True),
     _measure("dice_256_mean", "@256 %"),
-    Column("not found", lambda row: _number(row["n_not_found"], 1).removesuffix(".0"), "none",
-           is_optional=True),
+    _count("n_not_found", "none"),
+    _count("n_not_fitted", "no ell."),
     Column("exams", lambda row: _number(row["n_exams"])),
     Column("supports", lambda row: _number(row["n_supports"]), is_trained=True),
     Column("trials", lambda row: _number(row["n_trials"])),
@@ -226,7 +235,13 @@ def footnotes(results: pd.DataFrame) -> list[str]:
     chosen = set(with_defaults(results)["choice"])
     missing = results.get("trimesters_missing", pd.Series(dtype=str)).fillna("")
     not_found = results.get("n_not_found", pd.Series(dtype=float))
+    not_fitted = results.get("n_not_fitted", pd.Series(dtype=float))
+    is_ellipse = (results.get("output", pd.Series(dtype=str)) == "ellipse").any()
     notes = {
+        "Scores are those of the ellipse fitted to each predicted mask; mask Dice beside them is "
+        "of the mask as it is.": is_ellipse,
+        "no ellipse: test images whose prediction gives no ellipse, a mean over trials; the mask's "
+        "own scores count.": (not_fitted > 0).any(),
         "Weighted Dice, the headline: mean of trimester means with the shares of the HC18 training "
         "set (165, 693 and 141 of 999 images); trimesters are derived from the head "
         "circumference.": True,

@@ -10,7 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from datamodules.annotation import read_annotation
+from datamodules.ellipse import perimeter_px
 from datamodules.geometry import logits_to_original, place
+from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import Sample, trimester
 from lightning_modules.metrics import (
     dice_at_256,
@@ -77,11 +79,28 @@ class Scorer:
         placement = place(reference.shape, frame_hw=self.frame_hw, mode=self.mode)
         return (logits_to_original(logits, placement)[0] > 0).numpy().astype(np.uint8)
 
-    def row(self, sample_id: str, predicted: np.ndarray) -> dict[str, Any]:
-        """Scores of one image; the mm columns are None without a pixel size.
+    def rows(self, sample_id: str, predicted: np.ndarray) -> list[dict[str, Any]]:
+        """Scores of one image as the mask that it is, and as the ellipse fitted to it.
 
-        A head that was not found is the worst case, not a gap that means leave out: its
-        circumference is 0 mm and its Hausdorff distance the image's diagonal.
+        Where no ellipse fits, the mask's own scores stand in the ellipse's row and `fitted` is
+        false.
+        """
+        mask_row = self.row(sample_id, predicted)
+        ellipse, filled = filled_ellipse(predicted)
+        ellipse_row = mask_row
+        if ellipse is not None:
+            ellipse_row = self.row(sample_id, filled, hc_px=perimeter_px(ellipse))
+        fitted = {"output": "ellipse", "fitted": ellipse is not None}
+        return [mask_row | {"output": "mask"}, ellipse_row | fitted]
+
+    def row(
+        self, sample_id: str, predicted: np.ndarray, *, hc_px: float | None = None
+    ) -> dict[str, Any]:
+        """Scores of one mask; the mm columns are None without a pixel size.
+
+        The circumference is `hc_px` pixels where given, else that of an ellipse fitted to the
+        outline. A head that was not found is the worst case, not a gap that means leave out:
+        its circumference is 0 mm and its Hausdorff distance the image's diagonal.
         """
         sample, reference = self.samples[sample_id], self.reference(sample_id)
         row: dict[str, Any] = {
@@ -95,7 +114,10 @@ class Scorer:
         pixel_size_mm = sample.pixel_size_mm
         if pixel_size_mm is None:
             return row
-        fitted_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
+        if hc_px is None:
+            fitted_mm = head_circumference_mm(predicted, pixel_size_mm=pixel_size_mm)
+        else:
+            fitted_mm = hc_px * pixel_size_mm
         hc_pred_mm = 0.0 if math.isnan(fitted_mm) else fitted_mm
         distance_mm = hausdorff_distance_mm(predicted, reference, pixel_size_mm=pixel_size_mm)
         if math.isinf(distance_mm):
@@ -122,7 +144,7 @@ def evaluate(
     keep: Callable[[str, str, np.ndarray], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score every image of every cohort under every prompt.
+    """Score every image of every cohort under every prompt, as a mask and as an ellipse.
 
     Args:
         segment: Gives frame logits for a batch and its boxes.
@@ -133,11 +155,13 @@ def evaluate(
         progress: Called with (images scored, images in all), passes counted singly.
 
     Returns:
-        Rows with the keys of `columns.PER_IMAGE`; absent keys mean not available.
+        Two rows an image and pass, of the mask and of its ellipse, with the keys of
+        `columns.PER_IMAGE`; absent keys mean not available.
     """
     passes = list(protocol.passes())
     total = len(passes) * sum(len(loader.dataset) for loader in loaders.values())
     rows: list[dict[str, Any]] = []
+    n_scored = 0
     for cohort, loader in loaders.items():
         for batch in loader:
             for prompt, draw in passes:
@@ -147,11 +171,12 @@ def evaluate(
                 for item, sample_id in enumerate(batch["sample_id"]):
                     predicted = scorer.predicted_mask(logits[item], sample_id)
                     key = {"test_cohort": cohort, "prompt": prompt, "draw": draw}
-                    rows.append(key | scorer.row(sample_id, predicted))
+                    rows += [key | row for row in scorer.rows(sample_id, predicted)]
                     if keep is not None and draw == 0:
                         keep(prompt, sample_id, predicted)
+                n_scored += len(logits)
                 if progress is not None:
-                    progress(len(rows), total)
+                    progress(n_scored, total)
     return rows
 
 

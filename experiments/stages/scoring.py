@@ -23,7 +23,7 @@ from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
 from experiments.stages.fit import fitted_segmenter, untrained_segmenter
-from experiments.store.columns import PER_IMAGE
+from experiments.store.columns import OUTPUTS, PER_IMAGE
 from experiments.store.kept_masks import KeptPredictions
 
 MEAN_MASK_HW = (270, 400)
@@ -86,8 +86,10 @@ def _score(
     table = pd.DataFrame(rows, columns=list(PER_IMAGE))
     table.to_csv(context.run_dir / "per_image.csv", index=False)
     kept.write(context.run_dir)
-    dice = [row["dice"] for row in rows]
-    return {"images": len({row["sample_id"] for row in rows}), "dice": float(np.mean(dice))}
+    dice = {
+        f"dice_{name}": float(table.loc[table["output"] == name, "dice"].mean()) for name in OUTPUTS
+    }
+    return {"images": int(table["sample_id"].nunique()), **dice}
 
 
 def loaders_of(

@@ -15,8 +15,10 @@ import pandas as pd
 import wandb
 
 from datamodules.annotation import read_annotation, read_image
+from datamodules.head_ellipse import filled_ellipse
 from datamodules.storage import write_json
 from experiments.config.schema import WandbConfig
+from experiments.results.rows import choose_output
 from experiments.stages.wandb_run import clean_id, finish, open_run, run_config, usable_mode
 from experiments.store.kept_masks import read_prediction
 from experiments.tracking.agent import summary_of
@@ -30,7 +32,8 @@ def main(path: Path) -> int:
     request = json.loads(path.read_text())
     config = WandbConfig(mode=request["mode"], **request["wandb"])
     folder, mode = Path(request["folder"]), usable_mode(config)
-    per_image = pd.read_csv(folder / "per_image.csv")
+    output = request["config"]["evaluation"]["output"]
+    per_image = choose_output(pd.read_csv(folder / "per_image.csv"), output)
     done, is_complete = logged(folder), True
     for job in request["jobs"]:
         try:
@@ -101,6 +104,8 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             predicted = read_prediction(Path(shown["run_dir"]), **where)
         except KeyError:
             continue
+        if shown["output"] == "ellipse":
+            _, predicted = filled_ellipse(predicted)
         masks = {
             name: {
                 "mask_data": _small(mask.astype(np.uint8), cv2.INTER_NEAREST),
@@ -122,7 +127,9 @@ def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataF
         | trial_summary(per_image, trial["id"])
         for trial in request["trials"]
     ]
-    tables = {"results": pd.read_csv(folder / "results.csv"), "trials": pd.DataFrame(rows)}
+    output = request["config"]["evaluation"]["output"]
+    results = choose_output(pd.read_csv(folder / "results.csv"), output)
+    tables = {"results": results, "trials": pd.DataFrame(rows)}
     # None instead of NaN: a column of W&B has one type, or none.
     logs = {
         name: wandb.Table(

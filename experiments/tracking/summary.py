@@ -78,6 +78,7 @@ def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     content = {
         **spec.axes,
         "arm": spec.arm,
+        "output": sweep.config.evaluation.output,
         "made_by": made_by,
         "fit_id": spec.fit_key,
         "score_ids": {"/".join(place): key for place, key in spec.score_keys.items()},
@@ -112,7 +113,12 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
         }
         for sample in shown
     ]
-    return {"run_dir": str(sweep.store.root / "store" / key), "prompt": prompt, "images": images}
+    return {
+        "run_dir": str(sweep.store.root / "store" / key),
+        "prompt": prompt,
+        "output": sweep.config.evaluation.output,
+        "images": images,
+    }
 
 
 def fixed_images(node: Node) -> list[str]:

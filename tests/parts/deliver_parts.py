@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 import cv2
+import numpy as np
 import pytest
 
 from datamodules.ellipse import Ellipse, rasterise
@@ -92,10 +93,11 @@ def hand_made(monkeypatch):
     """A head in every image, but for those that the test puts here by stem."""
     masks = {}
 
-    def segment(module, paths, *, prompt):
+    def segment(module, paths, *, prompt, view=None):
         for name, path in paths.items():
             size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
-            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw))
+            mask = masks.get(name, rasterise(HEAD, size_hw=size_hw))
+            yield name, mask if view is None else (view(mask * 255) > 127).astype(np.uint8)
 
     monkeypatch.setattr("experiments.deliver.inference.segment_images", segment)
     return masks

@@ -68,7 +68,9 @@ def run(
 
 def scores(store: Path) -> pd.DataFrame:
     frame = pd.read_csv(store / "toy" / "per_image.csv")
-    return frame.sort_values(["trial_id", "prompt", "draw", "sample_id"], ignore_index=True)
+    return frame.sort_values(
+        ["trial_id", "prompt", "draw", "output", "sample_id"], ignore_index=True
+    )
 
 
 def made(store: Path, stage: str) -> set[str]:

@@ -48,17 +48,25 @@ def masks(samples, tmp_path):
     return folder
 
 
+def images_of(score):
+    """Ids of the images, each of which has a row of its mask and then one of its ellipse."""
+    rows = score.per_image
+    assert rows["output"].tolist() == ["mask", "ellipse"] * (len(rows) // 2)
+    return rows["sample_id"].tolist()[::2]
+
+
 def test_scores_are_those_of_our_own_evaluation(samples, masks):
     score = score_folder(masks, samples=samples, name="theirs")
     scorer = Scorer(samples={s.sample_id: s for s in samples}, frame_hw=(64, 64), mode="pad")
     rows = []
     for sample in samples:
         mask = cv2.imread(str(masks / f"{sample.sample_id}.png"), cv2.IMREAD_GRAYSCALE)
-        rows.append(scorer.row(sample.sample_id, mask))
-    expected = pd.DataFrame(rows)
-    assert score.per_image["sample_id"].tolist() == [s.sample_id for s in samples]
+        rows.append(scorer.rows(sample.sample_id, mask))
+    expected, ellipses = (pd.DataFrame(each) for each in zip(*rows, strict=True))
+    assert images_of(score) == [s.sample_id for s in samples]
+    own = score.per_image[score.per_image["output"] == "mask"]
     for column in ("dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"):
-        assert score.per_image[column].tolist() == expected[column].tolist()
+        assert own[column].tolist() == expected[column].tolist()
     found = score.measures()
     assert found["dice_mean"] == pytest.approx(expected["dice"].mean())
     assert found["dice_median"] == pytest.approx(expected["dice"].median())
@@ -68,8 +76,9 @@ def test_scores_are_those_of_our_own_evaluation(samples, masks):
     assert found["hc_err_mm_mean"] == pytest.approx(expected["hc_err_mm"].mean())
     assert found["hc_abs_err_mm_p95"] == pytest.approx(expected["hc_abs_err_mm"].quantile(0.95))
     assert 0.4 < found["dice_mean"] < 0.95
-    assert score.results["n_images"].tolist() == [12]
-    assert score.results["n_exams"].tolist() == [8]
+    assert score.measures("ellipse")["dice_mean"] == pytest.approx(ellipses["dice"].mean())
+    assert score.results["n_images"].tolist() == [12, 12]
+    assert score.results["n_exams"].tolist() == [8, 8]
 
 
 @pytest.mark.parametrize("suffix", ["", "_Annotation", "_mask"])
@@ -89,12 +98,13 @@ def test_missing_mask_is_refused_or_counted(samples, masks):
         score_folder(masks, samples=samples, name="a")
     score = score_folder(masks, samples=samples, name="a", missing="empty")
     assert score.missing == ("004_2HC",)
-    row = score.per_image.set_index("sample_id").loc["004_2HC"]
+    row = score.per_image.set_index(["sample_id", "output"]).loc["004_2HC", "mask"]
     pixel_size_mm = next(s.pixel_size_mm for s in samples if s.sample_id == "004_2HC")
     assert row["dice"] == 0
     assert row["hc_err_mm"] == -170
     assert row["hausdorff_mm"] == pytest.approx(np.hypot(54, 80) * pixel_size_mm)
-    assert score.results["n_images"].tolist() == [12]
+    assert score.results["n_images"].tolist() == [12, 12]
+    assert score.results["n_not_fitted"].tolist()[1:] == [1]
 
 
 def test_empty_mask_counts(samples, masks):
@@ -102,7 +112,7 @@ def test_empty_mask_counts(samples, masks):
     score = score_folder(masks, samples=samples, name="a")
     assert (score.empty, score.missing) == (("001_HC",), ())
     assert score.per_image["dice"].iloc[0] == 0
-    assert len(score.per_image) == 12
+    assert len(score.per_image) == 24
 
 
 def test_mask_of_another_size_is_named_with_both_sizes(samples, masks):
@@ -167,7 +177,7 @@ def test_split_file_chooses_the_images(samples, masks, tmp_path):
     write_split_file(path, name="demo", version="1", split=SPLIT, samples=samples)
     (masks / "001_HC.png").unlink()
     score = score_folder(masks, samples=samples, name="a", split=read_split_file(path))
-    assert score.per_image["sample_id"].tolist() == list(SPLIT.test)
+    assert images_of(score) == list(SPLIT.test)
     assert score.notes == ("8 masks of images outside the split's test part were not read",)
     second = Split(train=SPLIT.test, val=SPLIT.val, test=SPLIT.train[1:])
     folds = tmp_path / "folds.json"
@@ -175,7 +185,7 @@ def test_split_file_chooses_the_images(samples, masks, tmp_path):
         folds, name="k", version="1", split=SPLIT, samples=samples, folds=[SPLIT, second]
     )
     both = score_folder(masks, samples=samples, name="a", split=read_split_file(folds))
-    assert both.per_image["sample_id"].tolist() == [*SPLIT.test, *second.test]
+    assert images_of(both) == [*SPLIT.test, *second.test]
     image = samples[0].image_path
     image.write_bytes(image.read_bytes() + b"\0")
     with pytest.raises(InputError, match="not the files it was made of"):
@@ -249,11 +259,12 @@ def test_command_writes_everything_or_nothing(monkeypatch, capsys, hc18_folder, 
     ]
     results = read_rows(out / "results.csv")
     assert set(SUMMARY) <= set(results.columns)
-    assert results["condition"].tolist() == ["nnunet"]
-    assert results["dice_mean"].tolist() == pytest.approx([found["dice_mean"]])
-    assert len(read_rows(out / "per_image.csv")) == 12
+    assert results["condition"].tolist() == ["nnunet"] * 2
+    dice = [found["dice_mean"], found["ellipse"]["dice_mean"]]
+    assert results["dice_mean"].tolist() == pytest.approx(dice)
+    assert len(read_rows(out / "per_image.csv")) == 24
     text = (out / "summary.md").read_text()
-    assert f"| Dice, mean (%) | {100 * found['dice_mean']:.2f} |" in text
+    assert f"| Dice, mean (%) | {100 * dice[0]:.2f} | {100 * dice[1]:.2f} |" in text
     assert found["trial_id"] in text
     code, _, err = run(monkeypatch, capsys, *words)
     assert code == 2

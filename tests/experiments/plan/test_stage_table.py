@@ -24,7 +24,7 @@ def test_ids_are_those_of_the_runs_that_are_there():
     assert found == {
         "embed": "5114ccf7e6db9739",
         "fit": "ab76556efe9c6758",
-        "control": "bf450d3bd6d79fc6",
+        "control": "b3ff1bdc5ed0d000",
     }
 
 

@@ -49,8 +49,9 @@ def test_results_have_a_row_per_trial_and_prompt_and_the_controls(toy):
     _, store, _ = toy
     results = pd.read_csv(store / "toy" / "results.csv")
     assert set(results["status"]) == {"done"}
-    counts = results.groupby(["condition", "prompt"]).size().to_dict()
-    assert counts == {
+    assert (results["output"] == "ellipse").sum() == len(results) // 2
+    masks = results[results["output"] == "mask"]
+    assert masks.groupby(["condition", "prompt"]).size().to_dict() == {
         ("real", "whole_image"): 2,
         ("real", "jittered_box"): 2,
         ("synthetic", "whole_image"): 2,
@@ -121,9 +122,11 @@ def test_report_puts_the_table_into_a_file_between_its_markers(toy, tmp_path):
     assert "old" not in text
     assert "`make toy`: 4 trials" in text
     results = pd.read_csv(store / "toy" / "results.csv")
-    box = results[results["condition"] == "box_only"].iloc[0]
+    boxes = results[results["condition"] == "box_only"].set_index("output")["dice_mean"]
     (row,) = [line for line in text.splitlines() if line.startswith("| box only")]
-    assert f"| {100 * box['dice_mean']:.1f} |" in row
+    # The ellipse's, with the mask's beside.
+    assert f"| {100 * boxes['ellipse']:.1f} |" in row
+    assert f"| {100 * boxes['mask']:.1f} |" in row
     page.write_text("no markers")
     ended = report()
     assert ended.returncode == 2
@@ -142,7 +145,7 @@ def test_another_sweep_reuses_what_it_shares(toy):
     assert new == {"fit": 2, "score": 4, "control": 0, "embeddings": 0}
     assert "6 to do" in ended.stdout
     results = pd.read_csv(store / "other" / "results.csv")
-    assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 4 + [1] * 4
+    assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 8 + [1] * 8
     # What was reused is in this sweep's group on W&B too, by its summary.
     runs = [path.name for path in (store / "other" / "wandb").glob("offline-run-*-other-real-n*")]
     assert sorted(name.split("-n", 1)[1].split("-p0-")[1][:2] for name in runs) == [

@@ -147,8 +147,8 @@ def own_boxes(first, scorer, *, mask=None):
     )
     assert len(seen) == 2
     assert seen[0] == [[0, 0, 63, 42]] * 2, "the whole image first"
-    assert [row["prompt"] for row in rows] == ["predicted_box"] * 2
-    return seen[1], rows, kept
+    assert [row["prompt"] for row in rows] == ["predicted_box"] * 4
+    return seen[1], [row for row in rows if row["output"] == "mask"], kept
 
 
 def test_the_models_own_box_is_that_of_its_largest_part(scorer):
@@ -215,8 +215,9 @@ BOXED = ("model", "ellipse")
 TRAIN = ["001_HC", "003_HC", "007_HC"]
 
 
-def scored(context):
-    return pd.read_csv(context.run_dir / "per_image.csv")
+def scored(context, output="mask"):
+    rows = pd.read_csv(context.run_dir / "per_image.csv")
+    return rows[rows["output"] == output]
 
 
 def kept_masks(context, prompt):
@@ -245,7 +246,11 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
     assert rows["sample_id"].tolist() == TEST
     assert set(rows["prompt"]) == {"predicted_box"}
     assert set(rows["test_cohort"]) == {"hc18"}
-    assert result == {"images": 3, "dice": pytest.approx(rows["dice"].mean())}
+    dice = {
+        f"dice_{name}": pytest.approx(scored(context, name)["dice"].mean())
+        for name in ("mask", "ellipse")
+    }
+    assert result == {"images": 3, **dice}
     real = stages.data.samples
     turned = dict(zip(TEST, TEST[1:] + TEST[:1], strict=True))
     exchanged = {
@@ -299,7 +304,7 @@ def test_the_mean_mask_control_scores_one_mask_for_all(stages):
     ]
     voted = (np.mean(heads, axis=0) > 0.5).astype(np.uint8)
     assert (voted != masks[TEST[0]]).mean() < 0.02
-    assert result["dice"] == pytest.approx(scored(context)["dice"].mean())
+    assert result["dice_mask"] == pytest.approx(scored(context)["dice"].mean())
     assert scored(context)["found"].all()
 
 

@@ -1,0 +1,99 @@
+"""How far a prediction can be believed, from the image and the prediction alone. Pure."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from datamodules.ellipse import Ellipse, rasterise
+from lightning_modules.metrics import dice_score
+
+ZOOM = 0.8
+"""Size of the image in the second view, in which a head must be found again."""
+MIN_CONFIDENCE = 0.85
+_MIN_AREA_SHARE = 0.01
+_MIN_ASPECT = 0.5
+_MIN_SD = 2.0
+"""Of the grey values, 0 to 255; an ultrasound image has 30 and more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What is thought of one prediction."""
+
+    confidence: float
+    """In [0, 1], see `judge`."""
+    reason: str
+    """Why it is doubtful; "" where it is not."""
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether a person should look before the numbers are used."""
+        return self.reason != ""
+
+
+def judge(
+    image: np.ndarray,
+    *,
+    mask: np.ndarray,
+    second_mask: np.ndarray,
+    ellipse: Ellipse | None,
+    why: str = "no ellipse fits",
+) -> Judgement:
+    """Say how well mask, ellipse and a second view agree, and whether a head can look like that.
+
+    Args:
+        image: uint8 (H, W).
+        mask: (H, W), non-zero is foreground, predicted from the image.
+        second_mask: (H, W), predicted from the image zoomed out, and zoomed back.
+        ellipse: Fitted to the mask; None where none fits.
+        why: The reason where none fits.
+
+    Returns:
+        The smaller one of Dice(mask, ellipse) and Dice(mask, second mask), 0 without an ellipse;
+        and every reason to doubt it.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    confidence, reasons = 0.0, []
+    if image.std() < _MIN_SD:
+        reasons.append("the image is nearly constant")
+    if ellipse is None:
+        reasons.append(why)
+    else:
+        filled = rasterise(ellipse, size_hw=mask.shape)
+        confidence = min(dice_score(mask, filled), dice_score(mask, second_mask))
+        if filled.mean() < _MIN_AREA_SHARE:
+            reasons.append(f"the ellipse covers less than {_MIN_AREA_SHARE:.0%} of the image")
+        if ellipse.semi_minor_px < _MIN_ASPECT * ellipse.semi_major_px:
+            reasons.append(f"the ellipse is less than {_MIN_ASPECT} as wide as it is long")
+        if confidence < MIN_CONFIDENCE:
+            reasons.append(f"mask, ellipse and second view agree by {confidence:.2f} only")
+    return Judgement(confidence=confidence, reason="; ".join(reasons))
+
+
+def zoomed_out(image: np.ndarray) -> np.ndarray:
+    """Shrink an image about its centre, black around it: uint8 (H, W) to uint8 (H, W)."""
+    view = np.zeros_like(image)
+    rows, columns = _inner(image.shape)
+    size_wh = (columns.stop - columns.start, rows.stop - rows.start)
+    view[rows, columns] = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+    return view
+
+
+def zoomed_back(mask: np.ndarray) -> np.ndarray:
+    """Enlarge a mask of `zoomed_out`'s image to the image itself: uint8 (H, W) in {0, 1}."""
+    inner = (mask[_inner(mask.shape)] != 0).astype(np.float32)
+    whole = cv2.resize(inner, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return (whole > 0.5).astype(np.uint8)
+
+
+def _inner(size_hw: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns that hold the image in the second view."""
+    spans = []
+    for side in size_hw:
+        inner = max(1, round(ZOOM * side))
+        first = (side - inner) // 2
+        spans.append(slice(first, first + inner))
+    return spans[0], spans[1]
