@@ -47,7 +47,7 @@ def predict(
     prompt: Prompt = "whole_image",
     as_json: AsJson = False,
 ) -> None:
-    """Segment one's own images: masks, overlays, ellipse and head circumference."""
+    """Segment one's own images: masks, overlays, ellipse, head circumference, and what to doubt."""
     from experiments.deliver.predict import predict_command, print_summary
 
     summary = predict_command(
@@ -71,7 +71,9 @@ def submit(
         Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Submission to write, CSV.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="New folder for the masks, PNG.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="New folder of ellipses (or masks), PNG.")
+    ] = None,
     prompt: Prompt = "whole_image",
     skip_degenerate: Annotated[
         bool, typer.Option("--skip-degenerate", help="Leave out rows without an ellipse.")

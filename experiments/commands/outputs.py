@@ -39,19 +39,22 @@ def table(
         str, typer.Option(help="Measure of a table of files, as dice or hc_abs_err_mm.")
     ] = "dice_weighted",
     output: Annotated[
-        str, typer.Option(help="Scores in a table of files: of the ellipse, or of the mask.")
-    ] = "ellipse",
+        str | None, typer.Option(help=f"Whose scores: {' or '.join(OUTPUTS[::-1])}.")
+    ] = None,
 ) -> None:
     """Run what is missing of a recipe and print its table; or one table of several results."""
     one_of(format_name, FORMATS, option="--format")
+    if output is not None:
+        one_of(output, OUTPUTS, option="--output")
     if sources[0].endswith(".csv"):
         from experiments.results.compact import compact_tables, read_results
 
-        one_of(output, OUTPUTS, option="--output")
-        results = read_results([Path(source) for source in sources], output=output)
+        paths = [Path(source) for source in sources]
+        results = read_results(paths, output="ellipse" if output is None else output)
         print(compact_tables(results, measure=measure, format_name=format_name), end="")
         return
-    folder = _run_for(sources, kind=kind)
+    shown = [] if output is None else [f"evaluation.output={output}"]
+    folder = _run_for([*sources, *shown], kind=kind)
     path = folder / f"table{KINDS[kind]}{FORMATS[format_name]}"
     if not path.is_file():
         made = sorted(p.name for p in folder.glob(f"{path.stem}.*"))

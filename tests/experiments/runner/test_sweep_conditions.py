@@ -38,7 +38,8 @@ def swept(tmp_path_factory):
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{len(CONDITIONS) * 2} trials in" in ended.stdout
-    return folder / "runs", pd.read_csv(folder / "runs" / "toy" / "results.csv")
+    results = pd.read_csv(folder / "runs" / "toy" / "results.csv")
+    return folder / "runs", results[results["output"] == "mask"]
 
 
 def fitted(store, results, condition, support=0):
