@@ -13,7 +13,7 @@ from experiments.store.provenance import machine
 
 START, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = [*LABELS, "real", "n real", "total labels", "weighted Dice %", "weighted 95 % CI"]
-COLUMNS += ["Dice %", "HD mm", "HC error mm", "exams"]
+COLUMNS += ["Dice %", "mask Dice %", "HD mm", "HC error mm", "exams"]
 
 
 def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:
