@@ -290,16 +290,24 @@ class EllipseDistribution:
     Attributes:
         features: float64 (N, 4): log(a / W), log(b / a), x / W, y / H of the centre.
         thetas_rad: float64 (N,).
+        groups: int64 (N,), None for none: an ellipse is drawn from each group equally often.
     """
 
     features: np.ndarray
     thetas_rad: np.ndarray
+    groups: np.ndarray | None = None
 
     @classmethod
     def fit(
-        cls, ellipses: Sequence[Ellipse], *, size_hws: Sequence[tuple[int, int]]
+        cls,
+        ellipses: Sequence[Ellipse],
+        *,
+        size_hws: Sequence[tuple[int, int]],
+        balance_sizes: bool = False,
     ) -> "EllipseDistribution":
         """Store the ellipses of images of the given sizes (rows, columns).
+
+        With `balance_sizes` each tercile of their sizes, a b / W^2, is drawn from equally often.
 
         Raises:
             ValueError: no ellipse, or not one size per ellipse.
@@ -315,8 +323,14 @@ class EllipseDistribution:
             ]
             for ellipse, (height, width) in zip(ellipses, size_hws, strict=True)
         ]
+        groups, rows = None, np.array(features)
+        if balance_sizes:
+            ranks = np.argsort(np.argsort(2 * rows[:, 0] + rows[:, 1], kind="stable"))
+            groups = 3 * ranks // len(ranks)
         return cls(
-            features=np.array(features), thetas_rad=np.array([e.theta_rad for e in ellipses])
+            features=rows,
+            thetas_rad=np.array([e.theta_rad for e in ellipses]),
+            groups=groups,
         )
 
     @property
@@ -348,7 +362,7 @@ class EllipseDistribution:
     ) -> tuple[Ellipse, int]:
         """Draw as `sample` does, and say which ellipse given to `fit` it came from."""
         height, width = size_hw
-        row = int(rng.integers(len(self.features)))
+        row = self._draw_row(rng)
         bandwidth = self.bandwidth
         low = self.features.min(axis=0) - bandwidth
         high = self.features.max(axis=0) + bandwidth
@@ -364,3 +378,9 @@ class EllipseDistribution:
             theta_rad=theta,
         )
         return drawn, row
+
+    def _draw_row(self, rng: np.random.Generator) -> int:
+        if self.groups is None:
+            return int(rng.integers(len(self.features)))
+        group = rng.choice(np.unique(self.groups))
+        return int(rng.choice(np.flatnonzero(self.groups == group)))

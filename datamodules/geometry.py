@@ -214,6 +214,31 @@ def logits_to_original(logits: torch.Tensor, placement: Placement) -> torch.Tens
     return original.reshape(*lead, *placement.original_hw)
 
 
+def zoom(
+    pictures: torch.Tensor, factor: float, *, beyond: Literal["zeros", "border"]
+) -> torch.Tensor:
+    """Enlarge pictures about their centre within their own size, bilinear.
+
+    Args:
+        pictures: (B, C, h, w) float.
+        factor: New size / old size, > 0; 1 gives them as they are.
+        beyond: What stands where a smaller picture leaves the frame empty: zeros, or what lies at
+            its border.
+
+    Returns:
+        (B, C, h, w), same dtype. `zoom(zoom(x, f), 1 / f)` is x, blurred, where x was in the frame.
+
+    Source:
+        torch's `grid_sample` with pixel areas (`align_corners=False`).
+    """
+    if factor == 1:
+        return pictures
+    scale = torch.tensor([[1 / factor, 0, 0], [0, 1 / factor, 0]], dtype=pictures.dtype)
+    theta = scale.to(pictures.device).expand(len(pictures), 2, 3)
+    grid = functional.affine_grid(theta, pictures.shape, align_corners=False)
+    return functional.grid_sample(pictures, grid, padding_mode=beyond, align_corners=False)
+
+
 def image_to_original(
     image: np.ndarray, placement: Placement, *, interpolation: Literal["nearest", "linear"]
 ) -> np.ndarray:

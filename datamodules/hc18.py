@@ -117,11 +117,12 @@ class HC18DataModule(LightningDataModule):
         n_real, n_other = len(self.train_ids), len(self.synthetic)
         if self.mixture.repeat_real:
             n_other = n_real
+        pools = self.mixture.pools or [n_other]
         if self.mixture.pool:
-            n_real, n_other = n_real + n_other, 0
+            n_real, pools = n_real + n_other, []
         stream = TrainingStream(
             n_real=n_real,
-            n_synthetic=n_other,
+            n_synthetic=pools,
             batch_size=self.batch_size,
             n_batches=self.n_batches,
             synthetic_share=self.mixture.synthetic_share,

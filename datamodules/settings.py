@@ -28,6 +28,9 @@ class Mixture:
 
     synthetic: Sequence[Sample] = ()
     """Synthetic samples, train only."""
+    pools: Sequence[int] = ()
+    """Sizes of the sets that they consist of, one after the other, each of which gets as many
+    places as any other; () for one set."""
     synthetic_share: float = 0.5
     """Share of each batch that they fill, in [0, 1]."""
     repeat_real: bool = False

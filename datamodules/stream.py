@@ -17,14 +17,16 @@ class TrainingStream(Sampler[tuple[int, int]]):
     """Yields (dataset index, draw) for every item of every batch, real items first.
 
     Each batch holds `round(synthetic_share * batch_size)` synthetic items where there are any.
-    Both kinds run through their own shuffled passes. `draw` numbers the items of the whole
-    training, whatever the number of processes; it keys their noise, jitter and augmentation.
-    With several processes each takes every world_size-th item of the global batch, so 1 x 8
-    and 2 x 4 see the same items.
+    Both kinds run through their own shuffled passes, and so does each of several pools of
+    synthetic items, which take equal parts of the places over the training. `draw` numbers the
+    items of the whole training, whatever the number of processes; it keys their noise, jitter and
+    augmentation. With several processes each takes every world_size-th item of the global batch,
+    so 1 x 8 and 2 x 4 see the same items.
 
     Args:
         n_real: Real items, dataset indices 0 to n_real - 1; at least one.
-        n_synthetic: Synthetic items, dataset indices from n_real on; may be 0.
+        n_synthetic: Synthetic items, dataset indices from n_real on; may be 0. Several numbers
+            are pools, one after the other; an empty pool takes no place.
         batch_size: Items in a global batch, over all processes.
         n_batches: Batches in the whole training.
         synthetic_share: Share of a batch in [0, 1] that synthetic items fill.
@@ -41,7 +43,7 @@ class TrainingStream(Sampler[tuple[int, int]]):
         self,
         *,
         n_real: int,
-        n_synthetic: int,
+        n_synthetic: int | Sequence[int],
         batch_size: int,
         n_batches: int,
         synthetic_share: float,
@@ -56,9 +58,10 @@ class TrainingStream(Sampler[tuple[int, int]]):
             raise ValueError(
                 f"batch_size={batch_size} cannot be divided over {world_size} processes"
             )
-        self.n_real, self.n_synthetic = n_real, n_synthetic
+        sizes = [n_synthetic] if isinstance(n_synthetic, int) else n_synthetic
+        self.n_real, self.pools = n_real, [size for size in sizes if size > 0]
         self.batch_size, self.n_batches = batch_size, n_batches
-        self.synthetic_per_batch = round(synthetic_share * batch_size) if n_synthetic else 0
+        self.synthetic_per_batch = round(synthetic_share * batch_size) if self.pools else 0
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.first_batch = first_batch
 
@@ -69,16 +72,24 @@ class TrainingStream(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         real_per_batch = self.batch_size - self.synthetic_per_batch
         for batch in range(self.first_batch, self.n_batches):
-            real = self._pass(batch * real_per_batch, real_per_batch, stream=0)
-            synthetic = self._pass(
-                batch * self.synthetic_per_batch, self.synthetic_per_batch, stream=1
-            )
-            items = real + [self.n_real + index for index in synthetic]
+            real = self._pass(batch * real_per_batch, real_per_batch, n=self.n_real, stream=0)
+            items = [*real, *self._synthetic(batch)]
             for slot in range(self.rank, self.batch_size, self.world_size):
                 yield items[slot], batch * self.batch_size + slot
 
-    def _pass(self, start: int, count: int, *, stream: int) -> Sequence[int]:
-        n = self.n_synthetic if stream else self.n_real
+    def _synthetic(self, batch: int) -> list[int]:
+        """Dataset indices of a batch's synthetic items; of the whole training's places each pool
+        takes every `len(pools)`-th."""
+        first, last = (self.synthetic_per_batch * number for number in (batch, batch + 1))
+        found, offset, step = [], self.n_real, len(self.pools)
+        for place, n in enumerate(self.pools):
+            start, end = (-(-(bound - place) // step) for bound in (first, last))
+            picked = self._pass(start, end - start, n=n, stream=1 + place)
+            found += [offset + index for index in picked]
+            offset += n
+        return found
+
+    def _pass(self, start: int, count: int, *, n: int, stream: int) -> Sequence[int]:
         picked: list[int] = []
         while len(picked) < count:
             epoch, offset = divmod(start + len(picked), n)

@@ -3,21 +3,22 @@
     image/<name>.png  mask/<name>_Annotation.png (filled)  metadata.jsonl
 
 `metadata.jsonl` follows the image-folder convention (`file_name`). A folder made by others needs
-the two picture folders only.
+the two picture folders only. Pairs that are new labels of images which are there already hold the
+name of the image instead of a copy (`image_of`).
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from datamodules.ellipse import Ellipse
+from datamodules.ellipse import Ellipse, perimeter_px
 from datamodules.errors import InputError
 from datamodules.samples import Sample, read_cohort
 
@@ -44,6 +45,8 @@ class SyntheticPair:
     """What the gate measured, by name."""
     reasons: tuple[str, ...] = ()
     """Why the gate rejected the pair; empty for an accepted one."""
+    image_of: str | None = None
+    """Sample whose image it is, where the set holds the label alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +63,18 @@ def pair_paths(root: Path, sample_id: str) -> tuple[Path, Path]:
     return root / "image" / f"{sample_id}.png", root / "mask" / f"{sample_id}_Annotation.png"
 
 
-def write_pair(root: Path, sample_id: str, *, image: np.ndarray, mask: np.ndarray) -> None:
+def write_pair(root: Path, sample_id: str, *, image: np.ndarray | None, mask: np.ndarray) -> None:
     """Write a pair's pictures.
 
     Args:
         root: Folder of the set.
         sample_id: Name of the pair.
-        image: uint8 (H, W).
+        image: uint8 (H, W); None where the pair is a label alone.
         mask: uint8 (H, W) in {0, 1}; stored filled as 0 and 255.
     """
     for path, picture in zip(pair_paths(root, sample_id), (image, mask * 255), strict=True):
+        if picture is None:
+            continue
         path.parent.mkdir(parents=True, exist_ok=True)
         if not cv2.imwrite(str(path), picture):
             raise OSError(f"{path}: could not be written")
@@ -93,6 +98,8 @@ def write_metadata(path: Path, pairs: Iterable[SyntheticPair]) -> None:
     for pair in pairs:
         image, mask = pair_paths(Path(), pair.sample_id)
         row = {"file_name": image.as_posix(), "mask_file_name": mask.as_posix(), **asdict(pair)}
+        # Neither is a key of sets that hold their images.
+        del row["file_name" if pair.image_of is not None else "image_of"]
         lines.append(json.dumps(row, allow_nan=False))
     path.write_text("".join(line + "\n" for line in lines))
 
@@ -117,8 +124,9 @@ def read_metadata(path: Path) -> list[SyntheticPair]:
 
 def _pair(row: dict[str, Any]) -> SyntheticPair:
     ellipse, size = row.get("ellipse"), row.get("native_size_hw")
+    picture = Path(row["file_name"] if row.get("image_of") is None else row["mask_file_name"])
     return SyntheticPair(
-        sample_id=row.get("sample_id", Path(row["file_name"]).stem),
+        sample_id=row.get("sample_id", picture.stem),
         ellipse=Ellipse(**ellipse) if ellipse else None,
         seed=row.get("seed"),
         generator_id=row.get("generator_id"),
@@ -126,26 +134,67 @@ def _pair(row: dict[str, Any]) -> SyntheticPair:
         prompt=row.get("prompt"),
         gate=row.get("gate", {}),
         reasons=tuple(row.get("reasons", ())),
+        image_of=row.get("image_of"),
     )
 
 
-def read_synthetic(root: Path) -> SyntheticSet:
+def read_synthetic(root: Path, *, originals: Mapping[str, Sample] | None = None) -> SyntheticSet:
     """Read a synthetic set, ours or another one in the same layout.
+
+    Args:
+        root: Folder of the set.
+        originals: Samples by id whose images the set's labels may be of.
 
     Raises:
         InputError: For a missing or empty folder, an image without its mask, or metadata of
             pictures that are not there.
     """
+    metadata = root / "metadata.jsonl"
+    listed = read_metadata(metadata) if metadata.exists() else []
+    if any(pair.image_of is not None for pair in listed):
+        return _read_labels(root, listed, originals=originals or {})
     samples = read_cohort(root, name=COHORT)
     known = {sample.sample_id for sample in samples}
     pairs = {sample_id: SyntheticPair(sample_id=sample_id) for sample_id in sorted(known)}
-    metadata = root / "metadata.jsonl"
-    if metadata.exists():
-        for pair in read_metadata(metadata):
-            if pair.sample_id not in known:
-                raise InputError(
-                    f"{metadata}: names {pair.sample_id}, but image/{pair.sample_id}.png is not "
-                    "there; restore the picture or remove its line"
-                )
-            pairs[pair.sample_id] = pair
+    for pair in listed:
+        if pair.sample_id not in known:
+            raise InputError(
+                f"{metadata}: names {pair.sample_id}, but image/{pair.sample_id}.png is not "
+                "there; restore the picture or remove its line"
+            )
+        pairs[pair.sample_id] = pair
     return SyntheticSet(root=root, samples=samples, pairs=pairs)
+
+
+def _read_labels(
+    root: Path, listed: Sequence[SyntheticPair], *, originals: Mapping[str, Sample]
+) -> SyntheticSet:
+    """A set of labels alone, each beside the image that it is of; nothing else of that sample."""
+    samples, metadata = [], root / "metadata.jsonl"
+    ordered = sorted(listed, key=lambda pair: pair.sample_id)
+    for pair in ordered:
+        mask = pair_paths(root, pair.sample_id)[1]
+        if pair.image_of not in originals:
+            raise InputError(
+                f"{metadata}: {pair.sample_id} is a label of {pair.image_of}, which is not among "
+                "the images; read it with the data that it was made from"
+            )
+        if not mask.is_file():
+            raise InputError(f"{metadata}: names {pair.sample_id}, but {mask} is not there")
+        original, pixel_size_mm = originals[pair.image_of], originals[pair.image_of].pixel_size_mm
+        hc_mm = None
+        if pair.ellipse is not None and pixel_size_mm is not None:
+            hc_mm = perimeter_px(pair.ellipse) * pixel_size_mm
+        samples.append(
+            replace(
+                original,
+                sample_id=pair.sample_id,
+                annotation_path=mask,
+                hc_mm=hc_mm,
+                cohort=COHORT,
+                filled_bias_px=0.0,
+            )
+        )
+    return SyntheticSet(
+        root=root, samples=samples, pairs={pair.sample_id: pair for pair in ordered}
+    )

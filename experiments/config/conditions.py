@@ -17,6 +17,7 @@ from datamodules.allowed import nearest
 LabelSource = Literal["own", "fixed"]
 GateUse = Literal["on", "off", "random_subset"]
 Augmentation = Literal["none", "weak", "strong"]
+ImageSource = Literal["labelled", "unlabelled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class PairSource:
     """Whether a generator makes them."""
     has_generator: bool = False
     """Whether they differ with the generator, be it only by its size."""
+    is_pseudo: bool = False
+    """Whether unlabelled images with the labels of a teacher are among them."""
 
 
 PAIRS: dict[str, PairSource] = {
@@ -41,6 +44,8 @@ PAIRS: dict[str, PairSource] = {
     "phantom": PairSource(stage="phantom", called="procedural"),
     "resized": PairSource(stage="resize", called="resized", has_generator=True),
     "synthetic": PairSource(is_generated=True, has_generator=True),
+    "pseudo": PairSource(is_pseudo=True),
+    "pseudo_synthetic": PairSource(is_generated=True, has_generator=True, is_pseudo=True),
 }
 
 
@@ -51,7 +56,9 @@ class ConditionConfig:
     pairs: str = "none"
     """What is added to the real images, a row of `PAIRS`: nothing (`none`); the same images once
     more (`repeat`); deformed copies (`warp`); procedural heads (`phantom`); the generator's real
-    images at the generator's size (`resized`); pairs of a generator (`synthetic`)."""
+    images at the generator's size (`resized`); pairs of a generator (`synthetic`); unlabelled
+    images with the labels of a teacher (`pseudo`); these and a generator's pairs in equal parts
+    (`pseudo_synthetic`)."""
     labels: LabelSource = "own"
     """Whose labels those pairs come from: the trial's own, or a fixed number of them
     (`synthesis.generator_count`), whatever the trial has."""
@@ -61,6 +68,13 @@ class ConditionConfig:
     augment: Augmentation = "none"
     """How strongly training images are augmented; added pairs too, but for those whose embeddings
     are cached."""
+    images: ImageSource = "labelled"
+    """What a generator is fitted on: the trial's labelled images, or these and the unlabelled ones
+    with the labels of a teacher."""
+    rounds: int = 0
+    """Rounds of self-training behind the labels of a teacher. The teacher of round 1 is the
+    trial's own student under `strong`; that of each later round is the student which learned from
+    the labels of the round before. 0 where no unlabelled image is used."""
 
     def __post_init__(self) -> None:
         """Refuse factors that nothing would read, or that contradict each other."""
@@ -74,6 +88,24 @@ class ConditionConfig:
             )
         if self.pairs == "repeat" and self.augment != "none":
             raise ValueError("pairs=repeat is the control of unchanged images; use augment=none")
+        self._check_unlabelled()
+
+    def _check_unlabelled(self) -> None:
+        if self.images == "unlabelled" and not self.is_generated:
+            raise ValueError(
+                f"images={self.images}: pairs={self.pairs} fit no generator; leave it out"
+            )
+        if self.uses_unlabelled and self.labels != "own":
+            raise ValueError(
+                f"labels={self.labels}: unlabelled images get their labels from the trial's own "
+                "student; use labels=own"
+            )
+        if self.uses_unlabelled and self.rounds < 1:
+            raise ValueError(f"rounds={self.rounds}: unlabelled images need at least 1")
+        if not self.uses_unlabelled and self.rounds != 0:
+            raise ValueError(
+                f"rounds={self.rounds}: pairs={self.pairs} use no unlabelled image; leave it out"
+            )
 
     @property
     def has_pairs(self) -> bool:
@@ -89,6 +121,16 @@ class ConditionConfig:
     def has_generator(self) -> bool:
         """Whether its pairs differ with the generator, be it only by its size."""
         return PAIRS[self.pairs].has_generator
+
+    @property
+    def is_pseudo(self) -> bool:
+        """Whether unlabelled images with the labels of a teacher are among its pairs."""
+        return PAIRS[self.pairs].is_pseudo
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        """Whether anything of it reads unlabelled images."""
+        return self.is_pseudo or self.images == "unlabelled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +156,7 @@ class ConditionRow:
 
 
 def _row(
-    label: str, phrase: str, color: str, marker: str, note: str = "", **factors: str
+    label: str, phrase: str, color: str, marker: str, note: str = "", **factors: str | int
 ) -> ConditionRow:
     given = ConditionConfig(**factors)
     return ConditionRow(
@@ -176,6 +218,54 @@ CONDITIONS: dict[str, ConditionRow] = {
         pairs="synthetic",
         labels="fixed",
         gate="random_subset",
+    ),
+    "self_training": _row(
+        "self-training",
+        "self-training",
+        "#117733",
+        "8",
+        pairs="pseudo",
+        augment="strong",
+        rounds=1,
+    ),
+    "self_training_2": _row(
+        "self-training, two rounds",
+        "self-training in two rounds",
+        "#6b8e23",
+        "1",
+        pairs="pseudo",
+        augment="strong",
+        rounds=2,
+    ),
+    "synthetic_unlabelled": _row(
+        "+ synthetic, unlabelled images",
+        "synthetic pairs of a generator that also saw unlabelled images",
+        "#882255",
+        r"$\spadesuit$",
+        pairs="synthetic",
+        augment="strong",
+        images="unlabelled",
+        rounds=1,
+    ),
+    "synthetic_unlabelled_2": _row(
+        "+ synthetic, unlabelled images, two rounds",
+        "synthetic pairs of a generator that also saw unlabelled images, labelled in two rounds,",
+        "#aa4499",
+        r"$\clubsuit$",
+        pairs="synthetic",
+        augment="strong",
+        images="unlabelled",
+        rounds=2,
+    ),
+    "synthetic_unlabelled_self_training": _row(
+        "self-training + synthetic, unlabelled images",
+        "self-training with synthetic pairs of a generator that also saw unlabelled images",
+        "#332288",
+        r"$\bigstar$",
+        pairs="pseudo_synthetic",
+        augment="strong",
+        images="unlabelled",
+        rounds=1,
     ),
 }
 """In the order of a table's block."""

@@ -14,7 +14,12 @@ from experiments.config.conditions import CONDITIONS, CONTROLS, ConditionConfig
 from experiments.config.grid import EvaluationConfig, GridConfig, Prompt
 from experiments.config.running import SlurmConfig, StoreConfig, TrainerConfig, WandbConfig
 from experiments.config.statistics import StatisticsConfig
-from experiments.config.synthesis import AugmentConfig, GateConfig, SynthesisConfig
+from experiments.config.synthesis import (
+    AugmentConfig,
+    GateConfig,
+    SelfTrainingConfig,
+    SynthesisConfig,
+)
 from lightning_modules.generators.pixel.config import GeneratorConfig
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 from lightning_modules.generators.table import GENERATORS
@@ -65,6 +70,8 @@ class ExperimentConfig:
     """Synthetic pairs."""
     gate: GateConfig = field(default_factory=GateConfig)
     """What is refused of them."""
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    """Which labels of a teacher are kept."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmented views."""
     sweep: GridConfig = field(default_factory=GridConfig)

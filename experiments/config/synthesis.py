@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodules.allowed import at_least, between
+from datamodules.allowed import above, at_least, between
 from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.prompt_protocol import PromptProtocol
 
@@ -31,12 +31,30 @@ class SynthesisConfig:
     """Labelled images that the maker of `folder` used; null prints as unknown."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the pixel generator is sampled; Stable Diffusion has a sampler of its own."""
+    balance_sizes: bool = False
+    """Draw the outlines of small, middle and large heads (terciles of those known) equally
+    often."""
 
     def __post_init__(self) -> None:
         self.image_hw = tuple(self.image_hw)
         at_least(1).check(self, "n_candidates", "generator_count", section="synthesis")
         at_least(32).check(self, "image_hw", section="synthesis", hint="each side, px")
         at_least(0).check(self, "folder_labels", section="synthesis", hint="for unknown")
+
+
+@dataclass(kw_only=True)
+class SelfTrainingConfig:
+    """Which labels of a teacher are kept."""
+
+    min_agreement: float = 0.94
+    """The teacher's mask must agree with the ellipse fitted to it, and with its mask of a second
+    view, at least this well (Dice)."""
+    view_zoom: float = 0.8
+    """Size of the image in that second view, as a share of its own."""
+
+    def __post_init__(self) -> None:
+        between(0, 1).check(self, "min_agreement", section="self_training")
+        above(0, at_most=1).check(self, "view_zoom", section="self_training")
 
 
 @dataclass(kw_only=True)

@@ -31,6 +31,25 @@ class Pairs:
     label_ids: list[str] = field(default_factory=list)
     """Labelled images behind them."""
     is_foreign: bool = False
+    unlabelled_ids: list[str] = field(default_factory=list)
+    """Unlabelled images behind them."""
+    beside: "Pairs | None" = None
+    """A second set, which fills as many places of each batch as this one."""
+
+    @property
+    def n_all(self) -> int:
+        """Pairs of both sets."""
+        return self.n + (self.beside.n if self.beside is not None else 0)
+
+
+EMBEDDINGS_OF = {"pairs": "pair_embeddings", "more_pairs": "more_pair_embeddings"}
+"""Role of a set of pairs in a fit, and of its embeddings."""
+
+
+def _roles(pairs: Pairs | None) -> list[tuple[str, Pairs]]:
+    """Each set of pairs with its role in a fit."""
+    sets = [] if pairs is None else [each for each in (pairs, pairs.beside) if each is not None]
+    return list(zip(EMBEDDINGS_OF, sets, strict=False))
 
 
 class Nodes:
@@ -58,6 +77,11 @@ class Nodes:
     def _order_of(self, choice: str, support: int, fold: int) -> list[str]:
         units = [self.data.units[sample_id] for sample_id in self.data.folds[fold].train]
         return choice_order(units, choice=choice, support=support)
+
+    def unlabelled(self, ids: Sequence[str], *, fold: int) -> list[str]:
+        """Train images beyond a trial's own, which it may read without their labels."""
+        own = set(ids)
+        return [sample_id for sample_id in self.data.folds[fold].train if sample_id not in own]
 
     def contents(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.content[sample_id]] for sample_id in ids]
@@ -181,10 +205,10 @@ class Nodes:
                 upstream["views"] = self.embed(
                     ids, what="train images", strength=factors.augment, **of
                 )
-            if pairs is not None:
-                upstream["pair_embeddings"] = self.embed_pairs(pairs, **of)
-        if pairs is not None:
-            upstream["pairs"] = pairs.key
+            for role, each in _roles(pairs):
+                upstream[EMBEDDINGS_OF[role]] = self.embed_pairs(each, **of)
+        for role, each in _roles(pairs):
+            upstream[role] = each.key
         name = condition if segmenter in UNNAMED else f"{segmenter} {condition}"
         name += "" if generator in ("", "pixel") else f" {generator}"
         title = f"{name}, {len(ids)} images, seed {seed}"
@@ -204,5 +228,5 @@ class Nodes:
         """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
         if settings.epochs is None:
             return settings.steps
-        n = n_images * (2 if repeats else 1) + (pairs.n if pairs is not None else 0)
+        n = n_images * (2 if repeats else 1) + (pairs.n_all if pairs is not None else 0)
         return settings.epochs * math.ceil(n / settings.batch_size)

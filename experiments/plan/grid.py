@@ -42,7 +42,8 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
         trials += _grid(nodes, fold=fold)
     for fold in config.sweep.fold:
         trials += _controls(nodes, fold=fold)
-    return Plan(nodes=nodes.nodes, trials=trials)
+    notes = _left_out(config, data)
+    return Plan(nodes=nodes.nodes, trials=trials, notes=notes)
 
 
 def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
@@ -86,6 +87,36 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
     return amounts
 
 
+def _is_possible(config: ExperimentConfig, condition: str, *, n_real: int, n_train: int) -> bool:
+    """Whether a condition that reads unlabelled images finds one beside a trial's own."""
+    return n_real < n_train or not config.condition(condition).uses_unlabelled
+
+
+def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:
+    """Notes on amounts that leave no unlabelled image to a condition that reads some.
+
+    Raises:
+        InputError: If a condition is left without an amount.
+    """
+    notes: dict[str, None] = {}
+    wants = [c for _, c in config.arms() if config.condition(c).uses_unlabelled]
+    for fold in config.sweep.fold:
+        n_train = len(data.folds[fold].train)
+        amounts = _amounts(config, n_train=n_train)
+        n_left = sum(count < n_train for _, count in amounts)
+        names = ", ".join(dict.fromkeys(wants))
+        if names and n_left == 0:
+            raise InputError(
+                f"sweep.real_count, sweep.real_fraction: all {n_train} train images are labelled, "
+                f"and {names} needs unlabelled ones; add a smaller amount, or leave it out"
+            )
+        if names and n_left < len(amounts):
+            notes[
+                f"note: {names} not at {n_train} labelled images, which leave none unlabelled"
+            ] = None
+    return list(notes)
+
+
 def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
     factors = [config.condition(name) for _, name in config.arms()]
     if any(f.labels == "fixed" for f in factors) and config.synthesis.folder is None:
@@ -96,10 +127,13 @@ def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
 
 def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     config, trials = nodes.config, []
-    grid, amounts = config.sweep, _amounts(config, n_train=len(nodes.data.folds[fold].train))
+    n_train = len(nodes.data.folds[fold].train)
+    grid, amounts = config.sweep, _amounts(config, n_train=n_train)
     for (segmenter, condition), (fraction, count), choice, support, seed in product(
         config.arms(), amounts, grid.choice, grid.support, grid.seed
     ):
+        if not _is_possible(config, condition, n_real=count, n_train=n_train):
+            continue
         cell = _Cell(
             condition=condition,
             segmenter=segmenter,
@@ -134,6 +168,8 @@ def _trial(nodes: Nodes, cell: _Cell, *, generator: str, generator_seed: int) ->
     ids = nodes.support(cell.support, cell.n_real, fold=fold, choice=cell.choice)
     source = Source(
         ids=ids,
+        segmenter=cell.segmenter,
+        seed=cell.seed,
         support=cell.support,
         generator=generator,
         generator_seed=generator_seed,
@@ -174,6 +210,7 @@ def _trial(nodes: Nodes, cell: _Cell, *, generator: str, generator_seed: int) ->
         n_generator_labels=n_generator,
         n_val_labels=n_val,
         n_total_labels=None if n_total is None else n_total + n_val,
+        n_unlabelled=len(pairs.unlabelled_ids) if pairs else 0,
         fit_key=fit_key,
         score_keys=scores(nodes, fit_key, segmenter=cell.segmenter, fold=fold),
     )

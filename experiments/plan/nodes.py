@@ -73,6 +73,8 @@ class TrialSpec:
     n_val_labels: int
     n_total_labels: int | None
     """Distinct labelled images behind the row: its own, its generator's, validation's."""
+    n_unlabelled: int = 0
+    """Unlabelled images that anything of the row saw."""
     fold: int
     fit_key: str | None
     """The stage that fits it; None for a control, which nothing is fitted for."""
@@ -128,6 +130,7 @@ class TrialSpec:
             "n_generator_labels": self.n_generator_labels,
             "n_val_labels": self.n_val_labels,
             "n_total_labels": self.n_total_labels,
+            "n_unlabelled": self.n_unlabelled,
             "fold": self.fold,
             **{name: None if self.is_control else getattr(self, name) for name in axes},
         }
@@ -145,6 +148,8 @@ class Plan:
     nodes: dict[str, Node]
     trials: list[TrialSpec]
     """Trials of the grid, and the controls after them."""
+    notes: list[str] = field(default_factory=list)
+    """What of the recipe's grid is left out, a line each."""
 
     @property
     def grid(self) -> list[TrialSpec]:

@@ -20,6 +20,9 @@ class Source:
 
     ids: list[str]
     """Images of the trial."""
+    segmenter: str
+    """The trial's segmenter and its seed: those of its teachers."""
+    seed: int
     support: int
     generator: str
     """The generator's block; "" where the condition has none."""
@@ -27,7 +30,7 @@ class Source:
     fold: int
 
 
-def _generator(nodes: Nodes, ids: list[str], *, source: Source) -> str:
+def _generator(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None = None) -> str:
     settings = nodes.generator(source.generator)
     row = row_of(settings)
     content = {
@@ -40,11 +43,23 @@ def _generator(nodes: Nodes, ids: list[str], *, source: Source) -> str:
     node = Node(
         stage="generator",
         content=content,
-        label=f"fit {_name(source)} on {len(ids)} images",
+        upstream=_pseudo_input(pseudo),
+        label=f"fit {_name(source)} on {_images(ids, pseudo)}",
         steps=settings.steps,
         generator=source.generator,
     )
     return nodes.add(node)
+
+
+def _pseudo_input(pseudo: Pairs | None) -> dict[str, str]:
+    """The input of what reads unlabelled images with the labels of a teacher; none without."""
+    return {} if pseudo is None else {"pseudo": pseudo.key}
+
+
+def _images(ids: list[str], pseudo: Pairs | None) -> str:
+    """What labels call a generator's images."""
+    more = "" if pseudo is None else f" and {pseudo.n} {pseudo.what}"
+    return f"{len(ids)} images{more}"
 
 
 def _name(source: Source) -> str:
@@ -58,6 +73,9 @@ def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
     synthesis = asdict(nodes.config.synthesis)
     for key in NOT_DRAWN_BY:
         del synthesis[key]
+    if not synthesis["balance_sizes"]:
+        # Not named, so that what was drawn before there was a choice is found.
+        del synthesis["balance_sizes"]
     sampler = asdict(nodes.config.sampler_of(settings))
     del sampler["batch_size"]
     row = row_of(settings)
@@ -70,24 +88,38 @@ def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
     return found
 
 
-def _candidates(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
-    generator = _generator(nodes, ids, source=source)
-    n, what = nodes.config.synthesis.n_candidates, f"{_name(source)} on {len(ids)}"
+def _candidates(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None) -> Pairs:
+    generator = _generator(nodes, ids, source=source, pseudo=pseudo)
+    n, what = nodes.config.synthesis.n_candidates, _made_by(source, ids, pseudo)
     node = Node(
         stage="synthesize",
         content={**_drawing(nodes, source=source), "seed": source.generator_seed},
-        upstream={"generator": generator},
+        upstream={"generator": generator, **_pseudo_input(pseudo)},
         label=f"synthesise {n} candidates ({what})",
         steps=n,
         generator=source.generator,
     )
     key = nodes.add(node)
-    return Pairs(key=key, source=key, n=n, what=f"candidates ({what})", label_ids=ids)
+    unlabelled = [] if pseudo is None else pseudo.unlabelled_ids
+    return Pairs(
+        key=key,
+        source=key,
+        n=n,
+        what=f"candidates ({what})",
+        label_ids=ids,
+        unlabelled_ids=unlabelled,
+    )
 
 
-def _gated(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
-    """The gate's node, which is the synthetic set: the same whatever segmenter is fitted on it."""
-    candidates = _candidates(nodes, ids, source=source)
+def _made_by(source: Source, ids: list[str], pseudo: Pairs | None) -> str:
+    found = f"{_name(source)} on {len(ids)}"
+    return found if pseudo is None else f"{found} and {pseudo.n} {pseudo.what}"
+
+
+def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None) -> Pairs:
+    """The gate's node, which is the synthetic set: the same whatever segmenter is fitted on it,
+    but for the teacher of unlabelled images."""
+    candidates = _candidates(nodes, ids, source=source, pseudo=pseudo)
     judge = nodes.fit(
         "real",
         ConditionConfig(),
@@ -97,7 +129,7 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
         pairs=None,
         fold=source.fold,
     )
-    upstream = {"candidates": candidates.key, "segmenter": judge}
+    upstream = {"candidates": candidates.key, "segmenter": judge, **_pseudo_input(pseudo)}
     if nodes.settings(JUDGE).cache is not None:
         upstream |= {
             "embeddings": nodes.embed_pairs(candidates, segmenter=JUDGE),
@@ -111,17 +143,21 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source) -> Pairs:
         stage="gate",
         content={"gate": gate, "images": nodes.contents(ids)},
         upstream=upstream,
-        label=f"gate {n} candidates ({_name(source)} on {len(ids)})",
+        label=f"gate {n} {candidates.what}",
         steps=n,
         segmenter=JUDGE,
         generator=source.generator,
     )
     key = nodes.add(node)
-    _fidelity(nodes, ids, pairs=replace(candidates, key=key), judge=judge, source=source)
-    return replace(candidates, key=key)
+    what = _made_by(source, ids, pseudo)
+    gated = replace(candidates, key=key)
+    _fidelity(nodes, ids, pairs=gated, judge=judge, source=source, what=what)
+    return gated
 
 
-def _fidelity(nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source: Source) -> None:
+def _fidelity(
+    nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source: Source, what: str
+) -> None:
     """Measured on a SAM's pooled features: the judge's, or those of the section `segmenter`."""
     segmenter = JUDGE if nodes.settings(JUDGE).cache is not None else ""
     test = nodes.data.folds[source.fold].test
@@ -139,7 +175,7 @@ def _fidelity(nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source:
                 nodes, nodes.data.name, segmenter=segmenter, fold=source.fold
             ),
         },
-        label=f"fidelity of the synthetic set ({_name(source)} on {len(ids)})",
+        label=f"fidelity of the synthetic set ({what})",
         steps=1,
         segmenter=JUDGE,
         generator=source.generator,
@@ -176,9 +212,70 @@ def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], sourc
 
 def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs | None:
     """The pairs that a condition adds to its real images; None for none."""
-    stage = PAIRS[factors.pairs].stage
-    if stage is None and not factors.is_generated:
+    if PAIRS[factors.pairs].stage is None and not factors.is_generated and not factors.is_pseudo:
         return None
+    pseudo = None
+    if factors.uses_unlabelled:
+        pseudo = pseudo_labels(nodes, rounds=factors.rounds, source=source)
+    if not factors.is_pseudo:
+        return _other_pairs(nodes, factors, source=source, pseudo=pseudo)
+    if not factors.is_generated:
+        return pseudo
+    unlabelled = pseudo if factors.images == "unlabelled" else None
+    return replace(pseudo, beside=_other_pairs(nodes, factors, source=source, pseudo=unlabelled))
+
+
+def _student(rounds: int) -> str:
+    """What labels call the student of so many rounds: as the built-in conditions are called."""
+    return {0: "strong", 1: "self_training"}.get(rounds, f"self_training_{rounds}")
+
+
+def pseudo_labels(nodes: Nodes, *, rounds: int, source: Source) -> Pairs:
+    """The trial's unlabelled images with the labels of its teacher of a round."""
+    ids, fold = source.ids, source.fold
+    unlabelled = nodes.unlabelled(ids, fold=fold)
+    before = pseudo_labels(nodes, rounds=rounds - 1, source=source) if rounds > 1 else None
+    # Written out, so that they are the trials `strong` and `self_training` of the same images.
+    factors = ConditionConfig(augment="strong")
+    if before is not None:
+        factors = ConditionConfig(pairs="pseudo", augment="strong", rounds=rounds - 1)
+    teacher = nodes.fit(
+        _student(rounds - 1),
+        factors,
+        segmenter=source.segmenter,
+        ids=ids,
+        seed=source.seed,
+        pairs=before,
+        fold=fold,
+    )
+    settings = nodes.settings(source.segmenter)
+    node = Node(
+        stage="pseudo",
+        content={
+            "images": nodes.contents(unlabelled),
+            "self_training": asdict(nodes.config.self_training),
+            "frame_hw": list(settings.frame_hw),
+        },
+        upstream={"teacher": teacher},
+        label=f"label {len(unlabelled)} unlabelled images by {nodes.nodes[teacher].title}",
+        steps=len(unlabelled),
+        segmenter=source.segmenter,
+    )
+    key = nodes.add(node)
+    return Pairs(
+        key=key,
+        source=key,
+        n=len(unlabelled),
+        what=f"unlabelled images labelled by {nodes.nodes[teacher].title}",
+        label_ids=ids,
+        unlabelled_ids=unlabelled,
+    )
+
+
+def _other_pairs(
+    nodes: Nodes, factors: ConditionConfig, *, source: Source, pseudo: Pairs | None
+) -> Pairs:
+    """Pairs that are made: by a generator, or without a network."""
     synthesis, ids = nodes.config.synthesis, source.ids
     if factors.labels == "fixed":
         if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
@@ -187,11 +284,11 @@ def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs
             return _imported(nodes)
         support, count = synthesis.generator_support, synthesis.generator_count
         ids = nodes.support(support, count, fold=source.fold)
-    if stage is not None:
+    if not factors.is_generated:
         return _made_pairs(nodes, factors, ids=ids, source=source)
     if factors.gate == "off":
-        return _candidates(nodes, ids, source=source)
-    gated = _gated(nodes, ids, source=source)
+        return _candidates(nodes, ids, source=source, pseudo=pseudo)
+    gated = _gated(nodes, ids, source=source, pseudo=pseudo)
     if factors.gate == "random_subset":
         candidates = nodes.nodes[gated.key].upstream["candidates"]
         node = Node(

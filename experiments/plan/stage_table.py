@@ -136,6 +136,18 @@ STAGES: dict[str, StageRow] = {
         ),
         batch=("config.sampler_batch_size",),
     ),
+    "pseudo": StageRow(
+        run=f"{_STAGES}.pseudo:run_pseudo",
+        first_guess_s=1.0,
+        units=("content.images",),
+        traits=("content.frame_hw", "config.segmenter.backbone"),
+        artefact=Artefact(
+            kind="pseudo-labels",
+            type="dataset",
+            files=("metadata.jsonl", "mask"),
+            is_uploaded=False,
+        ),
+    ),
     "import_pairs": StageRow(
         run=f"{_STAGES}.make_pairs:run_import_pairs",
         first_guess_s=0.05,

@@ -35,8 +35,8 @@ def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd
 
     Returns:
         A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, n_val_labels,
-        pair_labels, n_generator_labels, real_fraction, n_real_min, n_real_max, n_total_min,
-        n_total_max, n_trials, n_supports, n_folds, trial_ids, trial_dice (a model
+        pair_labels, n_generator_labels, n_unlabelled, real_fraction, n_real_min, n_real_max,
+        n_total_min, n_total_max, n_trials, n_supports, n_folds, trial_ids, trial_dice (a model
         each), the columns of `MEASURES` and their `spread_column`,
         dice_low, dice_high, dice_trimester_weighted_low and _high, n_exams, trimesters_missing.
     """
@@ -90,6 +90,7 @@ def _counts(part: pd.DataFrame) -> dict:
     return ends | {
         "pair_labels": part["pair_labels"].iloc[0],
         "n_generator_labels": part["n_generator_labels"].max(),
+        "n_unlabelled": part["n_unlabelled"].max(),
         "real_fraction": part["real_fraction"].iloc[0],
         "n_trials": len(part),
         "n_supports": max(part["support"].nunique(), 1),

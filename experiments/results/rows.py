@@ -17,11 +17,13 @@ AXIS_COLUMNS = (*_BLOCKS, "choice")
 labels the generator's pairs come from (own, fixed, "" without a generator); and how the labelled
 images were chosen ("" for a control)."""
 KEYS = ["trial_id", "condition", *AXIS_COLUMNS, "real_fraction", "n_real", "n_generator_labels"]
-KEYS += ["n_val_labels", "n_total_labels", "support", "seed", "generator_seed", "fold"]
-KEYS += ["test_cohort", "prompt", "output"]
+KEYS += ["n_val_labels", "n_total_labels", "n_unlabelled"]
+KEYS += ["support", "seed", "generator_seed", "fold", "test_cohort", "prompt", "output"]
 """Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `output`
 is what was scored, of `columns.OUTPUTS`, or "" in files that know masks alone; `fold` is
 0 without cross-testing; with it, the folds of a support and seed test different exams."""
+ZERO_COLUMNS = ("fold", "n_unlabelled")
+"""Whole numbers that are 0 where an older file does not have them."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
 _TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing"]
 _noted: set[Path] = set()
@@ -37,8 +39,8 @@ def read_csv(path: Path) -> pd.DataFrame:
 def read_rows(path: Path) -> pd.DataFrame:
     """Read per_image.csv or results.csv with all columns of `KEYS`.
 
-    Files of older versions get fold 0, and the axes that their conditions stood for; one line on
-    stderr says so, once a file.
+    Files of older versions get fold 0, no unlabelled images, and the axes that their conditions
+    stood for; one line on stderr says so, once a file.
 
     Raises:
         InputError: For a file without axes that names no trial or condition to tell them from.
@@ -134,18 +136,17 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
-    """Copy rows with a whole number in `fold`, 0 where unknown, and text in `output` and in each
-    axis, or "".
+    """Copy rows with whole numbers in `ZERO_COLUMNS`, and text in `output` and in each axis, or "".
 
     Before there was a choice of images, they were drawn at random.
     """
-    fold = pd.Series(0, index=rows.index) if "fold" not in rows else rows["fold"]
     axes = rows.reindex(columns=[*AXIS_COLUMNS, "output"]).astype(object)
     if "condition" in rows:
         is_trained = ~rows["condition"].isin(CONTROLS)
         axes["choice"] = axes["choice"].mask(axes["choice"].isna() & is_trained, DEFAULT_CHOICE)
     axes = axes.fillna("")
-    return rows.assign(fold=pd.to_numeric(fold).fillna(0).astype(int), **axes)
+    numbers = rows.reindex(columns=list(ZERO_COLUMNS)).apply(pd.to_numeric).fillna(0).astype(int)
+    return rows.assign(**numbers, **axes)
 
 
 def amounts(rows: pd.DataFrame) -> pd.Series:

@@ -97,6 +97,8 @@ _COLUMNS = [
            is_trained=True),
     Column("validation labels", lambda row: _number(row["n_val_labels"]), "val.", is_trained=True),
     Column("total labels", _total, "labels"),
+    Column("unlabelled", lambda row: _number(row["n_unlabelled"] or float("nan")), "unlab.",
+           is_optional=True, is_trained=True),
     Column("weighted Dice %", _starred, "weighted %", is_optional=True),
     Column("weighted 95 % CI", _interval("dice_trimester_weighted"), "weighted CI",
            is_optional=True),
@@ -162,6 +164,7 @@ def _waiting(rows: pd.DataFrame) -> pd.DataFrame:
     labels = {f"n_real_{end}": rows["n_real"] for end in ("min", "max")}
     labels |= {f"n_total_{end}": rows["n_total_labels"] for end in ("min", "max")}
     kept = ["test_cohort", "prompt", *LABELS, "real_fraction", "n_generator_labels", "n_val_labels"]
+    kept += ["n_unlabelled"]
     return rows[kept].assign(note=note, amount=amounts(rows), **labels)
 
 
@@ -252,6 +255,8 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "total labels: distinct labelled images behind a row, its own, those that its generator "
         "and the gate of its synthetic set saw, and those of validation where they chose "
         "anything.": True,
+        "unlabelled: images of the train part whose labels were not read; a teacher fitted on the "
+        "row's labels labelled them.": (with_defaults(results)["n_unlabelled"] > 0).any(),
         "HC error: absolute difference of the head circumference (ADF).": (
             results["hc_abs_err_mm_mean"].notna().any()
         ),

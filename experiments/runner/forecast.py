@@ -90,6 +90,8 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
         data = load_data(elsewhere, progress=show)
         plan = make_plan(config, data.view)
+    for note in plan.notes:
+        console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
     if as_json:
         print(json.dumps(asdict(found), indent=1, allow_nan=False))

@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
 from datamodules.index import IndexRow
 from datamodules.samples import Sample
+from datamodules.synthetic import SyntheticSet, read_synthetic
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
 from experiments.store.runs import RunStore, StatusFile
@@ -74,6 +75,10 @@ class StageContext:
     def open_embeddings(self, role: str) -> EmbeddingSet:
         """The embeddings that an input wrote down."""
         return open_embeddings(self.upstream_dir(role), store=self.embeddings)
+
+    def open_pairs(self, role: str) -> SyntheticSet:
+        """The pairs of an input; labels without an image of their own stand beside the real one."""
+        return read_synthetic(self.upstream_dir(role), originals=self.samples)
 
     def pick(self, contents: Sequence[Sequence[str]]) -> list[str]:
         """Ids of a node's `[id, hash]` pairs."""

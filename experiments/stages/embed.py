@@ -16,7 +16,6 @@ from datamodules.embeddings import write_index
 from datamodules.geometry import shrink_mask
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.storage import files_sha256
-from datamodules.synthetic import read_synthetic
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.store.embedding_keys import embedding_key
@@ -143,8 +142,15 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     """Prepared frames of what is to be embedded, and the hash of each image with its mask."""
     segmenter = context.segmenter
     if "pairs" in context.node.upstream:
-        samples = read_synthetic(context.upstream_dir("pairs")).samples
-        hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+        found = context.open_pairs("pairs")
+        samples, pairs = found.samples, [found.pairs[s.sample_id] for s in found.samples]
+        # An embedding is of the image alone: that of a real one, whatever its label, is found.
+        hashes = [
+            files_sha256(sample.image_path, sample.annotation_path)
+            if pair.image_of is None
+            else context.content[pair.image_of]
+            for sample, pair in zip(samples, pairs, strict=True)
+        ]
     else:
         samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
         hashes = [context.content[sample.sample_id] for sample in samples]

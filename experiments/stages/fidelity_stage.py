@@ -8,7 +8,6 @@ import numpy as np
 from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import Sample
 from datamodules.storage import write_json
-from datamodules.synthetic import read_synthetic
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext
 from experiments.stages.fidelity import summarise_fidelity
@@ -25,7 +24,7 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     Test images are measured and choose nothing.
     """
     content = context.node.content
-    found = read_synthetic(context.upstream_dir("pairs"))
+    found = context.open_pairs("pairs")
     native = next(iter(found.pairs.values())).native_size_hw or (64, 96)
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     agreement = {name: pair.gate["agreement"] for name, pair in found.pairs.items()}

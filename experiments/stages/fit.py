@@ -10,7 +10,7 @@ from lightning import LightningModule, seed_everything
 
 from datamodules.hc18 import HC18DataModule
 from datamodules.settings import Cache, Frame, Mixture
-from datamodules.synthetic import read_synthetic
+from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
 from experiments.stages.device import loading_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
@@ -85,16 +85,24 @@ def run_fit(context: StageContext) -> dict[str, Any]:
     }
 
 
+def share_of_pairs(share: float, *, n_sets: int) -> float:
+    """Share of a batch that all sets of pairs fill, each of which alone would fill `share`.
+
+    Each set keeps its proportion to the real images: of a half, two sets fill two thirds.
+    """
+    return n_sets * share / (1 - share + n_sets * share) if n_sets > 1 else share
+
+
 def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     content, upstream = context.node.content, context.node.upstream
-    roles = ("embeddings", "val_embeddings", "pair_embeddings")
+    roles = ("embeddings", "val_embeddings", *EMBEDDINGS_OF.values())
     opened = [context.open_embeddings(role) for role in roles if role in upstream]
-    views, n_views, synthetic = None, 1, []
+    views, n_views = None, 1
     if "views" in upstream:
         views = context.open_embeddings("views")
         n_views = context.upstream_content("views")["augment"]["n_views"]
-    if "pairs" in upstream:
-        synthetic = read_synthetic(context.upstream_dir("pairs")).samples
+    sets = [context.open_pairs(role) for role in EMBEDDINGS_OF if role in upstream]
+    synthetic = [sample for each in sets for sample in each.samples]
     ids = context.pick(content["images"])
     steps = config.steps
     if config.epochs is not None:
@@ -122,7 +130,8 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
         seed=content["seed"],
         mixture=Mixture(
             synthetic=synthetic,
-            synthetic_share=config.synthetic_share,
+            pools=[len(each.samples) for each in sets],
+            synthetic_share=share_of_pairs(config.synthetic_share, n_sets=len(sets)),
             repeat_real=content["repeat_real"],
             pool=config.epochs is not None,
             augment=content.get("augment", {}).get("strength"),

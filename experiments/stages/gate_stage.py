@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.annotation import read_image
-from datamodules.synthetic import SyntheticPair, link_pair, read_synthetic, write_metadata
+from datamodules.synthetic import SyntheticPair, link_pair, write_metadata
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.fit import fitted_segmenter
@@ -17,6 +17,7 @@ from experiments.stages.gate import (
     nearest_real,
     reasons,
 )
+from experiments.stages.labelled import labelled_images
 from experiments.stages.stage_logger import log_pairs
 
 
@@ -24,11 +25,13 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     """Measure every candidate, keep those within the limits, log why the others are refused."""
     config = context.config.gate
     source = context.upstream_dir("candidates")
-    candidates = read_synthetic(source)
+    candidates = context.open_pairs("candidates")
     ids = context.pick(context.node.content["images"])
     samples = [context.samples[sample_id] for sample_id in ids]
-    real = [read_image(sample.image_path) for sample in samples]
-    groups = [context.rows[sample_id].group_id for sample_id in ids]
+    # All images of the generator, its unlabelled ones among them; labels are those of `ids` alone.
+    shown = [each.real_id for each in labelled_images(context, ids)]
+    real = [read_image(context.samples[name].image_path) for name in shown]
+    groups = [context.rows[name].group_id for name in shown]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
     agreement = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
@@ -43,7 +46,7 @@ def run_gate(context: StageContext) -> dict[str, Any]:
             mean=float(images[number].mean() / 255),
             spread=float(images[number].std() / 255),
             similarity=float(similarity[number]),
-            nearest=ids[nearest[number]],
+            nearest=shown[nearest[number]],
         )
         found = reasons(measured, limits)
         known = candidates.pairs[sample.sample_id]

@@ -12,11 +12,11 @@ from datamodules.ellipse import Ellipse, rasterise
 from datamodules.geometry import image_to_original, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
 from datamodules.prompts_text import trimester_prompt
-from datamodules.samples import trimester
-from datamodules.settings import Cache, Frame
+from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of, loading_of
+from experiments.stages.labelled import labelled_images, pseudo_set
 from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
@@ -28,9 +28,11 @@ FOLDER = "generator"
 
 
 def run_generator(context: StageContext) -> dict[str, Any]:
-    """Fit the generator on its labelled images and keep its averaged weights."""
+    """Fit the generator on its images, labelled or by a teacher, and keep its averaged weights."""
     config, seed = context.generator, context.node.content["seed"]
     row, ids = row_of(config), context.pick(context.node.content["images"])
+    pseudo = pseudo_set(context)
+    unlabelled = [] if pseudo is None else pseudo.samples
     datamodule = HC18DataModule(
         samples=context.samples,
         train_ids=ids,
@@ -41,6 +43,8 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         batch_size=config.batch_size,
         n_batches=config.steps,
         seed=seed,
+        # Each image as often as any other, whoever labelled it.
+        mixture=Mixture(synthetic=unlabelled, pool=True),
         loading=loading_of(context),
     )
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
@@ -63,6 +67,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     weights = list(module.parameters())
     return {
         "n_labels": len(ids),
+        "n_pseudo": len(unlabelled),
         "steps": trainer.global_step,
         "parameters": sum(p.numel() for p in weights),
         "trainable_parameters": sum(p.numel() for p in weights if p.requires_grad),
@@ -98,7 +103,8 @@ def draw_on_outlines(
     context: StageContext, module: LightningModule, ids: list[str]
 ) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
     """Pairs on new outlines drawn from the labels of `ids`; labels are exact, none is refused."""
-    synthesis, distribution = context.config.synthesis, outlines_of(context, ids)
+    synthesis = context.config.synthesis
+    distribution = outlines_of(context, ids, balance_sizes=synthesis.balance_sizes)
     placement = place(synthesis.image_hw, frame_hw=context.generator.size_hw, mode="squash")
     seeds, trimesters = candidate_seeds(context), trimesters_of(context, ids)
     drawn = [
@@ -125,8 +131,8 @@ def draw_on_outlines(
 
 
 def trimesters_of(context: StageContext, ids: list[str]) -> list[int | None]:
-    """Trimester of each labelled image; None without a circumference."""
-    return [trimester(context.samples[sample_id].hc_mm) for sample_id in ids]
+    """Trimester of each image by its label, in the order of `outlines_of`; None where unknown."""
+    return [each.trimester for each in labelled_images(context, ids)]
 
 
 def candidate_seeds(context: StageContext) -> list[int]:

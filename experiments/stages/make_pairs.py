@@ -22,6 +22,7 @@ from datamodules.synthetic import (
 )
 from datamodules.warp import warp_pairs
 from experiments.stages.context import StageContext
+from experiments.stages.labelled import labelled_images
 from experiments.stages.stage_logger import log_pairs
 from lightning_modules.randomness import keyed_seed
 
@@ -99,11 +100,15 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
     return _finished(context, [foreign.pairs[s.sample_id] for s in foreign.samples])
 
 
-def outlines_of(context: StageContext, ids: list[str]) -> EllipseDistribution:
-    """The distribution of the labelled outlines of these images, and of no others."""
-    rows = [context.rows[sample_id] for sample_id in ids]
+def outlines_of(
+    context: StageContext, ids: list[str], *, balance_sizes: bool = False
+) -> EllipseDistribution:
+    """The distribution of the outlines of these images, and of those that a teacher labelled."""
+    known = labelled_images(context, ids)
     return EllipseDistribution.fit(
-        [row.ellipse for row in rows], size_hws=[row.size_hw for row in rows]
+        [each.ellipse for each in known],
+        size_hws=[each.size_hw for each in known],
+        balance_sizes=balance_sizes,
     )
 
 

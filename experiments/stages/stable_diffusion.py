@@ -17,7 +17,6 @@ from datamodules.outline import (
 )
 from datamodules.prepared import prepare_images
 from datamodules.prompts_text import trimester_prompt
-from datamodules.samples import trimester
 from datamodules.synthetic import SyntheticPair, write_pair
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
@@ -29,6 +28,7 @@ from experiments.stages.generator import (
     to_bytes,
     trimesters_of,
 )
+from experiments.stages.labelled import LabelledImage, labelled_images
 from experiments.stages.training import checkpoint_dir
 from lightning_modules.generators.stable_diffusion.base import Base
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
@@ -57,14 +57,17 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
     """Latents and prompts of the images, encoded once and kept until the training is done."""
     # Beside the checkpoints, which go when the run is done.
     path = checkpoint_dir(context.run_dir) / BANK_NAME
-    order = sorted(context.samples)
-    rows = {order.index(sample_id): row for row, sample_id in enumerate(ids)}
+    order, known = sorted(context.samples), labelled_images(context, ids)
+    # What a teacher labelled follows all real images in a batch's `index`.
+    unlabelled = range(len(order), len(order) + len(known) - len(ids))
+    indices = [*map(order.index, ids), *unlabelled]
+    rows = {index: row for row, index in enumerate(indices)}
     if path.is_file():
         return LatentBank.load(path, rows=rows)
-    config, samples = context.generator, [context.samples[k] for k in ids]
+    config = context.generator
     prepared = prepare_images(
-        samples,
-        content_hashes=[context.content[k] for k in ids],
+        [each.sample for each in known],
+        content_hashes=[each.content_hash for each in known],
         frame_hw=config.size_hw,
         mode="squash",
         cache_dir=context.cache_dir,
@@ -73,8 +76,8 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
         base,
         images=torch.from_numpy(prepared.images.astype(np.float32) / 255)[:, None],
         masks=torch.from_numpy(prepared.masks.astype(np.float32))[:, None],
-        outlines=_outlines(context, ids=ids),
-        prompts=[trimester_prompt(trimester(sample.hc_mm)) for sample in samples],
+        outlines=_outlines(context, known),
+        prompts=[trimester_prompt(each.trimester) for each in known],
         rows=rows,
         route=config.route,
         batch_size=BANK_BATCH,
@@ -85,16 +88,15 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
     return bank
 
 
-def _outlines(context: StageContext, *, ids: list[str]) -> torch.Tensor | None:
+def _outlines(context: StageContext, known: list[LabelledImage]) -> torch.Tensor | None:
     """Thin outlines (N, 1, H, W) in [0, 1] at the generator's size; None where none is drawn."""
     config = context.generator
     if config.route != "sd_in_channel":
         return None
     drawn = []
-    for sample_id in ids:
-        row = context.rows[sample_id]
-        placement = place(row.size_hw, frame_hw=config.size_hw, mode="squash")
-        ellipse = outline_to_frame(row.ellipse, placement)
+    for each in known:
+        placement = place(each.size_hw, frame_hw=config.size_hw, mode="squash")
+        ellipse = outline_to_frame(each.ellipse, placement)
         drawn.append(draw_outline(ellipse, size_hw=config.size_hw, thickness_px=_thickness(config)))
     return torch.from_numpy(np.stack(drawn))[:, None]
 

@@ -57,7 +57,12 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     repeats = len(grid.fold) * len(grid.generator_seed) * len(generators)
     n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
     own = {each.pairs for each in factors if each.labels == "own"}
-    n_own = n_amounts * n_supports * repeats * ("synthetic" in own)
+    # One a kind of image; of unlabelled ones, one a teacher.
+    made = {(each.images, each.rounds) for each in factors if each.is_generated
+            and each.labels == "own"}  # fmt: skip
+    n_teachers = len(grid.seed) * len(config.segmenter_names())
+    n_kinds = sum(n_teachers if images == "unlabelled" else 1 for images, _ in made)
+    n_own = n_amounts * n_supports * repeats * n_kinds
     n_drawn = n_amounts * n_supports * len(grid.fold) * len(own & {"warp", "phantom"})
     n_generators = n_shared + n_own
     n_pairs = (n_generators + n_drawn) * config.synthesis.n_candidates

@@ -51,6 +51,8 @@ class PlannedTrial:
     seed: int
     generator_seed: int
     fold: int
+    n_unlabelled: int = 0
+    """Unlabelled images that anything of it saw."""
     is_control: bool
     keys: tuple[str, ...]
     """Stages that are its own."""

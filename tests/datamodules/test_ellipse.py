@@ -168,6 +168,21 @@ def test_distribution_jitters_less_with_more_ellipses_and_stays_in_range():
     assert np.mean([e.semi_major_px for e in drawn]) == pytest.approx(np.mean(axes), abs=0.5)
 
 
+def test_balanced_sizes_are_drawn_from_each_tercile_equally_often():
+    # Two small, two middle and eleven large heads.
+    sizes = [10.0, 11, 20, 21, *([40.0] * 11)]
+    ellipses = [make(a=size, b=0.8 * size) for size in sizes]
+    given = {"size_hws": [(54, 80)] * len(sizes)}
+    fitted = EllipseDistribution.fit(ellipses, **given, balance_sizes=True)
+    rng = np.random.default_rng(0)
+    rows = [fitted.sample_with_source(rng, size_hw=(54, 80))[1] for _ in range(600)]
+    counts = [sum(row < 5 for row in rows), sum(5 <= row < 10 for row in rows)]
+    assert counts == pytest.approx([200, 200], abs=40)
+    assert set(rows) == set(range(15))
+    few = EllipseDistribution.fit(ellipses[:2], size_hws=[(54, 80)] * 2, balance_sizes=True)
+    assert {few.sample_with_source(rng, size_hw=(54, 80))[1] for _ in range(20)} == {0, 1}
+
+
 def test_distribution_repeats_with_the_generator_and_refuses_nothing():
     distribution = EllipseDistribution.fit([make(), make(a=30)], size_hws=[(54, 80)] * 2)
     first = [distribution.sample(np.random.default_rng(5), size_hw=(54, 80)) for _ in range(2)]

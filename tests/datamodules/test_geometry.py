@@ -15,6 +15,7 @@ from datamodules.geometry import (
     logits_to_original,
     mask_to_frame,
     place,
+    zoom,
 )
 
 SIZES_HW = [(54, 80), (80, 54), (540, 800), (563, 797), (64, 64), (1, 300), (737, 1)]
@@ -206,3 +207,19 @@ def test_nearest_keeps_the_half_pixel():
     placement = place((54, 80), frame_hw=(256, 256), mode="squash")
     back = image_to_original(mask_to_frame(mask, placement), placement, interpolation="nearest")
     assert np.array_equal(back, mask)
+
+
+def test_zoom_keeps_the_centre_and_is_undone_by_its_inverse():
+    picture = torch.zeros(1, 1, 40, 60)
+    picture[..., 10:30, 15:45] = 1
+    small = zoom(picture, 0.5, beyond="zeros")
+    # By hand: the middle half of each side becomes the middle quarter.
+    assert torch.equal(small[0, 0, 15:25, 23:37], torch.ones(10, 14))
+    assert not small[..., :14, :].any()
+    assert small.sum() == pytest.approx(picture.sum().item() / 4, rel=0.02)
+    back = zoom(small, 2.0, beyond="zeros")
+    assert ((back > 0.5) == (picture > 0.5)).float().mean() > 0.97
+    assert torch.equal(zoom(picture, 1.0, beyond="zeros"), picture)
+    full = torch.ones(2, 1, 8, 12)
+    assert zoom(full, 0.5, beyond="zeros").mean() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(zoom(full, 0.5, beyond="border"), full)

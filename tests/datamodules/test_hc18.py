@@ -108,6 +108,16 @@ def test_synthetic_pairs_enter_train_only_and_fill_half(make, pairs):
         assert batch["is_synthetic"].sum() == 1
 
 
+def test_two_sets_of_pairs_get_as_many_places_each(make, pairs):
+    mixed = {"synthetic": pairs, "pools": [2, 3], "synthetic_share": 2 / 3, "batch_size": 6}
+    seen = []
+    for batch in ready(make(**mixed, n_batches=8)).train_dataloader():
+        assert batch["is_synthetic"].tolist() == [False] * 2 + [True] * 4
+        seen += [int(name[-1]) for name in batch["sample_id"][2:]]
+    assert sum(number < 2 for number in seen) == sum(number >= 2 for number in seen) == 16
+    assert set(seen) == set(range(5))
+
+
 def test_a_pair_with_the_name_of_a_real_image_is_refused(make, tmp_path):
     image = np.zeros((54, 80), dtype=np.uint8)
     mask = np.zeros_like(image)

@@ -95,6 +95,26 @@ def test_synthetic_share_of_every_batch(share, batch_size, n_synthetic, expected
         assert [i >= 7 for i in indices] == sorted(i >= 7 for i in indices)
 
 
+@pytest.mark.parametrize(("batch_size", "share"), [(9, 2 / 3), (4, 2 / 3), (16, 0.5)])
+def test_pools_of_synthetic_items_take_equal_parts_in_passes_of_their_own(batch_size, share):
+    changes = {"n_synthetic": [5, 0, 11], "batch_size": batch_size, "synthetic_share": share}
+    stream = make_stream(n_batches=40, **changes)
+    items = [index for index, _ in stream]
+    first = [i - 7 for i in items if 7 <= i < 12]
+    second = [i - 12 for i in items if i >= 12]
+    assert len(first) + len(second) == 40 * round(share * batch_size)
+    assert 0 <= len(first) - len(second) <= 1
+    for n, own in ((5, first), (11, second)):
+        whole = [own[start : start + n] for start in range(0, len(own) - n, n)]
+        assert len(whole) > 3
+        assert all(sorted(one) == list(range(n)) for one in whole)
+    assert [index for index, _ in make_stream(n_batches=40, first_batch=30, **changes)] == (
+        items[30 * batch_size :]
+    )
+    # One pool is what a number says.
+    assert list(make_stream(n_synthetic=[11])) == list(make_stream())
+
+
 def test_each_pass_sees_every_item_once():
     """Passes of 7 real and 11 synthetic items run across batches of 4 and 4."""
     items = [index for index, _ in make_stream(n_batches=77)]

@@ -9,6 +9,7 @@ import pytest
 from datamodules.annotation import read_annotation, read_image
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.errors import InputError
+from datamodules.samples import Sample
 from datamodules.synthetic import (
     SyntheticPair,
     link_pair,
@@ -87,6 +88,43 @@ def test_foreign_metadata_with_file_names_only(tmp_path):
     root = write_set(tmp_path / "theirs", names=("a", "b"))
     (root / "metadata.jsonl").write_text('{"file_name": "image/a.png", "text": "a head"}\n')
     assert read_synthetic(root).pairs == {n: SyntheticPair(sample_id=n) for n in "ab"}
+
+
+def test_labels_of_images_that_lie_elsewhere(tmp_path):
+    original = Sample(
+        sample_id="001_HC",
+        image_path=tmp_path / "001_HC.png",
+        annotation_path=tmp_path / "never_read.png",
+        exam_id="001",
+        frame=1,
+        pixel_size_mm=0.5,
+        hc_mm=77.0,
+        cohort="hc18",
+        filled_bias_px=1.4,
+    )
+    circle = Ellipse(
+        center_x_px=40, center_y_px=27, semi_major_px=20, semi_minor_px=20, theta_rad=0
+    )
+    root, pair = (
+        tmp_path / "labels",
+        SyntheticPair(sample_id="ab-001_HC", ellipse=circle, image_of="001_HC"),
+    )
+    write_pair(root, pair.sample_id, image=None, mask=np.ones((54, 80), np.uint8))
+    write_metadata(root / "metadata.jsonl", [pair])
+    assert not (root / "image").exists()
+    found = read_synthetic(root, originals={"001_HC": original})
+    assert found.pairs == {pair.sample_id: pair}
+    (sample,) = found.samples
+    assert sample.image_path == original.image_path
+    assert sample.annotation_path == pair_paths(root, pair.sample_id)[1]
+    # Of the label, never of the reference; and the mask is taken as it was drawn.
+    assert sample.hc_mm == pytest.approx(0.5 * 2 * np.pi * 20)
+    assert sample.filled_bias_px == 0
+    with pytest.raises(InputError, match="ab-001_HC is a label of 001_HC, which is not among"):
+        read_synthetic(root)
+    sample.annotation_path.unlink()
+    with pytest.raises(InputError, match=r"Annotation\.png is not there"):
+        read_synthetic(root, originals={"001_HC": original})
 
 
 def test_link_pair(tmp_path):

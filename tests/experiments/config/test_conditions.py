@@ -42,6 +42,15 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
         ({"pairs": "warp", "gate": "off"}, "pass no gate"),
         ({"pairs": "warp", "labels": "fixed"}, "trial's own labels"),
         ({"pairs": "repeat", "augment": "weak"}, "augment=none"),
+        ({"pairs": "pseudo"}, "rounds=0: unlabelled images need at least 1"),
+        ({"pairs": "synthetic", "images": "unlabelled"}, "rounds=0"),
+        ({"pairs": "synthetic", "rounds": 1}, "rounds=1: pairs=synthetic use no unlabelled"),
+        ({"pairs": "warp", "images": "unlabelled", "rounds": 1}, "fit no generator"),
+        ({"pairs": "pseudo", "images": "unlabelled", "rounds": 1}, "fit no generator"),
+        (
+            {"pairs": "pseudo_synthetic", "labels": "fixed", "rounds": 1},
+            "labels=fixed: unlabelled images get their labels from the trial's own",
+        ),
     ],
 )
 def test_factors_that_nothing_would_read_are_refused(factors, words):

@@ -1,0 +1,161 @@
+"""The stage that labels unlabelled images by a teacher, and keeps what it is sure of.
+
+It opens no annotation: images are read and resized by themselves.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningModule
+
+from datamodules.annotation import read_image
+from datamodules.ellipse import Ellipse, rasterise
+from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place, zoom
+from datamodules.head_ellipse import head_ellipse
+from datamodules.samples import trimester
+from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
+from experiments.stages.context import StageContext, StageError
+from experiments.stages.device import device_of
+from experiments.stages.fit import fitted_segmenter
+from experiments.stages.stage_logger import log_pairs
+from lightning_modules.metrics import dice_score
+from lightning_modules.prompts import whole_image_boxes
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+from lightning_modules.segmenters.sam.network import for_inference
+
+
+def run_pseudo(context: StageContext) -> dict[str, Any]:
+    """Keep an image where the teacher's mask agrees with its ellipse and with a second view.
+
+    How good what is kept is, is reported where the data have labels, and chooses nothing.
+    """
+    content, status = context.node.content, context.status()
+    settings, ids = content["self_training"], context.pick(content["images"])
+    teacher = fitted_segmenter(context.upstream_dir("teacher"), config=context.segmenter)
+    if isinstance(context.segmenter, SegmenterConfig):
+        teacher.sam.image_encoder = for_inference(teacher.sam.image_encoder)
+    teacher = teacher.to(device_of(context.config)).eval()
+    paths = [context.samples[sample_id].image_path for sample_id in ids]
+    kept: list[SyntheticPair] = []
+    agreements: list[float] = []
+    predicted = two_views(teacher, paths, view_zoom=settings["view_zoom"])
+    for done, (sample_id, (mask, second)) in enumerate(zip(ids, predicted, strict=True), start=1):
+        status.update("images", done=done, total=len(ids))
+        ellipse = head_ellipse(mask)
+        if ellipse is None:
+            continue
+        label = rasterise(ellipse, size_hw=mask.shape)
+        found = {"ellipse": dice_score(mask, label), "view": dice_score(mask, second)}
+        agreements.append(min(found.values()))
+        if agreements[-1] < settings["min_agreement"]:
+            continue
+        name = f"{context.node.id[:8]}-{sample_id}"
+        write_pair(context.run_dir, name, image=None, mask=label)
+        gate = {"agreement": agreements[-1], **found}
+        kept.append(SyntheticPair(sample_id=name, ellipse=ellipse, gate=gate, image_of=sample_id))
+    _require_labels(len(ids), agreements=agreements, n_kept=len(kept), settings=settings)
+    write_metadata(context.run_dir / "metadata.jsonl", kept)
+    log_pairs(context)
+    return {
+        "pairs": len(kept),
+        "n_unlabelled": len(ids),
+        "n_without_ellipse": len(ids) - len(agreements),
+        "n_kept": len(kept),
+        "mean_agreement": float(np.mean(agreements)),
+        **_reported(context, ids, kept=kept),
+    }
+
+
+@torch.inference_mode()
+def two_views(
+    module: LightningModule, paths: Sequence[Path], *, view_zoom: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Masks of each image, and of the same made smaller about its centre and mapped back.
+
+    Args:
+        module: A segmenter in eval mode; one that takes a prompt gets the whole image.
+        paths: Images.
+        view_zoom: Size of the second view, as a share of the image's own.
+
+    Yields:
+        Two masks uint8 (H, W) in {0, 1} at the image's own size.
+
+    Raises:
+        FloatingPointError: The logits are not finite.
+    """
+    config = module.config
+    for path in paths:
+        image = read_image(path)
+        placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
+        large = enlarge(placement, config.image_factor)
+        frame = torch.from_numpy(image_to_frame(image, large).astype(np.float32) / 255)[None, None]
+        sizes = torch.tensor([placement.valid_hw], device=module.device)
+        masks = []
+        for factor in (1.0, view_zoom):
+            seen = {"image": _zoomed(frame, factor, valid_hw=large.valid_hw, beyond="zeros")}
+            batch = {"image": seen["image"].to(module.device), "valid_hw": sizes}
+            logits = module.predict(batch, whole_image_boxes(sizes)).float().cpu()
+            if not torch.isfinite(logits).all():
+                raise FloatingPointError(
+                    f"{path}: the logits are not finite; fit the teacher again"
+                )
+            # What the second view did not show is taken from its border.
+            back = _zoomed(logits, 1 / factor, valid_hw=placement.valid_hw, beyond="border")
+            masks.append((logits_to_original(back, placement)[0, 0] > 0).numpy().astype(np.uint8))
+        yield masks[0], masks[1]
+
+
+def _zoomed(
+    pictures: torch.Tensor, factor: float, *, valid_hw: tuple[int, int], beyond: str
+) -> torch.Tensor:
+    """Zoom the part of a frame that is image about its own centre; the padding stays."""
+    height, width = valid_hw
+    moved = pictures.clone()
+    moved[..., :height, :width] = zoom(pictures[..., :height, :width], factor, beyond=beyond)
+    return moved
+
+
+def _require_labels(
+    n: int, *, agreements: Sequence[float], n_kept: int, settings: dict[str, Any]
+) -> None:
+    if not agreements:
+        raise StageError(
+            f"pseudo: the teacher finds no ellipse in any of {n} unlabelled images; fit it for "
+            "more steps, or on more labels"
+        )
+    if not n_kept:
+        raise StageError(
+            f"pseudo: none of {n} unlabelled images is kept, the best agreement is "
+            f"{max(agreements):.3f} and {settings['min_agreement']} is needed; fit the teacher for "
+            "more steps, or lower self_training.min_agreement"
+        )
+
+
+def _reported(
+    context: StageContext, ids: Sequence[str], *, kept: Sequence[SyntheticPair]
+) -> dict[str, Any]:
+    """How good and of which trimester the kept labels are, as far as the index knows."""
+    dice = [_true_dice(context, pair) for pair in kept]
+    known = [each for each in dice if each is not None]
+
+    def by_trimester(names: Sequence[str]) -> dict[str, int]:
+        counts = Counter(trimester(context.rows[name].hc_mm) for name in names)
+        return {str(number): counts[number] for number in (1, 2, 3)}
+
+    return {
+        "true_dice": float(np.mean(known)) if known else None,
+        "kept_by_trimester": by_trimester([pair.image_of for pair in kept]),
+        "images_by_trimester": by_trimester(ids),
+    }
+
+
+def _true_dice(context: StageContext, pair: SyntheticPair) -> float | None:
+    row = context.rows[pair.image_of]
+    if row.ellipse is None:
+        return None
+    drawn: list[Ellipse] = [pair.ellipse, row.ellipse]
+    return dice_score(*(rasterise(each, size_hw=row.size_hw) for each in drawn))

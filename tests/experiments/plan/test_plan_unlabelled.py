@@ -1,0 +1,117 @@
+"""Unlabelled images in a plan: whose labels they get, what is shared, what is counted."""
+
+import pytest
+from plan_parts import N_TRAIN, make_data, plan
+
+from datamodules.errors import InputError
+from experiments.config.conditions import CONDITIONS
+
+UNLABELLED = [name for name, row in CONDITIONS.items() if row.factors.uses_unlabelled]
+SMALL = ("sweep.real_fraction=[]", "sweep.real_count=[5]", "evaluation.prompts=[whole_image]")
+
+
+def planned(*overrides, conditions=("strong", *UNLABELLED)):
+    made = plan(*SMALL, f"sweep.condition=[{','.join(conditions)}]", *overrides)
+    return made, {spec.condition: spec for spec in made.grid}
+
+
+def teacher_of(made, key):
+    return made.nodes[made.nodes[key].upstream["teacher"]]
+
+
+def test_the_teacher_is_the_trial_strong_and_then_the_trial_of_the_round_before():
+    made, found = planned()
+    fits = {name: made.nodes[spec.fit_key] for name, spec in found.items()}
+    first, second = (fits[name].upstream["pairs"] for name in ("self_training", "self_training_2"))
+    assert made.nodes[first].upstream == {"teacher": found["strong"].fit_key}
+    assert made.nodes[second].upstream == {"teacher": found["self_training"].fit_key}
+    # Alone in a sweep a condition has the same teachers, whatever they are called.
+    alone, (spec,) = planned(conditions=["self_training_2"])[0], planned()[0].grid[2:3]
+    assert alone.grid[0].fit_key == spec.fit_key
+    assert found["strong"].fit_key in alone.nodes
+
+
+def test_unlabelled_images_are_those_of_the_train_part_beyond_the_trials_own():
+    made, found = planned()
+    content = made.nodes[made.nodes[found["self_training"].fit_key].upstream["pairs"]].content
+    unlabelled = {sample_id for sample_id, _ in content["images"]}
+    own = {i for i, _ in made.nodes[found["self_training"].fit_key].content["images"]}
+    assert unlabelled | own == set(make_data().split.train)
+    assert not unlabelled & own
+    assert content["self_training"] == {"min_agreement": 0.94, "view_zoom": 0.8}
+    assert {spec.n_unlabelled for spec in made.grid if spec.condition != "strong"} == {N_TRAIN - 5}
+    assert found["strong"].n_unlabelled == found["strong"].axes["n_unlabelled"] == 0
+    # They cost no label.
+    assert {spec.n_total_labels for spec in made.grid} == {5}
+
+
+def test_a_generator_of_unlabelled_images_and_its_gate_read_the_labels_of_the_teacher():
+    made, found = planned()
+    one, two, both = (
+        made.nodes[found[f"synthetic_unlabelled{end}"].fit_key].upstream
+        for end in ("", "_2", "_self_training")
+    )
+    assert both["more_pairs"] == one["pairs"] != two["pairs"]
+    for upstream, trial in ((one, "self_training"), (two, "self_training_2")):
+        pseudo = made.nodes[found[trial].fit_key].upstream["pairs"]
+        gate = made.nodes[upstream["pairs"]]
+        candidates = made.nodes[gate.upstream["candidates"]]
+        generator = made.nodes[candidates.upstream["generator"]]
+        for node in (gate, candidates, generator):
+            assert node.upstream["pseudo"] == pseudo
+        # What a label is needed for is counted as before.
+        assert len(generator.content["images"]) == len(gate.content["images"]) == 5
+
+
+def test_labels_of_stages_tell_rounds_apart():
+    made, _ = planned()
+    labels = [node.label for node in made.nodes.values()]
+    assert len(set(labels)) == len(labels)
+
+
+def test_stages_of_other_conditions_keep_their_ids():
+    """Written down before there were unlabelled images."""
+    made = plan("sweep.condition=[synthetic_same_budget,warp]", "sweep.real_fraction=[0.1]")
+    found = {node.stage: node.id for node in made.nodes.values()}
+    kept = {name: found[name] for name in ("generator", "synthesize", "warp")}
+    assert kept == {
+        "generator": "95da7158e18f49b8",
+        "synthesize": "24b1ae812cddffdf",
+        "warp": "aba6cd3857832ccf",
+    }
+    balanced = plan(
+        "sweep.condition=[synthetic_same_budget]",
+        "sweep.real_fraction=[0.1]",
+        "synthesis.balance_sizes=true",
+    )
+    moved = {node.stage for key, node in balanced.nodes.items() if key not in made.nodes}
+    assert {"synthesize", "gate"} <= moved
+    assert "generator" not in moved
+
+
+def test_each_segmenter_and_seed_is_its_own_teacher():
+    made, _ = planned(
+        "sweep.segmenter=[unet,sam]", "sweep.seed=[0,1]", conditions=["self_training"]
+    )
+    teachers = {
+        (spec.segmenter, spec.seed): teacher_of(made, made.nodes[spec.fit_key].upstream["pairs"])
+        for spec in made.grid
+    }
+    assert len({node.key for node in teachers.values()}) == 4
+    for (segmenter, seed), node in teachers.items():
+        assert (node.segmenter, node.content["seed"]) == (segmenter, seed)
+
+
+def test_an_amount_without_unlabelled_images_is_left_out_of_their_conditions_alone():
+    made = plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[0.1,1.0]")
+    assert [(spec.condition, spec.n_real) for spec in made.grid] == [
+        ("strong", 5),
+        ("strong", N_TRAIN),
+        ("self_training", 5),
+    ]
+    assert made.notes == [
+        f"note: self_training not at {N_TRAIN} labelled images, which leave none unlabelled"
+    ]
+    assert plan("sweep.condition=[strong]").notes == []
+    with pytest.raises(InputError, match=r"sweep.real_count.*all 46.*self_training needs"):
+        plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[1.0]")
