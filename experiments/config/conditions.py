@@ -223,7 +223,7 @@ CONDITIONS: dict[str, ConditionRow] = {
         "self-training",
         "self-training",
         "#117733",
-        "8",
+        r"$\diamondsuit$",
         pairs="pseudo",
         augment="strong",
         rounds=1,
