@@ -155,6 +155,11 @@ def _notes(results: pd.DataFrame) -> list[str]:
         f"Mean ± standard deviation over {span} trials a cell (supports and seeds); one trial has "
         "no deviation. Bold: the best of a column as printed, which is no test of a difference."
     ]
+    as_what = {
+        "ellipse": "Scores are those of the ellipse fitted to each predicted mask.",
+        "mask": "Scores are those of the predicted masks as they are.",
+    }
+    notes += [said for name, said in as_what.items() if (done["output"] == name).any()]
     if axes.is_control(done).any():
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:

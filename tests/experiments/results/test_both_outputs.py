@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_tables import scores
 
-from experiments.results.compact import read_results
+from experiments.results.compact import compact_tables, read_results
 from experiments.results.rows import choose_output, read_output
 from experiments.results.statistics import add_trials, aggregate
 from experiments.results.tables import blocks, footnotes
@@ -57,6 +57,21 @@ def test_folds_weigh_the_other_output_by_their_images():
     (block,) = blocks(results, per_image=choose_output(images, "ellipse"))
     expected = 100 * np.mean([*AS_MASK, *AS_MASK[:2]])
     assert block.rows["mask Dice %"].tolist() == [f"{expected:.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("output", "dice", "said"),
+    [("ellipse", "89.8", "the ellipse fitted"), ("mask", "81.5", "masks as they")],
+)
+def test_a_table_of_files_says_which_output_it_shows(tmp_path, output, dice, said):
+    path = tmp_path / "results.csv"
+    aggregate(both()).to_csv(path, index=False)
+    text = compact_tables(read_results([path], output=output), measure="dice", format_name="csv")
+    assert f",{dice}" in text
+    text = compact_tables(
+        read_results([path], output=output), measure="dice", format_name="markdown"
+    )
+    assert said in text
 
 
 def test_files_without_outputs_are_read_as_they_are(tmp_path):
