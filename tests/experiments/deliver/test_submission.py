@@ -180,7 +180,7 @@ def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, unet_dir, tmp_p
         logits_of = lambda batch, boxes: module(batch, boxes)[0]  # noqa: E731
     else:
         module, frame = load_run(unet_dir), Frame(size_hw=UNET.size_hw, resize_mode="squash")
-        logits_of = lambda batch, boxes: module(batch["image"])  # noqa: E731
+        logits_of = module.predict
     folder = tmp_path / "cache"
     expected = evaluated(logits_of, samples, frame=frame, prompt=prompt, folder=folder)
     paths = {name: sample.image_path for name, sample in samples.items()}
