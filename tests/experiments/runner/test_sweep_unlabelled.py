@@ -11,12 +11,9 @@ CONDITIONS = ("strong", "self_training_2", "synthetic_unlabelled_self_training")
 SMALL = (
     *LEAN,
     f"sweep.condition=[{','.join(CONDITIONS)}]",
-    "sweep.segmenter=[unet,sam]",
+    "sweep.segmenter=[unet]",
     "sweep.real_fraction=[0.5,1.0]",
     "sweep.workers=2",
-    # Enough for a mask of some kind on every image.
-    "segmenter.steps=60",
-    "segmenter.learning_rate=3e-4",
     "unet.size_hw=[32,64]",
     "unet.decoder_channels=[16,8,8,8,8]",
     "unet.steps=6",
@@ -47,10 +44,11 @@ def read(store, key, name):
 def test_every_trial_with_unlabelled_images_is_done_and_the_others_are_not_asked_for(swept):
     store, results, printed = swept
     assert set(results["status"]) == {"done"}
-    found = {*results[["segmenter", "condition", "n_real", "n_unlabelled"]].itertuples(index=False)}
-    assert {tuple(row) for row in found} == {
-        *((segmenter, "strong", n, 0) for segmenter in ("unet", "sam") for n in (2, 4)),
-        *((segmenter, name, 2, 2) for segmenter in ("unet", "sam") for name in CONDITIONS[1:]),
+    found = results[["condition", "n_real", "n_unlabelled"]].itertuples(index=False, name=None)
+    assert {*found} == {
+        ("strong", 2, 0),
+        ("strong", 4, 0),
+        *((name, 2, 2) for name in CONDITIONS[1:]),
     }
     assert set(results["n_total_labels"].astype(int)) == {2, 4}
     note = "synthetic_unlabelled_self_training not at 4 labelled images"
@@ -76,6 +74,3 @@ def test_two_sets_of_pairs_are_read_and_the_generator_saw_them(swept):
         assert read(store, generator, "manifest.json")["upstream"] == {"pseudo": pseudo}
         done = read(store, generator, "DONE.json")
         assert (done["n_labels"], done["n_pseudo"]) == (2, n_kept)
-    cached = ["more_pair_embeddings" in read(store, k, "manifest.json")["upstream"]
-              for k in both["fit_id"]]  # fmt: skip
-    assert sorted(cached) == [False, True]

@@ -12,13 +12,16 @@ from stage_parts import Stages
 from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import trimester
+from datamodules.synthetic import write_pair
+from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages import pseudo
 from experiments.stages.context import StageError
 from experiments.stages.embed import run_embed
-from experiments.stages.fit import share_of_pairs
+from experiments.stages.fit import run_fit, share_of_pairs
 from experiments.stages.labelled import labelled_images
 from experiments.stages.make_pairs import outlines_of
 from lightning_modules.metrics import dice_score
+from lightning_modules.segmenters.sam.module import SamModule
 
 OWN = ["001_HC", "003_HC", "004_HC", "006_HC", "007_HC", "008_HC"]
 UNLABELLED = ["002_HC", "002_2HC", "004_2HC", "005_HC"]
@@ -122,6 +125,37 @@ def test_an_image_is_embedded_once_whatever_its_label(taught):
     _, second = stages.run(run_embed, "embed", content, pairs=other.node.key)
     assert first["embedded"] == result["n_kept"]
     assert second["embedded"] == second["images"] - result["n_kept"]
+
+
+def test_a_fit_on_embeddings_reads_both_sets_of_pairs(taught, tmp_path):
+    stages = Stages(write_hc18_folder(tmp_path / "hc18"), tmp_path / "runs")
+    stages.config.segmenter.steps, stages.config.segmenter.batch_size = 3, 6
+    made, result = labelled((stages, taught[1]))
+    other = stages.context("gate", {})
+    for number in range(3):
+        image = np.full((54, 80), 60 * number, np.uint8)
+        write_pair(
+            other.run_dir, f"g-{number}", image=image, mask=rasterise(HEAD, size_hw=(54, 80))
+        )
+    encoder = {"encoder": {"backbone": "tiny", "weights_sha256": "x", "precision": "fp32"}}
+    keys = {"pairs": made.node.key, "more_pairs": other.node.key}
+    for role, pairs in list(keys.items()):
+        keys[EMBEDDINGS_OF[role]] = stages.run(run_embed, "embed", encoder, pairs=pairs)[0].node.key
+    images = {"images": stages.contents(OWN)}
+    keys["embeddings"] = stages.run(run_embed, "embed", encoder | images)[0].node.key
+    content = images | {"segmenter": {}, "val": [], "seed": 0, "repeat_real": False}
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SamModule, "on_train_batch_start", lambda _, batch, __: seen.append(batch["sample_id"])
+        )
+        _, fitted = stages.run(run_fit, "fit", content, **keys)
+    assert fitted["n_synthetic"] == result["n_kept"] + 3
+    prefix = made.node.id[:8]
+    for names in seen:
+        kinds = [name[:2] == "g-" or 2 * name.startswith(prefix) for name in names]
+        assert sorted(map(int, kinds)) == [0, 0, 1, 1, 2, 2]
+    assert len(seen) == 3
 
 
 def test_nothing_kept_and_nothing_found_say_what_to_do(taught, monkeypatch):
