@@ -58,8 +58,8 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
     own = {each.pairs for each in factors if each.labels == "own"}
     # One a kind of image; of unlabelled ones, one a teacher.
-    made = {(each.images, each.rounds) for each in factors if each.is_generated
-            and each.labels == "own"}  # fmt: skip
+    drawing = [each for each in factors if each.is_generated and each.labels == "own"]
+    made = {(each.images, each.rounds if each.images == "unlabelled" else 0) for each in drawing}
     n_teachers = len(grid.seed) * len(config.segmenter_names())
     n_kinds = sum(n_teachers if images == "unlabelled" else 1 for images, _ in made)
     n_own = n_amounts * n_supports * repeats * n_kinds
