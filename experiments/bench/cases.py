@@ -104,6 +104,22 @@ CASES = {
         "embeddings are the slope between two sizes of the real stages `embed` and `fit`, their "
         "fixed parts (network, weights, checkpoints on the disk) the rest.",
     ),
+    "unet": Case(
+        "training the U-Net at 128x192 with strong augmentation",
+        "unet:bench_unet",
+        "segmentation-models-pytorch in a plain Lightning loop, items augmented one by one",
+        "batches augmented as a whole, channels last, the decoder ends at half resolution",
+        targets=(Target(2, "image"),),
+        sizes={
+            "images": (2, 20, 20),
+            "steps": (1, 6, 100),
+            "batch": (2, 16, 64),
+            "size_hw": ((32, 32), (128, 192), (128, 192)),
+            "repeats": (1, 3, 3),
+        },
+        note="The plain loop trains the library's default decoder at the frame's resolution; the "
+        "two networks reach the same scores, see docs/results.md.",
+    ),
     "evaluation": Case(
         "scoring under five boxes",
         "evaluation:bench_evaluation",
