@@ -1,0 +1,61 @@
+import pandas as pd
+import pytest
+from test_findings import PLAIN, comparison
+from test_tables import sweep
+
+from experiments.config.conditions import CONDITIONS
+from experiments.results.contrasts import Contrasts, all_contrasts
+from experiments.results.verdict import MAX_WORDS, verdict_sentences
+
+
+def sentences(**changes) -> list[str]:
+    row = comparison(0.005, 0.001, 0.009).to_dict()
+    row |= {"role": "primary", "baseline": "strong", "test_cohort": "hc18", "measure": "dice"}
+    family = pd.DataFrame([row | {"n_supports": 3} | changes])
+    return verdict_sentences(Contrasts(family=family, segmenters=pd.DataFrame()))
+
+
+def test_three_sentences_say_what_was_compared_what_came_out_and_how_sure():
+    assert sentences(segmenter="unet") == [
+        "We compared synthetic pairs with strong augmentation: 40 labelled images, segmenter unet, "
+        "tested on hc18.",
+        "Dice rose by 0.5 points: a gain.",
+        "The 95 % interval runs from 0.1 to 0.9 points, over 60 test exams and 3 draws of labelled "
+        "images.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"low": -0.001}, "Dice changed by +0.5 points; neither a gain nor a loss is shown."),
+        ({"mean": -0.005, "low": -0.009, "high": -0.001}, "Dice fell by 0.5 points: a loss."),
+        ({"mean": 1.5, "low": 1.0, "high": 2.0, "measure": "hc_abs_err_mm"},
+         "The HC error rose by 1.5 mm: a loss."),
+        ({"min_effect": 0.01}, "Dice changed by +0.5 points, less than what would matter."),
+    ],
+)  # fmt: skip
+def test_a_gain_is_claimed_only_where_it_is_shown(changes, text):
+    found = sentences(n_supports=1, **changes)
+    assert found[1] == text
+    assert "other labelled images were not tried" in found[2]
+
+
+def test_one_exam_is_no_evidence():
+    assert sentences(low=float("nan"), high=float("nan"), n_exams=1)[2] == (
+        "1 test exam gives no interval: no evidence yet."
+    )
+
+
+def test_a_sweep_without_a_primary_contrast_leads_with_its_first_comparison():
+    _, per_image = sweep()
+    found = verdict_sentences(all_contrasts(per_image, statistics=PLAIN))
+    assert found[0].startswith("We compared synthetic pairs with real pairs alone")
+    nothing = all_contrasts(per_image[per_image["condition"] == "real"], statistics=PLAIN)
+    assert verdict_sentences(nothing) == ["No two conditions can be compared yet."]
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_no_sentence_is_long(condition):
+    for text in sentences(condition=condition, segmenter="unet_large", n_real=1000):
+        assert len(text.split()) <= MAX_WORDS, text
