@@ -128,7 +128,7 @@ class ExperimentConfig:
                     "whole_image, under which it is scored"
                 )
         for name in self.generator_names():
-            self.generator_named(name)
+            self._check_guidance(self.generator_named(name))
         primary = self.statistics.primary
         for key in ("condition", "baseline"):
             self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
@@ -146,6 +146,14 @@ class ExperimentConfig:
         if primary.choice not in CHOICES:
             where = "statistics.primary.choice"
             raise ValueError(unknown_name(primary.choice, known=CHOICES, what=where))
+
+    def _check_guidance(self, generator: Any) -> None:
+        scale = self.sampler_of(generator).guidance_scale
+        if getattr(generator, "mask_dropout", None) == 0 and scale > 1:
+            raise ValueError(
+                f"synthesis.sampler.guidance_scale={scale}: guidance needs a generator that has "
+                "also seen images without their mask; set generator.mask_dropout=0.1"
+            )
 
     def arms(self) -> list[tuple[str, str]]:
         """Each segmenter under each condition that the sweep fits, in the order of its tables."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from datamodules.allowed import above, at_least, between
+from experiments.config.conditions import Augmentation
 from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.prompt_protocol import PromptProtocol
 
@@ -29,6 +30,8 @@ class SynthesisConfig:
     """Folder of pairs made elsewhere (image/, mask/) to use instead of a generator."""
     folder_labels: int | None = None
     """Labelled images that the maker of `folder` used; null prints as unknown."""
+    fidelity: bool = True
+    """Whether gated sets are measured against real images; it embeds them and the test images."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """How the pixel generator is sampled; Stable Diffusion has a sampler of its own."""
     balance_sizes: bool = False
@@ -67,6 +70,8 @@ class GateConfig:
     """The segmenter that judges, fitted on exactly the generator's images: a block as in
     `segmenters`, the same whatever segmenters the sweep has. Empty is a SAM of which the decoder
     is tuned, by the settings of the section `segmenter`."""
+    judge_augment: Augmentation = "none"
+    """How strongly the judge's training images are augmented."""
     prompt: PromptProtocol = "whole_image"
     """Prompt of that segmenter, where it takes one."""
     agreement_quantile: float = 0.05

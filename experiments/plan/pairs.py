@@ -11,7 +11,9 @@ from experiments.plan.scores import embed_test
 from lightning_modules.generators.table import row_of
 
 NOT_DRAWN_BY = ("generator", "folder", "folder_labels", "generator_count", "generator_support")
-"""Settings of `synthesis` that say which generator there is; drawing reads the others."""
+NOT_DRAWN_BY += ("fidelity",)
+"""Settings of `synthesis` that say which generator there is, or what is measured afterwards;
+drawing reads the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +124,7 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None
     candidates = _candidates(nodes, ids, source=source, pseudo=pseudo)
     judge = nodes.fit(
         "real",
-        ConditionConfig(),
+        ConditionConfig(augment=nodes.config.gate.judge_augment),
         segmenter=JUDGE,
         ids=ids,
         seed=0,
@@ -138,7 +140,7 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None
     n = nodes.config.synthesis.n_candidates
     gate = asdict(nodes.config.gate)
     # The judge is an input of its own.
-    del gate["judge"]
+    del gate["judge"], gate["judge_augment"]
     node = Node(
         stage="gate",
         content={"gate": gate, "images": nodes.contents(ids)},
@@ -149,9 +151,10 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None
         generator=source.generator,
     )
     key = nodes.add(node)
-    what = _made_by(source, ids, pseudo)
     gated = replace(candidates, key=key)
-    _fidelity(nodes, ids, pairs=gated, judge=judge, source=source, what=what)
+    if nodes.config.synthesis.fidelity:
+        what = _made_by(source, ids, pseudo)
+        _fidelity(nodes, ids, pairs=gated, judge=judge, source=source, what=what)
     return gated
 
 

@@ -61,6 +61,7 @@ def draw_samples(
         raise ValueError(f"{len(seeds)} seeds for {len(masks)} masks: give one for each")
     lowest = (0.0 - config.intensity_mean) / config.intensity_std
     highest = (1.0 - config.intensity_mean) / config.intensity_std
+    half = config.precision == "bf16-mixed"
     batches = list(_slices(len(masks), sampler.batch_size))
     done, total = 0, len(batches) * sampler.num_inference_steps
     samples = [torch.empty_like(masks[:0], dtype=torch.float32)]
@@ -72,9 +73,10 @@ def draw_samples(
             condition.shape[1:], seed=0, draws=seeds[part], stream="sample", device=masks.device
         )
         for timestep in solver.timesteps:
-            velocity = guided_velocity(
-                network, sample, timestep=timestep, condition=condition, sampler=sampler
-            )
+            with torch.autocast(masks.device.type, torch.bfloat16, enabled=half):
+                velocity = guided_velocity(
+                    network, sample, timestep=timestep, condition=condition, sampler=sampler
+                )
             alpha, sigma = alphas_sigmas(solver.alphas_cumprod, timestep.cpu().view(1))
             image = image_from_velocity(
                 sample, velocity=velocity, alpha=alpha.item(), sigma=sigma.item()
