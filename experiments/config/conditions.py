@@ -239,7 +239,7 @@ CONDITIONS: dict[str, ConditionRow] = {
     ),
     "synthetic_unlabelled": _row(
         "+ synthetic, unlabelled images",
-        "synthetic pairs of a generator that also saw unlabelled images",
+        "synthetic pairs of a generator that saw unlabelled images",
         "#882255",
         r"$\spadesuit$",
         pairs="synthetic",
@@ -249,7 +249,7 @@ CONDITIONS: dict[str, ConditionRow] = {
     ),
     "synthetic_unlabelled_2": _row(
         "+ synthetic, unlabelled images, two rounds",
-        "synthetic pairs of a generator that also saw unlabelled images, labelled in two rounds,",
+        "synthetic pairs of a generator that saw unlabelled images, labelled twice,",
         "#aa4499",
         r"$\clubsuit$",
         pairs="synthetic",
@@ -259,7 +259,7 @@ CONDITIONS: dict[str, ConditionRow] = {
     ),
     "synthetic_unlabelled_self_training": _row(
         "self-training + synthetic, unlabelled images",
-        "self-training with synthetic pairs of a generator that also saw unlabelled images",
+        "self-training with synthetic pairs of a generator that saw unlabelled images",
         "#332288",
         r"$\bigstar$",
         pairs="pseudo_synthetic",

@@ -257,7 +257,7 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
             {"generator", "synthesize", "embed", "gate", "fit", "score", "fidelity"},
         ),
         (
-            "synthesis.sampler.guidance_scale=1",
+            "synthesis.sampler.guidance_scale=0.5",
             {"synthesize", "embed", "gate", "fit", "score", "fidelity"},
         ),
         ("synthesis.sampler.batch_size=3", set()),
