@@ -69,16 +69,16 @@ def test_labels_of_stages_tell_rounds_apart():
     assert len(set(labels)) == len(labels)
 
 
-def test_stages_of_other_conditions_keep_their_ids():
-    """Written down before there were unlabelled images."""
+def test_stages_of_other_conditions_hash_nothing_of_unlabelled_images():
+    """So that their ids are those of runs from before there were any."""
     made = plan("sweep.condition=[synthetic_same_budget,warp]", "sweep.real_fraction=[0.1]")
-    found = {node.stage: node.id for node in made.nodes.values()}
-    kept = {name: found[name] for name in ("generator", "synthesize", "warp")}
-    assert kept == {
-        "generator": "95da7158e18f49b8",
-        "synthesize": "24b1ae812cddffdf",
-        "warp": "aba6cd3857832ccf",
-    }
+    found = {node.stage: node for node in made.nodes.values()}
+    assert found["generator"].upstream == found["warp"].upstream == {}
+    assert set(found["synthesize"].upstream) == {"generator"}
+    assert "pseudo" not in found["gate"].upstream
+    assert "balance_sizes" not in found["synthesize"].content["synthesis"]
+    assert set(found["warp"].content) == {"images", "n", "seed", "image_hw"}
+    assert not any("more_pairs" in node.upstream for node in made.nodes.values())
     balanced = plan(
         "sweep.condition=[synthetic_same_budget]",
         "sweep.real_fraction=[0.1]",
