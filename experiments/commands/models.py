@@ -22,7 +22,8 @@ def export(
     format_name: Annotated[
         str,
         typer.Option(
-            "--format", help="segment-anything or transformers; lora or pipeline; dataset."
+            "--format",
+            help="segment-anything or transformers; lora or pipeline; dataset; compact.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder to write.")],
@@ -34,8 +35,14 @@ def export(
 
 
 def predict(
-    checkpoint: Annotated[Path, typer.Argument(help=RUN_HELP)],
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="[RUN] IMAGES...",
+            help="Images and folders of images; before them runs/store/fit/ID of a fitted "
+            "segmenter, or else the package's own model is used.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("predictions"),
     pixel_size: Annotated[
         float | None, typer.Option(metavar="MM", help="Side of a pixel of all images.")
@@ -48,11 +55,13 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment one's own images: masks, overlays, ellipse, head circumference, and what to doubt."""
+    from experiments.deliver.packaged import run_and_images
     from experiments.deliver.predict import predict_command, print_summary
 
+    run, places = run_and_images(images)
     summary = predict_command(
-        checkpoint,
-        images,
+        run,
+        places,
         out=out,
         pixel_size_mm=pixel_size,
         pixel_size_table=pixel_sizes,

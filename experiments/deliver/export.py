@@ -95,6 +95,13 @@ def _dataset(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:  # 
     export_dataset(run_dir, out)
 
 
+def _compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+    """A small folder that `predict` takes in the place of the run."""
+    from experiments.deliver.compact import export_compact
+
+    export_compact(run_dir, manifest, out)
+
+
 def _fitted_sam(
     run_dir: Path, manifest: Mapping[str, Any], *, refused: Sequence[str] = ()
 ) -> tuple[SegmenterConfig, "Sam"]:
@@ -153,5 +160,6 @@ FORMATS: dict[str, Callable[[Path, Mapping[str, Any], Path], None]] = {
     "lora": _lora,
     "pipeline": _pipeline,
     "dataset": _dataset,
+    "compact": _compact,
 }
 """Each writes the new folder `out` whole, from a run's directory and its manifest."""

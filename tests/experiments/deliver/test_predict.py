@@ -199,6 +199,32 @@ def test_a_unet_predicts_too(sonosweep, unet_dir, scans, tmp_path):
     assert "is a U-Net, which takes no prompt" in err
 
 
+def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_path):
+    manifest = json.loads((unet_dir / "manifest.json").read_text())
+    settings = {"kind": "unet", "settings": manifest["config"]["unet"]}
+    content = {"images": [["a", "1"]], "segmenter": settings["settings"]}
+    run = tmp_path / "store" / "fit" / "u"
+    run.mkdir(parents=True)
+    shutil.copy(unet_dir / "segmenter.safetensors", run)
+    about = {"stage": "fit", "id": "u", "segmenter": settings, "content": content}
+    (run / "manifest.json").write_text(json.dumps(about))
+    small = tmp_path / "small"
+    assert sonosweep("export", run, "--format", "compact", "--out", small)[0] == 0
+    sizes = [(each / "segmenter.safetensors").stat().st_size for each in (run, small)]
+    assert sizes[1] < 0.6 * sizes[0]
+    for model in (run, small):
+        assert sonosweep("predict", model, scans, "--out", tmp_path / f"of-{model.name}")[0] == 0
+    first, second = (
+        cv2.imread(str(tmp_path / f"of-{name}" / "network_masks" / "a.png"), cv2.IMREAD_UNCHANGED)
+        for name in ("u", "small")
+    )
+    assert first.any()
+    assert (first != second).mean() < 0.01
+    code, _, err = sonosweep("export", unet_dir, "--format", "compact", "--out", tmp_path / "x")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no fitted segmenter" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -214,7 +240,9 @@ def test_a_unet_predicts_too(sonosweep, unet_dir, scans, tmp_path):
         (["RUN", "SCANS", "--pixel-sizes", "SCANS/none.csv"], "none.csv: cannot be read"),
         (["RUN", "SCANS", "--prompt", "tight_box"], "--prompt tight_box: unknown"),
         (["RUN", "SCANS", "--out", "EMPTY"], "exists; choose another folder"),
-        (["EMPTY", "SCANS"], "manifest.json is missing, so this is no run"),
+        (["FIT/1a", "SCANS"], "manifest.json is missing, so this is no run"),
+        (["RUN"], "a run and no images"),
+        (["EMPTY"], "no images"),
         (["EMPTY/none", "SCANS"], "no such directory; give a run's"),
         (["RUN/segmenter.safetensors", "SCANS"], "a file; give the run's directory"),
         (["CUT", "SCANS"], "segmenter.safetensors: damaged or cut short"),
@@ -225,9 +253,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     sonosweep, monkeypatch, run_dir, scans, tmp_path, words, message
 ):
     places = {"RUN": run_dir, "SCANS": scans, "CSV": tmp_path / "sizes.csv"}
-    for name in ("EMPTY", "TWIN", "CUT", "OTHER"):
+    for name in ("EMPTY", "TWIN", "CUT", "OTHER", "FIT"):
         places[name] = tmp_path / name.lower()
         places[name].mkdir()
+    (places["FIT"] / "1a").mkdir()
     places["CSV"].write_text("filename,pixel size(mm)\na.png,0.1\nc.tif,0.2\nz.png,0.3\n")
     shutil.copy(scans / "b.jpg", places["TWIN"] / "a.jpg")
     (places["TWIN"] / "clip.mp4").write_bytes(b"x")
