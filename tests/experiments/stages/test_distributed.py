@@ -175,7 +175,8 @@ def test_a_generator_in_parts_sees_the_same_batches(stages):
 
 def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch):
     """Fails at once, as it cannot hold more than two images, and goes through in two parts."""
-    unet = UnetConfig(size_hw=(32, 64), decoder_channels=(16, 8, 8, 8, 8), steps=3, warmup_steps=1)
+    small_net = {"size_hw": (32, 64), "decoder_channels": (16, 8, 8, 8, 8)}
+    unet = UnetConfig(**small_net, steps=3, warmup_steps=1, batch_size=4)
     monkeypatch.setattr(stages.config, "unet", unet)
     ids, sizes = list(stages.data.view.split.train), []
     step = UnetModule.training_step
