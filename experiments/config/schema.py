@@ -132,6 +132,8 @@ class ExperimentConfig:
         primary = self.statistics.primary
         for key in ("condition", "baseline"):
             self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
+        for name in self.statistics.rivals:
+            self.condition(name, where="statistics.rivals")
         if primary.prompt not in get_args(Prompt):
             raise ValueError(
                 f"statistics.primary.prompt={primary.prompt}: use one of "

@@ -54,6 +54,8 @@ class StatisticsConfig:
 
     primary: ContrastConfig = field(default_factory=ContrastConfig)
     """The primary contrast; `primary.enabled: false` for none."""
+    rivals: list[str] = field(default_factory=list)
+    """Conditions that every one with synthetic pairs is compared with too, beside the baseline."""
     min_effect_dice: float = 0.005
     """Smallest difference of mean Dice, in [0, 1], that counts; a smaller one is not shown."""
     min_effect_mm: float = 0.5

@@ -11,14 +11,21 @@ import numpy as np
 import pandas as pd
 
 from experiments.config.statistics import ContrastConfig, Measure, StatisticsConfig
-from experiments.results.axes import AXES, SERIES, baseline_rows, each_series, is_control
+from experiments.results.axes import (
+    AXES,
+    SERIES,
+    baseline_rows,
+    each_series,
+    has_synthetic,
+    is_control,
+)
 from experiments.results.choosing import choice_contrasts
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import amounts, with_defaults
 from experiments.results.statistics import holm
 
 BASELINE = "real"
-"""Condition that every other one is compared with."""
+"""Condition that every other one is compared with, where a sweep has it."""
 Verdict = Literal["raised", "lowered", "not shown", "no interval"]
 _WHERE = ["test_cohort", "prompt", "amount"]
 
@@ -92,41 +99,56 @@ def contrast_family(
     per_image: pd.DataFrame,
     *,
     statistics: StatisticsConfig,
-    baseline: str = BASELINE,
 ) -> pd.DataFrame:
     """Compute every contrast of a report: the primary one, its other measure, and all the rest.
 
-    The rest is Dice of each series against the baseline, per cohort, prompt and amount, always
+    The rest is Dice of each series against the baseline (`baseline_of`), and of each series with
+    synthetic pairs against each of `statistics.rivals`, per cohort, prompt and amount, always
     within one segmenter and one choice of images (`axes.baseline_rows`). Holm's adjustment runs
     over everything but the primary contrast, whatever the segmenter. Controls are not compared.
 
     Returns:
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
-        condition, generator, choice, baseline, measure, pair_labels, n_generator_labels,
+        condition, generator, choice, baseline, base (the baseline of the rest), measure,
+        pair_labels, n_generator_labels,
         n_more_labels (labelled images that only its generator saw), the numbers of
         `paired_contrast`, p_holm (p adjusted for the family; the primary's own p is not), level,
-        min_effect, n_family (contrasts that are not primary) and role (primary, beside, other).
-        Primary and beside come first where they could be computed; no rows, no columns without any
-        contrast.
+        min_effect, n_family (contrasts that are not primary) and role (primary, beside, other,
+        rival). Primary and beside come first where they could be computed; no rows, no columns
+        without any contrast.
     """
     frame = with_defaults(per_image)
     frame = frame.assign(amount=amounts(frame))
     rows = _primary_rows(frame, statistics=statistics)
     taken = {_identity(row) for row in rows}
-    for where, part in frame[~is_control(frame)].groupby(_WHERE, sort=False):
+    frame = frame[~is_control(frame)]
+    against = baseline_of(frame, statistics=statistics)
+    rivals = [name for name in statistics.rivals if name != against]
+    for where, part in frame.groupby(_WHERE, sort=False):
         for series, own in each_series(part):
-            keys = dict(zip(_WHERE, where, strict=True)) | series
-            keys |= {"baseline": baseline, "measure": "dice"}
-            if series["condition"] != baseline and _identity(keys) not in taken:
-                base = baseline_rows(part, series, baseline=baseline)
-                rows += _row(own, base, keys=keys, role="other", statistics=statistics)
+            named = dict(zip(_WHERE, where, strict=True)) | series | {"measure": "dice"}
+            makes_pairs = bool(has_synthetic(own).any())
+            for baseline in [against, *(rivals if makes_pairs else [])]:
+                keys = named | {"baseline": baseline}
+                if series["condition"] != baseline and _identity(keys) not in taken:
+                    base = baseline_rows(part, series, baseline=baseline)
+                    role = "other" if baseline == against else "rival"
+                    rows += _row(own, base, keys=keys, role=role, statistics=statistics)
     table = pd.DataFrame(rows)
     if table.empty:
         return table
     others = table["role"] != "primary"
     table["p_holm"] = table["p"]
     table.loc[others, "p_holm"] = holm(table.loc[others, "p"])
-    return table.assign(n_family=int(others.sum()))
+    return table.assign(n_family=int(others.sum()), base=against)
+
+
+def baseline_of(rows: pd.DataFrame, *, statistics: StatisticsConfig) -> str:
+    """Condition that the others are compared with: `real`, or else the primary contrast's, or else
+    the first that there is."""
+    present = list(dict.fromkeys(rows["condition"]))
+    wanted = [BASELINE, *([statistics.primary.baseline] if statistics.primary.enabled else [])]
+    return next((name for name in [*wanted, *present] if name in present), BASELINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,20 +172,24 @@ def all_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> C
     )
 
 
-def comparisons(family: pd.DataFrame, *, baseline: str = BASELINE) -> pd.DataFrame:
-    """Take the rows of `contrast_family` that are Dice against the baseline, by n_real.
+def comparisons(family: pd.DataFrame, *, rivals: bool = False) -> pd.DataFrame:
+    """Take the rows of `contrast_family` that are Dice against the baseline, by n_real; on request
+    those against rivals as well.
 
     p_holm counts the primary contrast's other measure too. Without a comparison: no rows.
     """
     if family.empty:
         return family
-    own = family[(family["measure"] == "dice") & (family["baseline"] == baseline)]
+    counts = (family["baseline"] == family["base"]) | (rivals & (family["role"] == "rival"))
+    own = family[(family["measure"] == "dice") & counts]
     return own.sort_values("n_real", kind="stable", ignore_index=True)
 
 
 def primary_rows(family: pd.DataFrame) -> pd.DataFrame:
     """Take the contrast that the recipe named and its other measure, as far as they are there."""
-    return family if family.empty else family[family["role"] != "other"].reset_index(drop=True)
+    if family.empty:
+        return family
+    return family[family["role"].isin(["primary", "beside"])].reset_index(drop=True)
 
 
 def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:

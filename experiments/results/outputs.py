@@ -128,7 +128,6 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.results.contrasts import all_contrasts
     from experiments.results.deviations import deviations
     from experiments.results.figures import figure_amounts
-    from experiments.results.findings import finding
     from experiments.results.latex import to_latex
     from experiments.results.panels import png_bytes, save_figure
     from experiments.results.paper import write_comparison
@@ -136,6 +135,7 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.results.report_content import gather
     from experiments.results.tables import blocks, footnotes
     from experiments.results.text import to_markdown
+    from experiments.results.verdict import verdict_sentences
 
     per_image, results = write_tables_csv(sweep, folder)
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
@@ -150,7 +150,7 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     write_atomic(folder / "report.html", render_report(content))
     chosen = sweep.config.statistics
     found = all_contrasts(per_image, statistics=chosen)
-    return " ".join(finding(found, results=results, has_primary=chosen.primary.enabled))
+    return " ".join(verdict_sentences(found))
 
 
 def _outputs_key(sweep: Sweep) -> str:

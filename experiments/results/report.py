@@ -28,6 +28,7 @@ from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table, spreads
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import counted
+from experiments.results.verdict import comparison_table, verdict_sentences
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
@@ -137,6 +138,8 @@ def render_report(content: ReportContent) -> str:
     return environment.get_template("report.html.j2").render(
         content=content,
         banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
+        verdict=verdict_sentences(found),
+        comparison=comparison_table(found, content.results, per_image=content.per_image),
         finding=finding(found, results=content.results, has_primary=chosen.primary.enabled),
         status=status_line(content.results),
         tables=blocks(content.results, per_image=content.per_image),
@@ -183,7 +186,7 @@ def difference_tables(
     """Write contrasts as rows of text under titles: one table per cohort and prompt, leak-free
     prompt first, then one of the segmenters; without any contrast there is none.
     """
-    compared, tables = comparisons(contrasts.family), {}
+    compared, tables = comparisons(contrasts.family, rivals=True), {}
     for cohort in [] if compared.empty else compared["test_cohort"].unique():
         own = compared[compared["test_cohort"] == cohort]
         for prompt in prompt_order(own["prompt"]):

@@ -6,6 +6,8 @@ Each has at most 25 words. `findings` says the rest, below.
 import pandas as pd
 
 from experiments.config.conditions import condition_phrase
+from experiments.results.axes import is_control, series_label
+from experiments.results.cells import cells
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
@@ -14,6 +16,7 @@ from experiments.results.contrasts import (
     verdict,
 )
 from experiments.results.findings import size
+from experiments.results.rows import with_defaults
 from experiments.results.text import counted
 
 MAX_WORDS = 25
@@ -38,6 +41,53 @@ def leading_row(contrasts: Contrasts) -> pd.Series | None:
         return primary.iloc[0]
     others = comparisons(contrasts.family)
     return others.iloc[0] if len(others) else None
+
+
+def comparison_table(
+    contrasts: Contrasts, results: pd.DataFrame, *, per_image: pd.DataFrame
+) -> pd.DataFrame:
+    """Put the levels beside the differences: the conditions of the comparison that counts.
+
+    Returns:
+        Text cells, a row a condition of its cohort, prompt, amount, segmenter and choice; no rows
+        without a comparison.
+    """
+    leading = leading_row(contrasts)
+    if leading is None:
+        return pd.DataFrame()
+    # The levels of one place; the generator may differ, and is empty for conditions without one.
+    place = ["test_cohort", "prompt", "amount", "segmenter", "choice"]
+    found = cells(with_defaults(results), per_image=per_image)
+    found = found[~is_control(found) & (found[place] == leading[place]).all(axis="columns")]
+    family = comparisons(contrasts.family)
+    family = family[(family[place] == leading[place]).all(axis="columns")]
+    shown = ["generator"] if found["generator"].replace("", None).nunique() > 1 else []
+    rows = []
+    for _, cell in found.iterrows():
+        alike = (family["condition"] == cell["condition"]) & (
+            family["generator"] == cell["generator"]
+        )
+        difference = family[alike].iloc[0] if alike.any() else None
+        is_known = difference is not None and verdict(difference) != "no interval"
+        ends = (
+            [size(difference[end], measure="dice") for end in ("low", "high")] if is_known else []
+        )
+        rows.append(
+            {
+                "condition": series_label(cell, shown=shown),
+                "labelled images": f"{cell['n_total_max']:.0f}",
+                "unlabelled images": f"{cell['n_unlabelled']:.0f}",
+                "Dice %": f"{100 * cell['dice_mean']:.1f}",
+                "HC error mm": f"{cell['hc_abs_err_mm_mean']:.2f}",
+                "Dice against the first row": (
+                    "–"
+                    if difference is None
+                    else size(difference["mean"], measure="dice", sign=True)
+                ),
+                "95 % interval": " to ".join(ends) or "–",
+            }
+        )
+    return pd.DataFrame(rows).replace("nan", "–")
 
 
 def _compared(row: pd.Series) -> str:

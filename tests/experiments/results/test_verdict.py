@@ -4,8 +4,9 @@ from test_findings import PLAIN, comparison
 from test_tables import sweep
 
 from experiments.config.conditions import CONDITIONS
-from experiments.results.contrasts import Contrasts, all_contrasts
-from experiments.results.verdict import MAX_WORDS, verdict_sentences
+from experiments.config.statistics import ContrastConfig, StatisticsConfig
+from experiments.results.contrasts import Contrasts, all_contrasts, comparisons
+from experiments.results.verdict import MAX_WORDS, comparison_table, verdict_sentences
 
 
 def sentences(**changes) -> list[str]:
@@ -59,3 +60,35 @@ def test_a_sweep_without_a_primary_contrast_leads_with_its_first_comparison():
 def test_no_sentence_is_long(condition):
     for text in sentences(condition=condition, segmenter="unet_large", n_real=1000):
         assert len(text.split()) <= MAX_WORDS, text
+
+
+def test_the_small_table_sets_the_levels_beside_the_difference():
+    results, per_image = sweep()
+    found = all_contrasts(per_image, statistics=PLAIN)
+    table = comparison_table(found, results, per_image=per_image)
+    assert table["condition"].tolist() == ["real only", "+ synthetic"]
+    assert table["Dice against the first row"].tolist() == ["–", "+3.0 points"]
+    levels = table["Dice %"].astype(float)
+    assert levels[1] - levels[0] == pytest.approx(3.0, abs=0.11)
+    nothing = per_image[per_image["condition"] == "real"]
+    assert comparison_table(
+        all_contrasts(nothing, statistics=PLAIN), results, per_image=nothing
+    ).empty
+
+
+def test_without_real_pairs_alone_the_primary_baseline_is_the_one_that_all_are_compared_with():
+    _, per_image = sweep()
+    renamed = per_image.replace({"condition": {"real": "strong"}})
+    primary = ContrastConfig(condition="synthetic", baseline="strong", real_count=1)
+    statistics = StatisticsConfig(primary=primary, rivals=["self_training"])
+    other = renamed[renamed["condition"] == "strong"].assign(condition="self_training")
+    family = all_contrasts(
+        pd.concat([renamed, other], ignore_index=True), statistics=statistics
+    ).family
+    pairs = set(zip(family["condition"], family["baseline"], family["role"], strict=True))
+    assert ("synthetic", "strong", "other") in pairs
+    assert ("self_training", "strong", "other") in pairs
+    assert ("synthetic", "self_training", "rival") in pairs
+    assert not any(condition == "strong" for condition, _, _ in pairs)
+    assert set(comparisons(family)["baseline"]) == {"strong"}
+    assert set(comparisons(family, rivals=True)["baseline"]) == {"strong", "self_training"}
