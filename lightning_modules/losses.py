@@ -61,9 +61,29 @@ def dice_cross_entropy_loss(
     overlap = (probability * target_inside).sum(dim=(1, 2, 3))
     squares = (probability**2).sum(dim=(1, 2, 3)) + (target_inside**2).sum(dim=(1, 2, 3))
     dice_term = 1 - (2 * overlap + SMOOTH) / (squares + SMOOTH)
+    return (dice_term + cross_entropy(logits, target, valid_hw=valid_hw)).mean()
+
+
+def cross_entropy(
+    logits: torch.Tensor, target: torch.Tensor, *, valid_hw: torch.Tensor
+) -> torch.Tensor:
+    """Binary cross-entropy per item, the mean over the image's pixels of the frame.
+
+    Args:
+        logits: (B, 1, H, W) float, not probabilities; computed in float32 whatever comes.
+        target: (B, 1, H, W) in [0, 1].
+        valid_hw: (B, 2) int, rows and columns of the frame that are image, px, >= 1.
+
+    Returns:
+        (B,) float32 >= 0, nats; ln 2 where every logit is 0.
+
+    Source:
+        torch's binary_cross_entropy_with_logits.
+    """
+    logits, target = logits.float(), target.float()
+    valid = valid_pixels(valid_hw, size_hw=tuple(logits.shape[-2:])).float()
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    entropy_term = (entropy * valid).sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3))
-    return (dice_term + entropy_term).mean()
+    return (entropy * valid).sum(dim=(1, 2, 3)) / valid.sum(dim=(1, 2, 3))
 
 
 def dice_from_logits(

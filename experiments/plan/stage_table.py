@@ -218,6 +218,7 @@ STAGES: dict[str, StageRow] = {
     ),
     "fidelity": StageRow(
         run=f"{_STAGES}.fidelity_stage:run_fidelity",
+        version=2,
         first_guess_s=70.0,
         traits=("config.segmenter.backbone", "config.synthesis.n_candidates"),
     ),

@@ -1,5 +1,7 @@
 """How far a segmenter sees the head where a pair's label says that it is."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from lightning import LightningModule
@@ -8,13 +10,23 @@ from datamodules.prepared import prepare_images
 from datamodules.samples import Sample
 from datamodules.storage import files_sha256
 from experiments.stages.context import StageContext
+from lightning_modules.losses import cross_entropy
 from lightning_modules.prompts import prompt_boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """A judge's prediction of an image beside its label, in the frame."""
+
+    dice: float
+    cross_entropy: float
+    """Mean over the image's pixels, nats: how hard the judge finds the pair."""
 
 
 def label_agreement(
     context: StageContext, samples: list[Sample], *, judge: LightningModule, role: str
-) -> dict[str, float]:
-    """Dice in the frame between each sample's label and the judge's mask.
+) -> dict[str, Agreement]:
+    """Compare each sample's label with the judge's prediction.
 
     Args:
         context: The stage; its segmenter is the judge's.
@@ -35,7 +47,7 @@ def label_agreement(
     large = prepared
     if embeddings is None and settings.image_factor > 1:
         large = prepare_images(samples, **place, factor=settings.image_factor)
-    found: dict[str, float] = {}
+    found: dict[str, Agreement] = {}
     status = context.status()
     with torch.inference_mode():
         for row, sample_id in enumerate(prepared.sample_ids):
@@ -53,8 +65,12 @@ def label_agreement(
             else:
                 image = large.images[row].astype(np.float32) / 255
                 batch["image"] = torch.from_numpy(image)[None, None]
-            predicted = judge.predict(batch, boxes).cpu() > 0
+            logits = judge.predict(batch, boxes).cpu()
+            predicted = logits > 0
             overlap = (predicted & (mask > 0.5)).sum().item()
-            found[sample_id] = 2 * overlap / (predicted.sum().item() + mask.sum().item())
+            found[sample_id] = Agreement(
+                dice=2 * overlap / (predicted.sum().item() + mask.sum().item()),
+                cross_entropy=cross_entropy(logits, mask, valid_hw=valid_hw).item(),
+            )
             status.update("images", done=row + 1, total=len(prepared.sample_ids))
     return found

@@ -92,6 +92,7 @@ def summarise_fidelity(
         blocks[name] = {
             "nearest": {space: item.copies(space, control.get(space)) for space in SPACES},
             "agreement": item.agreement(seed),
+            "difficulty": item.difficulty(),
             "contour_leak": item.leaks(thresholds["contour_leak"]),
             "intensity": intensity_statistics(item.images),
             **(item.against(of_train, settings) if name in compared else {}),
@@ -158,6 +159,10 @@ def _table(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     agrees = "higher is better; Dice (chance: another's label)"
     chance = "agreement.mean agreement.chance"
     rows.append(("label agreement", "{:.3g} (chance {:.3g})", chance, agrees))
+    hard = "below the control means that the pairs teach little that the student does not know; "
+    hard += "aim: at least the control; cross-entropy of the judge, mean (median); training images "
+    hard += _cell(summary["train"], two, "difficulty.mean difficulty.median")
+    rows.append(("difficulty", two, "difficulty.mean difficulty.median", hard))
     leaks = f"near the control; median (share above {_number(limits['contour_leak'])}), {at_size}"
     share = "contour_leak.median contour_leak.share_above_train"
     rows.append(("contour leak", "{:.3g} ({:.0%})", share, leaks))

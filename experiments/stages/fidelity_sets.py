@@ -44,6 +44,8 @@ class FidelitySet:
     """float32 (N, D), the pooled image embeddings of a segmenter."""
     agreement: Sequence[float]
     """Dice between each label and what a segmenter sees in the image."""
+    cross_entropy: Sequence[float]
+    """Of that segmenter's prediction against each label, the mean over the image's pixels."""
     features_flipped: np.ndarray | None = None
     """(N, D) of the images mirrored left to right; used of the training set only."""
 
@@ -136,6 +138,13 @@ class MeasuredSet:
             )
         mean = np.mean(self.source.agreement) if len(groups) else None
         return {"mean": mean, "chance": chance}
+
+    def difficulty(self) -> dict[str, float | None]:
+        """How hard the segmenter finds the set's images: mean and median of its cross-entropy."""
+        found = self.source.cross_entropy
+        if len(found) == 0:
+            return dict.fromkeys(("mean", "median"))
+        return {"mean": np.mean(found), "median": np.median(found)}
 
     def leaks(self, threshold: float | None) -> dict[str, float | None]:
         """Contour-leak scores of a set, and the share above what is usual of training images."""

@@ -8,7 +8,7 @@ import numpy as np
 from datamodules.annotation import read_annotation, read_image
 from datamodules.samples import Sample
 from datamodules.storage import write_json
-from experiments.stages.agreement import label_agreement
+from experiments.stages.agreement import Agreement, label_agreement
 from experiments.stages.context import StageContext
 from experiments.stages.fidelity import summarise_fidelity
 from experiments.stages.fidelity_sets import FidelitySet
@@ -27,21 +27,28 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     found = context.open_pairs("pairs")
     native = next(iter(found.pairs.values())).native_size_hw or (64, 96)
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
-    agreement = {name: pair.gate["agreement"] for name, pair in found.pairs.items()}
-    sets = {"synthetic": _set(context, found.samples, role="embeddings", agreement=agreement)}
-    for name, role, of in (
-        ("held_out", "test_embeddings", content["test"]),
-        ("train", "real_embeddings", content["images"]),
+    sets = {}
+    for name, role, samples in (
+        ("synthetic", "embeddings", found.samples),
+        ("held_out", "test_embeddings", _picked(context, content["test"])),
+        ("train", "real_embeddings", _picked(context, content["images"])),
     ):
-        samples = [context.samples[k] for k in context.pick(of)]
         agreement = label_agreement(context, samples, judge=judge, role=role)
         sets[name] = _set(context, samples, role=role, agreement=agreement)
     write_json(context.run_dir / NAME, summarise_fidelity(**sets, seed=0, pixel_hw=tuple(native)))
     return {"images": len(found.samples)}
 
 
+def _picked(context: StageContext, images: Sequence[Sequence[str]]) -> list[Sample]:
+    return [context.samples[sample_id] for sample_id in context.pick(images)]
+
+
 def _set(
-    context: StageContext, samples: Sequence[Sample], *, role: str, agreement: Mapping[str, float]
+    context: StageContext,
+    samples: Sequence[Sample],
+    *,
+    role: str,
+    agreement: Mapping[str, Agreement],
 ) -> FidelitySet:
     """Images with their features; mirrored ones too, where their embeddings have such a view."""
     embeddings, rows = context.open_embeddings(role), context.rows
@@ -60,6 +67,7 @@ def _set(
             for s in samples
         ],
         features=features(0),
-        agreement=[agreement[name] for name in ids],
+        agreement=[agreement[name].dice for name in ids],
+        cross_entropy=[agreement[name].cross_entropy for name in ids],
         features_flipped=features(1) if len(keys[0]) > 1 else None,
     )

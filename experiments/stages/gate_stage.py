@@ -34,8 +34,10 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     groups = [context.rows[name].group_id for name in shown]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
-    agreement = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
-    limits = limits_from_real(real, groups=groups, agreement=list(on_real.values()), config=config)
+    on_made = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
+    agreement = {name: each.dice for name, each in on_made.items()}
+    dice = [each.dice for each in on_real.values()]
+    limits = limits_from_real(real, groups=groups, agreement=dice, config=config)
     images = [read_image(sample.image_path) for sample in candidates.samples]
     similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
     accepted: list[SyntheticPair] = []

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits, valid_pixels
+from lightning_modules.losses import (
+    cross_entropy,
+    dice_cross_entropy_loss,
+    dice_from_logits,
+    valid_pixels,
+)
 
 
 def batch(items=3, size_hw=(54, 80), seed=0):
@@ -44,6 +49,15 @@ def test_loss_by_hand():
     target = torch.tensor([[[[1.0, 0, 0, 0]]]])
     loss = dice_cross_entropy_loss(logits, target, valid_hw=torch.tensor([[1, 4]]))
     assert loss.item() == pytest.approx(0.5 + math.log(2), abs=1e-5)
+
+
+def test_cross_entropy_is_per_item_and_knows_no_padding():
+    """Item 0: sure and right, and sure and wrong by 10; item 1: undecided, its padding wrong."""
+    logits = torch.tensor([[[[10.0, 10.0]]], [[[0.0, 50.0]]]])
+    target = torch.tensor([[[[1.0, 0.0]]], [[[1.0, 0.0]]]])
+    found = cross_entropy(logits, target, valid_hw=torch.tensor([[1, 2], [1, 1]]))
+    right = math.log(1 + math.exp(-10))
+    assert found.tolist() == pytest.approx([(right + right + 10) / 2, math.log(2)])
 
 
 def test_loss_equals_the_formula_with_and_without_padding():

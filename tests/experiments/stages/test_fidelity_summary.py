@@ -43,6 +43,7 @@ def image_set(count, *, prefix, seed, size_hw=HW, frames=1, **changes):
         "masks": [mask for _, mask in pairs],
         "features": rng.normal(size=(count, DIMENSION)).astype(np.float32),
         "agreement": rng.uniform(0.8, 0.95, size=count),
+        "cross_entropy": rng.uniform(0.02, 0.2, size=count),
     }
     return FidelitySet(**(content | changes))
 
@@ -95,7 +96,13 @@ def test_the_control_stands_beside_every_measure(summary):
     first, second = (summary[name] for name in BLOCKS)
     assert shape(first) == shape(second)
     assert set(first) >= {"kid", "precision", "recall", "density", "coverage", "nearest"}
-    assert set(first) >= {"agreement", "contour_leak", "intensity", "intensity_distance"}
+    assert set(first) >= {
+        "agreement",
+        "difficulty",
+        "contour_leak",
+        "intensity",
+        "intensity_distance",
+    }
     assert summary["counts"] == {
         "synthetic": {"images": 20, "exams": 20},
         "train": {"images": 24, "exams": 12},
@@ -191,6 +198,18 @@ def test_agreement_and_its_chance_level(sets, summary):
         assert found["chance"] == pytest.approx(np.mean(unrelated), abs=0.06)
 
 
+def test_difficulty_is_the_mean_and_the_median_of_each_set(sets):
+    losses = np.linspace(0, 1, 20) ** 2
+    synthetic = changed(sets["synthetic"], cross_entropy=losses)
+    found = summarise_fidelity(**(sets | {"synthetic": synthetic}), seed=0)
+    expected = {"mean": losses.mean(), "median": (losses[9] + losses[10]) / 2}
+    assert found["synthetic_against_train"]["difficulty"] == pytest.approx(expected)
+    for block, name in (("real_test_against_train", "held_out"), ("train", "train")):
+        of_set = sets[name].cross_entropy
+        expected = {"mean": of_set.mean(), "median": np.median(of_set)}
+        assert found[block]["difficulty"] == pytest.approx(expected)
+
+
 def test_a_label_drawn_into_the_images_leaks(sets):
     synthetic = sets["synthetic"]
     drawn = [
@@ -251,7 +270,7 @@ def test_the_table_has_a_cell_for_every_measure(summary):
         *("images", "KID", "precision", "recall", "density", "coverage"),
         *("copied, by features", "distance to training, by features"),
         *("copied, by pixels", "distance to training, by pixels"),
-        *("label agreement", "contour leak", "brightness", "contrast"),
+        *("label agreement", "difficulty", "contour leak", "brightness", "contrast"),
     ]
     assert cells.loc["images", "synthetic"] == "20"
     assert cells.loc["images", "real test (control)"] == "30 of 30 exams"
@@ -264,6 +283,11 @@ def test_the_table_has_a_cell_for_every_measure(summary):
     agreement = summary["synthetic_against_train"]["agreement"]
     expected = f"{agreement['mean']:.3g} (chance {agreement['chance']:.3g})"
     assert cells.loc["label agreement", "synthetic"] == expected
+    hard = {name: summary[name]["difficulty"] for name in (*BLOCKS, "train")}
+    texts = {name: f"{d['mean']:.3g} ({d['median']:.3g})" for name, d in hard.items()}
+    assert cells.loc["difficulty", "synthetic"] == texts[BLOCKS[0]]
+    assert cells.loc["difficulty", "real test (control)"] == texts[BLOCKS[1]]
+    assert cells.loc["difficulty", "reading direction"].endswith(f"images {texts['train']}")
     assert "64x96 px" in cells.loc["brightness", "reading direction"]
     assert all(isinstance(cell, str) and cell for row in frame.to_numpy() for cell in row)
     assert "–" not in {cell for row in frame.to_numpy() for cell in row}
@@ -290,6 +314,8 @@ def test_a_handful_of_images_gives_none_with_a_reason(sets, count):
     expected = f"{agreement:.3g} (chance –)" if count else "–"
     assert cells["label agreement"] == expected
     if count == 0:
+        assert block["difficulty"] == {"mean": None, "median": None}
+        assert cells["difficulty"] == "–"
         assert block["nearest"]["pixels"]["copied_fraction"] is None
         assert block["contour_leak"]["median"] is None
         assert block["intensity"]["mean"]["p50"] is None
