@@ -16,6 +16,7 @@ from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells
 from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
+from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
 from experiments.store.runs import RunStore
 
@@ -181,7 +182,10 @@ def _runs(
     if manifest is None:
         return [*lines, "  manifest.json is missing"]
     number = commands.setdefault(str(manifest.get("command", "unknown")), len(commands) + 1)
-    lines.append(f"  {_made(manifest, _json(run_dir / 'DONE.json'))}; command {number}")
+    done = _json(run_dir / "DONE.json")
+    lines.append(f"  {_made(manifest, done)}; command {number}")
+    if key.startswith("pseudo/") and done is not None:
+        lines.append(f"  {kept_sentence(done)}")
     for name, upstream in sorted(manifest["upstream"].items(), key=lambda item: item[0] != "fit"):
         below = _runs(store, upstream, role=name, commands=commands, seen=seen)
         lines += ["  " + line for line in below]

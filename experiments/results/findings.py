@@ -19,7 +19,7 @@ from experiments.results.contrasts import (
     primary_rows,
     verdict,
 )
-from experiments.results.rows import with_defaults
+from experiments.results.rows import amounts, with_defaults
 from experiments.results.text import counted
 
 FEW_EXAMS = 20
@@ -206,13 +206,27 @@ def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[st
     return sentences
 
 
+def best_trial(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the first trial of the series with the best mean Dice at the largest amount.
+
+    Args:
+        per_image: Rows of one cohort, prompt and output, without controls; at least one.
+    """
+    named = with_defaults(per_image).assign(amount=amounts(per_image))
+    largest = named[named["amount"] == named.loc[named["n_real"].idxmax(), "amount"]]
+    series = largest.groupby(list(axes.SERIES), sort=False)["dice"].mean().idxmax()
+    chosen = largest[(largest[list(axes.SERIES)] == list(series)).all(axis=1)]
+    return per_image.loc[chosen.index[chosen["trial_id"] == chosen["trial_id"].iloc[0]]]
+
+
 def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
-    """Choose the worst, median and best images of one trial, cohort and prompt by Dice.
+    """Choose the median, worst and best images of one trial, cohort and prompt by Dice.
 
     Draws are averaged per image; ties are broken by sample id; no image is chosen twice.
 
     Returns:
-        sample_id, dice, trimester, which (worst, median, best), worst first; at most 3 n rows.
+        sample_id, dice, trimester, which (median, worst, best), in this order, by Dice within
+        each; at most 3 n rows.
     """
     images = per_image.groupby("sample_id", as_index=False).agg(
         dice=("dice", "mean"), trimester=("trimester", "first")
@@ -222,6 +236,6 @@ def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
     worst, rest = places[:n], places[n:]
     best, rest = rest[-n:], rest[:-n]
     median = sorted(rest, key=lambda i: abs(i - (len(images) - 1) / 2))[:n]
-    which = dict.fromkeys(worst, "worst") | dict.fromkeys(median, "median")
+    which = dict.fromkeys(sorted(median), "median") | dict.fromkeys(worst, "worst")
     which |= dict.fromkeys(best, "best")
-    return images.assign(which=places.map(which)).dropna(subset=["which"], ignore_index=True)
+    return images.loc[[*which]].assign(which=[*which.values()]).reset_index(drop=True)

@@ -86,8 +86,10 @@ class ReportContent:
     real: Sequence[Picture] = ()
     synthetic: Sequence[Picture] = ()
     """Sample pairs, mask outlines drawn, shown side by side."""
+    kept_labels: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """What self-training kept of the unlabelled images, a row per teacher; text cells."""
     predictions: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
-    """Group title (Worst, Median, Best) to test images with reference and predicted outline."""
+    """Group title (Median, Worst, Best) to test images with reference and predicted outline."""
     predictions_note: str = ""
     """Which trial, cohort and prompt the predictions are of."""
     candidates: Sequence[Candidates] = ()

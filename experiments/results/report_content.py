@@ -13,12 +13,13 @@ from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.results import report_synthesis as synthesis
 from experiments.results.axes import is_control, prompt_words, series_label, shown_axes
-from experiments.results.contrasts import BASELINE
 from experiments.results.figures import figure_trimesters
-from experiments.results.findings import pick_cases
+from experiments.results.findings import best_trial, pick_cases
 from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture, ReportContent
+from experiments.results.self_training import kept_labels
+from experiments.results.text import counted
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
 from experiments.store.provenance import provenance
@@ -38,6 +39,7 @@ def gather(
         figures=_figures(sweep, per_image, figure_png=figure_png),
         real=synthesis.real_pairs(sweep),
         synthetic=synthesis.sample_pairs(sweep),
+        kept_labels=kept_labels(sweep),
         predictions=predictions,
         predictions_note=predictions_note,
         candidates=synthesis.candidates(sweep),
@@ -82,25 +84,15 @@ def shown_prompt(
 
 
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
-    """The trial with the most images of the last condition, under its first prompt."""
+    """Of the best series at the largest amount, a trial's median, worst and best test images."""
     cohort = sweep.data.name
     prompt = shown_prompt(per_image, prompts=sweep.config.evaluation.prompts, test_cohort=cohort)
-    finished = [
-        s
-        for s in sweep.plan.trials
-        if not s.is_control
-        and (cohort, prompt) in s.score_keys
-        and synthesis.is_finished(sweep.runs[s.score_keys[cohort, prompt]])
-    ]
-    if not finished:
+    if prompt is None:
         return {}, ""
-    spec = max(finished, key=lambda s: (s.condition != BASELINE, s.n_real))
+    scored = (per_image["test_cohort"] == cohort) & (per_image["prompt"] == prompt)
+    here = best_trial(per_image[scored & ~is_control(per_image)])
+    spec = next(s for s in sweep.plan.trials if s.id == here["trial_id"].iloc[0])
     run = sweep.runs[spec.score_keys[cohort, prompt]]
-    here = per_image[
-        (per_image["trial_id"] == spec.id)
-        & (per_image["test_cohort"] == cohort)
-        & (per_image["prompt"] == prompt)
-    ]
     groups: dict[str, list[Picture]] = {}
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
@@ -118,7 +110,9 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     shown = shown_axes(per_image)
     words = prompt_words(prompt, shown=shown).label
     label = series_label(here.iloc[0], shown=shown)
-    return groups, f"{label}, {spec.n_real} real images, {cohort}, {words}."
+    images = f"{counted(spec.n_real, 'real image')} (support {spec.support})"
+    which = f"{label}, {images}, {cohort}, {words}"
+    return groups, f"The best mean Dice at the largest amount: {which}."
 
 
 def _data_facts(sweep: Sweep) -> dict[str, str]:

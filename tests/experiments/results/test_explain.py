@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from test_self_training import KEPT
 from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
@@ -72,6 +73,22 @@ def test_each_command_stands_once_on_a_line_of_its_own(config):
     assert [line.rsplit("; ", 1)[1] for line in made] == ["command 1"] * 3 + ["command 2"]
     assert made[0].strip().startswith("label of score/a; commit 0123456789; started 1970-01-01")
     assert any(line.strip() == "dice_mean 85.00 %" for line in lines)
+
+
+def test_the_line_of_a_teachers_labels_says_what_was_kept(config, tmp_path):
+    store = RunStore(tmp_path)
+    manifest = store.run_dir("fit", "f") / "manifest.json"
+    found = json.loads(manifest.read_text()) | {"upstream": {"pairs": "pseudo/p"}}
+    manifest.write_text(json.dumps(found))
+    folder = store.run_dir("pseudo", "p")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(json.dumps(found | {"upstream": {}}))
+    (folder / "DONE.json").write_text(json.dumps(KEPT | {"seconds": 3.0}))
+    text = explain_cell(config, "hc18/whole_image/5/real")
+    assert (
+        "kept 30 of 50 unlabelled images (by trimester 1: 2 of 10, 2: 20 of 30, 3: 8 of 10); mean "
+        "agreement 0.941; true Dice (reported, never used) 0.968"
+    ) in text
 
 
 def test_a_run_without_a_manifest_is_named(config, tmp_path):

@@ -8,6 +8,7 @@ from experiments.config.statistics import ContrastConfig, StatisticsConfig
 from experiments.results.axes import prompt_order
 from experiments.results.contrasts import all_contrasts, comparisons, verdict
 from experiments.results.findings import (
+    best_trial,
     comparison_sentence,
     finding,
     pick_cases,
@@ -98,10 +99,28 @@ def test_prompt_order_keeps_others_last():
     ]
 
 
-def test_cases_are_worst_median_best_without_repetition():
+def test_the_trial_that_is_pictured_is_the_best_students_at_the_largest_amount():
+    many = {"real_fraction": 1.0, "n_real": 400}
+    rows = [
+        scores([0.99, 0.99], trial_id="few"),
+        scores([0.80, 0.84], trial_id="real 0", **many),
+        scores([0.80, 0.80], trial_id="other", **many, condition="strong"),
+        scores([0.90, 0.80], trial_id="best 0", **many, segmenter="unet"),
+        scores([0.80, 0.88], trial_id="best 1", **many, segmenter="unet", support=1),
+        scores([0.87, 0.81], trial_id="real 1", **many, support=1),
+    ]
+    found = best_trial(pd.concat(rows, ignore_index=True))
+    # 84.5 against 83 of two trials each; of the first of them, though real 1 alone has 84.
+    assert found["trial_id"].tolist() == ["best 0", "best 0"]
+    assert found["dice"].tolist() == [0.90, 0.80]
+    few = pd.concat(rows[:1])
+    assert best_trial(few)["trial_id"].unique().tolist() == ["few"]
+
+
+def test_cases_are_median_worst_best_without_repetition():
     rows = scores([0.9, 0.1, 0.5, 0.7, 0.3], trial_id="r")
     found = pick_cases(pd.concat([rows, rows.assign(draw=1)]), n=1)
-    assert found["dice"].tolist() == pytest.approx([0.1, 0.5, 0.9])
-    assert found["which"].tolist() == ["worst", "median", "best"]
-    assert pick_cases(rows, n=2)["dice"].tolist() == pytest.approx([0.1, 0.3, 0.5, 0.7, 0.9])
+    assert found["dice"].tolist() == pytest.approx([0.5, 0.1, 0.9])
+    assert found["which"].tolist() == ["median", "worst", "best"]
+    assert pick_cases(rows, n=2)["dice"].tolist() == pytest.approx([0.5, 0.1, 0.3, 0.7, 0.9])
     assert pick_cases(rows.iloc[:1], n=2)["which"].tolist() == ["worst"]

@@ -165,6 +165,15 @@ def test_finding_provenance_and_attribution_are_there(html):
     assert "Procedural phantoms" not in page.text
 
 
+def test_what_self_training_kept_is_shown_only_where_there_is_any(html):
+    assert "What self-training kept" not in html
+    kept = pd.DataFrame({"teacher": ["strong, 20 images, seed 0"], "kept": ["30 (60%)"]})
+    page = Page(render_report(content(kept_labels=kept)))
+    assert ["strong, 20 images, seed 0", "30 (60%)"] in page.rows
+    assert "#kept" in page.links
+    assert "kept" in page.ids
+
+
 def test_text_is_escaped(html):
     assert "Fractions &lt;of&gt; HC18" in html
     assert "# &lt;300&gt;" in html

@@ -1,0 +1,91 @@
+"""What self-training kept: the stages that labelled unlabelled images, a row each."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pandas as pd
+
+from datamodules.choices import DEFAULT, choice_label
+from experiments.plan.nodes import Node, TrialSpec
+from experiments.runner.sweep import Sweep
+
+TRUE_DICE = "true Dice (reported, never used)"
+
+
+def kept_labels(sweep: Sweep) -> pd.DataFrame:
+    """A row per finished set of pseudo-labels, in the order of the plan; no rows without any.
+
+    Returns:
+        Text cells: teacher, support, round, unlabelled, kept, kept of trimester 1 to 3, mean
+        agreement, and `TRUE_DICE`, which the annotations give afterwards and nothing reads.
+    """
+    supports: dict[str, list[str]] = {}
+    for spec in sweep.plan.trials:
+        name = _support(spec)
+        for key in _behind(sweep, spec.fit_key) if spec.fit_key else ():
+            named = supports.setdefault(key, [])
+            named += [name] if name not in named else []
+    rows = []
+    for key, run in sweep.runs.items():
+        if run.node.stage != "pseudo" or run.state not in ("done", "reused"):
+            continue
+        done = sweep.store.result(run.node.stage, run.node.id)
+        teacher = sweep.runs[run.node.upstream["teacher"]].node
+        of = {number: _share(done, number) for number in ("1", "2", "3")}
+        dice = done["true_dice"]
+        rows.append(
+            {
+                "teacher": teacher.title,
+                "support": ", ".join(supports.get(key, [])) or "–",
+                "round": str(_round(sweep, run.node)),
+                "unlabelled": str(done["n_unlabelled"]),
+                "kept": f"{done['n_kept']} ({done['n_kept'] / done['n_unlabelled']:.0%})",
+                **{f"kept of trimester {number}": text for number, text in of.items()},
+                "mean agreement": f"{done['mean_agreement']:.3f}",
+                TRUE_DICE: "–" if dice is None else f"{dice:.3f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def kept_sentence(done: Mapping[str, Any]) -> str:
+    """Say in one line what a stage kept, from the result in its marker."""
+    dice = done["true_dice"]
+    known = "no annotation to compare with" if dice is None else f"{TRUE_DICE} {dice:.3f}"
+    by_trimester = ", ".join(f"{number}: {_share(done, number)}" for number in ("1", "2", "3"))
+    return (
+        f"kept {done['n_kept']} of {done['n_unlabelled']} unlabelled images (by trimester "
+        f"{by_trimester}); mean agreement {done['mean_agreement']:.3f}; {known}"
+    )
+
+
+def _share(done: Mapping[str, Any], trimester: str) -> str:
+    kept, images = (done[f"{name}_by_trimester"][trimester] for name in ("kept", "images"))
+    return f"{kept} of {images}"
+
+
+def _support(spec: TrialSpec) -> str:
+    choice = "" if spec.choice == DEFAULT else f" {choice_label(spec.choice)}"
+    return f"{spec.support}{choice}" + (f" fold {spec.fold}" if spec.fold else "")
+
+
+def _behind(sweep: Sweep, key: str) -> set[str]:
+    """A stage and all that it was made from."""
+    found, waiting = set(), [key]
+    while waiting:
+        if (each := waiting.pop()) not in found:
+            found.add(each)
+            waiting += sweep.runs[each].node.upstream.values()
+    return found
+
+
+def _round(sweep: Sweep, node: Node) -> int:
+    """1 where the teacher saw labels alone, one more than the round that its pairs come from."""
+    return 1 + max((_round(sweep, each) for each in _taught_by(sweep, node)), default=0)
+
+
+def _taught_by(sweep: Sweep, node: Node) -> Iterator[Node]:
+    teacher = sweep.runs[node.upstream["teacher"]].node
+    for key in teacher.upstream.values():
+        if sweep.runs[key].node.stage == "pseudo":
+            yield sweep.runs[key].node
