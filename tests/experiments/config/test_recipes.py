@@ -78,7 +78,7 @@ def different(section: str) -> list[str]:
 
 def test_recipes_that_share_a_step_differ_in_the_number_of_steps_alone():
     assert {"hc18_gpu", "paper_es"} < set(different("segmenter")) < set(NAMES)
-    assert without_steps("demo", "segmenter") == without_steps("hc18_fractions", "segmenter")
+    assert without_steps("demo", "segmenter") == without_steps("hc18_small", "segmenter")
     assert without_steps("demo", "segmenter") != without_steps("hc18_gpu", "segmenter")
 
 
@@ -121,7 +121,7 @@ def test_the_segmenter_of_a_recipe_takes_a_step(name, hc18_folder):
         frame_hw=(side, side),
         mode=config.geometry,
         factor=image_factor(config.backbone),
-        batch_size=config.batch_size,
+        batch_size=min(config.batch_size, 5),
         precision=config.precision,
     )
 
@@ -162,6 +162,6 @@ def test_the_generator_of_a_recipe_takes_a_step(name, hc18_folder, tmp_path):
         hc18_folder,
         frame_hw=generator.size_hw,
         mode="squash",
-        batch_size=generator.batch_size,
+        batch_size=min(generator.batch_size, 4),
         precision=generator.precision,
     )
