@@ -39,7 +39,7 @@ def kept_labels(sweep: Sweep) -> pd.DataFrame:
                 "support": ", ".join(supports.get(key, [])) or "–",
                 "round": str(_round(sweep, run.node)),
                 "unlabelled": str(done["n_unlabelled"]),
-                "kept": f"{done['n_kept']} ({done['n_kept'] / done['n_unlabelled']:.0%})",
+                "kept": f"{done['n_kept']} ({100 * done['n_kept'] / done['n_unlabelled']:.0f} %)",
                 **{f"kept of trimester {number}": text for number, text in of.items()},
                 "mean agreement": f"{done['mean_agreement']:.3f}",
                 TRUE_DICE: "–" if dice is None else f"{dice:.3f}",

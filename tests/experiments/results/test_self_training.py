@@ -67,7 +67,7 @@ def test_each_set_of_labels_has_its_teacher_round_and_support(tmp_path):
     assert found["round"].tolist() == ["1", "2", "1"]
     assert found["support"].tolist() == ["0", "0", "3"]
     assert found["unlabelled"].tolist() == ["50"] * 3
-    assert found["kept"].tolist() == ["30 (60%)", "30 (60%)", "25 (50%)"]
+    assert found["kept"].tolist() == ["30 (60 %)", "30 (60 %)", "25 (50 %)"]
     assert found["kept of trimester 1"][0] == "2 of 10"
     assert found["kept of trimester 3"][0] == "8 of 10"
     assert found["mean agreement"][0] == "0.941"
