@@ -35,6 +35,9 @@ class DataConfig:
     """The part of the folder that is used."""
     test_cohorts: list[str] = field(default_factory=list)
     """Further cohort folders (image/, mask/); every trial is tested on all of their images."""
+    allow_implausible: bool = False
+    """Go on with pixel sizes and circumferences that cannot be right (`sonosweep data index` names
+    them); every number in mm is then as wrong as they are."""
 
     def __post_init__(self) -> None:
         one_of(self.layout, LAYOUTS, option="data.layout")

@@ -6,8 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.index import build_index, data_manifest_sha256, summary
+from datamodules.index import build_index, data_manifest_sha256
 from datamodules.layouts import LAYOUTS, layout_of
+from datamodules.summary import summary
 
 
 def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]:
@@ -35,18 +36,24 @@ def index_folder(root: Path, *, layout: str, console: Console) -> dict[str, Any]
 
 
 def print_summary(found: dict[str, Any], console: Console) -> None:
-    """Print the summary as a table, with its findings below."""
+    """Print what cannot be right, the summary as a table, and the other findings below."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in _lines(found):
         table.add_row(name, text)
+    doubted = found["implausible"]
+    _print_list("Cannot be right; `sonosweep sweep` refuses these data:", doubted, console)
     console.print(f"{found['root']} ({found['layout']} layout)")
     console.print(table)
-    if found["findings"]:
-        console.print("Findings:")
-        for finding in found["findings"]:
-            console.print(f"- {finding}", markup=False, soft_wrap=True)
+    _print_list("Findings:", [each for each in found["findings"] if each not in doubted], console)
+
+
+def _print_list(title: str, sentences: list[str], console: Console) -> None:
+    if sentences:
+        console.print(title)
+    for sentence in sentences:
+        console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

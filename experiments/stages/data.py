@@ -10,6 +10,7 @@ from pathlib import Path
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.layouts import LAYOUTS
+from datamodules.plausible import doubts
 from datamodules.samples import Sample, read_cohort, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
@@ -65,6 +66,9 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     content, foreign = _hashes(samples.values()), _hashes(pairs)
     index_of = partial(cached_index, folder=Path(config.store.root), progress=progress)
     indices = {cohort: index_of(members, content=content) for cohort, members in cohorts.items()}
+    if not config.data.allow_implausible:
+        roots = dict(zip(cohorts, [root, *map(Path, config.data.test_cohorts)], strict=True))
+        _refuse_implausible(indices, roots=roots)
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
     _refuse_shared_images(indices, name=name, folds=folds)
@@ -134,6 +138,18 @@ def _foreign_pairs(config: ExperimentConfig, *, taken: Mapping[str, Sample]) -> 
                 f"synthesis.folder: {pair.image_path} has the name of a real image; rename the pair"
             )
     return pairs
+
+
+def _refuse_implausible(indices: Mapping[str, Index], *, roots: Mapping[str, Path]) -> None:
+    """Wrong lengths make every number in mm wrong, and nothing later would show it."""
+    for cohort, index in indices.items():
+        found = doubts(index)
+        if found:
+            more = f" (and {len(found) - 1} more such findings)" if len(found) > 1 else ""
+            raise InputError(
+                f"{roots[cohort]}: {found[0]}{more}; see sonosweep data index {roots[cohort]}, "
+                "correct the data, or go on by data.allow_implausible=true"
+            )
 
 
 def _refuse_shared_images(

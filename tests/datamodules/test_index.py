@@ -6,8 +6,9 @@ import pytest
 
 from datamodules.duplicates import correlations, fingerprint, group_ids, near_duplicate_pairs
 from datamodules.errors import InputError
-from datamodules.index import Index, build_index, data_manifest_sha256, summary
+from datamodules.index import Index, build_index, data_manifest_sha256
 from datamodules.samples import HC18_CSV, read_cohort, read_hc18
+from datamodules.summary import summary
 
 KNOWN_DUPLICATES = {
     ("198_2HC", "198_HC"),

@@ -4,9 +4,10 @@ import pytest
 
 from datamodules.annotation import read_annotation
 from datamodules.errors import InputError
-from datamodules.index import build_index, summary
+from datamodules.index import build_index
 from datamodules.phantom import write_phantom
 from datamodules.samples import HC18_CSV, read_hc18
+from datamodules.summary import summary
 
 SIZE_HW = (108, 160)
 

@@ -157,3 +157,16 @@ def test_pairs_of_others_may_copy_train_images_but_no_test_image(config, hc18_fo
         InputError, match=f"pair-1 is a near-copy of the test image {split.test[0]}"
     ):
         load_data(config)
+
+
+def test_lengths_that_cannot_be_right_are_refused_unless_allowed(config, hc18_folder):
+    """What a resize to twice the size without touching the CSV does."""
+    for path in (hc18_folder / "training_set").iterdir():
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(path), cv2.resize(image, None, fx=2, fy=2))
+    words = r"annotations have another HC.*enlarged to twice.*data\.allow_implausible=true$"
+    with pytest.raises(InputError, match=words) as refused:
+        load_data(config)
+    assert "\n" not in str(refused.value)
+    config.data.allow_implausible = True
+    assert len(load_data(config).rows) == 12
