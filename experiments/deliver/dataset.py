@@ -19,7 +19,7 @@ from datamodules.storage import commit_folder, file_sha256, require_new, write_a
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
-from experiments.store.runs import read_manifest
+from experiments.store.runs import is_done, read_manifest, read_result
 
 METADATA = "metadata.jsonl"
 _DRAWN = "no image was acquired from a patient; textures are what the generator learned."
@@ -124,7 +124,7 @@ def _pairs(run_dir: Path, *, stage: str) -> list[SyntheticPair]:
             f"{run_dir}: a run of stage {stage}, no synthetic set; give one of stage "
             f"{', '.join(_STAGES)}, such as runs/store/gate/ID"
         )
-    if not (run_dir / "DONE.json").is_file():
+    if not is_done(run_dir):
         raise InputError(f"{run_dir}: not finished; run the sweep to its end, then export")
     metadata = run_dir / METADATA
     if not metadata.is_file():
@@ -163,8 +163,8 @@ def _lineage(run_dir: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any
     while todo:
         folder, found = todo.pop()
         manifests[found["stage"]] = found
-        if found["stage"] == "gate" and (folder / "DONE.json").is_file():
-            found["result"] = json.loads((folder / "DONE.json").read_text())
+        if found["stage"] == "gate" and is_done(folder):
+            found["result"] = read_result(folder)
         for role in _LINEAGE:
             key = found.get("upstream", {}).get(role)
             if key is not None and key.split("/")[0] not in manifests:

@@ -1,7 +1,6 @@
 """From a cell of a table back to its runs: `sonosweep report RECIPE --explain CELL`."""
 
 import difflib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
+from experiments.store.integrity import read_object, read_sealed
 from experiments.store.runs import RunStore
 
 _PARTS = {
@@ -178,11 +178,11 @@ def _runs(
     if key in seen:
         return [f"{role}: {run_dir} (above)"]
     seen.add(key)
-    manifest, lines = _json(run_dir / "manifest.json"), [f"{role}: {run_dir}"]
+    manifest, lines = read_object(run_dir / "manifest.json"), [f"{role}: {run_dir}"]
     if manifest is None:
-        return [*lines, "  manifest.json is missing"]
+        return [*lines, "  manifest.json is missing or cannot be read"]
     number = commands.setdefault(str(manifest.get("command", "unknown")), len(commands) + 1)
-    done = _json(run_dir / "DONE.json")
+    done = read_sealed(run_dir / "DONE.json")
     lines.append(f"  {_made(manifest, done)}; command {number}")
     if key.startswith("pseudo/") and done is not None:
         lines.append(f"  {kept_sentence(done)}")
@@ -200,7 +200,3 @@ def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
     took = f", {clock(done['seconds'])}" if done else ", not finished"
     return "; ".join([manifest["label"], f"commit {commit}", f"started {started}{took}"])
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None

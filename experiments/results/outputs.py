@@ -1,10 +1,9 @@
 """From finished stages to a sweep's outputs. What is written here can always be written again."""
 
-import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 from rich.console import Console
@@ -20,10 +19,14 @@ from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.columns import PER_IMAGE
+from experiments.store.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from experiments.store.provenance import code_state
 
 OUTPUTS = ("results.csv", "per_image.csv", "table.md", "table.tex", "figure.png", "figure.pdf")
 OUTPUTS += ("report.html",)
+COMPARISON = ("table_paper.md", "table_paper.tex", "table_paper.csv")
+COMPARISON += ("figure_paper.png", "figure_paper.pdf")
+"""Written beside them where the paper has numbers to compare with."""
 
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
@@ -106,22 +109,41 @@ class Log(Protocol):
 def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
     """Write every output of a sweep, log it, and say what was found and which file to open.
 
-    Nothing is written again where nothing has changed since the last time.
+    Nothing is written again where nothing has changed since the last time; a file that is not what
+    was written then is.
     """
     folder = sweep.store.sweep_dir(sweep.config.name)
     folder.mkdir(parents=True, exist_ok=True)
     key = _outputs_key(sweep)
     marker = folder / "outputs.json"
-    known = json.loads(marker.read_text()) if marker.is_file() else {}
-    if known.get("key") != key or not all((folder / name).is_file() for name in OUTPUTS):
+    known = _known_outputs(marker, key=key, say=sweep.say)
+    if known is None:
         with console.status("writing tables, figure and report"):
-            known = {"key": key, "finding": _write_all(sweep, folder)}
-        write_json(marker, known)
+            finding = _write_all(sweep, folder)
+        written = [name for name in (*OUTPUTS, *COMPARISON) if (folder / name).is_file()]
+        known = {"key": key, "finding": finding, FILES: file_facts(folder, written)}
+        write_json(marker, sealed(known))
     with console.status("logging to W&B"):
         trouble = log(sweep, key=key, finding=known["finding"])
     if trouble is not None:
         console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     _last_screen(sweep, console, folder=folder, finding_text=known["finding"])
+
+
+def _known_outputs(marker: Path, *, key: str, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """What was written under a key and is there still; None where anything is to be written."""
+    if not marker.is_file():
+        return None
+    known = read_sealed(marker)
+    if known is None:
+        say(f"{marker}: cannot be read, so the outputs are written anew")
+        return None
+    if known.get("key") != key or FILES not in known or "finding" not in known:
+        return None
+    found = damaged_file(marker.parent, known[FILES])
+    if found is not None:
+        say(f"{marker.parent / found}, so the outputs are written anew")
+    return known if found is None else None
 
 
 def _write_all(sweep: Sweep, folder: Path) -> str:

@@ -16,7 +16,15 @@ from experiments.plan.stage_table import STAGES
 from experiments.runner.launchers import Job, Launcher, LocalLauncher
 from experiments.stages.context import StageContext
 from experiments.stages.data import Data
-from experiments.store.runs import Failure, FailureKind, RunStore, read_failure, read_status
+from experiments.store.runs import (
+    DONE_NAME,
+    Failure,
+    FailureKind,
+    RunStore,
+    damage,
+    read_failure,
+    read_status,
+)
 
 State = Literal["waiting", "running", "done", "reused", "failed", "blocked"]
 FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
@@ -71,7 +79,7 @@ class Sweep:
         parts = config.trainer.batch_parts
         self.runs: dict[str, NodeRun] = {}
         for key, node in plan.nodes.items():
-            state: State = "reused" if self.store.is_done(node.stage, node.id) else "waiting"
+            state: State = "reused" if self._is_sound(node) else "waiting"
             fitting = parts_within(parts, limit=self._batch_size(node))
             self.runs[key] = NodeRun(node=node, state=state, batch_parts=fitting)
         self.halted = ""
@@ -79,6 +87,29 @@ class Sweep:
         self._failures_in_row: list[NodeRun] = []
         self._paused = False
         self._stop = False
+        self._compared: set[str] = set()
+        """Stages all of whose files were compared with what they were."""
+
+    def _is_sound(self, node: Node) -> bool:
+        """Whether a stage is done and what tables are made from is what it wrote; else a line."""
+        run_dir = self.store.run_dir(node.stage, node.id)
+        found = damage(run_dir)
+        if found is not None:
+            self.say(f"{node.label}: {run_dir / found}, so it is made again")
+        return found is None and self.store.is_done(node.stage, node.id)
+
+    def _check_inputs(self, run: NodeRun) -> None:
+        """Compare all files of the inputs that were there before; a damaged one is made again."""
+        for key in run.node.upstream.values():
+            made = self.runs[key]
+            if made.state != "reused" or key in self._compared:
+                continue
+            self._compared.add(key)
+            run_dir = self.store.run_dir(made.node.stage, made.node.id)
+            found = damage(run_dir, names=None)
+            if found is not None:
+                made.state = "waiting"
+                self.say(f"{made.node.label}: {run_dir / found}, so it is made again")
 
     @property
     def pending(self) -> int:
@@ -156,6 +187,8 @@ class Sweep:
         for run in self.runs.values():
             if len(chains) >= free:
                 break
+            if run.state == "waiting" and self._has_inputs(run):
+                self._check_inputs(run)
             if run.state == "waiting" and run.node.key not in taken and self._has_inputs(run):
                 chains.append(self._chain(run, taken=taken))
                 taken |= {each.node.key for each in chains[-1]}
@@ -200,6 +233,8 @@ class Sweep:
         # What an earlier attempt left must not be taken for this one's.
         for name in ("status.json", "FAILED.json"):
             (run_dir / name).unlink(missing_ok=True)
+        if damage(run_dir, names=None) is not None:
+            (run_dir / DONE_NAME).unlink(missing_ok=True)
         return StageContext(
             config=self.config,
             node=run.node,

@@ -12,6 +12,7 @@ from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.store.guard import has_trials, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, NewerLayoutError, PlanFile, read_plan
+from experiments.store.runs import is_done
 
 State = Literal["done", "unfinished", "held"]
 EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
@@ -143,7 +144,7 @@ def _runs(folder: Path, *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
     for run_dir in _folders(folder):
         key = f"{folder.name}/{run_dir.name}"
         referring = frozenset(name for name, keys in plans.items() if key in keys)
-        state: State = "done" if (run_dir / "DONE.json").is_file() else "unfinished"
+        state: State = "done" if is_done(run_dir) else "unfinished"
         used = [sweeps[name].last_start for name in referring]
         made = _artefact(folder.name, run_dir, used=used)
         yield replace(made, state="held" if is_held(run_dir) else state, sweeps=referring)

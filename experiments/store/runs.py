@@ -1,7 +1,8 @@
 """Run directories: `<root>/store/<stage>/<id>`, complete or resumable.
 
-`manifest.json` is written first, results follow, `DONE.json` comes last by a rename. A directory
-with `DONE.json` is never touched again; one without it is resumed or made anew.
+`manifest.json` is written first, results follow, `DONE.json` comes last by a rename and names size
+and hash of each file. A directory with `DONE.json` is never touched again, unless it is damaged;
+one without it is resumed or made anew.
 """
 
 import contextlib
@@ -9,13 +10,27 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from datamodules.errors import InputError
 from datamodules.storage import fsync_path, write_json
+from experiments.store.integrity import (
+    FILES,
+    damaged_file,
+    file_facts,
+    read_object,
+    read_sealed,
+    sealed,
+)
+
+DONE_NAME, MANIFEST_NAME = "DONE.json", "manifest.json"
+READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")
+"""Files of a run that a sweep's outputs are made from."""
+_UNNAMED = (DONE_NAME, "FAILED.json", "log.txt", "status.json", "wandb", "checkpoints")
+"""What no marker names: it is no result, or comes and goes."""
 
 
 class RunStore:
@@ -33,12 +48,45 @@ class RunStore:
         return self.root / name
 
     def is_done(self, stage: str, run_id: str) -> bool:
-        """Whether the run was finished."""
-        return (self.run_dir(stage, run_id) / "DONE.json").is_file()
+        """Whether the run was finished, by a marker that can be read."""
+        return is_done(self.run_dir(stage, run_id))
 
     def result(self, stage: str, run_id: str) -> dict[str, Any]:
         """What the run wrote as its result; FileNotFoundError where it is not done."""
-        return json.loads((self.run_dir(stage, run_id) / "DONE.json").read_text())
+        return read_result(self.run_dir(stage, run_id))
+
+
+def is_done(run_dir: Path) -> bool:
+    """Whether a run has a marker that can be read."""
+    return read_sealed(run_dir / DONE_NAME) is not None
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """What a run wrote as its result; FileNotFoundError where it has no marker that can be read."""
+    content = read_sealed(run_dir / DONE_NAME)
+    if content is None:
+        raise FileNotFoundError(run_dir / DONE_NAME)
+    return {key: value for key, value in content.items() if key != FILES}
+
+
+def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> str | None:
+    """What is wrong with a finished run, in a few words; None where nothing is, or no marker is.
+
+    Of its files those of `names` are compared, with None all; a run of before names none, and its
+    manifest needs to be readable.
+    """
+    if not (run_dir / DONE_NAME).exists():
+        return None
+    marker = read_sealed(run_dir / DONE_NAME)
+    if marker is None:
+        return f"{DONE_NAME} cannot be read"
+    facts = marker.get(FILES, {})
+    chosen = facts if names is None else {name: facts[name] for name in names if name in facts}
+    found = damaged_file(run_dir, chosen)
+    is_unread = MANIFEST_NAME not in facts and (run_dir / MANIFEST_NAME).exists()
+    if found is None and is_unread and read_object(run_dir / MANIFEST_NAME) is None:
+        found = f"{MANIFEST_NAME} cannot be read"
+    return found
 
 
 @contextlib.contextmanager
@@ -103,13 +151,21 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
-    """Put everything in the directory on the disk, then mark it done."""
+    """Put everything in the directory on the disk, then mark it done and say what the files are.
+
+    Raises:
+        ValueError: For a result that JSON cannot hold.
+    """
+    names = []
     for path in sorted(run_dir.rglob("*")):
+        parts = path.relative_to(run_dir).parts
         # W&B's own files come and go while it runs; they are a view, not a result.
-        if "wandb" not in path.relative_to(run_dir).parts:
+        if "wandb" not in parts:
             with contextlib.suppress(FileNotFoundError):
                 fsync_path(path)
-    write_json(run_dir / "DONE.json", result)
+                is_result = parts[0] not in _UNNAMED and not parts[-1].startswith(".")
+                names += ["/".join(parts)] if is_result and path.is_file() else []
+    write_json(run_dir / DONE_NAME, sealed({**result, FILES: file_facts(run_dir, names)}))
 
 
 FailureKind = Literal["error", "out_of_memory", "disk_full"]
@@ -133,7 +189,7 @@ def write_failed(run_dir: Path, reason: str, *, kind: FailureKind = "error") -> 
 
 def read_failure(run_dir: Path) -> Failure | None:
     """Why the last attempt failed, or None."""
-    content = _read_object(run_dir / "FAILED.json")
+    content = read_object(run_dir / "FAILED.json")
     if content is None:
         return None
     reason = " ".join(str(content.get("reason", "no reason is known")).split())
@@ -161,13 +217,4 @@ class StatusFile:
 
 def read_status(run_dir: Path) -> dict[str, Any] | None:
     """The latest status of a run, or None."""
-    return _read_object(run_dir / "status.json")
-
-
-def _read_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object; None where it is missing, half written or something else."""
-    try:
-        content = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
+    return read_object(run_dir / "status.json")

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from datamodules.errors import InputError
 from experiments.store.guard import check_version, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, PlanFile, PlannedStage, PlannedTrial, read_plan
-from experiments.store.runs import read_failure, read_status
+from experiments.store.runs import is_done, read_failure, read_status
 
 State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
 STATES: tuple[State, ...] = get_args(State)
@@ -173,7 +173,7 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     # The lock is asked before the marker: what ends in between is done, not interrupted.
     held = is_held(run_dir)
     log = run_dir / "log.txt"
-    if (run_dir / "DONE.json").is_file():
+    if is_done(run_dir):
         return made(state="done")
     failure = None if held else read_failure(run_dir)
     if failure is not None:

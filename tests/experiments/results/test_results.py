@@ -6,11 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.storage import write_json
 from experiments.plan.nodes import Node, TrialSpec
-from experiments.results.outputs import add_stages, collect_per_image, collect_trials
+from experiments.results.outputs import (
+    _known_outputs,
+    add_stages,
+    collect_per_image,
+    collect_trials,
+)
 from experiments.results.rows import KEYS
 from experiments.runner.sweep import NodeRun
 from experiments.store.columns import PER_IMAGE
+from experiments.store.integrity import file_facts, sealed
 from experiments.store.runs import RunStore, write_done
 
 
@@ -144,6 +151,34 @@ def test_each_row_names_the_stages_behind_it():
     assert found["score_id"].isna().tolist() == [False, False, False, True]
     assert found["fit_id"].tolist()[1:] == ["fit/aaaa"] * 3
     assert found["fit_id"].isna().tolist() == [True, False, False, False]
+
+
+def written(folder):
+    facts = file_facts(folder, [path.name for path in folder.iterdir()])
+    content = {"key": "k", "finding": "none", "files": facts}
+    write_json(folder / "outputs.json", sealed(content))
+    return content
+
+
+def test_outputs_that_are_what_was_written_are_kept_and_others_are_not(tmp_path):
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n3,4\n")
+    content, marker, lines = written(tmp_path), tmp_path / "outputs.json", []
+
+    def known(key="k"):
+        lines.clear()
+        return _known_outputs(marker, key=key, say=lines.append)
+
+    assert (known(), lines) == (content, [])
+    assert (known("other"), lines) == (None, [])
+    (tmp_path / "results.csv").write_text("a,b\n1,2\n")
+    words = f"{tmp_path}/results.csv has 8 bytes instead of 12, so the outputs are written anew"
+    assert (known(), lines) == (None, [words])
+    for damaged in ('{"key": "k", ', "", marker.read_text().replace("none", "nane")):
+        marker.write_text(damaged)
+        words = f"{marker}: cannot be read, so the outputs are written anew"
+        assert (known(), lines) == (None, [words])
+    marker.unlink()
+    assert (known(), lines) == (None, [])
 
 
 @pytest.mark.parametrize(

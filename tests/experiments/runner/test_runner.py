@@ -348,6 +348,56 @@ def test_what_is_done_is_not_started(tmp_path):
     assert states(sweep) == {"done": "reused", "rest": "done"}
 
 
+def finish(tmp_path, each, **files):
+    folder = tmp_path / "store" / each.key
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name.replace("_csv", ".csv")).write_text(text)
+    write_done(folder, {"seconds": 1})
+    return folder
+
+
+def test_a_stage_whose_rows_are_damaged_is_made_again(tmp_path):
+    whole, cut = node("whole", stage="score"), node("cut", stage="score")
+    rows = "sample_id,dice\na,0.5\nb,0.75\n"
+    finish(tmp_path, whole, per_image_csv=rows)
+    path = finish(tmp_path, cut, per_image_csv=rows) / "per_image.csv"
+    # At a line's end, so that it reads as a table with a row less.
+    path.write_text("sample_id,dice\na,0.5\n")
+    sweep, fake, lines = make_sweep(tmp_path, [whole, cut], lambda _: "done")
+    (line,) = lines
+    assert line == f"cut: {path} has 21 bytes instead of 28, so it is made again"
+    sweep.run(lambda: None)
+    assert fake.started == [["cut"]]
+    assert states(sweep) == {"whole": "reused", "cut": "done"}
+
+
+def test_a_damaged_input_is_made_again_before_it_is_used(tmp_path):
+    inputs = node("fit")
+    user = node("score", inputs, stage="score")
+    weights = finish(tmp_path, inputs, weights="0123") / "weights"
+    weights.write_text("0124")
+    sweep, fake, lines = make_sweep(tmp_path, [inputs, user], lambda _: "done")
+    assert states(sweep) == {"fit": "reused", "score": "waiting"}, "all are not read at a start"
+    sweep.run(lambda: None)
+    assert fake.started == [["fit"], ["score"]]
+    assert lines == [f"fit: {weights} is not what was written, so it is made again"]
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"seconds": ', "[]", '{"seconds": 2, "content_key": "a"}']
+)
+def test_a_marker_that_cannot_be_read_is_a_stage_that_is_not_done(tmp_path, content):
+    broken = node("broken")
+    marker = finish(tmp_path, broken) / "DONE.json"
+    marker.write_text(content)
+    sweep, fake, lines = make_sweep(tmp_path, [broken], lambda _: "done")
+    assert lines == [f"broken: {marker} cannot be read, so it is made again"]
+    sweep.run(lambda: None)
+    assert fake.started == [["broken"]]
+    assert sweep.store.result("fit", broken.id)["seconds"] == 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -15,6 +15,7 @@ from experiments.store import runs as store_module
 from experiments.store.runs import (
     RunStore,
     StatusFile,
+    damage,
     hold,
     read_failure,
     read_status,
@@ -204,6 +205,68 @@ def test_status_is_written_at_most_twice_a_second(run_dir, monkeypatch):
         found = read_status(run_dir)
         assert (found["what"], found["done"], found["total"]) == ("steps", shown, 10)
     assert [path.name for path in run_dir.iterdir()] == ["status.json"]
+
+
+def finished(run_dir):
+    write_started(run_dir, {"stage": "score"})
+    (run_dir / "per_image.csv").write_text("sample_id,dice\na,0.5\nb,0.75\n")
+    (run_dir / "weights.safetensors").write_bytes(bytes(64))
+    (run_dir / "wandb").mkdir()
+    for name in ("wandb/log", "log.txt", "status.json"):
+        (run_dir / name).write_text("{}")
+    write_done(run_dir, {"dice": 0.875, "by_count": {4: 0.5}})
+
+
+def test_the_marker_names_each_result_by_size_and_hash(run_dir):
+    finished(run_dir)
+    files = json.loads((run_dir / "DONE.json").read_text())["files"]
+    assert sorted(files) == ["manifest.json", "per_image.csv", "weights.safetensors"]
+    # sha256sum of 64 zero bytes.
+    zeros = "f5a5fd42d16a20302798ef6ed309979b43003d2320d9f0e8ea9831a92759fb4b"
+    assert files["weights.safetensors"] == {"bytes": 64, "sha256": zeros}
+    assert damage(run_dir) is None
+    assert damage(run_dir, names=None) is None
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "empty": lambda path: path.write_bytes(b""),
+    "flip": flip,
+    "missing": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("name", ["per_image.csv", "manifest.json", "DONE.json"])
+def test_a_damaged_result_is_found(tmp_path, run_dir, name, how):
+    finished(run_dir)
+    DAMAGES[how](run_dir / name)
+    is_whole = RunStore(tmp_path).is_done("trial", "abc") and damage(run_dir) is None
+    assert not is_whole
+    if how != "missing" or name != "DONE.json":
+        assert damage(run_dir).startswith(name)
+
+
+def test_what_only_stages_read_is_compared_when_all_is(run_dir):
+    finished(run_dir)
+    flip(run_dir / "weights.safetensors")
+    assert damage(run_dir) is None
+    assert damage(run_dir, names=None) == "weights.safetensors is not what was written"
+
+
+def test_a_marker_of_before_stays_valid(tmp_path, run_dir):
+    write_started(run_dir, {"stage": "score"})
+    (run_dir / "DONE.json").write_text('{"dice": 0.5}')
+    assert damage(run_dir) is None
+    assert RunStore(tmp_path).result("trial", "abc") == {"dice": 0.5}
+    (run_dir / "manifest.json").write_text('{"stage": ')
+    assert damage(run_dir) == "manifest.json cannot be read"
 
 
 def test_a_damaged_status_is_no_status(run_dir):
