@@ -33,6 +33,7 @@ from experiments.results.verdict import comparison_table, verdict_sentences
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
 _LONGEST_SIDE_PX = 520
+_LONG_TEXT = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ def render_report(content: ReportContent) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"data_uri": data_uri, "cell": cell_text, "label": condition_label}
+    environment.filters |= {"words": wordy_columns}
     attributions = [HC18_ATTRIBUTION] if content.data_kind == "hc18" else []
     return environment.get_template("report.html.j2").render(
         content=content,
@@ -260,6 +262,11 @@ def budgets(results: pd.DataFrame) -> pd.DataFrame:
     more = rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]
     rank = rows["condition"].map(in_order(rows["condition"]).index)
     return rows.assign(n_more=more, rank=rank).sort_values(["n_real", "rank"])
+
+
+def wordy_columns(frame: pd.DataFrame) -> list[bool]:
+    """Whether each column holds a text so long that its cells are read from the left and wrap."""
+    return [any(len(cell_text(value)) > _LONG_TEXT for value in frame[name]) for name in frame]
 
 
 def cell_text(value: object) -> str:

@@ -18,6 +18,7 @@ from experiments.results.report import (
     data_uri,
     render_report,
     status_line,
+    wordy_columns,
 )
 from experiments.results.report_content import shown_prompt
 
@@ -172,6 +173,14 @@ def test_what_self_training_kept_is_shown_only_where_there_is_any(html):
     assert ["strong, 20 images, seed 0", "30 (60%)"] in page.rows
     assert "#kept" in page.links
     assert "kept" in page.ids
+
+
+def test_a_column_with_a_long_text_is_read_from_the_left():
+    table = pd.DataFrame({"n": ["1", "2"], "how to read it": ["short", 8 * "so long "]})
+    assert wordy_columns(table) == [False, True]
+    page = render_report(content(kept_labels=table))
+    assert '<th>n</th><th class="words">how to read it</th>' in page
+    assert '<td>1</td><td class="words">short</td>' in page
 
 
 def test_text_is_escaped(html):
