@@ -6,7 +6,7 @@ from pathlib import Path
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.results.tables import LABELS
-from experiments.results.text import Block, markdown_table
+from experiments.results.text import Block, counted, markdown_table
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine
@@ -58,7 +58,7 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
     unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
     commits = ", ".join(sorted({sha[:10] for sha in started}))
     lines.append(
-        f"`{command}`: {len(sweep.plan.grid)} trials, {spent} ({unit}) of work "
+        f"`{command}`: {counted(len(sweep.plan.grid), 'trial')}, {spent} ({unit}) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
         f"{host['cpu']}{''.join(f', {gpu}' for gpu in sorted(gpus))}; commit {commits}."
     )
