@@ -11,6 +11,8 @@ import numpy as np
 
 from datamodules.ellipse import Ellipse, contour_distance_px, fit_ellipse, rasterise
 from datamodules.errors import InputError
+from datamodules.mask_values import foreground_of, one_channel
+from datamodules.samples import Sample
 
 # Root mean square distance of the line's centre (or the mask's edge) from the fitted ellipse, above
 # which the annotation is no ellipse. On the 803 + 24 annotations that we have, all of them drawn
@@ -65,12 +67,18 @@ def check_png(data: bytes, *, name: str) -> None:
     raise InputError(f"{name}: PNG cut short after {len(data)} bytes; copy or download it again")
 
 
-def _decode(data: bytes, *, name: str) -> np.ndarray:
-    """Return uint8 (H, W) or (H, W, 3) in cv2's channel order, alpha dropped, 16 bit scaled."""
+def _decode_raw(data: bytes, *, name: str) -> np.ndarray:
+    """Return uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4) in cv2's channel order."""
     check_png(data, name=name)
     pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None:
         raise InputError(f"{name}: PNG cannot be decoded; copy or download it again")
+    return pixels
+
+
+def _decode(data: bytes, *, name: str) -> np.ndarray:
+    """Return uint8 (H, W) or (H, W, 3) in cv2's channel order, alpha dropped, 16 bit scaled."""
+    pixels = _decode_raw(data, name=name)
     if pixels.dtype == np.uint16:
         pixels = np.round(pixels / 257.0).astype(np.uint8)
     return pixels[..., :3] if pixels.ndim == 3 else pixels
@@ -104,19 +112,30 @@ def read_image(path: Path) -> np.ndarray:
     return decode_image(read_bytes(path), name=str(path))
 
 
-def read_annotation(path: Path, *, filled_bias_px: float = 0.0) -> Annotation:
-    """Read an annotation PNG: an outline or a filled mask of one head. See `parse_annotation`."""
-    return decode_annotation(read_bytes(path), name=str(path), filled_bias_px=filled_bias_px)
+def annotation_of(sample: Sample) -> Annotation:
+    """Read a sample's annotation in the way that the sample says."""
+    return read_annotation(
+        sample.annotation_path, filled_bias_px=sample.filled_bias_px, label=sample.label
+    )
 
 
-def decode_annotation(data: bytes, *, name: str, filled_bias_px: float = 0.0) -> Annotation:
+def read_annotation(
+    path: Path, *, filled_bias_px: float = 0.0, label: int | None = None
+) -> Annotation:
+    """Read an annotation PNG: an outline or a filled mask of one head.
+
+    See `foreground_of` for the values that count, `parse_annotation` for what they become.
+    """
+    data = read_bytes(path)
+    return decode_annotation(data, name=str(path), filled_bias_px=filled_bias_px, label=label)
+
+
+def decode_annotation(
+    data: bytes, *, name: str, filled_bias_px: float = 0.0, label: int | None = None
+) -> Annotation:
     """Like `read_annotation`, from the file's bytes; `name` is for the messages."""
-    pixels = _decode(data, name=name)
-    if pixels.ndim == 3:
-        # A coloured outline is as good as a white one.
-        blue, green, red = cv2.split(pixels)
-        pixels = cv2.max(cv2.max(blue, green), red)
-    foreground = cv2.threshold(pixels, 127, 1, cv2.THRESH_BINARY)[1]
+    pixels = one_channel(_decode_raw(data, name=name))
+    foreground = foreground_of(pixels, name=name, label=label)
     return parse_annotation(foreground, name=name, filled_bias_px=filled_bias_px)
 
 
@@ -134,7 +153,7 @@ def parse_annotation(
         foreground: uint8 (H, W) in {0, 1}.
         name: of the file, for the messages.
         filled_bias_px: by how much filled masks reach beyond the head, in pixels;
-            `FILLED_BIAS_PX` for HC18, 0 for other cohorts.
+            `FILLED_BIAS_PX` for HC18, 0 for other cohorts; negative where they do not reach it.
 
     Raises:
         InputError: no or hardly any foreground, several pieces, inverted, or nothing that an
@@ -196,7 +215,7 @@ def _filled(
     foreground: np.ndarray, *, fit: tuple[Ellipse, float], name: str, bias_px: float
 ) -> Annotation:
     ellipse, residual_px = fit
-    if not 0 <= bias_px < ellipse.semi_minor_px:
+    if bias_px >= ellipse.semi_minor_px:
         raise InputError(
             f"{name}: the head is {2 * ellipse.semi_minor_px:.1f} px wide, too small for the "
             f"correction of filled masks by {bias_px} px"
@@ -208,7 +227,7 @@ def _filled(
         semi_minor_px=ellipse.semi_minor_px - bias_px,
         theta_rad=ellipse.theta_rad,
     )
-    redraw = bias_px > 0 and residual_px <= MAX_RESIDUAL_PX
+    redraw = bias_px != 0 and residual_px <= MAX_RESIDUAL_PX
     return Annotation(
         mask=rasterise(ellipse, size_hw=foreground.shape) if redraw else foreground,
         ellipse=ellipse,

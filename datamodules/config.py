@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
-from datamodules.allowed import above, at_least, one_of
+from datamodules.allowed import above, at_least, between, one_of
 from datamodules.layouts import DEFAULT_LAYOUT, LAYOUTS
 
+MAX_BIAS_PX = 20.0
+"""A mask that is off by more was not drawn around the head."""
 AUGMENT_VERSION = 2
 """Of `datamodules.augment`, which reads torch: hashed into all that is made from its views."""
 
@@ -35,12 +37,21 @@ class DataConfig:
     """The part of the folder that is used."""
     test_cohorts: list[str] = field(default_factory=list)
     """Further cohort folders (image/, mask/); every trial is tested on all of their images."""
+    label: int | None = None
+    """Value of the head's pixels where annotations are maps of labels; null takes the larger of two
+    values, or what is white."""
+    filled_bias_px: float | None = None
+    """By how much filled masks reach beyond the head, px; taken off both semi-axes, 0 leaves them
+    as they are. null measures it by the CSV's HC where HC18's layout is read (1.4 where that gives
+    nothing), and leaves a cohort's masks as they are."""
     allow_implausible: bool = False
     """Go on with pixel sizes and circumferences that cannot be right (`sonosweep data index` names
     them); every number in mm is then as wrong as they are."""
 
     def __post_init__(self) -> None:
         one_of(self.layout, LAYOUTS, option="data.layout")
+        between(0, 65535).check(self, "label", section="data")
+        between(-MAX_BIAS_PX, MAX_BIAS_PX).check(self, "filled_bias_px", section="data")
 
 
 @dataclass(kw_only=True)

@@ -174,7 +174,9 @@ def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
 def _decode_annotation(sample: Sample, *, size_hw: tuple[int, int]) -> dict:
     path, pixel_size_mm = sample.annotation_path, sample.pixel_size_mm
     data = read_bytes(path)
-    annotation = decode_annotation(data, name=str(path), filled_bias_px=sample.filled_bias_px)
+    annotation = decode_annotation(
+        data, name=str(path), filled_bias_px=sample.filled_bias_px, label=sample.label
+    )
     if annotation.mask.shape != size_hw:
         height, width = annotation.mask.shape
         raise InputError(

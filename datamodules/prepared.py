@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, read_image
 from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample
 from datamodules.storage import commit_folder, content_key
@@ -62,6 +62,7 @@ def prepare_images(
         InputError: For a file that cannot be read, by name.
     """
     sample_ids = [sample.sample_id for sample in samples]
+    labels = {sample.label for sample in samples}
     key = content_key(
         {
             "schema": SCHEMA_VERSION,
@@ -71,6 +72,8 @@ def prepare_images(
             "filled_bias_px": [sample.filled_bias_px for sample in samples],
             "frame_hw": list(frame_hw),
             "mode": mode,
+            # No label is not named, for the same reason as the factor below.
+            **({} if labels == {None} else {"label": [sample.label for sample in samples]}),
             # A factor of 1 is not named, so that what was prepared before is found.
             **({} if factor == 1 else {"factor": factor}),
         }
@@ -110,9 +113,7 @@ def _write(
         placements = []
         for row, sample in enumerate(samples):
             image = read_image(sample.image_path)
-            annotation = read_annotation(
-                sample.annotation_path, filled_bias_px=sample.filled_bias_px
-            )
+            annotation = annotation_of(sample)
             placement = place(image.shape, frame_hw=frame_hw, mode=mode)
             large = enlarge(placement, factor)
             images[row] = image_to_frame(image, large)

@@ -19,7 +19,7 @@ ANNOTATION_SUFFIX = "_Annotation"
 # Redistributed HC18 has filled masks. These reach the outer edge of the official outline and
 # a little further: over the 300 unclipped ones of a redistribution the perimeter fitted to the
 # mask's edge exceeds HC / pixel size by 2 pi times 1.40 px (standard deviation 0.06 px). Half the
-# official line's thickness is 1.27 px.
+# official line's thickness is 1.27 px. `reading.settle_bias` looks whether it is so.
 FILLED_BIAS_PX = 1.40
 
 # HC18 publishes no head circumference for its trimesters. These two give its published counts
@@ -45,7 +45,9 @@ class Sample:
         pixel_size_mm: side of a pixel, or None where it is unknown.
         hc_mm: reference head circumference, or None.
         cohort: name of the data set.
-        filled_bias_px: by how much a filled annotation reaches beyond the head, in pixels.
+        filled_bias_px: by how much a filled annotation reaches beyond the head, in pixels;
+            negative where it does not reach the head's edge.
+        label: the value of the head's pixels in the annotation; None finds it.
     """
 
     sample_id: str
@@ -57,6 +59,7 @@ class Sample:
     hc_mm: float | None
     cohort: str
     filled_bias_px: float = 0.0
+    label: int | None = None
 
 
 def trimester(hc_mm: float | None) -> Literal[1, 2, 3] | None:
@@ -312,7 +315,9 @@ def _read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float
     try:
         # utf-8-sig drops a byte order mark; the csv module takes both line endings.
         with path.open(newline="", encoding="utf-8-sig") as file:
-            table = [row for row in csv.reader(file) if any(cell.strip() for cell in row)]
+            delimiter, lines = _delimited(file.read().splitlines(keepends=True))
+        cells = csv.reader(lines, delimiter=delimiter)
+        table = [row for row in cells if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
     header = {_plain(cell): index for index, cell in enumerate(table[0])} if table else {}
@@ -341,6 +346,17 @@ def _read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float
     return rows
 
 
+def _delimited(lines: list[str]) -> tuple[str, list[str]]:
+    """Return what separates the columns, told by the header, and the lines from the header on.
+
+    Spreadsheets write semicolons where the comma stands in numbers, and some a first line `sep=;`.
+    """
+    if lines and lines[0].strip().lower().startswith("sep="):
+        lines = lines[1:]
+    header = next((line for line in lines if line.strip()), "")
+    return max(",;\t", key=header.count), lines
+
+
 def _plain(column: str) -> str:
     """HC18 itself writes `pixel size(mm)` and `head circumference (mm)`: spaces do not count."""
     return "".join(column.split()).lower()
@@ -348,7 +364,8 @@ def _plain(column: str) -> str:
 
 def _positive(text: str, *, where: str, of: str) -> float:
     try:
-        value = float(text)
+        # A decimal comma; thousands are not separated in numbers of this size.
+        value = float(text.replace(",", ".") if text.count(",") == 1 else text)
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):

@@ -14,6 +14,16 @@ Extensions = Annotated[
     list[str] | None,
     typer.Option("--extension", metavar="MODULE", help="Module with layouts of your own."),
 ]
+HeadLabel = Annotated[
+    int | None,
+    typer.Option("--label", help="Value of the head in maps of labels: data.label."),
+]
+FilledBias = Annotated[
+    float | None,
+    typer.Option(
+        "--filled-bias-px", help="Taken off filled masks, px; else measured: data.filled_bias_px."
+    ),
+]
 Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
 SweepName = Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")]
 StoreRoot = Annotated[Path, typer.Option("--root", help="Folder of the sweeps: store.root.")]

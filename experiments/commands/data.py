@@ -10,6 +10,8 @@ from datamodules.layouts import layout_help
 from experiments.commands.arguments import (
     AsJson,
     Extensions,
+    FilledBias,
+    HeadLabel,
     Overrides,
     Recipe,
     print_json,
@@ -26,6 +28,8 @@ def data_index(
     root: Annotated[Path, typer.Argument(help="Folder of the data.")],
     as_json: AsJson = False,
     layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
+    label: HeadLabel = None,
+    filled_bias_px: FilledBias = None,
     extension: Extensions = None,
 ) -> None:
     """Say what a data folder holds, after reading every image and annotation."""
@@ -33,7 +37,13 @@ def data_index(
     from experiments.config.extensions import import_extensions
 
     import_extensions(extension or [])
-    summary = index_folder(root, layout=layout, console=stderr_console())
+    summary = index_folder(
+        root,
+        layout=layout,
+        console=stderr_console(),
+        label=label,
+        filled_bias_px=filled_bias_px,
+    )
     if as_json:
         print_json(summary)
     else:

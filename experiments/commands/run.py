@@ -89,7 +89,7 @@ def execute(
             f"and {len(split.test)} test images; {n} trial{'s' * (n != 1)} in {len(plan.nodes)} "
             f"stages, {sweep.pending} to do",
         )
-        for note in (whole or plan).notes:
+        for note in (*data.notes, *(whole or plan).notes):
             say(console, note)
         run_live(sweep, console)
     return sweep

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import yaml
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, read_image
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
@@ -96,7 +96,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     groups: dict[str, list[Picture]] = {}
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
-        annotation = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px)
+        annotation = annotation_of(sample)
         where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
         predicted = read_prediction(synthesis.run_dir(sweep, run), **where)
         if sweep.config.evaluation.output == "ellipse":

@@ -90,7 +90,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
         data = load_data(elsewhere, progress=show)
         plan = make_plan(config, data.view)
-    for note in plan.notes:
+    for note in (*data.notes, *plan.notes):
         console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
     if as_json:

@@ -11,6 +11,13 @@ from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.layouts import LAYOUTS
 from datamodules.plausible import doubts
+from datamodules.reading import (
+    bias_notes,
+    is_as_expected,
+    reads_as,
+    settle_bias,
+    settled_samples,
+)
 from datamodules.samples import Sample, read_cohort, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
@@ -33,6 +40,8 @@ class Data:
     view: DataView
     indices: dict[str, Index]
     """Index by cohort."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how annotations are read."""
 
 
 def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
@@ -41,48 +50,40 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     The structure is checked before any image is decoded. An index is kept in the store under the
     hash of its files, so unchanged files are not decoded again.
     """
-    root = config.data_root()
-    main, subset = LAYOUTS[config.data.layout].read(root), config.data.subset
-    units = [_unit(sample, group_id=sample.exam_id) for sample in main]
-    keep = set(choose_subset(units, name=subset.name, n_images=subset.n_images))
-    name = main[0].cohort
-    cohorts = {name: [sample for sample in main if sample.sample_id in keep]}
-    for folder in config.data.test_cohorts:
-        members = read_cohort(Path(folder))
-        cohort = members[0].cohort
-        if cohort in cohorts:
-            raise InputError(f"data.test_cohorts: two cohorts are named {cohort}; rename {folder}")
-        cohorts[cohort] = members
-    samples: dict[str, Sample] = {}
-    for cohort, members in cohorts.items():
-        for sample in members:
-            if sample.sample_id in samples:
-                raise InputError(
-                    f"data.test_cohorts: {cohort} holds an image named {sample.sample_id}, as "
-                    f"{samples[sample.sample_id].cohort} does; rename one"
-                )
-            samples[sample.sample_id] = sample
+    cohorts = _cohorts(config)
+    name = next(iter(cohorts))
+    as_listed = _by_id(cohorts)
+    reading = {"label": config.data.label, "filled_bias_px": config.data.filled_bias_px}
+    cohorts[name] = reads_as(cohorts[name], **reading)
+    samples = _by_id(cohorts)
     pairs = _foreign_pairs(config, taken=samples)
-    content, foreign = _hashes(samples.values()), _hashes(pairs)
+    files, foreign = _hashes(samples.values()), _hashes(pairs)
     index_of = partial(cached_index, folder=Path(config.store.root), progress=progress)
-    indices = {cohort: index_of(members, content=content) for cohort, members in cohorts.items()}
+    indices = {cohort: index_of(members, content=files) for cohort, members in cohorts.items()}
+    notes: list[str] = []
+    if config.data.filled_bias_px is None:
+        indices[name], notes = _settled(indices[name])
+        cohorts[name] = settled_samples(cohorts[name], indices[name])
+        samples = _by_id(cohorts)
+    content = _contents(files, samples=samples, as_listed=as_listed)
     if not config.data.allow_implausible:
-        roots = dict(zip(cohorts, [root, *map(Path, config.data.test_cohorts)], strict=True))
-        _refuse_implausible(indices, roots=roots)
+        roots = [config.data_root(), *map(Path, config.data.test_cohorts)]
+        _refuse_implausible(indices, roots=dict(zip(cohorts, roots, strict=True)))
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
     _refuse_shared_images(indices, name=name, folds=folds)
     if pairs:
         tested = {sample_id for fold in folds for sample_id in fold.test}
         _refuse_tested_pairs(index_of(pairs, content=foreign), indices, name=name, tested=tested)
+    references = {
+        key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
+        for key, s in samples.items()
+    }
     view = DataView(
         name=name,
         units=units,
         content=content,
-        references={
-            key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
-            for key, s in samples.items()
-        },
+        references=references,
         folds=folds,
         cohorts={
             cohort: [sample.sample_id for sample in members]
@@ -92,7 +93,62 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
         foreign_pairs=foreign or None,
     )
     rows = {row.sample_id: row for index in indices.values() for row in index.rows}
-    return Data(name=name, samples=samples, rows=rows, indices=indices, view=view)
+    return Data(
+        name=name, samples=samples, rows=rows, indices=indices, view=view, notes=tuple(notes)
+    )
+
+
+def _settled(expected: Index) -> tuple[Index, list[str]]:
+    """The index under the bias that its CSV shows; a note where that is not the expected one."""
+    index = settle_bias(expected)
+    return index, [] if is_as_expected(index, before=expected) else bias_notes(index)
+
+
+def _cohorts(config: ExperimentConfig) -> dict[str, list[Sample]]:
+    """Samples by cohort as their folders list them, the main data first."""
+    main, subset = LAYOUTS[config.data.layout].read(config.data_root()), config.data.subset
+    units = [_unit(sample, group_id=sample.exam_id) for sample in main]
+    keep = set(choose_subset(units, name=subset.name, n_images=subset.n_images))
+    cohorts = {main[0].cohort: [sample for sample in main if sample.sample_id in keep]}
+    for folder in config.data.test_cohorts:
+        members = read_cohort(Path(folder))
+        cohort = members[0].cohort
+        if cohort in cohorts:
+            raise InputError(f"data.test_cohorts: two cohorts are named {cohort}; rename {folder}")
+        cohorts[cohort] = members
+    return cohorts
+
+
+def _by_id(cohorts: Mapping[str, Sequence[Sample]]) -> dict[str, Sample]:
+    """All samples; InputError where two have one name."""
+    samples: dict[str, Sample] = {}
+    for cohort, members in cohorts.items():
+        for sample in members:
+            if sample.sample_id in samples:
+                raise InputError(
+                    f"data.test_cohorts: {cohort} holds an image named {sample.sample_id}, as "
+                    f"{samples[sample.sample_id].cohort} does; rename one"
+                )
+            samples[sample.sample_id] = sample
+    return samples
+
+
+def _contents(
+    files: Mapping[str, str],
+    *,
+    samples: Mapping[str, Sample],
+    as_listed: Mapping[str, Sample],
+) -> dict[str, str]:
+    """Hashes of what is read: of the files, and of how where that is not what is expected.
+
+    The same file gives other masks then, and whatever is fitted on them has another id.
+    """
+    contents = {}
+    for key, sample in samples.items():
+        how = (sample.filled_bias_px, sample.label)
+        is_usual = how == (as_listed[key].filled_bias_px, as_listed[key].label)
+        contents[key] = files[key] if is_usual else content_key([files[key], *how])
+    return contents
 
 
 def cached_index(
@@ -105,7 +161,11 @@ def cached_index(
     """The index of the samples, from the store where the same files were indexed before."""
     names = ("exam_id", "frame", "pixel_size_mm", "hc_mm", "cohort", "filled_bias_px")
     facts = attrgetter("sample_id", *names)
-    key = content_key([[*facts(sample), content[sample.sample_id]] for sample in samples])
+    # No label is not named, so that what was indexed before is found.
+    keys = [
+        [*facts(s), content[s.sample_id], *([] if s.label is None else [s.label])] for s in samples
+    ]
+    key = content_key(keys)
     path = folder / "store" / "index" / f"{key}.json"
     if path.is_file():
         # One of another version is built again.

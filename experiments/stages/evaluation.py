@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from datamodules.annotation import read_annotation
+from datamodules.annotation import annotation_of
 from datamodules.ellipse import perimeter_px
 from datamodules.geometry import logits_to_original, place
 from datamodules.head_ellipse import filled_ellipse
@@ -67,10 +67,7 @@ class Scorer:
     def reference(self, sample_id: str) -> np.ndarray:
         """Reference mask uint8 (H, W) {0, 1} as annotated, never through the frame."""
         if sample_id not in self._masks:
-            sample = self.samples[sample_id]
-            bias_px = sample.filled_bias_px
-            read = read_annotation(sample.annotation_path, filled_bias_px=bias_px)
-            self._masks[sample_id] = read.mask
+            self._masks[sample_id] = annotation_of(self.samples[sample_id]).mask
         return self._masks[sample_id]
 
     def predicted_mask(self, logits: torch.Tensor, sample_id: str) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, read_image
 from datamodules.samples import Sample
 from datamodules.storage import write_json
 from experiments.stages.agreement import Agreement, label_agreement
@@ -62,10 +62,7 @@ def _set(
         sample_ids=ids,
         groups=[rows[name].group_id if name in rows else name for name in ids],
         images=[read_image(sample.image_path) for sample in samples],
-        masks=[
-            read_annotation(s.annotation_path, filled_bias_px=s.filled_bias_px).mask
-            for s in samples
-        ],
+        masks=[annotation_of(s).mask for s in samples],
         features=features(0),
         agreement=[agreement[name].dice for name in ids],
         cross_entropy=[agreement[name].cross_entropy for name in ids],

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, read_image
 from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
 from datamodules.geometry import image_to_frame, image_to_original, place
 from datamodules.phantom_pairs import phantom_pairs
@@ -66,7 +66,7 @@ def run_resize(context: StageContext) -> dict[str, Any]:
     for number, sample_id in enumerate(context.pick(content["images"])):
         sample, name = context.samples[sample_id], f"resized-{number:05d}"
         image = read_image(sample.image_path)
-        mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
+        mask = annotation_of(sample).mask
         placement = place(image.shape, frame_hw=native, mode="squash")
         small = image_to_frame(image, placement)
         resized = image_to_original(small, placement, interpolation="linear")

@@ -13,7 +13,7 @@ import torch
 from lightning import LightningModule
 from torch.utils.data import DataLoader
 
-from datamodules.annotation import read_annotation
+from datamodules.annotation import annotation_of
 from datamodules.embeddings import EmbeddingSet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
@@ -171,7 +171,7 @@ def mean_mask(samples: list[Sample]) -> np.ndarray:
     """
     total, size_wh = np.zeros(MEAN_MASK_HW, dtype=np.float64), MEAN_MASK_HW[::-1]
     for sample in samples:
-        mask = read_annotation(sample.annotation_path, filled_bias_px=sample.filled_bias_px).mask
+        mask = annotation_of(sample).mask
         total += cv2.resize(mask.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA)
     return (total / len(samples) - 0.5).astype(np.float32)
 

@@ -97,8 +97,8 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             item["sample_id"],
             shown["prompt"],
         )
-        bias_px = item["filled_bias_px"]
-        reference = read_annotation(Path(item["annotation"]), filled_bias_px=bias_px).mask
+        reading = {name: item[name] for name in ("filled_bias_px", "label")}
+        reference = read_annotation(Path(item["annotation"]), **reading).mask
         where = {"prompt": prompt, "sample_id": sample_id, "size_hw": image.shape}
         try:
             predicted = read_prediction(Path(shown["run_dir"]), **where)

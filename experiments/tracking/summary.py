@@ -110,6 +110,7 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
             "image": str(sample.image_path),
             "annotation": str(sample.annotation_path),
             "filled_bias_px": sample.filled_bias_px,
+            "label": sample.label,
         }
         for sample in shown
     ]

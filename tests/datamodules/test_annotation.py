@@ -59,6 +59,44 @@ def test_coloured_and_16_bit_annotations_are_read(tmp_path):
     np.testing.assert_array_equal(read_annotation(tmp_path / "deep.png").mask, expected)
 
 
+@pytest.mark.parametrize("drawn", [outline(HEAD), rasterise(HEAD, size_hw=(54, 80))])
+@pytest.mark.parametrize("values", [(0, 1), (0, 100), (0, 128), (200, 255)])
+def test_of_two_values_the_larger_is_the_head(tmp_path, drawn, values):
+    expected = parse_annotation(drawn, name="a").mask
+    for dtype in (np.uint8, np.uint16):
+        pixels = np.where(drawn > 0, values[1], values[0]).astype(dtype)
+        cv2.imwrite(str(tmp_path / "a.png"), pixels)
+        np.testing.assert_array_equal(read_annotation(tmp_path / "a.png").mask, expected)
+
+
+def test_a_map_of_labels_needs_the_heads_label(tmp_path):
+    head, path = rasterise(HEAD, size_hw=(54, 80)), tmp_path / "a.png"
+    labels = head.copy()
+    labels[:6, :6], labels[-6:, -6:] = 2, 3
+    cv2.imwrite(str(path), labels)
+    np.testing.assert_array_equal(read_annotation(path, label=1).mask, head)
+    with pytest.raises(InputError, match=r"holds the values 0, 1, 2, 3; .*data\.label"):
+        read_annotation(path)
+    with pytest.raises(InputError, match="no pixel has the label 7, only 0, 1, 2, 3"):
+        read_annotation(path, label=7)
+
+
+def test_alpha_counts_where_the_colours_say_nothing(tmp_path):
+    head, path = rasterise(HEAD, size_hw=(54, 80)), tmp_path / "a.png"
+    for colour in (0, 255):
+        cv2.imwrite(str(path), np.dstack([np.full((54, 80, 3), colour, np.uint8), 255 * head]))
+        np.testing.assert_array_equal(read_annotation(path).mask, head)
+    cv2.imwrite(str(path), np.dstack([*[255 * head] * 3, np.full_like(head, 90)]))
+    np.testing.assert_array_equal(read_annotation(path).mask, head)
+
+
+def test_a_smoothed_mask_is_cut_at_half_its_height(tmp_path):
+    head = rasterise(BIG, size_hw=(540, 800))
+    for top in (128, 255):
+        cv2.imwrite(str(tmp_path / "a.png"), cv2.GaussianBlur(head * np.uint8(top), (0, 0), 2))
+        assert dice(read_annotation(tmp_path / "a.png").mask, head) > 0.999
+
+
 def test_filled_mask_of_another_cohort_stays_untouched_and_unbiased(tmp_path):
     mask = rasterise(BIG, size_hw=(540, 800))
     found = read_annotation(save(tmp_path / "a.png", mask, channels=3))

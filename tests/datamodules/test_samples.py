@@ -50,8 +50,16 @@ def test_hc18_test_part_in_the_order_of_its_csv(hc18_folder):
         lambda text: text.replace("pixel size(mm)", " Pixel Size (mm) "),
         lambda text: text + "\r\n\r\n",
         lambda text: text.replace("001_HC.png,", " 001_HC.png , "),
+        lambda text: text.replace(",", ";"),
+        lambda text: text.replace(",", ";").replace("0.", "0,").replace(".00", ",00"),
+        lambda text: "sep=;\r\n" + text.replace(",", ";"),
+        lambda text: text.replace(",", "\t"),
+        lambda text: text.replace(",70.00", ',"70,00"'),
     ],
-    ids=["lf", "bom", "spaces", "blank lines", "padded cells"],
+    ids=[
+        *("lf", "bom", "spaces", "blank lines", "padded cells"),
+        *("semicolons", "decimal commas", "a spreadsheet's first line", "tabs", "quoted comma"),
+    ],
 )
 def test_tolerated_csv_spellings(hc18_folder, change):
     expected = read_hc18(hc18_folder)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from toy_recipe import TOY
 
+from datamodules.annotation import annotation_of
 from datamodules.errors import InputError
 from datamodules.index import Index
+from datamodules.phantom import write_phantom
+from datamodules.samples import read_hc18
 from datamodules.split_file import read_split_file
 from datamodules.synthetic import write_pair
 from experiments.__main__ import main
@@ -170,3 +173,32 @@ def test_lengths_that_cannot_be_right_are_refused_unless_allowed(config, hc18_fo
     assert "\n" not in str(refused.value)
     config.data.allow_implausible = True
     assert len(load_data(config).rows) == 12
+
+
+def test_masks_that_are_read_otherwise_have_other_hashes(config, tmp_path):
+    """Of the data, so that nothing fitted on other masks is taken for done; else the same ones."""
+    write_phantom(tmp_path / "set", n_exams=12, seed=0, size_hw=(54, 80), outlines="mixed")
+    config.data.root = str(tmp_path / "set")
+    usual = load_data(config)
+    filled = {key for key, row in usual.rows.items() if row.kind == "filled"}
+    assert filled
+    assert {usual.samples[key].filled_bias_px for key in filled} == {1.4}
+    config.data.filled_bias_px = 1.4
+    assert load_data(config).view == usual.view
+    config.data.filled_bias_px = 0.0
+    config.data.allow_implausible = True  # A pixel of bias is much at this size.
+    other = load_data(config)
+    assert all(other.view.content[key] != usual.view.content[key] for key in filled)
+    assert {other.samples[key].filled_bias_px for key in filled} == {0.0}
+    config.data.filled_bias_px, config.data.label = None, 255
+    assert all(load_data(config).view.content[key] != usual.view.content[key] for key in filled)
+
+
+def test_masks_without_a_bias_are_not_made_smaller_by_a_sweep(config, hc18_folder):
+    """HC18 whose outlines were filled up to the line's centre."""
+    for sample in read_hc18(hc18_folder):
+        mask = annotation_of(sample).mask
+        cv2.imwrite(str(sample.annotation_path), mask * 255)
+    data = load_data(config)
+    assert {sample.filled_bias_px for sample in data.samples.values()} == {0.0}
+    assert "12 of 12 annotations are filled masks, taken as they are" in data.notes
