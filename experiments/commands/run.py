@@ -12,6 +12,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.commands.arguments import say
+from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -75,7 +76,8 @@ def execute(
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     with use_sweep(folder):
-        write_atomic(folder / "config.yaml", yaml.safe_dump(resolved(config), sort_keys=False))
+        kept = yaml.safe_dump(escaped(resolved(config)), sort_keys=False)
+        write_atomic(folder / "config.yaml", kept)
         write_splits(data.view.folds, folder / "split.json")
         sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
         if not retry_failed:

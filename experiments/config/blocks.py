@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.allowed import nearest
+from experiments.config.escaping import escaped
 
 
 class KindRow(Protocol):
@@ -76,7 +77,7 @@ def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
             raise ValueError(f"{where}.{key}: unknown key; {nearest(key, known)}")
     try:
         # A list from a command line or a file stands for a tuple here as it does in a recipe.
-        merged = OmegaConf.merge(OmegaConf.structured(replace(start)), dict(changes))
+        merged = OmegaConf.merge(OmegaConf.structured(replace(start)), escaped(dict(changes)))
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: " + " ".join(str(error).split("\n", 1)[0].split())) from error

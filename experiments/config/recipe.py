@@ -2,9 +2,10 @@
 
 import difflib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar, get_args, get_origin
 
 import yaml
@@ -12,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.errors import InputError
+from experiments.config.escaping import escaped
 from experiments.config.extensions import import_extensions
 from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
@@ -35,7 +37,10 @@ def find_recipe(recipe: str) -> Path:
 
 
 def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
-    """Merge the schema, a recipe and `key=value` overrides in YAML into a checked config.
+    """Merge the schema, a recipe and `key=value` overrides into a checked config.
+
+    An override is read by the type of its key: a text (path, name) as it is typed, all else as
+    YAML.
 
     Raises:
         InputError: For an unknown key, a value of the wrong kind or out of range, or broken YAML.
@@ -163,19 +168,28 @@ class _RecipeYaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class _TextYaml(_RecipeYaml):
+    """YAML in which every single value but `null` is a text."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, pattern) for tag, pattern in found if tag.endswith(":null")]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _set_override(merged: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"{override!r}: expected key=value, as in segmenter.steps=80")
+    if text.strip() == "":
+        raise InputError(f"{override}: no value after '='; write null for none")
+    *parents, leaf = key.split(".")
     try:
-        value = yaml.load(text, Loader=_RecipeYaml)
+        value = escaped(_read_value(text, _kind_of((*parents, leaf))))
     except yaml.YAMLError as error:
         raise InputError(
             f"{override}: the value is not valid YAML; a list is written [a,b]"
         ) from error
-    if text.strip() == "":
-        raise InputError(f"{override}: no value after '='; write null for none")
-    *parents, leaf = key.split(".")
     asked: Any = value
     for part in (leaf, *reversed(parents)):
         asked = {part: asked}
@@ -186,6 +200,34 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise InputError(f"{key}: {parent} is not a group of keys in the recipe")
     node[leaf] = value
+
+
+def _kind_of(names: Sequence[str]) -> Any:
+    """Type of the key of these names; Any where the schema does not say."""
+    kind: Any = ExperimentConfig
+    for name in names:
+        if is_dataclass(kind):
+            kind = next((field.type for field in fields(kind) if field.name == name), Any)
+        else:
+            kind = get_args(kind)[1] if get_origin(kind) is dict else Any
+    return kind
+
+
+def _read_value(text: str, kind: Any) -> Any:
+    """A value from the command line as a key of a type takes it; YAMLError where it is no YAML.
+
+    Quotes around a whole text are YAML's, and `null` is none where the key may have none.
+    """
+    is_quoted = text[0] in "'\"" and text[-1] == text[0] and len(text) > 1
+    if kind is str or set(get_args(kind)) == {str, NoneType}:
+        if is_quoted:
+            return str(yaml.load(text, Loader=_TextYaml))
+        return None if text == "null" and kind is not str else text
+    if get_origin(kind) is list and get_args(kind) == (str,):
+        return yaml.load(text, Loader=_TextYaml)
+    value = yaml.load(text, Loader=_RecipeYaml)
+    # Of a block's keys the type is not known: a text at least is not cut at a ` #`.
+    return text if isinstance(value, str) and kind is Any and not is_quoted else value
 
 
 def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:

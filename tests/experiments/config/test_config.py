@@ -1,9 +1,11 @@
 """Recipes and overrides: what is merged, and how a wrong word is refused."""
 
 import pytest
+import yaml
 from toy_recipe import TOY
 
 from datamodules.errors import InputError
+from experiments.config.escaping import escaped
 from experiments.config.recipe import RECIPES, load_config
 from experiments.config.schema import ExperimentConfig, resolved
 
@@ -22,6 +24,43 @@ def test_tuples_stay_tuples_and_numbers_take_scientific_notation():
     config = load_config(None, ["generator.size_hw=[32,48]", "segmenter.learning_rate=1e-4"])
     assert config.generator.size_hw == (32, 48)
     assert config.segmenter.learning_rate == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/data/set #2", "/data/${x}/a", "/data/a: b", "/data/*", "012", "0x10", "1_000", "true", "~",
+     "/a\\${x}", "[a]", "{a", "/data/a #", "- a", "!x", "&a", "@a", "on", "2026-01-01", " a "],
+)  # fmt: skip
+def test_a_path_is_taken_as_typed(text, tmp_path):
+    config = load_config(None, [f"data.root={text}", f"store.root={text}"])
+    assert (config.data.root, config.store.root) == (text, text)
+    # What a sweep keeps of its recipe reads as the same.
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(escaped(resolved(config))))
+    assert load_config(str(copy), []) == config
+    if not {"[", "{", "#", ":", "-", "*", "!", "&", "@", " ", "~"} & set(text):
+        listed = load_config(None, [f"data.test_cohorts=[{text}]"])
+        assert listed.data.test_cohorts == [text]
+
+
+@pytest.mark.parametrize("name", ["012", "0x10", "1_000", "true", "null", "1e3", "2026-01-01"])
+def test_a_name_is_taken_as_typed(name):
+    assert load_config(None, [f"name={name}"]).name == name
+    assert load_config(None, [f"name='{name}'"]).name == name
+
+
+def test_no_text_is_null_where_there_may_be_none(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {root: /data}\n")
+    assert load_config(str(recipe), ["data.root=null"]).data.root is None
+    assert load_config(str(recipe), ["data.root='null'"]).data.root == "null"
+    assert load_config(None, ["split.train=null"]).split.train is None
+
+
+def test_a_blocks_texts_are_whole():
+    blocks = ["segmenters.mine.kind=sam", "segmenters.mine.weights_path=/w/a #2 ${x}"]
+    config = load_config(None, [*blocks, "sweep.segmenter=[mine]"])
+    assert config.segmenter_named("mine").weights_path == "/w/a #2 ${x}"
 
 
 def test_counts_alone_need_no_fraction():
@@ -51,8 +90,6 @@ def test_folds_of_cross_testing():
 
 
 def test_resolved_config_loads_again_to_the_same_config(tmp_path):
-    import yaml
-
     config = load_config(TOY, ["data.root=/data", "sweep.seed=[3]"])
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(resolved(config)))
