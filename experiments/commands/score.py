@@ -9,6 +9,8 @@ from datamodules.layouts import layout_help
 from experiments.commands.arguments import (
     AsJson,
     Extensions,
+    FilledBias,
+    HeadLabel,
     print_json,
     stderr_console,
     stdout_console,
@@ -20,6 +22,8 @@ def score(
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
     split: Annotated[Path | None, typer.Option(help="Published split; its test part.")] = None,
     layout: Annotated[str, typer.Option(help=layout_help())] = "auto",
+    label: HeadLabel = None,
+    filled_bias_px: FilledBias = None,
     extension: Extensions = None,
     missing: Annotated[str, typer.Option(help="refuse, or empty (counts as Dice 0).")] = "refuse",
     name: Annotated[str | None, typer.Option(help="Name of the row; else the folder's.")] = None,
@@ -40,6 +44,8 @@ def score(
         name=name,
         out=out,
         console=stderr_console(),
+        label=label,
+        filled_bias_px=filled_bias_px,
     )
     if as_json:
         print_json(as_dict(found))

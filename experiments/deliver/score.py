@@ -1,7 +1,7 @@
 """`sonosweep score`: masks made elsewhere, scored by the protocol of our own evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,8 +12,17 @@ from rich.table import Table
 from datamodules.allowed import one_of
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
+from datamodules.index import build_index
 from datamodules.layouts import LAYOUTS, layout_of
 from datamodules.mask_folder import find_masks, read_mask, some_names
+from datamodules.plausible import doubts
+from datamodules.reading import (
+    bias_notes,
+    is_as_expected,
+    reads_as,
+    settle_bias,
+    settled_samples,
+)
 from datamodules.samples import Sample
 from datamodules.split_file import SplitFile, read_split_file
 from datamodules.storage import (
@@ -61,6 +70,9 @@ class Score:
     """Images without a file, counted as empty predictions."""
     empty: tuple[str, ...] = ()
     """Images whose file holds no foreground."""
+    no_head: tuple[str, ...] = ()
+    """Images whose mask fills the image or has no outline that an ellipse fits, with its size; the
+    latter count with a circumference of 0 mm, as empty ones do."""
     notes: tuple[str, ...] = ()
     """What the reader should know, one sentence each."""
 
@@ -120,7 +132,7 @@ def score_folder(
             f"({some_names(absent)}); add them, name the images by --split, or count them as "
             "Dice 0 by --missing empty"
         )
-    rows, empty = _score_rows(chosen, files=files, progress=progress)
+    rows, empty, no_head = _score_rows(chosen, files=files, progress=progress)
     hashes = [[i, file_sha256(files[i]) if i in files else None] for i in sorted(chosen)]
     keys = {
         "trial_id": content_key(hashes),
@@ -137,6 +149,7 @@ def score_folder(
         split=split,
         missing=absent,
         empty=empty,
+        no_head=no_head,
         notes=tuple(notes),
     )
 
@@ -146,12 +159,12 @@ def _score_rows(
     *,
     files: Mapping[str, Path],
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+) -> tuple[list[dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
     # Here, because it imports torch: a wrong folder is refused before that.
     from experiments.stages.evaluation import Scorer
 
     scorer = Scorer(samples=samples, frame_hw=(256, 256), mode="pad")
-    rows, empty = [], []
+    rows, empty, no_head = [], [], []
     for sample_id, sample in samples.items():
         size_hw = read_image(sample.image_path).shape
         reference_hw = scorer.reference(sample_id).shape
@@ -165,10 +178,25 @@ def _score_rows(
             predicted = read_mask(files[sample_id], size_hw=size_hw)
             if not predicted.any():
                 empty.append(sample_id)
-        rows += scorer.rows(sample_id, predicted)
+        found = scorer.rows(sample_id, predicted)
+        if predicted.any() and _is_no_head(predicted, rows=found):
+            no_head.append(f"{sample_id} ({_size(predicted)})")
+        rows += found
         if progress is not None:
             progress(len(rows) // len(OUTPUTS), len(samples))
-    return rows, tuple(empty)
+    return rows, tuple(empty), tuple(no_head)
+
+
+def _is_no_head(mask: np.ndarray, *, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a mask fills the image, or gives no circumference in one of its rows."""
+    return bool(mask.all()) or any(
+        row.get("hc_pred_mm") == 0 or row.get("fitted") is False for row in rows
+    )
+
+
+def _size(mask: np.ndarray) -> str:
+    count = int(mask.sum())
+    return "the whole image" if count == mask.size else f"{count} px"
 
 
 def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -206,6 +234,7 @@ def as_dict(score: Score) -> dict[str, Any]:
         "trimesters_missing": row["trimesters_missing"],
         "missing": list(score.missing),
         "empty": list(score.empty),
+        "no_head": list(score.no_head),
         "notes": list(score.notes),
     }
 
@@ -243,15 +272,30 @@ def score_command(
     name: str | None,
     out: Path | None,
     console: Console,
+    label: int | None = None,
+    filled_bias_px: float | None = None,
 ) -> Score:
-    """What `sonosweep score` does before it prints."""
+    """What `sonosweep score` does before it prints.
+
+    `label` and `filled_bias_px` say how the references are read, as in `DataConfig`.
+    """
     one_of(missing, MISSING, option="--missing")
     if out is not None:
         # Before an hour is spent on what cannot be written.
         require_new(out)
     published = None if split is None else read_split_file(split)
-    samples = read_references(root, layout=layout)
-    with console.status("scoring") as status:
+    samples = reads_as(
+        read_references(root, layout=layout), label=label, filled_bias_px=filled_bias_px
+    )
+    with console.status("reading the references") as status:
+        index = build_index(
+            samples,
+            progress=lambda done, total: status.update(f"reading references {done}/{total}"),
+        )
+        settled = settle_bias(index) if filled_bias_px is None else index
+        samples, notes = settled_samples(samples, settled), doubts(settled)
+        if filled_bias_px is None and not is_as_expected(settled, before=index):
+            notes += bias_notes(settled)
         score = score_folder(
             predictions,
             samples=samples,
@@ -260,6 +304,7 @@ def score_command(
             missing=missing,
             progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
         )
+    score = replace(score, notes=(*notes, *score.notes))
     if out is not None:
         write_score(score, out)
     return score
@@ -299,6 +344,8 @@ def _sentences(score: Score) -> list[str]:
         f"{len(score.missing)} images have no mask, counted as empty: {missing}": missing,
         f"{len(score.empty)} masks are empty: {empty}": empty,
         f"an empty prediction is never left out: {zero}": missing or empty,
+        f"{len(score.no_head)} masks are no heads: {', '.join(score.no_head)}; where no ellipse "
+        "fits the outline they count with a circumference of 0 mm": score.no_head,
         f"no image of trimester {absent}; the other weights were scaled up": absent
         and "dice_trimester_weighted_mean" in known,
         f"{_n_not_fitted(score)} masks give no ellipse: their own scores stand in its column": (

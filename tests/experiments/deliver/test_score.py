@@ -7,15 +7,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from datamodules.annotation import read_annotation
+from datamodules.annotation import annotation_of, read_annotation
 from datamodules.errors import InputError
 from datamodules.mask_folder import find_masks, read_mask
 from datamodules.samples import read_cohort, read_hc18
 from datamodules.split_file import read_split_file, write_split_file
 from datamodules.splits import Split
 from experiments.__main__ import main
-from experiments.deliver.score import read_references, score_folder
+from experiments.deliver.score import print_score, read_references, score_folder
 from experiments.results.rows import read_rows
 from experiments.results.statistics import SUMMARY, trimester_weighted_mean
 from experiments.stages.evaluation import Scorer
@@ -113,6 +114,34 @@ def test_empty_mask_counts(samples, masks):
     assert (score.empty, score.missing) == (("001_HC",), ())
     assert score.per_image["dice"].iloc[0] == 0
     assert len(score.per_image) == 24
+
+
+def test_a_full_or_tiny_mask_is_named_as_an_empty_one_is(samples, masks):
+    dot = np.zeros((54, 80), np.uint8)
+    dot[20, 30] = 1
+    cv2.imwrite(str(masks / "001_HC.png"), dot)
+    cv2.imwrite(str(masks / "003_HC.png"), np.ones((54, 80), np.uint8))
+    score = score_folder(masks, samples=samples, name="a")
+    assert score.no_head == ("001_HC (1 px)", "003_HC (the whole image)")
+    hc_mm = score.per_image.set_index(["sample_id", "output"])["hc_pred_mm"]
+    assert (hc_mm["001_HC", "mask"], hc_mm["003_HC", "mask"]) == (0, 0)
+    console = Console(width=200, record=True)
+    print_score(score, console)
+    assert "2 masks are no heads: 001_HC (1 px), 003_HC (the whole image)" in console.export_text()
+
+
+def test_references_are_read_by_the_bias_that_their_csv_shows(
+    monkeypatch, capsys, hc18_folder, samples, masks
+):
+    """Outlines that were filled up to the line's centre: the same references, the same scores."""
+    words = ("score", masks, "--root", hc18_folder, "--json")
+    _, expected, _ = run(monkeypatch, capsys, *words)
+    for sample in samples:
+        cv2.imwrite(str(sample.annotation_path), 255 * annotation_of(sample).mask)
+    _, printed, _ = run(monkeypatch, capsys, *words)
+    found = json.loads(printed)
+    assert found["dice_mean"] == pytest.approx(json.loads(expected)["dice_mean"], abs=1e-9)
+    assert "12 of 12 annotations are filled masks, taken as they are" in found["notes"]
 
 
 def test_mask_of_another_size_is_named_with_both_sizes(samples, masks):
