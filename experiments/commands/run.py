@@ -14,6 +14,7 @@ from datamodules.storage import write_atomic
 from experiments.commands.arguments import say
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
+from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.plan.record import record_plan
@@ -40,6 +41,8 @@ def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
         if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
             find_lite_weights(settings.weights_path)
     check_devices(config)
+    # A mode that W&B does not have is refused before any work.
+    resolve_mode(config.wandb)
     _check_writable(Path(config.store.root))
     claim_store(Path(config.store.root))
     with console.status("reading the data") as status:

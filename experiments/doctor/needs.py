@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
 from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
 from experiments.doctor.checks import Check, ask
@@ -159,7 +160,10 @@ def _try_folder(folder: Path) -> bool:
 
 def check_wandb(config: ExperimentConfig) -> Check:
     """The mode that a run would have, and what stands behind it."""
-    mode, has_key, server = resolve_mode(config.wandb), is_logged_in(), server_url()
+    try:
+        mode, has_key, server = resolve_mode(config.wandb), is_logged_in(), server_url()
+    except InputError as error:
+        return Check("missing", str(error), "correct it, or give wandb.mode=")
     facts: dict[str, Any] = {"mode": mode, "logged_in": has_key, "server": server}
     if mode != "online":
         note = "" if has_key or mode == "disabled" else "; not logged in (wandb login for online)"

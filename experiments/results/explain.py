@@ -18,6 +18,7 @@ from experiments.results.rows import amounts, choose_output, read_output, read_r
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
 from experiments.store.integrity import read_object, read_sealed
+from experiments.store.provenance import code_name
 from experiments.store.runs import RunStore
 
 _PARTS = {
@@ -193,10 +194,7 @@ def _runs(
 
 
 def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
-    sha = manifest.get("git_sha")
-    commit = sha[:10] if sha else "unknown"
-    if manifest.get("git_dirty_sha256"):
-        commit += f" with changes {manifest['git_dirty_sha256']}"
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
     took = f", {clock(done['seconds'])}" if done else ", not finished"
-    return "; ".join([manifest["label"], f"commit {commit}", f"started {started}{took}"])
+    code = f"{'commit' if manifest.get('git_sha') else 'code'} {code_name(manifest)}"
+    return "; ".join([manifest["label"], code, f"started {started}{took}"])

