@@ -1,10 +1,13 @@
 """Whether pixel sizes and circumferences can be right, and what probably went wrong. Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from datamodules.ellipse import perimeter_px
 from datamodules.index import Index, IndexRow
+from datamodules.reading import drawn_ellipse
 
 HC_RANGE_MM = (30.0, 420.0)
 """What the circumference of a fetal head can be; HC18's are 44 to 346 mm."""
@@ -65,6 +68,8 @@ def _both_hcs(row: IndexRow) -> str:
 
 def _cause(off: Sequence[IndexRow]) -> str | None:
     """What makes the ratios of the annotations' HC to the CSV's what they are."""
+    if all(_fits_uncorrected(row) for row in off):
+        return "filled masks that do not reach beyond the head (data.filled_bias_px=0)"
     ratios = np.array([row.hc_fit_mm / row.hc_mm for row in off])
     median = float(np.median(ratios))
     for ratio, cause in _CAUSES.items():
@@ -76,6 +81,14 @@ def _cause(off: Sequence[IndexRow]) -> str | None:
     if high - low <= _RATIO_TOLERANCE * median:
         return f"images resized to {median:.3g} times the size that the pixel sizes are for"
     return "rows of the CSV and images mixed up, or resized images of several sizes"
+
+
+def _fits_uncorrected(row: IndexRow) -> bool:
+    """Whether a filled mask has the CSV's HC as it stands in the file."""
+    if row.kind != "filled" or row.filled_bias_px == 0:
+        return False
+    drawn_mm = perimeter_px(drawn_ellipse(row)) * row.pixel_size_mm
+    return not contradicts_csv(replace(row, hc_fit_mm=drawn_mm))
 
 
 def _strange_hcs(rows: Sequence[IndexRow]) -> list[str]:

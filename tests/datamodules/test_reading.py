@@ -10,6 +10,7 @@ from datamodules.annotation import annotation_of
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.index import build_index
 from datamodules.phantom import write_phantom
+from datamodules.plausible import doubts
 from datamodules.reading import bias_notes, reads_as, settle_bias, settled_samples
 from datamodules.samples import Sample, read_hc18
 from datamodules.summary import summary
@@ -99,6 +100,13 @@ def test_a_correction_that_makes_it_worse_is_a_finding(tmp_path):
     assert found["hc_error_mm"]["filled_uncorrected"]["mean"] < 0.2
     assert any("the filled masks reach 0.0" in text for text in found["findings"])
     assert any("makes the HC errors of filled masks larger" in text for text in found["findings"])
+
+
+def test_a_correction_that_contradicts_the_csv_is_named_as_the_cause(tmp_path):
+    """Too few masks to measure their bias by: the usual one is taken off, and too much of these."""
+    sentences = doubts(build_index(filled(tmp_path, bias_px=0.0, n=3)))
+    assert len(sentences) == 3
+    assert all("probably filled masks that do not reach beyond" in text for text in sentences)
 
 
 def test_the_heads_label_is_read_everywhere(tmp_path):

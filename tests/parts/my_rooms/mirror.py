@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, read_image
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.config.conditions import (
     CONDITIONS,
@@ -20,8 +20,7 @@ def run_mirror(context):
     ids = context.pick(content["images"])
     for number in range(content["n"]):
         sample = context.samples[ids[number % len(ids)]]
-        image, bias = read_image(sample.image_path), sample.filled_bias_px
-        mask = read_annotation(sample.annotation_path, filled_bias_px=bias).mask
+        image, mask = read_image(sample.image_path), annotation_of(sample).mask
         name = f"mirror-{number:05d}"
         write_pair(context.run_dir, name, image=np.fliplr(image), mask=np.fliplr(mask))
         pairs.append(SyntheticPair(sample_id=name))
