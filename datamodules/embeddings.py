@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.storage import fsync_path
+from datamodules.storage import fsync_path, is_array
 
 INDEX_NAME = "embeddings.json"
 
@@ -28,7 +28,8 @@ class EmbeddingStore:
         self.root = Path(root)
 
     def __contains__(self, key: str) -> bool:
-        return self.path(key).is_file()
+        """Whether an embedding is there and whole; one that was cut is not."""
+        return is_array(self.path(key))
 
     def path(self, key: str) -> Path:
         """File of a key, whether it exists or not."""
@@ -60,8 +61,8 @@ class EmbeddingStore:
         return image, mask
 
     def has_view(self, key: str) -> bool:
-        """Whether the view's frame and mask are kept."""
-        return self._view_path(key).is_file()
+        """Whether the view's frame and mask are kept and whole."""
+        return is_array(self._view_path(key))
 
     def _view_path(self, key: str) -> Path:
         return self.root / key[:2] / f"{key}.view.npy"
@@ -96,6 +97,16 @@ def write_index(folder: Path, keys: Mapping[str, Sequence[str]]) -> None:
 def open_embeddings(folder: Path, *, store: EmbeddingStore) -> EmbeddingSet:
     """Open a set that `write_index` described, without reading an array."""
     return EmbeddingSet(store=store, keys=json.loads((folder / INDEX_NAME).read_text()))
+
+
+def first_absent(folder: Path, *, store: EmbeddingStore) -> str | None:
+    """Key of the first embedding of a set that is missing or cut; None for none, or for no set."""
+    try:
+        keys = open_embeddings(folder, store=store).keys
+        views = [(key, view) for each in keys.values() for view, key in enumerate(each)]
+    except (OSError, ValueError, AttributeError):
+        return None
+    return next((k for k, v in views if k not in store or (v and not store.has_view(k))), None)
 
 
 def _write_array(path: Path, array: np.ndarray) -> None:

@@ -4,7 +4,10 @@ A folder is immutable: it is written under a temporary name and renamed, and its
 hash of everything that determines its content.
 """
 
+import contextlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +17,10 @@ import numpy as np
 from datamodules.annotation import annotation_of, read_image
 from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample
-from datamodules.storage import commit_folder, content_key
+from datamodules.storage import commit_folder, content_key, is_array
 
 SCHEMA_VERSION = 1
+ARRAYS = ("images", "masks", "size_hw", "valid_hw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ def prepare_images(
     factor: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreparedImages:
-    """Read, resize and keep the images and masks, or open what was kept before.
+    """Read, resize and keep the images and masks, or open what was kept before and is whole.
 
     Args:
         samples: Annotated samples.
@@ -79,6 +83,8 @@ def prepare_images(
         }
     )
     folder = Path(cache_dir) / f"prepared-{key}"
+    if folder.is_dir() and not _is_whole(folder):
+        _discard(folder)
     if not folder.is_dir():
         _write(folder, samples, frame_hw=frame_hw, mode=mode, factor=factor, progress=progress)
     return open_prepared(folder)
@@ -86,11 +92,27 @@ def prepare_images(
 
 def open_prepared(folder: Path) -> PreparedImages:
     """Open a folder that `prepare_images` wrote."""
-    arrays = {
-        name: np.load(folder / f"{name}.npy", mmap_mode="r")
-        for name in ("images", "masks", "size_hw", "valid_hw")
-    }
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
     return PreparedImages(sample_ids=json.loads((folder / "ids.json").read_text()), **arrays)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the ids can be read and no array is missing or cut."""
+    try:
+        json.loads((folder / "ids.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return all(is_array(folder / f"{name}.npy") for name in ARRAYS)
+
+
+def _discard(folder: Path) -> None:
+    """Take a damaged folder out of use; whoever has its arrays open keeps them."""
+    print(f"{folder}: damaged, so it is made again", flush=True)
+    target = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
+    # Another process may have done it meanwhile.
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(target)
+    shutil.rmtree(target, ignore_errors=True)
 
 
 def _write(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datamodules.errors import InputError
 
 
@@ -37,6 +39,15 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_array(path: Path) -> bool:
+    """Whether a .npy file is there with as many bytes as its header says; no value is read."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def write_atomic(path: Path, text: str) -> None:

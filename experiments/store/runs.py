@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from datamodules.embeddings import INDEX_NAME, EmbeddingStore, first_absent
 from datamodules.errors import InputError
 from datamodules.storage import fsync_path, write_json
 from experiments.store.integrity import (
@@ -84,6 +85,10 @@ def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> s
     chosen = facts if names is None else {name: facts[name] for name in names if name in facts}
     found = damaged_file(run_dir, chosen)
     is_unread = MANIFEST_NAME not in facts and (run_dir / MANIFEST_NAME).exists()
+    if found is None and names is None:
+        shared = EmbeddingStore(run_dir.parents[1] / "embeddings")
+        key = first_absent(run_dir, store=shared)
+        found = f"{INDEX_NAME} names the embedding {key}, which is missing or cut" if key else None
     if found is None and is_unread and read_object(run_dir / MANIFEST_NAME) is None:
         found = f"{MANIFEST_NAME} cannot be read"
     return found

@@ -109,6 +109,20 @@ def test_second_use_reads_and_does_not_write(hc18_folder, tmp_path):
     assert again.sample_ids == first.sample_ids
 
 
+@pytest.mark.parametrize("name", ["images.npy", "size_hw.npy", "ids.json"])
+def test_what_was_cut_is_made_again(hc18_folder, tmp_path, name, capsys):
+    samples = read_hc18(hc18_folder)
+    expected = np.array(prepare(samples, tmp_path / "cache").images)
+    (folder,) = (tmp_path / "cache").iterdir()
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    again = prepare(samples, tmp_path / "cache")
+    assert np.array_equal(again.images, expected)
+    assert (folder / name).read_bytes() == content
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
+    assert "damaged, so it is made again" in capsys.readouterr().out
+
+
 def test_whatever_changes_the_content_changes_the_folder(hc18_folder, tmp_path):
     samples, cache = read_hc18(hc18_folder)[:3], tmp_path / "cache"
 

@@ -9,8 +9,10 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from datamodules.embeddings import EmbeddingStore, write_index
 from experiments.store import runs as store_module
 from experiments.store.runs import (
     RunStore,
@@ -258,6 +260,18 @@ def test_what_only_stages_read_is_compared_when_all_is(run_dir):
     flip(run_dir / "weights.safetensors")
     assert damage(run_dir) is None
     assert damage(run_dir, names=None) == "weights.safetensors is not what was written"
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "missing"])
+def test_an_index_is_whole_while_its_embeddings_are(tmp_path, run_dir, how):
+    shared = EmbeddingStore(tmp_path / "store" / "embeddings")
+    shared.write("00ab", np.ones((2, 3, 4)))
+    write_index(run_dir, {"a": ["00ab"]})
+    write_done(run_dir, {})
+    assert damage(run_dir, names=None) is None
+    DAMAGES[how](shared.path("00ab"))
+    assert "00ab" in damage(run_dir, names=None)
+    assert "00ab" not in shared
 
 
 def test_a_marker_of_before_stays_valid(tmp_path, run_dir):
