@@ -3,14 +3,18 @@
 A file grows as NAME.part and gets its name when size and MD5 are right.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import http.client
 import json
+import os
+import shutil
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,7 @@ _CHUNK_BYTES = 1 << 18
 _JSON_LIMIT_BYTES = 1 << 22
 _AGAIN_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT_S = 60.0
+_MIB = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,7 @@ class RemoteFile:
     name: str
     size_bytes: int
     md5: str
-    """Hexadecimal."""
+    """Hexadecimal; may be its beginning alone, empty where none is published."""
     url: str
 
 
@@ -103,14 +108,14 @@ def download(
         progress: Told how many bytes are there.
 
     Returns:
-        Path of the file, whose size and MD5 are those of the record.
+        Path of the file, whose size and MD5 are those that were given.
 
     Raises:
         InputError: The server cannot be reached or refuses, or the file came damaged twice.
     """
     folder.mkdir(parents=True, exist_ok=True)
     target, part = folder / file.name, folder / f"{file.name}.part"
-    if target.is_file() and file_md5(target) == file.md5:
+    if is_that_file(target, file):
         return target
     for _ in range(2):
         part.touch()
@@ -122,7 +127,7 @@ def download(
                 # More than ever: a server without ranges starts again, and would seem to advance.
                 tried, most = (1, size_of(part)) if size_of(part) > most else (tried + 1, most)
                 _wait(error, url=file.url, tried=tried, retry=retry)
-        if file_md5(part) == file.md5:
+        if is_that_file(part, file):
             fsync_path(part)
             part.replace(target)
             return target
@@ -130,6 +135,62 @@ def download(
     raise InputError(
         f"{file.url}: damaged twice, its MD5 is not the record's {file.md5}; try again later"
     )
+
+
+def remote_size(url: str, *, retry: RetryPolicy) -> int:
+    """Bytes of a file on a server.
+
+    Raises:
+        InputError: It cannot be reached, refuses, or does not say.
+    """
+    for tried in range(1, retry.attempts + 1):
+        try:
+            with _open(url, start=0, retry=retry) as answer:
+                said = answer.headers.get("Content-Length") or ""
+        except _PASSING as error:
+            _wait(error, url=url, tried=tried, retry=retry)
+            continue
+        if said.isdigit():
+            return int(said)
+        raise InputError(f"{url}: the server does not say its size; fetch it by hand")
+    raise AssertionError("the last attempt waits for none")
+
+
+def is_that_file(path: Path, file: RemoteFile) -> bool:
+    """Whether a path holds a file of this size and MD5."""
+    is_its_size = path.is_file() and size_of(path) == file.size_bytes
+    return is_its_size and file_md5(path).startswith(file.md5)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder; the system releases it when the process ends, however it ends.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError(f"{folder}: another fetch is at work in it; wait until it ends") from error
+    finally:
+        os.close(descriptor)
+
+
+def require_free(folder: Path, *, need_bytes: int) -> None:
+    """Refuse what a disk has no room for.
+
+    Raises:
+        InputError: Less than `need_bytes` is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < need_bytes:
+        raise InputError(
+            f"{folder}: {need_bytes / _MIB:.0f} MiB are needed, {free / _MIB:.0f} MiB are free; "
+            "make room, or give a folder on another disk"
+        )
 
 
 def file_md5(path: Path) -> str:

@@ -6,19 +6,25 @@
 What is on the way lies in ROOT/.fetch; a part of the layout appears whole or not at all.
 """
 
-import contextlib
-import fcntl
-import os
 import re
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.attribution import HC18_RECORD
-from datamodules.download import RemoteFile, RetryPolicy, download, fetch_json, file_md5, size_of
+from datamodules.download import (
+    RemoteFile,
+    RetryPolicy,
+    download,
+    fetch_json,
+    file_md5,
+    locked,
+    require_free,
+    size_of,
+)
 from datamodules.errors import InputError
 from datamodules.samples import HC18_CSV, HC18_FOLDER, read_hc18
 from datamodules.storage import commit_folder, fsync_path
@@ -79,10 +85,10 @@ def fetch_hc18(
         raise InputError(f"{root}: a file; give a folder")
     root.mkdir(parents=True, exist_ok=True)
     retry = retry or RetryPolicy()
-    with _locked(root):
+    with locked(root):
         missing = _missing(root, known_md5=known_md5)
         files = _record_files(record_url, known_md5, retry=retry) if missing else {}
-        _require_free(root, need_bytes=_need_bytes(root, [files[name] for name in missing]))
+        require_free(root, need_bytes=_need_bytes(root, [files[name] for name in missing]))
         for name in missing:
             _bring(root, files[name], retry=retry, progress=progress)
         fsync_path(root)
@@ -112,19 +118,6 @@ def _bring(
         path.unlink()
     else:
         path.replace(root / path.name)
-
-
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Hold a lock on a folder; the system releases it when the process ends, however it ends."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(f"{root}: another fetch is at work in it; wait until it ends") from error
-    finally:
-        os.close(descriptor)
 
 
 def _missing(root: Path, *, known_md5: Mapping[str, str]) -> list[str]:
@@ -201,15 +194,6 @@ def _need_bytes(root: Path, files: list[RemoteFile]) -> int:
     return to_come + _UNPACKED_FACTOR * zipped
 
 
-def _require_free(folder: Path, *, need_bytes: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < need_bytes:
-        raise InputError(
-            f"{folder}: {need_bytes / _MIB:.0f} MiB are needed, {free / _MIB:.0f} MiB are free; "
-            "make room, or give a folder on another disk"
-        )
-
-
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack the PNG files of an archive into one folder, which is there whole or not at all.
 
@@ -230,7 +214,7 @@ def unpack(archive: Path, folder: Path) -> None:
                     f"{archive}: would unpack to {total / _MIB:.0f} MiB, far more than a set of "
                     "PNG files; not unpacked"
                 )
-            _require_free(archive.parent, need_bytes=total)
+            require_free(archive.parent, need_bytes=total)
             with commit_folder(folder) as temporary:
                 for name, entry in entries.items():
                     # The reader stops at the entry's stated size, and checks its CRC.

@@ -14,6 +14,7 @@ from experiments.commands.score import score
 from experiments.commands.store import clean, dashboard, status
 from experiments.commands.sweep import diffusion, segment, sweep, synthesize
 from experiments.commands.trial import trial
+from experiments.commands.weights import weights_app
 
 app = typer.Typer(
     name="sonosweep",
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
+app.add_typer(weights_app, name="weights")
 for command in (
     *(demo, sweep, trial, diffusion, synthesize, segment, report, table, figure),
     *(status, clean, doctor, dashboard, score, submit, export, predict, bench),

@@ -7,6 +7,14 @@ class WeightsError(ValueError):
     """Weights that cannot be used: one line that says which file, why, and what to do."""
 
 
+class MissingWeightsError(WeightsError):
+    """Published weights that are not on this machine yet; `name` is theirs in the table."""
+
+    def __init__(self, message: str, *, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class NonFiniteLossError(RuntimeError):
     """A training whose numbers left the finite: one line with its step and learning rate."""
 

@@ -1,6 +1,8 @@
 """Arguments that several commands share, and where they print. Torch-free."""
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +41,23 @@ def stdout_console() -> Console:
 def stderr_console() -> Console:
     """Where progress is shown, so that the results can go into a file."""
     return Console(stderr=True, highlight=False)
+
+
+@contextlib.contextmanager
+def download_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a bar for each download; gives what to tell a file's name, bytes there and size."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=stderr_console()) as bars:
+        tasks = {}
+
+        def show(file_name: str, done: int, size: int) -> None:
+            if file_name not in tasks:
+                tasks[file_name] = bars.add_task(file_name, total=size)
+            bars.update(tasks[file_name], completed=done)
+
+        yield show
 
 
 def say(console: Console, line: str) -> None:

@@ -14,6 +14,7 @@ from experiments.commands.arguments import (
     HeadLabel,
     Overrides,
     Recipe,
+    download_bars,
     print_json,
     say,
     stderr_console,
@@ -115,22 +116,12 @@ def data_fetch(
     """Fetch HC18 from its official record, checked and unpacked; continues where it stopped."""
     if name != "hc18":
         raise InputError(f"data fetch {name}: unknown; the one set to fetch is hc18")
-    from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
     from datamodules.attribution import HC18_LICENCE
     from datamodules.fetch import RECORD_URL, fetch_hc18
 
     console = stdout_console()
     say(console, HC18_LICENCE)
-    columns = ("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=stderr_console()) as bars:
-        tasks = {}
-
-        def show(file_name: str, done: int, size: int) -> None:
-            if file_name not in tasks:
-                tasks[file_name] = bars.add_task(file_name, total=size)
-            bars.update(tasks[file_name], completed=done)
-
+    with download_bars() as show:
         fetched = fetch_hc18(to, record_url=record_url or RECORD_URL, progress=show)
     what = f"fetched {', '.join(fetched.files)}" if fetched.files else "all there, nothing to fetch"
     counts = f"{fetched.n_training} training and {fetched.n_test} test images"

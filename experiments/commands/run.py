@@ -12,6 +12,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.commands.arguments import say
+from experiments.commands.weights import fetch_from_hub, fetch_weights
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.config.wandb_mode import resolve_mode
@@ -25,17 +26,25 @@ from experiments.runner.sweep import Sweep, SweepInterruptedError
 from experiments.stages.data import Data, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
 from experiments.store.runs import RunStore, hold
-from lightning_modules.generators.stable_diffusion.weights import is_hub_name
+from lightning_modules.errors import MissingWeightsError
+from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.weights import find_lite_weights
 
 
-def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
+def prepare(
+    config: ExperimentConfig, console: Console, *, fetches: bool = True
+) -> tuple[Data, Plan]:
     """Check everything that can be checked before torch is imported, then plan.
+
+    Published weights whose content the plan's ids name are fetched where `fetches` is true.
 
     Raises:
         InputError, WeightsError: For a user's mistake.
     """
+    if config.offline:
+        # The one place that all processes and libraries look at.
+        os.environ["HF_HUB_OFFLINE"] = "1"
     for name in (*config.segmenter_names(), JUDGE):
         settings = config.segmenter_named(name)
         if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
@@ -50,8 +59,14 @@ def prepare(config: ExperimentConfig, console: Console) -> tuple[Data, Plan]:
             config,
             progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
         )
-        plan = make_plan(config, data.view)
-    return data, plan
+    while True:
+        try:
+            with console.status("planning"):
+                return data, make_plan(config, data.view)
+        except MissingWeightsError as missing:
+            if not fetches:
+                raise
+            fetch_weights(missing.name, console)
 
 
 def execute(
@@ -107,12 +122,11 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
     wanted = {n.generator for n in asks if not store.is_done(n.stage, n.id)}
     for name in sorted(wanted):
         settings = config.generator_named(name)
-        if not is_hub_name(settings.base_model):
+        base_model, revision = resolve_base(settings.base_model, revision=settings.revision)
+        if not is_hub_name(base_model):
             continue
-        from lightning_modules.generators.stable_diffusion.base import fetch_base
-
-        with console.status(f"looking for {settings.base_model} in the hub's cache and on the hub"):
-            fetch_base(settings.base_model, revision=settings.revision)
+        with console.status(f"looking for {base_model} in the hub's cache and on the hub"):
+            fetch_from_hub(base_model, revision=revision, console=console)
 
 
 def _cluster(config: ExperimentConfig, plan: Plan) -> SlurmLauncher | None:
@@ -235,7 +249,7 @@ def write_again(
     """Write a sweep's outputs from what is done; into a Markdown file's results block too, which
     names a command.
     """
-    data, plan = prepare(config, console)
+    data, plan = prepare(config, console, fetches=False)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)

@@ -48,6 +48,8 @@ class ExperimentConfig:
     extensions: list[str] = field(default_factory=list)
     """Python modules to import first, in every process: they add rows to the tables of segmenters,
     generators, conditions, stages and data layouts (docs/extending.md)."""
+    offline: bool = False
+    """Never fetch weights, as HF_HUB_OFFLINE=1 does; what is missing ends the command."""
     segmenter: SegmenterConfig = field(default_factory=SegmenterConfig)
     """Settings of `sam`."""
     unet: UnetConfig = field(default_factory=UnetConfig)

@@ -20,6 +20,7 @@ from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.runs import is_done, read_manifest, read_result
+from lightning_modules.generators.stable_diffusion.weights import resolve_base
 
 METADATA = "metadata.jsonl"
 _DRAWN = "no image was acquired from a patient; textures are what the generator learned."
@@ -207,7 +208,7 @@ def _facts(
     made_by, what_is_synthetic = _STAGES[stage]
     generator = lineage.get("generator")
     settings = (generator or {}).get("config", {}).get("stable_diffusion", {})
-    base = str(settings.get("base_model"))
+    base, _ = resolve_base(settings.get("base_model"))
     # A name on the hub says where to get it; of a path on this machine the end is enough.
     is_hub = base.count("/") == 1 and not base.startswith(("/", ".", "~"))
     return {

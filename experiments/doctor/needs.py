@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +13,111 @@ from experiments.config.schema import ExperimentConfig
 from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
 from experiments.doctor.checks import Check, ask
 from experiments.store.disk import disk_need_gib
+from lightning_modules.errors import MissingWeightsError, WeightsError
 
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}
 """Mount options of a network filesystem whose locks end at this machine."""
 
 
-def check_weights(config: ExperimentConfig) -> Check:
-    """Files of the sweep's segmenters and generators; what the network would bring is named."""
-    from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
-    from lightning_modules.generators.stable_diffusion.weights import find_base, is_hub_name
-    from lightning_modules.segmenters.sam.config import SegmenterConfig
-    from lightning_modules.segmenters.sam.weights import FILES, find_lite_weights, find_weights
-    from lightning_modules.segmenters.unet.config import UnetConfig
+@dataclass(frozen=True, kw_only=True)
+class _Weights:
+    """Weights that a block of settings starts from."""
 
-    found, from_network = {}, {}
-    for name in config.segmenter_names():
-        settings = config.segmenter_named(name)
-        if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
-            from_network[name] = str(settings.encoder_weights)
-        elif isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
-            found[name] = str(find_lite_weights(settings.weights_path))
-        elif isinstance(settings, SegmenterConfig) and settings.backbone in FILES:
-            found[name] = str(find_weights(settings.backbone, settings.weights_path))
-    for name in config.generator_names():
-        settings = config.generator_named(name)
-        if isinstance(settings, StableDiffusionConfig):
-            base = settings.base_model
-            found[name] = f"{base} (hub)" if is_hub_name(base) else str(find_base(base).path)
-    text = ", ".join(f"{name}: {Path(path).name}" for name, path in found.items()) or "none needed"
-    if from_network:
-        text += "".join(f", {name}: {what} from the network" for name, what in from_network.items())
-        return Check("warn", text, "have them downloaded once where there is a network", found)
-    return Check("ok", text, facts=found)
+    what: str
+    path: Path | None = None
+    """None where they are not on this machine."""
+    remedy: str = ""
+    """How to have them beforehand."""
+    is_certain: bool = True
+    """Whether a look at the cache tells that they are not there."""
+
+    def state(self, *, offline: bool) -> str:
+        """In a word or two."""
+        if self.path is not None:
+            return "present"
+        return "missing, offline" if offline and self.is_certain else "fetchable"
+
+
+def check_weights(config: ExperimentConfig) -> Check:
+    """Each of the sweep's weights: present, fetchable when the sweep starts, or missing."""
+    from lightning_modules.weights_table import is_offline
+
+    offline = config.offline or is_offline()
+    blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
+    blocks |= {name: config.generator_named(name) for name in config.generator_names()}
+    texts, marks, remedies, facts = [], {"ok"}, [], {}
+    for name, settings in blocks.items():
+        try:
+            found = _weights_of(settings)
+        except WeightsError as error:
+            # One line that ends in what to do.
+            text, _, remedy = str(error).rpartition("; ")
+            texts.append(f"{name}: missing, {text or remedy}")
+            remedies.append(remedy if text else "")
+            marks.add("missing")
+            continue
+        if found is None:
+            continue
+        state = found.state(offline=offline)
+        texts.append(f"{name}: {found.what} {state}")
+        facts[name] = str(found.path) if found.path else state
+        if found.path is None:
+            marks.add("warn" if state == "fetchable" else "missing")
+            remedies.append(found.remedy)
+    mark = next(mark for mark in ("missing", "warn", "ok") if mark in marks)
+    text = ", ".join(texts) or "none needed"
+    return Check(mark, text, "; ".join(dict.fromkeys(filter(None, remedies))), facts)
+
+
+def _weights_of(settings: Any) -> _Weights | None:
+    """What a block of settings starts from; None for random weights.
+
+    Raises:
+        WeightsError: A file that was named cannot be used.
+    """
+    from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
+    from lightning_modules.segmenters.sam.config import SegmenterConfig
+    from lightning_modules.segmenters.sam.weights import find_lite_weights, find_weights
+    from lightning_modules.segmenters.unet.config import UnetConfig
+    from lightning_modules.weights_table import WEIGHTS, verify_cached
+
+    if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
+        remedy = "have them downloaded once where there is a network"
+        what = f"{settings.encoder_weights} from the network"
+        return _Weights(what=what, remedy=remedy, is_certain=False)
+    if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
+        path = find_lite_weights(settings.weights_path)
+        return _Weights(what=path.name, path=path)
+    if isinstance(settings, SegmenterConfig) and settings.backbone in WEIGHTS:
+        row = WEIGHTS[settings.backbone]
+        try:
+            path = find_weights(settings.backbone, settings.weights_path)
+            if settings.weights_path is None:
+                verify_cached(settings.backbone)
+        except MissingWeightsError as error:
+            remedy = f"sonosweep weights fetch {error.name} fetches it beforehand"
+            return _Weights(what=f"{row.file} ({row.size_text})", remedy=remedy)
+        return _Weights(what=path.name, path=path)
+    return _base_of(settings) if isinstance(settings, StableDiffusionConfig) else None
+
+
+def _base_of(settings: Any) -> _Weights:
+    from lightning_modules.generators.stable_diffusion.weights import (
+        find_base,
+        find_in_hub_cache,
+        is_hub_name,
+        resolve_base,
+    )
+
+    name, revision = resolve_base(settings.base_model, revision=settings.revision)
+    if not is_hub_name(name):
+        path = find_base(name).path
+        return _Weights(what=path.name, path=path)
+    at = "" if revision is None else f"@{revision}"
+    remedy = f"sonosweep weights fetch {name}{at} fetches it beforehand"
+    path = find_in_hub_cache(name, revision=revision)
+    return _Weights(what=f"{name} (hub)", path=path, remedy=remedy)
 
 
 def check_demo_data(config: ExperimentConfig) -> Check:

@@ -21,6 +21,8 @@ from experiments.runner.workload import Workload
 from experiments.stages.data import Data, load_data
 from experiments.store.disk import disk_need_gib
 from experiments.store.guard import check_version
+from lightning_modules.segmenters.sam.weights import missing_weights_named
+from lightning_modules.weights_table import WEIGHTS
 
 WIDTH = 80
 MOST_LINES = 14
@@ -89,8 +91,14 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         elsewhere = replace(config, store=replace(config.store, root=scratch))
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
         data = load_data(elsewhere, progress=show)
-        plan = make_plan(config, data.view)
-    for note in (*data.notes, *plan.notes):
+        with missing_weights_named() as missing:
+            plan = make_plan(config, data.view)
+    notes = [
+        f"{WEIGHTS[name].file} ({WEIGHTS[name].size_text}) is not here yet: the sweep fetches it "
+        "when it starts"
+        for name in dict.fromkeys(missing)
+    ]
+    for note in (*data.notes, *plan.notes, *notes):
         console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
     if as_json:

@@ -12,7 +12,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,8 +28,10 @@ from lightning_modules.generators.stable_diffusion.weights import (
     find_base,
     is_hub_name,
     read_json,
+    resolve_base,
     shorten,
 )
+from lightning_modules.weights_table import is_offline
 
 UNET_SETTINGS: dict[str, Any] = {
     "sample_size": 64,
@@ -102,13 +104,14 @@ def load_base(base_model: str | None, *, revision: str | None = None) -> Base:
     Args:
         base_model: Folder in diffusers' layout, a single .safetensors file in the layout of the
             original Stable Diffusion 1.5 with a folder tokenizer/ beside it, or a hub's name,
-            which is taken from the hub's cache where there is no network.
+            which is taken from the hub's cache where there is no network; None is the default.
         revision: Of a name on the hub.
 
     Raises:
         WeightsError: Missing, damaged, of another layout, or out of reach; one line that says how
             to get a base model.
     """
+    base_model, revision = resolve_base(base_model, revision=revision)
     if is_hub_name(base_model):
         found = find_base(str(fetch_base(base_model, revision=revision)))
     else:
@@ -184,9 +187,16 @@ def fetch_base(base_model: str, *, revision: str | None = None) -> Path:
             revision=revision,
             allow_patterns=list(HUB_FILES),
             ignore_patterns=list(UNUSED_HUB_FILES),
+            local_files_only=is_offline(),
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         name = base_model if revision is None else f"{base_model}@{revision}"
+        if is_offline():
+            raise WeightsError(
+                f"stable_diffusion.base_model={name}: no such path here, and not in the hub's "
+                f"cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids the network; "
+                f"`sonosweep weights fetch {name}` without it fetches the model"
+            ) from error
         raise WeightsError(
             f"stable_diffusion.base_model={name}: no such path here, and the hub does not give it "
             f"({shorten(error)}); {THREE_WAYS}"

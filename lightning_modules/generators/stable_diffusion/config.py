@@ -53,9 +53,10 @@ class StableDiffusionConfig:
     """`sd_in_channel`: the paper's; draws [image, image, outline] as RGB, from a prompt alone.
     `sd_mask`: the filled mask enters the UNet by further channels, so labels are exact."""
     base_model: str | None = None
-    """Folder in diffusers' layout, a single .safetensors file, or a name on the hub."""
+    """Folder in diffusers' layout, a single .safetensors file, or a name on the hub; None is
+    Stable Diffusion 1.5 on the hub, at one commit."""
     revision: str | None = None
-    """Revision of a model on the hub."""
+    """Revision of a model on the hub; None is the main branch, or the default model's commit."""
     size_hw: tuple[int, int] = (384, 576)
     """Height and width of the images, pixels; multiples of 64."""
     lora_rank: int = 16

@@ -35,7 +35,12 @@ from lightning_modules.generators.stable_diffusion.sampling import (
     draw_latents,
     mask_channels,
 )
-from lightning_modules.generators.stable_diffusion.weights import base_id, read_json, shorten
+from lightning_modules.generators.stable_diffusion.weights import (
+    base_id,
+    read_json,
+    resolve_base,
+    shorten,
+)
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.noise import (
     alphas_sigmas,
@@ -425,7 +430,7 @@ def load_stable_diffusion(
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{folder / CONFIG_NAME}: damaged ({shorten(error)})") from error
     if base_model is None:
-        base_model, revision = config.base_model, config.revision
+        base_model, revision = resolve_base(config.base_model, revision=config.revision)
     found = base_id(base_model, revision=revision)
     if found != wanted:
         raise WeightsError(

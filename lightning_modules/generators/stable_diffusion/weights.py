@@ -8,13 +8,13 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from lightning_modules.errors import WeightsError
+from lightning_modules.weights_table import DEFAULT_BASE, file_digest
 
 NETWORKS = ("unet", "vae", "text_encoder")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -48,7 +48,7 @@ def base_id(base_model: str | None, *, revision: str | None = None) -> str:
     """Name a base model by its content.
 
     Args:
-        base_model: Folder, .safetensors file, or name on the hub.
+        base_model: Folder, .safetensors file, or name on the hub; None is the default one.
         revision: Of a name on the hub; None is its main branch.
 
     Returns:
@@ -56,39 +56,57 @@ def base_id(base_model: str | None, *, revision: str | None = None) -> str:
         change where the folder moves; `name@revision` for the hub, which is not asked.
 
     Raises:
-        WeightsError: None is given, or a file is missing, damaged or of another layout.
+        WeightsError: A file is missing, damaged or of another layout.
     """
+    base_model, revision = resolve_base(base_model, revision=revision)
     if is_hub_name(base_model):
         return f"{base_model}@{DEFAULT_REVISION if revision is None else revision}"
     found = find_base(base_model)
     digest = hashlib.sha256()
     for path in sorted((*found.weights, *found.others)):
         name = "weights" if path == found.path else f"{path.parent.name}/{path.name}"
-        digest.update(f"{name}\0{file_sha256(path)}\n".encode())
+        digest.update(f"{name}\0{file_digest(path, 'sha256')}\n".encode())
     return digest.hexdigest()
 
 
-def is_hub_name(base_model: str | None) -> bool:
+def resolve_base(base_model: str | None, *, revision: str | None = None) -> tuple[str, str | None]:
+    """Name and revision of a base model; None is the default one at its commit."""
+    if base_model is not None:
+        return base_model, revision
+    return DEFAULT_BASE.repo, DEFAULT_BASE.revision if revision is None else revision
+
+
+def is_hub_name(base_model: str) -> bool:
     """Whether this is `owner/name` and no path that exists."""
     return (
-        base_model is not None
-        and HUB_NAME.fullmatch(base_model) is not None
+        HUB_NAME.fullmatch(base_model) is not None
         and not Path(base_model).exists()
         and not base_model.endswith((".safetensors", ".ckpt", ".bin", ".pt", ".pth"))
     )
 
 
-def find_base(base_model: str | None) -> BaseFiles:
+def find_in_hub_cache(name: str, *, revision: str | None = None) -> Path | None:
+    """Folder of a hub's model in the hub's cache, without the network; None where its UNet, which
+    is the largest of its files, is not there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for stem in ("diffusion_pytorch_model", "diffusion_pytorch_model.fp16"):
+        found = try_to_load_from_cache(name, f"unet/{stem}.safetensors", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent.parent
+    return None
+
+
+def find_base(base_model: str) -> BaseFiles:
     """Find a base model on this machine and check its files' layout and wholeness.
 
     Args:
         base_model: Folder in diffusers' layout, or a .safetensors file.
 
     Raises:
-        WeightsError: None is given, or a file is missing, damaged or of another layout.
+        WeightsError: A file is missing, damaged or of another layout.
     """
-    if base_model is None:
-        raise WeightsError(f"no base model of Stable Diffusion is given: {THREE_WAYS}")
     path = Path(base_model).expanduser()
     if path.is_dir():
         return _find_in_folder(path)
@@ -134,25 +152,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def shorten(error: Exception) -> str:
     """An exception's text on one line, or its class where it has none."""
     return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, computed once in this process while size and time of change stay.
-
-    Raises:
-        WeightsError: Not readable.
-    """
-    try:
-        stat = path.stat()
-        return _sha256(path, stat.st_size, stat.st_mtime_ns)
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001 - they tell a new file
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _find_in_folder(folder: Path) -> BaseFiles:

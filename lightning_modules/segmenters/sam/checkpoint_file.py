@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lightning_modules.errors import WeightsError
 from lightning_modules.segmenters.sam.config import Backbone
-from lightning_modules.segmenters.sam.weights import FILES
+from lightning_modules.weights_table import WEIGHTS
 
 WRAPPERS = ("model", "state_dict", "model_state", "model_state_dict", "sam", "weights")
 PREFIXES = ("module.", "sam.", "model.", "sam_model.", "_orig_mod.")
@@ -102,5 +102,5 @@ def _remedy(state: Mapping[str, torch.Tensor], backbone: Backbone) -> str:
             return f"it looks like {fits}: set segmenter.backbone to it"
     if "image_encoder.patch_embed.seq.0.c.weight" in state:
         return "it looks like lite: set segmenter.backbone to it"
-    wanted = FILES.get(backbone)
-    return f"get {wanted}" if wanted else "give another file"
+    wanted = WEIGHTS.get(backbone)
+    return f"get {wanted.file}" if wanted else "give another file"

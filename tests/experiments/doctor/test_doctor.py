@@ -1,12 +1,14 @@
 """`sonosweep doctor`: a run's lines on whole, odd and broken machines; the screen; JSON."""
 
 import collections
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from datamodules.layouts import LAYOUTS
 from experiments.config.recipe import load_config
 from experiments.doctor import needs, screen
 from experiments.doctor.checks import Check, ask, run_checks
+from lightning_modules.weights_table import DEFAULT_BASE, WEIGHTS
 
 GIB = 2**30
 
@@ -30,7 +33,7 @@ def look(checker, *overrides):
 
 
 def test_weights_that_are_missing_wrong_or_not_needed(tmp_path):
-    assert look(needs.check_weights).text == "sam: lite_medsam.pth"
+    assert look(needs.check_weights).text == "sam: lite_medsam.pth present"
     assert look(needs.check_weights, "segmenter.backbone=tiny").text == "none needed"
     unet = ["sweep.segmenter=[sam,unet]", "unet.encoder_weights=imagenet"]
     found = look(needs.check_weights, *unet)
@@ -43,6 +46,35 @@ def test_weights_that_are_missing_wrong_or_not_needed(tmp_path):
         found = look(needs.check_weights, f"segmenter.weights_path={tmp_path / name}")
         assert (found.mark, word in found.text + found.remedy) == ("missing", True)
         assert "weights_path" in found.text + found.remedy
+
+
+def test_published_weights_are_present_fetchable_or_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    asked = ["segmenter.backbone=vit_b", "sweep.generator=[stable_diffusion]"]
+    base = "stable_diffusion: stable-diffusion-v1-5/stable-diffusion-v1-5 (hub)"
+    found = look(needs.check_weights, *asked)
+    expected = f"sam: sam_vit_b_01ec64.pth (358 MiB) fetchable, {base} fetchable"
+    assert (found.mark, found.text) == ("warn", expected)
+    assert found.remedy.startswith("sonosweep weights fetch vit_b fetches it beforehand; sonosweep")
+    found = look(needs.check_weights, *asked, "offline=true")
+    assert (found.mark, found.text.count("missing, offline")) == ("missing", 2)
+    row, path = WEIGHTS["vit_b"], tmp_path / "hub" / "checkpoints" / "sam_vit_b_01ec64.pth"
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a", "weights")
+    found = look(needs.check_weights, *asked)
+    assert (found.mark, "not the published weights of vit_b" in found.text) == ("missing", True)
+    begin = hashlib.md5(path.read_bytes()).hexdigest()[:6]
+    row = replace(row, size_bytes=path.stat().st_size, md5=begin)
+    monkeypatch.setitem(WEIGHTS, "vit_b", row)
+    snapshot = tmp_path / "hub" / "models--stable-diffusion-v1-5--stable-diffusion-v1-5"
+    unet = snapshot / "snapshots" / DEFAULT_BASE.revision / "unet"
+    unet.mkdir(parents=True)
+    (unet / "diffusion_pytorch_model.safetensors").write_text("x")
+    found = look(needs.check_weights, *asked, "offline=true")
+    assert (found.mark, found.text.count(" present")) == ("ok", 2)
 
 
 def test_data_counted_missing_empty_or_unreadable(bare, tmp_path, hc18_folder, monkeypatch):

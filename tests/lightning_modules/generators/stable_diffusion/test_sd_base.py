@@ -19,6 +19,7 @@ from lightning_modules.errors import WeightsError
 from lightning_modules.generators.stable_diffusion import base as sd_base
 from lightning_modules.generators.stable_diffusion.base import Base, encode_prompts, load_base
 from lightning_modules.generators.stable_diffusion.weights import base_id
+from lightning_modules.weights_table import DEFAULT_BASE
 
 PROMPT = "An ultrasound image of a fetal head, second trimester."
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -60,11 +61,11 @@ def _assert_same_networks(first: Base, second: Base) -> None:
             assert torch.equal(tensor, theirs[key]), key
 
 
-def _refused(base_model: Path | str | None, said: str) -> None:
+def _refused(base_model: Path | str, said: str) -> None:
     """Refused alike by what loads and by what only names; in one line that says what helps."""
     for refuse in (load_base, base_id):
         with pytest.raises(WeightsError, match=said) as caught:
-            refuse(None if base_model is None else str(base_model))
+            refuse(str(base_model))
         assert "\n" not in str(caught.value)
 
 
@@ -171,8 +172,15 @@ def test_naming_needs_no_torch(folder: Path):
     assert found.stdout.split() == [base_id(str(folder)), "False"]
 
 
-def test_nothing_given_names_the_three_ways():
-    _refused(None, r"folder.*\.safetensors.*hub")
+def test_nothing_given_is_the_default_at_its_commit(
+    offline_hub: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = f"{DEFAULT_BASE.repo}@{DEFAULT_BASE.revision}"
+    assert base_id(None) == name
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    said = rf"{name}: no such path.*{offline_hub}, and HF_HUB_OFFLINE.*`sonosweep weights fetch"
+    with pytest.raises(WeightsError, match=said):
+        load_base(None)
 
 
 def test_a_path_that_is_not_there(tmp_path: Path):

@@ -158,7 +158,7 @@ def test_generators_that_cannot_be_used_are_refused(folder: Path, tmp_path: Path
     settings = generator / "generator.json"
     content = json.loads(settings.read_text())
     for base_model, said in (
-        (None, "set stable_diffusion.base_model to a folder"),
+        (None, "another base model than stable-diffusion-v1-5/stable-diffusion-v1-5"),
         (str(tmp_path / "gone"), "gone: not there"),
         (str(tmp_path / "other"), "fitted on another base model"),
     ):

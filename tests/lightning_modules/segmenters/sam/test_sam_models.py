@@ -98,7 +98,8 @@ def test_the_search_for_weights_imports_no_torch():
     assert time.perf_counter() - start < 5
 
 
-def test_encoder_ids_differ(tmp_path):
+def test_encoder_ids_differ(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     assert encoder_id("lite") == LITE_SHA256
     assert len({encoder_id("tiny"), encoder_id("lite"), encoder_id("vit_tiny")}) == 3
     with pytest.raises(ValueError, match="'vit_x'"):
