@@ -72,7 +72,9 @@ class Workload:
         left = [(key, run) for key, run in self._runs.items() if run.state not in FINISHED]
         tasks, now = {}, time.monotonic()
         for key, run in sorted(left, key=lambda each: each[1].state != "running"):
-            seconds = START_S + self.cost(key).seconds_per_unit * self.units[key]
+            # What was done and turned out damaged was not counted.
+            units = self.units.setdefault(key, run.node.steps)
+            seconds = START_S + self.cost(key).seconds_per_unit * units
             if run.state == "running":
                 seconds = max(seconds - (now - run.started), 0.05 * seconds)
             tasks[key] = Task(seconds=seconds, after=tuple(run.node.upstream.values()))

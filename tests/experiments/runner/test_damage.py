@@ -12,7 +12,8 @@ CHANGES = ["sweep.condition=[real]", "sweep.real_fraction=[1.0]", *LEAN]
 
 def flip(path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    if content:
+        content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 

@@ -13,6 +13,7 @@ from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
 from experiments.runner.launchers import LocalLauncher, Slot, slots_of
 from experiments.runner.sweep import Sweep, SweepInterruptedError, next_batch_parts, parts_within
+from experiments.runner.workload import Workload
 from experiments.store.runs import read_failure, write_done, write_failed
 
 
@@ -379,7 +380,8 @@ def test_a_damaged_input_is_made_again_before_it_is_used(tmp_path):
     weights.write_text("0124")
     sweep, fake, lines = make_sweep(tmp_path, [inputs, user], lambda _: "done")
     assert states(sweep) == {"fit": "reused", "score": "waiting"}, "all are not read at a start"
-    sweep.run(lambda: None)
+    # What is left is counted with it.
+    sweep.run(Workload(sweep).seconds_left)
     assert fake.started == [["fit"], ["score"]]
     assert lines == [f"fit: {weights} is not what was written, so it is made again"]
 
