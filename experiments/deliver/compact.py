@@ -15,9 +15,9 @@ from datamodules.errors import InputError
 from datamodules.storage import commit_folder, write_json
 from experiments.deliver.sidecar import data_line
 from experiments.stages.fit import WEIGHTS_NAME
-from experiments.store.fitted import settings_of_run
+from experiments.store.fitted import described, settings_of_run
 
-KEPT = ("stage", "id", "label", "sweep", "segmenter", "git_sha", "versions", "started")
+KEPT = ("stage", "id", "label", "sweep", "git_sha", "versions", "started")
 
 
 def export_compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
@@ -32,15 +32,15 @@ def export_compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> Non
             f"{run_dir}: no fitted segmenter (stage {manifest['stage']}); give a finished "
             "runs/store/fit/ID"
         )
-    # Refuses a manifest of another version.
-    settings_of_run(run_dir, manifest)
+    settings = settings_of_run(run_dir, manifest)
     with safe_open(weights, framework="pt") as file:
         about = file.metadata()
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     half = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
-    content = manifest["content"]
+    content = manifest.get("content", {})
     kept = {key: manifest[key] for key in KEPT if key in manifest}
-    kept |= {"content": {"n_images": len(content["images"]), "segmenter": content["segmenter"]}}
+    kept |= {"segmenter": described(settings)}
+    kept |= {"content": {"n_images": len(content.get("images", []))}}
     kept |= {"data": data_line(manifest), "weights": "float16"}
     with commit_folder(out) as folder:
         save_file(half, folder / WEIGHTS_NAME, metadata=about)

@@ -17,7 +17,7 @@ from experiments.config.schema import ExperimentConfig
 from lightning_modules.generators.pixel.module import DiffusionModule
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, image_factor
 from lightning_modules.segmenters.sam.module import SamModule
-from lightning_modules.segmenters.sam.weights import FILES
+from lightning_modules.weights_table import WEIGHTS
 
 NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
@@ -57,7 +57,7 @@ def fast_dev_run(module, folder, *, frame_hw, mode, batch_size, precision, facto
 def small(name: str) -> ExperimentConfig:
     """A recipe as it is shipped, with a small network where the user provides its own."""
     config = load_config(name, [])
-    if config.segmenter.backbone in FILES:
+    if config.segmenter.backbone in WEIGHTS:
         config.segmenter = replace(config.segmenter, backbone="vit_tiny")
     return config
 

@@ -135,7 +135,7 @@ def test_what_has_just_been_finished_is_learnt(tmp_path):
 
 def test_units_of_a_run_are_those_of_its_plan():
     """What the plan expects and what a run is measured by are one count."""
-    names = "real,real_repeated,strong,warp,phantom,synthetic,real_resized,unet"
+    names = "real,real_repeated,strong,warp,phantom,synthetic,real_resized,unet,self_training"
     config = load_config(
         TOY, [f"sweep.condition=[{names},synthetic_random_subset]", "evaluation.jitter_draws=3"]
     )

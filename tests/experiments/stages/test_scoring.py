@@ -343,7 +343,7 @@ def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
 
     def spy(context, *, segment, **_):
         seen.append(segment({"image": torch.zeros(2, 1, 64, 96)}, torch.zeros(2, 4)))
-        return [{"sample_id": "a", "dice": 0.5}]
+        return {"images": 1}
 
     monkeypatch.setattr("experiments.stages.scoring._score", spy)
     content = content_of(stages, "whole_image")

@@ -380,16 +380,16 @@ def test_a_start_waits_until_it_is_decided(root, monkeypatch):
 
 LISTED = """\
 stage       items    size  orphans  last use
-embed           3   299 B        1  40 d ago
-fit             5  4.2 kB        2  40 d ago
-score           1  1.0 kB        0  40 d ago
+embed           3  1.5 kB        1  40 d ago
+fit             5  5.4 kB        2  40 d ago
+score           1  1.3 kB        0  40 d ago
 embeddings      5  1.1 kB        2  40 d ago
 prepared        1  5.0 kB        ?  40 d ago
 
-all: 3 embed, 5 fit, 1 score, 5 embeddings, 1 prepared (12
+all: 3 embed, 5 fit, 1 score, 5 embeddings, 1 prepared (14
 kB)
 orphans, which no sweep refers to: 1 embed, 2 fit, 2
-embeddings (1.6 kB)
+embeddings (2.3 kB)
 interrupted or failed: 1 fit (25 B)
 remove with --orphans, --sweep NAME, --stage STAGE,
 --older-than 30d, and --yes
@@ -412,12 +412,12 @@ def test_the_list_is_read_at_60_columns_and_removes_nothing(root, monkeypatch, c
     [
         (
             ["--orphans", "--stage", "fit"],
-            "  fit/old  1.0 kB\nwould remove 1 fit (1.0 kB); add --yes to do it\n",
+            "  fit/old  1.3 kB\nwould remove 1 fit (1.3 kB); add --yes to do it\n",
         ),
-        (["--orphans", "--stage", "fit", "--yes"], "removed 1 fit (1.0 kB)\n"),
+        (["--orphans", "--stage", "fit", "--yes"], "removed 1 fit (1.3 kB)\n"),
         (
             ["--stage", "score", "--older-than", "0d"],
-            "would remove nothing\nkept 1 score (1.0 kB): sweep a refers to it\n",
+            "would remove nothing\nkept 1 score (1.3 kB): sweep a refers to it\n",
         ),
     ],
 )
