@@ -133,6 +133,7 @@ def test_a_cohorts_mask_of_another_size_is_refused_with_both_sizes(tmp_path):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.long
 def test_hc18_beside_itself_gives_every_image_and_the_pairs_within(real_hc18_root):
     index = build_index(read_hc18(real_hc18_root))
     found = cross_cohort_duplicates({"first": index, "second": index})

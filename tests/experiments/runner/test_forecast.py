@@ -254,6 +254,7 @@ def listing(store: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in store.rglob("*")}
 
 
+@pytest.mark.long
 def test_a_dry_run_sees_what_a_sweep_did(hc18_folder, tmp_path, monkeypatch, capsys):
     store = tmp_path / "runs"
     always = ["evaluation.controls=[]", "evaluation.prompts=[whole_image]"]

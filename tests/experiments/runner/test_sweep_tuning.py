@@ -40,6 +40,7 @@ def manifests(store, stage: str) -> list[dict]:
     return [json.loads(path.read_text()) for path in paths]
 
 
+@pytest.mark.long
 def test_lora_in_all_blocks_with_the_papers_epochs(data, tmp_path):
     epochs = ("segmenter.tuning=lora", "segmenter.epochs=2", "segmenter.lr_schedule=constant")
     results = swept(data, tmp_path, *epochs)
