@@ -93,6 +93,8 @@ def comparison_table(
 def _compared(row: pd.Series) -> str:
     first, second = (condition_phrase(row[name]).rstrip(",") for name in ("condition", "baseline"))
     amount = counted(row["n_real"], "labelled image")
+    if row.get("n_more_labels", 0) > 0:
+        amount += f", {row['n_more_labels']:.0f} more behind the pairs"
     who = f", segmenter {row['segmenter']}" if row.get("segmenter") else ""
     return f"We compared {first} with {second}: {amount}{who}, tested on {row['test_cohort']}."
 

@@ -42,6 +42,10 @@ def test_a_gain_is_claimed_only_where_it_is_shown(changes, text):
     assert "other labelled images were not tried" in found[2]
 
 
+def test_labels_that_only_the_generator_saw_are_named():
+    assert "40 labelled images, 21 more behind the pairs, tested" in sentences(n_more_labels=21)[0]
+
+
 def test_one_exam_is_no_evidence():
     assert sentences(low=float("nan"), high=float("nan"), n_exams=1)[2] == (
         "1 test exam gives no interval: no evidence yet."
