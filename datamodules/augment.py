@@ -132,8 +132,8 @@ def augment_batch(
         ValueError: no such strength, or shapes that do not match.
 
     Source:
-        Weak: operations and angles of arXiv 2506.23664. Strong: measured on HC18 from 20 labels,
-        see docs/results.md.
+        Weak: operations and angles of arXiv 2506.23664. Strong: ours; docs/results.md has scores
+        of students fitted under it.
     """
     if strength not in get_args(Strength):
         raise ValueError(f"strength must be 'weak' or 'strong', got {strength!r}")

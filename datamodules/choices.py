@@ -1,8 +1,8 @@
 """Which images of a train part are labelled first: an order of it for each choice and support.
 
 Amounts are prefixes of an order, so they are nested. An order reads its own train part alone: no
-test image, and no label except where `is_oracle` says so. Every draw is that of a salted hash, the
-same on every machine.
+test image, and no label but two: `random` deals out the trimesters, which come from the HC, and
+what `is_oracle` marks. Every draw is that of a salted hash, the same on every machine.
 """
 
 from collections.abc import Callable, Sequence

@@ -61,6 +61,9 @@ def comparison_table(
     found = found[~is_control(found) & (found[place] == leading[place]).all(axis="columns")]
     family = comparisons(contrasts.family)
     family = family[(family[place] == leading[place]).all(axis="columns")]
+    # What all are compared with stands first, wherever the table of conditions has it.
+    is_base = found["condition"].isin(family["base"])
+    found = pd.concat([found[is_base], found[~is_base]])
     shown = ["generator"] if found["generator"].replace("", None).nunique() > 1 else []
     rows = []
     for _, cell in found.iterrows():

@@ -4,7 +4,7 @@ The defaults fit 64x96 images: 6,400 of them in about two minutes on two CPU cor
 patch 4, attention deepest, snr_shift 0.25 and precision bf16-mixed:
 
 - 128x192 on a CPU with bf16: block_out_channels (64, 96, 128), learning_rate 1e-3, warmup_steps
-  50, ema_decay 0.995, batch_size 16; 16,000 images take a core 12 minutes.
+  50, ema_decay 0.995, batch_size 16 (recipe `hc18_few`).
 - 128x192 on a GPU: block_out_channels (96, 160, 224), layers_per_block 2, learning_rate 4e-4,
   warmup_steps 100, ema_decay 0.998, batch_size 32, steps 3000.
 - 256x384 on a GPU, not measured: block_out_channels (128, 256, 384, 512), layers_per_block 2,

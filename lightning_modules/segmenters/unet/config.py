@@ -36,7 +36,7 @@ class UnetConfig:
     """`imagenet` downloads pretrained weights once; null is random and needs no network."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16)
     """Channels of the decoder's levels, coarsest first. Five reach the frame's resolution; four
-    end at half of it, and the logits are enlarged: a fifth faster in fp32, half in bf16."""
+    end at half of it, and the logits are enlarged, which is faster."""
     size_hw: tuple[int, int] = (128, 192)
     """Height and width that every image is squashed to, pixels; multiples of 32."""
     steps: int = 1500

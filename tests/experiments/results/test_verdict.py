@@ -96,3 +96,14 @@ def test_without_real_pairs_alone_the_primary_baseline_is_the_one_that_all_are_c
     assert not any(condition == "strong" for condition, _, _ in pairs)
     assert set(comparisons(family)["baseline"]) == {"strong"}
     assert set(comparisons(family, rivals=True)["baseline"]) == {"strong", "self_training"}
+
+
+def test_what_the_others_are_compared_with_stands_first():
+    results, per_image = sweep()
+    named = {"condition": {"real": "strong", "synthetic": "weak"}}
+    results, per_image = results.replace(named), per_image.replace(named)
+    primary = ContrastConfig(condition="weak", baseline="strong", real_count=1)
+    found = all_contrasts(per_image, statistics=StatisticsConfig(primary=primary))
+    table = comparison_table(found, results, per_image=per_image)
+    assert table["condition"].tolist() == ["strong augmentation", "weak augmentation"]
+    assert table["Dice against the first row"].tolist() == ["–", "+3.0 points"]
