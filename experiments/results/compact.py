@@ -1,8 +1,10 @@
 """Compact tables for a publication: a row a condition, a column an amount, mean ± SD over trials.
 
-Several results.csv become one table; a trial that stands in two of them counts once.
+Several results.csv become one table; a trial that stands in two of them counts once. What was
+tested on different images is tabled apart.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,8 @@ from experiments.results import axes
 from experiments.results.cells import MODEL
 from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
-from experiments.results.rows import amounts, choose_output, combine_results, with_defaults
+from experiments.results.rows import TESTED, amounts, choose_output, combine_results, with_defaults
+from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
 from experiments.results.text import Block, to_markdown
 
 
@@ -45,7 +48,7 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
         InputError: If the measure is unknown or has no value, or nothing is done.
     """
     shown = WORDS[one_of(measure, tuple(WORDS), option="--measure")]
-    results = with_defaults(results)
+    results = with_test_sets(with_defaults(results))
     blocks, notes = compact_blocks(results, shown=shown), _notes(results)
     if format_name == "csv":
         return _csv(blocks)
@@ -58,7 +61,8 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     """Average the done trials of each cell; folds of one model are averaged before.
 
     Returns:
-        A block per cohort and prompt in order of appearance. A control, which has no amount,
+        A block per cohort, set of test images and prompt in order of appearance, the sweeps named
+        in its title where a cohort has several sets. A control, which has no amount,
         stands in every column and is never the best. The SD (n - 1) is absent with one trial. A
         block without any trimester shows plain Dice for weighted Dice, and its title says so.
 
@@ -73,7 +77,11 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     done = done.assign(amount=amounts(done), row=_row_labels(done))
     _refuse_mixed(done)
     named = axes.shown_axes(done)
-    parts = done.groupby(["test_cohort", "prompt"], sort=False)
+    several = done.groupby("test_cohort")[TEST_SET].transform("nunique") > 1
+    done = done.assign(tested="")
+    for _, part in done[several].groupby(["test_cohort", TEST_SET]):
+        done.loc[part.index, "tested"] = set_files(part) or f"test images {part[TESTED].iloc[0]}"
+    parts = done.groupby(["test_cohort", TEST_SET, "prompt"], sort=False)
     return [_block(axes.in_series_order(part), shown=shown, named=named) for _, part in parts]
 
 
@@ -86,7 +94,7 @@ def _with_values(rows: pd.DataFrame, *, shown: Measure) -> Measure:
 
 
 def _refuse_mixed(done: pd.DataFrame) -> None:
-    where = ["test_cohort", "prompt", "row", *axes.SERIES, "amount", *MODEL, "fold"]
+    where = ["test_cohort", TEST_SET, "prompt", "row", *axes.SERIES, "amount", *MODEL, "fold"]
     twice = done[done.duplicated(where, keep=False)]
     if twice.empty:
         return
@@ -125,7 +133,9 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     exams = sorted(part["n_exams"].dropna().unique())
     span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
-    where = f"{cohort}, {axes.prompt_words(prompt, shown=named).label}"
+    tested = part["tested"].iloc[0]
+    where = f"{cohort}{' of ' if tested else ''}{tested}"
+    where += f", {axes.prompt_words(prompt, shown=named).label}"
     return Block(
         test_cohort=cohort,
         prompt=prompt,
@@ -135,6 +145,7 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
         ).rename(columns={"row": "condition"}),
         heads=["condition", *named],
         headline=shown.title,
+        tested=tested,
         best=means.eq(best).rename(columns={"row": "condition"}),
     )
 
@@ -148,7 +159,7 @@ def _mean_sd(values: pd.Series, *, digits: int) -> str:
 
 def _notes(results: pd.DataFrame) -> list[str]:
     done = results[results["status"] == "done"]
-    cell = done.groupby(["test_cohort", "prompt", *axes.SERIES, amounts(done)])
+    cell = done.groupby(["test_cohort", TEST_SET, "prompt", *axes.SERIES, amounts(done)])
     counts = cell["trial_id"].nunique()
     span = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
     notes = [
@@ -164,9 +175,7 @@ def _notes(results: pd.DataFrame) -> list[str]:
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:
         notes.append("Cross-tested: the folds of a model are averaged before the trials.")
-    per_block = done.groupby(["test_cohort", "prompt"])["n_exams"].nunique()
-    if done["fold"].nunique() == 1 and (per_block > 1).any():
-        notes.append("The rows of a block were not all tested on as many exams: other test images.")
+    notes += apart_notes(done)
     n_missing = results.loc[results["status"] != "done", "trial_id"].nunique()
     if n_missing:
         notes.append(f"{n_missing} trials that failed or are not done are left out.")
@@ -174,11 +183,13 @@ def _notes(results: pd.DataFrame) -> list[str]:
 
 
 def _latex(blocks: Sequence[Block], *, notes: Sequence[str]) -> str:
-    parts = ["% Needs \\usepackage{booktabs}."]
+    parts, labels = ["% Needs \\usepackage{booktabs}."], Counter[str]()
     for block in blocks:
         ready = [name for name in block.rows if name not in block.heads]
         frame = with_best(block.rows, best=block.best, columns=ready)
         label = f"tab:compact-{block.test_cohort}-{block.prompt}"
+        labels[label] += 1
+        label += f"-{labels[label]}" if labels[label] > 1 else ""
         parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
     return "\n".join([*parts, *latex_notes(notes), ""])
 
@@ -187,6 +198,7 @@ def _csv(blocks: Sequence[Block]) -> str:
     parts = []
     for block in blocks:
         where = {"test_cohort": block.test_cohort, "prompt": block.prompt}
+        where |= {"tested": block.tested} if block.tested else {}
         where = pd.DataFrame(where | {"measure": block.headline}, index=block.rows.index)
         parts.append(pd.concat([where, block.rows], axis="columns"))
     return pd.concat(parts, ignore_index=True).to_csv(index=False)

@@ -1,7 +1,7 @@
 """From finished stages to a sweep's outputs. What is written here can always be written again."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ from rich.text import Text
 from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
-from experiments.plan.nodes import TrialSpec
-from experiments.results.rows import KEYS, choose_output, read_csv, with_defaults
+from experiments.plan.nodes import Node, TrialSpec
+from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
@@ -88,12 +88,22 @@ def add_stages(results: pd.DataFrame, *, trials: Sequence[TrialSpec]) -> pd.Data
     )
 
 
+def add_test_images(results: pd.DataFrame, *, nodes: Mapping[str, Node]) -> pd.DataFrame:
+    """Name what each row was scored on, as a hash of the images and their references."""
+    made = {
+        key: content_key(sorted(nodes[key].content["test"]))
+        for key in results["score_id"].dropna().unique()
+    }
+    return results.assign(**{TESTED: results["score_id"].map(made)})
+
+
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write per_image.csv and results.csv of both outputs; give the rows of the one to show."""
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
     results = add_stages(results, trials=sweep.plan.trials)
+    results = add_test_images(results, nodes=sweep.plan.nodes)
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
     output = sweep.config.evaluation.output

@@ -24,8 +24,13 @@ is what was scored, of `columns.OUTPUTS`, or "" in files that know masks alone; 
 0 without cross-testing; with it, the folds of a support and seed test different exams."""
 ZERO_COLUMNS = ("fold", "n_unlabelled")
 """Whole numbers that are 0 where an older file does not have them."""
+TESTED = "test_images"
+"""Column of results.csv: hash of the images that a row was scored on, with all that they are scored
+against; absent in older files."""
+SOURCE = "source"
+"""Column of combined files: the path that a row was read from."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
-_TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing"]
+_TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing", TESTED]
 _noted: set[Path] = set()
 """Files whose note was printed."""
 
@@ -50,6 +55,8 @@ def read_rows(path: Path) -> pd.DataFrame:
         rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
     if not set(_BLOCKS) <= set(rows.columns):
         rows = _with_axes(rows, path)
+    if "dice_mean" in rows and TESTED not in rows:
+        rows = rows.assign(**{TESTED: None})
     return with_defaults(rows)
 
 
@@ -68,10 +75,15 @@ def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
         return rows
     named = rows["output"].fillna("")
     if "dice_mean" in rows:
-        where = ["trial_id", "test_cohort", "prompt"]
+        where = ["trial_id", "test_cohort", "prompt", TESTED]
+        keys = rows.reindex(columns=where).fillna("")
         other = next(name for name in OUTPUTS if name != output)
-        dice = rows[named == other].drop_duplicates(where).set_index(where)["dice_mean"]
-        places = pd.MultiIndex.from_frame(rows[where])
+        of_other = keys[named == other].drop_duplicates()
+        dice = pd.Series(
+            rows.loc[of_other.index, "dice_mean"].to_numpy(),
+            index=pd.MultiIndex.from_frame(of_other),
+        )
+        places = pd.MultiIndex.from_frame(keys)
         rows = rows.assign(**{f"{other}_dice_mean": dice.reindex(places).to_numpy()})
     return rows[named.isin([output, ""])].reset_index(drop=True)
 
@@ -115,24 +127,34 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
         paths: At least one file.
 
     Returns:
-        The rows of all files in order; a trial that stands in several files comes from the first.
+        The rows of all files in order, with the file of each as `source`; what a trial scored on
+        some images comes from the first file that has it, and a trial that one file has done is
+        not pending by another.
 
     Raises:
         InputError: If a file has other columns than the first one: a column that is absent in one
             would look like numbers that could not be computed.
     """
-    frames, known = [], set()
+    frames = []
+    known: set[tuple[str, ...]] = set()
     for path in paths:
-        rows = read_rows(path)
+        rows = read_rows(path).assign(**{SOURCE: str(path)})
         odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)
         if odd:
             raise InputError(
                 f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
                 "write both again with one version (`sonosweep report RECIPE`), or table them apart"
             )
-        frames.append(rows[~rows["trial_id"].isin(known)])
-        known |= set(rows["trial_id"])
-    return pd.concat(frames, ignore_index=True)
+        keys = rows.reindex(columns=["trial_id", "test_cohort", "prompt", "output", TESTED])
+        places = list(keys.fillna("").itertuples(index=False, name=None))
+        frames.append(rows[[place not in known for place in places]])
+        known |= set(places)
+    found = pd.concat(frames, ignore_index=True)
+    if "status" not in found:
+        return found
+    is_done = found["status"] == "done"
+    done = set(found.loc[is_done, "trial_id"])
+    return found[is_done | ~found["trial_id"].isin(done)].reset_index(drop=True)
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

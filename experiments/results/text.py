@@ -25,6 +25,8 @@ class Block:
     """Whether a row is a control's, aligned with the rows."""
     spreads: pd.DataFrame | None = None
     """Standard deviation over trials as text, "" where there is none; shaped as `rows`."""
+    tested: str = ""
+    """Sweeps that it is of, where those of its cohort were tested on different images."""
     headline: str = ""
     """Heading of the column that counts."""
     points: pd.DataFrame = field(default_factory=pd.DataFrame)

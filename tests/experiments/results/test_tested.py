@@ -1,0 +1,129 @@
+"""Results of sweeps on different test images: never in one table."""
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.plan.nodes import Node
+from experiments.results.compact import compact_tables, read_results
+from experiments.results.outputs import add_test_images
+
+
+def rows(condition, values, *, trial="", test_images, **changes):
+    made = {
+        "trial_id": trial or f"{condition}-{test_images}",
+        "status": "done",
+        "condition": condition,
+        "segmenter": "" if condition == "mean_mask" else "unet",
+        "generator": "",
+        "pair_labels": "",
+        "real_fraction": None,
+        "n_real": 0 if condition == "mean_mask" else 5,
+        "n_generator_labels": 0,
+        "support": None if condition == "mean_mask" else 0,
+        "seed": 0,
+        "generator_seed": 0,
+        "fold": 0,
+        "test_cohort": "hc18",
+        "prompt": "whole_image",
+        "output": "ellipse",
+        "n_exams": 6,
+        "test_images": test_images,
+    }
+    return [made | {"dice_mean": value} | changes for value in values]
+
+
+def written(folder, *parts, seed=0):
+    folder.mkdir()
+    frame = pd.DataFrame([row for part in parts for row in part])
+    frame.to_csv(folder / "results.csv", index=False)
+    content = {"data": {"root": "hc18"}, "split": {"seed": seed, "test": 6}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder / "results.csv"
+
+
+def table(*paths, format_name="markdown"):
+    return compact_tables(read_results(paths), measure="dice", format_name=format_name)
+
+
+def test_what_was_tested_on_other_images_is_tabled_apart_and_says_why(tmp_path):
+    first = written(
+        tmp_path / "a",
+        rows("real", [0.8], test_images="12e4"),
+        rows("mean_mask", [0.634], test_images="12e4"),
+    )
+    second = written(tmp_path / "b", rows("strong", [0.9], test_images="77aa"), seed=1)
+    text = table(first, second)
+    own, other = text.split(f"### hc18 of {tmp_path / 'b'}, ")
+    assert f"### hc18 of {tmp_path / 'a'}, whole-image prompt: Dice %, 6 exams" in own
+    assert "| constant mean mask" in own
+    assert "63.4" in own
+    assert "strong augmentation | **90.0** |" in other
+    assert "63.4" not in other
+    assert f"tested on different images by {tmp_path / 'a'} and by {tmp_path / 'b'}" in other
+    assert "these differ: split.seed (0 or 1)." in other
+    plain = table(first, second, format_name="csv").splitlines()
+    assert [line.split(",")[2] for line in plain[1:]] == [str(tmp_path / n) for n in "aab"]
+    latex = table(first, second, format_name="latex")
+    assert latex.count("\\label{tab:compact-hc18-whole_image}") == 1
+    assert latex.count("\\label{tab:compact-hc18-whole_image-2}") == 1
+
+
+def test_the_same_images_stand_in_one_table_and_folds_are_no_other_images(tmp_path):
+    first = written(
+        tmp_path / "a",
+        *(rows("real", [0.8], trial=f"r{n}", test_images=f"f{n}", fold=n) for n in (0, 1)),
+    )
+    # The same folds, of which one is not done yet.
+    waiting = {"status": "pending", "test_cohort": None, "prompt": None, "output": None}
+    second = written(
+        tmp_path / "b",
+        rows("strong", [0.9], test_images="f1", fold=1),
+        rows("real", [None], trial="r0", test_images=None, **waiting),
+    )
+    text = table(first, second)
+    assert text.count("###") == 1
+    assert "real only | 80.0 |" in text
+    assert "strong augmentation | **90.0** |" in text
+    assert "different images" not in text
+    assert "left out" not in text, "r0 is done by the first"
+
+
+def test_one_fit_tested_on_two_cohorts_counts_in_both(tmp_path):
+    files = [
+        written(tmp_path / name, rows("real", [d], trial="t", test_images=name, test_cohort=name))
+        for name, d in (("es", 0.8), ("af", 0.7))
+    ]
+    text = table(*files)
+    assert "80.0" in text
+    assert "70.0" in text
+
+
+def test_files_without_the_column_are_read_and_said_to_be_without(tmp_path):
+    def old(name, condition, n_exams=6):
+        (row,) = rows(condition, [0.8], test_images=name, n_exams=n_exams)
+        del row["test_images"]
+        return written(tmp_path / name, [row])
+
+    first, second, more = old("a", "real"), old("b", "strong"), old("c", "warp", n_exams=9)
+    assert "do not name" not in table(first)
+    both = table(first, second)
+    assert both.count("###") == 1
+    assert "do not name their test images" in both
+    assert table(first, more).count("###") == 2
+    named = written(tmp_path / "d", rows("warp", [0.9], test_images="d"))
+    assert table(first, named).count("###") == 2
+
+
+@pytest.mark.parametrize("changed", [["a", "1"], ["c", "2"]])
+def test_the_hash_is_of_the_images_and_what_they_are_scored_against(changed):
+    def hashed(*test):
+        keys = ["score/x", None]
+        node = Node(stage="score", content={"test": list(test)})
+        found = add_test_images(pd.DataFrame({"score_id": keys}), nodes={"score/x": node})
+        assert found["test_images"].isna().tolist() == [False, True]
+        return found["test_images"].iloc[0]
+
+    one, two = ["a", "0"], ["b", "2"]
+    assert hashed(one, two) == hashed(two, one)
+    assert hashed(one, two) != hashed(changed, two)
