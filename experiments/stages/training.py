@@ -16,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from datamodules.storage import fsync_path
 from experiments.config.running import TrainerConfig
 from experiments.store.runs import StatusFile
+from lightning_modules.step_loss import StepLoss
 
 
 class ReportProgress(Callback):
@@ -151,6 +152,7 @@ def make_trainer(
     callbacks: list[Callback] = [
         ReportProgress(status, what=what, steps=steps),
         CountInParts(batch_parts),
+        StepLoss(),
     ]
     step_checkpoint = {
         "dirpath": checkpoint_dir(run_dir),
@@ -211,9 +213,8 @@ def make_trainer(
 
 
 def last_loss(trainer: Trainer) -> float | None:
-    """Loss of the last step; None where a resumed run had no step left to take."""
-    loss = trainer.callback_metrics.get("train/loss")
-    return None if loss is None else float(loss)
+    """Mean loss over all items of the last step; None only where no checkpoint knew it."""
+    return next(each.last for each in trainer.callbacks if isinstance(each, StepLoss))
 
 
 def fit(

@@ -57,13 +57,11 @@ def fitted(tmp_path, *, captures: bool, precision: str) -> tuple[SamModule, list
     )
     module = SamModule(config, seed=3, captures=captures)
     losses = []
-    add = module._watch.add
 
-    def kept(loss, **given):
-        losses.append(loss.item())
-        add(loss, **given)
+    class Losses(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+            losses.append(outputs["loss"].item())
 
-    module._watch.add = kept
     trainer = L.Trainer(
         default_root_dir=tmp_path,
         accelerator="gpu",
@@ -71,6 +69,7 @@ def fitted(tmp_path, *, captures: bool, precision: str) -> tuple[SamModule, list
         precision=precision,
         max_epochs=1,
         logger=False,
+        callbacks=[Losses()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -134,9 +134,7 @@ class DiffusionModule(L.LightningModule):
         target = velocity(image, noise=noise, alpha=alpha, sigma=sigma)
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
         weights = min_snr_weights(self.alphas_cumprod, timesteps, gamma=config.min_snr_gamma)
-        loss = (weights * errors).mean()
-        self.log("train/loss", loss, batch_size=len(draws))
-        return loss
+        return (weights * errors).mean()
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW; the learning rate rises linearly, then falls as a cosine to zero at `steps`."""

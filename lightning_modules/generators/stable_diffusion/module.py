@@ -189,9 +189,7 @@ class StableDiffusionModule(L.LightningModule):
         )
         target = velocity(latents, noise=noise, alpha=alpha, sigma=sigma) if self._is_v else noise
         errors = (predicted.to(target.dtype) - target).square().mean(dim=(1, 2, 3))
-        loss = (self._loss_weights(timesteps) * errors).mean()
-        self.log("train/loss", loss, batch_size=len(draws))
-        return loss
+        return (self._loss_weights(timesteps) * errors).mean()
 
     def _inputs(self, batch: dict[str, Any]) -> list[torch.Tensor | None]:
         """Latents (B, 4, h, w), embeddings (B, L, D), mask channels (B, 64, h, w) or None."""

@@ -89,7 +89,6 @@ class SamModule(L.LightningModule):
         self.captures = captures and config.tuning == "decoder"
         self._captured = CapturedStep(self._training_loss)
         self._is_captured = False
-        self._last_loss: torch.Tensor | None = None
 
     @classmethod
     def start(
@@ -202,18 +201,10 @@ class SamModule(L.LightningModule):
         loss, dice = loss_of(self.embed(batch), mask, valid_hw, offsets, choice)
         dice_metric, size = getattr(self, f"{stage}_dice"), len(mask)
         dice_metric.update(dice)
-        if stage == "train":
-            self._last_loss = loss.detach()
-            if self._has_loggers():
-                self.log("train/loss", loss, batch_size=size)
-        else:
+        if stage != "train":
             self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
             self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
         return loss
-
-    def _has_loggers(self) -> bool:
-        """Whether any logger takes each step's loss; logging takes as long as a GPU's step."""
-        return self._trainer is not None and bool(self.trainer.loggers)
 
     def _training_loss(self) -> "BoxLoss":
         return BoxLoss(self.sam, prompts=self.config.train_prompts)
@@ -231,12 +222,9 @@ class SamModule(L.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log what need not be logged at every step."""
-        if self._last_loss is None:
-            # A resumed run had no step left to take.
-            return
-        self.log("train/dice", self.train_dice)
-        if not self._has_loggers():
-            self.log("train/loss", self._last_loss)
+        # A resumed run may have had no step left to take.
+        if self.train_dice.update_called:
+            self.log("train/dice", self.train_dice)
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the batch's loss under the drawn prompts."""

@@ -153,7 +153,8 @@ class UnetModule(L.LightningModule):
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
         dice = getattr(self, f"{stage}_dice")
         dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
-        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=not is_train)
+        if not is_train:
+            self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         self.log(f"{stage}/dice", dice, on_step=False, on_epoch=True, batch_size=size)
         return loss
 

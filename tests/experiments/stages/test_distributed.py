@@ -21,7 +21,7 @@ from experiments.runner.worker import failure_kind, run_held
 from experiments.stages.fit import WEIGHTS_NAME
 from experiments.stages.generator import run_generator
 from experiments.stages.training import last_checkpoint
-from experiments.store.runs import read_failure
+from experiments.store.runs import read_failure, read_result
 from lightning_modules.segmenters.sam.module import SamModule
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
@@ -98,11 +98,21 @@ def weights_of(context) -> dict[str, torch.Tensor]:
     return load_file(context.run_dir / WEIGHTS_NAME)
 
 
+def train_loss_of(context) -> float:
+    return read_result(context.run_dir)["train_loss"]
+
+
 @pytest.fixture(scope="module")
-def at_once(fit_context):
+def whole(fit_context):
+    """The fit whose batches are computed at once."""
     context = elsewhere(fit_context, "at once")
     assert run_held(context, threads=1) == 0
-    return weights_of(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def at_once(whole):
+    return weights_of(whole)
 
 
 def largest_difference(first, second) -> float:
@@ -111,12 +121,13 @@ def largest_difference(first, second) -> float:
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_gives_the_same_weights(fit_context, at_once, parts):
+def test_a_batch_in_parts_gives_the_same_weights(fit_context, whole, at_once, parts):
     context = replace(elsewhere(fit_context, f"in {parts}"), batch_parts=parts)
     assert run_held(context, threads=1) == 0
     assert largest_difference(weights_of(context), at_once) < 1e-6
     manifest = (context.run_dir / "manifest.json").read_text()
     assert f'"batch_parts": {parts}' in manifest
+    assert train_loss_of(context) == pytest.approx(train_loss_of(whole), rel=1e-5)
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
@@ -163,14 +174,16 @@ def test_the_weights_of_other_batches_differ_by_more(stages, fit_context, at_onc
 def test_a_generator_in_parts_sees_the_same_batches(stages):
     ids = list(stages.data.view.split.train)
     content = {"images": stages.contents(ids), "seed": 0}
-    losses = []
+    weights, losses = [], []
     for parts in (1, 2):
         context = stages.context("generator", {**content, "parts": parts})
         result = run_generator(replace(context, batch_parts=parts))
         assert result["steps"] == 4
-        losses.append(load_file(context.run_dir / "generator" / "generator.safetensors"))
+        weights.append(load_file(context.run_dir / "generator" / "generator.safetensors"))
+        losses.append(result["train_loss"])
     # Adam divides by the gradient's size: in few steps it makes much of a rounding.
-    assert largest_difference(*losses) < 1e-3
+    assert largest_difference(*weights) < 1e-3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch):
@@ -206,7 +219,7 @@ def test_a_stage_is_found_again_from_its_directory(fit_context):
     assert found.run_dir == fit_context.run_dir.absolute()
 
 
-def test_two_processes_give_the_weights_of_one(stages, fit_context, at_once):
+def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_once):
     """The command that the sweep starts for `trainer.devices=2`, on two gloo processes."""
     config = replace(stages.config, trainer=replace(stages.config.trainer, devices=2))
     context = replace(fit_context, config=config)
@@ -225,6 +238,7 @@ def test_two_processes_give_the_weights_of_one(stages, fit_context, at_once):
     assert (context.run_dir / "DONE.json").is_file()
     assert last_checkpoint(context.run_dir) is None
     assert largest_difference(weights_of(context), at_once) < 1e-6
+    assert train_loss_of(context) == pytest.approx(train_loss_of(whole), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,13 @@ from torch.utils.data import DataLoader
 
 from experiments.config.running import TrainerConfig
 from experiments.stages import training
-from experiments.stages.training import best_checkpoint, fit, last_checkpoint, make_trainer
+from experiments.stages.training import (
+    best_checkpoint,
+    fit,
+    last_checkpoint,
+    last_loss,
+    make_trainer,
+)
 from experiments.store.runs import StatusFile
 
 STEPS = 20
@@ -28,9 +34,7 @@ class Toy(LightningModule):
         self.validated: list[int] = []
 
     def training_step(self, batch):
-        loss = (self.weight - batch.float()).square().sum()
-        self.log("train/loss", loss)
-        return loss
+        return (self.weight - batch.float()).square().sum()
 
     def validation_step(self, batch):
         pass
@@ -200,6 +204,43 @@ def test_checkpoints_are_written_no_sooner_than_asked(
     trainer.callbacks.insert(0, clock)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
     assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]
+
+
+def plain_trainer(folder, *, batch_parts=1):
+    folder.mkdir(exist_ok=True)
+    return make_trainer(
+        run_dir=folder,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
+        precision="32-true",
+        steps=STEPS // batch_parts,
+        logger=None,
+        status=StatusFile(folder),
+        what="steps",
+        batch_parts=batch_parts,
+    )
+
+
+@pytest.mark.parametrize("batch_parts", [1, 2, 4])
+def test_the_loss_of_a_step_is_the_mean_over_its_parts(tmp_path, batch_parts):
+    trainer = plain_trainer(tmp_path, batch_parts=batch_parts)
+    fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
+    weight = expected = 0.0
+    for first in range(0, STEPS, batch_parts):
+        errors = [weight - number for number in range(first, first + batch_parts)]
+        expected = sum(error**2 for error in errors) / batch_parts
+        weight -= 0.1 * 2 * sum(errors) / batch_parts
+    assert last_loss(trainer) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_fit_with_no_step_left_knows_its_loss(tmp_path):
+    whole = plain_trainer(tmp_path)
+    fit(whole, Toy(), Numbers(), run_dir=tmp_path)
+    assert last_checkpoint(tmp_path).stem == f"step={STEPS}"
+    resumed = plain_trainer(tmp_path)
+    assert last_loss(resumed) is None
+    fit(resumed, Toy(), Numbers(), run_dir=tmp_path)
+    assert resumed.global_step == STEPS
+    assert last_loss(resumed) == last_loss(whole)
 
 
 def test_a_signal_that_ends_the_loader_too_is_no_failure(tmp_path):

@@ -24,9 +24,7 @@ class OneLayer(L.LightningModule):
 
     def training_step(self, batch):
         logits, mask = self.predict(batch), batch["mask"]
-        loss = dice_cross_entropy_loss(logits, mask, valid_hw=batch["valid_hw"])
-        self.log("train/loss", loss, batch_size=len(mask))
-        return loss
+        return dice_cross_entropy_loss(logits, mask, valid_hw=batch["valid_hw"])
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=self.config.learning_rate)

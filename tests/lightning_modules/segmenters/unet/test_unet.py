@@ -252,7 +252,7 @@ def test_fits_on_the_datamodule_and_logs(hc18_folder, tmp_path):
     trainer.fit(module, data)
     assert trainer.global_step == 3
     assert not torch.equal(before[FIRST_WEIGHT], weights(module)[FIRST_WEIGHT])
-    assert {"train/loss", "val/loss", "val/dice"} <= trainer.callback_metrics.keys()
+    assert {"train/dice", "val/loss", "val/dice"} <= trainer.callback_metrics.keys()
     assert 0 <= float(trainer.callback_metrics["val/dice"]) <= 1
     found = trainer.test(module, data, verbose=False)[0]
     assert 0 <= found["test/dice"] <= 1
