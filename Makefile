@@ -75,7 +75,7 @@ lint: .venv/.installed ## Run the linters: style, and which package may import w
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports
 
 lock: ## Compile requirements.lock anew (needs uv; names, versions and hashes only)
-	uv pip compile pyproject.toml --extra dev --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
+	uv pip compile pyproject.toml --extra dev --extra dicom --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --no-header -o requirements.lock
 
 clean: ## Remove caches of Python and tools; never data, runs or .venv
 	rm -rf .pytest_cache .ruff_cache build *.egg-info && find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""From a PNG to an image, and from an annotation to a mask and an ellipse."""
+"""From a PNG (or DICOM) to an image, and from an annotation to a mask and an ellipse."""
 
 import struct
 import zlib
@@ -9,6 +9,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
+from datamodules.dicom import is_dicom, one_dicom_image
 from datamodules.ellipse import Ellipse, contour_distance_px, fit_ellipse, rasterise
 from datamodules.errors import InputError
 from datamodules.mask_values import foreground_of, one_channel
@@ -94,11 +95,13 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes, *, name: str) -> np.ndarray:
-    """Return the grey image, uint8 (H, W), of a PNG's bytes; `name` is for the messages.
+    """Return the grey image, uint8 (H, W), of the bytes of a PNG or of DICOM; for messages `name`.
 
     Raises:
-        InputError: not a PNG, cut short, or damaged.
+        InputError: neither of them, cut short, damaged, or DICOM of several frames.
     """
+    if is_dicom(data):
+        return one_dicom_image(data, name=name).grey
     pixels = _decode(data, name=name)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY) if pixels.ndim == 3 else pixels
 
@@ -107,7 +110,7 @@ def read_image(path: Path) -> np.ndarray:
     """Return the grey image, uint8 (H, W): colour converted, 16 bit scaled to 8.
 
     Raises:
-        InputError: unreadable, not a PNG, cut short, or damaged.
+        InputError: unreadable, or see `decode_image`.
     """
     return decode_image(read_bytes(path), name=str(path))
 

@@ -1,40 +1,38 @@
-"""Images from any source: PNG, JPEG, TIFF and BMP of 8 or 16 bit, in colour or grey."""
+"""Images from any source: PNG, JPEG, TIFF, BMP, WebP, GIF and DICOM, in colour or grey."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from datamodules.annotation import check_png, read_bytes
+from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
+from datamodules.dicom import is_dicom, is_dicom_file, one_dicom_image, open_dicom
 from datamodules.errors import InputError
+from datamodules.grey import AnyImage, grey_of
 from datamodules.samples import ANNOTATION_SUFFIX
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".webm", ".mpg", ".mpeg", ".gif")
-_VOLUMES = (".dcm", ".dicom", ".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz")
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", *DICOM_SUFFIXES
+)  # fmt: skip
+FORMATS = "PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM"
+_VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".wmv", ".m4v", ".webm", ".mpg", ".mpeg")
+_VOLUMES = (".nii", ".gz", ".mha", ".mhd", ".nrrd", ".npy", ".npz")
+_DICOMDIR = "DICOMDIR"
+"""The list of a medium's files, DICOM too; it holds no image."""
 _SIGNATURES = {
     b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
     b"BM": "BMP",
+    b"RIFF": "WebP",
+    b"GIF8": "GIF",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnyImage:
-    """A decoded image.
-
-    Attributes:
-        grey: uint8 (H, W).
-        scaled_from: Smallest and largest value of an image of more than 8 bit, which became 0 and
-            255; None for 8 bit, whose values stay.
-    """
-
-    grey: np.ndarray
-    scaled_from: tuple[int, int] | None = None
+_BY_PILLOW = ("WebP", "GIF")
 
 
 def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
@@ -45,8 +43,9 @@ def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
             below them are not looked into. A file that is named twice counts once.
 
     Returns:
-        Files by stem, in the order given, at least one; and the names of files in the folders that
-        were left: of other formats, hidden, or an image's `_Annotation`.
+        Files by `stem_of`, in the order given, at least one; and the names of files in the folders
+        that were left: of other formats, hidden, or an image's `_Annotation`. DICOM files may have
+        any ending.
 
     Raises:
         InputError: A place is missing, a folder holds no image, a file is of another format, or
@@ -64,7 +63,7 @@ def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
         else:
             raise InputError(f"{place}: no such file or folder; correct the path")
         for image in images:
-            other = found.setdefault(image.stem, image)
+            other = found.setdefault(stem_of(image), image)
             if other.resolve() != image.resolve():
                 raise InputError(
                     f"{other} and {image} have one name, so that their masks would too; rename "
@@ -73,67 +72,109 @@ def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
     return found, left
 
 
+def stem_of(path: Path) -> str:
+    """The file's name without the ending of its format; DICOM's may be numbers with dots."""
+    return path.stem if path.suffix.lower() in SUFFIXES else path.name
+
+
 def _images_of(folder: Path) -> tuple[list[Path], list[str]]:
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    named = [path for path in files if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
-    stems = {path.stem for path in named}
+    named = [path for path in files if path.name[0] != "." and _is_named_or_dicom(path)]
+    stems = {stem_of(path) for path in named}
     images = [
         path
         for path in named
-        if not path.stem.endswith(ANNOTATION_SUFFIX)
-        or path.stem.removesuffix(ANNOTATION_SUFFIX) not in stems
+        if not stem_of(path).endswith(ANNOTATION_SUFFIX)
+        or stem_of(path).removesuffix(ANNOTATION_SUFFIX) not in stems
     ]
     left = [path.name for path in files if path not in images]
     if not images:
         only = f" ({left[0]} is none)" if left else ""
         raise InputError(
-            f"{folder}: no images{only}; put PNG, JPEG, TIFF or BMP files there, or give another "
-            "folder"
+            f"{folder}: no images{only}; put {FORMATS} files there, or give another folder"
         )
     return images, left
 
 
+def _is_named_or_dicom(path: Path) -> bool:
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    return path.name.upper() != _DICOMDIR and is_dicom_file(path)
+
+
 def _check_suffix(path: Path) -> None:
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES:
+    if _is_named_or_dicom(path):
         return
-    what = "not a PNG, JPEG, TIFF or BMP image"
+    what = f"not a {FORMATS} image"
     if suffix in _VIDEOS:
-        what = "a video or animation, not an image"
+        what = "a video, not an image"
     elif suffix in _VOLUMES:
         what = "of a format that is not read"
     raise InputError(f"{path}: {what}; save its frames as PNG")
+
+
+def read_frames(path: Path) -> Iterator[tuple[int | None, AnyImage]]:
+    """Read the images of a file in grey, one by one.
+
+    Args:
+        path: As `read_any_image` reads, or DICOM of several frames.
+
+    Yields:
+        The frame's number from 1 on, None for a file of one image; and the image.
+
+    Raises:
+        InputError: See `read_any_image`.
+    """
+    if not is_dicom_file(path) and path.suffix.lower() not in DICOM_SUFFIXES:
+        yield None, read_any_image(path)
+        return
+    file = open_dicom(read_bytes(path), name=str(path))
+    for number, image in enumerate(file.frames(), start=1):
+        yield None if file.n_frames == 1 else number, image
 
 
 def read_any_image(path: Path) -> AnyImage:
     """Read an image in grey.
 
     Colour is converted, alpha dropped, a JPEG turned as its EXIF says. More than 8 bit are scaled
-    linearly from the image's own range to 0..255, because few such files use all of their bits; a
-    flat one becomes 0.
+    linearly from the image's own range to 0..255, see `grey_of`; of DICOM see `DicomFile.frames`.
 
     Args:
-        path: PNG, JPEG, TIFF (one page) or BMP, told by its bytes.
+        path: PNG, JPEG, TIFF (one page), BMP, WebP, GIF or DICOM (one frame), told by its bytes.
 
     Raises:
-        InputError: Unreadable, damaged, of another format, of several pages, a transparent TIFF,
-            or not of whole numbers.
+        InputError: Unreadable, damaged, of another format, of several pages or frames, a
+            transparent TIFF, or not of whole numbers.
     """
     data = read_bytes(path)
+    if is_dicom(data):
+        return one_dicom_image(data, name=str(path))
     kind = next((kind for start, kind in _SIGNATURES.items() if data.startswith(start)), None)
     if kind is None:
-        raise InputError(f"{path}: not a PNG, JPEG, TIFF or BMP image; save the image as PNG")
+        raise InputError(f"{path}: not a {FORMATS} image; save the image as PNG")
+    if kind in _BY_PILLOW:
+        return grey_of(_by_pillow(data, path=path, kind=kind), is_rgb=True)
     if kind == "PNG":
         check_png(data, name=str(path))
-    pixels = _decode(data, path=path, kind=kind)
-    if pixels.ndim == 3:
-        # Cut before the conversion: it cares for 3 channels alone. Grey with alpha comes as BGRA.
-        pixels = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_BGR2GRAY)
-    if pixels.dtype == np.uint8:
-        return AnyImage(grey=pixels)
-    low, high = int(pixels.min()), int(pixels.max())
-    scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1))
-    return AnyImage(grey=np.round(scaled).astype(np.uint8), scaled_from=(low, high))
+    return grey_of(_decode(data, path=path, kind=kind))
+
+
+def _by_pillow(data: bytes, *, path: Path, kind: str) -> np.ndarray:
+    """Pixels uint8 (H, W, 3), red first, of a WebP or GIF that is no animation."""
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as image:
+            n_frames = getattr(image, "n_frames", 1)
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
+        raise InputError(
+            f"{path}: damaged or cut short {kind}; copy or download it again"
+        ) from error
+    if n_frames > 1:
+        raise InputError(
+            f"{path}: an animation of {n_frames} images; save those that are meant as PNG"
+        )
+    return pixels
 
 
 def _decode(data: bytes, *, path: Path, kind: str) -> np.ndarray:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from datamodules.ellipse import perimeter_px
+from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow
 from datamodules.reading import drawn_ellipse
 
@@ -17,6 +18,9 @@ HC_TOLERANCE_MM = 2.0
 """The CSV's HC and the annotation's agree to 0.04 mm for HC18's outlines, to 0.3 mm for corrected
 filled masks. More than this is worth a look; more than the share below as well cannot be right."""
 HC_TOLERANCE_SHARE = 0.02
+
+FIELD_MM = 300.0
+"""What an ultrasound image shows at most, in its longer side."""
 
 _MM_PER_CM = 10.0
 # Ratios of the annotation's HC to the CSV's, in mm: what makes all of a set's alike.
@@ -47,6 +51,31 @@ def contradicts_csv(row: IndexRow) -> bool:
         return False
     allowed_mm = max(HC_TOLERANCE_MM, HC_TOLERANCE_SHARE * row.hc_mm)
     return abs(row.hc_fit_mm - row.hc_mm) > allowed_mm
+
+
+def require_pixel_size(pixel_size_mm: float, *, size_hw: tuple[int, int], of: str) -> None:
+    """Raise InputError, beginning with `of`, for a pixel size that no ultrasound image can have.
+
+    That is outside `PIXEL_SIZE_RANGE_MM`; images made small on purpose have larger pixels, which
+    pass where the image shows no more than `FIELD_MM`.
+
+    Args:
+        pixel_size_mm: Side of a pixel.
+        size_hw: Of the image, px.
+        of: What is refused, for the message.
+    """
+    low, high = PIXEL_SIZE_RANGE_MM
+    side_mm = pixel_size_mm * max(size_hw)
+    is_small = high < pixel_size_mm and side_mm <= FIELD_MM
+    if low <= pixel_size_mm <= high or is_small:
+        return
+    found = f"a pixel size of {pixel_size_mm:.3g} mm is outside {low:g} to {high:g} mm"
+    if not high < pixel_size_mm:
+        is_cm = not _outside(pixel_size_mm * _MM_PER_CM, PIXEL_SIZE_RANGE_MM)
+        why = "; probably centimetres" if is_cm else ""
+    else:
+        why = f", and {size_hw[1]}x{size_hw[0]} px would be {side_mm:.0f} mm"
+    raise InputError(f"{of}: {found}{why}; give the side of a pixel in mm")
 
 
 def _contradictions(rows: Sequence[IndexRow]) -> list[str]:

@@ -1,6 +1,5 @@
 """From a folder to a list of samples; structural checks only, no image is decoded."""
 
-import csv
 import math
 import re
 from collections.abc import Iterable
@@ -8,6 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from datamodules.csv_table import number, plain, read_table
+from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
+from datamodules.dicom import dicom_pixel_size_mm, is_dicom_file
 from datamodules.errors import InputError
 
 HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
@@ -159,12 +161,13 @@ def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], coho
 
 
 def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
-    """Read an external cohort: image/<name>.png and mask/<name>_Annotation.png.
+    """Read an external cohort: image/<name>.png (or DICOM) and mask/<name>_Annotation.png.
 
     The exam is the image's name up to the first `_Plane`, `_plane`, `_HC` or `_<n>HC`, else the
     whole name (`Patient00705_Plane3_2_of_3` and `Patient00705_Plane3_3_of_3` are one exam); frames
     count up in the order of the names. `pixel_sizes.csv`, or else the one other CSV in the folder,
-    gives pixel size and optionally HC in HC18's columns; without a CSV both are None.
+    gives pixel size and optionally HC in HC18's columns; without a CSV both are None, but for the
+    pixel sizes that DICOM files state.
 
     Args:
         root: the folder that holds image/ and mask/.
@@ -181,16 +184,17 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
         _check_match(rows, images=images, csv_path=csv_path, folder=root / "image")
     samples = []
     for image in images:
-        stem = image.removesuffix(".png")
+        path = root / "image" / image
+        stem = image_stem(path)
         annotation = f"{stem}{ANNOTATION_SUFFIX}.png"
         if annotation not in masks:
-            raise InputError(f"{root / 'image' / image}: no annotation; add mask/{annotation}")
+            raise InputError(f"{path}: no annotation; add mask/{annotation}")
         masks.discard(annotation)
-        pixel_size_mm, hc_mm = (None, None) if rows is None else rows[image]
+        pixel_size_mm, hc_mm = (_stated_mm(path), None) if rows is None else rows[image]
         samples.append(
             Sample(
                 sample_id=stem,
-                image_path=root / "image" / image,
+                image_path=path,
                 annotation_path=root / "mask" / annotation,
                 exam_id=_cohort_exam(stem),
                 frame=1,
@@ -220,15 +224,45 @@ def _cohort_names(root: Path) -> tuple[list[str], set[str]]:
             f"{root}: mask/ is missing, and evaluation needs masks; "
             f"add mask/<name>{ANNOTATION_SUFFIX}.png for each image"
         )
-    images, masks = _png_names(root / "image"), set(_png_names(root / "mask"))
-    if not images:
-        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
+    images, masks = image_names(root / "image"), set(_png_names(root / "mask"))
     if not masks:
         raise InputError(
             f"{root / 'mask'}: no PNG masks, and evaluation needs masks; "
             f"add <name>{ANNOTATION_SUFFIX}.png for each of {len(images)} images"
         )
     return images, masks
+
+
+def image_names(folder: Path) -> list[str]:
+    """Return the names of a cohort's images, PNG and DICOM, in order.
+
+    Raises:
+        InputError: There is none, or two would have one name without their endings.
+    """
+    named = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
+    if not images:
+        raise InputError(f"{folder}: no PNG or DICOM images; put <name>.png files there")
+    stems: dict[str, Path] = {}
+    for path in images:
+        other = stems.setdefault(image_stem(path), path)
+        if other != path:
+            raise InputError(f"{other} and {path.name} have one name; rename or remove one")
+    return [path.name for path in images]
+
+
+def image_stem(path: Path) -> str:
+    """The file's name without its ending; that of DICOM may be a number with dots."""
+    return path.stem if path.suffix.lower() in (".png", *DICOM_SUFFIXES) else path.name
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.suffix.lower() in DICOM_SUFFIXES or is_dicom_file(path)
+
+
+def _stated_mm(path: Path) -> float | None:
+    """The pixel size that an image's file states, mm."""
+    return dicom_pixel_size_mm(path) if _is_dicom(path) else None
 
 
 def _cohort_exam(stem: str) -> str:
@@ -312,62 +346,20 @@ def _check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, fold
 
 def _read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float, float | None]]:
     """Return pixel size and HC (None without that column) in mm by file name."""
-    try:
-        # utf-8-sig drops a byte order mark; the csv module takes both line endings.
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            delimiter, lines = _delimited(file.read().splitlines(keepends=True))
-        cells = csv.reader(lines, delimiter=delimiter)
-        table = [row for row in cells if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
-    header = {_plain(cell): index for index, cell in enumerate(table[0])} if table else {}
-    for column in required:
-        if _plain(column) not in header:
-            raise InputError(
-                f"{path}: column {column!r} is missing; expected the header {','.join(required)}"
-            )
     rows: dict[str, tuple[float, float | None]] = {}
-    for number, row in enumerate(table[1:], start=2):
-        if len(row) < len(table[0]):
-            raise InputError(
-                f"{path}: row {number} has {len(row)} of {len(table[0])} cells; complete it"
-            )
-        name = row[header["filename"]].strip()
-        if name in rows:
-            raise InputError(f"{path}: row {number} repeats {name}; keep one row per file")
+    # The header is row 1.
+    for row, (name, cells) in enumerate(read_table(path, required=required).items(), start=2):
         values = [
-            _positive(
-                row[header[_plain(column)]], where=f"{path}: row {number} ({name})", of=column
-            )
+            _positive(cells[plain(column)], where=f"{path}: row {row} ({name})", of=column)
             for column in _COLUMNS[1:]
-            if _plain(column) in header
+            if plain(column) in cells
         ]
         rows[name] = (values[0], values[1] if len(values) > 1 else None)
     return rows
 
 
-def _delimited(lines: list[str]) -> tuple[str, list[str]]:
-    """Return what separates the columns, told by the header, and the lines from the header on.
-
-    Spreadsheets write semicolons where the comma stands in numbers, and some a first line `sep=;`.
-    """
-    if lines and lines[0].strip().lower().startswith("sep="):
-        lines = lines[1:]
-    header = next((line for line in lines if line.strip()), "")
-    return max(",;\t", key=header.count), lines
-
-
-def _plain(column: str) -> str:
-    """HC18 itself writes `pixel size(mm)` and `head circumference (mm)`: spaces do not count."""
-    return "".join(column.split()).lower()
-
-
 def _positive(text: str, *, where: str, of: str) -> float:
-    try:
-        # A decimal comma; thousands are not separated in numbers of this size.
-        value = float(text.replace(",", ".") if text.count(",") == 1 else text)
-    except ValueError:
-        value = math.nan
+    value = number(text)
     if not (math.isfinite(value) and value > 0):
         raise InputError(f"{where}: {of} is {text.strip()!r}; expected a positive number")
     return value

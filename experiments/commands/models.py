@@ -39,13 +39,13 @@ def predict(
         list[Path],
         typer.Argument(
             metavar="[RUN] IMAGES...",
-            help="Images and folders of images; before them runs/store/fit/ID of a fitted "
-            "segmenter, or else the package's own model is used.",
+            help="Images (DICOM too) and folders of them; before them runs/store/fit/ID of a "
+            "fitted segmenter, or else the package's own model is used.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("predictions"),
     pixel_size: Annotated[
-        float | None, typer.Option(metavar="MM", help="Side of a pixel of all images.")
+        float | None, typer.Option(metavar="MM", help="Side of a pixel of all images, 0.02 to 1.")
     ] = None,
     pixel_sizes: Annotated[
         Path | None,

@@ -1,8 +1,7 @@
 """`sonosweep predict`: a fitted segmenter applied to one's own images."""
 
-import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.annotation import read_image
-from datamodules.any_image import find_images, read_any_image
+from datamodules.any_image import find_images
 from datamodules.ellipse import perimeter_px, rasterise
-from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
-from datamodules.samples import read_pixel_sizes
 from datamodules.storage import commit_folder, require_new, write_atomic, write_json
 from experiments.deliver.confidence import judge
+from experiments.deliver.inputs import GivenSizes, facts_of, lines_on, read_images, sizes_of
 from experiments.deliver.submission import PROMPTS, fitted_or_why, segmented
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
@@ -34,6 +32,7 @@ class Prediction:
     """
 
     filename: str
+    """Of the image's file; of one frame of several, `NAME_frame3`."""
     found: bool
     """Whether the predicted mask gives an ellipse."""
     center_x_px: float | None = None
@@ -108,31 +107,6 @@ def predictions_text(predictions: Sequence[Prediction]) -> str:
     return table.to_csv(index=False, float_format="%.6f", lineterminator="\n")
 
 
-def pixel_sizes(
-    paths: Mapping[str, Path], *, pixel_size_mm: float | None, table: Path | None
-) -> dict[str, float | None]:
-    """Pixel size of each image in mm by stem, of all or by a row of HC18's columns; or None.
-
-    Raises:
-        InputError: Both are given, one is no positive number, or an image has no row.
-    """
-    if pixel_size_mm is not None:
-        if table is not None:
-            raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
-        if not 0 < pixel_size_mm < math.inf:
-            raise InputError(f"--pixel-size {pixel_size_mm}: must be above 0, in mm")
-    if table is None:
-        return dict.fromkeys(paths, pixel_size_mm)
-    sizes = read_pixel_sizes(table)
-    missing = [path.name for path in paths.values() if path.name not in sizes]
-    if missing:
-        raise InputError(
-            f"{table}: no row for {len(missing)} of {len(paths)} images ({some_names(missing)}); "
-            "add their pixel sizes, or leave the images out"
-        )
-    return {stem: sizes[path.name] for stem, path in paths.items()}
-
-
 def predict_command(
     run_dir: Path,
     places: Sequence[Path],
@@ -156,22 +130,24 @@ def predict_command(
     require_new(out)
     manifest = read_manifest(run_dir)
     paths, left = find_images(places)
-    sizes = pixel_sizes(paths, pixel_size_mm=pixel_size_mm, table=pixel_size_table)
+    asked_sizes = GivenSizes.read(pixel_size_mm=pixel_size_mm, table=pixel_size_table)
     with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         with console.status("reading the images"):
-            grey, scaled = _prepare(paths, Path(scratch))
+            given = read_images(paths, Path(scratch))
+        sizes = sizes_of(given, asked_sizes)
         predictions = []
+        grey = {name: image.path for name, image in given.items()}
         asked = {"prompt": prompt, "console": console, "has_second_view": True}
-        for stem, mask, second in segmented(run_dir, grey, **asked):
-            image = read_image(grey[stem])
+        for name, mask, second in segmented(run_dir, grey, **asked):
+            image = read_image(grey[name])
             found, shape = prediction_of_mask(
                 mask,
                 second_mask=second,
                 image=image,
-                filename=paths[stem].name,
-                pixel_size_mm=sizes[stem],
+                filename=given[name].filename,
+                pixel_size_mm=sizes[name],
             )
-            _write_pictures(folder, grey[stem].name, image=image, shape=shape, mask=mask)
+            _write_pictures(folder, grey[name].name, image=image, shape=shape, mask=mask)
             predictions.append(found)
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
@@ -183,7 +159,7 @@ def predict_command(
             "n_found": sum(p.found for p in predictions),
             "not_found": {p.filename: p.reason for p in predictions if not p.found},
             "doubtful": {p.filename: p.reason for p in predictions if p.doubtful},
-            "scaled_to_8_bit": scaled,
+            **facts_of(given, sizes),
             "not_read": left,
             "predictions": [asdict(p) for p in predictions],
         }
@@ -193,13 +169,8 @@ def predict_command(
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
     """Say what was written, what was found, what the reader should know; and what is doubtful."""
-    lines = []
-    scaled, left = summary["scaled_to_8_bit"], summary["not_read"]
-    if scaled:
-        ranges = some_names([f"{name} {low}..{high}" for name, (low, high) in scaled.items()])
-        what = "images of more than 8 bit were scaled from their own range to 0..255"
-        lines.append(f"{len(scaled)} {what}: {ranges}")
-    if left:
+    lines = lines_on(summary)
+    if left := summary["not_read"]:
         lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
     if all(p["pixel_size_mm"] is None for p in summary["predictions"]):
         lines.append("no pixel size is known, so hc_mm is empty; give --pixel-size MM")
@@ -224,18 +195,3 @@ def _write_pictures(
     for kind, picture in pictures.items():
         (folder / kind).mkdir(exist_ok=True)
         (folder / kind / name).write_bytes(encode_png(picture))
-
-
-def _prepare(
-    paths: Mapping[str, Path], scratch: Path
-) -> tuple[dict[str, Path], dict[str, tuple[int, int]]]:
-    """Read every image before the first is segmented; as grey PNG, which the segmenter reads."""
-    grey: dict[str, Path] = {}
-    scaled: dict[str, tuple[int, int]] = {}
-    for stem, path in paths.items():
-        image = read_any_image(path)
-        grey[stem] = scratch / f"{stem}.png"
-        grey[stem].write_bytes(encode_png(image.grey))
-        if image.scaled_from is not None:
-            scaled[path.name] = image.scaled_from
-    return grey, scaled

@@ -20,7 +20,8 @@ from datamodules.ellipse import Ellipse, rasterise
 from datamodules.errors import InputError
 from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
-from datamodules.samples import Sample, read_hc18_test
+from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
+from datamodules.samples import HC18_CSV, Sample, image_names, image_stem, read_hc18_test
 from datamodules.storage import commit_folder, require_new, write_atomic
 from experiments.deliver.confidence import zoomed_back, zoomed_out
 
@@ -200,6 +201,8 @@ def submit_command(
     if masks is not None:
         require_new(masks)
     paths, samples = _images(test_root, is_submission=out is not None)
+    if out is not None:
+        _require_sizes(samples, test_root)
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -263,10 +266,18 @@ def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[s
     if is_submission or not (root / "image").is_dir():
         samples = {sample.sample_id: sample for sample in read_hc18_test(root)}
         return {name: sample.image_path for name, sample in samples.items()}, samples
-    paths = {p.stem: p for p in sorted((root / "image").glob("*.png")) if p.name[0] != "."}
-    if not paths:
-        raise InputError(f"{root / 'image'}: no PNG images; put <name>.png files there")
-    return paths, {}
+    paths = [root / "image" / name for name in image_names(root / "image")]
+    return {image_stem(path): path for path in paths}, {}
+
+
+def _require_sizes(samples: Mapping[str, Sample], root: Path) -> None:
+    """Raise InputError for a pixel size that cannot be right."""
+    for sample in samples.values():
+        mm = sample.pixel_size_mm
+        # The image's own size matters for large pixels alone.
+        size_hw = read_image(sample.image_path).shape if mm > PIXEL_SIZE_RANGE_MM[1] else (1, 1)
+        of = f"{root / HC18_CSV['test']}: {sample.image_path.name}"
+        require_pixel_size(mm, size_hw=size_hw, of=of)
 
 
 def segmented(

@@ -80,6 +80,23 @@ def test_16_bit_in_colour(grey, tmp_path):
     np.testing.assert_array_equal(read_any_image(tmp_path / "a.png").grey, grey)
 
 
+def test_webp_and_gif_stills(grey, tmp_path):
+    Image.fromarray(grey).save(tmp_path / "a.gif")
+    np.testing.assert_array_equal(read_any_image(tmp_path / "a.gif").grey, grey)
+    alpha = Image.fromarray(np.dstack([grey] * 3 + [np.full_like(grey, 128)]))
+    alpha.save(tmp_path / "a.webp", lossless=True, exact=True)
+    np.testing.assert_array_equal(read_any_image(tmp_path / "a.webp").grey, grey)
+    first, *others = (Image.fromarray(np.roll(grey, shift)) for shift in range(3))
+    for name in ("b.gif", "b.webp"):
+        first.save(tmp_path / name, save_all=True, append_images=others)
+        with pytest.raises(InputError, match="an animation of 3 images; save those"):
+            read_any_image(tmp_path / name)
+    for name in ("a.gif", "a.webp"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-600])
+        with pytest.raises(InputError, match="damaged or cut short"):
+            read_any_image(tmp_path / name)
+
+
 def test_what_cannot_be_read_is_one_line(grey, tmp_path, capfd):
     image = Image.fromarray(grey)
     cases = {}
@@ -97,8 +114,8 @@ def test_what_cannot_be_read_is_one_line(grey, tmp_path, capfd):
     image.save(tmp_path / "pages.tif", save_all=True, append_images=[image])
     Image.fromarray(grey.astype(np.float32)).save(tmp_path / "float.tif")
     cases |= {
-        "text.png": "not a PNG, JPEG, TIFF or BMP image",
-        "empty.png": "not a PNG, JPEG, TIFF or BMP image",
+        "text.png": "not a PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM image",
+        "empty.png": "not a PNG, JPEG, TIFF, BMP, WebP, GIF or DICOM image",
         "pages.tif": "holds 2 images",
         "float.tif": "its pixels are float32",
         "none.png": "cannot be read",
@@ -138,15 +155,15 @@ def test_files_and_folders(grey, tmp_path):
     ("name", "what"),
     [
         ("none.png", "no such file or folder"),
-        ("clip.mp4", "a video or animation"),
-        ("x.dcm", "of a format that is not read"),
+        ("clip.mp4", "a video, not an image"),
+        ("x.nii", "of a format that is not read"),
         ("x.txt", "not a PNG"),
         ("empty", "no images; put"),
         ("films", r"no images \(clip.mp4 is none\)"),
     ],
 )
 def test_places_without_images(tmp_path, name, what):
-    for made in ("clip.mp4", "x.dcm", "x.txt"):
+    for made in ("clip.mp4", "x.nii", "x.txt"):
         (tmp_path / made).write_bytes(b"x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "films").mkdir()

@@ -231,7 +231,7 @@ def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_pat
         (["RUN", "SCANS/none.png"], "none.png: no such file or folder"),
         (["RUN", "EMPTY"], "no images"),
         (["RUN", "SCANS", "TWIN/a.jpg"], "have one name"),
-        (["RUN", "TWIN/clip.mp4"], "a video or animation"),
+        (["RUN", "TWIN/clip.mp4"], "a video, not an image"),
         (["RUN", "SCANS", "TWIN/bad.png"], "bad.png: PNG cut short"),
         (["RUN", "SCANS", "--pixel-size", "0"], "--pixel-size 0.0: must be above 0"),
         (["RUN", "SCANS", "--pixel-size", "nan"], "must be above 0"),

@@ -1,0 +1,340 @@
+"""DICOM files as grey images with their pixel size; pydicom reads them. No other tag is passed on.
+
+pydicom's own words may quote a file's values, which may be a patient's: its warnings are silenced,
+and the errors here name the file and the fault alone.
+"""
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from datamodules.errors import InputError
+from datamodules.grey import AnyImage, grey_of
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+SUFFIXES = (".dcm", ".dicom")
+_PREAMBLE = 128
+_MARK = b"DICM"
+_CM = 3
+"""The code of centimetres in a region's physical units."""
+_PLANE = 1
+"""The code of a two-dimensional image in a region's spatial format."""
+_SAME = 0.01
+"""Relative difference up to which two lengths of a pixel are one."""
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_GREYS = ("MONOCHROME1", "MONOCHROME2")
+
+
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes are a DICOM file's, told by the mark behind its preamble."""
+    return data[_PREAMBLE : _PREAMBLE + len(_MARK)] == _MARK
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file is DICOM; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return is_dicom(file.read(_PREAMBLE + len(_MARK)))
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class DicomFile:
+    """A DICOM file with an image in it.
+
+    Attributes:
+        name: For messages.
+        dataset: As pydicom reads it.
+        n_frames: At least 1.
+    """
+
+    name: str
+    dataset: "Dataset"
+    n_frames: int
+
+    def frames(self) -> Iterator[AnyImage]:
+        """Decode its frames one by one, each with the file's pixel size.
+
+        Grey values of more than 8 bit, signed or rescaled ones are shown by the file's window, else
+        scaled from the frame's own range to 0..255; 8 bit without a window stay as they are.
+        MONOCHROME1 is turned round, colour converted. Where regions of ultrasound are given, what
+        lies outside of all of them becomes black: there scanners write names and dates.
+
+        Raises:
+            InputError: No installed codec decodes them, or they are damaged.
+        """
+        import pydicom.pixels
+
+        require_decodable(self)
+        with _reading(self.name):
+            mm, because = pixel_size_of(self.dataset)
+            frames = pydicom.pixels.iter_pixels(self.dataset)
+        for _ in range(self.n_frames):
+            with _reading(self.name):
+                image = _shown(next(frames), self.dataset)
+                inside = _inside_regions(self.dataset, image.grey.shape)
+            grey = np.where(inside, image.grey, np.uint8(0))
+            yield replace(image, grey=grey, pixel_size_mm=mm, no_size_because=because)
+
+
+def open_dicom(data: bytes, *, name: str) -> DicomFile:
+    """Read a DICOM file's bytes; its pixels are not decoded yet.
+
+    Args:
+        data: Of the file.
+        name: For messages.
+
+    Raises:
+        InputError: pydicom is not installed, the bytes are damaged, or hold no image that is read.
+    """
+    dataset = _dataset(io.BytesIO(data), name=name, is_dicom_data=is_dicom(data))
+    with _reading(name):
+        n_frames = int(dataset.get("NumberOfFrames") or 1)
+        kind = str(dataset.get("PhotometricInterpretation", ""))
+        has_pixels = "PixelData" in dataset
+    if not has_pixels or n_frames < 1:
+        raise InputError(f"{name}: a DICOM file without an image; leave it out")
+    if kind not in (*_GREYS, *_COLOURS, "PALETTE COLOR"):
+        raise InputError(
+            f"{name}: its colours ({kind or 'no PhotometricInterpretation'}) are not read; save "
+            "its images as PNG"
+        )
+    return DicomFile(name=name, dataset=dataset, n_frames=n_frames)
+
+
+def dicom_pixel_size_mm(path: Path) -> float | None:
+    """Return the side of a pixel that a file states, mm; None where it states none.
+
+    Raises:
+        InputError: It is stated and is not one length, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            mark = is_dicom(file.read(_PREAMBLE + len(_MARK)))
+            file.seek(0)
+            dataset = _dataset(file, name=str(path), is_dicom_data=mark, has_pixels=False)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    with _reading(str(path)):
+        mm, because = pixel_size_of(dataset)
+    if because:
+        raise InputError(f"{path}: {because}; give pixel sizes by a CSV beside the images")
+    return mm
+
+
+def _dataset(
+    file: BinaryIO, *, name: str, is_dicom_data: bool, has_pixels: bool = True
+) -> "Dataset":
+    try:
+        import pydicom
+    except ImportError as error:
+        raise InputError(
+            f"{name}: DICOM needs pydicom, which is not installed (the extra `dicom`); "
+            "pip install 'pydicom>=3'"
+        ) from error
+    if not is_dicom_data:
+        raise InputError(f"{name}: not a DICOM file (its preamble is missing); export it again")
+    with _reading(name):
+        return pydicom.dcmread(file, stop_before_pixels=not has_pixels)
+
+
+def require_decodable(file: DicomFile) -> None:
+    """Raise InputError, with what to install, unless an installed codec decodes the pixels."""
+    from pydicom.pixels import get_decoder
+
+    syntax = file.dataset.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise InputError(f"{file.name}: DICOM without a transfer syntax; export the file again")
+    try:
+        decoder = get_decoder(syntax)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{file.name}: its pixels are compressed as {syntax.name}, which pydicom does not "
+            "decode; save its images as PNG"
+        ) from error
+    if not decoder.is_available:
+        jpeg_2000 = "JPEG 2000" in syntax.name
+        package = "pylibjpeg-openjpeg" if jpeg_2000 else "pylibjpeg-libjpeg"
+        raise InputError(
+            f"{file.name}: its pixels are compressed as {syntax.name}, which no installed codec "
+            f"decodes; pip install pylibjpeg {package}"
+        )
+
+
+def one_dicom_image(data: bytes, *, name: str) -> AnyImage:
+    """Read the image of a DICOM file that holds one.
+
+    Raises:
+        InputError: See `open_dicom` and `DicomFile.frames`; or it holds several frames.
+    """
+    file = open_dicom(data, name=name)
+    if file.n_frames > 1:
+        raise InputError(
+            f"{name}: holds {file.n_frames} frames, and one image is wanted; save those that are "
+            "meant as files of their own"
+        )
+    return next(file.frames())
+
+
+def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
+    """Return the side of a pixel in mm and "", or None and why there is none ("" if none is given).
+
+    The calibration of the ultrasound regions counts where one is two-dimensional and in
+    centimetres; else PixelSpacing, that of the shared functional groups, or ImagerPixelSpacing. It
+    must be one length: regions that differ and pixels that are not square give None.
+    """
+    found = _region_sizes(dataset) or _spacings(dataset)
+    if not found:
+        return None, ""
+    sizes = [size for pair in found for size in pair]
+    if not all(math.isfinite(size) and size > 0 for size in sizes):
+        return None, "its pixel size is no positive number"
+    for across, down in found:
+        if abs(across - down) > _SAME * max(across, down):
+            return None, f"its pixels are not square ({across:.4g} x {down:.4g} mm)"
+    if max(sizes) - min(sizes) > _SAME * max(sizes):
+        each = ", ".join(f"{across:.4g}" for across, _ in found)
+        return None, f"its ultrasound regions differ in pixel size ({each} mm)"
+    return sum(sizes) / len(sizes), ""
+
+
+def _region_sizes(dataset: "Dataset") -> list[tuple[float, float]]:
+    """Width and height of a pixel in mm of each region that is measured in lengths."""
+    found = []
+    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
+        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
+        if units == (_CM, _CM) and region.get("RegionSpatialFormat", _PLANE) == _PLANE:
+            deltas = (region.get("PhysicalDeltaX"), region.get("PhysicalDeltaY"))
+            # The sign is a direction.
+            found.append(tuple(10 * abs(float("nan" if d is None else d)) for d in deltas))
+    return found
+
+
+def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:
+    """Width and height of a pixel in mm by the image's spacing, which names the rows' first."""
+    holders = [(dataset, "PixelSpacing")]
+    for groups in dataset.get("SharedFunctionalGroupsSequence") or ():
+        holders += [(m, "PixelSpacing") for m in groups.get("PixelMeasuresSequence") or ()]
+    holders.append((dataset, "ImagerPixelSpacing"))
+    for holder, key in holders:
+        spacing = holder.get(key)
+        if spacing:
+            down, across = (float(value) for value in spacing)
+            return [(across, down)]
+    return []
+
+
+def _inside_regions(dataset: "Dataset", size_hw: tuple[int, ...]) -> np.ndarray:
+    """Bool (H, W): what lies in an ultrasound region; everything where none is given."""
+    corners = ("MinX0", "MinY0", "MaxX1", "MaxY1")
+    inside = np.zeros(size_hw, dtype=bool)
+    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
+        x0, y0, x1, y1 = (region.get(f"RegionLocation{corner}", -1) for corner in corners)
+        if 0 <= x0 < x1 and 0 <= y0 < y1:
+            inside[y0 : y1 + 1, x0 : x1 + 1] = True
+    return inside if inside.any() else ~inside
+
+
+def _shown(pixels: np.ndarray, dataset: "Dataset") -> AnyImage:
+    """One frame as it is meant to be looked at."""
+    from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi
+
+    kind = dataset.PhotometricInterpretation
+    if kind == "PALETTE COLOR":
+        return grey_of(apply_color_lut(pixels, dataset), is_rgb=True)
+    if kind in _COLOURS:
+        return grey_of(pixels, is_rgb=True)
+    values, window = apply_modality_lut(pixels, dataset), None
+    if dataset.get("VOILUTSequence"):
+        bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
+        looked_up = apply_voi(np.asarray(values).astype(np.int32), dataset).astype(np.float64)
+        image = AnyImage(grey=np.round(looked_up * (255 / (2**bits - 1))).astype(np.uint8))
+    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
+        window = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+        function = str(dataset.get("VOILUTFunction") or "LINEAR")
+        grey = windowed(values, centre=window[0], width=window[1], function=function)
+        changed = pixels.dtype != np.uint8 or (grey != pixels).any()
+        image = AnyImage(grey=grey, window=window if changed else None)
+    else:
+        whole = np.asarray(values)
+        if whole.dtype.kind == "f" and pixels.dtype == np.uint8 and (whole == pixels).all():
+            whole = pixels  # Rescaled by a slope of 1.
+        image = grey_of(whole)
+    return replace(image, grey=255 - image.grey) if kind == "MONOCHROME1" else image
+
+
+def windowed(values: np.ndarray, *, centre: float, width: float, function: str) -> np.ndarray:
+    """Map values to 0..255 by a window.
+
+    Args:
+        values: (H, W), any numbers.
+        centre: Of the window.
+        width: Of the window, at least 1 for LINEAR, above 0 for the others.
+        function: LINEAR, LINEAR_EXACT or SIGMOID.
+
+    Returns:
+        uint8 (H, W).
+
+    Raises:
+        ValueError: No such function, or no such width.
+
+    Source:
+        DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3; equal to pydicom's `apply_windowing`.
+    """
+    x = values.astype(np.float64)
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(f"no function {function!r} of a window")
+    if not (width >= 1 if function == "LINEAR" else width > 0):
+        raise ValueError(f"a window of width {width}")
+    if function == "SIGMOID":
+        share = 1 / (1 + np.exp(-4 * (x - centre) / width))
+    elif function == "LINEAR_EXACT":
+        share = (x - centre) / width + 0.5
+    elif width == 1:
+        share = (x > centre - 0.5).astype(np.float64)
+    else:
+        share = (x - (centre - 0.5)) / (width - 1) + 0.5
+    return np.round(255 * share.clip(0, 1)).astype(np.uint8)
+
+
+def _first(value: object) -> float:
+    """A number, or the first one of several windows."""
+    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+
+
+@contextlib.contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Quietly; whatever pydicom raises on a damaged file becomes one line."""
+    with _quiet():
+        try:
+            yield
+        except Exception as error:
+            raise InputError(
+                f"{name}: damaged or cut short DICOM ({type(error).__name__}); copy the file "
+                "again, or save its images as PNG"
+            ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without pydicom's warnings and log lines, which may quote values of the file."""
+    logger = logging.getLogger("pydicom")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before

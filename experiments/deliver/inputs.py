@@ -1,0 +1,174 @@
+"""What `predict` is given: images of any kind, their pixel sizes and boxes. Torch-free."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules.any_image import read_frames
+from datamodules.errors import InputError
+from datamodules.mask_folder import some_names
+from datamodules.plausible import require_pixel_size
+from datamodules.samples import read_pixel_sizes
+from experiments.results.pictures import encode_png
+
+_SAME = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenImage:
+    """One image that is to be segmented; see `AnyImage` for what its file says."""
+
+    path: Path
+    """As grey PNG, which segmenters read."""
+    filename: str
+    """Of the file that it came from; of one frame of several, `NAME_frame3`."""
+    file: str
+    """Of the file that it came from, always."""
+    size_hw: tuple[int, int]
+    scaled_from: tuple[int, int] | None
+    window: tuple[float, float] | None
+    stated_mm: float | None
+    no_size_because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenSizes:
+    """`--pixel-size` or `--pixel-sizes`: of all images, or by file name; in mm."""
+
+    of_all: float | None = None
+    by_name: Mapping[str, float] | None = None
+    label: str = ""
+    """The CSV, for messages."""
+
+    @classmethod
+    def read(cls, *, pixel_size_mm: float | None, table: Path | None) -> "GivenSizes":
+        """Check the options.
+
+        Raises:
+            InputError: Both are given, one is no positive number, or the CSV cannot be read.
+        """
+        if pixel_size_mm is not None:
+            if table is not None:
+                raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
+            if not 0 < pixel_size_mm < math.inf:
+                raise InputError(f"--pixel-size {pixel_size_mm}: must be above 0, in mm")
+        if table is None:
+            return cls(of_all=pixel_size_mm)
+        return cls(by_name=read_pixel_sizes(table), label=str(table))
+
+
+def sizes_of(given: Mapping[str, GivenImage], sizes: GivenSizes) -> dict[str, float | None]:
+    """Give the pixel size of each image, mm, by name: as asked, else as its file states, or None.
+
+    Rows of a CSV name an image's file, or one frame of it.
+
+    Raises:
+        InputError: An image has no row and states no size, or its size cannot be right.
+    """
+    found: dict[str, float | None] = {}
+    missing = []
+    for name, image in given.items():
+        size, of = image.stated_mm, f"{image.filename} (as its file states)"
+        if sizes.of_all is not None:
+            size, of = sizes.of_all, f"--pixel-size {sizes.of_all:g}: {image.filename}"
+        elif sizes.by_name is not None:
+            rows = [key for key in (image.filename, image.file) if key in sizes.by_name]
+            if rows:
+                size, of = sizes.by_name[rows[0]], f"{sizes.label}: {rows[0]}"
+            elif size is None:
+                missing.append(image.filename)
+        if size is not None:
+            require_pixel_size(size, size_hw=image.size_hw, of=of)
+        found[name] = size
+    if missing:
+        raise InputError(
+            f"{sizes.label}: no row for {len(missing)} of {len(given)} images "
+            f"({some_names(missing)}); add their pixel sizes, or leave the images out"
+        )
+    return found
+
+
+def facts_of(given: Mapping[str, GivenImage], sizes: Mapping[str, float | None]) -> dict[str, Any]:
+    """What was done with the files' own values, by file name, for summary.json."""
+    images = {image.filename: image for image in given.values()}
+    used = {given[name].filename: size for name, size in sizes.items()}
+    return {
+        "scaled_to_8_bit": {n: i.scaled_from for n, i in images.items() if i.scaled_from},
+        "windows": {n: i.window for n, i in images.items() if i.window},
+        "sizes_not_used": {
+            n: i.no_size_because for n, i in images.items() if i.no_size_because and used[n] is None
+        },
+        "other_sizes_stated_mm": {
+            n: i.stated_mm
+            for n, i in images.items()
+            if i.stated_mm is not None and abs(used[n] - i.stated_mm) > _SAME * i.stated_mm
+        },
+    }
+
+
+def lines_on(facts: Mapping[str, Any]) -> list[str]:
+    """What the reader should know of `facts_of`, a line each."""
+    lines = []
+    if scaled := facts["scaled_to_8_bit"]:
+        ranges = some_names([f"{name} {low}..{high}" for name, (low, high) in scaled.items()])
+        what = "images of more than 8 bit were scaled from their own range to 0..255"
+        lines.append(f"{len(scaled)} {what}: {ranges}")
+    if windows := facts["windows"]:
+        first, (centre, width) = next(iter(windows.items()))
+        lines.append(
+            f"{len(windows)} images were shown by the window of their file ({first}: centre "
+            f"{centre:g}, width {width:g})"
+        )
+    if unused := facts["sizes_not_used"]:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(unused.items())[:3])
+        dots = "; ..." if len(unused) > 3 else ""
+        lines.append(
+            f"{len(unused)} images have no hc_mm, because the pixel size of their file is not one "
+            f"length ({reasons}{dots}); give --pixel-size MM, or --pixel-sizes CSV"
+        )
+    if others := facts["other_sizes_stated_mm"]:
+        stated = some_names([f"{name} {size:.4g}" for name, size in others.items()])
+        lines.append(
+            f"{len(others)} files state another pixel size than the one given, which was used: "
+            f"{stated} mm"
+        )
+    return lines
+
+
+def read_images(paths: Mapping[str, Path], scratch: Path) -> dict[str, GivenImage]:
+    """Read every image before the first is segmented.
+
+    Args:
+        paths: Files by stem.
+        scratch: Folder for the grey PNGs, which lasts as long as they are needed.
+
+    Returns:
+        Images by the name of what is written for them: the stem, or `STEM_frame3` for a frame of
+        several, with as many digits as the last frame's number has.
+
+    Raises:
+        InputError: A file cannot be read, or a frame has the name of another image.
+    """
+    given: dict[str, GivenImage] = {}
+    for stem, path in paths.items():
+        frames = list(read_frames(path))
+        digits = len(str(len(frames)))
+        for number, image in frames:
+            name = stem if number is None else f"{stem}_frame{number:0{digits}}"
+            if name in given or (name != stem and name in paths):
+                raise InputError(f"{path}: another image is called {name} too; rename one")
+            png = scratch / f"{name}.png"
+            png.write_bytes(encode_png(image.grey))
+            given[name] = GivenImage(
+                path=png,
+                filename=path.name if number is None else name,
+                file=path.name,
+                size_hw=image.grey.shape,
+                scaled_from=image.scaled_from,
+                window=image.window,
+                stated_mm=image.pixel_size_mm,
+                no_size_because=image.no_size_because,
+            )
+    return given
