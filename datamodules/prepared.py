@@ -1,11 +1,14 @@
 """Images and masks resized once into a network's frame, kept as memory-mapped arrays.
 
 A folder is immutable: it is written under a temporary name and renamed, and its name holds the
-hash of everything that determines its content.
+hash of everything that determines its content. `DONE.json` names size and hash of each file, which
+are compared once in each process that opens it: about a second a GiB.
 """
 
 import contextlib
+import functools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,11 +19,14 @@ import numpy as np
 
 from datamodules.annotation import annotation_of, read_image
 from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, place
+from datamodules.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from datamodules.samples import Sample
-from datamodules.storage import commit_folder, content_key, is_array
+from datamodules.storage import commit_folder, content_key, is_array, write_json
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "masks", "size_hw", "valid_hw")
+IDS_NAME, DONE_NAME = "ids.json", "DONE.json"
+NAMES = (*(f"{name}.npy" for name in ARRAYS), IDS_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +89,9 @@ def prepare_images(
         }
     )
     folder = Path(cache_dir) / f"prepared-{key}"
-    if folder.is_dir() and not _is_whole(folder):
-        _discard(folder)
+    found = _damage(folder) if folder.is_dir() else None
+    if found is not None:
+        _discard(folder, found)
     if not folder.is_dir():
         _write(folder, samples, frame_hw=frame_hw, mode=mode, factor=factor, progress=progress)
     return open_prepared(folder)
@@ -93,21 +100,41 @@ def prepare_images(
 def open_prepared(folder: Path) -> PreparedImages:
     """Open a folder that `prepare_images` wrote."""
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-    return PreparedImages(sample_ids=json.loads((folder / "ids.json").read_text()), **arrays)
+    return PreparedImages(sample_ids=json.loads((folder / IDS_NAME).read_text()), **arrays)
 
 
-def _is_whole(folder: Path) -> bool:
-    """Whether the ids can be read and no array is missing or cut."""
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a folder, in a few words; None where nothing is."""
+    state = []
+    for name in (*NAMES, DONE_NAME):
+        with contextlib.suppress(FileNotFoundError):
+            found = (folder / name).stat()
+            state.append((name, found.st_ino, found.st_size, found.st_mtime_ns))
+    return _damage_of(folder, tuple(state))
+
+
+@functools.cache
+def _damage_of(folder: Path, state: tuple[tuple[str | int, ...], ...]) -> str | None:  # noqa: ARG001
+    """The same for files in a state, which a process reads once."""
+    if not (folder / DONE_NAME).exists():
+        return _damage_of_before(folder)
+    marker = read_sealed(folder / DONE_NAME)
+    return f"{DONE_NAME} cannot be read" if marker is None else damaged_file(folder, marker[FILES])
+
+
+def _damage_of_before(folder: Path) -> str | None:
+    """What is missing or cut in a folder of before, whose files no marker names."""
     try:
-        json.loads((folder / "ids.json").read_text())
+        json.loads((folder / IDS_NAME).read_text())
     except (OSError, ValueError):
-        return False
-    return all(is_array(folder / f"{name}.npy") for name in ARRAYS)
+        return f"{IDS_NAME} cannot be read"
+    names = [f"{name}.npy" for name in ARRAYS]
+    return next((f"{name} is cut" for name in names if not is_array(folder / name)), None)
 
 
-def _discard(folder: Path) -> None:
+def _discard(folder: Path, found: str) -> None:
     """Take a damaged folder out of use; whoever has its arrays open keeps them."""
-    print(f"{folder}: damaged, so it is made again", flush=True)
+    print(f"{folder / found}, so it is made again", flush=True)
     target = folder.with_name(f".{folder.name}.damaged-{os.getpid()}")
     # Another process may have done it meanwhile.
     with contextlib.suppress(FileNotFoundError):
@@ -150,4 +177,6 @@ def _write(
             rows = [getattr(placement, source) for placement in placements]
             np.save(temporary / f"{name}.npy", np.array(rows, dtype=np.int64).reshape(-1, 2))
         ids = [sample.sample_id for sample in samples]
-        (temporary / "ids.json").write_text(json.dumps(ids))
+        (temporary / IDS_NAME).write_text(json.dumps(ids))
+        facts = file_facts(temporary, NAMES, hashed_below=math.inf)
+        write_json(temporary / DONE_NAME, sealed({FILES: facts}))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from datamodules.choices import CHOICES
 from datamodules.errors import InputError
+from datamodules.integrity import read_object, read_sealed
 from experiments.config.schema import ExperimentConfig
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells
@@ -17,7 +18,6 @@ from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
-from experiments.store.integrity import read_object, read_sealed
 from experiments.store.provenance import code_name
 from experiments.store.runs import RunStore
 

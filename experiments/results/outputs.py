@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from datamodules.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
@@ -19,7 +20,6 @@ from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.columns import PER_IMAGE
-from experiments.store.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from experiments.store.provenance import code_state
 
 OUTPUTS = ("results.csv", "per_image.csv", "table.md", "table.tex", "figure.png", "figure.pdf")

@@ -17,8 +17,7 @@ from typing import Any, Literal
 
 from datamodules.embeddings import INDEX_NAME, EmbeddingStore, first_absent
 from datamodules.errors import InputError
-from datamodules.storage import fsync_path, write_json
-from experiments.store.integrity import (
+from datamodules.integrity import (
     FILES,
     damaged_file,
     file_facts,
@@ -26,6 +25,7 @@ from experiments.store.integrity import (
     read_sealed,
     sealed,
 )
+from datamodules.storage import fsync_path, write_json
 
 DONE_NAME, MANIFEST_NAME = "DONE.json", "manifest.json"
 READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")

@@ -11,7 +11,7 @@ from datamodules.annotation import read_annotation
 from datamodules.ellipse import rasterise
 from datamodules.errors import InputError
 from datamodules.geometry import image_to_frame, mask_to_frame, place
-from datamodules.prepared import open_prepared, prepare_images
+from datamodules.prepared import NAMES, open_prepared, prepare_images
 from datamodules.samples import read_hc18
 from datamodules.storage import files_sha256
 
@@ -98,7 +98,7 @@ def test_second_use_reads_and_does_not_write(hc18_folder, tmp_path):
     first = prepare(samples, tmp_path / "cache", progress=lambda *a: calls.append(a))
     assert calls == [(n, 12) for n in range(1, 13)]
     before = snapshot(tmp_path / "cache")
-    assert len(before) == 6  # one folder, four arrays, the ids
+    assert len(before) == 7  # one folder, four arrays, the ids, the marker
     hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
     for sample in samples:
         sample.image_path.unlink()  # nothing is decoded again
@@ -109,18 +109,53 @@ def test_second_use_reads_and_does_not_write(hc18_folder, tmp_path):
     assert again.sample_ids == first.sample_ids
 
 
-@pytest.mark.parametrize("name", ["images.npy", "size_hw.npy", "ids.json"])
-def test_what_was_cut_is_made_again(hc18_folder, tmp_path, name, capsys):
+def flipped(content):
+    at = len(content) * 2 // 3
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[: len(content) // 2]])
+@pytest.mark.parametrize(
+    "name", ["images.npy", "masks.npy", "size_hw.npy", "ids.json", "DONE.json"]
+)
+def test_what_was_cut_or_flipped_is_made_again(hc18_folder, tmp_path, name, damage, capsys):
     samples = read_hc18(hc18_folder)
     expected = np.array(prepare(samples, tmp_path / "cache").images)
     (folder,) = (tmp_path / "cache").iterdir()
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: len(content) // 2])
+    (folder / name).write_bytes(damage(content))
     again = prepare(samples, tmp_path / "cache")
     assert np.array_equal(again.images, expected)
     assert (folder / name).read_bytes() == content
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]
-    assert "damaged, so it is made again" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1
+    assert name in said
+    assert "so it is made again" in said
+
+
+@pytest.mark.parametrize(("name", "is_made_again"), [("masks.npy", True), ("images.npy", False)])
+def test_a_folder_of_before_is_taken_as_it_is_unless_it_was_cut(
+    hc18_folder, tmp_path, name, is_made_again
+):
+    samples = read_hc18(hc18_folder)[:2]
+    prepare(samples, tmp_path / "cache")
+    (folder,) = (tmp_path / "cache").iterdir()
+    (folder / "DONE.json").unlink()
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1] if is_made_again else flipped(path.read_bytes()))
+    prepare(samples, tmp_path / "cache")
+    assert (folder / "DONE.json").exists() is is_made_again
+
+
+def test_files_that_did_not_change_are_read_once_in_a_process(hc18_folder, tmp_path, monkeypatch):
+    samples, read = read_hc18(hc18_folder)[:2], []
+    monkeypatch.setattr(
+        "datamodules.prepared.damaged_file", lambda folder, facts: read.extend(facts)
+    )
+    for _ in range(3):
+        prepare(samples, tmp_path / "cache")
+    assert sorted(read) == sorted(NAMES)
 
 
 def test_whatever_changes_the_content_changes_the_folder(hc18_folder, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.integrity import file_facts, sealed
 from datamodules.storage import write_json
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.results.outputs import (
@@ -17,7 +18,6 @@ from experiments.results.outputs import (
 from experiments.results.rows import KEYS
 from experiments.runner.sweep import NodeRun
 from experiments.store.columns import PER_IMAGE
-from experiments.store.integrity import file_facts, sealed
 from experiments.store.runs import RunStore, write_done
 
 

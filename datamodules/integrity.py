@@ -1,8 +1,8 @@
 """What files were when they were written, so that damage is found before they are read again.
 
-Torch-free. Size and SHA-256 of each file stand in the marker of a run (`DONE.json`) and of a
-sweep's outputs (`outputs.json`), which names a hash of itself; files of before have neither, and
-are taken as they are.
+Torch-free. Size and SHA-256 of each file stand in the marker of a run or of prepared images
+(`DONE.json`) and of a sweep's outputs (`outputs.json`), which names a hash of itself; files of
+before have neither, and are taken as they are.
 """
 
 import json
@@ -15,10 +15,12 @@ from datamodules.storage import content_key, file_sha256
 FILES, SELF = "files", "content_key"
 """Keys of a marker: facts of files by name, and the hash of all else in it."""
 HASHED_BELOW = 64 * 2**20
-"""Files from this size on, bytes, are compared by their size alone."""
+"""A run's files from this size on, bytes, are compared by their size alone."""
 
 
-def file_facts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def file_facts(
+    folder: Path, names: Iterable[str], *, hashed_below: float = HASHED_BELOW
+) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 of files in a folder; what vanishes meanwhile is left out."""
     facts: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -26,7 +28,7 @@ def file_facts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         try:
             size = path.stat().st_size
             known = {"bytes": size}
-            facts[name] = known | ({"sha256": file_sha256(path)} if size < HASHED_BELOW else {})
+            facts[name] = known | ({"sha256": file_sha256(path)} if size < hashed_below else {})
         except FileNotFoundError:
             continue
     return facts
