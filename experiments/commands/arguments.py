@@ -26,7 +26,9 @@ FilledBias = Annotated[
         "--filled-bias-px", help="Taken off filled masks, px; else measured: data.filled_bias_px."
     ),
 ]
-Recipe = Annotated[str, typer.Argument(help="Path of a recipe, or the name of a shipped one.")]
+Recipe = Annotated[
+    str, typer.Argument(help="Path of a recipe, name of a shipped one, or NAME of a sweep.")
+]
 SweepName = Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or its NAME.")]
 StoreRoot = Annotated[Path, typer.Option("--root", help="Folder of the sweeps: store.root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.commands.arguments import stderr_console
+from experiments.commands.arguments import say, stderr_console
 from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
@@ -27,8 +27,8 @@ def table(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPE [KEY=VALUE]... | RESULTS.csv...",
-            help="Recipe and its changes, or results.csv of sweeps to put into one table.",
+            metavar="RECIPE [KEY=VALUE]... | NAME | RESULTS.csv...",
+            help="Recipe and its changes, a sweep's name, or results.csv of sweeps for one table.",
         ),
     ],
     kind: Kind = "fractions",
@@ -42,7 +42,10 @@ def table(
         str | None, typer.Option(help=f"Whose scores: {' or '.join(OUTPUTS[::-1])}.")
     ] = None,
 ) -> None:
-    """Run what is missing of a recipe and print its table; or one table of several results."""
+    """Run what is missing of a recipe and print its table; or one table of several results.
+
+    Of a sweep that is named (runs/NAME, or NAME) it is that of its results, and nothing is run.
+    """
     one_of(format_name, FORMATS, option="--format")
     if output is not None:
         one_of(output, OUTPUTS, option="--output")
@@ -54,7 +57,13 @@ def table(
         print(compact_tables(results, measure=measure, format_name=format_name), end="")
         return
     shown = [] if output is None else [f"evaluation.output={output}"]
-    folder = _run_for([*sources, *shown], kind=kind)
+    folder, held = _folder_of([*sources, *shown], kind=kind)
+    if held is not None and kind == "fractions" and format_name != "csv":
+        from experiments.commands.finished import table_text
+
+        output = held.evaluation.output
+        print(table_text(folder, output=output, format_name=format_name), end="")
+        return
     path = folder / f"table{KINDS[kind]}{FORMATS[format_name]}"
     if not path.is_file():
         made = sorted(p.name for p in folder.glob(f"{path.stem}.*"))
@@ -67,17 +76,31 @@ def table(
 
 def figure(
     sources: Annotated[
-        list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]...", help="Recipe and its changes.")
+        list[str],
+        typer.Argument(
+            metavar="RECIPE [KEY=VALUE]... | NAME",
+            help="Recipe and its changes, or a sweep's name.",
+        ),
     ],
     kind: Kind = "fractions",
 ) -> None:
-    """Run what is missing of a recipe and print the paths of its figure."""
-    folder = _run_for(sources, kind=kind)
-    print("\n".join(map(os.path.relpath, sorted(folder.glob(f"figure{KINDS[kind]}.*")))))
+    """Run what is missing of a recipe and print the paths of its figure.
+
+    Of a sweep that is named (runs/NAME, or NAME) it is what its folder holds, and nothing is run.
+    """
+    folder, _ = _folder_of(sources, kind=kind)
+    paths = sorted(folder.glob(f"figure{KINDS[kind]}.*"))
+    if not paths:
+        raise InputError(f"{folder}: no figure of this kind; `sonosweep report` writes figure.png")
+    print("\n".join(map(os.path.relpath, paths)))
 
 
-def _run_for(sources: list[str], *, kind: str) -> Path:
-    """Run what an output needs, write it, and give the sweep's folder."""
+def _folder_of(sources: list[str], *, kind: str) -> tuple[Path, "ExperimentConfig | None"]:
+    """Folder in which an output is; what is missing of a recipe is run.
+
+    A sweep that is named, or whose data folder is not there, gives what its own folder holds: then
+    its config comes too.
+    """
     from experiments.config.recipe import load_config
 
     one_of(kind, KINDS, option="--kind")
@@ -87,20 +110,30 @@ def _run_for(sources: list[str], *, kind: str) -> Path:
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "
             "jittered_box; add it, or set compat=paper"
         )
+    from experiments.commands.finished import ABSENT, complete, held_results, named_sweep
+
+    folder = named_sweep(sources[0], sources[1:])
+    if folder is None:
+        folder = held_results(config, sources[1:])
+        if folder is not None:
+            say(console, f"{ABSENT}: nothing is run, and this is what {folder} holds")
+    if folder is not None:
+        complete(config, folder, kind=kind)
+        return folder, config
+    folder = _run_for(config, console, kind=kind)
+    if kind == "ledger":
+        complete(config, folder, kind=kind)
+    return folder, None
+
+
+def _run_for(config: "ExperimentConfig", console: Console, *, kind: str) -> Path:
+    """Run what an output needs, and give the sweep's folder."""
     if kind == "box":
         return _run_box(config, console)
     from experiments.commands.run import run_sweep
 
     check = _check_panel if kind == "paper" else None
-    folder = run_sweep(config, console, retry_failed=True, check=check)
-    if kind == "ledger":
-        from experiments.results.figure_ledger import write_ledger
-        from experiments.results.rows import read_output
-
-        names = ("results.csv", "per_image.csv")
-        results, images = (read_output(folder / n, config.evaluation.output) for n in names)
-        write_ledger(results, folder, per_image=images)
-    return folder
+    return run_sweep(config, console, retry_failed=True, check=check)
 
 
 def _check_panel(data: "Data") -> None:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from datamodules.errors import InputError
 from experiments.commands.arguments import Overrides, Recipe, stdout_console
 
 
@@ -23,15 +24,26 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write a sweep's outputs again from what is done, or trace one number to its runs."""
+    """Write a sweep's outputs again from what is done, or trace one number to its runs.
+
+    Without the data folder, table and figure are written from the sweep's results.csv.
+    """
     from experiments.config.recipe import load_config
 
-    config = load_config(recipe, overrides or [])
+    config, console = load_config(recipe, overrides or []), stdout_console()
     if explain is not None:
         from experiments.results.explain import explain_cell
 
         print(explain_cell(config, explain))
         return
+    from experiments.commands.finished import held_results, rewrite
+
+    folder = held_results(config, overrides or [])
+    if folder is not None:
+        if into is not None:
+            raise InputError("--into: the block names the data; give their folder as data.root=")
+        rewrite(config, folder, console)
+        return
     from experiments.commands.run import write_again
 
-    write_again(config, stdout_console(), into=into, command=command or f"sonosweep sweep {recipe}")
+    write_again(config, console, into=into, command=command or f"sonosweep sweep {recipe}")

@@ -15,6 +15,7 @@ from experiments.commands.arguments import say
 from experiments.commands.weights import fetch_from_hub, fetch_weights
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
+from experiments.config.stored import STORED_NAME, as_stored
 from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -94,8 +95,8 @@ def execute(
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     with use_sweep(folder):
-        kept = yaml.safe_dump(escaped(resolved(config)), sort_keys=False)
-        write_atomic(folder / "config.yaml", kept)
+        kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
+        write_atomic(folder / STORED_NAME, kept)
         write_splits(data.view.folds, folder / "split.json")
         sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
         if not retry_failed:

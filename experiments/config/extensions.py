@@ -8,13 +8,18 @@ from pathlib import Path
 from datamodules.errors import InputError
 
 
-def import_extensions(names: Sequence[str], *, where: str = "the command line") -> None:
-    """Import modules, from the working directory too; InputError if one is not there, or fails."""
+def import_extensions(
+    names: Sequence[str], *, where: str = "the command line", folder: Path | None = None
+) -> None:
+    """Import modules, from a folder (by default the working directory) too; InputError if one is
+    not there, or fails.
+    """
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{where}: extensions={names}: a list of modules is needed")
     # Console scripts do not look here by themselves.
-    if names and "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
+    place = str(folder or Path.cwd())
+    if names and (folder or "" not in sys.path) and place not in sys.path:
+        sys.path.append(place)
     for name in names:
         try:
             import_module(name)

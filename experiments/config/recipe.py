@@ -18,6 +18,7 @@ from experiments.config.extensions import import_extensions
 from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
+from experiments.config.stored import find_stored, rebase, root_of
 
 PAPER_EVALUATION: dict[str, Any] = {
     "prompts": ["jittered_box"],
@@ -27,27 +28,34 @@ PAPER_EVALUATION: dict[str, Any] = {
 """Keys of `evaluation` under `compat: paper`."""
 
 
-def find_recipe(recipe: str) -> Path:
-    """Path of a recipe given by path or by the name of a shipped one; InputError for neither."""
+def find_recipe(recipe: str, *, root: Path = Path("runs")) -> Path:
+    """Path of a recipe: given by path, by the name of a shipped one, or by the folder or the name
+    below `root` of a sweep, which keeps its own; InputError for none of them.
+    """
     for path in (Path(recipe), RECIPES / recipe, RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path
+    stored = find_stored(recipe, root=root)
+    if stored is not None:
+        return stored
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-    raise InputError(f"recipe {recipe}: no such file; shipped recipes: {', '.join(names)}")
+    sweeps = sorted(path.parent.name for path in root.glob("*/plan.json"))
+    known = f"; sweeps in {root}: {', '.join(sweeps)}" if sweeps else ""
+    raise InputError(f"recipe {recipe}: no such file; shipped recipes: {', '.join(names)}{known}")
 
 
 def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     """Merge the schema, a recipe and `key=value` overrides into a checked config.
 
     An override is read by the type of its key: a text (path, name) as it is typed, all else as
-    YAML.
+    YAML. The relative paths of a recipe that a sweep keeps lead where they led when it ran.
 
     Raises:
         InputError: For an unknown key, a value of the wrong kind or out of range, or broken YAML.
     """
     merged: dict[str, Any] = {}
     if recipe is not None:
-        path = find_recipe(recipe)
+        path = find_recipe(recipe, root=root_of(overrides))
         try:
             loaded = yaml.load(path.read_text(), Loader=_RecipeYaml)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -55,7 +63,8 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
         merged = loaded
-        import_extensions(merged.get("extensions", []), where=str(path))
+        ran_in = rebase(merged, path)
+        import_extensions(merged.get("extensions", []), where=str(path), folder=ran_in)
         _check(merged, ExperimentConfig, where=f"{path}: ")
     if any(override.replace(" ", "") == "compat=paper" for override in overrides):
         # Asked for on the command line, it stands above what the recipe says.

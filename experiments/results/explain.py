@@ -19,7 +19,7 @@ from experiments.results.rows import amounts, choose_output, read_output, read_r
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
 from experiments.store.provenance import code_name
-from experiments.store.runs import RunStore
+from experiments.store.runs import RunStore, sweeps_with_results
 
 _PARTS = {
     "cohort": "test_cohort",
@@ -81,7 +81,12 @@ def _read(store: RunStore, *, name: str, output: str) -> tuple[pd.DataFrame, pd.
     folder = store.sweep_dir(name)
     path = folder / "results.csv"
     if not path.is_file():
-        raise InputError(f"{path}: no results yet; run `sonosweep sweep` with this recipe first")
+        known = sweeps_with_results(store.root)
+        others = f"; the sweeps with results are {', '.join(known)}" if known else ""
+        raise InputError(
+            f"{path}: no results yet; run `sonosweep sweep` with this recipe first, or name "
+            f"another sweep{others}"
+        )
     results = read_rows(path)
     missing = [column for column in ("fit_id", "score_id") if column not in results]
     if missing:

@@ -57,6 +57,11 @@ class RunStore:
         return read_result(self.run_dir(stage, run_id))
 
 
+def sweeps_with_results(root: Path) -> list[str]:
+    """Names of the sweeps in a folder that have results."""
+    return sorted(path.parent.name for path in root.glob("*/results.csv"))
+
+
 def is_done(run_dir: Path) -> bool:
     """Whether a run has a marker that can be read."""
     return read_sealed(run_dir / DONE_NAME) is not None

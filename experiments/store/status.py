@@ -85,7 +85,11 @@ class SweepStatus:
 
 
 def find_sweep(sweep: str, *, root: Path) -> Path:
-    """Folder of a sweep: the path of one, or a name below `root`; InputError if there is none."""
+    """Folder of a sweep: the path of one or of the recipe in it, or a name below `root`; InputError
+    if there is none.
+    """
+    if Path(sweep).name == "config.yaml" and Path(sweep).is_file():
+        return Path(sweep).parent
     for name in (PLAN_NAME, "config.yaml"):
         for folder in (Path(sweep), root / sweep):
             if (folder / name).is_file():

@@ -2,8 +2,8 @@
 
 import json
 
-import pandas as pd
 import pytest
+from results_parts import LONG, write_finished
 from test_self_training import KEPT
 from toy_recipe import TOY
 
@@ -11,57 +11,11 @@ from experiments.config.recipe import load_config
 from experiments.results.explain import explain_cell
 from experiments.store.runs import RunStore
 
-LONG = "sonosweep sweep hc18_ablation sweep.support=[0,1,2,3,4] split.test=90 trainer.devices=1"
-ROW = {
-    "status": "done",
-    "reason": "",
-    "condition": "real",
-    "real_fraction": None,
-    "n_real": 5,
-    "n_generator_labels": 0,
-    "n_val_labels": 0,
-    "n_total_labels": 5,
-    "seed": 0,
-    "generator_seed": None,
-    "fold": 0,
-    "test_cohort": "hc18",
-    "prompt": "whole_image",
-    "n_exams": 2,
-    "dice_mean": 0.85,
-    "trimesters_missing": "",
-    "fit_id": "fit/f",
-}
-
 
 @pytest.fixture
 def config(tmp_path):
-    """A store of two scores on two fits; all but one run were made by one command."""
     config = load_config(TOY, [f"store.root={tmp_path}"])
-    store = RunStore(tmp_path)
-    for key, upstream, command in (
-        ("score/a", {"fit": "fit/f"}, LONG),
-        ("fit/f", {}, LONG),
-        ("score/b", {"fit": "fit/g"}, LONG),
-        ("fit/g", {}, "sonosweep demo"),
-    ):
-        folder = store.run_dir(*key.split("/"))
-        folder.mkdir(parents=True)
-        manifest = {"label": f"label of {key}", "git_sha": "0123456789abcdef", "started": 0}
-        manifest |= {"upstream": upstream, "command": command}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-        (folder / "DONE.json").write_text(json.dumps({"seconds": 3.0}))
-    sweep = store.sweep_dir(config.name)
-    sweep.mkdir(parents=True)
-    results, images = [], []
-    for support, score in enumerate("ab"):
-        keys = ROW | {"trial_id": f"t{support}", "support": support}
-        results.append(keys | {"score_id": f"score/{score}"})
-        for exam, dice in (("x", 0.8), ("y", 0.9)):
-            image = {"sample_id": exam, "exam_id": exam, "trimester": 1, "draw": 0, "dice": dice}
-            more = dict.fromkeys(["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"], 1.0)
-            images.append(keys | image | more)
-    pd.DataFrame(results).to_csv(sweep / "results.csv", index=False)
-    pd.DataFrame(images).to_csv(sweep / "per_image.csv", index=False)
+    write_finished(tmp_path, config.name)
     return config
 
 

@@ -1,0 +1,90 @@
+"""A finished sweep by its name: without its recipe, its data folder, or running anything."""
+
+import pytest
+import yaml
+from results_parts import write_finished
+from store_parts import run_command
+from toy_recipe import TOY
+
+from experiments.config.recipe import load_config
+from experiments.config.schema import resolved
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A sweep `demo-phantom` in `runs`, whose data are gone; its folder."""
+    monkeypatch.delenv("HC18_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = write_finished(tmp_path / "runs", "demo-phantom")
+    words = ["name=demo-phantom", "data.root=gone", "evaluation.output=mask"]
+    kept = resolved(load_config(TOY, words)) | {"store": {"root": "runs"}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(kept))
+    (folder / "report.html").write_text("as it was")
+    return folder
+
+
+CELL = "hc18/whole_image/5/real"
+
+
+def test_a_cell_is_explained_by_the_sweeps_name_alone(finished, tmp_path, monkeypatch, capsys):
+    code, out, _ = run_command(monkeypatch, capsys, "report", "demo-phantom", "--explain", CELL)
+    assert code == 0
+    assert "dice_mean 85.00 %" in out
+    assert "label of score/a" in out
+    code, _, err = run_command(monkeypatch, capsys, "report", "demo", "--explain", CELL)
+    assert code == 2
+    assert "runs/demo/results.csv: no results yet" in err
+    assert "demo-phantom" in err
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    code, out, _ = run_command(monkeypatch, capsys, "report", finished, "--explain", CELL)
+    assert (code, "label of score/a" in out) == (0, True)
+    assert not list((tmp_path / "x").iterdir()), "nothing is written where one looks from"
+
+
+def test_table_and_figure_are_those_of_the_folder(finished, monkeypatch, capsys):
+    code, out, _ = run_command(monkeypatch, capsys, "table", "demo-phantom")
+    assert code == 0
+    assert "| real only |" in out
+    assert "85.0" in out
+    code, out, _ = run_command(monkeypatch, capsys, "figure", "demo-phantom")
+    assert code == 2, "there is none yet"
+    code, out, _ = run_command(monkeypatch, capsys, "figure", finished, "--kind", "ledger")
+    assert (code, out) == (
+        0,
+        "runs/demo-phantom/figure_ledger.pdf\nruns/demo-phantom/figure_ledger.png\n",
+    )
+    code, _, err = run_command(monkeypatch, capsys, "figure", finished, "--kind", "box")
+    assert (code, "no box figure" in err) == (2, True)
+    # A changed sweep is another one, whose images are needed.
+    code, _, err = run_command(monkeypatch, capsys, "table", "demo-phantom", "unet.steps=3")
+    assert code == 2
+    assert "gone" in err
+
+
+def test_report_writes_table_and_figure_without_the_data(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "x").mkdir()
+    monkeypatch.chdir(tmp_path / "x")
+    code, out, _ = run_command(monkeypatch, capsys, "report", finished / "config.yaml")
+    assert code == 0
+    assert "the data folder is not there" in out
+    assert "| real only |" in (finished / "table.md").read_text()
+    assert (finished / "figure.png").stat().st_size > 1000
+    assert (finished / "report.html").read_text() == "as it was"
+    assert not list((tmp_path / "x").iterdir())
+
+
+def test_a_recipe_without_data_names_the_sweeps_that_there_are(finished, monkeypatch, capsys):
+    for words in (("report", "demo"), ("table", "demo"), ("figure", "demo")):
+        code, _, err = run_command(monkeypatch, capsys, *words)
+        assert code == 2
+        assert "demo-phantom" in err
+        assert "HC18_ROOT" in err
+
+
+def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypatch, capsys):
+    (finished / "plan.json").write_text('{"layout": 1, "nodes": [], "trials": []}')
+    for name in ("demo-phantom", finished, finished / "config.yaml"):
+        code, out, _ = run_command(monkeypatch, capsys, "status", name)
+        assert code == 0
+        assert "demo-phantom" in out
