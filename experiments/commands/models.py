@@ -38,9 +38,10 @@ def predict(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="[RUN] IMAGES...",
+            metavar="[RUN]... IMAGES...",
             help="Images (DICOM too) and folders of them; before them runs/store/fit/ID of a "
-            "fitted segmenter, or else the package's own model is used.",
+            "fitted segmenter, or of several that predict together, or else the package's own "
+            "model is used.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("predictions"),
@@ -52,20 +53,29 @@ def predict(
         typer.Option(metavar="CSV", help="Pixel size of each image, in HC18's columns."),
     ] = None,
     prompt: Prompt = "whole_image",
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CSV",
+            help="A box around each head, as the prompt: filename,x0,y0,x1,y1 in pixels, both "
+            "corners inclusive.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Segment one's own images: masks, overlays, ellipse, head circumference, and what to doubt."""
-    from experiments.deliver.packaged import run_and_images
+    from experiments.deliver.packaged import runs_and_images
     from experiments.deliver.predict import predict_command, print_summary
 
-    run, places = run_and_images(images)
+    runs, places = runs_and_images(images)
     summary = predict_command(
-        run,
+        runs,
         places,
         out=out,
         pixel_size_mm=pixel_size,
         pixel_size_table=pixel_sizes,
         prompt=prompt,
+        box_table=boxes,
         console=stderr_console(),
     )
     if as_json:

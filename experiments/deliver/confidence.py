@@ -8,6 +8,8 @@ import numpy as np
 from datamodules.ellipse import Ellipse, rasterise
 from lightning_modules.metrics import dice_score
 
+Box = tuple[float, float, float, float]
+"""x0, y0, x1, y1 in pixels of the image, both corners inclusive; pixel centres are integers."""
 ZOOM = 0.8
 """Size of the image in the second view, in which a head must be found again."""
 MIN_CONFIDENCE = 0.85
@@ -39,6 +41,7 @@ def judge(
     second_mask: np.ndarray,
     ellipse: Ellipse | None,
     why: str = "no ellipse fits",
+    runs_dice: float = 1.0,
 ) -> Judgement:
     """Say how well mask, ellipse and a second view agree, and whether a head can look like that.
 
@@ -48,10 +51,11 @@ def judge(
         second_mask: (H, W), predicted from the image zoomed out, and zoomed back.
         ellipse: Fitted to the mask; None where none fits.
         why: The reason where none fits.
+        runs_dice: Smallest Dice of the mask of several segmenters with that of one of them.
 
     Returns:
-        The smaller one of Dice(mask, ellipse) and Dice(mask, second mask), 0 without an ellipse;
-        and every reason to doubt it.
+        The smallest one of Dice(mask, ellipse), Dice(mask, second mask) and `runs_dice`, 0 without
+        an ellipse; and every reason to doubt it.
 
     Raises:
         ValueError: The shapes differ.
@@ -63,13 +67,16 @@ def judge(
         reasons.append(why)
     else:
         filled = rasterise(ellipse, size_hw=mask.shape)
-        confidence = min(dice_score(mask, filled), dice_score(mask, second_mask))
+        own = min(dice_score(mask, filled), dice_score(mask, second_mask))
+        confidence = min(own, runs_dice)
         if filled.mean() < _MIN_AREA_SHARE:
             reasons.append(f"the ellipse covers less than {_MIN_AREA_SHARE:.0%} of the image")
         if ellipse.semi_minor_px < _MIN_ASPECT * ellipse.semi_major_px:
             reasons.append(f"the ellipse is less than {_MIN_ASPECT} as wide as it is long")
-        if confidence < MIN_CONFIDENCE:
-            reasons.append(f"mask, ellipse and second view agree by {confidence:.2f} only")
+        if own < MIN_CONFIDENCE:
+            reasons.append(f"mask, ellipse and second view agree by {own:.2f} only")
+        if runs_dice < MIN_CONFIDENCE:
+            reasons.append(f"the runs agree by {runs_dice:.2f} only")
     return Judgement(confidence=confidence, reason="; ".join(reasons))
 
 
@@ -80,6 +87,17 @@ def zoomed_out(image: np.ndarray) -> np.ndarray:
     size_wh = (columns.stop - columns.start, rows.stop - rows.start)
     view[rows, columns] = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
     return view
+
+
+def zoomed_box(box_xyxy_px: Box, *, size_hw: tuple[int, int]) -> Box:
+    """The box of the same area in `zoomed_out`'s view."""
+    x0, y0, x1, y1 = box_xyxy_px
+    rows, columns = _inner(size_hw)
+    scale_y = (rows.stop - rows.start) / size_hw[0]
+    scale_x = (columns.stop - columns.start) / size_hw[1]
+    left, top = columns.start + scale_x * x0, rows.start + scale_y * y0
+    # The last pixels reach half a pixel further than their centres.
+    return left, top, left + scale_x * (x1 - x0 + 1) - 1, top + scale_y * (y1 - y0 + 1) - 1
 
 
 def zoomed_back(mask: np.ndarray) -> np.ndarray:

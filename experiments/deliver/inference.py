@@ -1,6 +1,6 @@
 """Inference: a fitted segmenter on images that need no masks."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ from safetensors import SafetensorError
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
-from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place
+from datamodules.geometry import boxes_to_frame, enlarge, image_to_frame, logits_to_original, place
 from experiments.config.grid import Prompt
+from experiments.deliver.confidence import Box, zoomed_box, zoomed_out
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
 from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
+from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import for_inference
@@ -40,17 +42,20 @@ def load_fitted(run_dir: Path, config: Any) -> LightningModule:
         ) from error
 
 
-def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> LightningModule:
+def load_run(
+    run_dir: Path, *, prompt: Prompt = "whole_image", takes_boxes: bool = False
+) -> LightningModule:
     """Load a run's segmenter in eval mode, to be asked under a prompt; a SAM encodes fast.
 
     Raises:
         InputError: See `read_manifest`, `settings_of_run` and `load_fitted`; or one that takes no
-            prompt is to refine its own box.
+            prompt is to be given boxes, or to refine its own.
     """
     config = settings_of_run(run_dir, read_manifest(run_dir))
-    if prompt != "whole_image" and not row_of(config).takes_prompt:
+    if (takes_boxes or prompt != "whole_image") and not row_of(config).takes_prompt:
+        option = "--boxes" if takes_boxes else f"--prompt {prompt}"
         raise InputError(
-            f"--prompt {prompt}: {run_dir} is a {row_of(config).label}, which takes no prompt; "
+            f"{option}: {run_dir} is a {row_of(config).label}, which takes no prompt; "
             "leave the option out"
         )
     module = load_fitted(run_dir, config)
@@ -60,50 +65,75 @@ def load_run(run_dir: Path, *, prompt: Prompt = "whole_image") -> LightningModul
 
 
 def segment_images(
-    module: LightningModule,
+    module: LightningModule, paths: Mapping[str, Path], *, prompt: Prompt
+) -> Iterator[tuple[str, np.ndarray]]:
+    """`segment_together` by one segmenter: the name and the mask."""
+    for name, mask, _ in segment_together([module], paths, prompt=prompt):
+        yield name, mask
+
+
+def segment_together(
+    modules: Sequence[LightningModule],
     paths: Mapping[str, Path],
     *,
     prompt: Prompt,
-    view: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Segment images one by one, at their own size.
+    boxes: Mapping[str, Box] | None = None,
+    is_zoomed_out: bool = False,
+) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Segment images one by one, at their own size, by the mean logits of several segmenters.
 
     Args:
-        module: From `load_run`, or any segmenter in eval mode; it is moved to the GPU if there is
-            one.
+        modules: From `load_run`, or any segmenters in eval mode, of any frames; they are moved to
+            the GPU if there is one.
         paths: Image by name.
         prompt: `whole_image`, or `predicted_box`: the box of the largest part of the model's own
             whole-image mask, then one more pass. Neither knows where the head is. A U-Net takes
             `whole_image` and sees no prompt.
-        view: What the segmenter sees instead of each image, of the same size; the mask is of it.
+        boxes: The prompt of each image instead, by name.
+        is_zoomed_out: Show the segmenters `zoomed_out`'s view of each image (and its box there);
+            the mask is of that view.
 
     Yields:
-        The name and the mask, uint8 (H, W) in {0, 1}; all zero where nothing was found.
+        The name; the mask, uint8 (H, W) in {0, 1}, all zero where nothing was found; and the
+        smallest Dice of it with one segmenter's own mask, 1 for a single one.
 
     Raises:
         InputError: An image cannot be read, or the logits are not finite.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.to(device)
+    for module in modules:
+        module.to(device)
     for name, path in paths.items():
         image = read_image(path)
-        seen = image if view is None else view(image)
-        yield name, _segment(module, seen, name=name, prompt=prompt)
+        box = None if boxes is None else boxes[name]
+        if is_zoomed_out:
+            box = None if box is None else zoomed_box(box, size_hw=image.shape)
+            image = zoomed_out(image)
+        each = [_logits(module, image, name=name, prompt=prompt, box=box) for module in modules]
+        mask = np.mean(each, axis=0) > 0
+        yield name, mask.astype(np.uint8), min(dice_score(own > 0, mask) for own in each)
 
 
 @torch.inference_mode()
-def _segment(
-    module: LightningModule, image: np.ndarray, *, name: str, prompt: Prompt
+def _logits(
+    module: LightningModule, image: np.ndarray, *, name: str, prompt: Prompt, box: Box | None
 ) -> np.ndarray:
+    """float32 (H, W) at the image's own size."""
     config = module.config
     placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
     large = enlarge(placement, config.image_factor) if config.image_factor > 1 else placement
     frame = image_to_frame(image, large).astype(np.float32) / 255.0
     sizes = torch.tensor([placement.valid_hw], device=module.device)
     batch = {"image": torch.from_numpy(frame)[None, None].to(module.device), "valid_hw": sizes}
-    logits = module.predict(batch, whole_image_boxes(sizes))
+    asked = whole_image_boxes(sizes)
+    if box is not None:
+        # By its edges: then the box of a mask is that of the mask in the frame, as fits saw it.
+        outward = np.array([-0.5, -0.5, 0.5, 0.5])
+        in_frame = boxes_to_frame(np.array([box]) + outward, placement) - outward
+        asked = torch.from_numpy(in_frame).to(asked)
+    logits = module.predict(batch, asked)
     if prompt == "predicted_box":
         logits = module.predict(batch, predicted_boxes(logits, valid_hw=sizes))
     if not torch.isfinite(logits).all():
         raise InputError(f"{name}: the logits are not finite; fit the segmenter again")
-    return (logits_to_original(logits.cpu(), placement)[0, 0] > 0).numpy().astype(np.uint8)
+    return logits_to_original(logits.cpu(), placement)[0, 0].numpy()

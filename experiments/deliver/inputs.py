@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.any_image import read_frames
+from datamodules.csv_table import number, read_table
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.plausible import require_pixel_size
 from datamodules.samples import read_pixel_sizes
+from experiments.deliver.confidence import Box
 from experiments.results.pictures import encode_png
 
 _SAME = 0.01
+_BOX_COLUMNS = ("filename", "x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +77,9 @@ def sizes_of(given: Mapping[str, GivenImage], sizes: GivenSizes) -> dict[str, fl
         if sizes.of_all is not None:
             size, of = sizes.of_all, f"--pixel-size {sizes.of_all:g}: {image.filename}"
         elif sizes.by_name is not None:
-            rows = [key for key in (image.filename, image.file) if key in sizes.by_name]
-            if rows:
-                size, of = sizes.by_name[rows[0]], f"{sizes.label}: {rows[0]}"
+            row = _row_of(image, sizes.by_name)
+            if row is not None:
+                size, of = sizes.by_name[row], f"{sizes.label}: {row}"
             elif size is None:
                 missing.append(image.filename)
         if size is not None:
@@ -88,6 +91,64 @@ def sizes_of(given: Mapping[str, GivenImage], sizes: GivenSizes) -> dict[str, fl
             f"({some_names(missing)}); add their pixel sizes, or leave the images out"
         )
     return found
+
+
+def read_boxes(table: Path | None, *, prompt: str) -> dict[str, Box] | None:
+    """Read `--boxes`: a CSV with the columns filename,x0,y0,x1,y1; None without one.
+
+    Raises:
+        InputError: The CSV cannot be read, a cell is no number, or another prompt is asked for.
+    """
+    if table is None:
+        return None
+    if prompt != "whole_image":
+        raise InputError(f"--prompt {prompt} and --boxes are both given; leave one out")
+    boxes = {}
+    for name, cells in read_table(table, required=_BOX_COLUMNS).items():
+        box = tuple(number(cells[column]) for column in _BOX_COLUMNS[1:])
+        if not all(math.isfinite(value) for value in box):
+            shown = ",".join(cells[column].strip() for column in _BOX_COLUMNS[1:])
+            raise InputError(f"{table}: {name}: the box is {shown!r}; expected four numbers")
+        boxes[name] = box
+    return boxes
+
+
+def boxes_of(
+    given: Mapping[str, GivenImage], boxes: Mapping[str, Box] | None, *, label: str
+) -> dict[str, Box] | None:
+    """Give the box of each image, by name. Rows name an image's file, or one frame of it.
+
+    Raises:
+        InputError: An image has no row, or its box is no box in it.
+    """
+    if boxes is None:
+        return None
+    found: dict[str, Box] = {}
+    missing = []
+    for name, image in given.items():
+        key = _row_of(image, boxes)
+        if key is None:
+            missing.append(image.filename)
+            continue
+        (x0, y0, x1, y1), (height, width) = boxes[key], image.size_hw
+        if not (0 <= x0 < x1 <= width - 1 and 0 <= y0 < y1 <= height - 1):
+            raise InputError(
+                f"{label}: {key}: {x0:g},{y0:g},{x1:g},{y1:g} is no box in an image of "
+                f"{width}x{height} px; expected 0 <= x0 < x1 <= {width - 1} and "
+                f"0 <= y0 < y1 <= {height - 1}"
+            )
+        found[name] = boxes[key]
+    if missing:
+        raise InputError(
+            f"{label}: no row for {len(missing)} of {len(given)} images "
+            f"({some_names(missing)}); add their boxes, or leave the images out"
+        )
+    return found
+
+
+def _row_of(image: GivenImage, table: Mapping[str, Any]) -> str | None:
+    """The row of a table by file name that is an image's: its frame's, or else its file's."""
+    return next((key for key in (image.filename, image.file) if key in table), None)
 
 
 def facts_of(given: Mapping[str, GivenImage], sizes: Mapping[str, float | None]) -> dict[str, Any]:
@@ -155,15 +216,15 @@ def read_images(paths: Mapping[str, Path], scratch: Path) -> dict[str, GivenImag
     for stem, path in paths.items():
         frames = list(read_frames(path))
         digits = len(str(len(frames)))
-        for number, image in frames:
-            name = stem if number is None else f"{stem}_frame{number:0{digits}}"
+        for frame, image in frames:
+            name = stem if frame is None else f"{stem}_frame{frame:0{digits}}"
             if name in given or (name != stem and name in paths):
                 raise InputError(f"{path}: another image is called {name} too; rename one")
             png = scratch / f"{name}.png"
             png.write_bytes(encode_png(image.grey))
             given[name] = GivenImage(
                 path=png,
-                filename=path.name if number is None else name,
+                filename=path.name if frame is None else name,
                 file=path.name,
                 size_hw=image.grey.shape,
                 scaled_from=image.scaled_from,

@@ -11,21 +11,33 @@ PACKAGED = MODELS / "hc18-unet"
 WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
 
 
-def run_and_images(places: Sequence[Path]) -> tuple[Path, list[Path]]:
-    """Tell a run from images: the first place, where it holds a manifest; else the package's model.
+def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell runs from images: the first places, as far as they hold a manifest; else the package's.
 
     Raises:
-        InputError: A run without images, or the package holds no model.
+        InputError: Runs without images, one run twice, or the package holds no model.
     """
-    first, *others = places
-    if (first / "manifest.json").is_file():
-        if not others:
-            raise InputError(f"{first}: a run and no images; give images or folders after it")
-        return first, others
-    is_damaged_run = first.is_dir() and first.parent.name in ("fit", "fit_unet")
-    if first.suffix in WEIGHTS or is_damaged_run or (others and not first.exists()):
-        # Neither images nor a run: `read_manifest` says what is missing.
-        return first, others
-    if not (PACKAGED / "manifest.json").is_file():
-        raise InputError(f"{PACKAGED}: the model of the package is missing; install it again")
-    return PACKAGED, list(places)
+    others = list(places)
+    runs = []
+    while others and _is_run(others[0], others=others[1:], is_first=not runs):
+        runs.append(others.pop(0))
+    if not runs:
+        if not (PACKAGED / "manifest.json").is_file():
+            raise InputError(f"{PACKAGED}: the model of the package is missing; install it again")
+        return [PACKAGED], others
+    if not others and all((run / "manifest.json").is_file() for run in runs):
+        what = "a run" if len(runs) == 1 else f"{len(runs)} runs"
+        raise InputError(f"{runs[0]}: {what} and no images; give images or folders after it")
+    twice = next((run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1), "")
+    if twice:
+        raise InputError(f"{twice}: given twice, and would count twice; leave one out")
+    return runs, others
+
+
+def _is_run(place: Path, *, others: Sequence[Path], is_first: bool) -> bool:
+    """Whether a place is meant as a run; of damaged ones `read_manifest` says what is missing."""
+    if (place / "manifest.json").is_file() or place.suffix in WEIGHTS:
+        return True
+    if place.is_dir() and place.parent.name in ("fit", "fit_unet"):
+        return True
+    return is_first and bool(others) and not place.exists()

@@ -17,8 +17,17 @@ from datamodules.ellipse import perimeter_px, rasterise
 from datamodules.mask_folder import some_names
 from datamodules.storage import commit_folder, require_new, write_atomic, write_json
 from experiments.deliver.confidence import judge
-from experiments.deliver.inputs import GivenSizes, facts_of, lines_on, read_images, sizes_of
-from experiments.deliver.submission import PROMPTS, fitted_or_why, segmented
+from experiments.deliver.inputs import (
+    GivenSizes,
+    boxes_of,
+    facts_of,
+    lines_on,
+    read_boxes,
+    read_images,
+    sizes_of,
+)
+from experiments.deliver.segmented import PROMPTS, segmented
+from experiments.deliver.submission import fitted_or_why
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
 
@@ -50,7 +59,7 @@ class Prediction:
     hc_mm: float | None = None
     """Head circumference."""
     confidence: float = 0.0
-    """Agreement of mask, ellipse and a second view, in [0, 1]; see `confidence.judge`."""
+    """Agreement of mask, ellipse, second view and runs, in [0, 1]; see `confidence.judge`."""
     doubtful: bool = True
     """Whether a person should look before the numbers are used."""
     reason: str = ""
@@ -67,6 +76,7 @@ def prediction_of_mask(
     image: np.ndarray,
     filename: str,
     pixel_size_mm: float | None,
+    runs_dice: float = 1.0,
 ) -> tuple[Prediction, np.ndarray]:
     """Measure one predicted mask, and judge how far the numbers can be believed.
 
@@ -76,13 +86,15 @@ def prediction_of_mask(
         image: uint8 (H, W).
         filename: Of the image.
         pixel_size_mm: Side of a pixel, mm, > 0; None where it is unknown.
+        runs_dice: How well several runs agree, see `confidence.judge`.
 
     Returns:
         The ellipse and its circumference; without them for a mask that is empty or full or whose
         contour gives no ellipse in the image. And the filled ellipse, or the mask without one.
     """
     ellipse, why = fitted_or_why(mask)
-    judgement = judge(image, mask=mask, second_mask=second_mask, ellipse=ellipse, why=why)
+    views = {"mask": mask, "second_mask": second_mask, "runs_dice": runs_dice}
+    judgement = judge(image, **views, ellipse=ellipse, why=why)
     known: dict[str, Any] = {
         "filename": filename,
         "pixel_size_mm": pixel_size_mm,
@@ -108,17 +120,18 @@ def predictions_text(predictions: Sequence[Prediction]) -> str:
 
 
 def predict_command(
-    run_dir: Path,
+    runs: Sequence[Path],
     places: Sequence[Path],
     *,
     out: Path,
     pixel_size_mm: float | None,
     pixel_size_table: Path | None,
     prompt: str,
+    box_table: Path | None,
     console: Console,
 ) -> dict[str, Any]:
     """Segment images into masks/, network_masks/, overlays/, predictions.csv and summary.json of a
-    new folder.
+    new folder, by one run or by the mean logits of several.
 
     Returns:
         What summary.json holds.
@@ -128,17 +141,19 @@ def predict_command(
     """
     one_of(prompt, PROMPTS, option="--prompt")
     require_new(out)
-    manifest = read_manifest(run_dir)
+    manifests = [read_manifest(run) for run in runs]
     paths, left = find_images(places)
     asked_sizes = GivenSizes.read(pixel_size_mm=pixel_size_mm, table=pixel_size_table)
+    asked_boxes = read_boxes(box_table, prompt=prompt)
     with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         with console.status("reading the images"):
             given = read_images(paths, Path(scratch))
         sizes = sizes_of(given, asked_sizes)
+        boxes = boxes_of(given, asked_boxes, label=str(box_table))
         predictions = []
         grey = {name: image.path for name, image in given.items()}
-        asked = {"prompt": prompt, "console": console, "has_second_view": True}
-        for name, mask, second in segmented(run_dir, grey, **asked):
+        asked = {"prompt": prompt, "boxes": boxes, "console": console, "has_second_view": True}
+        for name, mask, second, runs_dice in segmented(runs, grey, **asked):
             image = read_image(grey[name])
             found, shape = prediction_of_mask(
                 mask,
@@ -146,15 +161,18 @@ def predict_command(
                 image=image,
                 filename=given[name].filename,
                 pixel_size_mm=sizes[name],
+                runs_dice=runs_dice,
             )
             _write_pictures(folder, grey[name].name, image=image, shape=shape, mask=mask)
             predictions.append(found)
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
             "out": str(out),
-            "run": str(run_dir),
-            "run_id": manifest.get("id"),
-            "prompt": prompt,
+            "run": str(runs[0]) if len(runs) == 1 else None,
+            "run_id": manifests[0].get("id") if len(runs) == 1 else None,
+            "runs": [str(run) for run in runs],
+            "run_ids": [manifest.get("id") for manifest in manifests],
+            "prompt": prompt if boxes is None else "given_box",
             "n_images": len(predictions),
             "n_found": sum(p.found for p in predictions),
             "not_found": {p.filename: p.reason for p in predictions if not p.found},

@@ -4,8 +4,7 @@ import contextlib
 import csv
 import io
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -23,13 +22,10 @@ from datamodules.mask_folder import some_names
 from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, image_names, image_stem, read_hc18_test
 from datamodules.storage import commit_folder, require_new, write_atomic
-from experiments.deliver.confidence import zoomed_back, zoomed_out
+from experiments.deliver.segmented import PROMPTS, segmented
 
 N_CHALLENGE = 335
 """Images of the challenge's test set."""
-PROMPTS = ("whole_image", "predicted_box")
-"""Prompts that need no reference."""
-_PLAIN_EVERY_S = 15.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +203,7 @@ def submit_command(
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
-        for name, mask, _ in segmented(run_dir, paths, prompt=prompt, console=console):
+        for name, mask, *_ in segmented([run_dir], paths, prompt=prompt, console=console):
             ellipse, reason = fitted_or_why(mask)
             if folder is not None:
                 filled = mask if ellipse is None else rasterise(ellipse, size_hw=mask.shape)
@@ -278,38 +274,3 @@ def _require_sizes(samples: Mapping[str, Sample], root: Path) -> None:
         size_hw = read_image(sample.image_path).shape if mm > PIXEL_SIZE_RANGE_MM[1] else (1, 1)
         of = f"{root / HC18_CSV['test']}: {sample.image_path.name}"
         require_pixel_size(mm, size_hw=size_hw, of=of)
-
-
-def segmented(
-    run_dir: Path,
-    paths: Mapping[str, Path],
-    *,
-    prompt: str,
-    console: Console,
-    has_second_view: bool = False,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-    """`segment_images` by a run; shows how many, in place or by a line now and then in a log.
-
-    Yields:
-        The name, the mask, and the mask from the image zoomed out, zoomed back; None for the last
-        unless `has_second_view`.
-    """
-    # Here, because it imports torch: a wrong path is refused before that.
-    from experiments.deliver.inference import load_run, segment_images
-
-    with console.status("loading the segmenter"):
-        module = load_run(run_dir, prompt=prompt)
-    last = time.monotonic()
-    with console.status("segmenting") as status:
-        first = segment_images(module, paths, prompt=prompt)
-        second: Iterator[tuple[str, np.ndarray | None]] = ((name, None) for name in paths)
-        if has_second_view:
-            again = segment_images(module, paths, prompt=prompt, view=zoomed_out)
-            second = ((name, zoomed_back(mask)) for name, mask in again)
-        pairs = zip(first, second, strict=True)
-        for done, ((name, mask), (_, other)) in enumerate(pairs, start=1):
-            status.update(f"segmenting images {done}/{len(paths)}")
-            if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
-                last = time.monotonic()
-                console.print(f"segmented {done} of {len(paths)} images")
-            yield name, mask, other

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from datamodules.ellipse import Ellipse, rasterise
+from experiments.deliver.confidence import zoomed_out
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.unet.config import UnetConfig
 
@@ -93,11 +94,12 @@ def hand_made(monkeypatch):
     """A head in every image, but for those that the test puts here by stem."""
     masks = {}
 
-    def segment(module, paths, *, prompt, view=None):
+    def segment(modules, paths, *, prompt, boxes=None, is_zoomed_out=False):
         for name, path in paths.items():
             size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
             mask = masks.get(name, rasterise(HEAD, size_hw=size_hw))
-            yield name, mask if view is None else (view(mask * 255) > 127).astype(np.uint8)
+            seen = (zoomed_out(mask * 255) > 127).astype(np.uint8) if is_zoomed_out else mask
+            yield name, seen, 1.0
 
-    monkeypatch.setattr("experiments.deliver.inference.segment_images", segment)
+    monkeypatch.setattr("experiments.deliver.inference.segment_together", segment)
     return masks

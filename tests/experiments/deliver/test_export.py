@@ -258,13 +258,16 @@ def test_documented_commands_run(sonosweep, monkeypatch, write_fit, tmp_path):
     """Every command of docs/export.md, on a run and scans of the names that it uses."""
     text = (Path(__file__).parents[3] / "docs" / "export.md").read_text()
     commands = [line for line in text.splitlines() if line.startswith("sonosweep ")]
-    write_fit(tmp_path / "runs/store/fit/ID", SegmenterConfig(backbone="tiny"))
+    for run in ("ID", "ID2"):
+        write_fit(tmp_path / "runs/store/fit" / run, SegmenterConfig(backbone="tiny"))
     write_fit(tmp_path / "vit", SegmenterConfig(backbone="vit_tiny"))
     (tmp_path / "scans").mkdir()
     image = np.random.default_rng(0).integers(0, 256, (54, 80), dtype=np.uint8)
     for path in ("scans/a.png", "scans/b.tif", "scan1.png", "scan2.jpg"):
         cv2.imwrite(str(tmp_path / path), image)
     (tmp_path / "sizes.csv").write_text("filename,pixel size(mm)\na.png,0.1\nb.tif,0.2\n")
+    lines = ["filename,x0,y0,x1,y1", "a.png,9,9,70,45", "b.tif,9,9,70,45"]
+    (tmp_path / "boxes.csv").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
     done = 0
     for command in commands:
