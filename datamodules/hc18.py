@@ -1,5 +1,8 @@
 """`HC18DataModule`: the one source of batches for the diffusion model and for the segmenter."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -195,6 +198,7 @@ class HC18DataModule(LightningDataModule):
             sampler=sampler,
             # Numbers cost nothing to load, and nothing to move.
             num_workers=0 if is_kept else self.loading.num_workers,
+            worker_init_fn=end_with_parent,
             persistent_workers=False,
             pin_memory=torch.cuda.is_available() and not is_kept,
         )
@@ -262,6 +266,20 @@ class HC18DataModule(LightningDataModule):
         real = self._real(factor)
         row_of = {sample_id: row for row, sample_id in enumerate(real.sample_ids)}
         return [(real, row_of[sample_id]) for sample_id in ids]
+
+
+def end_with_parent(worker: int) -> None:  # noqa: ARG001 - torch's signature
+    """End a loader's process when the one that it loads for has ended, in whatever way.
+
+    torch looks whether the system's parent has, which is the server that forked the loader.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _refuse_overlap(parts: Mapping[str, set[str]]) -> None:

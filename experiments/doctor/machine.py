@@ -6,6 +6,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from experiments.doctor.checks import Check, ask
 
 STAGE_GIB = 2.0
 """Memory of a stage. The largest one of an ablation on HC18 with LiteMedSAM took 1.6 GiB."""
+ENOUGH_SHARED_MIB, LEAST_SHARED_MIB = 256, 8
+"""Memory that loader processes hand batches over by. Two of them hold four at once: four of eight
+images with masks at 256x256 take 16 MiB, with embeddings of LiteMedSAM 80 MiB."""
 PROBE_TIMEOUT_S = 120.0
 """A first import of torch takes tens of seconds from a network disk or beside busy programs."""
 # Segmenters import torchvision, which fails beside a torch of another build. No memory is taken
@@ -125,10 +129,25 @@ def check_cores(config: ExperimentConfig) -> Check:
         remedies.append("for the memory fewer sweep.workers or sweep.per_device")
     if config.trainer.num_workers and Path("/dev/shm").is_dir():
         shared_mib = shutil.disk_usage("/dev/shm").free / 2**20
-        if shared_mib < 256:
-            text += f"; {shared_mib:.0f} MiB in /dev/shm for loader processes"
+        facts["shared_mib"] = round(shared_mib, 2)
+        if shared_mib < ENOUGH_SHARED_MIB:
+            text += f"; {shared_mib:.3g} MiB in /dev/shm for loader processes"
             remedies.append("trainer.num_workers=0, or start the container with --shm-size=2g")
+        if shared_mib < LEAST_SHARED_MIB:
+            return Check("missing", text, "; ".join(remedies), facts)
     return Check("warn" if remedies else "ok", text, "; ".join(remedies), facts)
+
+
+def check_temporary(_: ExperimentConfig) -> Check:
+    """The folder for temporary files, and the one for sockets, whose paths are short."""
+    from experiments.runner.server import socket_folder
+
+    folder = tempfile.gettempdir()
+    facts = {"folder": folder, "sockets": socket_folder()}
+    text = f"{folder} can be written"
+    if facts["sockets"] != folder:
+        text += f"; its path is too long for sockets, which go to {facts['sockets']}"
+    return Check("ok", text, facts=facts)
 
 
 def check_gpus(config: ExperimentConfig) -> Check:

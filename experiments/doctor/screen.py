@@ -18,6 +18,7 @@ TIMEOUT_S = 130.0
 CHECKERS: dict[str, Checker] = {
     "python": machine.check_python,
     "cores": machine.check_cores,
+    "temporary": machine.check_temporary,
     "gpu": machine.check_gpus,
     "weights": needs.check_weights,
     "data": needs.check_data,

@@ -19,6 +19,7 @@ from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
 from experiments.plan.grid import make_plan
 from experiments.plan.stage_table import STAGES
+from experiments.runner.server import use_short_sockets
 from experiments.runner.worker import redirect_output, run_held, stop_with_parent
 from experiments.stages.context import StageContext
 from experiments.stages.data import load_data
@@ -60,6 +61,7 @@ def main(arguments: list[str]) -> int:
     redirect_output(run_dir / "log.txt")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_with_parent()
+    use_short_sockets()
     context = replace(context_of(run_dir), batch_parts=parts)
     each = max(1, threads // context.config.trainer.devices)
     # Lightning sets it for the processes that it starts.

@@ -1,6 +1,5 @@
 """Where stages run: processes of this machine, one a slot. Torch-free."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.plan.stage_table import STAGES
 from experiments.runner.distributed import write_request
 from experiments.runner.gpus import device_environment
+from experiments.runner.server import start_server
 from experiments.runner.worker import STOPPED, run_node
 from experiments.stages.context import StageContext
 
@@ -91,7 +92,7 @@ class LocalLauncher:
         self._config = config
         self.slots, self.threads = slots_of(config), threads_of(config)
         self._busy: dict[int, _ProcessJob] = {}
-        self._spawner: multiprocessing.context.ForkServerContext | None = None
+        self._spawner: ForkServerContext | None = None
 
     def free(self) -> int:
         """Slots whose last job has ended."""
@@ -188,7 +189,7 @@ def _command(
     )
 
 
-def _forkserver() -> multiprocessing.context.ForkServerContext:
+def _forkserver() -> ForkServerContext:
     """Processes forked from one that has imported torch: a stage then starts in milliseconds."""
     # Waiting threads sleep: spinning ones take the other process's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -196,8 +197,5 @@ def _forkserver() -> multiprocessing.context.ForkServerContext:
     # Large activations otherwise go back to the system and come again page by page at every step:
     # on two cores an encoder pass took 1.65 s so, and 0.96 s with this.
     os.environ.setdefault("GLIBC_TUNABLES", MALLOC_TUNABLES)
-    spawner = multiprocessing.get_context("forkserver")
-    spawner.set_forkserver_preload(
-        list(dict.fromkeys(row.run.split(":")[0] for row in STAGES.values() if row.is_preloaded))
-    )
-    return spawner
+    modules = (row.run.split(":")[0] for row in STAGES.values() if row.is_preloaded)
+    return start_server(list(dict.fromkeys(modules)))

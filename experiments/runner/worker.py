@@ -1,7 +1,7 @@
 """The life of one stage in a process of its own: lock, manifest, run, marker."""
 
 import contextlib
-import errno
+import multiprocessing
 import os
 import resource
 import shutil
@@ -16,10 +16,11 @@ from pathlib import Path
 from experiments.config.extensions import import_extensions
 from experiments.config.schema import resolved
 from experiments.plan.stage_table import STAGES, StageRow
+from experiments.runner.failures import kind_of, reason_of
 from experiments.stages.context import StageContext
 from experiments.store.fitted import described
 from experiments.store.provenance import provenance, used_gpu
-from experiments.store.runs import FailureKind, hold, write_done, write_failed, write_started
+from experiments.store.runs import hold, write_done, write_failed, write_started
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a stage that was asked to stop, as a shell gives it."""
@@ -103,9 +104,8 @@ def _run(context: StageContext, *, threads: int) -> int:
         traceback.print_exc()
         if isinstance(error, KeyboardInterrupt | SystemExit | InterruptedError):
             return STOPPED
-        reason = f"{type(error).__name__}: {error}" if str(error) else repr(error)
         try:
-            write_failed(run_dir, reason, kind=failure_kind(error, run_dir=run_dir))
+            write_failed(run_dir, reason_of(error), kind=kind_of(error, run_dir=run_dir))
         except OSError:
             # No room for the few bytes either: the sweep sees that by itself.
             traceback.print_exc()
@@ -113,18 +113,6 @@ def _run(context: StageContext, *, threads: int) -> int:
     # The weights are kept beside; what a done run would need to continue is not.
     shutil.rmtree(checkpoint_dir(run_dir), ignore_errors=True)
     return 0
-
-
-def failure_kind(error: BaseException, *, run_dir: Path) -> FailureKind:
-    """Tell failures after which another attempt may succeed from those that will come again."""
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
-        return "out_of_memory"
-    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    # Writers in C++ and Rust give words of their own.
-    is_full |= "no space left" in words
-    is_full |= "pytorchstreamwriter failed" in words and shutil.disk_usage(run_dir).free < 2**26
-    return "disk_full" if is_full else "error"
 
 
 def redirect_output(path: Path) -> None:
@@ -139,10 +127,13 @@ def redirect_output(path: Path) -> None:
 
 def stop_with_parent() -> None:
     """End by SIGTERM, which leaves a checkpoint, when the sweep itself was killed."""
-    parent = os.getppid()
+    # Of a forked process the system's parent is the server that forked it, which lives on with it.
+    sweep, parent = multiprocessing.parent_process(), os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        if sweep is not None:
+            sweep.join()
+        while sweep is None and os.getppid() == parent:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
 

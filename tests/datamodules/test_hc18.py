@@ -8,6 +8,7 @@ import torch
 from hc18_parts import TEST, TRAIN, VAL, all_batches, builder, embedding_set, five_pairs, ready
 
 from datamodules.errors import InputError
+from datamodules.hc18 import end_with_parent
 from datamodules.synthetic import read_synthetic, write_pair
 
 FRAMES = [((64, 96), "squash", (64, 96)), ((256, 256), "pad", (173, 256))]
@@ -204,6 +205,10 @@ def test_no_training(make):
     assert [i for batch in loader for i in batch["sample_id"]] == TEST
     with pytest.raises(ValueError, match="at least one real item"):
         datamodule.train_dataloader()
+
+
+def test_loaders_end_with_the_stage(make):
+    assert ready(make()).train_dataloader().worker_init_fn is end_with_parent
 
 
 def test_two_processes_share_the_batches_of_one(make, pairs):

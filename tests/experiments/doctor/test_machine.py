@@ -5,13 +5,16 @@ import json
 import math
 import os
 import sys
+import tempfile
 
 import pytest
 from toy_recipe import TOY
 
+from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.doctor import machine
 from experiments.doctor.checks import ask
+from experiments.runner import server
 
 GIB = 2**30
 TWO_GPUS = "echo '0, NVIDIA H200, {}, 143771, 570.86'; echo '1, NVIDIA H200, 4, 143771, 570.86'"
@@ -89,6 +92,35 @@ def test_cores_and_memory_that_a_control_group_takes_away(monkeypatch):
     assert (found.mark, found.facts["free_gib"]) == ("warn", 7)
     assert "fewer sweep.workers" in found.remedy
     assert machine.check_cores(demo("sweep.launcher=slurm")).mark == "ok"
+
+
+@pytest.mark.parametrize(
+    ("mib", "mark"), [(0.0625, "missing"), (7.9, "missing"), (64, "warn"), (256, "ok")]
+)
+def test_shared_memory_is_looked_at_where_loader_processes_are_asked_for(monkeypatch, mib, mark):
+    usage = collections.namedtuple("Usage", ["free", "available"])
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage(mib * 2**20, 0))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: usage(0, 60 * GIB))
+    one = ("sweep.workers=1", "trainer.threads=1")
+    found = machine.check_cores(demo(*one, "trainer.num_workers=2"))
+    assert found.mark == mark
+    assert ("in /dev/shm for loader processes" in found.text) is (mark != "ok")
+    assert machine.check_cores(demo(*one)).mark == "ok"
+
+
+def test_a_long_temporary_folder_is_named_and_sockets_go_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setattr(server, "SHORT_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 74)
+    found = machine.check_temporary(demo())
+    assert found.facts == {"folder": tempfile.tempdir, "sockets": tempfile.tempdir}
+    monkeypatch.setattr(tempfile, "tempdir", "/" + "x" * 75)
+    found = machine.check_temporary(demo())
+    assert found.mark == "ok"
+    assert found.facts == {"folder": tempfile.tempdir, "sockets": str(tmp_path)}
+    assert f"too long for sockets, which go to {tmp_path}" in found.text
+    monkeypatch.setattr(server, "SHORT_FOLDERS", ("/nowhere",))
+    with pytest.raises(InputError, match=r"75 bytes at most.*set TMPDIR to a shorter folder"):
+        machine.check_temporary(demo())
 
 
 def test_gpus_that_are_there_full_broken_or_missing(bare, monkeypatch):

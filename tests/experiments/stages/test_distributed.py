@@ -1,6 +1,5 @@
 """One batch in several parts or on several devices: the same weights as at once."""
 
-import errno
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ from stage_parts import Stages
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Node
 from experiments.runner.distributed import context_of, write_request
-from experiments.runner.worker import failure_kind, run_held
+from experiments.runner.worker import run_held
 from experiments.stages.fit import WEIGHTS_NAME
 from experiments.stages.generator import run_generator
 from experiments.stages.training import last_checkpoint
@@ -239,27 +238,6 @@ def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_on
     assert last_checkpoint(context.run_dir) is None
     assert largest_difference(weights_of(context), at_once) < 1e-6
     assert train_loss_of(context) == pytest.approx(train_loss_of(whole), rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out_of_memory"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "out_of_memory",
-        ),
-        (MemoryError(), "out_of_memory"),
-        (OSError(errno.ENOSPC, "No space left on device"), "disk_full"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
-        (RuntimeError("Error while serializing: I/O error: No space left on device"), "disk_full"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/3"), "error"),
-        (OSError(errno.EACCES, "Permission denied"), "error"),
-        (ValueError("no"), "error"),
-    ],
-)
-def test_kinds_of_failure(tmp_path, error, kind):
-    assert failure_kind(error, run_dir=tmp_path) == kind
 
 
 @pytest.mark.long

@@ -1,0 +1,74 @@
+"""The server that forks a sweep's stages: where its sockets lie, and its end. Torch-free."""
+
+import multiprocessing
+import multiprocessing.util
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from datamodules.errors import InputError
+
+LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
+"""Bytes of a socket's path, as the system's `sockaddr_un` has room for."""
+ROOM = len("/pymp-12345678/listener-12345678")
+"""What multiprocessing adds to the temporary folder."""
+SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+
+
+def socket_folder() -> str:
+    """The temporary folder, or a shorter one where its path is too long for a socket's.
+
+    Raises:
+        InputError: There is no short one that can be written.
+    """
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) + ROOM <= LONGEST_ADDRESS:
+        return folder
+    for short in SHORT_FOLDERS:
+        if Path(short).is_dir() and os.access(short, os.W_OK | os.X_OK):
+            return short
+    raise InputError(
+        f"TMPDIR={folder}: too long for sockets ({LONGEST_ADDRESS - ROOM} bytes at most), and none "
+        f"of {', '.join(SHORT_FOLDERS)} can be written; set TMPDIR to a shorter folder"
+    )
+
+
+def use_short_sockets() -> None:
+    """Have this process, and those that it starts by multiprocessing, make sockets where they may.
+
+    All else that is temporary stays in the temporary folder.
+    """
+    usual, short = tempfile.gettempdir(), socket_folder()
+    if short != usual:
+        tempfile.tempdir = short
+        try:
+            # Made once, removed at the end, and inherited.
+            multiprocessing.util.get_temp_dir()
+        finally:
+            tempfile.tempdir = usual
+
+
+def start_server(preload: Sequence[str]) -> ForkServerContext:
+    """A context whose processes are forked from one that has imported the modules.
+
+    The server ends with this process, before the command returns.
+    """
+    use_short_sockets()
+    spawner = multiprocessing.get_context("forkserver")
+    spawner.set_forkserver_preload(list(preload))
+    # After its processes were waited for, and before the folder of its socket is removed.
+    multiprocessing.util.Finalize(None, _end_server, exitpriority=-50)
+    return spawner
+
+
+def _end_server() -> None:
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        # By itself it would take seconds to unload torch.
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()

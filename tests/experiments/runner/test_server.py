@@ -1,0 +1,93 @@
+"""Processes of a sweep: their sockets fit, and none of them is left behind."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from datamodules.hc18 import end_with_parent
+
+PROGRAM = """
+import os, signal, sys, tempfile, time
+from experiments.runner.server import start_server
+from experiments.runner.worker import stop_with_parent
+
+def work(end, seconds):
+    stop_with_parent()
+    end.send((os.getppid(), tempfile.gettempdir()))
+    time.sleep(seconds)
+
+if __name__ == "__main__":
+    is_killed, spawner = sys.argv[1] == "killed", start_server([])
+    here, there = spawner.Pipe()
+    process = spawner.Process(target=work, args=(there, 30 if is_killed else 0))
+    process.start()
+    print(*here.recv(), flush=True)
+    if is_killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    process.join()
+"""
+
+
+def start(tmp_path, *words):
+    """Run the program below a temporary folder of 90 characters; all that print to a pipe end."""
+    folder = tmp_path / ("x" * (89 - len(str(tmp_path))))
+    folder.mkdir()
+    assert len(str(folder)) == 90
+    (tmp_path / "program.py").write_text(PROGRAM)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "program.py", *words],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    return folder, ended
+
+
+def test_a_long_temporary_folder_is_used_but_for_sockets(tmp_path):
+    folder, ended = start(tmp_path, "whole")
+    assert ended.returncode == 0, ended.stderr
+    server, temporary = ended.stdout.split()
+    assert temporary == str(folder)
+    assert not list(folder.iterdir())
+    # The command does not return before its server has ended.
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(server), 0)
+
+
+def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
+    """Whoever holds the pipe lets `sonosweep ... | tail` wait."""
+    started = time.monotonic()
+    _, ended = start(tmp_path, "killed")
+    assert ended.returncode == -9
+    assert ended.stdout, ended.stderr
+    assert time.monotonic() - started < 15
+
+
+def load(end):
+    end_with_parent(0)
+    end.send("loads")
+    time.sleep(30)
+
+
+def stage(end):
+    multiprocessing.get_context("fork").Process(target=load, args=(end,)).start()
+    time.sleep(30)
+
+
+def test_a_loader_ends_with_the_process_that_it_loads_for():
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=stage, args=(there,))
+    process.start()
+    there.close()
+    assert here.recv() == "loads"
+    process.kill()
+    assert here.poll(10)
+    with pytest.raises(EOFError):
+        here.recv()
