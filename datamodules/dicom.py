@@ -104,11 +104,11 @@ def open_dicom(data: bytes, *, name: str) -> DicomFile:
         kind = str(dataset.get("PhotometricInterpretation", ""))
         has_pixels = "PixelData" in dataset
     if not has_pixels or n_frames < 1:
-        raise InputError(f"{name}: a DICOM file without an image; leave it out")
+        raise InputError(f"{name}: a DICOM file without an image, or cut short; leave it out")
     if kind not in (*_GREYS, *_COLOURS, "PALETTE COLOR"):
         raise InputError(
-            f"{name}: its colours ({kind or 'no PhotometricInterpretation'}) are not read; save "
-            "its images as PNG"
+            f"{name}: its colours are none of {', '.join((*_GREYS, *_COLOURS))} and PALETTE COLOR; "
+            "save its images as PNG"
         )
     return DicomFile(name=name, dataset=dataset, n_frames=n_frames)
 
@@ -152,23 +152,26 @@ def _dataset(
 def require_decodable(file: DicomFile) -> None:
     """Raise InputError, with what to install, unless an installed codec decodes the pixels."""
     from pydicom.pixels import get_decoder
+    from pydicom.uid import UID_dictionary
 
-    syntax = file.dataset.file_meta.get("TransferSyntaxUID")
-    if syntax is None:
-        raise InputError(f"{file.name}: DICOM without a transfer syntax; export the file again")
-    try:
-        decoder = get_decoder(syntax)
-    except NotImplementedError as error:
+    with _reading(file.name):
+        syntax = file.dataset.file_meta.get("TransferSyntaxUID")
+        # Nothing of a damaged file's is quoted: it may be another tag's value.
+        name = f" as {syntax.name}" if syntax in UID_dictionary else ""
+        try:
+            decoder = get_decoder(syntax)
+        except (NotImplementedError, AttributeError):
+            decoder = None
+    if decoder is None:
         raise InputError(
-            f"{file.name}: its pixels are compressed as {syntax.name}, which pydicom does not "
-            "decode; save its images as PNG"
-        ) from error
+            f"{file.name}: its pixels are compressed{name}, which pydicom does not decode; save "
+            "its images as PNG"
+        )
     if not decoder.is_available:
-        jpeg_2000 = "JPEG 2000" in syntax.name
-        package = "pylibjpeg-openjpeg" if jpeg_2000 else "pylibjpeg-libjpeg"
+        package = "pylibjpeg-openjpeg" if "JPEG 2000" in name else "pylibjpeg-libjpeg"
         raise InputError(
-            f"{file.name}: its pixels are compressed as {syntax.name}, which no installed codec "
-            f"decodes; pip install pylibjpeg {package}"
+            f"{file.name}: its pixels are compressed{name}, which no installed codec decodes; "
+            f"pip install pylibjpeg {package}"
         )
 
 
@@ -319,6 +322,8 @@ def _reading(name: str) -> Iterator[None]:
     with _quiet():
         try:
             yield
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{name}: damaged or cut short DICOM ({type(error).__name__}); copy the file "
