@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
@@ -206,14 +207,25 @@ def test_checkpoints_are_written_no_sooner_than_asked(
     assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]
 
 
-def plain_trainer(folder, *, batch_parts=1):
+class Curve(DummyLogger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.losses = []
+
+    def log_metrics(self, metrics, step=None):
+        self.losses.append(metrics["train/loss"])
+
+
+def plain_trainer(folder, *, batch_parts=1, logger=None):
     folder.mkdir(exist_ok=True)
     return make_trainer(
         run_dir=folder,
         config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
         precision="32-true",
         steps=STEPS // batch_parts,
-        logger=None,
+        logger=logger,
         status=StatusFile(folder),
         what="steps",
         batch_parts=batch_parts,
@@ -222,14 +234,16 @@ def plain_trainer(folder, *, batch_parts=1):
 
 @pytest.mark.parametrize("batch_parts", [1, 2, 4])
 def test_the_loss_of_a_step_is_the_mean_over_its_parts(tmp_path, batch_parts):
-    trainer = plain_trainer(tmp_path, batch_parts=batch_parts)
+    curve = Curve()
+    trainer = plain_trainer(tmp_path, batch_parts=batch_parts, logger=curve)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
-    weight = expected = 0.0
+    weight, expected = 0.0, []
     for first in range(0, STEPS, batch_parts):
         errors = [weight - number for number in range(first, first + batch_parts)]
-        expected = sum(error**2 for error in errors) / batch_parts
+        expected.append(sum(error**2 for error in errors) / batch_parts)
         weight -= 0.1 * 2 * sum(errors) / batch_parts
-    assert last_loss(trainer) == pytest.approx(expected, rel=1e-5)
+    assert curve.losses == pytest.approx(expected, rel=1e-5)
+    assert last_loss(trainer) == pytest.approx(expected[-1], rel=1e-5)
 
 
 def test_a_fit_with_no_step_left_knows_its_loss(tmp_path):
