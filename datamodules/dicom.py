@@ -9,7 +9,7 @@ import io
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -255,16 +255,17 @@ def _shown(pixels: np.ndarray, dataset: "Dataset") -> AnyImage:
 
     kind = dataset.PhotometricInterpretation
     if kind == "PALETTE COLOR":
-        return grey_of(apply_color_lut(pixels, dataset), is_rgb=True)
+        rgb = apply_color_lut(pixels, dataset)
+        # Palettes of 16 bit use all of them: 65535 is white.
+        return grey_of(rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8), is_rgb=True)
     if kind in _COLOURS:
         return grey_of(pixels, is_rgb=True)
-    values, window = apply_modality_lut(pixels, dataset), None
+    values, window = apply_modality_lut(pixels, dataset), _window(dataset)
     if dataset.get("VOILUTSequence"):
         bits = dataset.VOILUTSequence[0].LUTDescriptor[2]
         looked_up = apply_voi(np.asarray(values).astype(np.int32), dataset).astype(np.float64)
         image = AnyImage(grey=np.round(looked_up * (255 / (2**bits - 1))).astype(np.uint8))
-    elif dataset.get("WindowWidth") is not None and dataset.get("WindowCenter") is not None:
-        window = _first(dataset.WindowCenter), _first(dataset.WindowWidth)
+    elif window is not None:
         function = str(dataset.get("VOILUTFunction") or "LINEAR")
         grey = windowed(values, centre=window[0], width=window[1], function=function)
         changed = pixels.dtype != np.uint8 or (grey != pixels).any()
@@ -311,9 +312,16 @@ def windowed(values: np.ndarray, *, centre: float, width: float, function: str) 
     return np.round(255 * share.clip(0, 1)).astype(np.uint8)
 
 
-def _first(value: object) -> float:
-    """A number, or the first one of several windows."""
-    return float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+def _window(dataset: "Dataset") -> tuple[float, float] | None:
+    """Centre and width of the first window; None without one, or with one that shows nothing."""
+    pair = []
+    for key in ("WindowCenter", "WindowWidth"):
+        value = dataset.get(key)
+        if value is None or value == "":
+            return None
+        pair.append(float(value[0] if isinstance(value, MutableSequence) else value))
+    # Some scanners write a width of 0.
+    return (pair[0], pair[1]) if pair[1] >= 1 else None
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ def test_grey_of_8_bit(grey, tmp_path):
     write_dicom(path, grey, WindowCenter=128, WindowWidth=256, RescaleSlope=1, RescaleIntercept=0)
     np.testing.assert_array_equal(read_any_image(path).grey, grey)
     assert read_any_image(path).window is None
+    write_dicom(path, grey, WindowCenter=0, WindowWidth=0)  # As some scanners write.
+    np.testing.assert_array_equal(read_any_image(path).grey, grey)
     write_dicom(path, grey, kind="MONOCHROME1", RescaleSlope=1, RescaleIntercept=0)
     np.testing.assert_array_equal(read_any_image(path).grey, 255 - grey)
 
@@ -67,6 +69,14 @@ def test_grey_of_16_bit(grey, tmp_path, dtype):
     np.testing.assert_allclose(read_any_image(path).grey, expected, atol=0.7)
 
 
+def test_a_table_of_values(grey, tmp_path):
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "US", [256, 0, 12])
+    table.add_new("LUTData", "US", [(255 - v) * 16 + 15 for v in range(256)])
+    path = write_dicom(tmp_path / "a.dcm", grey, VOILUTSequence=[table])
+    np.testing.assert_allclose(read_any_image(path).grey, 255.0 - grey, atol=1)
+
+
 @pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
 def test_windows_are_pydicoms(function):
     data = pydicom.Dataset()
@@ -87,10 +97,10 @@ def test_colour(grey, tmp_path):
     write_dicom(path, ycbcr, kind="YBR_FULL")
     assert np.abs(read_any_image(path).grey.astype(int) - expected).max() <= 2
     lut = {f"{c}PaletteColorLookupTableDescriptor": [256, 0, 16] for c in ("Red", "Green", "Blue")}
-    ramp = (np.arange(256, dtype=np.uint16) * 257).tobytes()
+    ramp = (np.arange(256, dtype=np.uint16) * 128 + 256).tobytes()  # Not stretched to 0..255.
     lut |= {f"{c}PaletteColorLookupTableData": ramp for c in ("Red", "Green", "Blue")}
     write_dicom(path, grey, kind="PALETTE COLOR", **lut)
-    np.testing.assert_array_equal(read_any_image(path).grey, grey)
+    np.testing.assert_array_equal(read_any_image(path).grey, 1 + grey // 2)
     write_dicom(path, grey, kind="HSV")
     with pytest.raises(InputError, match="its colours are none of MONOCHROME1, "):
         read_any_image(path)

@@ -141,3 +141,17 @@ def test_a_frame_and_a_file_of_one_name(sonosweep, run_dir, speckle, tmp_path, o
     code, _, err = sonosweep("predict", run_dir, scans, "--out", tmp_path / "out")
     assert code == 2
     assert "another image is called clip_frame" in err
+
+
+def test_submit_segments_a_folder_of_dicom(sonosweep, run_dir, speckle, tmp_path):
+    (tmp_path / "cohort" / "image").mkdir(parents=True)
+    write_dicom(tmp_path / "cohort" / "image" / "1.2.840", speckle[0])
+    cv2.imwrite(str(tmp_path / "cohort" / "image" / "b.png"), speckle[0])
+    words = ("submit", run_dir, "--test-root", tmp_path / "cohort", "--masks", tmp_path / "masks")
+    assert sonosweep(*words)[0] == 0
+    first, second = (
+        cv2.imread(str(tmp_path / "masks" / name), cv2.IMREAD_UNCHANGED)
+        for name in ("1.2.840.png", "b.png")
+    )
+    assert first.any()
+    np.testing.assert_array_equal(first, second)
