@@ -51,8 +51,10 @@ def open_run(
     job_type: str,
     tags: Sequence[str],
     content: Mapping[str, Any],
+    continues: bool = True,
 ) -> wandb.Run:
-    """Start a run in a folder of ours, or continue the one of the same id.
+    """Start a run in a folder of ours; where it is known, continue the one of the same id, or else
+    write over it.
 
     Its files go to `folder/wandb`, `group` is the sweep, `content` the run's config. W&B raises
     exceptions of many kinds where it cannot start; the caller continues without it.
@@ -72,7 +74,7 @@ def open_run(
         job_type=job_type,
         tags=[tag[:64] for tag in tags],
         config=dict(content),
-        resume="allow",
+        resume="allow" if continues else None,
         mode=mode,
         settings=wandb.Settings(
             silent=True, console="off", init_timeout=INIT_TIMEOUT_S, x_disable_meta=True

@@ -18,10 +18,11 @@ from datamodules.annotation import read_annotation, read_image
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.storage import write_json
 from experiments.config.schema import WandbConfig
-from experiments.results.rows import choose_output
+from experiments.results.rows import read_output
 from experiments.stages.wandb_run import clean_id, finish, open_run, run_config, usable_mode
 from experiments.store.kept_masks import read_prediction
 from experiments.tracking.agent import summary_of
+from experiments.tracking.curves import CURVES, X, curves
 from experiments.tracking.summary import LOGGED_NAME, logged
 
 OVERLAY_SIDE_PX = 400
@@ -33,7 +34,7 @@ def main(path: Path) -> int:
     config = WandbConfig(mode=request["mode"], **request["wandb"])
     folder, mode = Path(request["folder"]), usable_mode(config)
     output = request["config"]["evaluation"]["output"]
-    per_image = choose_output(pd.read_csv(folder / "per_image.csv"), output)
+    per_image = read_output(folder / "per_image.csv", output)
     done, is_complete = logged(folder), True
     for job in request["jobs"]:
         try:
@@ -47,6 +48,8 @@ def main(path: Path) -> int:
                 job_type=job["job_type"],
                 tags=job["tags"],
                 content=run_config(request["config"], job["config"] | {"job": job["job_type"]}),
+                # Each is logged whole: points of an earlier state would stand among the new ones.
+                continues=False,
             )
             if job["job_type"] == "analysis":
                 log_analysis(run, request, per_image=per_image)
@@ -119,7 +122,7 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
 
 
 def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataFrame) -> None:
-    """The sweep's own run: its table, a row a trial, its figure, and where the report is."""
+    """The sweep's own run: its curves, table, a row a trial, its figure, where the report is."""
     folder = Path(request["folder"])
     rows = [
         {"trial": trial["id"], "job": trial["job_type"]}
@@ -128,21 +131,26 @@ def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataF
         for trial in request["trials"]
     ]
     output = request["config"]["evaluation"]["output"]
-    results = choose_output(pd.read_csv(folder / "results.csv"), output)
+    results = read_output(folder / "results.csv", output)
+    run.define_metric(X)
+    for name in CURVES:
+        run.define_metric(f"{name}/*", step_metric=X)
+    for n_real, values in curves(results, per_image=per_image).items():
+        run.log({X: n_real, **values})
+    run.log({"figure": wandb.Image(str(folder / "figure.png"))})
     tables = {"results": results, "trials": pd.DataFrame(rows)}
-    # None instead of NaN: a column of W&B has one type, or none.
-    logs = {
-        name: wandb.Table(
-            columns=list(frame.columns),
-            data=frame.astype(object).where(frame.notna(), None).to_numpy().tolist(),
-            allow_mixed_types=True,
-        )
-        for name, frame in tables.items()
-        if not frame.empty
-    }
-    run.log({**logs, "figure": wandb.Image(str(folder / "figure.png"))})
+    # In the summary, not in the history: there their sizes would be taken for curves.
+    for name, frame in tables.items():
+        if not frame.empty:
+            run.summary[name] = _table(frame)
     about = {"finding": request["finding"], "n_trials": len(rows)}
     run.summary.update(about | {"report": f"{folder.name}/report.html"})
+
+
+def _table(frame: pd.DataFrame) -> wandb.Table:
+    # None instead of NaN: a column of W&B has one type, or none.
+    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return wandb.Table(columns=list(frame.columns), data=rows, allow_mixed_types=True)
 
 
 def _small(picture: np.ndarray, interpolation: int) -> np.ndarray:

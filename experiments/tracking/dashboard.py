@@ -59,12 +59,15 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
     """Make the folder that `wandb leet` opens: links, under names that tell the runs apart.
 
     It lists directories by the first thirty letters of their names or so, and finds a run's file
-    by the name of its directory. So each run gets a directory of its own, and links in it.
+    by the name of its directory. So each run gets a directory of its own, and links in it. Of the
+    summary's runs, which are logged whole each time, the newest of an id is shown.
     """
     view = folder / VIEW_NAME
     shutil.rmtree(view, ignore_errors=True)
-    for run in runs:
-        date, name = _DIRECTORY.fullmatch(run.path.name).groups()
+    whole = sorted((r for r in runs if not r.stage), key=lambda r: _date_and_id(r)[0])
+    newest = {_date_and_id(run)[1]: run for run in whole}
+    for run in [*(run for run in runs if run.stage), *newest.values()]:
+        date, name = _date_and_id(run)
         short = short_name(name, sweep=folder.resolve().name, stage=run.stage)
         made = view / f"run-{date}-{short}"
         made.mkdir(parents=True)
@@ -72,6 +75,10 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
         (made / f"run-{short}.wandb").symlink_to(file.resolve())
         (made / "files").symlink_to((run.path / "files").resolve())
     return view
+
+
+def _date_and_id(run: LoggedRun) -> tuple[str, str]:
+    return _DIRECTORY.fullmatch(run.path.name).groups()
 
 
 def short_name(run_id: str, *, sweep: str, stage: str) -> str:

@@ -51,7 +51,7 @@ def finished_sweep(hc18_folder: Path, root: Path, *, mode: str = "offline") -> S
         data=SimpleNamespace(name="hc18", samples=samples),
         plan=SimpleNamespace(nodes={}, trials=[]),
     )
-    rows = []
+    rows, results = [], []
     for condition, made_by, dice in (
         ("real", "shown", 0.5),
         ("synthetic", "older", 0.75),
@@ -63,16 +63,18 @@ def finished_sweep(hc18_folder: Path, root: Path, *, mode: str = "offline") -> S
         score = _stage(sweep, "score", condition, made_by=made_by)
         trial = spec(condition, fit=fit, scores={("hc18", "whole_image"): score})
         sweep.plan.trials.append(trial)
+        place = {"test_cohort": "hc18", "prompt": "whole_image", "status": "done"}
+        means = {"dice_mean": dice, "hc_abs_err_mm_mean": 2.0, "n_exams": 5}
+        results.append(trial.axes | (place | means if dice is not None else {"status": "pending"}))
         if dice is None:
             sweep.runs[score].state = "waiting"
             continue
-        rows += _score_rows(trial.id, condition, dice=dice)
+        rows += _score_rows(trial, dice=dice)
         _keep(sweep.store.root / "store" / score)
     folder = sweep.store.sweep_dir("shown")
     folder.mkdir()
     pd.DataFrame(rows).to_csv(folder / "per_image.csv", index=False)
-    table = pd.DataFrame({"condition": ["real", None], "dice_mean": [0.5, np.nan]})
-    table.to_csv(folder / "results.csv", index=False)
+    pd.DataFrame(results).to_csv(folder / "results.csv", index=False)
     cv2.imwrite(str(folder / "figure.png"), np.full((30, 40, 3), 200, np.uint8))
     return sweep
 
@@ -89,8 +91,8 @@ def _stage(sweep, stage, condition, *, made_by):
     return node.key
 
 
-def _score_rows(trial_id, condition, *, dice):
-    place = {"trial_id": trial_id, "condition": condition, "test_cohort": "hc18"}
+def _score_rows(trial, *, dice):
+    place = trial.axes | {"test_cohort": "hc18"}
     empty = dict.fromkeys(PER_IMAGE)
     return [
         # Two draws an image, which differ by 0.2, and an error of 2 mm.
@@ -133,3 +135,23 @@ def offline_runs(folder: Path) -> dict[str, Path]:
     """Run directories below a folder's `wandb` by run id; one that was continued is listed once."""
     found = sorted(path for path in (folder / "wandb").glob("offline-run-*") if path.is_dir())
     return {path.name.split("-", 3)[3]: path for path in found}
+
+
+def history(run_dir: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """What W&B's terminal draws of an offline run: the numbers of its history by name, and the x
+    axis of each metric that has one of its own. A picture's size is not drawn.
+    """
+    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_dir)]
+    found = subprocess.run(
+        words, capture_output=True, text=True, check=True, env=clean_environment(), timeout=120
+    )
+    values, x_of = {}, {}
+    for record in map(json.loads, found.stdout.splitlines()):
+        metric = record.get("metric", {})
+        if "step_metric" in metric:
+            x_of[metric.get("glob_name") or metric["name"]] = metric["step_metric"]
+        for name, value in record.get("history", {}).get("item", {}).items():
+            is_number = isinstance(value, int | float) and not name.startswith(("_", "figure."))
+            if is_number:
+                values.setdefault(name, []).append(value)
+    return values, x_of

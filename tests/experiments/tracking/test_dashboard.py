@@ -16,6 +16,7 @@ from experiments.config.schema import resolved
 from experiments.plan.record import planned
 from experiments.store.plan_file import write_plan
 from experiments.tracking.dashboard import (
+    LoggedRun,
     dashboard_command,
     find_runs,
     make_view,
@@ -101,6 +102,27 @@ def test_the_terminal_gets_names_that_differ_at_their_beginning(shown):
     again = make_view(shown, find_runs(shown)[:1])
     assert len(list(again.iterdir())) == 1
     assert len(find_runs(shown)) == 5, "only links were removed"
+
+
+def test_of_what_is_logged_whole_each_time_the_newest_is_shown(tmp_path):
+    def logged(name, stage):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.wandb").touch()
+        return LoggedRun(path=tmp_path / name, stage=stage)
+
+    runs = [
+        logged("offline-run-20260102_000000-shown-analysis", ""),
+        logged("run-20260101_000000-shown-analysis", ""),
+        # A fit that was continued has its curve in two parts.
+        logged("offline-run-20260101_000000-shown-real-n4-0bc03dd7-s0", "fit"),
+        logged("offline-run-20260102_000000-shown-real-n4-0bc03dd7-s0", "fit"),
+    ]
+    view = make_view(tmp_path / "shown", runs)
+    assert sorted(path.name for path in view.iterdir()) == [
+        "run-20260101_000000-n4-real-fit-0bc03dd7-s0",
+        "run-20260102_000000-analysis",
+        "run-20260102_000000-n4-real-fit-0bc03dd7-s0",
+    ]
 
 
 def test_wandb_reads_a_run_through_its_links(shown):

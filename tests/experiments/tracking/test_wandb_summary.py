@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
-from wandb_parts import finished_sweep, inspect, offline_runs
+from wandb_parts import finished_sweep, history, inspect, offline_runs
 
 from experiments.plan.nodes import Node
 from experiments.stages.wandb_run import clean_id
@@ -76,7 +76,7 @@ def test_the_analysis_holds_tables_figure_and_finding(logged_sweep):
     assert found["config"]["job"] == "analysis"
     assert found["summary"]["finding"] == "Nothing was found."
     assert found["summary"]["report"] == "shown/report.html"
-    assert found["summary"]["results"]["nrows"] == 2
+    assert found["summary"]["results"]["nrows"] == 4
     assert found["summary"]["n_trials"] == 3
     media = runs["shown-analysis"] / "files"
     (path,) = media.rglob("trials_*.table.json")
@@ -89,6 +89,19 @@ def test_the_analysis_holds_tables_figure_and_finding(logged_sweep):
     assert [path.name for path in media.rglob("figure*.png")]
 
 
+def test_the_analysis_draws_curves_and_nothing_else(logged_sweep):
+    _, _, runs = logged_sweep
+    values, x_of = history(runs["shown-analysis"])
+    assert values == {
+        "n_real": [4],
+        "dice/real/whole_image": [0.5],
+        "dice/synthetic/whole_image": [0.75],
+        "dice/mean_mask/whole_image": [0.25],
+        **{f"hc_mae_mm/{c}/whole_image": [2.0] for c in ("real", "synthetic", "mean_mask")},
+    }
+    assert x_of == {"dice/*": "n_real", "hc_mae_mm/*": "n_real"}
+
+
 def test_nothing_is_logged_twice_and_new_outputs_only_once_more(logged_sweep):
     sweep, folder, runs = logged_sweep
     assert log_sweep(sweep, key="k1", finding="") is None
@@ -96,7 +109,7 @@ def test_nothing_is_logged_twice_and_new_outputs_only_once_more(logged_sweep):
     first = {path.name for path in (folder / "wandb").glob("offline-run-*")}
     assert log_sweep(sweep, key="k2", finding="Now there is.") is None
     (new,) = {path.name for path in (folder / "wandb").glob("offline-run-*")} - first
-    assert new.endswith("-shown-analysis"), "the same id: sync appends it"
+    assert new.endswith("-shown-analysis"), "the same id: it is written over"
     assert not (folder / "wandb-request.json").exists()
 
 
