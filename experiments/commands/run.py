@@ -17,6 +17,7 @@ from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.config.stored import STORED_NAME, as_stored
 from experiments.config.wandb_mode import resolve_mode
+from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.plan.record import record_plan
@@ -38,7 +39,8 @@ def prepare(
 ) -> tuple[Data, Plan]:
     """Check everything that can be checked before torch is imported, then plan.
 
-    Published weights whose content the plan's ids name are fetched where `fetches` is true.
+    Published weights whose content the plan's ids name are fetched where `fetches` is true; a base
+    model's branch on the hub becomes its commit in `config`.
 
     Raises:
         InputError, WeightsError: For a user's mistake.
@@ -55,6 +57,8 @@ def prepare(
     resolve_mode(config.wandb)
     _check_writable(Path(config.store.root))
     claim_store(Path(config.store.root))
+    for note in pin_bases(config, asks_hub=fetches):
+        say(console, note)
     with console.status("reading the data") as status:
         data = load_data(
             config,

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.config.schema import ExperimentConfig
+from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.runner.costs import SOURCES, Source, n_slots
@@ -84,6 +85,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
     """Print what a sweep would do, as text or as JSON, without a trace in its store."""
     root, console = Path(config.store.root), Console(stderr=True, highlight=False)
     check_version(root)
+    pinned = pin_bases(config, asks_hub=False)
     with tempfile.TemporaryDirectory() as scratch, console.status("reading the data") as status:
         # Indexing keeps its result in the store; here in a copy that is thrown away.
         if (root / "store" / "index").is_dir():
@@ -98,7 +100,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         "when it starts"
         for name in dict.fromkeys(missing)
     ]
-    for note in (*data.notes, *plan.notes, *notes):
+    for note in (*data.notes, *plan.notes, *pinned, *notes):
         console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
     if as_json:

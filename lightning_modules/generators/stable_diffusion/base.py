@@ -12,8 +12,8 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -21,6 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from lightning_modules.errors import WeightsError
+from lightning_modules.generators.stable_diffusion.hub import hub_refusal
 from lightning_modules.generators.stable_diffusion.weights import (
     THREE_WAYS,
     BaseFiles,
@@ -189,18 +190,8 @@ def fetch_base(base_model: str, *, revision: str | None = None) -> Path:
             ignore_patterns=list(UNUSED_HUB_FILES),
             local_files_only=is_offline(),
         )
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        name = base_model if revision is None else f"{base_model}@{revision}"
-        if is_offline():
-            raise WeightsError(
-                f"stable_diffusion.base_model={name}: no such path here, and not in the hub's "
-                f"cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids the network; "
-                f"`sonosweep weights fetch {name}` without it fetches the model"
-            ) from error
-        raise WeightsError(
-            f"stable_diffusion.base_model={name}: no such path here, and the hub does not give it "
-            f"({shorten(error)}); {THREE_WAYS}"
-        ) from error
+    except (HFValidationError, HTTPError, OSError) as error:
+        raise hub_refusal(base_model, revision=revision, error=error) from error
     return Path(folder)
 
 

@@ -90,7 +90,7 @@ def test_names_of_sams_files_carry_the_checksum_and_the_base_is_a_commit():
     assert len(DEFAULT_BASE.revision) == 40
     config = load_config(TOY, []).stable_diffusion
     assert base_id(config.base_model) == f"{DEFAULT_BASE.repo}@{DEFAULT_BASE.revision}"
-    # A name that is given keeps the id that it always had.
+    # A name that is given gets its commit before a sweep is planned.
     given = load_config(TOY, [f"stable_diffusion.base_model={DEFAULT_BASE.repo}"]).stable_diffusion
     assert base_id(given.base_model, revision=given.revision) == f"{DEFAULT_BASE.repo}@main"
 
