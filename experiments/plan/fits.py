@@ -12,7 +12,7 @@ from datamodules.config import AUGMENT_VERSION
 from experiments.config.conditions import ConditionConfig
 from experiments.config.schema import JUDGE, ExperimentConfig
 from experiments.plan.nodes import DataView, Node
-from lightning_modules.segmenters.table import row_of
+from lightning_modules.segmenters.table import predicting, row_of
 
 UNNAMED = ("", "sam", JUDGE)
 """Segmenters that labels do not name: the one that most sweeps have, and the gate's."""
@@ -108,6 +108,13 @@ class Nodes:
         settings = self.settings(segmenter)
         weights_id = row_of(settings).weights_id
         return None if weights_id is None else weights_id(settings)
+
+    def predicting(self, fit_key: str) -> dict[str, Any]:
+        """What predictions of a fit depend on beside it, for the content of stages that predict."""
+        fit = self.nodes[fit_key]
+        augment = fit.content.get("augment", {}).get("strength")
+        found = predicting(self.settings(fit.segmenter), augment=augment)
+        return {"predicting": found} if found else {}
 
     def embed(
         self,

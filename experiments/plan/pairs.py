@@ -143,7 +143,11 @@ def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None
     del gate["judge"], gate["judge_augment"]
     node = Node(
         stage="gate",
-        content={"gate": gate, "images": nodes.contents(ids)},
+        content={
+            "gate": gate,
+            "images": nodes.contents(ids),
+            **nodes.predicting(judge),
+        },
         upstream=upstream,
         label=f"gate {n} {candidates.what}",
         steps=n,
@@ -166,7 +170,11 @@ def _fidelity(
     test = nodes.data.folds[source.fold].test
     node = Node(
         stage="fidelity",
-        content={"images": nodes.contents(ids), "test": nodes.contents(test)},
+        content={
+            "images": nodes.contents(ids),
+            "test": nodes.contents(test),
+            **nodes.predicting(judge),
+        },
         upstream={
             "pairs": pairs.key,
             "embeddings": nodes.embed_pairs(pairs, segmenter=segmenter),
@@ -258,6 +266,7 @@ def pseudo_labels(nodes: Nodes, *, rounds: int, source: Source) -> Pairs:
             "images": nodes.contents(unlabelled),
             "self_training": asdict(nodes.config.self_training),
             "frame_hw": list(settings.frame_hw),
+            **nodes.predicting(teacher),
         },
         upstream={"teacher": teacher},
         label=f"label {len(unlabelled)} unlabelled images by {nodes.nodes[teacher].title}",

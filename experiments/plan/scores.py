@@ -21,6 +21,7 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
             "test": nodes.references(test),
             "cohort": nodes.data.name,
             "jitter_draws": nodes.config.evaluation.jitter_draws,
+            **nodes.predicting(fit_key),
         },
         upstream={"fit": fit_key, **cached},
         label=f"increasing box jitter: {nodes.nodes[fit_key].title}",
@@ -85,7 +86,8 @@ def scores(
         cached = _cached_test(nodes, segmenter, cohort=cohort, fold=fold, is_fitted=is_fitted)
         node = Node(
             stage="score",
-            content=content if is_fitted else content | {"encoder": nodes.encoder(segmenter)},
+            content=content
+            | (nodes.predicting(fit_key) if is_fitted else {"encoder": nodes.encoder(segmenter)}),
             upstream={"fit": fit_key, **cached} if is_fitted else cached,
             label=f"score {what} on {cohort}, {prompt}",
             steps=len(content["test"]) * content["evaluation"].get("jitter_draws", 1),

@@ -13,6 +13,7 @@ from datamodules.synthetic import SyntheticSet, read_synthetic
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
 from experiments.store.runs import RunStore, StatusFile
+from lightning_modules.segmenters.table import as_predicting, predicting
 
 
 class StageError(RuntimeError):
@@ -41,8 +42,12 @@ class StageContext:
 
     @property
     def segmenter(self) -> Any:
-        """Settings of the segmenter that the stage is about."""
-        return self.config.segmenter_named(self.node.segmenter)
+        """Settings of the segmenter that the stage is about, as it predicts in this stage."""
+        settings, content = self.config.segmenter_named(self.node.segmenter), self.node.content
+        # A fit is asked as its own augmentation wants it; other stages say how they ask.
+        strength = content.get("augment", {}).get("strength")
+        values = content.get("predicting", predicting(settings, augment=strength))
+        return as_predicting(settings, values)
 
     @property
     def generator(self) -> Any:

@@ -30,10 +30,12 @@ def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
     try:
         found = manifest.get("segmenter")
         if found is not None:
-            return SEGMENTERS[found["kind"]].settings(**found["settings"])
+            row = SEGMENTERS[found["kind"]]
+            return row.settings(**{**row.prediction_settings, **found["settings"]})
         # Runs from before there were kinds.
         if manifest.get("stage") == "fit_unet":
-            return UnetConfig(**manifest["config"]["unet"])
+            off = SEGMENTERS["unet"].prediction_settings
+            return UnetConfig(**{**off, **manifest["config"]["unet"]})
         config = SegmenterConfig(**manifest["config"]["segmenter"])
         tuned = manifest.get("content", {}).get("segmenter", {"tuning": config.tuning})
         return replace(config, tuning=tuned.get("tuning", "decoder"))

@@ -21,14 +21,14 @@ Its LightningModule takes batches of `HC18DataModule` and has, beside Lightning'
 - `module.save(path)` and `Module.load(path, settings)`: in eval mode, on the CPU.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
 
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.weights import encoder_id
-from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.segmenters.unet.config import PREDICTION_SETTINGS, UnetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,10 @@ class SegmenterRow:
     """Whether it can be scored before any training (the control `zero_shot`)."""
     spreads: bool
     """Whether several devices may share its training."""
+    prediction_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that predictions depend on and fits do not, so that `hashed()` leaves them out,
+    and what turns each off. They hold for fits under strong augmentation, and are off in runs that
+    do not name them."""
     weights_id: Callable[[Any], str] | None = None
     """Names the weights that it starts from, for ids; None where the seed alone makes them."""
 
@@ -79,6 +83,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         is_pretrained=False,
         # Batch normalisation takes its statistics from the whole batch.
         spreads=False,
+        prediction_settings=PREDICTION_SETTINGS,
     ),
 }
 
@@ -86,3 +91,18 @@ SEGMENTERS: dict[str, SegmenterRow] = {
 def row_of(settings: Any) -> SegmenterRow:
     """The row of a segmenter's settings."""
     return next(row for row in SEGMENTERS.values() if type(settings) is row.settings)
+
+
+def predicting(settings: Any, *, augment: str | None) -> dict[str, Any]:
+    """The settings that predictions of a fit under an augmentation depend on; none that is off."""
+    if augment != "strong":
+        return {}
+    known = row_of(settings).prediction_settings
+    found = {key: getattr(settings, key) for key in known}
+    return {key: value for key, value in found.items() if value != known[key]}
+
+
+def as_predicting(settings: Any, values: Mapping[str, Any]) -> Any:
+    """The settings with those of `predicting` as given, and off where they are not."""
+    known = row_of(settings).prediction_settings
+    return replace(settings, **{key: values.get(key, off) for key, off in known.items()})

@@ -14,6 +14,9 @@ TrainerPrecision = Literal["32-true", "bf16-mixed"]
 
 SIDE_UNIT_PX = 32
 """The encoder halves a frame five times, so both of its sides are multiples of this."""
+PREDICTION_SETTINGS = {"margin": 0.0}
+"""Settings that only predictions depend on, and what turns them off: a fit is the same under all
+of their values."""
 LIGHT_AUGMENTATION = (
     "flip_probability",
     "max_rotation_deg",
@@ -60,6 +63,10 @@ class UnetConfig:
     """Lightning's precision."""
     mirror: bool = True
     """Average the logits of an image and of its mirror image when predicting."""
+    margin: float = 0.1
+    """Share of the frame that is black around an image that is predicted by a fit under strong
+    augmentation, which turns and moves nearly every view so that it has such borders; 0 fills the
+    frame. The fit itself does not depend on it."""
     light_augmentation: bool = False
     """Move every training item a little and change its intensities, by the settings below, under
     every condition. Off, `real`, `weak` and `strong` mean what they mean for any segmenter."""
@@ -96,7 +103,7 @@ class UnetConfig:
         between(0, 1).check(self, "flip_probability", "synthetic_share")
         between(0, 180).check(self, "max_rotation_deg")
         between(1, 4).check(self, "max_scale", "max_brightness_gamma", "max_contrast")
-        between(0, 0.5).check(self, "max_shift")
+        between(0, 0.5).check(self, "max_shift", "margin")
 
     @property
     def frame_hw(self) -> tuple[int, int]:
@@ -121,6 +128,8 @@ class UnetConfig:
     def hashed(self) -> dict[str, Any]:
         """What of the settings a fit depends on, as JSON types."""
         section = {"kind": "unet", **asdict(self)}
+        for key in PREDICTION_SETTINGS:
+            del section[key]
         if not self.mirror:
             del section["mirror"]
         if not self.light_augmentation:

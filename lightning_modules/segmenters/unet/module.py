@@ -23,7 +23,11 @@ from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
 from lightning_modules.schedule import learning_rate_factor
-from lightning_modules.segmenters.unet.config import SIDE_UNIT_PX, UnetConfig
+from lightning_modules.segmenters.unet.config import (
+    SIDE_UNIT_PX,
+    UnetConfig,
+)
+from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
 
 Stage = Literal["train", "val", "test"]
 
@@ -93,11 +97,12 @@ class UnetModule(L.LightningModule):
         boxes_xyxy_px: torch.Tensor | None = None,  # noqa: ARG002 - it takes no prompt
     ) -> torch.Tensor:
         """Logits (B, 1, h, w) of the frame, from the image alone."""
-        image = batch["image"].to(self.device)
+        margin = self.config.margin
+        image = add_margin(batch["image"].to(self.device), margin=margin)
         logits = self(image)
         if self.config.mirror:
             logits = (logits + self(image.flip(3)).flip(3)) / 2
-        return logits
+        return remove_margin(logits, margin=margin)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Predict logits of the head.

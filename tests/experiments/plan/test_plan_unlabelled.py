@@ -115,3 +115,18 @@ def test_an_amount_without_unlabelled_images_is_left_out_of_their_conditions_alo
     assert plan("sweep.condition=[strong]").notes == []
     with pytest.raises(InputError, match=r"sweep.real_count.*all 46.*self_training needs"):
         plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[1.0]")
+
+
+def test_what_predictions_alone_depend_on_names_no_fit_and_holds_under_strong_augmentation():
+    axes = ("sweep.segmenter=[unet]", "gate.judge={kind: unet}", "gate.judge_augment=strong")
+    conditions = ["real", "strong", "self_training", "synthetic_unlabelled"]
+    (made, found), (other, others) = (
+        planned(*axes, f"unet.margin={margin}", conditions=conditions) for margin in (0.1, 0.0)
+    )
+    for name in ("real", "strong"):
+        assert found[name].fit_key == others[name].fit_key
+    assert set(found["real"].score_keys.values()) == set(others["real"].score_keys.values())
+    assert not set(found["strong"].score_keys.values()) & set(others["strong"].score_keys.values())
+    asked = {node.stage for node in made.nodes.values() if "predicting" in node.content}
+    assert asked == {"score", "pseudo", "gate", "fidelity"}
+    assert not any("predicting" in node.content for node in other.nodes.values())
