@@ -94,25 +94,34 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path}: cannot be read ({reason})") from error
 
 
-def decode_image(data: bytes, *, name: str) -> np.ndarray:
+def decode_image(data: bytes, *, name: str, frame: int | None = None) -> np.ndarray:
     """Return the grey image, uint8 (H, W), of the bytes of a PNG or of DICOM; for messages `name`.
 
+    Of DICOM of several frames `frame` is the one that is meant, from 1.
+
     Raises:
-        InputError: neither of them, cut short, damaged, or DICOM of several frames.
+        InputError: neither of them, cut short, damaged, or no `frame` of several.
     """
     if is_dicom(data):
-        return one_dicom_image(data, name=name).grey
+        return one_dicom_image(data, name=name, frame=frame).grey
     pixels = _decode(data, name=name)
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY) if pixels.ndim == 3 else pixels
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, frame: int | None = None) -> np.ndarray:
     """Return the grey image, uint8 (H, W): colour converted, 16 bit scaled to 8.
+
+    Of DICOM of several frames `frame` is the one that is meant, from 1.
 
     Raises:
         InputError: unreadable, or see `decode_image`.
     """
-    return decode_image(read_bytes(path), name=str(path))
+    return decode_image(read_bytes(path), name=str(path), frame=frame)
+
+
+def image_of(sample: Sample) -> np.ndarray:
+    """Read a sample's image, uint8 (H, W), see `read_image`."""
+    return read_image(sample.image_path, frame=sample.image_frame)
 
 
 def annotation_of(sample: Sample) -> Annotation:

@@ -63,24 +63,31 @@ class DicomFile:
     dataset: "Dataset"
     n_frames: int
 
-    def frames(self) -> Iterator[AnyImage]:
-        """Decode its frames one by one, each with the file's pixel size.
+    def frames(self, only: int | None = None) -> Iterator[AnyImage]:
+        """Decode its frames one by one, or one of them, each with the file's pixel size.
 
         Grey values of more than 8 bit, signed or rescaled ones are shown by the file's window, else
         scaled from the frame's own range to 0..255; 8 bit without a window stay as they are.
         MONOCHROME1 is turned round, colour converted. Where regions of ultrasound are given, what
         lies outside of all of them becomes black: there scanners write names and dates.
 
+        Args:
+            only: Number of the one frame that is wanted, from 1.
+
         Raises:
-            InputError: No installed codec decodes them, or they are damaged.
+            InputError: No installed codec decodes them, they are damaged, or there is no such one.
         """
         import pydicom.pixels
+
+        if only is not None and not 1 <= only <= self.n_frames:
+            raise InputError(f"{self.name}: has no frame {only}, but {self.n_frames}")
+        wanted = range(self.n_frames) if only is None else [only - 1]
 
         require_decodable(self)
         with _reading(self.name):
             mm, because = pixel_size_of(self.dataset)
-            frames = pydicom.pixels.iter_pixels(self.dataset)
-        for _ in range(self.n_frames):
+            frames = pydicom.pixels.iter_pixels(self.dataset, indices=wanted)
+        for _ in wanted:
             with _reading(self.name):
                 image = _shown(next(frames), self.dataset)
                 inside = _inside_regions(self.dataset, image.grey.shape)
@@ -113,11 +120,26 @@ def open_dicom(data: bytes, *, name: str) -> DicomFile:
     return DicomFile(name=name, dataset=dataset, n_frames=n_frames)
 
 
-def dicom_pixel_size_mm(path: Path) -> float | None:
-    """Return the side of a pixel that a file states, mm; None where it states none.
+@dataclass(frozen=True, kw_only=True)
+class DicomHeader:
+    """What a file says before its pixels.
+
+    Attributes:
+        n_frames: At least 1.
+        pixel_size_mm: None where none is stated, or none that is one length.
+        no_size_because: Why what is stated is none; "" where nothing is.
+    """
+
+    n_frames: int
+    pixel_size_mm: float | None
+    no_size_because: str
+
+
+def read_header(path: Path) -> DicomHeader:
+    """Read a file's number of frames and pixel size, not its pixels.
 
     Raises:
-        InputError: It is stated and is not one length, or the file cannot be read.
+        InputError: It cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -128,9 +150,13 @@ def dicom_pixel_size_mm(path: Path) -> float | None:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     with _reading(str(path)):
         mm, because = pixel_size_of(dataset)
-    if because:
-        raise InputError(f"{path}: {because}; give pixel sizes by a CSV beside the images")
-    return mm
+        n_frames = max(1, int(dataset.get("NumberOfFrames") or 1))
+    return DicomHeader(n_frames=n_frames, pixel_size_mm=mm, no_size_because=because)
+
+
+def frame_name(stem: str, number: int, *, n_frames: int) -> str:
+    """Name of a frame of several, from 1: `clip_frame07` of 12, with the last one's digits."""
+    return f"{stem}_frame{number:0{len(str(n_frames))}}"
 
 
 def _dataset(
@@ -175,19 +201,19 @@ def require_decodable(file: DicomFile) -> None:
         )
 
 
-def one_dicom_image(data: bytes, *, name: str) -> AnyImage:
-    """Read the image of a DICOM file that holds one.
+def one_dicom_image(data: bytes, *, name: str, frame: int | None = None) -> AnyImage:
+    """Read a frame of a DICOM file by its number from 1, or the image of one that holds one.
 
     Raises:
-        InputError: See `open_dicom` and `DicomFile.frames`; or it holds several frames.
+        InputError: See `open_dicom` and `DicomFile.frames`; or it holds several, and none is named.
     """
     file = open_dicom(data, name=name)
-    if file.n_frames > 1:
+    if frame is None and file.n_frames > 1:
         raise InputError(
             f"{name}: holds {file.n_frames} frames, and one image is wanted; save those that are "
             "meant as files of their own"
         )
-    return next(file.frames())
+    return next(file.frames(only=frame))
 
 
 def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:

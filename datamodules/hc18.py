@@ -16,9 +16,8 @@ from datamodules.frames import FrameDataset
 from datamodules.keyed import text_seed
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.resident import ResidentItems
-from datamodules.samples import Sample
+from datamodules.samples import Sample, content_hash_of
 from datamodules.settings import Cache, Frame, Loading, Mixture
-from datamodules.storage import files_sha256
 from datamodules.stream import TrainingStream
 
 
@@ -213,10 +212,7 @@ class HC18DataModule(LightningDataModule):
     ) -> PreparedImages:
         return prepare_images(
             samples,
-            content_hashes=[
-                hashes[s.sample_id] if hashes else files_sha256(s.image_path, s.annotation_path)
-                for s in samples
-            ],
+            content_hashes=[hashes[s.sample_id] if hashes else content_hash_of(s) for s in samples],
             frame_hw=tuple(self.frame.size_hw),
             mode=self.frame.resize_mode,
             cache_dir=self.cache.folder,

@@ -40,7 +40,8 @@ class IndexRow:
             kind, residual_px, hc_fit_mm and annotation_sha256.
         is_open: see `Annotation`; likewise touches_border (False without an annotation).
         hc_fit_mm: the ellipse's perimeter; None without a pixel size.
-        image_sha256: of the file's bytes; likewise annotation_sha256.
+        image_sha256: of the file's bytes, with the frame's number where it holds several; likewise
+            annotation_sha256.
         fingerprint: of the image, packed; see `pack_fingerprint`.
         group_id: exams joined by near-duplicates share it: the unit of splitting.
     """
@@ -146,7 +147,7 @@ def build_index(
 def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
     """Return the fields of a row without its group, and the image's fingerprint."""
     data = read_bytes(sample.image_path)
-    image = decode_image(data, name=str(sample.image_path))
+    image = decode_image(data, name=str(sample.image_path), frame=sample.image_frame)
     row = {
         "sample_id": sample.sample_id,
         "exam_id": sample.exam_id,
@@ -162,13 +163,18 @@ def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
         "residual_px": None,
         "hc_fit_mm": None,
         "filled_bias_px": sample.filled_bias_px,
-        "image_sha256": hashlib.sha256(data).hexdigest(),
+        "image_sha256": _sha256_of(data, sample),
         "annotation_sha256": None,
     }
     if sample.annotation_path is not None:
         row |= _decode_annotation(sample, size_hw=image.shape)
     small = fingerprint(image)
     return row | {"fingerprint": pack_fingerprint(small)}, small
+
+
+def _sha256_of(data: bytes, sample: Sample) -> str:
+    frame = b"" if sample.image_frame is None else b"frame %d" % sample.image_frame
+    return hashlib.sha256(data + frame).hexdigest()
 
 
 def _decode_annotation(sample: Sample, *, size_hw: tuple[int, int]) -> dict:

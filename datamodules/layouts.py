@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datamodules.allowed import one_of
-from datamodules.samples import HC18_FOLDER, Sample, read_cohort, read_hc18
+from datamodules.cohort import read_cohort
+from datamodules.samples import HC18_FOLDER, Sample, read_hc18
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, place
 from datamodules.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from datamodules.samples import Sample
@@ -161,7 +161,7 @@ def _write(
         )
         placements = []
         for row, sample in enumerate(samples):
-            image = read_image(sample.image_path)
+            image = image_of(sample)
             annotation = annotation_of(sample)
             placement = place(image.shape, frame_hw=frame_hw, mode=mode)
             large = enlarge(placement, factor)

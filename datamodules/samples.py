@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from datamodules.csv_table import number, plain, read_table
-from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
-from datamodules.dicom import dicom_pixel_size_mm, is_dicom_file
 from datamodules.errors import InputError
+from datamodules.storage import content_key, files_sha256
 
 HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
 HC18_FOLDER = {"training": "training_set", "test": "test_set"}
@@ -30,8 +29,7 @@ SECOND_TRIMESTER_FROM_HC_MM = 98.0
 THIRD_TRIMESTER_FROM_HC_MM = 260.0
 
 _HC18_NAME = re.compile(r"(?P<exam>.+)_(?P<frame>\d*)HC")
-_COHORT_EXAM_END = re.compile(r"_(?:[Pp]lane|\d*HC)")
-_COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
+COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +37,7 @@ class Sample:
     """One image, and what is known about it before it is decoded.
 
     Attributes:
-        sample_id: file name without its ending, unique in its cohort.
+        sample_id: file name without its ending, unique in its cohort; of a frame `frame_name`.
         image_path: the image.
         annotation_path: the annotation, or None (HC18's test part).
         exam_id: frames of one exam (or patient) share it.
@@ -50,6 +48,7 @@ class Sample:
         filled_bias_px: by how much a filled annotation reaches beyond the head, in pixels;
             negative where it does not reach the head's edge.
         label: the value of the head's pixels in the annotation; None finds it.
+        image_frame: the frame that is meant in a file of several, from 1; None for one image.
     """
 
     sample_id: str
@@ -62,6 +61,14 @@ class Sample:
     cohort: str
     filled_bias_px: float = 0.0
     label: int | None = None
+    image_frame: int | None = None
+
+
+def content_hash_of(sample: Sample) -> str:
+    """Hash over the bytes of an annotated sample's image and annotation."""
+    files = files_sha256(sample.image_path, sample.annotation_path)
+    # The frames of one file are other images.
+    return files if sample.image_frame is None else content_key([files, sample.image_frame])
 
 
 def trimester(hc_mm: float | None) -> Literal[1, 2, 3] | None:
@@ -97,12 +104,12 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
         raise _not_hc18(root, part=part)
     if not csv_path.is_file():
         raise InputError(f"{root}: {csv_path.name} is missing; copy it beside {folder.name}/")
-    columns = _COLUMNS if part == "training" else _COLUMNS[:2]
-    rows = _read_csv(csv_path, required=columns)
-    names = _png_names(folder)
+    columns = COLUMNS if part == "training" else COLUMNS[:2]
+    rows = read_csv(csv_path, required=columns)
+    names = png_names(folder)
     images = [name for name in names if not name.endswith(f"{ANNOTATION_SUFFIX}.png")]
     annotations = set(names) - set(images)
-    _check_match(rows, images=images, csv_path=csv_path, folder=folder)
+    check_match(rows, images=images, csv_path=csv_path, folder=folder)
     cohort = "phantom" if (root / PHANTOM_MARKER).is_file() else "hc18"
     samples = []
     for name in images:
@@ -126,7 +133,7 @@ def read_hc18(root: Path, *, part: Literal["training", "test"] = "training") -> 
 def read_hc18_test(root: Path) -> list[Sample]:
     """Read HC18's test part in the order of its CSV, which is the order of a submission."""
     samples = {sample.image_path.name: sample for sample in read_hc18(root, part="test")}
-    rows = _read_csv(Path(root) / HC18_CSV["test"], required=_COLUMNS[:2])
+    rows = read_csv(Path(root) / HC18_CSV["test"], required=COLUMNS[:2])
     return [samples[name] for name in rows]
 
 
@@ -136,7 +143,7 @@ def read_pixel_sizes(path: Path) -> dict[str, float]:
     Raises:
         InputError: no CSV, a column is missing, a name is there twice, or no positive number.
     """
-    return {name: size for name, (size, _) in _read_csv(Path(path), required=_COLUMNS[:2]).items()}
+    return {name: size for name, (size, _) in read_csv(Path(path), required=COLUMNS[:2]).items()}
 
 
 def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], cohort: str) -> Sample:
@@ -160,126 +167,7 @@ def _hc18_sample(path: Path, *, part: str, row: tuple[float, float | None], coho
     )
 
 
-def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
-    """Read an external cohort: image/<name>.png (or DICOM) and mask/<name>_Annotation.png.
-
-    The exam is the image's name up to the first `_Plane`, `_plane`, `_HC` or `_<n>HC`, else the
-    whole name (`Patient00705_Plane3_2_of_3` and `Patient00705_Plane3_3_of_3` are one exam); frames
-    count up in the order of the names. `pixel_sizes.csv`, or else the one other CSV in the folder,
-    gives pixel size and optionally HC in HC18's columns; without a CSV both are None, but for the
-    pixel sizes that DICOM files state.
-
-    Args:
-        root: the folder that holds image/ and mask/.
-        name: of the cohort; the folder's own name by default.
-
-    Raises:
-        InputError: the folder is not the layout, or files and CSV do not match.
-    """
-    root = Path(root)
-    images, masks = _cohort_names(root)
-    csv_path = _cohort_csv(root)
-    rows = None if csv_path is None else _read_csv(csv_path, required=_COLUMNS[:2])
-    if rows is not None:
-        _check_match(rows, images=images, csv_path=csv_path, folder=root / "image")
-    samples = []
-    for image in images:
-        path = root / "image" / image
-        stem = image_stem(path)
-        annotation = f"{stem}{ANNOTATION_SUFFIX}.png"
-        if annotation not in masks:
-            raise InputError(f"{path}: no annotation; add mask/{annotation}")
-        masks.discard(annotation)
-        pixel_size_mm, hc_mm = (_stated_mm(path), None) if rows is None else rows[image]
-        samples.append(
-            Sample(
-                sample_id=stem,
-                image_path=path,
-                annotation_path=root / "mask" / annotation,
-                exam_id=_cohort_exam(stem),
-                frame=1,
-                pixel_size_mm=pixel_size_mm,
-                hc_mm=hc_mm,
-                cohort=root.resolve().name if name is None else name,
-            )
-        )
-    if masks:
-        raise InputError(
-            f"{root / 'mask' / min(masks)}: annotation without its image; "
-            f"expected image/<name>.png for each mask/<name>{ANNOTATION_SUFFIX}.png"
-        )
-    return _number_frames(samples)
-
-
-def _cohort_names(root: Path) -> tuple[list[str], set[str]]:
-    """Return the names of the images and of the masks."""
-    _check_folder(root)
-    if not (root / "image").is_dir():
-        raise InputError(
-            f"{root}: not a cohort, image/ is missing; expected image/<name>.png and "
-            f"mask/<name>{ANNOTATION_SUFFIX}.png"
-        )
-    if not (root / "mask").is_dir():
-        raise InputError(
-            f"{root}: mask/ is missing, and evaluation needs masks; "
-            f"add mask/<name>{ANNOTATION_SUFFIX}.png for each image"
-        )
-    images, masks = image_names(root / "image"), set(_png_names(root / "mask"))
-    if not masks:
-        raise InputError(
-            f"{root / 'mask'}: no PNG masks, and evaluation needs masks; "
-            f"add <name>{ANNOTATION_SUFFIX}.png for each of {len(images)} images"
-        )
-    return images, masks
-
-
-def image_names(folder: Path) -> list[str]:
-    """Return the names of a cohort's images, PNG and DICOM, in order.
-
-    Raises:
-        InputError: There is none, or two would have one name without their endings.
-    """
-    named = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
-    images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
-    if not images:
-        raise InputError(f"{folder}: no PNG or DICOM images; put <name>.png files there")
-    stems: dict[str, Path] = {}
-    for path in images:
-        other = stems.setdefault(image_stem(path), path)
-        if other != path:
-            raise InputError(f"{other} and {path.name} have one name; rename or remove one")
-    return [path.name for path in images]
-
-
-def image_stem(path: Path) -> str:
-    """The file's name without its ending; that of DICOM may be a number with dots."""
-    return path.stem if path.suffix.lower() in (".png", *DICOM_SUFFIXES) else path.name
-
-
-def _is_dicom(path: Path) -> bool:
-    return path.suffix.lower() in DICOM_SUFFIXES or is_dicom_file(path)
-
-
-def _stated_mm(path: Path) -> float | None:
-    """The pixel size that an image's file states, mm."""
-    return dicom_pixel_size_mm(path) if _is_dicom(path) else None
-
-
-def _cohort_exam(stem: str) -> str:
-    end = _COHORT_EXAM_END.search(stem, 1)
-    return stem[: end.start()] if end else stem
-
-
-def _number_frames(samples: list[Sample]) -> list[Sample]:
-    seen: dict[str, int] = {}
-    numbered = []
-    for sample in samples:
-        seen[sample.exam_id] = seen.get(sample.exam_id, 0) + 1
-        numbered.append(replace(sample, frame=seen[sample.exam_id]))
-    return numbered
-
-
-def _check_folder(root: Path) -> None:
+def check_folder(root: Path) -> None:
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; check the path to the data")
     if not any(root.iterdir()):
@@ -290,7 +178,7 @@ def _not_hc18(root: Path, *, part: str) -> InputError:
     """Say what is wrong with a root that does not hold the part's folder."""
     folder = HC18_FOLDER[part]
     try:
-        _check_folder(root)
+        check_folder(root)
     except InputError as error:
         return error
     layout = root.resolve()
@@ -304,7 +192,7 @@ def _not_hc18(root: Path, *, part: str) -> InputError:
     )
 
 
-def _png_names(folder: Path) -> list[str]:
+def png_names(folder: Path) -> list[str]:
     """Return the PNG files' names in order; hidden files (`._001_HC.png` of macOS) are left out."""
     return sorted(
         path.name
@@ -313,19 +201,7 @@ def _png_names(folder: Path) -> list[str]:
     )
 
 
-def _cohort_csv(root: Path) -> Path | None:
-    if (root / "pixel_sizes.csv").is_file():
-        return root / "pixel_sizes.csv"
-    found = sorted(root.glob("*.csv"))
-    if len(found) > 1:
-        raise InputError(
-            f"{root}: {len(found)} CSV files ({found[0].name}, {found[1].name}...); "
-            "name the one with the pixel sizes pixel_sizes.csv"
-        )
-    return found[0] if found else None
-
-
-def _check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, folder: Path) -> None:
+def check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, folder: Path) -> None:
     """Raise InputError for a row without its image or an image without its row."""
     rows, present = set(rows), set(images)
     if rows - present:
@@ -344,14 +220,14 @@ def _check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, fold
         raise InputError(f"{folder}: no images, and no rows in {csv_path.name}; copy the data")
 
 
-def _read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float, float | None]]:
+def read_csv(path: Path, *, required: tuple[str, ...]) -> dict[str, tuple[float, float | None]]:
     """Return pixel size and HC (None without that column) in mm by file name."""
     rows: dict[str, tuple[float, float | None]] = {}
     # The header is row 1.
     for row, (name, cells) in enumerate(read_table(path, required=required).items(), start=2):
         values = [
             _positive(cells[plain(column)], where=f"{path}: row {row} ({name})", of=column)
-            for column in _COLUMNS[1:]
+            for column in COLUMNS[1:]
             if plain(column) in cells
         ]
         rows[name] = (values[0], values[1] if len(values) > 1 else None)

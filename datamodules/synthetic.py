@@ -18,9 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 
+from datamodules.cohort import read_cohort
 from datamodules.ellipse import Ellipse, perimeter_px
 from datamodules.errors import InputError
-from datamodules.samples import Sample, read_cohort
+from datamodules.samples import Sample
 
 COHORT = "synthetic"
 

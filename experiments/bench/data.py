@@ -6,8 +6,7 @@ from torch.utils.data import default_collate
 
 from datamodules.frames import FrameDataset
 from datamodules.prepared import prepare_images
-from datamodules.samples import Sample, read_hc18
-from datamodules.storage import files_sha256
+from datamodules.samples import Sample, content_hash_of, read_hc18
 from experiments.bench.measure import Bench, Found, Way
 from experiments.bench.published import read_item
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX
@@ -51,7 +50,7 @@ def prepared(samples: list[Sample], *, side: int, folder: Path, factor: int = 1)
     """Training items of these images, prepared in a folder."""
     images = prepare_images(
         samples,
-        content_hashes=[files_sha256(s.image_path, s.annotation_path) for s in samples],
+        content_hashes=[content_hash_of(s) for s in samples],
         frame_hw=(side, side),
         mode="pad",
         factor=factor,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.geometry import enlarge, image_to_frame, mask_to_frame, place
 from datamodules.samples import Sample, read_hc18
 from experiments.stages.evaluation import Scorer
@@ -104,7 +104,7 @@ def read_item(sample: Sample, *, side: int, factor: int = 1) -> dict[str, np.nda
 
     The image has `factor` pixels per pixel of the frame.
     """
-    image = read_image(sample.image_path)
+    image = image_of(sample)
     annotation = annotation_of(sample)
     frame = place(image.shape, frame_hw=(side, side), mode="pad")
     pixels = image_to_frame(image, enlarge(frame, factor)).astype(np.float32) / 255.0

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample, read_hc18
@@ -123,7 +123,7 @@ class PlainItems(Dataset):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and mask, float32 (1, h, w)."""
         sample = self.samples[number % len(self.samples)]
-        image = read_image(sample.image_path)
+        image = image_of(sample)
         mask = annotation_of(sample).mask
         frame = place(image.shape, frame_hw=self.size_hw, mode="squash")
         pair = (

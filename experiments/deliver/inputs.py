@@ -8,6 +8,7 @@ from typing import Any
 
 from datamodules.any_image import read_frames
 from datamodules.csv_table import number, read_table
+from datamodules.dicom import frame_name
 from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.plausible import require_pixel_size
@@ -215,9 +216,8 @@ def read_images(paths: Mapping[str, Path], scratch: Path) -> dict[str, GivenImag
     given: dict[str, GivenImage] = {}
     for stem, path in paths.items():
         frames = list(read_frames(path))
-        digits = len(str(len(frames)))
         for frame, image in frames:
-            name = stem if frame is None else f"{stem}_frame{frame:0{digits}}"
+            name = stem if frame is None else frame_name(stem, frame, n_frames=len(frames))
             if name in given or (name != stem and name in paths):
                 raise InputError(f"{path}: another image is called {name} too; rename one")
             png = scratch / f"{name}.png"

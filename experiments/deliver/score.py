@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.allowed import one_of
-from datamodules.annotation import read_image
+from datamodules.annotation import image_of
 from datamodules.errors import InputError
 from datamodules.index import build_index
 from datamodules.layouts import LAYOUTS, layout_of
@@ -166,7 +166,7 @@ def _score_rows(
     scorer = Scorer(samples=samples, frame_hw=(256, 256), mode="pad")
     rows, empty, no_head = [], [], []
     for sample_id, sample in samples.items():
-        size_hw = read_image(sample.image_path).shape
+        size_hw = image_of(sample).shape
         reference_hw = scorer.reference(sample_id).shape
         if reference_hw != size_hw:
             raise InputError(

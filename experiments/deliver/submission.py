@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import math
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -14,14 +15,17 @@ import pandas as pd
 from rich.console import Console
 
 from datamodules.allowed import one_of
-from datamodules.annotation import read_image
+from datamodules.annotation import image_of
+from datamodules.cohort import image_names, image_stem
+from datamodules.dicom import is_dicom_file, read_header
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.errors import InputError
 from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
 from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
-from datamodules.samples import HC18_CSV, Sample, image_names, image_stem, read_hc18_test
+from datamodules.samples import HC18_CSV, Sample, read_hc18_test
 from datamodules.storage import commit_folder, require_new, write_atomic
+from experiments.deliver.inputs import read_images
 from experiments.deliver.segmented import PROMPTS, segmented
 
 N_CHALLENGE = 335
@@ -134,7 +138,7 @@ def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
     if wrong:
         raise InputError(f"{path}: {wrong}")
     for row, sample in zip(rows, samples, strict=True):
-        size_hw = read_image(sample.image_path).shape
+        size_hw = image_of(sample).shape
         wrong = _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm)
         if wrong:
             raise InputError(f"{path}: {row.filename}: {wrong}; correct the row")
@@ -196,12 +200,13 @@ def submit_command(
         raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
     if masks is not None:
         require_new(masks)
-    paths, samples = _images(test_root, is_submission=out is not None)
-    if out is not None:
-        _require_sizes(samples, test_root)
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        paths, samples = _images(test_root, is_submission=out is not None, scratch=scratch)
+        if out is not None:
+            _require_sizes(samples, test_root)
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
         for name, mask, *_ in segmented([run_dir], paths, prompt=prompt, console=console):
             ellipse, reason = fitted_or_why(mask)
@@ -257,13 +262,21 @@ def _verdict(path: Path, *, rows: Sequence[SubmissionRow], degenerate: Mapping[s
     return f"{path}: {n} rows, valid for these test images; {own}"
 
 
-def _images(root: Path, *, is_submission: bool) -> tuple[dict[str, Path], dict[str, Sample]]:
-    """Images by id, and HC18's samples by id; none of these for a cohort."""
+def _images(
+    root: Path, *, is_submission: bool, scratch: Path
+) -> tuple[dict[str, Path], dict[str, Sample]]:
+    """Images by id, and HC18's samples by id; none of these for a cohort.
+
+    Frames of DICOM become PNG files of their own in `scratch`.
+    """
     if is_submission or not (root / "image").is_dir():
         samples = {sample.sample_id: sample for sample in read_hc18_test(root)}
         return {name: sample.image_path for name, sample in samples.items()}, samples
     paths = [root / "image" / name for name in image_names(root / "image")]
-    return {image_stem(path): path for path in paths}, {}
+    named = {image_stem(path): path for path in paths}
+    if not any(is_dicom_file(path) and read_header(path).n_frames > 1 for path in paths):
+        return named, {}
+    return {name: image.path for name, image in read_images(named, scratch).items()}, {}
 
 
 def _require_sizes(samples: Mapping[str, Sample], root: Path) -> None:
@@ -271,6 +284,6 @@ def _require_sizes(samples: Mapping[str, Sample], root: Path) -> None:
     for sample in samples.values():
         mm = sample.pixel_size_mm
         # The image's own size matters for large pixels alone.
-        size_hw = read_image(sample.image_path).shape if mm > PIXEL_SIZE_RANGE_MM[1] else (1, 1)
+        size_hw = image_of(sample).shape if mm > PIXEL_SIZE_RANGE_MM[1] else (1, 1)
         of = f"{root / HC18_CSV['test']}: {sample.image_path.name}"
         require_pixel_size(mm, size_hw=size_hw, of=of)

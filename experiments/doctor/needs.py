@@ -148,8 +148,8 @@ def check_data(config: ExperimentConfig) -> Check:
 
 def _count_data(config: ExperimentConfig, root: Path) -> tuple[dict[str, int], list[Path]]:
     """What the folders hold, and which files are empty; InputError where parts do not belong."""
+    from datamodules.cohort import read_cohort
     from datamodules.layouts import LAYOUTS
-    from datamodules.samples import read_cohort
     from datamodules.split_file import read_split_file
     from datamodules.synthetic import read_synthetic
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 import yaml
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
@@ -103,7 +103,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
             _, predicted = filled_ellipse(predicted)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(
-            image=overlay_contours(read_image(sample.image_path), outlines),
+            image=overlay_contours(image_of(sample), outlines),
             caption=f"{sample.sample_id}: Dice {100 * case['dice']:.1f} %",
         )
         groups.setdefault(case["which"].capitalize(), []).append(picture)

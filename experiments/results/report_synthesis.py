@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from datamodules.annotation import annotation_of, read_annotation, read_image
+from datamodules.annotation import annotation_of, image_of, read_annotation, read_image
 from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.conditions import CONDITIONS, condition_label
@@ -37,7 +37,7 @@ def run_dir(sweep: Sweep, run: NodeRun) -> Path:
 def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
     """An image with its reference outline; its id stands below where nothing else is said."""
     mask = annotation_of(sample).mask
-    image = overlay_contours(read_image(sample.image_path), [(mask, REFERENCE_RGB)])
+    image = overlay_contours(image_of(sample), [(mask, REFERENCE_RGB)])
     return Picture(image=image, caption=sample.sample_id if caption is None else caption)
 
 

@@ -7,8 +7,7 @@ import torch
 from lightning import LightningModule
 
 from datamodules.prepared import prepare_images
-from datamodules.samples import Sample
-from datamodules.storage import files_sha256
+from datamodules.samples import Sample, content_hash_of
 from experiments.stages.context import StageContext
 from lightning_modules.losses import cross_entropy
 from lightning_modules.prompts import prompt_boxes
@@ -35,7 +34,7 @@ def label_agreement(
         role: Input that holds the images' embeddings, where the judge reads embeddings.
     """
     settings = context.segmenter
-    hashes = [files_sha256(s.image_path, s.annotation_path) for s in samples]
+    hashes = [content_hash_of(s) for s in samples]
     place = {
         "content_hashes": hashes,
         "frame_hw": settings.frame_hw,

@@ -7,6 +7,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.layouts import LAYOUTS
@@ -18,10 +19,10 @@ from datamodules.reading import (
     settle_bias,
     settled_samples,
 )
-from datamodules.samples import Sample, read_cohort, trimester
+from datamodules.samples import Sample, content_hash_of, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
-from datamodules.storage import content_key, files_sha256, write_atomic, write_json
+from datamodules.storage import content_key, write_atomic, write_json
 from datamodules.synthetic import read_synthetic
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import DataView
@@ -184,7 +185,7 @@ def write_splits(folds: Sequence[Split], path: Path) -> None:
 
 
 def _hashes(samples: Iterable[Sample]) -> dict[str, str]:
-    return {s.sample_id: files_sha256(s.image_path, s.annotation_path) for s in samples}
+    return {s.sample_id: content_hash_of(s) for s in samples}
 
 
 def _foreign_pairs(config: ExperimentConfig, *, taken: Mapping[str, Sample]) -> list[Sample]:

@@ -15,7 +15,7 @@ from datamodules.augment import augment_view
 from datamodules.embeddings import write_index
 from datamodules.geometry import shrink_mask
 from datamodules.prepared import PreparedImages, prepare_images
-from datamodules.storage import files_sha256
+from datamodules.samples import content_hash_of
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.store.embedding_keys import embedding_key
@@ -146,9 +146,7 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
         samples, pairs = found.samples, [found.pairs[s.sample_id] for s in found.samples]
         # An embedding is of the image alone: that of a real one, whatever its label, is found.
         hashes = [
-            files_sha256(sample.image_path, sample.annotation_path)
-            if pair.image_of is None
-            else context.content[pair.image_of]
+            content_hash_of(sample) if pair.image_of is None else context.content[pair.image_of]
             for sample, pair in zip(samples, pairs, strict=True)
         ]
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.samples import Sample
 from datamodules.storage import write_json
 from experiments.stages.agreement import Agreement, label_agreement
@@ -61,7 +61,7 @@ def _set(
     return FidelitySet(
         sample_ids=ids,
         groups=[rows[name].group_id if name in rows else name for name in ids],
-        images=[read_image(sample.image_path) for sample in samples],
+        images=[image_of(sample) for sample in samples],
         masks=[annotation_of(s).mask for s in samples],
         features=features(0),
         agreement=[agreement[name].dice for name in ids],

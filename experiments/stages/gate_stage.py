@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.annotation import read_image
+from datamodules.annotation import image_of
 from datamodules.synthetic import SyntheticPair, link_pair, write_metadata
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext, StageError
@@ -30,7 +30,7 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     samples = [context.samples[sample_id] for sample_id in ids]
     # All images of the generator, its unlabelled ones among them; labels are those of `ids` alone.
     shown = [each.real_id for each in labelled_images(context, ids)]
-    real = [read_image(context.samples[name].image_path) for name in shown]
+    real = [image_of(context.samples[name]) for name in shown]
     groups = [context.rows[name].group_id for name in shown]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
@@ -38,7 +38,7 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     agreement = {name: each.dice for name, each in on_made.items()}
     dice = [each.dice for each in on_real.values()]
     limits = limits_from_real(real, groups=groups, agreement=dice, config=config)
-    images = [read_image(sample.image_path) for sample in candidates.samples]
+    images = [image_of(sample) for sample in candidates.samples]
     similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
     accepted: list[SyntheticPair] = []
     rejected: list[SyntheticPair] = []

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.ellipse import Ellipse
-from datamodules.samples import Sample, trimester
-from datamodules.storage import files_sha256
+from datamodules.samples import Sample, content_hash_of, trimester
 from datamodules.synthetic import SyntheticSet
 from experiments.stages.context import StageContext
 
@@ -50,7 +49,7 @@ def labelled_images(context: StageContext, ids: list[str]) -> list[LabelledImage
                 real_id=pair.image_of,
                 ellipse=pair.ellipse,
                 size_hw=context.rows[pair.image_of].size_hw,
-                content_hash=files_sha256(sample.image_path, sample.annotation_path),
+                content_hash=content_hash_of(sample),
             )
         )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from datamodules.annotation import annotation_of, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
 from datamodules.geometry import image_to_frame, image_to_original, place
 from datamodules.phantom_pairs import phantom_pairs
@@ -35,7 +35,7 @@ def run_warp(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     ids = context.pick(content["images"])
     made = warp_pairs(
-        [read_image(context.samples[sample_id].image_path) for sample_id in ids],
+        [image_of(context.samples[sample_id]) for sample_id in ids],
         [context.rows[sample_id].ellipse for sample_id in ids],
         distribution=outlines_of(context, ids),
         n=content["n"],
@@ -65,7 +65,7 @@ def run_resize(context: StageContext) -> dict[str, Any]:
     pairs = []
     for number, sample_id in enumerate(context.pick(content["images"])):
         sample, name = context.samples[sample_id], f"resized-{number:05d}"
-        image = read_image(sample.image_path)
+        image = image_of(sample)
         mask = annotation_of(sample).mask
         placement = place(image.shape, frame_hw=native, mode="squash")
         small = image_to_frame(image, placement)
@@ -91,7 +91,7 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
     """Import synthetic pairs made elsewhere into the store."""
     foreign = read_synthetic(Path(context.config.synthesis.folder))
     for sample in foreign.samples:
-        image = read_image(sample.image_path)
+        image = image_of(sample)
         image_path, mask_path = pair_paths(context.run_dir, sample.sample_id)
         for path in (image_path, mask_path):
             path.parent.mkdir(parents=True, exist_ok=True)

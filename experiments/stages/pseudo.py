@@ -5,18 +5,17 @@ It opens no annotation: images are read and resized by themselves.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningModule
 
-from datamodules.annotation import read_image
+from datamodules.annotation import image_of
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place, zoom
 from datamodules.head_ellipse import head_ellipse
-from datamodules.samples import trimester
+from datamodules.samples import Sample, trimester
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of
@@ -39,10 +38,10 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
     if isinstance(context.segmenter, SegmenterConfig):
         teacher.sam.image_encoder = for_inference(teacher.sam.image_encoder)
     teacher = teacher.to(device_of(context.config)).eval()
-    paths = [context.samples[sample_id].image_path for sample_id in ids]
+    samples = [context.samples[sample_id] for sample_id in ids]
     kept: list[SyntheticPair] = []
     agreements: list[float] = []
-    predicted = two_views(teacher, paths, view_zoom=settings["view_zoom"])
+    predicted = two_views(teacher, samples, view_zoom=settings["view_zoom"])
     for done, (sample_id, (mask, second)) in enumerate(zip(ids, predicted, strict=True), start=1):
         status.update("images", done=done, total=len(ids))
         ellipse = head_ellipse(mask)
@@ -72,13 +71,13 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
 
 @torch.inference_mode()
 def two_views(
-    module: LightningModule, paths: Sequence[Path], *, view_zoom: float
+    module: LightningModule, samples: Sequence[Sample], *, view_zoom: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Masks of each image, and of the same made smaller about its centre and mapped back.
 
     Args:
         module: A segmenter in eval mode; one that takes a prompt gets the whole image.
-        paths: Images.
+        samples: Their images.
         view_zoom: Size of the second view, as a share of the image's own.
 
     Yields:
@@ -88,8 +87,8 @@ def two_views(
         FloatingPointError: The logits are not finite.
     """
     config = module.config
-    for path in paths:
-        image = read_image(path)
+    for sample in samples:
+        image = image_of(sample)
         placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
         large = enlarge(placement, config.image_factor)
         frame = torch.from_numpy(image_to_frame(image, large).astype(np.float32) / 255)[None, None]
@@ -101,7 +100,7 @@ def two_views(
             logits = module.predict(batch, whole_image_boxes(sizes)).float().cpu()
             if not torch.isfinite(logits).all():
                 raise FloatingPointError(
-                    f"{path}: the logits are not finite; fit the teacher again"
+                    f"{sample.image_path}: the logits are not finite; fit the teacher again"
                 )
             # What the second view did not show is taken from its border.
             back = _zoomed(logits, 1 / factor, valid_hw=placement.valid_hw, beyond="border")

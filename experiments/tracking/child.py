@@ -96,7 +96,7 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
     images = []
     for item in shown.get("images", []):
         image, sample_id, prompt = (
-            read_image(Path(item["image"])),
+            read_image(Path(item["image"]), frame=item.get("image_frame")),
             item["sample_id"],
             shown["prompt"],
         )

@@ -108,6 +108,7 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
         {
             "sample_id": sample.sample_id,
             "image": str(sample.image_path),
+            "image_frame": sample.image_frame,
             "annotation": str(sample.annotation_path),
             "filled_bias_px": sample.filled_bias_px,
             "label": sample.label,

@@ -10,9 +10,10 @@ from datamodules.annotation import (
     read_annotation,
     read_image,
 )
+from datamodules.cohort import read_cohort
 from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
 from datamodules.errors import InputError
-from datamodules.samples import FILLED_BIAS_PX, read_cohort, read_hc18
+from datamodules.samples import FILLED_BIAS_PX, read_hc18
 
 HEAD = Ellipse(
     center_x_px=40.3, center_y_px=26.6, semi_major_px=22.4, semi_minor_px=16.7, theta_rad=0.3

@@ -18,11 +18,14 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from datamodules.annotation import image_of
 from datamodules.any_image import find_images, read_any_image, read_frames
+from datamodules.cohort import read_cohort
 from datamodules.dicom import windowed
 from datamodules.errors import InputError
 from datamodules.index import build_index
-from datamodules.samples import read_cohort
+from datamodules.prepared import prepare_images
+from datamodules.samples import content_hash_of
 
 
 @pytest.fixture
@@ -269,4 +272,65 @@ def test_a_cohort_of_dicom(grey, tmp_path):
     (tmp_path / "pixel_sizes.csv").unlink()
     write_dicom(tmp_path / "image" / "a.dcm", grey, regions=[region(delta_x=0.3)])
     with pytest.raises(InputError, match=r"a\.dcm: its pixels are not square"):
+        read_cohort(tmp_path)
+
+
+def test_a_cohort_of_frames(grey, tmp_path):
+    """Each frame that has a mask is a sample of one exam, with its own pixels and content."""
+    for name in ("image", "mask"):
+        (tmp_path / name).mkdir()
+    shifted = [np.roll(grey, k, axis=1) for k in range(12)]
+    clip = tmp_path / "image" / "p1_HC_clip.dcm"
+    write_dicom(clip, np.stack(shifted), regions=[region(delta_x=0.3, delta_y=0.3)])
+    cv2.imwrite(str(tmp_path / "image" / "p2.png"), grey)
+    mask = np.zeros_like(grey)
+    cv2.ellipse(mask, (40, 27), (25, 18), 10, 0, 360, 255, -1)
+    with pytest.raises(InputError, match="no PNG masks"):
+        read_cohort(tmp_path)
+    cv2.imwrite(str(tmp_path / "mask" / "p2_Annotation.png"), mask)
+    with pytest.raises(InputError, match=r"12 frames, none with an annotation; .*_frame01_"):
+        read_cohort(tmp_path)
+    for number in ("02", "11"):
+        cv2.imwrite(str(tmp_path / "mask" / f"p1_HC_clip_frame{number}_Annotation.png"), mask)
+    samples = read_cohort(tmp_path)
+    assert [(s.sample_id, s.exam_id, s.frame, s.image_frame) for s in samples] == [
+        ("p1_HC_clip_frame02", "p1", 1, 2),
+        ("p1_HC_clip_frame11", "p1", 2, 11),
+        ("p2", "p2", 1, None),
+    ]
+    np.testing.assert_array_equal(image_of(samples[0]), shifted[1])
+    np.testing.assert_array_equal(image_of(samples[1]), shifted[10])
+    assert samples[0].pixel_size_mm == pytest.approx(3.0)
+    # One file and equal masks, but two images: what is kept of them must not be mixed up.
+    assert content_hash_of(samples[0]) != content_hash_of(samples[1])
+    prepared = prepare_images(
+        samples[:2],
+        content_hashes=[content_hash_of(s) for s in samples[:2]],
+        frame_hw=grey.shape,
+        mode="pad",
+        cache_dir=tmp_path / "cache",
+    )
+    np.testing.assert_array_equal(prepared.images, np.stack([shifted[1], shifted[10]]))
+    assert build_index(samples).rows[1].image_sha256 != build_index(samples).rows[0].image_sha256
+
+
+def test_the_csv_of_a_cohort_names_a_file_or_its_frames(grey, tmp_path):
+    for name in ("image", "mask"):
+        (tmp_path / name).mkdir()
+    write_dicom(tmp_path / "image" / "clip.dcm", np.stack([grey] * 3))
+    for number in (1, 3):
+        cv2.imwrite(str(tmp_path / "mask" / f"clip_frame{number}_Annotation.png"), grey)
+    csv = tmp_path / "pixel_sizes.csv"
+    for rows, sizes in {
+        "clip.dcm,2": [2, 2],
+        "clip_frame1,2\nclip_frame3,3": [2, 3],
+        "clip_frame1,2\nclip_frame2,9\nclip_frame3,3": [2, 3],
+    }.items():
+        csv.write_text(f"filename,pixel size(mm)\n{rows}\n")
+        assert [sample.pixel_size_mm for sample in read_cohort(tmp_path)] == sizes
+    csv.write_text("filename,pixel size(mm)\nclip_frame1,2\n")
+    with pytest.raises(InputError, match=r"clip_frame3: no row in pixel_sizes\.csv"):
+        read_cohort(tmp_path)
+    cv2.imwrite(str(tmp_path / "image" / "clip_frame2.png"), grey)
+    with pytest.raises(InputError, match="is called clip_frame2 too; rename one"):
         read_cohort(tmp_path)

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.cohort import read_cohort
 from datamodules.duplicates import (
     correlations,
     fingerprint,
@@ -15,7 +16,7 @@ from datamodules.duplicates import (
 )
 from datamodules.errors import InputError
 from datamodules.index import CrossDuplicate, Index, build_index, cross_cohort_duplicates
-from datamodules.samples import read_cohort, read_hc18
+from datamodules.samples import read_hc18
 
 
 def speckle(seed: int, size_hw=(54, 80)) -> np.ndarray:

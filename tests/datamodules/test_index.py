@@ -4,10 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.cohort import read_cohort
 from datamodules.duplicates import correlations, fingerprint, group_ids, near_duplicate_pairs
 from datamodules.errors import InputError
 from datamodules.index import Index, build_index, data_manifest_sha256
-from datamodules.samples import HC18_CSV, read_cohort, read_hc18
+from datamodules.samples import HC18_CSV, read_hc18
 from datamodules.summary import summary
 
 KNOWN_DUPLICATES = {

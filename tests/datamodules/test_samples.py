@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
-from datamodules.samples import HC18_CSV, read_cohort, read_hc18, read_hc18_test, trimester
+from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test, trimester
 
 CSV = HC18_CSV["training"]
 BLANK = np.zeros((54, 80), np.uint8)

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from datamodules.annotation import annotation_of, read_annotation
+from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
 from datamodules.mask_folder import find_masks, read_mask
-from datamodules.samples import read_cohort, read_hc18
+from datamodules.samples import read_hc18
 from datamodules.split_file import read_split_file, write_split_file
 from datamodules.splits import Split
 from experiments.__main__ import main

@@ -196,7 +196,8 @@ def test_the_second_view_is_smaller_and_mapped_back_to_its_place(tmp_path, frame
     cv2.imwrite(str(tmp_path / "head.png"), 200 * mask)
     assert read_image(tmp_path / "head.png").max() == 200
     module, seen = bright(**frame)
-    ((first, second),) = pseudo.two_views(module, [tmp_path / "head.png"], view_zoom=0.7)
+    sample = SimpleNamespace(image_path=tmp_path / "head.png", image_frame=None)
+    ((first, second),) = pseudo.two_views(module, [sample], view_zoom=0.7)
     assert seen[1] / seen[0] == pytest.approx(0.7**2, abs=0.03)
     assert first.shape == second.shape == (54, 80)
     assert dice_score(first, mask) > 0.97
