@@ -121,8 +121,8 @@ def bias_notes(index: Index) -> list[str]:
     how = "taken as they are"
     if bias_px != 0:
         how = f"made {'smaller' if bias_px > 0 else 'larger'} by {abs(bias_px)} px on every side"
-    if measured is None and bias_px != 0:
-        how += " (assumed: the CSV's HC does not tell; data.filled_bias_px sets it)"
+    if measured is None:
+        how += " (assumed: no HC in a CSV tells; data.filled_bias_px sets it)"
     found = [f"{len(filled)} of {len(index.rows)} annotations are filled masks, {how}"]
     if measured is not None and abs(measured.median_px - bias_px) > _WORTH_A_NOTE_PX:
         found.append(

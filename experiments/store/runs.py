@@ -93,7 +93,9 @@ def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> s
     if found is None and names is None:
         shared = EmbeddingStore(run_dir.parents[1] / "embeddings")
         key = first_absent(run_dir, store=shared)
-        found = f"{INDEX_NAME} names the embedding {key}, which is missing or cut" if key else None
+        found = (
+            f"{INDEX_NAME} names the embedding {key}, which is missing or damaged" if key else None
+        )
     if found is None and is_unread and read_object(run_dir / MANIFEST_NAME) is None:
         found = f"{MANIFEST_NAME} cannot be read"
     return found

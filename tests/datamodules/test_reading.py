@@ -91,6 +91,10 @@ def test_without_a_measure_it_says_what_was_assumed(tmp_path):
         (sentence, *_) = bias_notes(index)
         assert "made smaller by 1.4 px on every side (assumed" in sentence
         assert "data.filled_bias_px" in sentence
+    as_they_are = [replace(sample, filled_bias_px=0.0, hc_mm=None) for sample in samples]
+    (sentence,) = bias_notes(build_index(as_they_are))
+    assert "taken as they are (assumed" in sentence
+    assert "data.filled_bias_px" in sentence
 
 
 def test_a_correction_that_makes_it_worse_is_a_finding(tmp_path):
