@@ -44,6 +44,9 @@ class DataConfig:
     """By how much filled masks reach beyond the head, px; taken off both semi-axes, 0 leaves them
     as they are. null measures it by the CSV's HC where HC18's layout is read (1.4 where that gives
     nothing), and leaves a cohort's masks as they are."""
+    use_unlabelled: bool = False
+    """Whether the layout's images without annotations (HC18's test set) are unlabelled images for
+    conditions that read some; near-copies of annotated images are left out."""
     allow_implausible: bool = False
     """Go on with pixel sizes and circumferences that cannot be right (`sonosweep data index` names
     them); every number in mm is then as wrong as they are."""

@@ -65,8 +65,9 @@ class Sample:
 
 
 def content_hash_of(sample: Sample) -> str:
-    """Hash over the bytes of an annotated sample's image and annotation."""
-    files = files_sha256(sample.image_path, sample.annotation_path)
+    """Hash over the bytes of a sample's image and of its annotation, where it has one."""
+    paths = (sample.image_path, sample.annotation_path)
+    files = files_sha256(*(path for path in paths if path is not None))
     # The frames of one file are other images.
     return files if sample.image_frame is None else content_key([files, sample.image_frame])
 

@@ -79,9 +79,11 @@ class Nodes:
         return choice_order(units, choice=choice, support=support)
 
     def unlabelled(self, ids: Sequence[str], *, fold: int) -> list[str]:
-        """Train images beyond a trial's own, which it may read without their labels."""
-        own = set(ids)
-        return [sample_id for sample_id in self.data.folds[fold].train if sample_id not in own]
+        """What a trial may read without labels: train images beyond its own, and those that have
+        no annotation at all."""
+        own, train = set(ids), self.data.folds[fold].train
+        left = [sample_id for sample_id in train if sample_id not in own]
+        return [*left, *self.data.unlabelled]
 
     def contents(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.content[sample_id]] for sample_id in ids]

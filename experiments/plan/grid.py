@@ -87,9 +87,12 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
     return amounts
 
 
-def _is_possible(config: ExperimentConfig, condition: str, *, n_real: int, n_train: int) -> bool:
+def _is_possible(
+    config: ExperimentConfig, data: DataView, condition: str, *, n_real: int, n_train: int
+) -> bool:
     """Whether a condition that reads unlabelled images finds one beside a trial's own."""
-    return n_real < n_train or not config.condition(condition).uses_unlabelled
+    finds_one = n_real < n_train or len(data.unlabelled) > 0
+    return finds_one or not config.condition(condition).uses_unlabelled
 
 
 def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:
@@ -100,6 +103,8 @@ def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:
     """
     notes: dict[str, None] = {}
     wants = [c for _, c in config.arms() if config.condition(c).uses_unlabelled]
+    if data.unlabelled:
+        return []
     for fold in config.sweep.fold:
         n_train = len(data.folds[fold].train)
         amounts = _amounts(config, n_train=n_train)
@@ -132,7 +137,7 @@ def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     for (segmenter, condition), (fraction, count), choice, support, seed in product(
         config.arms(), amounts, grid.choice, grid.support, grid.seed
     ):
-        if not _is_possible(config, condition, n_real=count, n_train=n_train):
+        if not _is_possible(config, nodes.data, condition, n_real=count, n_train=n_train):
             continue
         cell = _Cell(
             condition=condition,

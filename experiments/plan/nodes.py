@@ -173,6 +173,8 @@ class DataView:
     """The split, or one a fold."""
     cohorts: dict[str, list[str]]
     """Sample ids of each external test cohort."""
+    unlabelled: tuple[str, ...] = ()
+    """Ids of images without annotations that every trial may read beside its unlabelled ones."""
     foreign_pairs: dict[str, str] | None = None
     """Content hash of each pair in `synthesis.folder`, where one is given."""
 

@@ -49,6 +49,7 @@ def context_of(run_dir: Path) -> StageContext:
         node=make_plan(config, data.view).nodes[f"{run_dir.parent.name}/{run_dir.name}"],
         store=RunStore(root),
         samples=data.samples,
+        unlabelled=data.unlabelled,
         rows=data.rows,
         content=data.view.content,
         sweep=config.name,

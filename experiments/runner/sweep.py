@@ -240,6 +240,7 @@ class Sweep:
             node=run.node,
             store=self.store,
             samples=self.data.samples,
+            unlabelled=self.data.unlabelled,
             rows=self.data.rows,
             content=self.data.view.content,
             sweep=self.config.name,

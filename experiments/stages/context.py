@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class StageContext:
     store: RunStore
     samples: dict[str, Sample]
     """All annotated samples of the sweep by id, external cohorts included."""
+    unlabelled: dict[str, Sample] = field(default_factory=dict)
+    """Samples without annotations by id; `rows` and `content` hold them too."""
     rows: dict[str, IndexRow]
     """Their index rows."""
     content: dict[str, str]
@@ -83,7 +85,8 @@ class StageContext:
 
     def open_pairs(self, role: str) -> SyntheticSet:
         """The pairs of an input; labels without an image of their own stand beside the real one."""
-        return read_synthetic(self.upstream_dir(role), originals=self.samples)
+        originals = self.samples | self.unlabelled
+        return read_synthetic(self.upstream_dir(role), originals=originals)
 
     def pick(self, contents: Sequence[Sequence[str]]) -> list[str]:
         """Ids of a node's `[id, hash]` pairs."""

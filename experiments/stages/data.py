@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -43,6 +43,8 @@ class Data:
     """Index by cohort."""
     notes: tuple[str, ...] = ()
     """What the user should know of how annotations are read."""
+    unlabelled: dict[str, Sample] = field(default_factory=dict)
+    """Images that have no annotation, by an id of their own; `rows` has them too."""
 
 
 def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
@@ -76,6 +78,8 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     if pairs:
         tested = {sample_id for fold in folds for sample_id in fold.test}
         _refuse_tested_pairs(index_of(pairs, content=foreign), indices, name=name, tested=tested)
+    extra, extra_index = _unlabelled(config, index_of=index_of, indices=indices)
+    content |= _hashes(extra)
     references = {
         key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
         for key, s in samples.items()
@@ -92,11 +96,48 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
             if cohort != name
         },
         foreign_pairs=foreign or None,
+        unlabelled=tuple(sample.sample_id for sample in extra),
     )
-    rows = {row.sample_id: row for index in indices.values() for row in index.rows}
+    indexed = [*indices.values(), *([] if extra_index is None else [extra_index])]
     return Data(
-        name=name, samples=samples, rows=rows, indices=indices, view=view, notes=tuple(notes)
+        name=name,
+        samples=samples,
+        unlabelled={sample.sample_id: sample for sample in extra},
+        rows={row.sample_id: row for index in indexed for row in index.rows},
+        indices=indices,
+        view=view,
+        notes=tuple(notes),
     )
+
+
+def _unlabelled(
+    config: ExperimentConfig,
+    *,
+    index_of: Callable[..., Index],
+    indices: Mapping[str, Index],
+) -> tuple[list[Sample], Index | None]:
+    """The layout's images without annotations, where they are asked for, less near-copies of
+    annotated ones: of those one may be tested on."""
+    if not config.data.use_unlabelled:
+        return [], None
+    layout, root = LAYOUTS[config.data.layout], config.data_root()
+    # HC18's two parts use the same names.
+    found = [
+        replace(each, sample_id=f"unlabelled-{each.sample_id}", cohort=f"{each.cohort}-unlabelled")
+        for each in layout.unlabelled(root)
+    ]
+    if not found:
+        raise InputError(
+            f"data.use_unlabelled: {root} holds no image without an annotation; put HC18's "
+            "test_set/ and its CSV there, or leave the setting out"
+        )
+    index = index_of(found, content=_hashes(found))
+    copies = {
+        copy.sample_ids[0]
+        for annotated in indices.values()
+        for copy in cross_cohort_duplicates({"unlabelled": index, "annotated": annotated})
+    }
+    return [each for each in found if each.sample_id not in copies], index
 
 
 def _settled(expected: Index) -> tuple[Index, list[str]]:

@@ -38,7 +38,8 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
     if isinstance(context.segmenter, SegmenterConfig):
         teacher.sam.image_encoder = for_inference(teacher.sam.image_encoder)
     teacher = teacher.to(device_of(context.config)).eval()
-    samples = [context.samples[sample_id] for sample_id in ids]
+    known = context.samples | context.unlabelled
+    samples = [known[sample_id] for sample_id in ids]
     kept: list[SyntheticPair] = []
     agreements: list[float] = []
     predicted = two_views(teacher, samples, view_zoom=settings["view_zoom"])

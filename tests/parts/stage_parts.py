@@ -26,8 +26,8 @@ SETTINGS = [
 class Stages:
     """Runs single stages in a store of their own."""
 
-    def __init__(self, hc18_folder: Path, root: Path) -> None:
-        overrides = [*SETTINGS, f"data.root={hc18_folder}", f"store.root={root}"]
+    def __init__(self, hc18_folder: Path, root: Path, *more: str) -> None:
+        overrides = [*SETTINGS, f"data.root={hc18_folder}", f"store.root={root}", *more]
         self.config = load_config(TOY, overrides)
         self.data: Data = load_data(self.config)
         self.store = RunStore(root)
@@ -44,6 +44,7 @@ class Stages:
             node=node,
             store=self.store,
             samples=self.data.samples,
+            unlabelled=self.data.unlabelled,
             rows=self.data.rows,
             content=self.data.view.content,
             sweep="test",

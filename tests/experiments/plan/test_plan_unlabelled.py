@@ -1,5 +1,7 @@
 """Unlabelled images in a plan: whose labels they get, what is shared, what is counted."""
 
+from dataclasses import replace
+
 import pytest
 from plan_parts import N_TRAIN, make_data, plan
 
@@ -130,3 +132,14 @@ def test_what_predictions_alone_depend_on_names_no_fit_and_holds_under_strong_au
     asked = {node.stage for node in made.nodes.values() if "predicting" in node.content}
     assert asked == {"score", "pseudo", "gate", "fidelity"}
     assert not any("predicting" in node.content for node in other.nodes.values())
+
+
+def test_images_without_annotations_are_unlabelled_at_every_amount():
+    extra = ("unlabelled-000_HC",)
+    data = make_data()
+    data = replace(data, unlabelled=extra, content=data.content | dict.fromkeys(extra, "e"))
+    made = plan("sweep.condition=[self_training]", "sweep.real_fraction=[1.0]", data=data)
+    (spec,) = made.grid
+    assert spec.n_unlabelled == 1
+    pairs = made.nodes[made.nodes[spec.fit_key].upstream["pairs"]]
+    assert pairs.content["images"] == [["unlabelled-000_HC", "e"]]

@@ -202,3 +202,23 @@ def test_masks_without_a_bias_are_not_made_smaller_by_a_sweep(config, hc18_folde
     data = load_data(config)
     assert {sample.filled_bias_px for sample in data.samples.values()} == {0.0}
     assert "12 of 12 annotations are filled masks, taken as they are" in data.notes
+
+
+def test_images_without_annotations_join_on_request_but_for_copies_of_annotated_ones(
+    config, hc18_folder
+):
+    assert load_data(config).unlabelled == {}
+    config.data.use_unlabelled = True
+    data = load_data(config)
+    assert data.view.unlabelled == ("unlabelled-000_HC", "unlabelled-001_HC")
+    # Two images of one name stay two, and no stage that reads masks gets these.
+    own = data.unlabelled["unlabelled-001_HC"].image_path
+    assert data.samples["001_HC"].image_path != own
+    assert not set(data.unlabelled) & set(data.samples)
+    assert data.rows["unlabelled-001_HC"].ellipse is None
+    own.write_bytes((hc18_folder / "training_set" / "001_HC.png").read_bytes())
+    assert load_data(config).view.unlabelled == ("unlabelled-000_HC",)
+    for path in [*own.parent.iterdir(), own.parent]:
+        path.rmdir() if path.is_dir() else path.unlink()
+    with pytest.raises(InputError, match=r"data\.use_unlabelled: .*no image without an annotation"):
+        load_data(config)

@@ -96,6 +96,22 @@ def test_labels_without_opening_an_annotation(taught):
     assert result["images_by_trimester"] == {"1": 2, "2": 2, "3": 0}
 
 
+def test_images_that_never_had_an_annotation_are_labelled_too(tmp_path, monkeypatch):
+    folder = write_hc18_folder(tmp_path / "hc18")
+    stages = Stages(folder, tmp_path / "runs", "data.use_unlabelled=true")
+    teacher = DarkInside(frame_hw=(64, 96), resize_mode="squash", image_factor=1)
+    monkeypatch.setattr(pseudo, "fitted_segmenter", lambda *_, **__: teacher)
+    ids = list(stages.data.view.unlabelled)
+    content = {"images": stages.contents(ids), "self_training": RULES | {"min_agreement": 0.1}}
+    upstream = {"teacher": stages.context("fit", {}).node.key}
+    context, result = stages.run(pseudo.run_pseudo, "pseudo", content, of="unet", **upstream)
+    assert result["n_kept"] == len(ids) == 2
+    assert result["true_dice"] is None
+    assert result["images_by_trimester"] == {"1": 0, "2": 0, "3": 0}
+    pairs = stages.context("fit", {}, pairs=context.node.key).open_pairs("pairs")
+    assert {sample.image_path.parent.name for sample in pairs.samples} == {"test_set"}
+
+
 def test_outlines_are_those_of_labels_and_of_the_teacher(taught):
     stages, _ = taught
     made, result = labelled(taught)
