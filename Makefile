@@ -4,19 +4,22 @@ HC18_ROOT ?=
 RECIPE ?= demo
 SWEEP ?= demo
 ARGS ?=
+# The paper's test cohorts, where one has them.
+ES_ROOT ?=
+AF_ROOT ?=
 # Test files that run at the same time, one thread each; they wait for what they start.
 JOBS ?= 3
 BIN := .venv/bin
 # Waiting threads sleep instead of spinning: two processes on two cores then do not fight.
 export OMP_WAIT_POLICY = PASSIVE
-export HC18_ROOT
+export HC18_ROOT ES_ROOT AF_ROOT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo sweep dashboard bench table-fractions figure-fractions table-paper figure-paper table-box figure-box figure-ledger test test-all lint lock clean
+.PHONY: help setup demo sweep dashboard bench table-fractions figure-fractions table-paper figure-paper table-paper-full figure-paper-full table-box figure-box figure-ledger test test-all lint lock clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  SWEEP      name of a finished or running sweep  [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(SWEEP)' '$(ARGS)'
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  ES_ROOT    Test cohort ES of table-paper-full, if any [%s]\n  AF_ROOT    Test cohort AF likewise                  [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  SWEEP      name of a finished or running sweep  [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(ES_ROOT)' '$(AF_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(SWEEP)' '$(ARGS)'
 
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)
@@ -49,11 +52,17 @@ table-fractions: .venv/.installed ## Table over 5-100 % of the real images
 figure-fractions: .venv/.installed ## Figure of the same sweep
 	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),hc18_fractions,$(RECIPE)) --kind fractions $(ARGS)
 
-table-paper: .venv/.installed ## The paper's curve beside ours, with every deviation
+table-paper: .venv/.installed ## The paper's curve beside ours in a small form, with every deviation
 	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
 
 figure-paper: .venv/.installed ## Figure of the same sweep
 	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
+
+table-paper-full: .venv/.installed ## The same as the paper did it: ViT-B, Stable Diffusion; on GPUs
+	@$(BIN)/sonosweep paper $(ARGS)
+
+figure-paper-full: .venv/.installed ## Figure of the same sweep
+	@$(BIN)/sonosweep paper --figure $(ARGS)
 
 table-box: .venv/.installed ## Dice and HC error against increasing box jitter
 	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind box $(ARGS)

@@ -1,6 +1,8 @@
 """Configuration of the data: where the data are and how they are split."""
 
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datamodules.allowed import above, at_least, between, one_of
 from datamodules.layouts import DEFAULT_LAYOUT, LAYOUTS
@@ -9,6 +11,13 @@ MAX_BIAS_PX = 20.0
 """A mask that is off by more was not drawn around the head."""
 AUGMENT_VERSION = 2
 """Of `datamodules.augment`, which reads torch: hashed into all that is made from its views."""
+_CALLED = re.compile(r"(\w[\w-]*)=(.+)")
+
+
+def called_folder(entry: str) -> tuple[str | None, str]:
+    """Name and folder of an entry of `data.test_cohorts`; the name is None where none is given."""
+    found = _CALLED.fullmatch(entry)
+    return (None, entry) if found is None or Path(entry).exists() else (found[1], found[2])
 
 
 @dataclass(kw_only=True)
@@ -36,7 +45,8 @@ class DataConfig:
     subset: SubsetConfig = field(default_factory=SubsetConfig)
     """The part of the folder that is used."""
     test_cohorts: list[str] = field(default_factory=list)
-    """Further cohort folders (image/, mask/); every trial is tested on all of their images."""
+    """Further cohort folders (image/, mask/); every trial is tested on all of their images. A
+    cohort is called as its folder, or as it is put: NAME=FOLDER."""
     label: int | None = None
     """Value of the head's pixels where annotations are maps of labels; null takes the larger of two
     values, or what is white."""
@@ -50,6 +60,11 @@ class DataConfig:
     allow_implausible: bool = False
     """Go on with pixel sizes and circumferences that cannot be right (`sonosweep data index` names
     them); every number in mm is then as wrong as they are."""
+
+    def cohorts(self) -> list[tuple[str | None, Path]]:
+        """Name, None for the folder's own, and folder of each of `test_cohorts`."""
+        pairs = map(called_folder, self.test_cohorts)
+        return [(name, Path(folder)) for name, folder in pairs]
 
     def __post_init__(self) -> None:
         one_of(self.layout, LAYOUTS, option="data.layout")

@@ -9,6 +9,7 @@ from experiments.commands.demo import demo
 from experiments.commands.doctor import doctor
 from experiments.commands.models import export, predict, submit
 from experiments.commands.outputs import figure, table
+from experiments.commands.paper import paper
 from experiments.commands.report import report
 from experiments.commands.score import score
 from experiments.commands.store import clean, dashboard, status
@@ -27,7 +28,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 for command in (
-    *(demo, sweep, trial, diffusion, synthesize, segment, report, table, figure),
+    *(demo, sweep, trial, diffusion, synthesize, segment, report, table, figure, paper),
     *(status, clean, doctor, dashboard, score, submit, export, predict, bench),
 ):
     app.command()(command)

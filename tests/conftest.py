@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from folder_parts import write_hc18_folder
 
-pytest_plugins = ["deliver_parts", "doctor_parts"]
+pytest_plugins = ["deliver_parts", "doctor_parts", "gpu_parts"]
 
 
 LONGEST = ("test_sweep", "test_sweep_tuning", "test_stage_logger", "test_forecast")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 KINDS = {"fractions": "", "paper": "_paper", "box": "_box", "ledger": "_ledger"}
 """What ends the names of a kind's files, `table` and `figure`."""
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+SMALL_FORM = (
+    "the small form of the paper's experiment, with another backbone and another generator than "
+    "its own; make table-paper-full runs SAM ViT-B and Stable Diffusion as the paper did"
+)
 Kind = Annotated[str, typer.Option(help=f"{', '.join(KINDS)}.")]
 
 
@@ -110,6 +114,8 @@ def _folder_of(sources: list[str], *, kind: str) -> tuple[Path, "ExperimentConfi
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "
             "jittered_box; add it, or set compat=paper"
         )
+    if kind == "paper" and config.segmenter.backbone != "vit_b":
+        say(console, SMALL_FORM)
     from experiments.commands.finished import ABSENT, complete, held_results, named_sweep
 
     folder = named_sweep(sources[0], sources[1:])
@@ -132,11 +138,12 @@ def _run_for(config: "ExperimentConfig", console: Console, *, kind: str) -> Path
         return _run_box(config, console)
     from experiments.commands.run import run_sweep
 
-    check = _check_panel if kind == "paper" else None
+    check = check_panel if kind == "paper" else None
     return run_sweep(config, console, retry_failed=True, check=check)
 
 
-def _check_panel(data: "Data") -> None:
+def check_panel(data: "Data") -> None:
+    """Refuse data that the paper did not train on (InputError)."""
     from experiments.results.paper import paper_reference
 
     known = sorted({panel.split("->")[0] for panel in paper_reference()["panel"]})

@@ -22,6 +22,7 @@ from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.plan.record import record_plan
 from experiments.runner.gpus import check_devices
+from experiments.runner.memory import check_gpu_memory
 from experiments.runner.progress import LiveProgress
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
@@ -94,6 +95,7 @@ def execute(
         WeightsError: If a base model on the hub is needed and not available.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
+    check_gpu_memory(config, plan)
     _fetch_base(config, plan, console)
     launcher = _cluster(config, plan)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.config import called_folder
+
 STORED_NAME = "config.yaml"
 _PLACES = (("data", "root"), ("data", "test_cohorts"), ("split", "file"), ("synthesis", "folder"))
 _ANYWHERE = ("weights_path", "base_model")
@@ -75,7 +77,10 @@ def _change_paths(
     def changed(value: Any) -> Any:
         if isinstance(value, list):
             return [changed(item) for item in value]
-        return change(value) if isinstance(value, str) and value else value
+        if not isinstance(value, str) or not value:
+            return value
+        name, folder = called_folder(value)
+        return change(folder) if name is None else f"{name}={change(folder)}"
 
     for section, key in _PLACES:
         if isinstance(settings.get(section), dict) and key in settings[section]:

@@ -155,7 +155,7 @@ def _count_data(config: ExperimentConfig, root: Path) -> tuple[dict[str, int], l
 
     layout = LAYOUTS[config.data.layout]
     samples = layout.read(root)
-    cohorts = [read_cohort(Path(folder)) for folder in config.data.test_cohorts]
+    cohorts = [read_cohort(folder, name=name) for name, folder in config.data.cohorts()]
     if config.split.file is not None:
         read_split_file(Path(config.split.file)).check_against(samples)
     if config.synthesis.folder is not None:

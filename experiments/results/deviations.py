@@ -1,7 +1,5 @@
 """Where a recipe leaves the paper's protocol (arXiv 2506.23664): footnotes of the comparison."""
 
-from pathlib import Path
-
 from experiments.config.schema import ExperimentConfig
 from experiments.results.paper import PAPER_CONDITIONS
 from experiments.results.text import counted
@@ -71,7 +69,7 @@ def _training_deviations(config: ExperimentConfig) -> dict[str, bool]:
 
 
 def _data_deviations(config: ExperimentConfig) -> dict[str, bool]:
-    split, cohorts = config.split, config.data.test_cohorts
+    split, cohorts = config.split, config.data.cohorts()
     if split.file is not None and split.n_folds == 1:
         part = "the test part of a published split"
     elif split.n_folds > 1:
@@ -82,7 +80,7 @@ def _data_deviations(config: ExperimentConfig) -> dict[str, bool]:
         part = f"{counted(split.test, 'image')}, as whole exams,"
     tested = f"{part} of the folder that is trained on"
     if cohorts:
-        names = ", ".join(Path(folder).name for folder in cohorts)
+        names = ", ".join(folder.name if name is None else name for name, folder in cohorts)
         cohort = "cohort" if len(cohorts) == 1 else "cohorts"
         tested += f", and all images of the external {cohort} {names}"
     return {

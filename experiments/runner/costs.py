@@ -17,8 +17,9 @@ from experiments.runner.gpus import device_kind
 from experiments.runner.launchers import slots_of, threads_of
 from experiments.store.provenance import machine
 
-Source = Literal["here", "elsewhere", "first guess"]
-"""Where runs were measured: on this machine with as many threads and devices, or otherwise."""
+Source = Literal["here", "elsewhere", "table", "first guess"]
+"""Where runs were measured: on this machine with as many threads and devices, or otherwise; or the
+table of steps on GPUs."""
 SOURCES: tuple[Source, ...] = get_args(Source)
 RUNS_READ = 50
 """Runs of a stage that are read, the latest ones."""
@@ -37,6 +38,8 @@ class Cost(NamedTuple):
 
     seconds_per_unit: float
     source: Source
+    fixed_s: float = 0.0
+    """What a stage takes beside its units."""
 
 
 def n_slots(config: ExperimentConfig) -> int:

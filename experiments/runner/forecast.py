@@ -16,12 +16,20 @@ from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
 from experiments.runner.costs import SOURCES, Source, n_slots
+from experiments.runner.gpus import device_kind
 from experiments.runner.progress import clock
+from experiments.runner.reference import gpus
+from experiments.runner.schedule import makespan_s
 from experiments.runner.sweep import Sweep
 from experiments.runner.workload import Workload
 from experiments.stages.data import Data, load_data
 from experiments.store.disk import disk_need_gib
 from experiments.store.guard import check_version
+from lightning_modules.generators.stable_diffusion.weights import (
+    find_in_hub_cache,
+    is_hub_name,
+    resolve_base,
+)
 from lightning_modules.segmenters.sam.weights import missing_weights_named
 from lightning_modules.weights_table import WEIGHTS
 
@@ -56,6 +64,19 @@ class Shared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elsewhere:
+    """A sweep's time on one GPU of the table of measured steps."""
+
+    gpu: str
+    seconds: float
+    """One stage at a time."""
+    how: str
+    """What the time rests on."""
+    guessed: list[str]
+    """Stages that it takes from first guesses."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Forecast:
     """All that a dry run says."""
 
@@ -76,6 +97,8 @@ class Forecast:
     """Stages that run at the same time under the recipe's settings."""
     seconds: float
     """Until the last stage ends."""
+    elsewhere: list[Elsewhere]
+    """The same on GPUs that are not here, where its models were measured on one."""
     disk_gib: float
     """Rough size of the store after the sweep, were it empty before."""
     free_gib: float
@@ -100,6 +123,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         "when it starts"
         for name in dict.fromkeys(missing)
     ]
+    notes += _absent_bases(config, plan)
     for note in (*data.notes, *plan.notes, *pinned, *notes):
         console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
@@ -107,6 +131,18 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         print(json.dumps(asdict(found), indent=1, allow_nan=False))
     else:
         print(forecast_text(found), end="")
+
+
+def _absent_bases(config: ExperimentConfig, plan: Plan) -> list[str]:
+    """Models of the hub that the plan starts from and that are not in the hub's cache."""
+    named = {n.generator for n in plan.nodes.values() if "base_id" in n.content}
+    settings = [config.generator_named(name) for name in sorted(named)]
+    bases = {resolve_base(each.base_model, revision=each.revision) for each in settings}
+    return [
+        f"{model} is not in the hub's cache yet: the sweep fetches it when it starts"
+        for model, revision in bases
+        if is_hub_name(model) and find_in_hub_cache(model, revision=revision) is None
+    ]
 
 
 def forecast(
@@ -134,9 +170,33 @@ def forecast(
         shared=_shared(plan),
         at_once=n_slots(config),
         seconds=work.seconds_left(),
+        elsewhere=_elsewhere(sweep),
         disk_gib=disk_need_gib(config),
         free_gib=shutil.disk_usage(next(filter(Path.is_dir, (root, *root.parents)))).free / 2**30,
     )
+
+
+def _elsewhere(sweep: Sweep) -> list[Elsewhere]:
+    """One GPU of each kind in the table; none where no stage is in it, or a GPU is here."""
+    found = []
+    if device_kind(sweep.config) == "cuda":
+        return []
+    for gpu in gpus().values():
+        work = Workload(sweep, gpu=gpu.name)
+        tasks = work.tasks()
+        by = {key: work.cost(key).source for key in tasks}
+        if "table" not in by.values():
+            return []
+        guessed = [sweep.runs[key].node.stage for key in tasks if by[key] == "first guess"]
+        found.append(
+            Elsewhere(
+                gpu=gpu.name,
+                seconds=makespan_s(tasks, devices=1),
+                how=gpu.how,
+                guessed=list(dict.fromkeys(guessed)),
+            )
+        )
+    return found
 
 
 def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[StageSum]:
@@ -198,12 +258,20 @@ def forecast_text(found: Forecast) -> str:
     if len(found.shared) > MOST_LINES:
         lines.append(f"  and {len(found.shared) - MOST_LINES} more")
     lines += _wrapped(_time(found))
+    for each in found.elsewhere:
+        guessed = f"; first guesses of {', '.join(each.guessed)}" if each.guessed else ""
+        told = f"on one {each.gpu} about {clock(each.seconds)}: {each.how}{guessed}"
+        lines += _wrapped(told)
     lines.append(f"disk: about {found.disk_gib:.1f} GiB in all; {found.free_gib:.1f} GiB free")
     return "\n".join(lines) + "\n"
 
 
 def _time(found: Forecast) -> str:
-    measured = {"here": "medians of runs here", "elsewhere": "medians of runs elsewhere"}
+    measured = {
+        "here": "medians of runs here",
+        "elsewhere": "medians of runs elsewhere",
+        "table": "steps measured on a GPU (experiments/reference/step_costs.csv)",
+    }
     how = []
     for source in SOURCES:
         stages = [each.stage for each in found.stages if each.to_do and each.source == source]

@@ -15,19 +15,33 @@ def gpu_names() -> list[str]:
 
     A CUDA_VISIBLE_DEVICES that is set counts: id 0 is then its first entry.
     """
+    return _asked("name")
+
+
+def gpu_memory_gib() -> list[float | None]:
+    """Memory of each GPU of `gpu_names`; None where nvidia-smi does not say."""
+    found = []
+    for text in _asked("memory.total"):
+        number, _, unit = text.partition(" ")
+        found.append(float(number) / 1024 if unit == "MiB" and number.isdigit() else None)
+    return found
+
+
+def _asked(field: str) -> list[str]:
+    """A field of each visible GPU; of one that is named by its UUID, the UUID."""
     try:
-        words = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
         listed = subprocess.check_output(
             words, stderr=subprocess.DEVNULL, text=True, timeout=QUERY_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    names = [line.strip() for line in listed.splitlines() if line.strip()]
+    lines = [line.strip() for line in listed.splitlines() if line.strip()]
     visible = _visible()
     if visible is None:
-        return names
-    # An entry may be a UUID, whose name is not asked for.
-    return [names[int(v)] if v.isdigit() and int(v) < len(names) else v for v in visible]
+        return lines
+    # An entry may be a UUID, which is not asked for.
+    return [lines[int(v)] if v.isdigit() and int(v) < len(lines) else v for v in visible]
 
 
 def device_kind(config: ExperimentConfig) -> str:

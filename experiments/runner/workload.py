@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
 from experiments.runner.costs import Cost, Costs, n_slots
+from experiments.runner.gpus import device_kind, gpu_names
+from experiments.runner.reference import known_gpu, reference_cost
 from experiments.runner.schedule import Task, makespan_s
 from experiments.runner.sweep import FINISHED, Sweep
 
@@ -47,7 +49,11 @@ def _views(node: Node) -> set[tuple[str, str, int]]:
 class Workload:
     """What a sweep still has to do, and how long it takes."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Sweep, *, gpu: str | None = None) -> None:
+        """`gpu` is one of `runner.reference`, None for what this machine has."""
+        if gpu is None and device_kind(sweep.config) == "cuda":
+            gpu = next(filter(None, map(known_gpu, gpu_names())), None)
+        self._gpu, self._config = gpu, sweep.config
         self._costs = Costs(sweep.store.root, config=sweep.config)
         self._runs, self._store = sweep.runs, sweep.store.root / "store"
         self._slots = n_slots(sweep.config)
@@ -61,7 +67,12 @@ class Workload:
 
     def cost(self, key: str) -> Cost:
         """What a unit of a stage's work costs."""
-        return self._costs.of(self._runs[key].node.stage, self._traits[key])
+        node = self._runs[key].node
+        found = self._costs.of(node.stage, self._traits[key])
+        if found.source != "first guess" or self._gpu is None:
+            return found
+        known = reference_cost(node, config=self._config, gpu=self._gpu)
+        return found if known is None else Cost(known.unit_s, "table", known.fixed_s)
 
     def tasks(self) -> dict[str, Task]:
         """The stages that have not ended; what runs already comes first, for it has its slot."""
@@ -74,7 +85,8 @@ class Workload:
         for key, run in sorted(left, key=lambda each: each[1].state != "running"):
             # What was done and turned out damaged was not counted.
             units = self.units.setdefault(key, run.node.steps)
-            seconds = START_S + self.cost(key).seconds_per_unit * units
+            cost = self.cost(key)
+            seconds = START_S + cost.fixed_s + cost.seconds_per_unit * units
             if run.state == "running":
                 seconds = max(seconds - (now - run.started), 0.05 * seconds)
             tasks[key] = Task(seconds=seconds, after=tuple(run.node.upstream.values()))

@@ -70,7 +70,7 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
         samples = _by_id(cohorts)
     content = _contents(files, samples=samples, as_listed=as_listed)
     if not config.data.allow_implausible:
-        roots = [config.data_root(), *map(Path, config.data.test_cohorts)]
+        roots = [config.data_root(), *(folder for _, folder in config.data.cohorts())]
         _refuse_implausible(indices, roots=dict(zip(cohorts, roots, strict=True)))
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
@@ -152,11 +152,14 @@ def _cohorts(config: ExperimentConfig) -> dict[str, list[Sample]]:
     units = [_unit(sample, group_id=sample.exam_id) for sample in main]
     keep = set(choose_subset(units, name=subset.name, n_images=subset.n_images))
     cohorts = {main[0].cohort: [sample for sample in main if sample.sample_id in keep]}
-    for folder in config.data.test_cohorts:
-        members = read_cohort(Path(folder))
+    for called, folder in config.data.cohorts():
+        members = read_cohort(folder, name=called)
         cohort = members[0].cohort
         if cohort in cohorts:
-            raise InputError(f"data.test_cohorts: two cohorts are named {cohort}; rename {folder}")
+            raise InputError(
+                f"data.test_cohorts: two cohorts are named {cohort}; rename {folder}, "
+                f"or call it NAME={folder}"
+            )
         cohorts[cohort] = members
     return cohorts
 

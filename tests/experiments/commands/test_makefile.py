@@ -42,6 +42,8 @@ def test_make_alone_prints_help_and_runs_nothing():
         ("figure-fractions", "sonosweep figure hc18_fractions --kind fractions"),
         ("table-paper", "sonosweep table paper_curve --kind paper"),
         ("figure-paper", "sonosweep figure paper_curve --kind paper"),
+        ("table-paper-full", "sonosweep paper"),
+        ("figure-paper-full", "sonosweep paper --figure"),
         ("table-box", "sonosweep table hc18_small --kind box"),
         ("figure-box", "sonosweep figure hc18_small --kind box"),
         ("figure-ledger", "sonosweep figure hc18_small --kind ledger"),

@@ -7,11 +7,13 @@ import sys
 import threading
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from toy_recipe import TOY
 
+from datamodules import download
 from datamodules.download import RetryPolicy
 from datamodules.errors import InputError
 from experiments.__main__ import main
@@ -34,7 +36,7 @@ class Server:
     """Serves one body; the first answer is cut half-way where `cuts` is true."""
 
     def __init__(self, body):
-        self.body, self.cuts, self.asked = body, False, []
+        self.body, self.cuts, self.asked, self.type = body, False, [], "application/zip"
         methods = {"do_GET": lambda request: self.answer(request), "log_message": lambda *_: None}
         handler = type("Handler", (http.server.BaseHTTPRequestHandler,), methods)
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -47,6 +49,7 @@ class Server:
         start, total = int(wanted[6:-1]) if wanted else 0, len(self.body)
         request.send_response(206 if start else 200)
         request.send_header("Content-Length", str(total - start))
+        request.send_header("Content-Type", self.type)
         if start:
             request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
         request.end_headers()
@@ -123,6 +126,17 @@ def test_other_content_is_refused_and_never_takes_the_name(server, monkeypatch):
     with pytest.raises(WeightsError, match=f"{len(server.body) - 1} bytes instead of"):
         find_weights("vit_b", None)
     assert len(server.asked) == asked
+
+
+def test_a_proxys_page_and_a_full_disk_give_no_file(server, monkeypatch):
+    server.type = "text/html"
+    with pytest.raises(InputError, match="answers with a web page; look at it in a browser"):
+        fetch_weights("vit_b", QUIET, retry=QUICK)
+    server.type = "application/zip"
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="are free; make room"):
+        fetch_weights("vit_b", QUIET, retry=QUICK)
+    assert not (checkpoints_folder() / "sam_vit_b_01ec64.pth").exists()
 
 
 def test_without_a_published_checksum_the_first_one_is_kept(server, capsys):

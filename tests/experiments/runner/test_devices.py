@@ -8,21 +8,6 @@ from experiments.config.recipe import load_config
 from experiments.runner.gpus import check_devices, device_environment, gpu_names
 
 
-@pytest.fixture
-def pretend(tmp_path, monkeypatch):
-    """Put an nvidia-smi that lists these GPUs, or fails, first on the path."""
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-
-    def install(*names: str, code: int = 0) -> None:
-        script = tmp_path / "nvidia-smi"
-        lines = "".join(f"echo '{name}'\n" for name in names)
-        script.write_text(f"#!/bin/sh\n{lines}exit {code}\n")
-        script.chmod(0o755)
-        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-
-    return install
-
-
 def test_names_in_the_order_of_ids(pretend):
     pretend("H200", "A100")
     assert gpu_names() == ["H200", "A100"]

@@ -1,0 +1,95 @@
+"""Whether a GPU has the memory that a recipe's generator takes, before it trains. Torch-free."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from datamodules.errors import InputError
+from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Plan
+from experiments.runner.gpus import device_kind, gpu_memory_gib, gpu_names
+from experiments.store.runs import RunStore
+from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
+
+_GIB = 2**30
+_FROZEN = 859_520_964
+"""Weights of Stable Diffusion 1.5's UNet."""
+_LORA_A_RANK = 199_296
+"""Weights of LoRA on its attention, for each rank."""
+_SAVED_GIB = {False: 0.91, True: 0.14 + 0.46}
+"""What a LoRA step keeps for its backward pass, for one image of 512x512 under bf16-mixed, by
+gradient checkpointing: counted on the true network on a CPU (torch's hooks of saved tensors); with
+it, half of the other stands for the block that is computed again."""
+_FLOAT32_NORMS = 2
+"""A GPU's autocast keeps norms in float32; an allowance, not measured."""
+_ROOM_GIB = 1.5
+"""An allowance for the driver's context, the largest temporary and fragments."""
+_SMALLER_HW = ((384, 384), (256, 256))
+
+
+def training_gib(settings: StableDiffusionConfig) -> float:
+    """Memory of a training step of one image, GiB: batches are computed in parts where they do not
+    fit, so that one image is the least.
+    """
+    is_mixed = settings.precision == "bf16-mixed"
+    # Trained weights are float32, and so are gradient, AdamW's two moments and the average.
+    trained = _LORA_A_RANK * settings.lora_rank * 4 * (4 + (settings.ema_decay > 0))
+    frozen = _FROZEN * (2 if is_mixed else 4)
+    share = math.prod(settings.size_hw) / (512 * 512) * (1 if is_mixed else 2)
+    saved = _FLOAT32_NORMS * _SAVED_GIB[settings.gradient_checkpointing] * share
+    return (trained + frozen) / _GIB + saved + _ROOM_GIB
+
+
+def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
+    """Refuse a generator that is still to be trained and does not fit the GPU.
+
+    Raises:
+        InputError: With what it takes, and settings that fit.
+    """
+    if config.sweep.launcher != "local" or device_kind(config) != "cuda":
+        return
+    store, memory, names = RunStore(Path(config.store.root)), gpu_memory_gib(), gpu_names()
+    used = config.sweep.devices or range(config.trainer.devices)
+    sizes = [(memory[d], names[d]) for d in used if d < len(memory) and memory[d] is not None]
+    if not sizes:
+        return
+    have_gib, gpu = min(sizes)
+    waiting = [n for n in plan.nodes.values() if n.stage == "generator"]
+    for name in {n.generator for n in waiting if not store.is_done(n.stage, n.id)}:
+        settings = config.generator_named(name)
+        if not isinstance(settings, StableDiffusionConfig):
+            continue
+        need_gib = training_gib(settings)
+        if need_gib > have_gib:
+            fits = next((f for f in _smaller(settings) if training_gib(f[1]) <= have_gib), None)
+            section = "stable_diffusion" if name not in config.generators else f"generators.{name}"
+            raise InputError(
+                f"{section}: its training takes about {need_gib:.1f} GiB at "
+                f"{settings.size_hw[0]}x{settings.size_hw[1]}, and {gpu} has {have_gib:.1f}; "
+                + _remedy(section, fits)
+            )
+
+
+def _smaller(
+    settings: StableDiffusionConfig,
+) -> Iterator[tuple[dict[str, str], StableDiffusionConfig]]:
+    """Changes that take less memory, the mildest first, with the settings that they give."""
+    change = {"gradient_checkpointing": "true", "precision": "bf16-mixed"}
+    if settings.precision == "bf16-mixed":
+        del change["precision"]
+    checked = replace(settings, gradient_checkpointing=True, precision="bf16-mixed")
+    yield change, checked
+    for size_hw in _SMALLER_HW:
+        if math.prod(size_hw) < math.prod(settings.size_hw):
+            words = change | {"size_hw": f"[{size_hw[0]},{size_hw[1]}]"}
+            yield words, replace(checked, size_hw=size_hw)
+
+
+def _remedy(section: str, fits: tuple[dict[str, str], StableDiffusionConfig] | None) -> str:
+    if fits is None:
+        return (
+            "no setting of it fits: use a larger GPU, or synthesis.folder=... for pairs made there"
+        )
+    words = " ".join(f"{section}.{key}={value}" for key, value in fits[0].items())
+    return f"{words} fits ({training_gib(fits[1]):.1f} GiB), or use a larger GPU"

@@ -1,0 +1,111 @@
+"""What the paper's stages cost on GPUs that nothing was run on here: tables of measured steps.
+
+`experiments/reference/step_costs.csv` has what was measured and where it stands,
+`gpus.csv` the published ratios to other GPUs. Torch-free.
+"""
+
+import csv
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+from experiments.config.paths import REFERENCE
+from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Node
+from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
+
+MEASURED_GPU = "H200"
+_VIT_B = ("vit_b", "medsam")
+_UNET_GFLOP_PER_PX = 803 / (512 * 512)
+"""Of a pass of Stable Diffusion's UNet, counted at 512x512; at 384x576 it is 2 % less."""
+_BACKWARD = 2.08
+"""Arithmetic of a LoRA step by that of a forward pass (1,670 by 803 GFLOP)."""
+
+
+class StepCost(NamedTuple):
+    """Seconds of a stage, and a unit of its work."""
+
+    fixed_s: float
+    unit_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU of the table."""
+
+    name: str
+    ratio: float
+    """Time by that of the measured one, of what the GPU bounds."""
+    how: str
+    """Where its numbers come from, for people."""
+
+
+@lru_cache(maxsize=1)
+def gpus() -> dict[str, Gpu]:
+    """The GPUs of the table by name, the measured one first."""
+    rows = {row["gpu"]: row for row in _rows("gpus.csv")}
+    base, found = rows[MEASURED_GPU], {}
+    for name, row in rows.items():
+        parts = {
+            "arithmetic": float(base["tflops_bf16"]) / float(row["tflops_bf16"]),
+            "bandwidth": float(base["bandwidth_gb_s"]) / float(row["bandwidth_gb_s"]),
+        }
+        part = max(parts, key=parts.get)
+        how = f"steps measured on {MEASURED_GPU}"
+        if name != MEASURED_GPU:
+            how += f", times {parts[part]:.2g}, the ratio of published {part}; nothing measured"
+        found[name] = Gpu(name=name, ratio=parts[part], how=how)
+    return found
+
+
+def known_gpu(product: str) -> str | None:
+    """The table's name of a GPU that nvidia-smi names; None for one that it does not know."""
+    return next((name for name in gpus() if name in product), None)
+
+
+def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> StepCost | None:
+    """Cost of a stage on a GPU of the table, scaled from what was measured to its own settings.
+
+    Returns:
+        None where nothing like it was measured: another backbone, a fit without embeddings, the
+        pixel generator, a stage that the table does not have.
+    """
+    scale = gpus()[gpu].ratio
+    if node.stage in ("generator", "synthesize"):
+        settings = config.generator_named(node.generator)
+        if not isinstance(settings, StableDiffusionConfig):
+            return None
+        a_pass = _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+        if node.stage == "synthesize":
+            sampler = settings.sampler
+            passes = sampler.num_inference_steps * (2 if sampler.guidance_scale > 1 else 1)
+            return StepCost(0.0, scale * _scaled(node.stage, gflop=passes * a_pass))
+        step = scale * _scaled(node.stage, gflop=settings.batch_size * _BACKWARD * a_pass)
+        return StepCost(0.0, max(step, float(_costs()["generator_least"]["unit_s"])))
+    backbone = {
+        "embed": node.content.get("encoder", {}).get("backbone"),
+        "fit": node.content.get("segmenter", {}).get("backbone"),
+        "score": getattr(config.segmenter_named(node.segmenter), "backbone", None),
+    }.get(node.stage)
+    if backbone not in _VIT_B or (node.stage != "embed" and "embeddings" not in node.upstream):
+        return None
+    row = _costs()[node.stage]
+    scale = scale if row["bound"] == "gpu" else 1.0
+    return StepCost(float(row["fixed_s"]), scale * float(row["unit_s"]))
+
+
+def _scaled(stage: str, *, gflop: float) -> float:
+    """Seconds of so much arithmetic, at the rate of a stage as it was measured."""
+    row = _costs()[stage]
+    return float(row["unit_s"]) * gflop / float(row["gflop"])
+
+
+@lru_cache(maxsize=1)
+def _costs() -> dict[str, dict[str, str]]:
+    return {row["stage"]: row for row in _rows("step_costs.csv")}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    lines = (REFERENCE / name).read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))

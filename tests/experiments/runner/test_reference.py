@@ -1,0 +1,92 @@
+"""What the paper's stages cost on other GPUs, and whether they fit: hand-computed."""
+
+import pytest
+from toy_recipe import TOY
+
+from datamodules.errors import InputError
+from experiments.config.recipe import load_config
+from experiments.plan.nodes import Node, Plan
+from experiments.runner.memory import check_gpu_memory, training_gib
+from experiments.runner.reference import gpus, known_gpu, reference_cost
+from experiments.store.runs import write_done
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config("paper_hc18", [])
+
+
+def node(stage, **given):
+    return Node(stage=stage, **{"content": {}, "generator": "stable_diffusion", **given})
+
+
+def test_ratios_are_those_of_the_published_numbers():
+    assert {name: round(gpu.ratio, 3) for name, gpu in gpus().items()} == {
+        "H200": 1.0,
+        "H100": round(4800 / 3350, 3),
+        "RTX 4090": round(989.4 / 165.2, 3),
+    }
+    assert "nothing measured" not in gpus()["H200"].how
+    assert all("nothing measured" in gpus()[name].how for name in ("H100", "RTX 4090"))
+    assert known_gpu("NVIDIA GeForce RTX 4090") == "RTX 4090"
+    assert known_gpu("NVIDIA H100 80GB HBM3") == "H100"
+    assert known_gpu("Tesla T4") is None
+
+
+def test_costs_follow_the_measured_rows_and_the_settings(config):
+    a_pass = 803  # GFLOP at 512x512
+    drawn = reference_cost(node("synthesize"), config=config, gpu="H200")
+    assert drawn.unit_s == pytest.approx(0.166 * 60 * a_pass / (60 * 662))
+    # One image a step: what launches the kernels bounds it, but on the slowest GPU.
+    least = reference_cost(node("generator"), config=config, gpu="H200")
+    assert least.unit_s == pytest.approx(0.0192 * 2.08, abs=1e-4)
+    slow = reference_cost(node("generator"), config=config, gpu="RTX 4090")
+    assert slow.unit_s == pytest.approx(0.0148 * a_pass / 662 * 989.4 / 165.2, rel=1e-3)
+    embed = node("embed", content={"encoder": {"backbone": "vit_b"}})
+    assert reference_cost(embed, config=config, gpu="H100") == pytest.approx(
+        (0.176, 0.00492 * 4800 / 3350)
+    )
+    fit = {"content": {"segmenter": {"backbone": "vit_b"}}, "upstream": {"embeddings": "embed/a"}}
+    # The host bounds a decoder's step, whatever the GPU.
+    for gpu in gpus():
+        assert reference_cost(node("fit", **fit), config=config, gpu=gpu) == (0.235, 0.00616)
+
+
+def test_what_was_not_measured_has_no_cost(config):
+    lite = {"encoder": {"backbone": "lite"}}
+    without = {"segmenter": {"backbone": "vit_b"}}
+    for each in (node("embed", content=lite), node("fit", content=without), node("gate")):
+        assert reference_cost(each, config=config, gpu="H200") is None
+    pixel = load_config(TOY, [])
+    pairs = node("synthesize", generator="pixel")
+    assert reference_cost(pairs, config=pixel, gpu="H200") is None
+
+
+@pytest.mark.parametrize(
+    ("mib", "words", "said"),
+    [
+        (81559, [], None),
+        (8192, [], None),
+        (5120, [], r"stable_diffusion\.gradient_checkpointing=true fits \(4\.\d GiB\)"),
+        (4096, [], r"gradient_checkpointing=true stable_diffusion\.size_hw=\[256,256\] fits"),
+        (2048, [], "no setting of it fits: use a larger GPU, or synthesis.folder="),
+        (2048, ["trainer.accelerator=cpu"], None),
+    ],
+)
+def test_a_gpu_too_small_is_said_with_settings_that_fit(pretend, tmp_path, mib, words, said):
+    pretend("NVIDIA Small", memory=f"{mib} MiB")
+    config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
+    generator = node("generator")
+    plan = Plan(nodes={generator.key: generator}, trials=[], notes=[])
+    if said is None:
+        check_gpu_memory(config, plan)
+        return
+    need = f"about {training_gib(config.stable_diffusion):.1f} GiB at 512x512"
+    with pytest.raises(
+        InputError, match=f"{need}, and NVIDIA Small has {mib / 1024:.1f}; .*{said}"
+    ):
+        check_gpu_memory(config, plan)
+    run_dir = tmp_path / "store" / generator.key
+    run_dir.mkdir(parents=True)
+    write_done(run_dir, {})
+    check_gpu_memory(config, plan)
