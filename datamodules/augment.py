@@ -10,7 +10,7 @@ pixel counts it up.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -78,6 +78,21 @@ _RECIPES: dict[Strength, _Recipe] = {
     ),
 }
 _HOLES_SHOWN, _HOLE_SIDE = 0.3, 0.3
+_OFF: dict[str, dict[str, float]] = {
+    "rotation": {"rotation_deg": 0},
+    "mirror": {"mirrors": 0, "flips": 0},
+    "zoom": {"zoom": 1},
+    "stretch": {"aspect": 1},
+    "shift": {"shift": 0},
+    "elastic": {"elastic": 0},
+    "gamma": {"gamma": 1},
+    "brightness": {"gain": 1},
+    "field": {"field": 1},
+    "speckle": {"speckle": 0},
+    "blur": {"blurs": 0},
+    "holes": {"holes": 0},
+}
+"""What leaves each of `AUGMENT_PARTS` out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +122,7 @@ def augment_batch(
     valid_hw: torch.Tensor,
     strength: Strength,
     seeds: Sequence[int],
+    without: Sequence[str] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one random view of each image and its mask.
 
@@ -123,13 +139,14 @@ def augment_batch(
         valid_hw: (B, 2) int, rows and columns of the frame (H, W) that are image, at its top left.
         strength: of the augmentation.
         seeds: B integers; each alone determines its item's view. They are read on the CPU.
+        without: of `AUGMENT_PARTS`, left out.
 
     Returns:
         Image in [0, 1] and mask in [0, 1] with soft edges, of the same shapes, float32. An image
         that a view makes brighter than 1 is scaled down as a whole: nothing saturates.
 
     Raises:
-        ValueError: no such strength, or shapes that do not match.
+        ValueError: no such strength or part, or shapes that do not match.
 
     Source:
         Weak: operations and angles of arXiv 2506.23664. Strong: ours; docs/results.md has scores
@@ -146,6 +163,11 @@ def augment_batch(
         return image, mask
     recipe = _RECIPES[strength]
     drawn = _draw(seeds, recipe=recipe, size_hw=tuple(mask.shape[-2:]), device=image.device)
+    for name in without:
+        if name not in _OFF:
+            raise ValueError(f"no part {name!r} of the augmentation; there are {', '.join(_OFF)}")
+        # After the draw, so that what is left is drawn as ever.
+        recipe = replace(recipe, **_OFF[name])
     size_hw = torch.tensor(mask.shape[-2:], device=image.device)
     part = valid_hw.to(image.device) / size_hw
     matrices = _matrices(drawn, recipe=recipe, valid_hw=valid_hw.to(image.device))

@@ -11,6 +11,21 @@ MAX_BIAS_PX = 20.0
 """A mask that is off by more was not drawn around the head."""
 AUGMENT_VERSION = 2
 """Of `datamodules.augment`, which reads torch: hashed into all that is made from its views."""
+AUGMENT_PARTS = (
+    "rotation",
+    "mirror",
+    "zoom",
+    "stretch",
+    "shift",
+    "elastic",
+    "gamma",
+    "brightness",
+    "field",
+    "speckle",
+    "blur",
+    "holes",
+)
+"""Its operations, each of which an ablation may leave out."""
 _CALLED = re.compile(r"(\w[\w-]*)=(.+)")
 
 

@@ -168,6 +168,7 @@ class HC18DataModule(LightningDataModule):
             batch["mask"],
             valid_hw=batch["valid_hw"],
             strength=self.mixture.augment,
+            without=self.mixture.without,
             seeds=[text_seed("augment", self.seed, draw) for draw in batch["draw"].tolist()],
         )
         return batch | {"image": image, "mask": mask}

@@ -41,6 +41,8 @@ class Mixture:
     augment: Strength | None = None
     """Augment every item of a training batch anew, by (seed, draw), where the training computes;
     not with cached embeddings, which are of the image as it is."""
+    without: Sequence[str] = ()
+    """Operations that the augmentation leaves out."""
 
 
 @dataclass(frozen=True, kw_only=True)

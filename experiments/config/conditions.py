@@ -9,10 +9,11 @@ know is a factor here, and a recipe may compose conditions of its own from the s
 
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from datamodules.allowed import nearest
+from datamodules.config import AUGMENT_PARTS
 
 LabelSource = Literal["own", "fixed"]
 GateUse = Literal["on", "off", "random_subset"]
@@ -68,6 +69,9 @@ class ConditionConfig:
     augment: Augmentation = "none"
     """How strongly training images are augmented; added pairs too, but for those whose embeddings
     are cached."""
+    without: list[str] = field(default_factory=list)
+    """Operations that the augmentation leaves out, for an ablation; names of
+    `AUGMENT_PARTS`."""
     images: ImageSource = "labelled"
     """What a generator is fitted on: the trial's labelled images, or these and the unlabelled ones
     with the labels of a teacher."""
@@ -88,7 +92,15 @@ class ConditionConfig:
             )
         if self.pairs == "repeat" and self.augment != "none":
             raise ValueError("pairs=repeat is the control of unchanged images; use augment=none")
+        self._check_without()
         self._check_unlabelled()
+
+    def _check_without(self) -> None:
+        for name in self.without:
+            if name not in AUGMENT_PARTS:
+                raise ValueError(f"without={name}: unknown; {nearest(str(name), AUGMENT_PARTS)}")
+        if self.without and self.augment == "none":
+            raise ValueError(f"without={self.without}: augment=none has no parts; leave it out")
 
     def _check_unlabelled(self) -> None:
         if self.images == "unlabelled" and not self.is_generated:

@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.choices import choice_order
 from datamodules.config import AUGMENT_VERSION
+from datamodules.errors import InputError
 from experiments.config.conditions import ConditionConfig
 from experiments.config.schema import JUDGE, ExperimentConfig
 from experiments.plan.nodes import DataView, Node
@@ -204,12 +205,19 @@ class Nodes:
         augments = factors.augment != "none"
         if augments and (settings.cache is None or self.config.augment.n_views is None):
             content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
+            if factors.without:
+                content["augment"]["without"] = sorted(factors.without)
             if settings.cache is not None:
                 content["encoder"] = self.encoder(**of)
         elif settings.cache is not None:
             upstream["embeddings"] = self.embed(ids, what="train images", **of)
             if uses_val:
                 upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
+            if factors.without:
+                raise InputError(
+                    f"conditions.{condition}: without={factors.without} needs views that are made "
+                    "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                )
             if augments:
                 upstream["views"] = self.embed(
                     ids, what="train images", strength=factors.augment, **of

@@ -135,6 +135,7 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
             repeat_real=content["repeat_real"],
             pool=config.epochs is not None,
             augment=content.get("augment", {}).get("strength"),
+            without=tuple(content.get("augment", {}).get("without", ())),
         ),
         loading=loading_of(context),
     )

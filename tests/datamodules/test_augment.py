@@ -8,7 +8,7 @@ import torch
 
 from datamodules import augment
 from datamodules.augment import augment_batch, augment_view
-from datamodules.config import AUGMENT_VERSION
+from datamodules.config import AUGMENT_PARTS, AUGMENT_VERSION
 from datamodules.ellipse import Ellipse, rasterise
 
 
@@ -206,3 +206,28 @@ def test_draws_are_those_of_version_2():
 def test_wrong_arguments_are_named(image, mask, strength, message):
     with pytest.raises(ValueError, match=message):
         augment_view(image, mask, strength=strength, seed=0)
+
+
+@pytest.mark.parametrize("name", AUGMENT_PARTS)
+def test_a_part_that_is_left_out_changes_views_and_leaves_the_others_as_they_were(name):
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 32, 48, generator=rng).expand(24, 1, 32, 48).contiguous()
+    mask = torch.zeros_like(image)
+    mask[..., 8:24, 12:30] = 1
+    of = {"valid_hw": torch.tensor([[32, 48]] * 24), "strength": "strong", "seeds": range(24)}
+    whole, whole_mask = augment_batch(image, mask, **of)
+    less, less_mask = augment_batch(image, mask, **of, without=[name])
+    assert not torch.equal(whole, less)
+    # Of the same draw: what moves the head is all that may move its mask.
+    moves = ("rotation", "mirror", "zoom", "stretch", "shift", "elastic")
+    assert torch.equal(whole_mask, less_mask) == (name not in moves)
+    none, none_mask = augment_batch(image, mask, **of, without=AUGMENT_PARTS)
+    assert torch.allclose(none, image, atol=1e-5)
+    assert torch.allclose(none_mask, mask, atol=1e-5)
+
+
+def test_a_part_that_is_none_is_refused():
+    image = torch.zeros(1, 1, 8, 8)
+    size = torch.tensor([[8, 8]])
+    with pytest.raises(ValueError, match="no part 'colour'"):
+        augment_batch(image, image, valid_hw=size, strength="strong", seeds=[0], without=["colour"])

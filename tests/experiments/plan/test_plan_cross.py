@@ -92,3 +92,18 @@ def test_pixel_sizes_of_test_images_choose_nothing():
 def test_a_train_image_without_a_pixel_size_is_refused_before_anything_runs():
     with pytest.raises(InputError, match=r"sweep\.choice=by_pixel_size: \S+ has no pixel size"):
         plan("sweep.choice=[random,by_pixel_size]")
+
+
+def test_a_part_left_out_of_the_augmentation_is_another_fit_of_segmenters_that_augment_as_drawn():
+    own = ("sweep.condition=[strong,still]", "conditions.still={augment: strong, without: [zoom]}")
+    amount = ("sweep.real_fraction=[0.1]",)
+    made = plan("sweep.segmenter=[unet]", *own, *amount)
+    strong, still = (made.nodes[spec.fit_key].content for spec in made.grid)
+    assert "without" not in strong["augment"]
+    assert still == strong | {"augment": strong["augment"] | {"without": ["zoom"]}}
+    with pytest.raises(InputError, match=r"conditions\.still: without=.*augment\.n_views=null"):
+        plan("sweep.segmenter=[sam]", *own, *amount)
+    with pytest.raises(InputError, match=r"without=zom: unknown; .*zoom"):
+        plan(*own[:1], "conditions.still={augment: strong, without: [zom]}", *amount)
+    with pytest.raises(InputError, match=r"augment=none has no parts"):
+        plan(*own[:1], "conditions.still={without: [zoom]}", *amount)
