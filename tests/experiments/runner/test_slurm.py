@@ -317,7 +317,9 @@ def test_what_is_refused_for_the_moment_is_sent_later(fake, make, monkeypatch):
 def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, make):
     fit, other = node("a"), node("b")
     launcher = make()
-    data = SimpleNamespace(name="hc18", samples={}, rows={}, view=SimpleNamespace(content={}))
+    data = SimpleNamespace(
+        name="hc18", samples={}, unlabelled={}, rows={}, view=SimpleNamespace(content={})
+    )
     plan = Plan(nodes={each.key: each for each in (fit, other)}, trials=[])
     lines = []
     sweep = Sweep(launcher._config, data=data, plan=plan, launcher=launcher, say=lines.append)
