@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,7 @@ def tiny_pipeline(
 def _tokenizer(folder: Path) -> Path:
     """CLIP's tokenizer with single bytes as its whole vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    symbols = [chr(b) for b in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+    symbols = byte_symbols()
     words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
     (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
@@ -106,20 +106,39 @@ def _tokenizer(folder: Path) -> Path:
     return folder
 
 
-def single_file(folder: Path, path: Path) -> Path:
+def byte_symbols() -> list[str]:
+    """What stands for each byte in CLIP's vocabulary."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in plain] + [chr(256 + n) for n in range(256 - len(plain))]
+
+
+WEIGHTS = (
+    "unet/diffusion_pytorch_model.safetensors",
+    "vae/diffusion_pytorch_model.safetensors",
+    "text_encoder/model.safetensors",
+)
+
+
+def single_file(
+    folder: Path,
+    path: Path,
+    *,
+    layers: int = UNET["layers_per_block"],
+    files: Sequence[str] = WEIGHTS,
+) -> Path:
     """Write a pipeline's weights as one file in the layout of the original Stable Diffusion 1.5.
 
     The names were written down from the original's modules, not from diffusers' conversion.
     """
-    state = {}
-    for name, tensor in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items():
-        state["model.diffusion_model." + _unet_name(name)] = tensor
-    for name, tensor in load_file(folder / "vae/diffusion_pytorch_model.safetensors").items():
+    state, (unet, vae, text) = {}, (load_file(folder / file) for file in files)
+    for name, tensor in unet.items():
+        state["model.diffusion_model." + _unet_name(name, layers=layers)] = tensor
+    for name, tensor in vae.items():
         # The original's attention is made of 1x1 convolutions.
         is_linear = "attentions" in name and name.endswith("weight") and tensor.ndim == 2
         tensor = tensor[:, :, None, None] if is_linear else tensor
         state["first_stage_model." + _vae_name(name)] = tensor.contiguous()
-    for name, tensor in load_file(folder / "text_encoder/model.safetensors").items():
+    for name, tensor in text.items():
         name = "text_model." + name.removeprefix("text_model.")
         state["cond_stage_model.transformer." + name] = tensor
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +152,7 @@ def _rename(name: str, rules: dict[str, str]) -> str:
     return name
 
 
-def _unet_name(name: str) -> str:
-    layers = UNET["layers_per_block"]
+def _unet_name(name: str, *, layers: int) -> str:
     if match := re.match(r"(down|up)_blocks\.(\d)\.(\w+)\.(\d)\.(.*)", name):
         way, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
         if way == "down":

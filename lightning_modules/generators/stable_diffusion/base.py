@@ -1,11 +1,13 @@
 """Load a base model of Stable Diffusion 1.5's layout, and embed prompts with it."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint,
@@ -13,9 +15,8 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, HTTPError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from huggingface_hub.errors import HFValidationError, HTTPError, IncompleteSnapshotError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -23,7 +24,10 @@ from transformers.utils.logging import disable_progress_bar
 from lightning_modules.errors import WeightsError
 from lightning_modules.generators.stable_diffusion.hub import hub_refusal
 from lightning_modules.generators.stable_diffusion.weights import (
+    TEXT_KEY,
     THREE_WAYS,
+    UNET_KEY,
+    VAE_KEY,
     BaseFiles,
     base_id,
     find_base,
@@ -72,16 +76,12 @@ SCHEDULER_SETTINGS: dict[str, Any] = {
     "prediction_type": "epsilon",
 }
 """Stable Diffusion 1.5's, which a single file does not carry."""
-HUB_FILES = (
-    "model_index.json",
-    "*/config.json",
-    "scheduler/*.json",
-    "tokenizer/*",
-    "*/diffusion_pytorch_model.safetensors",
-    "*/diffusion_pytorch_model.fp16.safetensors",
-    "text_encoder/model.safetensors",
-    "text_encoder/model.fp16.safetensors",
+HUB_FILES = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*")
+HUB_WEIGHTS = (
+    ("*/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"),
+    ("*/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.fp16.safetensors"),
 )
+"""Of a hub's model, the first ones that it has."""
 UNUSED_HUB_FILES = ("safety_checker/*", "feature_extractor/*")
 
 
@@ -183,16 +183,29 @@ def fetch_base(base_model: str, *, revision: str | None = None) -> Path:
         WeightsError: It is in neither; one line that says how to get a base model.
     """
     try:
-        folder = snapshot_download(
-            base_model,
-            revision=revision,
-            allow_patterns=list(HUB_FILES),
-            ignore_patterns=list(UNUSED_HUB_FILES),
-            local_files_only=is_offline(),
-        )
+        folder = _snapshot(base_model, revision=revision)
     except (HFValidationError, HTTPError, OSError) as error:
         raise hub_refusal(base_model, revision=revision, error=error) from error
-    return Path(folder)
+    return folder
+
+
+def _snapshot(base_model: str, *, revision: str | None) -> Path:
+    for weights in HUB_WEIGHTS:
+        is_last = weights == HUB_WEIGHTS[-1]
+        # A cache may hold the halves alone.
+        with contextlib.nullcontext() if is_last else contextlib.suppress(IncompleteSnapshotError):
+            folder = Path(
+                snapshot_download(
+                    base_model,
+                    revision=revision,
+                    allow_patterns=[*HUB_FILES, *weights],
+                    ignore_patterns=list(UNUSED_HUB_FILES),
+                    local_files_only=is_offline(),
+                )
+            )
+            if is_last or any(folder.glob("unet/diffusion_pytorch_model.safetensors")):
+                return folder
+    raise AssertionError("the last weights return")
 
 
 def _from_folder(found: BaseFiles) -> list[nn.Module]:
@@ -223,17 +236,30 @@ def _from_folder(found: BaseFiles) -> list[nn.Module]:
 
 
 def _from_file(path: Path) -> list[nn.Module]:
-    state = {name: tensor.float() for name, tensor in load_file(path).items()}
-    unet = UNet2DConditionModel(**UNET_SETTINGS)
-    unet.load_state_dict(convert_ldm_unet_checkpoint(state, unet.config))
-    vae = AutoencoderKL(**VAE_SETTINGS)
-    vae.load_state_dict(convert_ldm_vae_checkpoint(state, vae.config))
-    text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT_SETTINGS))
-    text = convert_ldm_clip_checkpoint(state)
+    # Built without weights, and filled a network at a time from the mapped file: the weights are in
+    # memory once.
+    with init_empty_weights(include_buffers=False):
+        unet = UNet2DConditionModel(**UNET_SETTINGS)
+        vae = AutoencoderKL(**VAE_SETTINGS)
+        text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT_SETTINGS))
+    _fill(unet, convert_ldm_unet_checkpoint(_part(path, UNET_KEY), unet.config))
+    _fill(vae, convert_ldm_vae_checkpoint(_part(path, VAE_KEY), vae.config))
+    text = convert_ldm_clip_checkpoint(_part(path, TEXT_KEY))
     if not hasattr(text_encoder, "text_model"):
         # transformers 5.6 took a level away.
         text = {name.removeprefix("text_model."): tensor for name, tensor in text.items()}
     # A buffer that older transformers kept.
     text = {name: tensor for name, tensor in text.items() if not name.endswith("position_ids")}
-    text_encoder.load_state_dict(text)
+    _fill(text_encoder, text)
     return [unet, vae, text_encoder]
+
+
+def _part(path: Path, key: str) -> dict[str, torch.Tensor]:
+    """Tensors of a single file below the first part of a key."""
+    first = key.split(".", 1)[0] + "."
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(first)}  # noqa: SIM118
+
+
+def _fill(network: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    network.load_state_dict({n: tensor.float() for n, tensor in state.items()}, assign=True)
