@@ -197,7 +197,7 @@ def check_store(config: ExperimentConfig) -> Check:
     facts = {"root": str(root), "free_gib": round(free_gib, 1), "sweep_gib": round(need_gib, 1)}
     facts |= {"filesystem": kind, "has_locks": has_locks}
     text = f"{root} can be written, {kind}, {free_gib:.1f} GiB free; "
-    text += f"this sweep from nothing: about {need_gib:.1f}"
+    text += f"this sweep from nothing: about {need_gib:.1f} GiB"
     if free_gib < ROOM_MIB / 1024:
         text = f"{free_gib:.2f} GiB free in {folder}: sweeps pause below {ROOM_MIB / 1024:g}"
         remedy = "free some (sonosweep clean), or choose another disk with store.root="
