@@ -16,7 +16,7 @@ from experiments.commands.weights import fetch_from_hub, fetch_weights
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.config.stored import STORED_NAME, as_stored
-from experiments.config.wandb_mode import resolve_mode
+from experiments.config.wandb_mode import mode_and_source, resolve_mode
 from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -116,7 +116,8 @@ def execute(
             f"and {len(split.test)} test images; {n} trial{'s' * (n != 1)} in {len(plan.nodes)} "
             f"stages, {sweep.pending} to do",
         )
-        for note in (*data.notes, *(whole or plan).notes):
+        mode, source = mode_and_source(config.wandb)
+        for note in (f"W&B: {mode} ({source})", *data.notes, *(whole or plan).notes):
             say(console, note)
         run_live(sweep, console)
     return sweep

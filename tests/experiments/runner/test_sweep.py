@@ -43,6 +43,7 @@ def test_every_output_is_there_and_named_on_the_last_screen(toy):
     assert "toy/report.html" in printed
     assert "W&B: offline" in printed
     assert "train, 2 validation and 4 test images; 4 trials in" in printed
+    assert "W&B: offline (not logged in)" in printed
 
 
 def test_results_have_a_row_per_trial_and_prompt_and_the_controls(toy):
