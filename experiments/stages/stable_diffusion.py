@@ -42,7 +42,8 @@ from lightning_modules.generators.stable_diffusion.module import (
 # process, ending without exit handlers, would leave behind.
 tqdm.set_lock(RLock())
 BANK_NAME = "latents.safetensors"
-BANK_BATCH = 4
+BANK_BATCH = 1
+"""With its mirror image, in float32: more at once would take more memory than the training."""
 OUTLINE_THICKNESS_PX = 2.5
 """Of HC18's outlines at 800x540; drawn at the generator's size by the same share of the width."""
 HC18_WIDTH_PX = 800
