@@ -239,6 +239,20 @@ def zoom(
     return functional.grid_sample(pictures, grid, padding_mode=beyond, align_corners=False)
 
 
+def zoom_within(
+    pictures: torch.Tensor,
+    factor: float,
+    *,
+    valid_hw: tuple[int, int],
+    beyond: Literal["zeros", "border"],
+) -> torch.Tensor:
+    """`zoom` the part of a frame that is image, `valid_hw`, about its own centre; padding stays."""
+    height, width = valid_hw
+    moved = pictures.clone()
+    moved[..., :height, :width] = zoom(pictures[..., :height, :width], factor, beyond=beyond)
+    return moved
+
+
 def image_to_original(
     image: np.ndarray, placement: Placement, *, interpolation: Literal["nearest", "linear"]
 ) -> np.ndarray:

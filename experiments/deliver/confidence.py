@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from datamodules.ellipse import Ellipse, rasterise
@@ -10,7 +9,7 @@ from lightning_modules.metrics import dice_score
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the image, both corners inclusive; pixel centres are integers."""
-ZOOM = 0.8
+VIEW_ZOOM = 0.8
 """Size of the image in the second view, in which a head must be found again."""
 MIN_CONFIDENCE = 0.85
 _MIN_AREA_SHARE = 0.01
@@ -48,7 +47,7 @@ def judge(
     Args:
         image: uint8 (H, W).
         mask: (H, W), non-zero is foreground, predicted from the image.
-        second_mask: (H, W), predicted from the image zoomed out, and zoomed back.
+        second_mask: (H, W), predicted from the image at `VIEW_ZOOM`, and mapped back.
         ellipse: Fitted to the mask; None where none fits.
         why: The reason where none fits.
         runs_dice: Smallest Dice of the mask of several segmenters with that of one of them.
@@ -78,40 +77,3 @@ def judge(
         if runs_dice < MIN_CONFIDENCE:
             reasons.append(f"the runs agree by {runs_dice:.2f} only")
     return Judgement(confidence=confidence, reason="; ".join(reasons))
-
-
-def zoomed_out(image: np.ndarray) -> np.ndarray:
-    """Shrink an image about its centre, black around it: uint8 (H, W) to uint8 (H, W)."""
-    view = np.zeros_like(image)
-    rows, columns = _inner(image.shape)
-    size_wh = (columns.stop - columns.start, rows.stop - rows.start)
-    view[rows, columns] = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
-    return view
-
-
-def zoomed_box(box_xyxy_px: Box, *, size_hw: tuple[int, int]) -> Box:
-    """The box of the same area in `zoomed_out`'s view."""
-    x0, y0, x1, y1 = box_xyxy_px
-    rows, columns = _inner(size_hw)
-    scale_y = (rows.stop - rows.start) / size_hw[0]
-    scale_x = (columns.stop - columns.start) / size_hw[1]
-    left, top = columns.start + scale_x * x0, rows.start + scale_y * y0
-    # The last pixels reach half a pixel further than their centres.
-    return left, top, left + scale_x * (x1 - x0 + 1) - 1, top + scale_y * (y1 - y0 + 1) - 1
-
-
-def zoomed_back(mask: np.ndarray) -> np.ndarray:
-    """Enlarge a mask of `zoomed_out`'s image to the image itself: uint8 (H, W) in {0, 1}."""
-    inner = (mask[_inner(mask.shape)] != 0).astype(np.float32)
-    whole = cv2.resize(inner, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return (whole > 0.5).astype(np.uint8)
-
-
-def _inner(size_hw: tuple[int, ...]) -> tuple[slice, slice]:
-    """Rows and columns that hold the image in the second view."""
-    spans = []
-    for side in size_hw:
-        inner = max(1, round(ZOOM * side))
-        first = (side - inner) // 2
-        spans.append(slice(first, first + inner))
-    return spans[0], spans[1]

@@ -11,14 +11,13 @@ from safetensors import SafetensorError
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
-from datamodules.geometry import boxes_to_frame, enlarge, image_to_frame, logits_to_original, place
 from experiments.config.grid import Prompt
-from experiments.deliver.confidence import Box, zoomed_box, zoomed_out
+from experiments.deliver.confidence import Box
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
+from experiments.stages.image_logits import image_logits
 from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.metrics import dice_score
-from lightning_modules.prompts import predicted_boxes, whole_image_boxes
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import for_inference
 from lightning_modules.segmenters.table import row_of
@@ -64,21 +63,13 @@ def load_run(
     return module.eval()
 
 
-def segment_images(
-    module: LightningModule, paths: Mapping[str, Path], *, prompt: Prompt
-) -> Iterator[tuple[str, np.ndarray]]:
-    """`segment_together` by one segmenter: the name and the mask."""
-    for name, mask, _ in segment_together([module], paths, prompt=prompt):
-        yield name, mask
-
-
 def segment_together(
     modules: Sequence[LightningModule],
     paths: Mapping[str, Path],
     *,
     prompt: Prompt,
     boxes: Mapping[str, Box] | None = None,
-    is_zoomed_out: bool = False,
+    view_zoom: float = 1.0,
 ) -> Iterator[tuple[str, np.ndarray, float]]:
     """Segment images one by one, at their own size, by the mean logits of several segmenters.
 
@@ -86,12 +77,9 @@ def segment_together(
         modules: From `load_run`, or any segmenters in eval mode, of any frames; they are moved to
             the GPU if there is one.
         paths: Image by name.
-        prompt: `whole_image`, or `predicted_box`: the box of the largest part of the model's own
-            whole-image mask, then one more pass. Neither knows where the head is. A U-Net takes
-            `whole_image` and sees no prompt.
+        prompt: See `image_logits`. Neither knows where the head is; a U-Net takes `whole_image`.
         boxes: The prompt of each image instead, by name.
-        is_zoomed_out: Show the segmenters `zoomed_out`'s view of each image (and its box there);
-            the mask is of that view.
+        view_zoom: See `image_logits`.
 
     Yields:
         The name; the mask, uint8 (H, W) in {0, 1}, all zero where nothing was found; and the
@@ -106,34 +94,10 @@ def segment_together(
     for name, path in paths.items():
         image = read_image(path)
         box = None if boxes is None else boxes[name]
-        if is_zoomed_out:
-            box = None if box is None else zoomed_box(box, size_hw=image.shape)
-            image = zoomed_out(image)
-        each = [_logits(module, image, name=name, prompt=prompt, box=box) for module in modules]
+        asked = {"name": name, "prompt": prompt, "box": box, "view_zoom": view_zoom}
+        try:
+            each = [image_logits(module, image, **asked) for module in modules]
+        except FloatingPointError as error:
+            raise InputError(str(error)) from error
         mask = np.mean(each, axis=0) > 0
         yield name, mask.astype(np.uint8), min(dice_score(own > 0, mask) for own in each)
-
-
-@torch.inference_mode()
-def _logits(
-    module: LightningModule, image: np.ndarray, *, name: str, prompt: Prompt, box: Box | None
-) -> np.ndarray:
-    """float32 (H, W) at the image's own size."""
-    config = module.config
-    placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
-    large = enlarge(placement, config.image_factor) if config.image_factor > 1 else placement
-    frame = image_to_frame(image, large).astype(np.float32) / 255.0
-    sizes = torch.tensor([placement.valid_hw], device=module.device)
-    batch = {"image": torch.from_numpy(frame)[None, None].to(module.device), "valid_hw": sizes}
-    asked = whole_image_boxes(sizes)
-    if box is not None:
-        # By its edges: then the box of a mask is that of the mask in the frame, as fits saw it.
-        outward = np.array([-0.5, -0.5, 0.5, 0.5])
-        in_frame = boxes_to_frame(np.array([box]) + outward, placement) - outward
-        asked = torch.from_numpy(in_frame).to(asked)
-    logits = module.predict(batch, asked)
-    if prompt == "predicted_box":
-        logits = module.predict(batch, predicted_boxes(logits, valid_hw=sizes))
-    if not torch.isfinite(logits).all():
-        raise InputError(f"{name}: the logits are not finite; fit the segmenter again")
-    return logits_to_original(logits.cpu(), placement)[0, 0].numpy()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from experiments.deliver.confidence import Box, zoomed_back
+from experiments.deliver.confidence import VIEW_ZOOM, Box
 
 PROMPTS = ("whole_image", "predicted_box")
 """Prompts that need no reference."""
@@ -26,7 +26,7 @@ def segmented(
     """`segment_together` by runs; shows how many, in place or by a line now and then in a log.
 
     Yields:
-        The name, the mask, the mask from the image zoomed out, zoomed back (None unless
+        The name, the mask, the mask from the image at `VIEW_ZOOM`, mapped back (None unless
         `has_second_view`), and how well the runs agree.
     """
     # Here, because it imports torch: a wrong path is refused before that.
@@ -41,8 +41,8 @@ def segmented(
         first = segment_together(modules, paths, **asked)
         second: Iterator[np.ndarray | None] = (None for _ in paths)
         if has_second_view:
-            again = segment_together(modules, paths, **asked, is_zoomed_out=True)
-            second = (zoomed_back(mask) for _, mask, _ in again)
+            again = segment_together(modules, paths, **asked, view_zoom=VIEW_ZOOM)
+            second = (mask for _, mask, _ in again)
         pairs = zip(first, second, strict=True)
         for done, ((name, mask, runs_dice), other) in enumerate(pairs, start=1):
             status.update(f"segmenting images {done}/{len(paths)}")

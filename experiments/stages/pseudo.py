@@ -8,21 +8,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from lightning import LightningModule
 
 from datamodules.annotation import image_of
 from datamodules.ellipse import Ellipse, rasterise
-from datamodules.geometry import enlarge, image_to_frame, logits_to_original, place, zoom
 from datamodules.head_ellipse import head_ellipse
 from datamodules.samples import Sample, trimester
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of
 from experiments.stages.fit import fitted_segmenter
+from experiments.stages.image_logits import image_logits
 from experiments.stages.stage_logger import log_pairs
 from lightning_modules.metrics import dice_score
-from lightning_modules.prompts import whole_image_boxes
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import for_inference
 
@@ -70,7 +68,6 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
 def two_views(
     module: LightningModule, samples: Sequence[Sample], *, view_zoom: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -87,36 +84,12 @@ def two_views(
     Raises:
         FloatingPointError: The logits are not finite.
     """
-    config = module.config
     for sample in samples:
-        image = image_of(sample)
-        placement = place(image.shape, frame_hw=config.frame_hw, mode=config.resize_mode)
-        large = enlarge(placement, config.image_factor)
-        frame = torch.from_numpy(image_to_frame(image, large).astype(np.float32) / 255)[None, None]
-        sizes = torch.tensor([placement.valid_hw], device=module.device)
-        masks = []
-        for factor in (1.0, view_zoom):
-            seen = {"image": _zoomed(frame, factor, valid_hw=large.valid_hw, beyond="zeros")}
-            batch = {"image": seen["image"].to(module.device), "valid_hw": sizes}
-            logits = module.predict(batch, whole_image_boxes(sizes)).float().cpu()
-            if not torch.isfinite(logits).all():
-                raise FloatingPointError(
-                    f"{sample.image_path}: the logits are not finite; fit the teacher again"
-                )
-            # What the second view did not show is taken from its border.
-            back = _zoomed(logits, 1 / factor, valid_hw=placement.valid_hw, beyond="border")
-            masks.append((logits_to_original(back, placement)[0, 0] > 0).numpy().astype(np.uint8))
-        yield masks[0], masks[1]
-
-
-def _zoomed(
-    pictures: torch.Tensor, factor: float, *, valid_hw: tuple[int, int], beyond: str
-) -> torch.Tensor:
-    """Zoom the part of a frame that is image about its own centre; the padding stays."""
-    height, width = valid_hw
-    moved = pictures.clone()
-    moved[..., :height, :width] = zoom(pictures[..., :height, :width], factor, beyond=beyond)
-    return moved
+        image, name = image_of(sample), str(sample.image_path)
+        first, second = (
+            image_logits(module, image, name=name, view_zoom=each) for each in (1.0, view_zoom)
+        )
+        yield (first > 0).astype(np.uint8), (second > 0).astype(np.uint8)
 
 
 def _require_labels(

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from deliver_parts import segment_images
 from folder_parts import write_hc18_folder
 from hc18_parts import TEST, TRAIN, all_batches, builder, ready
 from stage_parts import Stages
@@ -23,7 +24,6 @@ from datamodules.geometry import (
     shrink_mask,
 )
 from datamodules.prepared import prepare_images
-from experiments.deliver.inference import segment_images
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
 from experiments.stages.scoring import run_score, segment_with

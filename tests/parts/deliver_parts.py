@@ -8,11 +8,9 @@ import sys
 from dataclasses import asdict
 
 import cv2
-import numpy as np
 import pytest
 
 from datamodules.ellipse import Ellipse, rasterise
-from experiments.deliver.confidence import zoomed_out
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.unet.config import UnetConfig
 
@@ -69,6 +67,14 @@ def write_fit():
     return write
 
 
+def segment_images(module, paths, *, prompt):
+    """Name and mask of each image by one segmenter."""
+    from experiments.deliver.inference import segment_together
+
+    for name, mask, _ in segment_together([module], paths, prompt=prompt):
+        yield name, mask
+
+
 @pytest.fixture
 def run_dir(write_fit, tmp_path):
     """A random tiny segmenter's run, of a stage that is called anything."""
@@ -94,12 +100,10 @@ def hand_made(monkeypatch):
     """A head in every image, but for those that the test puts here by stem."""
     masks = {}
 
-    def segment(modules, paths, *, prompt, boxes=None, is_zoomed_out=False):
+    def segment(modules, paths, *, prompt, boxes=None, view_zoom=1.0):
         for name, path in paths.items():
             size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
-            mask = masks.get(name, rasterise(HEAD, size_hw=size_hw))
-            seen = (zoomed_out(mask * 255) > 127).astype(np.uint8) if is_zoomed_out else mask
-            yield name, seen, 1.0
+            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw)), 1.0
 
     monkeypatch.setattr("experiments.deliver.inference.segment_together", segment)
     return masks

@@ -6,8 +6,7 @@ import pytest
 
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.head_ellipse import head_ellipse
-from experiments.deliver.confidence import MIN_CONFIDENCE, judge, zoomed_back, zoomed_out
-from lightning_modules.metrics import dice_score
+from experiments.deliver.confidence import MIN_CONFIDENCE, judge
 
 SIZE_HW = (135, 200)
 HEAD = Ellipse(
@@ -58,11 +57,3 @@ def test_each_doubt_has_its_reason(mask, second, reason):
     assert reason in found.reason
     assert ";" not in found.reason
     assert (found.confidence < MIN_CONFIDENCE) == ("agree" in reason)
-
-
-def test_the_second_view_comes_back():
-    view = zoomed_out(head() * 255)
-    assert view.shape == SIZE_HW
-    assert (view > 127).sum() == pytest.approx(0.64 * head().sum(), rel=0.02)
-    assert not view[:13].any()
-    assert dice_score(zoomed_back(view > 127), head()) > 0.985

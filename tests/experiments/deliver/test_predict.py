@@ -9,12 +9,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from deliver_parts import HEAD
+from deliver_parts import HEAD, segment_images
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import read_hc18
-from experiments.deliver.inference import load_run, segment_images
+from experiments.deliver.inference import load_run
 from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
 from experiments.results.pictures import PREDICTION_RGB
 

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from deliver_parts import segment_images
 
 from datamodules.ellipse import Ellipse, rasterise
-from experiments.deliver.confidence import judge, zoomed_box, zoomed_out
-from experiments.deliver.inference import load_run, segment_images, segment_together
+from experiments.deliver.confidence import judge
+from experiments.deliver.inference import load_run, segment_together
 
 
 class ByHand:
@@ -104,18 +105,10 @@ def test_boxes_are_those_of_the_image(scan):
     module = ByHand((108, 160), 1, 1)
     asked = {"prompt": "whole_image", "boxes": {"a": box}}
     list(segment_together([module], {"a": scan}, **asked))
-    list(segment_together([module], {"a": scan}, **asked, is_zoomed_out=True))
+    list(segment_together([module], {"a": scan}, **asked, view_zoom=0.8))
     assert module.boxes[0] == pytest.approx([20, 10, 139, 99])
-    # The view is 64x43 px large, from column 8 and row 5 on.
-    view = [8 + 0.8 * 10, 5 + 43 / 54 * 5, 8 + 0.8 * 70 - 1, 5 + 43 / 54 * 50 - 1]
-    assert module.boxes[1] == pytest.approx(
-        [2 * c for c in view[:2]] + [2 * c + 1 for c in view[2:]]
-    )
-    drawn = np.zeros((54, 80), np.uint8)
-    drawn[5:50, 10:70] = 255
-    rows, columns = np.nonzero(zoomed_out(drawn) > 127)
-    found = zoomed_box(box, size_hw=(54, 80))
-    assert found == pytest.approx((columns.min(), rows.min(), columns.max(), rows.max()), abs=0.6)
+    # Edges from 19.5 and 9.5 to 139.5 and 99.5 move towards the middle, 79.5 and 53.5.
+    assert module.boxes[1] == pytest.approx([32, 18.8, 127, 89.8])
 
 
 def test_predict_by_boxes(sonosweep, write_fit, hc18_folder, tmp_path):

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from deliver_parts import HEAD, UNET
+from deliver_parts import HEAD, UNET, segment_images
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.errors import InputError
@@ -16,7 +16,7 @@ from datamodules.hc18 import HC18DataModule
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test
 from datamodules.settings import Cache, Frame
-from experiments.deliver.inference import load_run, segment_images
+from experiments.deliver.inference import load_run
 from experiments.deliver.submission import (
     COLUMNS,
     ellipse_of_mask,
