@@ -17,7 +17,7 @@ from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Candidates, Fidelity, Picture
 from experiments.results.rows import with_defaults
 from experiments.runner.sweep import NodeRun, Sweep
-from experiments.stages.fidelity import fidelity_rows
+from experiments.stages.fidelity_table import fidelity_rows
 
 N_PAIRS = 6
 N_REJECTED = 8

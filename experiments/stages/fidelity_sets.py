@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from datamodules.geometry import image_to_frame, mask_to_frame, place
+from experiments.stages.fidelity_table import NEIGHBOURS
 from experiments.stages.gate import fingerprints, mirrored
 from lightning_modules.fidelity import (
     chance_agreement,
@@ -26,7 +27,6 @@ MATCHED_DRAWS = 20
 """Random subsets over which precision and its kin are averaged, where sets differ in size."""
 COPY_QUANTILE = 0.01
 NEAREST_PAIRS = 5
-NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,8 +33,9 @@ def test_every_row_names_a_function_of_one_context(stage):
     assert list(inspect.signature(STAGES[stage].load()).parameters) == ["context"]
 
 
-def test_the_table_is_read_without_torch():
-    code = "import sys; import experiments.plan.stage_table; print('torch' in sys.modules)"
+def test_the_table_is_read_and_reports_are_written_without_torch():
+    names = "experiments.plan.stage_table, experiments.results.report_content"
+    code = f"import sys; import {names}; print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
 

@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.stages.fidelity import fidelity_rows, summarise_fidelity
+from experiments.stages.fidelity import summarise_fidelity
 from experiments.stages.fidelity_sets import FidelitySet
+from experiments.stages.fidelity_table import fidelity_rows
 from lightning_modules.fidelity import (
     mask_agreement,
     nearest_distance,
