@@ -19,7 +19,7 @@ from datamodules import fetch
 from datamodules.attribution import HC18_LICENCE
 from datamodules.download import RemoteFile, RetryPolicy, download
 from datamodules.errors import InputError
-from datamodules.fetch import HC18_MD5, RECORD_URL, fetch_hc18, unpack
+from datamodules.fetch import fetch_hc18, unpack
 from datamodules.samples import read_hc18
 from experiments.__main__ import main
 
@@ -165,16 +165,12 @@ def test_what_goes_wrong_and_then_well(server, tmp_path, script, has_ranges, n_a
     assert get(server, tmp_path).n_training == 12
     assert server.times(BIG) == n_asked
     assert not (tmp_path / ".fetch").exists()
-
-
-def test_a_cut_connection_goes_on_where_it_stopped(server, tmp_path):
-    server.script[BIG] = ["cut"] * 5
-    get(server, tmp_path)
-    starts, have, size = [None], 0, len(server.files[BIG])
-    for _ in range(5):
-        have += (size - have) // 2
-        starts.append(f"bytes={have}-")
-    assert [wanted for name, wanted in server.asked if name == BIG] == starts
+    if n_asked == 6:
+        have, size = [0], len(server.files[BIG])
+        while len(have) < n_asked:
+            have.append(have[-1] + (size - have[-1]) // 2)
+        wanted = [None, *(f"bytes={n}-" for n in have[1:])]
+        assert [asked for name, asked in server.asked if name == BIG] == wanted
 
 
 def test_a_stopped_fetch_goes_on_in_the_next(server, tmp_path):
@@ -199,10 +195,8 @@ def test_a_stopped_fetch_goes_on_in_the_next(server, tmp_path):
         ({BIG: [b"less"] * 3}, True, r"4 bytes on the server, \d+ in the record", 3),
         ({BIG: ["html"]}, True, "answers with a web page; look at it in a browser", 1),
         ({CSVS[0]: [404]}, True, r"HC.csv/content: HTTP 404 Not Found; look at it", 0),
-        ({"record": [404]}, True, "/record: HTTP 404 Not Found", 0),
         ({"record": ["html"]}, True, "/record: answers with a web page", 0),
         ({"record": [HTML]}, True, "answers no JSON", 0),
-        ({"record": [b"[]"]}, True, "not a record with files", 0),
         ({"record": [b'{"files": [{"key": "a"}]}']}, True, "not a record with files", 0),
         ({"record": [b'{"files": []}']}, True, r"the record holds no \w+\.csv", 0),
     ],
@@ -252,15 +246,12 @@ def test_what_an_earlier_fetch_left(server, tmp_path, left, n_asked):
     assert (get(server, tmp_path).n_training, server.times(BIG)) == (12, n_asked)
 
 
-def test_a_server_without_the_part_is_asked_for_all(tmp_path, server):
+def test_a_server_without_the_part_is_asked_for_all_and_an_empty_file_is_one(tmp_path, server):
     # The server's file is shorter than the part, the record says longer.
     (tmp_path / "a.part").write_bytes(b"x" * 10)
     with pytest.raises(InputError, match="10 bytes on the server, 11 in the record"):
         download(one_file(server, b"0123456789", size_bytes=11), tmp_path, retry=QUICK)
     assert server.asked[:2] == [("a", "bytes=10-"), ("a", None)]
-
-
-def test_an_empty_file(tmp_path, server):
     assert download(one_file(server, b""), tmp_path, retry=QUICK).read_bytes() == b""
 
 
@@ -338,7 +329,6 @@ def link(name):
     ("entries", "message"),
     [
         ([("../evil.png", b"x")], "'../evil.png' is not expected there; not unpacked"),
-        ([("/tmp/evil.png", b"x")], "is not expected there"),
         ([("set\\evil.png", b"x")], "is not expected there"),
         ([(link("set/a.png"), b"/etc/passwd")], "is not expected there"),
         ([("set/run.sh", b"x")], "is not expected there"),
@@ -346,7 +336,6 @@ def link(name):
         ([("set/a.png", b"x"), ("a.png", b"y")], "'a.png' is not expected there"),
         ([("__MACOSX/set/._a.png", b"x")], "holds no PNG file"),
         ([("set/a.png", bytes(10_000_000))], "would unpack to 10 MiB, far more"),
-        ([], "holds no PNG file"),
         (b"no zip", "cannot be unpacked"),
         (b"damaged", "Bad CRC-32"),
     ],
@@ -365,18 +354,12 @@ def test_strange_archives_are_not_unpacked(tmp_path, entries, message):
     assert [path.name for path in tmp_path.iterdir()] in (["set.zip"], ["set.zip", "in"])
 
 
-@pytest.mark.parametrize("top", ["", "test_set/"])
-def test_flat_archives_and_clutter(tmp_path, hc18_folder, top):
-    clutter = [("__MACOSX/._a.png", b"x"), ("test_set/.DS_Store", b"x"), ("Thumbs.db", b"x")]
-    path = tmp_path / "test_set.zip"
-    path.write_bytes(
-        zipped(hc18_folder / "test_set", top=top, extra=[("test_set/", b""), *clutter])
-    )
-    unpack(path, tmp_path / "in" / "test_set")
-    assert {each.name for each in (tmp_path / "in" / "test_set").iterdir()} == {
-        "000_HC.png",
-        "001_HC.png",
-    }
+def test_flat_archives_and_clutter(tmp_path, hc18_folder):
+    clutter = [("test_set/", b""), ("__MACOSX/._a.png", b"x"), ("test_set/.DS_Store", b"x")]
+    path, folder = tmp_path / "test_set.zip", tmp_path / "in" / "test_set"
+    path.write_bytes(zipped(hc18_folder / "test_set", top="", extra=clutter))
+    unpack(path, folder)
+    assert {each.name for each in folder.iterdir()} == {"000_HC.png", "001_HC.png"}
 
 
 def test_the_command(server, tmp_path, monkeypatch, capsys):
@@ -412,13 +395,3 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):
         0,
         True,
     )
-
-
-def test_the_record_is_the_official_one():
-    assert RECORD_URL == "https://zenodo.org/api/records/1327317"
-    assert HC18_MD5 == {
-        "training_set.zip": "00eb8198",
-        "test_set.zip": "8402af5d",
-        "training_set_pixel_size_and_HC.csv": "c0761518",
-        "test_set_pixel_size.csv": "8476dc19",
-    }

@@ -96,19 +96,14 @@ def test_jobs_that_start_together_are_one_array_of_single_commands(tmp_path, fak
     ]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["slurm.gpus=0"], []),
-        (["slurm.gpus=2", "trainer.accelerator=cpu"], []),
-        (["trainer.devices=2"], ["#SBATCH --gpus-per-node=2"]),
-        (["slurm.gpus=2"], ["#SBATCH --gpus-per-node=2"]),
-    ],
-)
-def test_gpus_of_a_job(fake, make, overrides, expected):
-    start(make(*overrides), [node("a")])
-    (script,) = fake.scripts()
-    assert [line for line in script.splitlines() if line.startswith("#SBATCH --gpus")] == expected
+def test_gpus_of_a_job(fake, make):
+    none = ["slurm.gpus=0"], ["slurm.gpus=2", "trainer.accelerator=cpu"]
+    two = ["trainer.devices=2"], ["slurm.gpus=2"]
+    for number, overrides in enumerate((*none, *two)):
+        start(make(*overrides), [node(f"n{number}")])
+        lines = fake.scripts()[-1].splitlines()
+        found = [line for line in lines if line.startswith("#SBATCH --gpus")]
+        assert found == (["#SBATCH --gpus-per-node=2"] if overrides in two else [])
 
 
 @pytest.mark.parametrize(
@@ -147,9 +142,7 @@ LOG = "log in the sweep's folder slurm/"
     [
         ("TIMEOUT 0", True, f"ended as TIMEOUT (slurm.time_min), {LOG}"),
         ("FAILED 33280", True, LIMIT),
-        ("FAILED 36608", True, LIMIT),
         ("FAILED 0:9", True, f"ended as FAILED (exit code -9), {LOG}"),
-        ("FAILED 15", True, f"ended as FAILED (exit code -15), {LOG}"),
         ("FAILED 256", False, f"ended as FAILED (exit code 1), {LOG}"),
         ("COMPLETED 0", False, f"ended as COMPLETED, {LOG}"),
         ("CANCELLED 15", False, f"ended as CANCELLED (by scancel), {LOG}"),
@@ -246,7 +239,7 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     assert names == [fake.name_of(number) for number in (101, 102, 103)]
 
 
-def test_a_batch_that_was_just_being_sent_is_cancelled(fake, make):
+def test_a_batch_that_was_just_being_sent_is_cancelled_and_a_damaged_ledger_is_named(fake, make):
     launcher = make()
     start(launcher, [node("a")], [node("b")])
     (batch,) = read_ledger(launcher.folder)
@@ -256,10 +249,6 @@ def test_a_batch_that_was_just_being_sent_is_cancelled(fake, make):
     assert SlurmLauncher(launcher._config).adopt() == {}
     assert fake.calls("scancel") == ["101"]
     assert read_ledger(launcher.folder) == []
-
-
-def test_a_damaged_ledger_is_named(make):
-    launcher = make()
     (launcher.folder / "jobs.json").write_text(json.dumps({"batches": [{"name": "x"}]}))
     with pytest.raises(InputError, match=r"jobs\.json: damaged .*remove it"):
         launcher.adopt()
@@ -289,9 +278,8 @@ def test_the_first_refusal_ends_the_sweep_in_sbatchs_words(fake, make, capfd):
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("said", ["Requested node configuration", "Socket timed out on send/recv"])
-def test_a_later_refusal_that_lasts_fails_its_stages(fake, sent, monkeypatch, said):
-    launcher, _ = sent
+def test_a_later_refusal_that_lasts_fails_its_stages(fake, sent, monkeypatch):
+    (launcher, _), said = sent, "Requested node configuration"
     fake.show(j101="RUNNING 0")
     monkeypatch.setattr(slurm, "GIVE_UP_AFTER_S", 0.0)
     (fake.folder / "refuse").write_text(f"sbatch: error: {said}\n")

@@ -14,7 +14,7 @@ from store_parts import Held, begin, fail, finish, plan_sweep, run_command, stag
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
 from experiments.store import clean as clean_module
-from experiments.store.clean import Selection, choose, clean_inventory, orphans, parse_age, remove
+from experiments.store.clean import Selection, clean_inventory, orphans, parse_age, remove
 from experiments.store.guard import claim_store, use_store, use_sweep
 from experiments.store.inventory import Artefact, take_inventory
 from experiments.store.plan_file import PlanFile
@@ -165,6 +165,8 @@ OF_A = {"fit/a", "score/a", "embed/a", "embeddings/00/00only-a.npy"}
         ),
         ({"sweeps": ("a",), "stages": ("score",)}, {"score/a"}),
         ({"orphans": True, "stages": ("fit",)}, {"fit/old"}),
+        # What sweeps refer to is spared.
+        ({"stages": ("fit",)}, {"fit/old"}),
         # The orphan's own index still stands, so its files do.
         ({"stages": ("embeddings",)}, {NOBODYS}),
         # Prepared images go only when they are named.
@@ -183,16 +185,6 @@ def test_nothing_but_prepared_images_is_left_after_all(root):
     assert gone(root, stages=("prepared",)) == {"prepared/prepared-0123/images.npy"}
     assert [path.name for path in (root / "store" / "prepared").iterdir()] == []
     assert set(files(root / "store")) == {"VERSION.json"}
-
-
-def test_a_stage_alone_spares_what_sweeps_refer_to(root):
-    choice = choose(take_inventory(root), Selection(stages=("fit",)))
-    assert [each.key for each in choice.removed] == ["fit/old"]
-    assert {each.key: why for each, why in choice.kept} == {
-        "fit/a": "sweep a refers to it",
-        "fit/ab": "sweep a, b refers to it",
-        "fit/b": "sweep b refers to it",
-    }
 
 
 def test_age_is_that_of_the_last_use(root):
@@ -275,22 +267,19 @@ def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
     held[0].__exit__()
 
 
-@pytest.mark.parametrize("text", ["", "[1]", '{"a": 3}', '{"a": [["x"]]}'])
-def test_an_index_that_cannot_be_read_keeps_everything_without_a_name(root, text):
-    (root / "store" / "embed" / "ab" / "embeddings.json").write_text(text)
-    assert {"embeddings/v0view", "embeddings/ff-nobody"} <= set(reasons(root, orphans=True))
+def test_an_index_that_cannot_be_read_keeps_everything_without_a_name(root):
+    for text in ("", "[1]", '{"a": 3}', '{"a": [["x"]]}'):
+        (root / "store" / "embed" / "ab" / "embeddings.json").write_text(text)
+        assert {"embeddings/v0view", "embeddings/ff-nobody"} <= set(reasons(root, orphans=True))
 
 
-def test_interrupted_and_failed_stages_are_kept_for_their_sweep(root):
+def test_unfinished_stages_stay_with_their_sweep_and_temporary_files_are_nobodys(root):
     plan_sweep(root, "c", plan_of("fit/c", "fit/c2"))
     begin(root, "fit/c")
     fail(root, "fit/c2", "ValueError: no")
     fail(root, "fit/lost", "ValueError: no")
     assert keys_of(root, state="unfinished") == {"fit/c", "fit/c2", "fit/lost"}
     assert gone(root, orphans=True, stages=("fit",)) == {"fit/old", "fit/lost"}
-
-
-def test_temporary_files_of_killed_writers_are_orphans(root):
     left = {"embeddings/00/.00x.npy.abc", "prepared/.prepared-9.abc/images.npy"}
     for name in left:
         (root / "store" / name).parent.mkdir(exist_ok=True)
@@ -389,7 +378,7 @@ prepared        1  5.0 kB        ?  40 d ago
 all: 3 embed, 5 fit, 1 score, 5 embeddings, 1 prepared (14
 kB)
 orphans, which no sweep refers to: 1 embed, 2 fit, 2
-embeddings (2.3 kB)
+embeddings (2.4 kB)
 interrupted or failed: 1 fit (25 B)
 remove with --orphans, --sweep NAME, --stage STAGE,
 --older-than 30d, and --yes
@@ -407,24 +396,18 @@ def test_the_list_is_read_at_60_columns_and_removes_nothing(root, monkeypatch, c
     assert files(root) == before
 
 
-@pytest.mark.parametrize(
-    ("words", "screen"),
-    [
-        (
-            ["--orphans", "--stage", "fit"],
-            "  fit/old  1.3 kB\nwould remove 1 fit (1.3 kB); add --yes to do it\n",
-        ),
-        (["--orphans", "--stage", "fit", "--yes"], "removed 1 fit (1.3 kB)\n"),
-        (
-            ["--stage", "score", "--older-than", "0d"],
-            "would remove nothing\nkept 1 score (1.3 kB): sweep a refers to it\n",
-        ),
-    ],
-)
-def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys, words, screen):
-    before = files(root)
-    assert run_command(monkeypatch, capsys, "clean", "--root", root, *words) == (0, screen, "")
-    assert (files(root) == before) == ("--yes" not in words)
+def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys):
+    def clean(*words):
+        return run_command(monkeypatch, capsys, "clean", "--root", root, *words)
+
+    before, fits = files(root), ("--orphans", "--stage", "fit")
+    said = "would remove nothing\nkept 1 score (1.3 kB): sweep a refers to it\n"
+    assert clean("--stage", "score", "--older-than", "0d") == (0, said, "")
+    said = "  fit/old  1.3 kB\nwould remove 1 fit (1.3 kB); add --yes to do it\n"
+    assert clean(*fits) == (0, said, "")
+    assert files(root) == before
+    assert clean(*fits, "--yes") == (0, "removed 1 fit (1.3 kB)\n", "")
+    assert files(root) != before
 
 
 @pytest.mark.parametrize(
@@ -433,7 +416,6 @@ def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys, wo
         ("--older-than soon", "write a number and h, d or w, as 30d"),
         ("--sweep c", "no such sweep in {root}; known: a, b"),
         ("--stage fits", "the store holds none; it holds embed, embeddings, fit, prepared, score"),
-        ("--stage fits --yes", "the store holds none; it holds embed, embeddings, fit, prepared, "),
     ],
 )
 def test_bad_words_end_with_one_line(root, monkeypatch, capsys, words, said):
@@ -443,25 +425,11 @@ def test_bad_words_end_with_one_line(root, monkeypatch, capsys, words, said):
     assert err.startswith(f"error: {' '.join(given[:2])}: {said.format(root=root)}")
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("0d", 0.0), ("12h", 43200.0), ("30d", 2592000.0), ("2w", 1209600.0)]
-)
-def test_ages(text, seconds):
-    assert parse_age(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "30", "d", "-1d", "1.5d", "30 d", "9999999d"])
-def test_no_ages(text):
-    with pytest.raises(InputError, match="write a number and h, d or w, as 30d"):
-        parse_age(text)
-
-
-@pytest.mark.parametrize(
-    ("n_bytes", "text"),
-    [
-        *((0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (12_345, "12 kB"), (1.2e6, "1.2 MB")),
-        (3.5e16, "35000 TB"),
-    ],
-)
-def test_sizes(n_bytes, text):
-    assert format_bytes(n_bytes) == text
+def test_ages_and_sizes():
+    assert [parse_age(text) for text in ("0d", "12h", "30d", "2w")] == [0, 43200, 2592000, 1209600]
+    for text in ("", "30", "d", "-1d", "1.5d", "30 d", "9999999d"):
+        with pytest.raises(InputError, match="write a number and h, d or w, as 30d"):
+            parse_age(text)
+    texts = {0: "0 B", 999: "999 B", 1000: "1.0 kB", 12_345: "12 kB", 1.2e6: "1.2 MB"}
+    assert {n_bytes: format_bytes(n_bytes) for n_bytes in texts} == texts
+    assert format_bytes(3.5e16) == "35000 TB"
