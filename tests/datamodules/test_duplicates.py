@@ -132,13 +132,3 @@ def test_a_cohorts_mask_of_another_size_is_refused_with_both_sizes(tmp_path):
     with pytest.raises(InputError, match=r"2_Annotation\.png: 40x27 px.*has 80x54") as error:
         build_index(read_cohort(tmp_path / "a"))
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.long
-def test_hc18_beside_itself_gives_every_image_and_the_pairs_within(real_hc18_root):
-    index = build_index(read_hc18(real_hc18_root))
-    found = cross_cohort_duplicates({"first": index, "second": index})
-    # Every image is its own copy; beyond these only the known pairs, in both orders.
-    assert sum(len(set(pair.sample_ids)) == 1 for pair in found) == len(index.rows)
-    others = {tuple(sorted(pair.sample_ids)) for pair in found if len(set(pair.sample_ids)) == 2}
-    assert others == {tuple(sorted(pair)) for pair in index.duplicates}

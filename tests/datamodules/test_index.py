@@ -7,7 +7,12 @@ import pytest
 from datamodules.cohort import read_cohort
 from datamodules.duplicates import correlations, fingerprint, group_ids, near_duplicate_pairs
 from datamodules.errors import InputError
-from datamodules.index import Index, build_index, data_manifest_sha256
+from datamodules.index import (
+    Index,
+    build_index,
+    cross_cohort_duplicates,
+    data_manifest_sha256,
+)
 from datamodules.samples import HC18_CSV, read_hc18
 from datamodules.summary import summary
 
@@ -162,10 +167,34 @@ def test_cohort_without_pixel_sizes(hc18_folder, tmp_path):
     assert summary(index)["findings"] == ["no pixel sizes: measures in mm are left out"]
 
 
-def test_known_duplicates_of_hc18_and_no_others(real_hc18_root):
-    index = build_index(read_hc18(real_hc18_root))
-    present = {row.sample_id for row in index.rows}
+@pytest.fixture(scope="module")
+def real_index(real_hc18_root):
+    return build_index(read_hc18(real_hc18_root))
+
+
+def test_known_duplicates_of_hc18_and_no_others(real_index):
+    present = {row.sample_id for row in real_index.rows}
     expected = {pair for pair in KNOWN_DUPLICATES if present.issuperset(pair)}
-    found = {tuple(sorted(pair)) for pair in index.duplicates}
+    found = {tuple(sorted(pair)) for pair in real_index.duplicates}
     # 720_2HC is absent where this was measured: tolerated either way.
     assert found ^ expected <= {("720_2HC", "720_HC")}
+
+
+def test_real_annotations_reproduce_the_csv(real_index):
+    errors_mm = {"outline": [], "filled": []}
+    for row in real_index.rows:
+        errors_mm[row.kind].append(abs(row.hc_fit_mm - row.hc_mm))
+        assert row.residual_px < 0.3
+    for kind, mean_mm, max_mm in (("outline", 0.01, 0.05), ("filled", 0.10, 0.7)):
+        if errors_mm[kind]:
+            assert np.mean(errors_mm[kind]) <= mean_mm
+            assert np.max(errors_mm[kind]) <= max_mm
+
+
+@pytest.mark.long
+def test_hc18_beside_itself_gives_every_image_and_the_pairs_within(real_index):
+    found = cross_cohort_duplicates({"first": real_index, "second": real_index})
+    # Every image is its own copy; beyond these only the known pairs, in both orders.
+    assert sum(len(set(pair.sample_ids)) == 1 for pair in found) == len(real_index.rows)
+    others = {tuple(sorted(pair.sample_ids)) for pair in found if len(set(pair.sample_ids)) == 2}
+    assert others == {tuple(sorted(pair)) for pair in real_index.duplicates}
