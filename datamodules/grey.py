@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 
@@ -36,6 +35,9 @@ def grey_of(pixels: np.ndarray, *, is_rgb: bool = False) -> AnyImage:
         is_rgb: Whether red comes first.
     """
     if pixels.ndim == 3:
+        # Layouts are listed by commands that must answer at once.
+        import cv2
+
         # Cut before the conversion: it cares for 3 channels alone. Grey with alpha comes as BGRA.
         order = cv2.COLOR_RGB2GRAY if is_rgb else cv2.COLOR_BGR2GRAY
         pixels = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), order)

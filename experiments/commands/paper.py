@@ -67,7 +67,7 @@ def cohort_words(words: list[str]) -> list[str]:
     Raises:
         InputError: A folder without images or masks; the variable is named.
     """
-    from datamodules.samples import read_cohort
+    from datamodules.cohort import read_cohort
 
     if any(word.startswith("data.test_cohorts=") for word in words):
         return []
