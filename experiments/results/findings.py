@@ -156,7 +156,7 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     chosen = headline_contrasts(contrasts.choices).iterrows()
     sentences += [choice_sentence(row, shown=shown) for _, row in chosen]
     if compared.empty:
-        sentences.append("No two conditions can be compared yet.")
+        sentences += [] if sentences else ["No two conditions can be compared yet."]
     else:
         cohort = compared["test_cohort"].iloc[0]
         own = compared[compared["test_cohort"] == cohort]

@@ -5,9 +5,11 @@ Each has at most 25 words. `findings` says the rest, below.
 
 import pandas as pd
 
+from datamodules.choices import CHOICES
 from experiments.config.conditions import condition_phrase
 from experiments.results.axes import is_control, series_label
 from experiments.results.cells import cells
+from experiments.results.choosing import headline_contrasts
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
@@ -23,15 +25,20 @@ MAX_WORDS = 25
 
 
 def verdict_sentences(contrasts: Contrasts) -> list[str]:
-    """Say what the comparison that counts found: the primary one, or else the first.
+    """Say what the comparison that counts found: the primary one, or else the first of conditions,
+    or else the first of choices of the labelled images.
 
     Returns:
         Three sentences, or one that says why there is nothing to say yet.
     """
     row = leading_row(contrasts)
-    if row is None:
+    if row is not None:
+        return [_compared(row), _came_out(row), _how_sure(row)]
+    chosen = headline_contrasts(contrasts.choices)
+    if chosen.empty:
         return ["No two conditions can be compared yet."]
-    return [_compared(row), _came_out(row), _how_sure(row)]
+    row = chosen.iloc[0]
+    return [_compared_choices(row), _came_out(row), _how_sure(row)]
 
 
 def leading_row(contrasts: Contrasts) -> pd.Series | None:
@@ -100,6 +107,15 @@ def _compared(row: pd.Series) -> str:
         amount += f", {row['n_more_labels']:.0f} more behind the pairs"
     who = f", segmenter {row['segmenter']}" if row.get("segmenter") else ""
     return f"We compared {first} with {second}: {amount}{who}, tested on {row['test_cohort']}."
+
+
+def _compared_choices(row: pd.Series) -> str:
+    first, second = (CHOICES[row[name]].phrase for name in ("choice", "against"))
+    what, amount = condition_phrase(row["condition"]).rstrip(","), f"{row['n_real']:.0f}"
+    return (
+        f"We compared labelling {first} with labelling {second}: {amount} of them, {what}, "
+        f"tested on {row['test_cohort']}."
+    )
 
 
 def _came_out(row: pd.Series) -> str:

@@ -17,6 +17,7 @@ from experiments.results.report import ReportContent, render_report
 from experiments.results.rows import read_rows, with_defaults
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks, footnotes
+from experiments.results.verdict import MAX_WORDS, verdict_sentences
 
 STATISTICS = StatisticsConfig(primary=ContrastConfig(enabled=False), bootstrap_samples=200)
 BASE = np.array([0.80, 0.85, 0.90, 0.70])
@@ -92,6 +93,16 @@ def test_conditions_are_compared_within_a_choice(per_image):
     assert len(family) == 4
     assert set(family["choice"]) == {"random", "by_size"}
     assert family["mean"].to_numpy() == pytest.approx(0.03)
+
+
+def test_a_sweep_of_choices_alone_says_first_what_choosing_changed(per_image):
+    real = per_image[per_image["condition"] == "real"]
+    first, *others = verdict_sentences(all_contrasts(real, statistics=STATISTICS))
+    assert first.startswith("We compared labelling ")
+    assert "with labelling random images: " in first
+    assert all(len(sentence.split()) <= MAX_WORDS for sentence in (first, *others))
+    assert others[0].startswith("Dice ")
+    assert others[1].startswith("The 95 % interval")
 
 
 def test_table_sentence_columns_and_lines_name_the_choice(per_image):
