@@ -28,7 +28,13 @@ def draw_candidates(context, module, ids):
         height, width = pictures.shape[-2:]
         for number, picture in enumerate(pictures):
             centre = (width * (0.45 + 0.01 * (number % 10)), height * 0.5)
-            ellipse = Ellipse(*centre, width * 0.3, height * 0.25, 0.1 * number)
+            ellipse = Ellipse(
+                center_x_px=centre[0],
+                center_y_px=centre[1],
+                semi_major_px=width * 0.3,
+                semi_minor_px=height * 0.25,
+                theta_rad=0.1 * number,
+            )
             line = draw_outline(ellipse, size_hw=(height, width), thickness_px=3.0)
             picture[2] = torch.from_numpy(line).to(picture)
         return pictures
