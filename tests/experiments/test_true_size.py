@@ -111,6 +111,7 @@ def swept(models, tmp_path_factory):
         *(f"sweep.real_count={list(AMOUNTS)}", "statistics.primary.real_count=5"),
         *("statistics.primary.baseline=real", "segmenter.epochs=5", "evaluation.controls=[]"),
     )
+    python("-m", "experiments", "table", root / "runs" / "paper-hc18", "--kind", "paper")
     return root / "runs"
 
 
