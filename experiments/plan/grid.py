@@ -101,10 +101,10 @@ def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:
     Raises:
         InputError: If a condition is left without an amount.
     """
-    notes: dict[str, None] = {}
-    wants = [c for _, c in config.arms() if config.condition(c).uses_unlabelled]
     if data.unlabelled:
         return []
+    notes: dict[str, None] = {}
+    wants = [c for _, c in config.arms() if config.condition(c).uses_unlabelled]
     for fold in config.sweep.fold:
         n_train = len(data.folds[fold].train)
         amounts = _amounts(config, n_train=n_train)
