@@ -184,10 +184,10 @@ def test_slurm_is_needed_where_it_is_asked_for(bare):
 
 
 def test_a_command_that_hangs_or_cannot_be_started_is_left(bare, tmp_path):
-    bare("slow", "exec /bin/sleep 30")
+    bare("slow", "exec /bin/sleep 120")
     started = time.monotonic()
     assert ask("slow", timeout_s=0.2) == (None, "slow gave no answer within 0.2 s")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     (tmp_path / "bin" / "odd").write_bytes(b"\x00\x01no program")
     (tmp_path / "bin" / "odd").chmod(0o755)
     assert ask("odd") == (None, "odd cannot be started (Exec format error)")
@@ -200,10 +200,10 @@ def test_checkers_that_raise_or_hang_do_not_take_the_others_along():
         raise ImportError("libGL.so.1: cannot open\nshared object file")
 
     good = Check("ok", "fine")
-    checkers = {"a": broken, "b": lambda _: time.sleep(20), "good": lambda _: good}
+    checkers = {"a": broken, "b": lambda _: time.sleep(120), "good": lambda _: good}
     started = time.monotonic()
     found = dict(run_checks(checkers, load_config(TOY, []), timeout_s=0.3))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert [check.mark for check in found.values()] == ["warn", "warn", "ok"]
     assert "ImportError: libGL.so.1: cannot open shared object file" in found["a"].text
     assert found["b"].text == "no answer within 0.3 s"

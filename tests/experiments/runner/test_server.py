@@ -24,7 +24,7 @@ def work(end, seconds):
 if __name__ == "__main__":
     is_killed, spawner = sys.argv[1] == "killed", start_server([])
     here, there = spawner.Pipe()
-    process = spawner.Process(target=work, args=(there, 30 if is_killed else 0))
+    process = spawner.Process(target=work, args=(there, 3600 if is_killed else 0))
     process.start()
     print(*here.recv(), flush=True)
     if is_killed:
@@ -44,7 +44,7 @@ def start(tmp_path, *words):
         env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": str(Path.cwd())},
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=300,
         check=False,
     )
     return folder, ended
@@ -62,23 +62,21 @@ def test_a_long_temporary_folder_is_used_but_for_sockets(tmp_path):
 
 
 def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
-    """Whoever holds the pipe lets `sonosweep ... | tail` wait."""
-    started = time.monotonic()
+    """Whoever holds the pipe lets `sonosweep ... | tail` wait, and `start` run out of time."""
     _, ended = start(tmp_path, "killed")
     assert ended.returncode == -9
     assert ended.stdout, ended.stderr
-    assert time.monotonic() - started < 15
 
 
 def load(end):
     end_with_parent(0)
     end.send("loads")
-    time.sleep(30)
+    time.sleep(600)
 
 
 def stage(end):
     multiprocessing.get_context("fork").Process(target=load, args=(end,)).start()
-    time.sleep(30)
+    time.sleep(600)
 
 
 def test_a_loader_ends_with_the_process_that_it_loads_for():
@@ -88,6 +86,6 @@ def test_a_loader_ends_with_the_process_that_it_loads_for():
     there.close()
     assert here.recv() == "loads"
     process.kill()
-    assert here.poll(10)
+    assert here.poll(300)
     with pytest.raises(EOFError):
         here.recv()

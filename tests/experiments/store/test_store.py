@@ -150,10 +150,8 @@ def test_lock_is_released_when_its_holder_is_killed(run_dir):
         holder.send_signal(signal.SIGKILL)
         assert holder.wait(timeout=10) == -signal.SIGKILL
         assert is_free(run_dir)
-        started = time.monotonic()
         with hold(run_dir):
             assert not is_free(run_dir)
-        assert time.monotonic() - started < 5
     finally:
         holder.kill()
         holder.wait()

@@ -3,7 +3,6 @@
 import hashlib
 import subprocess
 import sys
-import time
 import warnings
 
 import cv2
@@ -89,13 +88,10 @@ def test_the_search_for_weights_imports_no_torch():
         "from lightning_modules.segmenters.sam.config import SegmenterConfig; SegmenterConfig(); "
         "find_lite_weights(); print('torch' in sys.modules)"
     )
-    start = time.perf_counter()
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, check=True, text=True
     )
     assert output.stdout.strip() == "False"
-    # A tenth of this on an idle machine.
-    assert time.perf_counter() - start < 5
 
 
 def test_encoder_ids_differ(tmp_path, monkeypatch):
