@@ -6,13 +6,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.choices import choice_order
 from datamodules.config import AUGMENT_VERSION
 from datamodules.errors import InputError
 from experiments.config.conditions import ConditionConfig
 from experiments.config.schema import JUDGE, ExperimentConfig
-from experiments.plan.nodes import DataView, Node
+from experiments.plan.nodes import Cell, DataView, Node
 from lightning_modules.segmenters.table import predicting, row_of
 
 UNNAMED = ("", "sam", JUDGE)
@@ -24,8 +23,8 @@ class Pairs:
     """The pairs that a condition adds: the stage that made them, and whose labels they hold."""
 
     key: str
-    source: str
-    """The stage whose pairs are embedded: where a gate chose, all that it chose from."""
+    embedded: str = ""
+    """The stage whose pairs are embedded instead: where a gate chose, all that it chose from."""
     n: int
     what: str
     """Their number and a readable name."""
@@ -69,22 +68,25 @@ class Nodes:
         self.nodes.setdefault(node.key, node)
         return node.key
 
-    def support(
-        self, support: int, count: int, *, fold: int, choice: str = DEFAULT_CHOICE
-    ) -> list[str]:
-        """The first `count` train images in the order of a choice and support."""
-        return self._order(choice, support, fold)[:count]
+    def images_of(self, cell: Cell) -> list[str]:
+        """Its labelled images: the first train images in the order of its choice and support."""
+        return self._order(cell.choice, cell.support, cell.fold)[: cell.n_real]
 
     def _order_of(self, choice: str, support: int, fold: int) -> list[str]:
         units = [self.data.units[sample_id] for sample_id in self.data.folds[fold].train]
         return choice_order(units, choice=choice, support=support)
 
-    def unlabelled(self, ids: Sequence[str], *, fold: int) -> list[str]:
+    def unlabelled(self, cell: Cell) -> list[str]:
         """What a trial may read without labels: train images beyond its own, and those that have
         no annotation at all."""
-        own, train = set(ids), self.data.folds[fold].train
+        own, train = set(self.images_of(cell)), self.data.folds[cell.fold].train
         left = [sample_id for sample_id in train if sample_id not in own]
         return [*left, *self.data.unlabelled]
+
+    def validation(self, cell: Cell) -> list[str]:
+        """The validation images whose labels a fit reads; none without early stopping."""
+        uses = self.settings(cell.segmenter).early_stopping_patience is not None
+        return list(self.data.folds[cell.fold].val) if uses else []
 
     def contents(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.content[sample_id]] for sample_id in ids]
@@ -146,7 +148,7 @@ class Nodes:
     def embed_pairs(self, pairs: Pairs, *, segmenter: str, features: bool = False) -> str:
         """Embeddings of the pairs that a condition may add."""
         content = {"encoder": self.encoder(segmenter, features=features)}
-        label, upstream = f"embed {pairs.n} {pairs.what}", {"pairs": pairs.source}
+        label, upstream = f"embed {pairs.n} {pairs.what}", {"pairs": pairs.embedded or pairs.key}
         return self._embed(content, upstream, label=label, n=pairs.n, segmenter=segmenter)
 
     def _embed(
@@ -170,30 +172,20 @@ class Nodes:
         return self.add(node)
 
     def fit(
-        self,
-        condition: str,
-        factors: ConditionConfig,
-        *,
-        segmenter: str,
-        ids: list[str],
-        seed: int,
-        pairs: Pairs | None,
-        fold: int,
-        generator: str = "",
+        self, factors: ConditionConfig, *, cell: Cell, ids: list[str], pairs: Pairs | None
     ) -> str:
-        """The stage that fits a segmenter on a trial's images."""
-        settings = self.settings(segmenter)
+        """The stage that fits the cell's segmenter on these images and pairs."""
+        segmenter, settings = cell.segmenter, self.settings(cell.segmenter)
         repeats = factors.pairs == "repeat"
         hashed = settings.hashed()
         if pairs is None and not repeats:
             hashed.pop("synthetic_share", None)
-        val = list(self.data.folds[fold].val)
-        uses_val = settings.early_stopping_patience is not None
+        val = self.validation(cell)
         content: dict[str, Any] = {
             "segmenter": hashed,
             "images": self.contents(ids),
-            "val": self.contents(val) if uses_val else [],
-            "seed": seed,
+            "val": self.contents(val),
+            "seed": cell.seed,
             "repeat_real": repeats,
         }
         weights_id = self.weights_id(segmenter)
@@ -211,12 +203,12 @@ class Nodes:
                 content["encoder"] = self.encoder(**of)
         elif settings.cache is not None:
             upstream["embeddings"] = self.embed(ids, what="train images", **of)
-            if uses_val:
+            if val:
                 upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
             if factors.without:
                 raise InputError(
-                    f"conditions.{condition}: without={factors.without} needs views that are made "
-                    "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                    f"conditions.{cell.condition}: without={factors.without} needs views that are "
+                    "made as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
                 )
             if augments:
                 upstream["views"] = self.embed(
@@ -226,9 +218,9 @@ class Nodes:
                 upstream[EMBEDDINGS_OF[role]] = self.embed_pairs(each, **of)
         for role, each in _roles(pairs):
             upstream[role] = each.key
-        name = condition if segmenter in UNNAMED else f"{segmenter} {condition}"
-        name += "" if generator in ("", "pixel") else f" {generator}"
-        title = f"{name}, {len(ids)} images, seed {seed}"
+        name = cell.condition if segmenter in UNNAMED else f"{segmenter} {cell.condition}"
+        name += "" if cell.generator in ("", "pixel") else f" {cell.generator}"
+        title = f"{name}, {len(ids)} images, seed {cell.seed}"
         node = Node(
             stage="fit",
             content=content,

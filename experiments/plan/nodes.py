@@ -52,31 +52,37 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialSpec:
-    """A cell of the grid: its axes, its label budget and the stage that does it."""
+class Cell:
+    """A place in the grid."""
 
     condition: str
     segmenter: str = "sam"
     """Its segmenter's block; "" where none is in it."""
     generator: str = ""
     """Its generator's block; "" where its condition has none."""
-    pair_labels: str = ""
-    """Whose labels the pairs of a generator hold: "own", "fixed", or "" without such pairs."""
-    real_fraction: float | None
-    n_real: int
+    real_fraction: float | None = None
+    n_real: int = 0
     choice: str = DEFAULT_CHOICE
     """How its labelled images were chosen; "" for a control."""
-    support: int
-    seed: int
-    generator_seed: int
-    n_generator_labels: int | None
-    n_val_labels: int
+    support: int = 0
+    seed: int = 0
+    generator_seed: int = 0
+    fold: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec(Cell):
+    """A trial of the grid, or a control beside it: its label budget and the stages that do it."""
+
+    pair_labels: str = ""
+    """Whose labels the pairs of a generator hold: "own", "fixed", or "" without such pairs."""
+    n_generator_labels: int | None = 0
+    n_val_labels: int = 0
     n_total_labels: int | None
     """Distinct labelled images behind the row: its own, its generator's, validation's."""
     n_unlabelled: int = 0
     """Unlabelled images that anything of the row saw."""
-    fold: int
-    fit_key: str | None
+    fit_key: str | None = None
     """The stage that fits it; None for a control, which nothing is fitted for."""
     score_keys: dict[tuple[str, str], str]
     """The stage that scores it, by test cohort and prompt."""

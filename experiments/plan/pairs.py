@@ -6,7 +6,7 @@ from typing import Any
 from experiments.config.conditions import PAIRS, ConditionConfig
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
-from experiments.plan.nodes import Node
+from experiments.plan.nodes import Cell, Node
 from experiments.plan.scores import embed_test
 from lightning_modules.generators.table import row_of
 
@@ -17,61 +17,52 @@ drawing reads the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """What the pairs of a trial may be made from."""
+class _Source:
+    """What a generator sees."""
 
+    cell: Cell
     ids: list[str]
-    """Images of the trial."""
-    segmenter: str
-    """The trial's segmenter and its seed: those of its teachers."""
-    seed: int
-    support: int
-    generator: str
-    """The generator's block; "" where the condition has none."""
-    generator_seed: int
-    fold: int
+    """Labelled images."""
+    pseudo: Pairs | None
+    """Unlabelled ones with a teacher's labels."""
+
+    @property
+    def upstream(self) -> dict[str, str]:
+        """The input of stages that read unlabelled images; none without."""
+        return {} if self.pseudo is None else {"pseudo": self.pseudo.key}
+
+    @property
+    def words(self) -> str:
+        """What labels call the generator; the default kind is not named."""
+        kind = "" if self.cell.generator in ("", "pixel") else f" {self.cell.generator}"
+        more = "" if self.pseudo is None else f" and {self.pseudo.n} {self.pseudo.what}"
+        return f"generator{kind} on {len(self.ids)} images{more}"
 
 
-def _generator(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None = None) -> str:
-    settings = nodes.generator(source.generator)
+def _generator(nodes: Nodes, source: _Source) -> str:
+    settings = nodes.generator(source.cell.generator)
     row = row_of(settings)
     content = {
         row.content_key: settings.hashed(),
-        "images": nodes.contents(ids),
-        "seed": source.generator_seed,
+        "images": nodes.contents(source.ids),
+        "seed": source.cell.generator_seed,
     }
     if row.weights_id is not None:
         content["base_id"] = row.weights_id(settings)
     node = Node(
         stage="generator",
         content=content,
-        upstream=_pseudo_input(pseudo),
-        label=f"fit {_name(source)} on {_images(ids, pseudo)}",
+        upstream=source.upstream,
+        label=f"fit {source.words}",
         steps=settings.steps,
-        generator=source.generator,
+        generator=source.cell.generator,
     )
     return nodes.add(node)
 
 
-def _pseudo_input(pseudo: Pairs | None) -> dict[str, str]:
-    """The input of what reads unlabelled images with the labels of a teacher; none without."""
-    return {} if pseudo is None else {"pseudo": pseudo.key}
-
-
-def _images(ids: list[str], pseudo: Pairs | None) -> str:
-    """What labels call a generator's images."""
-    more = "" if pseudo is None else f" and {pseudo.n} {pseudo.what}"
-    return f"{len(ids)} images{more}"
-
-
-def _name(source: Source) -> str:
-    """What labels call a generator; the default kind is not named."""
-    return "generator" if source.generator in ("", "pixel") else f"generator {source.generator}"
-
-
-def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
-    """What drawing depends on beside the generator."""
-    settings = nodes.generator(source.generator)
+def _drawing(nodes: Nodes, generator: str) -> dict[str, Any]:
+    """What drawing depends on beside the generator's weights."""
+    settings = nodes.generator(generator)
     synthesis = asdict(nodes.config.synthesis)
     for key in NOT_DRAWN_BY:
         del synthesis[key]
@@ -90,106 +81,78 @@ def _drawing(nodes: Nodes, *, source: Source) -> dict[str, Any]:
     return found
 
 
-def _candidates(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None) -> Pairs:
-    generator = _generator(nodes, ids, source=source, pseudo=pseudo)
-    n, what = nodes.config.synthesis.n_candidates, _made_by(source, ids, pseudo)
+def _candidates(nodes: Nodes, source: _Source) -> Pairs:
+    n, cell, pseudo = nodes.config.synthesis.n_candidates, source.cell, source.pseudo
     node = Node(
         stage="synthesize",
-        content={**_drawing(nodes, source=source), "seed": source.generator_seed},
-        upstream={"generator": generator, **_pseudo_input(pseudo)},
-        label=f"synthesise {n} candidates ({what})",
+        content={**_drawing(nodes, cell.generator), "seed": cell.generator_seed},
+        upstream={"generator": _generator(nodes, source), **source.upstream},
+        label=f"synthesise {n} candidates ({source.words})",
         steps=n,
-        generator=source.generator,
+        generator=cell.generator,
     )
-    key = nodes.add(node)
-    unlabelled = [] if pseudo is None else pseudo.unlabelled_ids
     return Pairs(
-        key=key,
-        source=key,
+        key=nodes.add(node),
         n=n,
-        what=f"candidates ({what})",
-        label_ids=ids,
-        unlabelled_ids=unlabelled,
+        what=f"candidates ({source.words})",
+        label_ids=source.ids,
+        unlabelled_ids=[] if pseudo is None else pseudo.unlabelled_ids,
     )
 
 
-def _made_by(source: Source, ids: list[str], pseudo: Pairs | None) -> str:
-    found = f"{_name(source)} on {len(ids)}"
-    return found if pseudo is None else f"{found} and {pseudo.n} {pseudo.what}"
-
-
-def _gated(nodes: Nodes, ids: list[str], *, source: Source, pseudo: Pairs | None) -> Pairs:
+def _gated(nodes: Nodes, source: _Source) -> Pairs:
     """The gate's node, which is the synthetic set: the same whatever segmenter is fitted on it,
     but for the teacher of unlabelled images."""
-    candidates = _candidates(nodes, ids, source=source, pseudo=pseudo)
-    judge = nodes.fit(
-        "real",
-        ConditionConfig(augment=nodes.config.gate.judge_augment),
-        segmenter=JUDGE,
-        ids=ids,
-        seed=0,
-        pairs=None,
-        fold=source.fold,
-    )
-    upstream = {"candidates": candidates.key, "segmenter": judge, **_pseudo_input(pseudo)}
+    config, ids, candidates = nodes.config, source.ids, _candidates(nodes, source)
+    cell = replace(source.cell, condition="real", segmenter=JUDGE, seed=0, generator="")
+    factors = ConditionConfig(augment=config.gate.judge_augment)
+    judge = nodes.fit(factors, cell=cell, ids=ids, pairs=None)
+    upstream = {"candidates": candidates.key, "segmenter": judge, **source.upstream}
     if nodes.settings(JUDGE).cache is not None:
         upstream |= {
             "embeddings": nodes.embed_pairs(candidates, segmenter=JUDGE),
             "real_embeddings": nodes.embed(ids, what="train images", segmenter=JUDGE),
         }
-    n = nodes.config.synthesis.n_candidates
-    gate = asdict(nodes.config.gate)
+    gate = asdict(config.gate)
     # The judge is an input of its own.
     del gate["judge"], gate["judge_augment"]
     node = Node(
         stage="gate",
-        content={
-            "gate": gate,
-            "images": nodes.contents(ids),
-            **nodes.predicting(judge),
-        },
+        content={"gate": gate, "images": nodes.contents(ids), **nodes.predicting(judge)},
         upstream=upstream,
-        label=f"gate {n} {candidates.what}",
-        steps=n,
+        label=f"gate {candidates.n} {candidates.what}",
+        steps=candidates.n,
         segmenter=JUDGE,
-        generator=source.generator,
+        generator=source.cell.generator,
     )
-    key = nodes.add(node)
-    gated = replace(candidates, key=key)
-    if nodes.config.synthesis.fidelity:
-        what = _made_by(source, ids, pseudo)
-        _fidelity(nodes, ids, pairs=gated, judge=judge, source=source, what=what)
+    gated = replace(candidates, key=nodes.add(node), embedded=candidates.key)
+    if config.synthesis.fidelity:
+        _fidelity(nodes, source, pairs=gated, judge=judge)
     return gated
 
 
-def _fidelity(
-    nodes: Nodes, ids: list[str], *, pairs: Pairs, judge: str, source: Source, what: str
-) -> None:
+def _fidelity(nodes: Nodes, source: _Source, *, pairs: Pairs, judge: str) -> None:
     """Measured on a SAM's pooled features: the judge's, or those of the section `segmenter`."""
     segmenter = JUDGE if nodes.settings(JUDGE).cache is not None else ""
-    test = nodes.data.folds[source.fold].test
+    of, ids, fold = {"segmenter": segmenter}, source.ids, source.cell.fold
     node = Node(
         stage="fidelity",
         content={
             "images": nodes.contents(ids),
-            "test": nodes.contents(test),
+            "test": nodes.contents(nodes.data.folds[fold].test),
             **nodes.predicting(judge),
         },
         upstream={
             "pairs": pairs.key,
-            "embeddings": nodes.embed_pairs(pairs, segmenter=segmenter),
+            "embeddings": nodes.embed_pairs(pairs, **of),
             "segmenter": judge,
-            "real_embeddings": nodes.embed(
-                ids, what="train images", segmenter=segmenter, strength="mirror"
-            ),
-            "test_embeddings": embed_test(
-                nodes, nodes.data.name, segmenter=segmenter, fold=source.fold
-            ),
+            "real_embeddings": nodes.embed(ids, what="train images", strength="mirror", **of),
+            "test_embeddings": embed_test(nodes, nodes.data.name, fold=fold, **of),
         },
-        label=f"fidelity of the synthetic set ({what})",
+        label=f"fidelity of the synthetic set ({source.words})",
         steps=1,
         segmenter=JUDGE,
-        generator=source.generator,
+        generator=source.cell.generator,
     )
     nodes.add(node)
 
@@ -203,113 +166,97 @@ def _imported(nodes: Nodes) -> Pairs:
         label=f"import {len(pairs)} synthetic pairs",
         steps=len(pairs),
     )
-    key = nodes.add(node)
-    return Pairs(key=key, source=key, n=len(pairs), what="imported pairs", is_foreign=True)
+    return Pairs(key=nodes.add(node), n=len(pairs), what="imported pairs", is_foreign=True)
 
 
-def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], source: Source) -> Pairs:
+def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], cell: Cell) -> Pairs:
     """Pairs that need no network: warped, procedural, or the real ones at the generator's size."""
     row, content = PAIRS[factors.pairs], {"images": nodes.contents(ids)}
     if row.has_generator:
         n = len(ids)
-        content |= {"native_hw": list(nodes.generator(source.generator).size_hw)}
+        content |= {"native_hw": list(nodes.generator(cell.generator).size_hw)}
     else:
         n, size = nodes.config.synthesis.n_candidates, list(nodes.config.synthesis.image_hw)
-        content |= {"n": n, "seed": source.support, "image_hw": size}
+        content |= {"n": n, "seed": cell.support, "image_hw": size}
     what = f"{row.called} pairs (from {len(ids)} images)"
     key = nodes.add(Node(stage=row.stage, content=content, label=f"make {n} {what}", steps=n))
-    return Pairs(key=key, source=key, n=n, what=what, label_ids=ids)
+    return Pairs(key=key, n=n, what=what, label_ids=ids)
 
 
-def pairs_of(nodes: Nodes, factors: ConditionConfig, *, source: Source) -> Pairs | None:
+def pairs_of(nodes: Nodes, factors: ConditionConfig, *, cell: Cell) -> Pairs | None:
     """The pairs that a condition adds to its real images; None for none."""
     if PAIRS[factors.pairs].stage is None and not factors.is_generated and not factors.is_pseudo:
         return None
     pseudo = None
     if factors.uses_unlabelled:
-        pseudo = pseudo_labels(nodes, rounds=factors.rounds, source=source)
+        pseudo = pseudo_labels(nodes, rounds=factors.rounds, cell=cell)
     if not factors.is_pseudo:
-        return _other_pairs(nodes, factors, source=source, pseudo=pseudo)
+        return _other_pairs(nodes, factors, cell=cell, pseudo=pseudo)
     if not factors.is_generated:
         return pseudo
     unlabelled = pseudo if factors.images == "unlabelled" else None
-    return replace(pseudo, beside=_other_pairs(nodes, factors, source=source, pseudo=unlabelled))
+    return replace(pseudo, beside=_other_pairs(nodes, factors, cell=cell, pseudo=unlabelled))
 
 
-def _student(rounds: int) -> str:
-    """What labels call the student of so many rounds: as the built-in conditions are called."""
-    return {0: "strong", 1: "self_training"}.get(rounds, f"self_training_{rounds}")
-
-
-def pseudo_labels(nodes: Nodes, *, rounds: int, source: Source) -> Pairs:
+def pseudo_labels(nodes: Nodes, *, rounds: int, cell: Cell) -> Pairs:
     """The trial's unlabelled images with the labels of its teacher of a round."""
-    ids, fold = source.ids, source.fold
-    unlabelled = nodes.unlabelled(ids, fold=fold)
-    before = pseudo_labels(nodes, rounds=rounds - 1, source=source) if rounds > 1 else None
-    # Written out, so that they are the trials `strong` and `self_training` of the same images.
-    factors = ConditionConfig(augment="strong")
-    if before is not None:
+    ids, unlabelled = nodes.images_of(cell), nodes.unlabelled(cell)
+    # Written out, so that teachers are the trials `strong` and `self_training` of the same images.
+    student, factors, before = "strong", ConditionConfig(augment="strong"), None
+    if rounds > 1:
+        student = "self_training" if rounds == 2 else f"self_training_{rounds - 1}"
         factors = ConditionConfig(pairs="pseudo", augment="strong", rounds=rounds - 1)
-    teacher = nodes.fit(
-        _student(rounds - 1),
-        factors,
-        segmenter=source.segmenter,
-        ids=ids,
-        seed=source.seed,
-        pairs=before,
-        fold=fold,
-    )
-    settings = nodes.settings(source.segmenter)
+        before = pseudo_labels(nodes, rounds=rounds - 1, cell=cell)
+    teaching = replace(cell, condition=student, generator="")
+    teacher = nodes.fit(factors, cell=teaching, ids=ids, pairs=before)
+    by = nodes.nodes[teacher].title
     node = Node(
         stage="pseudo",
         content={
             "images": nodes.contents(unlabelled),
             "self_training": asdict(nodes.config.self_training),
-            "frame_hw": list(settings.frame_hw),
+            "frame_hw": list(nodes.settings(cell.segmenter).frame_hw),
             **nodes.predicting(teacher),
         },
         upstream={"teacher": teacher},
-        label=f"label {len(unlabelled)} unlabelled images by {nodes.nodes[teacher].title}",
+        label=f"label {len(unlabelled)} unlabelled images by {by}",
         steps=len(unlabelled),
-        segmenter=source.segmenter,
+        segmenter=cell.segmenter,
     )
-    key = nodes.add(node)
     return Pairs(
-        key=key,
-        source=key,
+        key=nodes.add(node),
         n=len(unlabelled),
-        what=f"unlabelled images labelled by {nodes.nodes[teacher].title}",
+        what=f"unlabelled images labelled by {by}",
         label_ids=ids,
         unlabelled_ids=unlabelled,
     )
 
 
 def _other_pairs(
-    nodes: Nodes, factors: ConditionConfig, *, source: Source, pseudo: Pairs | None
+    nodes: Nodes, factors: ConditionConfig, *, cell: Cell, pseudo: Pairs | None
 ) -> Pairs:
     """Pairs that are made: by a generator, or without a network."""
-    synthesis, ids = nodes.config.synthesis, source.ids
+    synthesis, ids = nodes.config.synthesis, nodes.images_of(cell)
     if factors.labels == "fixed":
         if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
             pairs="synthetic", labels="fixed", augment=factors.augment
         ):
             return _imported(nodes)
-        support, count = synthesis.generator_support, synthesis.generator_count
-        ids = nodes.support(support, count, fold=source.fold)
+        n, support = synthesis.generator_count, synthesis.generator_support
+        ids = nodes.images_of(Cell(condition="", n_real=n, support=support, fold=cell.fold))
     if not factors.is_generated:
-        return _made_pairs(nodes, factors, ids=ids, source=source)
+        return _made_pairs(nodes, factors, ids=ids, cell=cell)
+    source = _Source(cell=cell, ids=ids, pseudo=pseudo)
     if factors.gate == "off":
-        return _candidates(nodes, ids, source=source, pseudo=pseudo)
-    gated = _gated(nodes, ids, source=source, pseudo=pseudo)
-    if factors.gate == "random_subset":
-        candidates = nodes.nodes[gated.key].upstream["candidates"]
-        node = Node(
-            stage="subset",
-            content={"seed": source.generator_seed},
-            upstream={"candidates": candidates, "gate": gated.key},
-            label="as many candidates at random as the gate kept",
-            steps=1,
-        )
-        key = nodes.add(node)
-        return replace(gated, key=key)
-    return gated
+        return _candidates(nodes, source)
+    gated = _gated(nodes, source)
+    if factors.gate == "on":
+        return gated
+    node = Node(
+        stage="subset",
+        content={"seed": cell.generator_seed},
+        upstream={"candidates": gated.embedded, "gate": gated.key},
+        label="as many candidates at random as the gate kept",
+        steps=1,
+    )
+    return replace(gated, key=nodes.add(node))

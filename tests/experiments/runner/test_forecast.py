@@ -148,7 +148,7 @@ def test_what_is_shared_by_how_many_trials(tmp_path):
     shared = {each.label: (each.stages, each.trials) for each in found.shared}
     # Each of two generators, for twelve trials.
     assert shared["fit generator on 20 images"] == (2, 12)
-    assert shared["synthesise 40 candidates (generator on 20)"] == (2, 12)
+    assert shared["synthesise 40 candidates (generator on 20 images)"] == (2, 12)
     # Real ones of both conditions: two seeds, and two seeds with two generators.
     assert shared["embed 4 train images"] == (3, 6)
     assert shared["embed 22 test images of hc18"] == (1, 36)
