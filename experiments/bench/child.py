@@ -1,13 +1,12 @@
 """Work in another process: functions that a child calls for us, and programs. Torch-free.
 
-A child asks nothing and answers one line of JSON for each line that it is sent. A sweep's stages
-keep freed memory (`GLIBC_TUNABLES`), which is one of our fast paths; the published way runs as a
-plain script does, which gives the pages of every large tensor back and fetches them again.
+A sweep's stages keep freed memory (`GLIBC_TUNABLES`), which is one of our fast paths; the published
+way runs as a plain script does, which gives the pages of every large tensor back and fetches them
+again.
 """
 
 import contextlib
 import io
-import json
 import os
 import pkgutil
 import resource
@@ -15,6 +14,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,46 +52,29 @@ def environment(*, keeps_memory: bool) -> dict[str, str]:
     return {"GLIBC_TUNABLES": MALLOC_TUNABLES, "OMP_WAIT_POLICY": "PASSIVE"} | found
 
 
-class Child:
-    """A process that calls functions; it starts with the first call and ends with `close`."""
+def start_child(*, keeps_memory: bool = False) -> ProcessPoolExecutor:
+    """A process of its own for `measured`; a context that ends with it."""
+    ours = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment(keeps_memory=keeps_memory))
+    try:
+        child = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        # It starts with its first work, in the environment of then.
+        child.submit(int).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(ours)
+    return child
 
-    def __init__(self, *, keeps_memory: bool = False) -> None:
-        self._keeps_memory = keeps_memory
-        self.process: subprocess.Popen[str] | None = None
 
-    def call(self, function: str, /, **given: Any) -> Answer:
-        """Have `module:function` prepare some work there, with arguments of JSON types, and do it.
+def measured(child: ProcessPoolExecutor, function: str, /, **given: Any) -> Answer:
+    """Have `module:function` prepare some work in a child, with these arguments, and do it there.
 
-        Raises:
-            RuntimeError: With the child's last line, where it failed.
-        """
-        if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.bench.child"],
-                env=environment(keeps_memory=self._keeps_memory),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-            )
-        line = ""
-        with contextlib.suppress(BrokenPipeError):
-            print(json.dumps([function, given]), file=self.process.stdin, flush=True)
-            line = self.process.stdout.readline()  # type: ignore[union-attr]
-        if not line:
-            self.close()
-            raise RuntimeError(f"the process of {function} ended before its answer")
-        answer = json.loads(line)
-        if isinstance(answer, str):
-            raise RuntimeError(f"{function} failed: {answer}")
-        return Answer(Seconds(*answer[0]), *answer[1:])
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-            self.process = None
+    Raises:
+        BrokenProcessPool: The process ended before its answer.
+        Exception: Whatever the work raised.
+    """
+    return child.submit(_answer, function, given).result()
 
 
 def timed(work: Callable[[], object], *, device: str) -> Seconds:
@@ -131,25 +115,11 @@ def _peak_gib() -> float:
 
 def _answer(function: str, given: dict[str, Any]) -> Answer:
     prepare, imported_gib, gpu_gib = pkgutil.resolve_name(function), _peak_gib(), 0.0
-    seconds = timed(prepare(**given), device=given["device"])
+    # Libraries print, and our own standard output is for the results.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        seconds = timed(prepare(**given), device=given["device"])
     if given["device"] == "cuda":
         import torch
 
         gpu_gib = torch.cuda.max_memory_allocated() / 2**30
     return Answer(seconds, imported_gib, _peak_gib(), gpu_gib)
-
-
-def main() -> None:
-    """Answer until the channel closes; a string is an error."""
-    for line in sys.stdin:
-        try:
-            # Libraries print; the answers' channel is not for that.
-            with contextlib.redirect_stdout(io.StringIO()):
-                answer: Answer | str = _answer(*json.loads(line))
-        except Exception as error:
-            answer = f"{type(error).__name__}: {error}".splitlines()[0]
-        print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -4,6 +4,7 @@ import gc
 import pkgutil
 import statistics
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from datamodules.phantom import write_phantom
 from datamodules.samples import read_hc18
 from experiments.bench.cases import CASES
-from experiments.bench.child import Child, Seconds, timed
+from experiments.bench.child import Seconds, measured, timed
 from lightning_modules.segmenters.sam.config import Backbone
 
 T = TypeVar("T")
@@ -117,8 +118,8 @@ class Bench:
     """Called after each benchmark."""
     work: Path = Path()
     """Folder for what the benchmarks write; removed at the end of the run."""
-    plain: Child = field(default_factory=Child)
-    """Does what the published way does, as a plain script."""
+    plain: ProcessPoolExecutor | None = None
+    """Does what the published way does, as a plain script; see `start_child`."""
     results: dict[str, "Found"] = field(default_factory=dict)
 
     @property
@@ -153,7 +154,7 @@ class Bench:
     def published(self, function: str, /, **given: object) -> Seconds:
         """Do something the published way, by a function of `published`."""
         function = f"experiments.bench.published:{function}"
-        return self.plain.call(function, device=self.device, **given).seconds
+        return measured(self.plain, function, device=self.device, **given).seconds
 
     def root(self) -> Path:
         """Folder of images in HC18's layout; phantoms are drawn once where none was given."""

@@ -1,7 +1,6 @@
 """Peak memory of a decoder fine-tune with 1,000 cached embeddings, in a process of its own."""
 
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from datamodules.frames import FrameDataset
 from datamodules.hc18 import HC18DataModule
 from datamodules.prepared import PreparedImages
 from datamodules.settings import Cache, Frame, Loading
-from experiments.bench.child import Child
+from experiments.bench.child import measured, start_child
 from experiments.bench.measure import Bench, Found
 from experiments.config.running import TrainerConfig
 from experiments.stages.training import fit, make_trainer
@@ -30,12 +29,12 @@ def bench_memory(bench: Bench, found: Found) -> None:
     given = {"backbone": bench.backbone, "device": bench.device}
     own = {"folder": str(bench.work / "memory"), "n": n, "steps": steps}
     # Each in a process that does nothing else.
-    with closing(Child(keeps_memory=True)) as child:
-        ours = child.call("experiments.bench.memory:fine_tune", **given, **own)
+    with start_child(keeps_memory=True) as child:
+        ours = measured(child, "experiments.bench.memory:fine_tune", **given, **own)
     names = bench.images(BATCH_SIZE)
     batch = {"root": str(bench.root()), "names": names, "draw": 0, "weights": None}
-    with closing(Child()) as child:
-        theirs = child.call("experiments.bench.published:step", **given, **batch)
+    with start_child() as child:
+        theirs = measured(child, "experiments.bench.published:step", **given, **batch)
     label = f"ours: {n} embeddings read, then {steps} steps of {BATCH_SIZE}"
     found.value(label, ours.peak_gib, "GiB", formula=RESIDENT)
     found.value("of it the imported libraries", ours.imported_gib, "GiB")

@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic, write_json
 from experiments.bench.cases import CASES
+from experiments.bench.child import start_child
 from experiments.bench.measure import Bench
 from experiments.bench.table import bench_table
 from experiments.store.provenance import code_state, machine, provenance, used_gpu
@@ -46,7 +47,7 @@ def bench_command(bench: Bench) -> dict[str, Any]:
     date, threads = datetime.now(UTC).isoformat(timespec="seconds"), torch.get_num_threads()
     bench.save = lambda bench: _save(bench, date=date, threads=threads)
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="work-", dir=out) as work:
+    with tempfile.TemporaryDirectory(prefix="work-", dir=out) as work, start_child() as bench.plain:
         bench.work = Path(work)
         try:
             for name in names:
@@ -54,8 +55,6 @@ def bench_command(bench: Bench) -> dict[str, Any]:
         except KeyboardInterrupt:
             bench.say(f"stopped; {out / JSON_NAME} holds: {', '.join(bench.results) or 'nothing'}")
             raise SystemExit(130) from None
-        finally:
-            bench.plain.close()
     bench.say(f"{out / JSON_NAME} and {out / TABLE_NAME}")
     return read_bench(out)
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from folder_parts import write_hc18_folder
 
+from datamodules.errors import InputError
 from datamodules.samples import read_hc18
 from experiments.bench.ablation import PAPER_AMOUNTS, n_embeddings
 from experiments.bench.cases import CASES, Case, Target
-from experiments.bench.child import Child, Seconds, run_program
+from experiments.bench.child import Seconds, measured, run_program, start_child
 from experiments.bench.data import prepared
 from experiments.bench.encoder import encoder_flops
 from experiments.bench.finetune import Parts, steps_of
@@ -175,18 +176,17 @@ CALLS = "experiments.bench.published"
 
 @pytest.fixture(scope="module")
 def child():
-    process = Child()
-    yield process
-    process.close()
+    with start_child() as process:
+        yield process
 
 
 def test_each_thing_takes_time_in_a_child(child, root, samples):
     names, given = [sample.sample_id for sample in samples], {"root": str(root), **PLACE}
     for answer in (
-        child.call(f"{CALLS}:build", **PLACE),
-        child.call(f"{CALLS}:step", **given, names=names, draw=0, weights=None),
-        child.call(f"{CALLS}:score", **given, name=names[0], draw=1),
-        child.call(f"{CALLS}:encode", **PLACE, library="segment_anything", batch=2),
+        measured(child, f"{CALLS}:build", **PLACE),
+        measured(child, f"{CALLS}:step", **given, names=names, draw=0, weights=None),
+        measured(child, f"{CALLS}:score", **given, name=names[0], draw=1),
+        measured(child, f"{CALLS}:encode", **PLACE, library="segment_anything", batch=2),
     ):
         assert answer.seconds.wall_s > 0
         assert answer.seconds.cpu_s >= 0
@@ -194,15 +194,9 @@ def test_each_thing_takes_time_in_a_child(child, root, samples):
         assert answer.gpu_gib == 0
 
 
-def test_a_childs_errors_and_its_end_are_told(child):
-    with pytest.raises(RuntimeError, match="no such folder"):
-        child.call(f"{CALLS}:score", root=os.devnull, name="none", draw=0, **PLACE)
-    child.call(f"{CALLS}:build", **PLACE)
-    child.process.kill()
-    child.process.wait()
-    with pytest.raises(RuntimeError, match="ended before its answer"):
-        child.call(f"{CALLS}:build", **PLACE)
-    assert child.call(f"{CALLS}:build", **PLACE).seconds.wall_s > 0
+def test_errors_of_children_and_programs_are_told(child):
+    with pytest.raises(InputError, match="no such folder"):
+        measured(child, f"{CALLS}:score", root=os.devnull, name="none", draw=0, **PLACE)
     with pytest.raises(RuntimeError, match="ended with 1: ValueError: why"):
         run_program(["-c", "raise ValueError('why')"])
 
@@ -210,14 +204,8 @@ def test_a_childs_errors_and_its_end_are_told(child):
 @pytest.mark.parametrize("keeps_memory", [False, True])
 def test_only_ours_has_the_stages_memory_settings(monkeypatch, keeps_memory):
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1000000")
-    process = Child(keeps_memory=keeps_memory)
-    try:
-        # An answer: it has the environment that it runs in.
-        process.call(f"{CALLS}:build", **PLACE)
-        started = process.process
-        environment = Path(f"/proc/{started.pid}/environ").read_bytes()
-        assert (b"GLIBC_TUNABLES" in environment) == keeps_memory
-        assert b"PYTHONPATH" in environment
-    finally:
-        process.close()
-    assert started.poll() is not None
+    with start_child(keeps_memory=keeps_memory) as process:
+        found = process.submit(Path("/proc/self/environ").read_bytes).result()
+    assert (b"GLIBC_TUNABLES" in found) == keeps_memory
+    assert b"PYTHONPATH" in found
+    assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.trim_threshold=1000000"

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.bench.cases import CASES
+from experiments.bench.child import start_child
 from experiments.bench.measure import Bench, line_through
 
 # Minutes in all: the parts have tests of their own.
@@ -12,9 +13,8 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
-    found = Bench(out=out, work=out, device="cpu", quick=True)
-    yield found
-    found.plain.close()
+    with start_child() as child:
+        yield Bench(out=out, work=out, device="cpu", quick=True, plain=child)
 
 
 def timings(found):
