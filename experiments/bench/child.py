@@ -5,8 +5,6 @@ way runs as a plain script does, which gives the pages of every large tensor bac
 again.
 """
 
-import contextlib
-import io
 import os
 import pkgutil
 import resource
@@ -58,7 +56,7 @@ def start_child(*, keeps_memory: bool = False) -> ProcessPoolExecutor:
     os.environ.clear()
     os.environ.update(environment(keeps_memory=keeps_memory))
     try:
-        child = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        child = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_silence)
         # It starts with its first work, in the environment of then.
         child.submit(int).result()
     finally:
@@ -113,11 +111,16 @@ def _peak_gib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
+def _silence() -> None:
+    # Libraries print, and our own output is for the results.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+
+
 def _answer(function: str, given: dict[str, Any]) -> Answer:
     prepare, imported_gib, gpu_gib = pkgutil.resolve_name(function), _peak_gib(), 0.0
-    # Libraries print, and our own standard output is for the results.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        seconds = timed(prepare(**given), device=given["device"])
+    seconds = timed(prepare(**given), device=given["device"])
     if given["device"] == "cuda":
         import torch
 

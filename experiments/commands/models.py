@@ -64,13 +64,10 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Segment one's own images: masks, overlays, ellipse, head circumference, and what to doubt."""
-    from experiments.deliver.packaged import runs_and_images
     from experiments.deliver.predict import predict_command, print_summary
 
-    runs, places = runs_and_images(images)
     summary = predict_command(
-        runs,
-        places,
+        images,
         out=out,
         pixel_size_mm=pixel_size,
         pixel_size_table=pixel_sizes,

@@ -15,7 +15,7 @@ import cv2
 
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, file_sha256, require_new, write_atomic, write_json
+from datamodules.storage import commit_folder, file_sha256, write_atomic, write_json
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
@@ -73,19 +73,18 @@ _RIGHTS = {
 }
 
 
-def export_dataset(run_dir: Path, out: Path) -> None:
+def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
     """Write a synthetic set as image/, mask/, metadata.jsonl, README.md and croissant.json.
 
     Args:
         run_dir: Finished run of a stage that makes pairs, in its store.
+        manifest: Its own.
         out: Folder to write; there whole or not at all.
 
     Raises:
-        InputError: `out` exists, the run is no finished synthetic set, holds no pair or lacks a
-            picture, or the runs that it was made from are not in the same store.
+        InputError: The run is no finished synthetic set, holds no pair or lacks a picture, or the
+            runs that it was made from are not in the same store.
     """
-    require_new(out)
-    manifest = read_manifest(run_dir)
     pairs = _pairs(run_dir, stage=manifest["stage"])
     facts = {
         **_facts(manifest, lineage=_lineage(run_dir, manifest), n_pairs=len(pairs)),

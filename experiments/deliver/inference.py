@@ -1,5 +1,6 @@
-"""Inference: a fitted segmenter on images that need no masks."""
+"""Inference: fitted segmenters on images that need no masks."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import LightningModule
+from rich.console import Console
 from safetensors import SafetensorError
 
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
 from experiments.config.grid import Prompt
-from experiments.deliver.confidence import Box
+from experiments.deliver.confidence import VIEW_ZOOM, Box
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
 from experiments.stages.image_logits import image_logits
 from experiments.store.fitted import settings_of_run
@@ -21,6 +23,8 @@ from lightning_modules.metrics import dice_score
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import for_inference
 from lightning_modules.segmenters.table import row_of
+
+_PLAIN_EVERY_S = 15.0
 
 
 def load_fitted(run_dir: Path, config: Any) -> LightningModule:
@@ -101,3 +105,38 @@ def segment_together(
             raise InputError(str(error)) from error
         mask = np.mean(each, axis=0) > 0
         yield name, mask.astype(np.uint8), min(dice_score(own > 0, mask) for own in each)
+
+
+def segmented(
+    runs: Sequence[Path],
+    paths: Mapping[str, Path],
+    *,
+    prompt: str,
+    console: Console,
+    boxes: Mapping[str, Box] | None = None,
+    has_second_view: bool = False,
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, float]]:
+    """`segment_together` by runs; shows how many, in place or by a line now and then in a log.
+
+    Yields:
+        The name, the mask, the mask from the image at `VIEW_ZOOM`, mapped back (None unless
+        `has_second_view`), and how well the runs agree.
+    """
+    with console.status("loading the segmenter"):
+        takes_boxes = boxes is not None
+        modules = [load_run(run, prompt=prompt, takes_boxes=takes_boxes) for run in runs]
+    last = time.monotonic()
+    with console.status("segmenting") as status:
+        asked = {"prompt": prompt, "boxes": boxes}
+        first = segment_together(modules, paths, **asked)
+        second: Iterator[np.ndarray | None] = (None for _ in paths)
+        if has_second_view:
+            again = segment_together(modules, paths, **asked, view_zoom=VIEW_ZOOM)
+            second = (mask for _, mask, _ in again)
+        pairs = zip(first, second, strict=True)
+        for done, ((name, mask, runs_dice), other) in enumerate(pairs, start=1):
+            status.update(f"segmenting images {done}/{len(paths)}")
+            if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
+                last = time.monotonic()
+                console.print(f"segmented {done} of {len(paths)} images")
+            yield name, mask, other, runs_dice

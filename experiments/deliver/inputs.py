@@ -1,7 +1,7 @@
-"""What `predict` is given: images of any kind, their pixel sizes and boxes. Torch-free."""
+"""What `predict` is given: runs, images of any kind, their pixel sizes and boxes. Torch-free."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,15 @@ from datamodules.errors import InputError
 from datamodules.mask_folder import some_names
 from datamodules.plausible import require_pixel_size
 from datamodules.samples import read_pixel_sizes
+from experiments.config.paths import MODELS
 from experiments.deliver.confidence import Box
 from experiments.results.pictures import encode_png
 
+PACKAGED = MODELS / "hc18-unet"
+"""The model of the package, a folder as `sonosweep export --format compact` writes it."""
+PROMPTS = ("whole_image", "predicted_box")
+"""Prompts that need no reference."""
+_WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
 _SAME = 0.01
 _BOX_COLUMNS = ("filename", "x0", "y0", "x1", "y1")
 
@@ -37,60 +43,80 @@ class GivenImage:
     no_size_because: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenSizes:
-    """`--pixel-size` or `--pixel-sizes`: of all images, or by file name; in mm."""
+def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Tell runs from images: the first places, as far as they hold a manifest; else the package's.
 
-    of_all: float | None = None
-    by_name: Mapping[str, float] | None = None
-    label: str = ""
-    """The CSV, for messages."""
-
-    @classmethod
-    def read(cls, *, pixel_size_mm: float | None, table: Path | None) -> "GivenSizes":
-        """Check the options.
-
-        Raises:
-            InputError: Both are given, one is no positive number, or the CSV cannot be read.
-        """
-        if pixel_size_mm is not None:
-            if table is not None:
-                raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
-            if not 0 < pixel_size_mm < math.inf:
-                raise InputError(f"--pixel-size {pixel_size_mm}: must be above 0, in mm")
-        if table is None:
-            return cls(of_all=pixel_size_mm)
-        return cls(by_name=read_pixel_sizes(table), label=str(table))
+    Raises:
+        InputError: Runs without images, one run twice, or the package holds no model.
+    """
+    others = list(places)
+    runs = []
+    while others and _is_run(others[0], others=others[1:], is_first=not runs):
+        runs.append(others.pop(0))
+    if not runs:
+        if not (PACKAGED / "manifest.json").is_file():
+            raise InputError(f"{PACKAGED}: the model of the package is missing; install it again")
+        return [PACKAGED], others
+    if not others and all((run / "manifest.json").is_file() for run in runs):
+        what = "a run" if len(runs) == 1 else f"{len(runs)} runs"
+        raise InputError(f"{runs[0]}: {what} and no images; give images or folders after it")
+    twice = next((run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1), "")
+    if twice:
+        raise InputError(f"{twice}: given twice, and would count twice; leave one out")
+    return runs, others
 
 
-def sizes_of(given: Mapping[str, GivenImage], sizes: GivenSizes) -> dict[str, float | None]:
+def _is_run(place: Path, *, others: Sequence[Path], is_first: bool) -> bool:
+    """Whether a place is meant as a run; of damaged ones `read_manifest` says what is missing."""
+    if (place / "manifest.json").is_file() or place.suffix in _WEIGHTS:
+        return True
+    if place.is_dir() and place.parent.name in ("fit", "fit_unet"):
+        return True
+    return is_first and bool(others) and not place.exists()
+
+
+def read_sizes(table: Path | None, *, of_all: float | None) -> Mapping[str, float] | None:
+    """Read `--pixel-sizes`, mm by file name; None without it.
+
+    Raises:
+        InputError: `--pixel-size` is given too or no positive number, or the CSV cannot be read.
+    """
+    if of_all is not None:
+        if table is not None:
+            raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
+        if not 0 < of_all < math.inf:
+            raise InputError(f"--pixel-size {of_all}: must be above 0, in mm")
+    return None if table is None else read_pixel_sizes(table)
+
+
+def sizes_of(
+    given: Mapping[str, GivenImage],
+    table: Mapping[str, float] | None,
+    *,
+    of_all: float | None,
+    label: str,
+) -> dict[str, float | None]:
     """Give the pixel size of each image, mm, by name: as asked, else as its file states, or None.
-
-    Rows of a CSV name an image's file, or one frame of it.
 
     Raises:
         InputError: An image has no row and states no size, or its size cannot be right.
     """
+    silent = [name for name, image in given.items() if image.stated_mm is None]
+    rows = (
+        {}
+        if table is None
+        else _rows_of(given, table, needed=silent, label=label, what="pixel sizes")
+    )
     found: dict[str, float | None] = {}
-    missing = []
     for name, image in given.items():
         size, of = image.stated_mm, f"{image.filename} (as its file states)"
-        if sizes.of_all is not None:
-            size, of = sizes.of_all, f"--pixel-size {sizes.of_all:g}: {image.filename}"
-        elif sizes.by_name is not None:
-            row = _row_of(image, sizes.by_name)
-            if row is not None:
-                size, of = sizes.by_name[row], f"{sizes.label}: {row}"
-            elif size is None:
-                missing.append(image.filename)
+        if of_all is not None:
+            size, of = of_all, f"--pixel-size {of_all:g}: {image.filename}"
+        elif name in rows:
+            size, of = table[rows[name]], f"{label}: {rows[name]}"
         if size is not None:
             require_pixel_size(size, size_hw=image.size_hw, of=of)
         found[name] = size
-    if missing:
-        raise InputError(
-            f"{sizes.label}: no row for {len(missing)} of {len(given)} images "
-            f"({some_names(missing)}); add their pixel sizes, or leave the images out"
-        )
     return found
 
 
@@ -115,41 +141,48 @@ def read_boxes(table: Path | None, *, prompt: str) -> dict[str, Box] | None:
 
 
 def boxes_of(
-    given: Mapping[str, GivenImage], boxes: Mapping[str, Box] | None, *, label: str
+    given: Mapping[str, GivenImage], table: Mapping[str, Box] | None, *, label: str
 ) -> dict[str, Box] | None:
-    """Give the box of each image, by name. Rows name an image's file, or one frame of it.
+    """Give the box of each image, by name.
 
     Raises:
         InputError: An image has no row, or its box is no box in it.
     """
-    if boxes is None:
+    if table is None:
         return None
-    found: dict[str, Box] = {}
-    missing = []
-    for name, image in given.items():
-        key = _row_of(image, boxes)
-        if key is None:
-            missing.append(image.filename)
-            continue
-        (x0, y0, x1, y1), (height, width) = boxes[key], image.size_hw
+    rows = _rows_of(given, table, needed=list(given), label=label, what="boxes")
+    for name, row in rows.items():
+        (x0, y0, x1, y1), (height, width) = table[row], given[name].size_hw
         if not (0 <= x0 < x1 <= width - 1 and 0 <= y0 < y1 <= height - 1):
             raise InputError(
-                f"{label}: {key}: {x0:g},{y0:g},{x1:g},{y1:g} is no box in an image of "
+                f"{label}: {row}: {x0:g},{y0:g},{x1:g},{y1:g} is no box in an image of "
                 f"{width}x{height} px; expected 0 <= x0 < x1 <= {width - 1} and "
                 f"0 <= y0 < y1 <= {height - 1}"
             )
-        found[name] = boxes[key]
+    return {name: table[row] for name, row in rows.items()}
+
+
+def _rows_of(
+    given: Mapping[str, GivenImage],
+    table: Mapping[str, Any],
+    *,
+    needed: Sequence[str],
+    label: str,
+    what: str,
+) -> dict[str, str]:
+    """The row of a table that is each image's, by name: its frame's, or else its file's."""
+    found = {}
+    for name, image in given.items():
+        row = next((key for key in (image.filename, image.file) if key in table), None)
+        if row is not None:
+            found[name] = row
+    missing = [given[name].filename for name in needed if name not in found]
     if missing:
         raise InputError(
             f"{label}: no row for {len(missing)} of {len(given)} images "
-            f"({some_names(missing)}); add their boxes, or leave the images out"
+            f"({some_names(missing)}); add their {what}, or leave the images out"
         )
     return found
-
-
-def _row_of(image: GivenImage, table: Mapping[str, Any]) -> str | None:
-    """The row of a table by file name that is an image's: its frame's, or else its file's."""
-    return next((key for key in (image.filename, image.file) if key in table), None)
 
 
 def facts_of(given: Mapping[str, GivenImage], sizes: Mapping[str, float | None]) -> dict[str, Any]:

@@ -18,16 +18,17 @@ from datamodules.mask_folder import some_names
 from datamodules.storage import commit_folder, require_new, write_atomic, write_json
 from experiments.deliver.confidence import judge
 from experiments.deliver.inputs import (
-    GivenSizes,
+    PROMPTS,
     boxes_of,
     facts_of,
     lines_on,
     read_boxes,
     read_images,
+    read_sizes,
+    runs_and_images,
     sizes_of,
 )
-from experiments.deliver.segmented import PROMPTS, segmented
-from experiments.deliver.submission import fitted_or_why
+from experiments.deliver.submission import fitted_ellipse
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
 
@@ -92,7 +93,7 @@ def prediction_of_mask(
         The ellipse and its circumference; without them for a mask that is empty or full or whose
         contour gives no ellipse in the image. And the filled ellipse, or the mask without one.
     """
-    ellipse, why = fitted_or_why(mask)
+    ellipse, why = fitted_ellipse(mask)
     views = {"mask": mask, "second_mask": second_mask, "runs_dice": runs_dice}
     judgement = judge(image, **views, ellipse=ellipse, why=why)
     known: dict[str, Any] = {
@@ -120,7 +121,6 @@ def predictions_text(predictions: Sequence[Prediction]) -> str:
 
 
 def predict_command(
-    runs: Sequence[Path],
     places: Sequence[Path],
     *,
     out: Path,
@@ -131,7 +131,7 @@ def predict_command(
     console: Console,
 ) -> dict[str, Any]:
     """Segment images into masks/, network_masks/, overlays/, predictions.csv and summary.json of a
-    new folder, by one run or by the mean logits of several.
+    new folder, by the runs that stand before them: by one, or by the mean logits of several.
 
     Returns:
         What summary.json holds.
@@ -139,17 +139,21 @@ def predict_command(
     Raises:
         InputError: For a user's mistake; nothing is written then.
     """
+    runs, images = runs_and_images(places)
     one_of(prompt, PROMPTS, option="--prompt")
     require_new(out)
     manifests = [read_manifest(run) for run in runs]
-    paths, left = find_images(places)
-    asked_sizes = GivenSizes.read(pixel_size_mm=pixel_size_mm, table=pixel_size_table)
+    paths, left = find_images(images)
+    asked_sizes = read_sizes(pixel_size_table, of_all=pixel_size_mm)
     asked_boxes = read_boxes(box_table, prompt=prompt)
     with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
         with console.status("reading the images"):
             given = read_images(paths, Path(scratch))
-        sizes = sizes_of(given, asked_sizes)
+        sizes = sizes_of(given, asked_sizes, of_all=pixel_size_mm, label=str(pixel_size_table))
         boxes = boxes_of(given, asked_boxes, label=str(box_table))
+        # Here, because it imports torch: a wrong path is refused before that.
+        from experiments.deliver.inference import segmented
+
         predictions = []
         grey = {name: image.path for name, image in given.items()}
         asked = {"prompt": prompt, "boxes": boxes, "console": console, "has_second_view": True}

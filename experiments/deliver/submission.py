@@ -25,8 +25,7 @@ from datamodules.mask_folder import some_names
 from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
 from datamodules.storage import commit_folder, require_new, write_atomic
-from experiments.deliver.inputs import read_images
-from experiments.deliver.segmented import PROMPTS, segmented
+from experiments.deliver.inputs import PROMPTS, read_images
 
 N_CHALLENGE = 335
 """Images of the challenge's test set."""
@@ -56,37 +55,29 @@ class SubmissionRow:
 COLUMNS = tuple(field.name for field in fields(SubmissionRow))
 
 
-def ellipse_of_mask(mask: np.ndarray) -> Ellipse:
+def fitted_ellipse(mask: np.ndarray) -> tuple[Ellipse | None, str]:
     """Fit the ellipse of one predicted mask.
 
     Args:
         mask: (H, W), non-zero is foreground; its largest part counts, see `head_ellipse`.
 
-    Raises:
-        ValueError: No ellipse can be fitted: the mask is empty or full, or no ellipse in the image
-            fits its contour. Its text is the reason.
+    Returns:
+        The ellipse and ""; or None and the reason: the mask is empty or full, or no ellipse in the
+        image fits its contour.
     """
     if not mask.any():
-        raise ValueError("the predicted mask is empty")
+        return None, "the predicted mask is empty"
     if mask.all():
-        raise ValueError("the predicted mask fills the image")
+        return None, "the predicted mask fills the image"
     ellipse = head_ellipse(mask)
     if ellipse is None:
-        raise ValueError("no ellipse fits the outline of the predicted mask")
+        return None, "no ellipse fits the outline of the predicted mask"
     (height, width), x, y = mask.shape, ellipse.center_x_px, ellipse.center_y_px
     if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-        raise ValueError(f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})")
+        return None, f"the fitted ellipse has its centre outside the image ({x:.1f}, {y:.1f})"
     if ellipse.semi_major_px > math.hypot(height, width):
-        raise ValueError("the fitted ellipse is larger than the image")
-    return ellipse
-
-
-def fitted_or_why(mask: np.ndarray) -> tuple[Ellipse | None, str]:
-    """`ellipse_of_mask`, or None and the reason."""
-    try:
-        return ellipse_of_mask(mask), ""
-    except ValueError as error:
-        return None, str(error)
+        return None, "the fitted ellipse is larger than the image"
+    return ellipse, ""
 
 
 def row_of_ellipse(ellipse: Ellipse, *, filename: str, pixel_size_mm: float) -> SubmissionRow:
@@ -208,8 +199,11 @@ def submit_command(
         if out is not None:
             _require_sizes(samples, test_root)
         folder = None if masks is None else stack.enter_context(commit_folder(masks))
+        # Here, because it imports torch: a wrong path is refused before that.
+        from experiments.deliver.inference import segmented
+
         for name, mask, *_ in segmented([run_dir], paths, prompt=prompt, console=console):
-            ellipse, reason = fitted_or_why(mask)
+            ellipse, reason = fitted_ellipse(mask)
             if folder is not None:
                 filled = mask if ellipse is None else rasterise(ellipse, size_hw=mask.shape)
                 cv2.imwrite(str(folder / f"{name}.png"), filled * 255)

@@ -15,11 +15,10 @@ from experiments.stages.context import StageContext
 from experiments.stages.device import loading_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import best_checkpoint, fit, last_loss, make_trainer
+from experiments.store.fitted import WEIGHTS_NAME
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.segmenters.table import row_of
 from lightning_modules.weight_counts import trainable_summary
-
-WEIGHTS_NAME = "segmenter.safetensors"
 
 
 def fitted_segmenter(run_dir: Path, *, config: Any) -> LightningModule:

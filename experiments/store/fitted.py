@@ -11,6 +11,9 @@ from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import SEGMENTERS, row_of
 from lightning_modules.segmenters.unet.config import UnetConfig
 
+WEIGHTS_NAME = "segmenter.safetensors"
+"""A fitted segmenter's weights, in the directory of its run."""
+
 
 def described(settings: Any) -> dict[str, Any]:
     """What a manifest says of a segmenter: its kind and all its settings."""

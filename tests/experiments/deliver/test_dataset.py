@@ -8,6 +8,7 @@ import mlcroissant
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 
 from datamodules.attribution import HC18_LICENCE
 from datamodules.ellipse import Ellipse, rasterise
@@ -21,13 +22,17 @@ from datamodules.synthetic import (
     write_metadata,
     write_pair,
 )
-from experiments.deliver.dataset import export_dataset
+from experiments.deliver.export import export_command
 from experiments.results import report
 from experiments.store.runs import write_done, write_started
 
 SIZE_HW = (54, 80)
 LABELS = [["001_HC", "x"], ["002_2HC", "y"]]
 NO_DATA = {"data": {"root": None}}
+
+
+def export_dataset(run_dir, out):
+    export_command(run_dir, format_name="dataset", out=out, console=Console(quiet=True))
 
 
 def write_set(store, stage, run_id, *, n=3, content=None, upstream=None, result=None, drawn=True):

@@ -19,7 +19,7 @@ from datamodules.settings import Cache, Frame
 from experiments.deliver.inference import load_run
 from experiments.deliver.submission import (
     COLUMNS,
-    ellipse_of_mask,
+    fitted_ellipse,
     row_of_ellipse,
     submission_text,
     validate_submission,
@@ -48,7 +48,7 @@ def rows(hc18_folder):
 
 def test_row_of_a_known_ellipse():
     mask = rasterise(HEAD, size_hw=(54, 80))
-    row = row_of_ellipse(ellipse_of_mask(mask), filename="000_HC.png", pixel_size_mm=0.5)
+    row = row_of_ellipse(fitted_ellipse(mask)[0], filename="000_HC.png", pixel_size_mm=0.5)
     assert row.filename == "000_HC.png"
     assert row.center_x_mm == pytest.approx(0.5 * 42.3, abs=0.05)
     assert row.center_y_mm == pytest.approx(0.5 * 25.6, abs=0.05)
@@ -357,9 +357,8 @@ def test_submission_for_the_real_test_images(real_hc18_root, tmp_path):
         samples, segment_images(module, paths, prompt="predicted_box"), strict=True
     ):
         assert name == sample.sample_id
-        try:
-            ellipse = ellipse_of_mask(mask)
-        except ValueError:
+        ellipse, _ = fitted_ellipse(mask)
+        if ellipse is None:
             degenerate.append(name)
         else:
             size_mm = sample.pixel_size_mm
