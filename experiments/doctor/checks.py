@@ -32,6 +32,12 @@ class Check:
 Checker = Callable[[ExperimentConfig], Check]
 
 
+def refused(error: Exception) -> Check:
+    """A user's error as a finding: it is one line that ends in what to do."""
+    text, _, remedy = str(error).rpartition("; ")
+    return Check("missing", text or remedy, remedy if text else "")
+
+
 def ask(*command: str, timeout_s: float = 6.0) -> tuple[int | None, str]:
     """Exit code and output of a command that may be absent, broken or stuck.
 
@@ -68,9 +74,7 @@ def run_checks(
         try:
             found[name] = checker(config)
         except (InputError, WeightsError) as error:
-            # A user's error is one line that ends in what to do.
-            text, _, remedy = str(error).rpartition("; ")
-            found[name] = Check("missing", text or remedy, remedy if text else "")
+            found[name] = refused(error)
         # Whatever an odd machine makes a checker raise, the other lines still stand.
         except Exception as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())}"

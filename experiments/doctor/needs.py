@@ -4,39 +4,20 @@ import fcntl
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
 from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
-from experiments.doctor.checks import Check, ask
+from experiments.doctor.checks import Check, ask, refused
 from experiments.store.disk import disk_need_gib
 from lightning_modules.errors import MissingWeightsError, WeightsError
 
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}
 """Mount options of a network filesystem whose locks end at this machine."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Weights:
-    """Weights that a block of settings starts from."""
-
-    what: str
-    path: Path | None = None
-    """None where they are not on this machine."""
-    remedy: str = ""
-    """How to have them beforehand."""
-    is_certain: bool = True
-    """Whether a look at the cache tells that they are not there."""
-
-    def state(self, *, offline: bool) -> str:
-        """In a word or two."""
-        if self.path is not None:
-            return "present"
-        return "missing, offline" if offline and self.is_certain else "fetchable"
 
 
 def check_weights(config: ExperimentConfig) -> Check:
@@ -46,32 +27,26 @@ def check_weights(config: ExperimentConfig) -> Check:
     offline = config.offline or is_offline()
     blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
     blocks |= {name: config.generator_named(name) for name in config.generator_names()}
-    texts, marks, remedies, facts = [], {"ok"}, [], {}
+    found = {}
     for name, settings in blocks.items():
         try:
-            found = _weights_of(settings)
+            found[name] = _weights_of(settings, offline=offline)
         except WeightsError as error:
-            # One line that ends in what to do.
-            text, _, remedy = str(error).rpartition("; ")
-            texts.append(f"{name}: missing, {text or remedy}")
-            remedies.append(remedy if text else "")
-            marks.add("missing")
-            continue
-        if found is None:
-            continue
-        state = found.state(offline=offline)
-        texts.append(f"{name}: {found.what} {state}")
-        facts[name] = str(found.path) if found.path else state
-        if found.path is None:
-            marks.add("warn" if state == "fetchable" else "missing")
-            remedies.append(found.remedy)
-    mark = next(mark for mark in ("missing", "warn", "ok") if mark in marks)
-    text = ", ".join(texts) or "none needed"
-    return Check(mark, text, "; ".join(dict.fromkeys(filter(None, remedies))), facts)
+            check = refused(error)
+            found[name] = replace(check, text=f"missing, {check.text}")
+    checks = {name: check for name, check in found.items() if check is not None}
+    marks = {check.mark for check in checks.values()} | {"ok"}
+    remedies = dict.fromkeys(check.remedy for check in checks.values() if check.remedy)
+    return Check(
+        next(mark for mark in ("missing", "warn", "ok") if mark in marks),
+        ", ".join(f"{name}: {check.text}" for name, check in checks.items()) or "none needed",
+        "; ".join(remedies),
+        {name: check.facts["found"] for name, check in checks.items() if check.facts},
+    )
 
 
-def _weights_of(settings: Any) -> _Weights | None:
-    """What a block of settings starts from; None for random weights.
+def _weights_of(settings: Any, *, offline: bool) -> Check | None:
+    """The weights that a block of settings starts from; None for random ones.
 
     Raises:
         WeightsError: A file that was named cannot be used.
@@ -83,12 +58,12 @@ def _weights_of(settings: Any) -> _Weights | None:
     from lightning_modules.weights_table import WEIGHTS, verify_cached
 
     if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
+        # Nothing tells whether they lie in the cache.
+        text = f"{settings.encoder_weights} from the network fetchable"
         remedy = "have them downloaded once where there is a network"
-        what = f"{settings.encoder_weights} from the network"
-        return _Weights(what=what, remedy=remedy, is_certain=False)
+        return Check("warn", text, remedy, {"found": "fetchable"})
     if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
-        path = find_lite_weights(settings.weights_path)
-        return _Weights(what=path.name, path=path)
+        return _present(find_lite_weights(settings.weights_path))
     if isinstance(settings, SegmenterConfig) and settings.backbone in WEIGHTS:
         row = WEIGHTS[settings.backbone]
         try:
@@ -96,13 +71,13 @@ def _weights_of(settings: Any) -> _Weights | None:
             if settings.weights_path is None:
                 verify_cached(settings.backbone)
         except MissingWeightsError as error:
-            remedy = f"sonosweep weights fetch {error.name} fetches it beforehand"
-            return _Weights(what=f"{row.file} ({row.size_text})", remedy=remedy)
-        return _Weights(what=path.name, path=path)
-    return _base_of(settings) if isinstance(settings, StableDiffusionConfig) else None
+            return _absent(f"{row.file} ({row.size_text})", fetch=error.name, offline=offline)
+        return _present(path)
+    is_stable = isinstance(settings, StableDiffusionConfig)
+    return _base_of(settings, offline=offline) if is_stable else None
 
 
-def _base_of(settings: Any) -> _Weights:
+def _base_of(settings: Any, *, offline: bool) -> Check:
     from lightning_modules.generators.stable_diffusion.weights import (
         find_base,
         find_in_hub_cache,
@@ -112,12 +87,22 @@ def _base_of(settings: Any) -> _Weights:
 
     name, revision = resolve_base(settings.base_model, revision=settings.revision)
     if not is_hub_name(name):
-        path = find_base(name).path
-        return _Weights(what=path.name, path=path)
-    at = "" if revision is None else f"@{revision}"
-    remedy = f"sonosweep weights fetch {name}{at} fetches it beforehand"
+        return _present(find_base(name).path)
     path = find_in_hub_cache(name, revision=revision)
-    return _Weights(what=f"{name} (hub)", path=path, remedy=remedy)
+    if path is not None:
+        return _present(path, what=f"{name} (hub)")
+    at = "" if revision is None else f"@{revision}"
+    return _absent(f"{name} (hub)", fetch=f"{name}{at}", offline=offline)
+
+
+def _present(path: Path, *, what: str = "") -> Check:
+    return Check("ok", f"{what or path.name} present", facts={"found": str(path)})
+
+
+def _absent(what: str, *, fetch: str, offline: bool) -> Check:
+    mark, state = ("missing", "missing, offline") if offline else ("warn", "fetchable")
+    remedy = f"sonosweep weights fetch {fetch} fetches it beforehand"
+    return Check(mark, f"{what} {state}", remedy, {"found": state})
 
 
 def check_demo_data(config: ExperimentConfig) -> Check:
