@@ -1,19 +1,17 @@
 """`sonosweep data fetch hc18` against a server of our own that misbehaves as it is told."""
 
 import errno
-import hashlib
-import http.server
 import io
 import json
 import shutil
 import stat
 import subprocess
 import sys
-import threading
 import zipfile
 from types import SimpleNamespace
 
 import pytest
+from file_server import HTML, Server, md5
 
 from datamodules import fetch
 from datamodules.attribution import HC18_LICENCE
@@ -27,71 +25,26 @@ QUICK = RetryPolicy(attempts=3, timeout_s=5.0, backoff_s=0.001)
 CSVS = ("training_set_pixel_size_and_HC.csv", "test_set_pixel_size.csv")
 ALL = (*CSVS, "training_set.zip", "test_set.zip")
 BIG = "training_set.zip"
-HTML = b"<html>log in</html>"
 
 
-class Server:
-    """Serves files by name; `script[name]` holds what to do instead, request by request: a status,
-    other bytes, "zeros" of its size, "cut", "from the middle", or "html"."""
-
-    def __init__(self):
-        self.files, self.script, self.asked, self.has_ranges = {}, {}, [], True
-        methods = {"do_GET": lambda request: self.answer(request), "log_message": lambda *_: None}
-        handler = type("Handler", (http.server.BaseHTTPRequestHandler,), methods)
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def record(self, **changes):
-        """The record as Zenodo gives it."""
-        entries = [
-            {
-                "key": name,
-                "size": len(body),
-                "checksum": f"md5:{md5(body)}",
-                "links": {"self": f"{self.url}/api/files/{name}/content"},
-            }
-            | changes.get(name, {})
-            for name, body in self.files.items()
-        ]
-        return {"id": 1327317, "files": entries}
-
-    def prefixes(self):
-        return {name: md5(body)[:8] for name, body in self.files.items()}
-
-    def times(self, name):
-        return [asked for asked, _ in self.asked].count(name)
-
-    def answer(self, request):
-        name = request.path.removesuffix("/content").split("/")[-1]
-        wanted = request.headers.get("Range")
-        self.asked.append((name, wanted))
-        step = self.script[name].pop(0) if self.script.get(name) else None
-        body = ({"record": json.dumps(self.record()).encode()} | self.files).get(name)
-        if isinstance(step, bytes) or step in ("html", "zeros"):
-            body = {"html": HTML, "zeros": bytes(len(body))}.get(step, step)
-        start = int(wanted[6:-1]) if wanted and self.has_ranges else 0
-        status = step if isinstance(step, int) else 404 if body is None else 206 if start else 200
-        if status < 300 and start and start >= len(body):
-            status = 416
-        body = b"" if status >= 300 else body
-        total, start = len(body), start + 5 * (step == "from the middle")
-        request.send_response(status)
-        request.send_header("Retry-After", "0")
-        request.send_header("Content-Length", str(max(0, total - start)))
-        if status == 206:
-            request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        if step == "html":
-            request.send_header("Content-Type", "text/html; charset=utf-8")
-        request.end_headers()
-        # Cut: half of what is left, then the line goes dead.
-        rest = body[start:]
-        request.wfile.write(rest[: len(rest) // 2] if step == "cut" else rest)
-        request.close_connection = step == "cut"
+def record(server, **changes):
+    """The record as Zenodo gives it."""
+    entries = [
+        {
+            "key": name,
+            "size": len(body),
+            "checksum": f"md5:{md5(body)}",
+            "links": {"self": f"{server.url}/api/files/{name}/content"},
+        }
+        | changes.get(name, {})
+        for name, body in server.files.items()
+        if name != "record"
+    ]
+    return {"id": 1327317, "files": entries}
 
 
-def md5(body):
-    return hashlib.md5(body).hexdigest()
+def prefixes(server):
+    return {name: md5(server.files[name])[:8] for name in ALL}
 
 
 def zipped(folder, *, top, extra=()):
@@ -114,13 +67,13 @@ def server(hc18_folder, monkeypatch):
         f"{name}.zip": zipped(hc18_folder / name, top=f"{name}/")
         for name in ("training_set", "test_set")
     }
+    served.files["record"] = json.dumps(record(served)).encode()
     yield served
-    served.http.shutdown()
-    served.http.server_close()
+    served.close()
 
 
 def get(server, root, **changes):
-    settings = {"record_url": f"{server.url}/record", "known_md5": server.prefixes()}
+    settings = {"record_url": f"{server.url}/record", "known_md5": prefixes(server)}
     return fetch_hc18(root, **(settings | {"retry": QUICK} | changes))
 
 
@@ -151,7 +104,6 @@ def test_fetches_the_official_layout(server, tmp_path, hc18_folder):
     [
         # More cuts than attempts: each brings something.
         ({BIG: ["cut"] * 5}, True, 6),
-        ({BIG: ["cut"]}, False, 2),
         ({BIG: ["cut", "from the middle"]}, True, 3),
         ({"record": [503, 429], BIG: [500, 502]}, True, 3),
         ({BIG: ["cut", 416]}, True, 3),
@@ -194,10 +146,7 @@ def test_a_stopped_fetch_goes_on_in_the_next(server, tmp_path):
         ({BIG: ["zeros", "zeros"]}, True, "damaged twice, its MD5 is not the record's", 2),
         ({BIG: [b"less"] * 3}, True, r"4 bytes on the server, \d+ in the record", 3),
         ({BIG: ["html"]}, True, "answers with a web page; look at it in a browser", 1),
-        ({CSVS[0]: [404]}, True, r"HC.csv/content: HTTP 404 Not Found; look at it", 0),
-        ({"record": ["html"]}, True, "/record: answers with a web page", 0),
         ({"record": [HTML]}, True, "answers no JSON", 0),
-        ({"record": [b'{"files": [{"key": "a"}]}']}, True, "not a record with files", 0),
         ({"record": [b'{"files": []}']}, True, r"the record holds no \w+\.csv", 0),
     ],
 )
@@ -212,8 +161,7 @@ def test_what_is_refused_in_one_line(server, tmp_path, script, has_ranges, messa
 
 
 def test_a_server_that_does_not_answer(server, tmp_path):
-    server.http.shutdown()
-    server.http.server_close()
+    server.close()
     with pytest.raises(InputError, match=r"/record: .*refused, 3 times in a row") as caught:
         get(server, tmp_path)
     assert "\n" not in str(caught.value)
@@ -230,19 +178,17 @@ def test_a_fetch_killed_while_unpacking_leaves_nothing_behind(server, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("left", "n_asked"), [("longer", 1), ("whole", 0), ("wrong but as long", 1), ("other half", 2)]
+    ("left", "n_asked"),
+    [
+        (lambda body: body + b"x" * 10, 1),
+        (lambda body: body, 0),
+        # Resumed it has the right size and the wrong MD5; then it comes whole.
+        (lambda body: b"x" * (len(body) // 2), 2),
+    ],
 )
 def test_what_an_earlier_fetch_left(server, tmp_path, left, n_asked):
-    body = server.files[BIG]
-    made = {
-        "longer": body + b"x" * 10,
-        "whole": body,
-        "wrong but as long": b"x" * len(body),
-        # Resumed it has the right size and the wrong MD5; then it comes whole.
-        "other half": b"x" * (len(body) // 2),
-    }
     (tmp_path / ".fetch").mkdir()
-    (tmp_path / ".fetch" / f"{BIG}.part").write_bytes(made[left])
+    (tmp_path / ".fetch" / f"{BIG}.part").write_bytes(left(server.files[BIG]))
     assert (get(server, tmp_path).n_training, server.times(BIG)) == (12, n_asked)
 
 
@@ -268,7 +214,7 @@ def test_a_full_disk(tmp_path, server, monkeypatch):
 
 
 def test_a_changed_record_is_refused_before_anything_is_fetched(server, tmp_path):
-    known = server.prefixes() | {"test_set.zip": "8402af5d"}
+    known = prefixes(server) | {"test_set.zip": "8402af5d"}
     with pytest.raises(InputError, match="the published one begins with 8402af5d"):
         get(server, tmp_path, known_md5=known)
     assert [name for name, _ in server.asked] == ["record"]
@@ -276,13 +222,13 @@ def test_a_changed_record_is_refused_before_anything_is_fetched(server, tmp_path
 
 def test_links_of_other_kinds(server, tmp_path):
     elsewhere = {"test_set.zip": {"links": {"self": "file:///etc/passwd"}}}
-    server.script["record"] = [json.dumps(server.record(**elsewhere)).encode()]
+    server.script["record"] = [json.dumps(record(server, **elsewhere)).encode()]
     with pytest.raises(InputError, match="not an http address"):
         get(server, tmp_path)
     # InvenioRDM's own way: by name, with the bytes under `content`.
     entries = {
         entry["key"]: {**entry, "links": {"self": "nowhere", "content": entry["links"]["self"]}}
-        for entry in server.record()["files"]
+        for entry in record(server)["files"]
     }
     server.script["record"] = [json.dumps({"files": {"entries": entries}}).encode()]
     assert get(server, tmp_path).n_training == 12
@@ -298,10 +244,6 @@ def test_others_files_are_left_alone(server, tmp_path):
     (tmp_path / "training_set" / "001_HC.png").unlink()
     with pytest.raises(InputError, match=r"training_set: is there, but not whole \(.*\)"):
         get(server, tmp_path)
-    shutil.rmtree(tmp_path / "training_set")
-    assert get(server, tmp_path).files == (BIG,)
-    with pytest.raises(InputError, match="a file; give a folder"):
-        get(server, tmp_path / CSVS[0])
 
 
 def test_two_at_once(server, tmp_path):
@@ -329,10 +271,8 @@ def link(name):
     ("entries", "message"),
     [
         ([("../evil.png", b"x")], "'../evil.png' is not expected there; not unpacked"),
-        ([("set\\evil.png", b"x")], "is not expected there"),
         ([(link("set/a.png"), b"/etc/passwd")], "is not expected there"),
         ([("set/run.sh", b"x")], "is not expected there"),
-        ([("other/a.png", b"x")], "is not expected there"),
         ([("set/a.png", b"x"), ("a.png", b"y")], "'a.png' is not expected there"),
         ([("__MACOSX/set/._a.png", b"x")], "holds no PNG file"),
         ([("set/a.png", bytes(10_000_000))], "would unpack to 10 MiB, far more"),
@@ -374,24 +314,12 @@ def test_the_command(server, tmp_path, monkeypatch, capsys):
     words = ["hc18", "--to", root, "--record-url", f"{server.url}/record"]
     code, _, err = run("hc19", "--to", root)
     assert (code, len(err), root.exists()) == (2, 1, False)
-    assert "data fetch hc19: unknown; the one set to fetch is hc18" in err[0]
     # The published prefixes hold where nothing else is given.
     code, _, err = run(*words)
-    assert code == 2
-    assert "the published one begins with 00eb8198; the record has changed" in err[-1]
-    for name, prefix in server.prefixes().items():
+    assert (code, "the published one begins with 00eb8198" in err[-1]) == (2, True)
+    for name, prefix in prefixes(server).items():
         monkeypatch.setitem(fetch.HC18_MD5, name, prefix)
     code, out, _ = run(*words)
-    assert (code, out) == (
-        0,
-        [
-            HC18_LICENCE,
-            f"{root}: fetched {', '.join(ALL)}; 12 training and 2 test images",
-            f"next: make demo HC18_ROOT={root}",
-        ],
-    )
-    code, out, _ = run(*words)
-    assert (code, "all there, nothing to fetch; 12 training and 2 test images" in out[1]) == (
-        0,
-        True,
-    )
+    assert (code, out[0]) == (0, HC18_LICENCE)
+    assert out[2] == f"next: make demo HC18_ROOT={root}"
+    assert "all there, nothing to fetch; 12 training and 2 test images" in run(*words)[1][1]

@@ -1,15 +1,14 @@
 """`sonosweep weights`, and a sweep that starts without its weights, against a server of our own."""
 
 import hashlib
-import http.server
 import io
 import sys
-import threading
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from file_server import Server
 from rich.console import Console
 from toy_recipe import TOY
 
@@ -32,31 +31,6 @@ QUICK = RetryPolicy(attempts=3, timeout_s=5.0, backoff_s=0.001)
 QUIET = Console(quiet=True)
 
 
-class Server:
-    """Serves one body; the first answer is cut half-way where `cuts` is true."""
-
-    def __init__(self, body):
-        self.body, self.cuts, self.asked, self.type = body, False, [], "application/zip"
-        methods = {"do_GET": lambda request: self.answer(request), "log_message": lambda *_: None}
-        handler = type("Handler", (http.server.BaseHTTPRequestHandler,), methods)
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/weights"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
-
-    def answer(self, request):
-        wanted = request.headers.get("Range")
-        self.asked.append(wanted)
-        start, total = int(wanted[6:-1]) if wanted else 0, len(self.body)
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(total - start))
-        request.send_header("Content-Type", self.type)
-        if start:
-            request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        request.end_headers()
-        sent, self.cuts = total // 2 if self.cuts else total, False
-        request.wfile.write(self.body[start:sent])
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """Serves vit_b and medsam; the cache is empty."""
@@ -69,13 +43,14 @@ def server(tmp_path, monkeypatch):
     with zipfile.ZipFile(made, "w") as archive:
         archive.writestr("data", bytes(range(256)) * 64)
     body = made.getvalue()
-    served = Server(body)
-    facts = {"url": served.url, "size_bytes": len(body), "md5": hashlib.md5(body).hexdigest()[:6]}
+    served = Server()
+    served.files["weights"] = body
+    url = f"{served.url}/weights"
+    facts = {"url": url, "size_bytes": len(body), "md5": hashlib.md5(body).hexdigest()[:6]}
     monkeypatch.setitem(WEIGHTS, "vit_b", replace(WEIGHTS["vit_b"], **facts))
-    monkeypatch.setitem(WEIGHTS, "medsam", replace(WEIGHTS["medsam"], url=served.url))
+    monkeypatch.setitem(WEIGHTS, "medsam", replace(WEIGHTS["medsam"], url=url))
     yield served
-    served.http.shutdown()
-    served.http.server_close()
+    served.close()
 
 
 def command(monkeypatch, *words):
@@ -99,12 +74,12 @@ def test_names_of_sams_files_carry_the_checksum_and_the_base_is_a_commit():
 
 
 def test_a_fetch_goes_on_where_it_broke_and_is_not_repeated(server, capsys):
-    server.cuts, half = True, len(server.body) // 2
+    server.script["weights"], body = ["cut"], server.files["weights"]
     path = fetch_weights("vit_b", Console(), retry=QUICK)
-    assert server.asked == [None, f"bytes={half}-"]
+    assert server.asked == [("weights", None), ("weights", f"bytes={len(body) // 2}-")]
     assert path == checkpoints_folder() / "sam_vit_b_01ec64.pth"
     assert [each.name for each in path.parent.iterdir()] == [path.name]
-    assert encoder_id("vit_b") == hashlib.sha256(server.body).hexdigest()
+    assert encoder_id("vit_b") == hashlib.sha256(server.files["weights"]).hexdigest()
     assert find_weights("vit_b", None) == path
     assert fetch_weights("vit_b", Console()) == path
     assert len(server.asked) == 2
@@ -117,22 +92,22 @@ def test_other_content_is_refused_and_never_takes_the_name(server, monkeypatch):
         fetch_weights("vit_b", QUIET, retry=QUICK)
     assert list(checkpoints_folder().iterdir()) == []
     path = checkpoints_folder() / "sam_vit_b_01ec64.pth"
-    path.write_bytes(server.body)
+    body = server.files["weights"]
+    path.write_bytes(body)
     asked = len(server.asked)
     for look in (encoder_id, lambda name: fetch_weights(name, QUIET)):
         with pytest.raises(WeightsError, match=r"not the published .* not 01ec64.*move it away"):
             look("vit_b")
-    path.write_bytes(server.body[:-1])
-    with pytest.raises(WeightsError, match=f"{len(server.body) - 1} bytes instead of"):
+    path.write_bytes(body[:-1])
+    with pytest.raises(WeightsError, match=f"{len(body) - 1} bytes instead of"):
         find_weights("vit_b", None)
     assert len(server.asked) == asked
 
 
 def test_a_proxys_page_and_a_full_disk_give_no_file(server, monkeypatch):
-    server.type = "text/html"
+    server.script["weights"] = ["html"]
     with pytest.raises(InputError, match="answers with a web page; look at it in a browser"):
         fetch_weights("vit_b", QUIET, retry=QUICK)
-    server.type = "application/zip"
     monkeypatch.setattr(download.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(InputError, match="are free; make room"):
         fetch_weights("vit_b", QUIET, retry=QUICK)
@@ -140,7 +115,10 @@ def test_a_proxys_page_and_a_full_disk_give_no_file(server, monkeypatch):
 
 
 def test_without_a_published_checksum_the_first_one_is_kept(server, capsys):
-    path, found = fetch_weights("medsam", Console()), hashlib.sha256(server.body).hexdigest()
+    path, found = (
+        fetch_weights("medsam", Console()),
+        hashlib.sha256(server.files["weights"]).hexdigest(),
+    )
     assert found in " ".join(capsys.readouterr().out.split())
     assert (path.parent / "medsam_vit_b.pth.sha256").read_text() == f"{found}  {path.name}\n"
     assert encoder_id("medsam") == found
@@ -199,12 +177,12 @@ def test_a_sweep_fetches_what_its_plan_names(server, tmp_path, hc18_folder, monk
         prepare(config, QUIET, fetches=False)
     assert server.asked == []
     _, plan = prepare(config, QUIET)
-    assert server.asked == [None]
+    assert server.asked == [("weights", None)]
     ids = {n.content["weights_sha256"] for n in plan.nodes.values() if n.stage == "fit"}
-    assert ids == {hashlib.sha256(server.body).hexdigest()}
+    assert ids == {hashlib.sha256(server.files["weights"]).hexdigest()}
     checkpoints_folder().joinpath("sam_vit_b_01ec64.pth").unlink()
     # Set back after the test: `offline` reaches all that comes after it.
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     with pytest.raises(MissingWeightsError, match="HF_HUB_OFFLINE forbids"):
         prepare(replace(config, offline=True), QUIET)
-    assert server.asked == [None]
+    assert server.asked == [("weights", None)]
