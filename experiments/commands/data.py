@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from datamodules.errors import InputError
-from datamodules.layouts import layout_help
+from datamodules.layouts import LAYOUTS, layout_help, layout_of
 from experiments.commands.arguments import (
     AsJson,
     Extensions,
@@ -34,21 +34,34 @@ def data_index(
     extension: Extensions = None,
 ) -> None:
     """Say what a data folder holds, after reading every image and annotation."""
-    from experiments.commands.data_report import index_folder, print_summary
+    from datamodules.index import build_index, data_manifest_sha256
+    from datamodules.reading import reads_as, settle_bias
+    from datamodules.summary import summary
+    from experiments.commands.data_report import print_summary
     from experiments.config.extensions import import_extensions
 
     import_extensions(extension or [])
-    summary = index_folder(
-        root,
-        layout=layout,
-        console=stderr_console(),
-        label=label,
-        filled_bias_px=filled_bias_px,
-    )
+    row = LAYOUTS[name := layout_of(root, name=layout)]
+    samples = reads_as(row.read(root), label=label, filled_bias_px=filled_bias_px)
+    with stderr_console().status("reading") as status:
+        index = build_index(
+            samples, progress=lambda done, total: status.update(f"images {done}/{total}")
+        )
+    if filled_bias_px is None:
+        index = settle_bias(index)
+    found = {
+        "root": str(root),
+        "layout": name,
+        "cohort": samples[0].cohort,
+        "manifest_sha256": data_manifest_sha256(index),
+        **summary(index),
+    }
+    if unlabelled := row.unlabelled(root):
+        found["unlabelled_test_images"] = len(unlabelled)
     if as_json:
-        print_json(summary)
+        print_json(found)
     else:
-        print_summary(summary, stdout_console())
+        print_summary(found, stdout_console())
 
 
 @data_app.command("split")

@@ -1,50 +1,9 @@
-"""`sonosweep data index`: what a data folder holds, for a person or a program."""
+"""`sonosweep data index`: what a data folder holds, for a person."""
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-
-from datamodules.index import build_index, data_manifest_sha256
-from datamodules.layouts import LAYOUTS, layout_of
-from datamodules.reading import reads_as, settle_bias
-from datamodules.summary import summary
-
-
-def index_folder(
-    root: Path,
-    *,
-    layout: str,
-    console: Console,
-    label: int | None = None,
-    filled_bias_px: float | None = None,
-) -> dict[str, Any]:
-    """Read every file of a folder and sum up what is there; `layout` may be auto.
-
-    `label` and `filled_bias_px` are read as in `DataConfig`.
-
-    Raises:
-        InputError: For anything that cannot be read, by name.
-    """
-    name = layout_of(root, name=layout)
-    samples = reads_as(LAYOUTS[name].read(root), label=label, filled_bias_px=filled_bias_px)
-    with console.status("reading") as status:
-        index = build_index(
-            samples, progress=lambda done, total: status.update(f"images {done}/{total}")
-        )
-    if filled_bias_px is None:
-        index = settle_bias(index)
-    found = {
-        "root": str(root),
-        "layout": name,
-        "cohort": samples[0].cohort,
-        "manifest_sha256": data_manifest_sha256(index),
-        **summary(index),
-    }
-    if unlabelled := LAYOUTS[name].unlabelled(root):
-        found["unlabelled_test_images"] = len(unlabelled)
-    return found
 
 
 def print_summary(found: dict[str, Any], console: Console) -> None:

@@ -265,13 +265,12 @@ def write_again(
     write_splits(data.view.folds, folder / "split.json")
     write_outputs(sweep, console)
     if into is not None:
+        from experiments.commands.finished import read_results
         from experiments.results.readme import insert_results
-        from experiments.results.rows import read_output
         from experiments.results.tables import blocks
 
-        names = ("results.csv", "per_image.csv")
-        results, images = (read_output(folder / n, config.evaluation.output) for n in names)
-        tables = blocks(results, per_image=images)
+        results, per_image = read_results(folder, output=config.evaluation.output)
+        tables = blocks(results, per_image=per_image)
         insert_results(into, sweep=sweep, tables=tables, command=command)
 
 

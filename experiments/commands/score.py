@@ -1,10 +1,12 @@
 """The command `score`. Torch-free."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from datamodules.allowed import one_of
 from datamodules.layouts import layout_help
 from experiments.commands.arguments import (
     AsJson,
@@ -15,6 +17,7 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
+from experiments.config.extensions import import_extensions
 
 
 def score(
@@ -31,22 +34,54 @@ def score(
     as_json: AsJson = False,
 ) -> None:
     """Score masks made elsewhere at the original size, under our own protocol."""
-    from experiments.config.extensions import import_extensions
-    from experiments.deliver.score import as_dict, print_score, score_command
+    from datamodules.index import build_index
+    from datamodules.plausible import doubts
+    from datamodules.reading import (
+        bias_notes,
+        is_as_expected,
+        reads_as,
+        settle_bias,
+        settled_samples,
+    )
+    from datamodules.split_file import read_split_file
+    from datamodules.storage import require_new
+    from experiments.deliver.score import (
+        MISSING,
+        as_dict,
+        print_score,
+        read_references,
+        score_folder,
+        write_score,
+    )
 
     import_extensions(extension or [])
-    found = score_command(
-        predictions,
-        root=root,
-        split=split,
-        layout=layout,
-        missing=missing,
-        name=name,
-        out=out,
-        console=stderr_console(),
-        label=label,
-        filled_bias_px=filled_bias_px,
-    )
+    one_of(missing, MISSING, option="--missing")
+    if out is not None:
+        # Before an hour is spent on what cannot be written.
+        require_new(out)
+    published = None if split is None else read_split_file(split)
+    references = read_references(root, layout=layout)
+    samples = reads_as(references, label=label, filled_bias_px=filled_bias_px)
+    with stderr_console().status("reading the references") as status:
+        index = build_index(
+            samples,
+            progress=lambda done, total: status.update(f"reading references {done}/{total}"),
+        )
+        settled = settle_bias(index) if filled_bias_px is None else index
+        samples, notes = settled_samples(samples, settled), doubts(settled)
+        if filled_bias_px is None and not is_as_expected(settled, before=index):
+            notes += bias_notes(settled)
+        found = score_folder(
+            predictions,
+            samples=samples,
+            name=predictions.resolve().name if name is None else name,
+            split=published,
+            missing=missing,
+            progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
+        )
+    found = replace(found, notes=(*notes, *found.notes))
+    if out is not None:
+        write_score(found, out)
     if as_json:
         print_json(as_dict(found))
     else:

@@ -1,7 +1,7 @@
-"""`sonosweep score`: masks made elsewhere, scored by the protocol of our own evaluation."""
+"""Masks made elsewhere, scored by the protocol of our own evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,27 +9,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.allowed import one_of
 from datamodules.annotation import image_of
 from datamodules.errors import InputError
-from datamodules.index import build_index
 from datamodules.layouts import LAYOUTS, layout_of
 from datamodules.mask_folder import find_masks, read_mask, some_names
-from datamodules.plausible import doubts
-from datamodules.reading import (
-    bias_notes,
-    is_as_expected,
-    reads_as,
-    settle_bias,
-    settled_samples,
-)
 from datamodules.samples import Sample
-from datamodules.split_file import SplitFile, read_split_file
+from datamodules.split_file import SplitFile
 from datamodules.storage import (
     commit_folder,
     content_key,
     file_sha256,
-    require_new,
     write_atomic,
     write_json,
 )
@@ -260,54 +249,6 @@ def write_score(score: Score, out: Path) -> None:
         score.results.to_csv(folder / "results.csv", index=False)
         write_json(folder / "score.json", as_dict(score))
         write_atomic(folder / "summary.md", _markdown(score))
-
-
-def score_command(
-    predictions: Path,
-    *,
-    root: Path,
-    split: Path | None,
-    layout: str,
-    missing: str,
-    name: str | None,
-    out: Path | None,
-    console: Console,
-    label: int | None = None,
-    filled_bias_px: float | None = None,
-) -> Score:
-    """What `sonosweep score` does before it prints.
-
-    `label` and `filled_bias_px` say how the references are read, as in `DataConfig`.
-    """
-    one_of(missing, MISSING, option="--missing")
-    if out is not None:
-        # Before an hour is spent on what cannot be written.
-        require_new(out)
-    published = None if split is None else read_split_file(split)
-    samples = reads_as(
-        read_references(root, layout=layout), label=label, filled_bias_px=filled_bias_px
-    )
-    with console.status("reading the references") as status:
-        index = build_index(
-            samples,
-            progress=lambda done, total: status.update(f"reading references {done}/{total}"),
-        )
-        settled = settle_bias(index) if filled_bias_px is None else index
-        samples, notes = settled_samples(samples, settled), doubts(settled)
-        if filled_bias_px is None and not is_as_expected(settled, before=index):
-            notes += bias_notes(settled)
-        score = score_folder(
-            predictions,
-            samples=samples,
-            name=predictions.resolve().name if name is None else name,
-            split=published,
-            missing=missing,
-            progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
-        )
-    score = replace(score, notes=(*notes, *score.notes))
-    if out is not None:
-        write_score(score, out)
-    return score
 
 
 def _n_not_fitted(score: Score) -> int:
