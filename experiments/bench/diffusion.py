@@ -11,9 +11,9 @@ from diffusers import (
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from experiments.bench.encoder import flops_of
 from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.generators.stable_diffusion.base import (
     SCHEDULER_SETTINGS,
@@ -110,17 +110,18 @@ def bench_sampling(bench: Bench, found: Found) -> None:
         )
         decode_latents(base.vae, latents, batch_size=n)
 
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    @torch.no_grad()
+    def a_pass() -> None:
         latents = torch.zeros(1, 4, *latent_hw, device=bench.device, dtype=dtype)
         base.unet(latents, 1, encoder_hidden_states=prompts[:1])
+
     many = Way(
         f"ours, batch {batch}",
         lambda _: ours(batch),
         batch,
         ratio=f"drawing an image, {steps} steps with guidance, in batches of {batch}",
         target="batch",
-        flops=2 * steps * counter.get_total_flops(),
+        flops=2 * steps * flops_of(a_pass),
         precision=precision,
     )
     plainly = Way(f"{many.label}, without guidance", lambda _: ours(batch, guidance=1.0), batch)

@@ -117,7 +117,12 @@ def encoder_flops(encoder: nn.Module, *, side_px: int) -> float:
     """
     # TinyViT caches a tensor of its weights outside of its parameters.
     copied = copy.deepcopy(encoder).to("meta").train(False)
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        copied(torch.empty(1, 3, side_px, side_px, device="meta"))
+    image = torch.empty(1, 3, side_px, side_px, device="meta")
+    return flops_of(torch.no_grad()(lambda: copied(image)))
+
+
+def flops_of(work: Callable[[], object]) -> float:
+    """Operations (2 x multiply-add) of a call, which is made."""
+    with FlopCounterMode(display=False) as counter:
+        work()
     return float(counter.get_total_flops())

@@ -9,7 +9,6 @@ import lightning as L
 import segmentation_models_pytorch as smp
 import torch
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -18,6 +17,7 @@ from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample, read_hc18
 from datamodules.settings import Cache, Frame, Loading, Mixture
+from experiments.bench.encoder import flops_of
 from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
@@ -57,6 +57,10 @@ def bench_unet(bench: Bench, found: Found) -> None:
         module = UnetModule(config, seed=number + 1)
         fit(bench, module, config=config, datamodule=datamodule)
 
+    def step() -> None:
+        images = torch.rand(batch, 1, *size_hw)
+        UnetModule(config)(images).sum().backward()
+
     units = steps * batch
     found.measure(
         Way("a plain loop", plain, units),
@@ -66,7 +70,7 @@ def bench_unet(bench: Bench, found: Found) -> None:
             units,
             ratio="an image of training",
             target="image",
-            flops=step_flops(config) / batch,
+            flops=flops_of(step) / batch,
             precision="bf16" if bench.is_gpu else "fp32",
         ),
     )
@@ -92,14 +96,6 @@ def fit(bench: Bench, module: L.LightningModule, *, config: UnetConfig, **given:
             ).fit(module, **given)
     finally:
         logging.disable(level)
-
-
-def step_flops(config: UnetConfig) -> float:
-    """Operations (2 x multiply-add) of a training step, forward and backward."""
-    module = UnetModule(config)
-    with FlopCounterMode(display=False) as counter:
-        module(torch.rand(config.batch_size, 1, *config.size_hw)).sum().backward()
-    return float(counter.get_total_flops())
 
 
 class PlainItems(Dataset):

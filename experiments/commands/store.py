@@ -24,8 +24,7 @@ def status(
 ) -> None:
     """Say what of a sweep is done, running or failed and why, whether it runs or not."""
     from experiments.store.status import as_json as plain
-    from experiments.store.status import find_sweep, read_sweep
-    from experiments.store.status_view import print_status
+    from experiments.store.status import find_sweep, print_status, read_sweep
 
     found = read_sweep(find_sweep(sweep, root=root), log_lines=lines)
     if as_json:
@@ -55,8 +54,7 @@ def clean(
     --orphans and --sweep add up; --stage and --older-than narrow what they select. What another
     sweep refers to, or a process holds, is never removed.
     """
-    from experiments.store.clean import Selection, parse_age
-    from experiments.store.clean_view import clean_command
+    from experiments.store.clean import Selection, clean_command, parse_age
 
     chosen = Selection(
         orphans=orphans,
