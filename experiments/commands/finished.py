@@ -8,7 +8,6 @@ import pandas as pd
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.storage import write_atomic
 from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
@@ -66,18 +65,12 @@ def read_results(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFra
 
 def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
     """Write tables and figure of a sweep from its results.csv and per_image.csv, and say so."""
-    from experiments.results.contrasts import all_contrasts
-    from experiments.results.figures import figure_amounts
-    from experiments.results.panels import save_figure
-    from experiments.results.verdict import verdict_sentences
+    from experiments.results.outputs import write_shown
 
     results, per_image = read_results(folder, output=config.evaluation.output)
-    for format_name in ("markdown", "latex"):
-        text = table_text(folder, output=config.evaluation.output, format_name=format_name)
-        write_atomic(folder / {"markdown": "table.md", "latex": "table.tex"}[format_name], text)
-    save_figure(figure_amounts(results, per_image=per_image), stem=folder / "figure")
-    found = all_contrasts(per_image, statistics=config.statistics)
-    say(console, " ".join(verdict_sentences(found)))
+    chosen = config.statistics
+    _, finding = write_shown(results, folder, per_image=per_image, statistics=chosen)
+    say(console, finding)
     say(
         console,
         f"{ABSENT}: table and figure are written from results.csv and per_image.csv, and "

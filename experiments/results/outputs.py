@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pandas as pd
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.text import Text
 from datamodules.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
+from experiments.config.statistics import StatisticsConfig
 from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
@@ -21,6 +22,9 @@ from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.columns import PER_IMAGE
 from experiments.store.provenance import code_state
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OUTPUTS = ("results.csv", "per_image.csv", "table.md", "table.tex", "figure.png", "figure.pdf")
 OUTPUTS += ("report.html",)
@@ -157,32 +161,41 @@ def _known_outputs(marker: Path, *, key: str, say: Callable[[str], None]) -> dic
 
 
 def _write_all(sweep: Sweep, folder: Path) -> str:
-    from experiments.results.contrasts import all_contrasts
     from experiments.results.deviations import deviations
-    from experiments.results.figures import figure_amounts
-    from experiments.results.latex import to_latex
-    from experiments.results.panels import png_bytes, save_figure
+    from experiments.results.panels import png_bytes
     from experiments.results.paper import write_comparison
     from experiments.results.report import render_report
     from experiments.results.report_content import gather
-    from experiments.results.tables import blocks, footnotes
-    from experiments.results.text import to_markdown
-    from experiments.results.verdict import verdict_sentences
 
     per_image, results = write_tables_csv(sweep, folder)
-    tables, notes = blocks(results, per_image=per_image), footnotes(results)
-    write_atomic(folder / "table.md", to_markdown(tables, notes=notes))
-    write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
-    figure = figure_amounts(results, per_image=per_image)
-    save_figure(figure, stem=folder / "figure")
+    chosen = sweep.config.statistics
+    figure, finding = write_shown(results, folder, per_image=per_image, statistics=chosen)
     write_comparison(
         results, folder, train_cohort=sweep.data.name, deviations=deviations(sweep.config)
     )
     content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
     write_atomic(folder / "report.html", render_report(content))
-    chosen = sweep.config.statistics
-    found = all_contrasts(per_image, statistics=chosen)
-    return " ".join(verdict_sentences(found))
+    return finding
+
+
+def write_shown(
+    results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame, statistics: StatisticsConfig
+) -> tuple["Figure", str]:
+    """Write table and figure of the rows of one output; give the figure, and what was found."""
+    from experiments.results.contrasts import all_contrasts
+    from experiments.results.figures import figure_amounts
+    from experiments.results.latex import to_latex
+    from experiments.results.panels import save_figure
+    from experiments.results.tables import blocks, footnotes
+    from experiments.results.text import to_markdown
+    from experiments.results.verdict import verdict_sentences
+
+    tables, notes = blocks(results, per_image=per_image), footnotes(results)
+    write_atomic(folder / "table.md", to_markdown(tables, notes=notes))
+    write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
+    figure = figure_amounts(results, per_image=per_image)
+    save_figure(figure, stem=folder / "figure")
+    return figure, " ".join(verdict_sentences(all_contrasts(per_image, statistics=statistics)))
 
 
 def _outputs_key(sweep: Sweep) -> str:
