@@ -5,13 +5,17 @@ way runs as a plain script does, which gives the pages of every large tensor bac
 again.
 """
 
+import contextlib
+import io
+import logging
 import os
 import pkgutil
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,6 +86,19 @@ def timed(work: Callable[[], object], *, device: str) -> Seconds:
     work()
     _wait(device)
     return Seconds(time.perf_counter() - started, time.process_time() - processor)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what libraries print, log and warn of off the screen; a sweep sends it to a log."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def run_program(words: Sequence[str]) -> Seconds:

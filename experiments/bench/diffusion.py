@@ -1,7 +1,6 @@
 """Stable Diffusion with random weights: drawing in batches, and a LoRA step on cached latents."""
 
 import functools
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from experiments.bench.child import quiet
 from experiments.bench.encoder import flops_of
 from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.generators.stable_diffusion.base import (
@@ -176,9 +176,8 @@ def bench_generator(bench: Bench, found: Found) -> None:
         update(module.training_step({"index": index, "draw": index + batch * (number + 1)}))
 
     half = torch.autocast(bench.device, dtype=torch.bfloat16, enabled=is_mixed)
-    with half, warnings.catch_warnings():
-        # Outside of a trainer the module's log goes nowhere, and says so.
-        warnings.simplefilter("ignore")
+    # Outside of a trainer the module's log goes nowhere, and says so.
+    with half, quiet():
         label = "a LoRA step of Stable Diffusion"
         theirs, _, encoding = found.measure(
             Way("published: VAE and text in the step", plain, batch),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
-from datamodules.storage import write_atomic, write_json
+from datamodules.storage import write_json
 from experiments.bench.cases import CASES
 from experiments.bench.child import start_child
 from experiments.bench.measure import Bench
@@ -16,7 +16,6 @@ from experiments.store.provenance import code_state, machine, provenance, used_g
 
 SCHEMA_VERSION = 1
 JSON_NAME, TABLE_NAME = "bench.json", "bench.md"
-START, END = "<!-- bench -->", "<!-- /bench -->"
 
 
 def check(bench: Bench) -> list[str]:
@@ -91,13 +90,3 @@ def read_bench(out: Path) -> dict[str, Any]:
     if content.get("schema") != SCHEMA_VERSION:
         raise InputError(f"{path}: schema {content.get('schema')}, not {SCHEMA_VERSION}; run again")
     return content
-
-
-def insert_table(path: Path, content: dict[str, Any]) -> None:
-    """Put the table between the markers of a Markdown file, so that no number is typed."""
-    text = path.read_text() if path.is_file() else ""
-    head, found, rest = text.partition(START)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        raise InputError(f"{path}: has no lines {START} and {END}; add them for the table")
-    write_atomic(path, f"{head}{START}\n{bench_table(content)}{END}{tail}")

@@ -1,17 +1,13 @@
 """Our way: the real stages of a real plan, run one by one in a store of their own."""
 
-import contextlib
-import io
-import logging
 import shutil
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from experiments.bench.child import Seconds, run_program, timed
+from experiments.bench.child import Seconds, quiet, run_program, timed
 from experiments.bench.measure import Bench
 from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
@@ -95,21 +91,15 @@ class TrialStages:
         )
         shutil.rmtree(context.run_dir, ignore_errors=True)
         context.run_dir.mkdir(parents=True)
-        run, level = STAGES[stage].load(), logging.root.manager.disable
+        run = STAGES[stage].load()
 
         def work() -> None:
             # Later stages read an input's content from its manifest.
             write_started(context.run_dir, {"content": node.content})
             write_done(context.run_dir, run(context))
 
-        # Libraries print; a sweep sends it to the stage's log.
-        logging.disable(logging.WARNING)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return timed(work, device=self.device)
-        finally:
-            logging.disable(level)
+        with quiet():
+            return timed(work, device=self.device)
 
     def embed_anew(self, *, last: bool = False, n: int) -> Seconds:
         """Run the stage `embed` with no embedding in the store."""

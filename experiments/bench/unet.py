@@ -1,7 +1,5 @@
 """Training the U-Net: a plain loop of segmentation-models-pytorch and Lightning against ours."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +15,7 @@ from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample, read_hc18
 from datamodules.settings import Cache, Frame, Loading, Mixture
+from experiments.bench.child import quiet
 from experiments.bench.encoder import flops_of
 from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.segmenters.unet.config import UnetConfig
@@ -78,24 +77,18 @@ def bench_unet(bench: Bench, found: Found) -> None:
 
 def fit(bench: Bench, module: L.LightningModule, *, config: UnetConfig, **given: Any) -> None:
     """One epoch by Lightning, without files or screens."""
-    level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            L.Trainer(
-                max_epochs=1,
-                accelerator="gpu" if bench.is_gpu else "cpu",
-                devices=1,
-                precision=config.precision,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                default_root_dir=bench.work,
-            ).fit(module, **given)
-    finally:
-        logging.disable(level)
+    with quiet():
+        L.Trainer(
+            max_epochs=1,
+            accelerator="gpu" if bench.is_gpu else "cpu",
+            devices=1,
+            precision=config.precision,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=bench.work,
+        ).fit(module, **given)
 
 
 class PlainItems(Dataset):

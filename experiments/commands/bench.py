@@ -36,7 +36,7 @@ def bench(
     """Measure ours against the published way, side by side, on HC18_ROOT or on phantoms."""
     from experiments.bench.child import environment
     from experiments.bench.measure import Bench
-    from experiments.bench.run import bench_command, check, insert_table, read_bench
+    from experiments.bench.run import bench_command, check, read_bench
     from experiments.bench.table import bench_table
 
     if table and names:
@@ -60,7 +60,9 @@ def bench(
         words = [sys.executable, "-m", "experiments", *sys.argv[1:]]
         os.execve(sys.executable, words, environment(keeps_memory=True) | {IN_CHILD: "1"})
     if into is not None:
-        insert_table(into, content)
+        from experiments.results.readme import replace_block
+
+        replace_block(into, bench_table(content), kind="bench")
     elif table:
         print(bench_table(content), end="")
     else:

@@ -11,7 +11,6 @@ from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine
 
-START, END = "<!-- results -->", "<!-- /results -->"
 COLUMNS = [*LABELS, "real", "n real", "total labels", "weighted Dice %", "weighted 95 % CI"]
 COLUMNS += ["Dice %", "mask Dice %", "HD mm", "HC error mm", "exams"]
 
@@ -24,16 +23,25 @@ def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: st
     Raises:
         InputError: If the file has no markers.
     """
-    text = path.read_text()
-    named = START.replace(" -->", f" {sweep.config.name} -->")
-    start = named if named in text else START
+    replace_block(path, _block(sweep, tables, command), kind="results", name=sweep.config.name)
+
+
+def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
+    """Replace what stands between `<!-- KIND -->`, or `<!-- KIND NAME -->`, and `<!-- /KIND -->`.
+
+    Raises:
+        InputError: If the file has no such lines.
+    """
+    text = path.read_text() if path.is_file() else ""
+    plain, named, end = f"<!-- {kind} -->", f"<!-- {kind} {name} -->", f"<!-- /{kind} -->"
+    start = named if named in text else plain
     head, found, rest = text.partition(start)
-    _, closed, tail = rest.partition(END)
+    _, closed, tail = rest.partition(end)
     if not found or not closed:
         raise InputError(
-            f"{path}: has no lines {START} and {END}; add them where the table belongs"
+            f"{path}: has no lines {plain} and {end}; add them where the table belongs"
         )
-    write_atomic(path, head + start + "\n" + _block(sweep, tables, command) + END + tail)
+    write_atomic(path, head + start + "\n" + block + end + tail)
 
 
 def _block(sweep: Sweep, tables: list[Block], command: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from datamodules.errors import InputError
 from experiments.bench.cases import CASES
 from experiments.bench.measure import Bench
-from experiments.bench.run import bench_command, check, insert_table, read_bench
+from experiments.bench.run import bench_command, check, read_bench
 from experiments.bench.table import bench_table, seconds_text
 
 ROOT = Path(__file__).parents[3]
@@ -73,18 +73,6 @@ def test_the_table_is_made_of_the_results(content):
     assert {len(line.split("|")) for line in text.splitlines() if line[:3] == "|--"} == {7, 10}
     times = (7200, 123.4, 1.234, 0.0456, 2e-6)
     assert [*map(seconds_text, times)] == ["2 h", "123 s", "1.23 s", "45.6 ms", "2 us"]
-
-
-def test_the_table_goes_between_its_markers(content, tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    for _ in range(2):
-        insert_table(path, content)
-        text = f"before\n<!-- bench -->\n{bench_table(content)}<!-- /bench -->\nafter\n"
-        assert path.read_text() == text
-    path.write_text("no markers")
-    with pytest.raises(InputError, match="has no lines"):
-        insert_table(path, content)
 
 
 def test_every_case_has_its_function_its_targets_and_its_test():
@@ -168,6 +156,8 @@ def test_the_command_from_a_shell(tmp_path):
     assert "matrix product, fp32" in done.stdout
     table = (tmp_path / "runs/bench/bench.md").read_text()
     assert run("--table").stdout == table
-    (tmp_path / "page.md").write_text("<!-- bench -->\n<!-- /bench -->\n")
+    (tmp_path / "page.md").write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
     assert run("--table", "--into", "page.md").returncode == 0
-    assert (tmp_path / "page.md").read_text() == f"<!-- bench -->\n{table}<!-- /bench -->\n"
+    text = f"before\n<!-- bench -->\n{table}<!-- /bench -->\nafter\n"
+    assert (tmp_path / "page.md").read_text() == text
+    assert "has no lines <!-- bench -->" in run("--table", "--into", "none.md").stderr
