@@ -7,6 +7,7 @@ the two picture folders only. Pairs that are new labels of images which are ther
 name of the image instead of a copy (`image_of`).
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,6 +25,8 @@ from datamodules.errors import InputError
 from datamodules.samples import Sample
 
 COHORT = "synthetic"
+ORIGIN_NAME = "origin.json"
+"""What is known of the generator that drew a set; see `seen_pixels`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,31 @@ def read_synthetic(root: Path, *, originals: Mapping[str, Sample] | None = None)
             )
         pairs[pair.sample_id] = pair
     return SyntheticSet(root=root, samples=samples, pairs=pairs)
+
+
+def pixels_sha256(image: np.ndarray) -> str:
+    """Hash of an image's size and pixels, whatever its file's format.
+
+    Args:
+        image: uint8 (H, W).
+    """
+    rows, columns = image.shape
+    return hashlib.sha256(f"{rows}x{columns}:".encode() + image.tobytes()).hexdigest()
+
+
+def seen_pixels(root: Path) -> frozenset[str]:
+    """`pixels_sha256` of the images that the generator of a set was fitted on, if the set tells.
+
+    Raises:
+        InputError: `origin.json` is damaged.
+    """
+    path = root / ORIGIN_NAME
+    if not path.is_file():
+        return frozenset()
+    try:
+        return frozenset(json.loads(path.read_text())["images_seen"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: expected JSON with `images_seen`; draw the set again") from error
 
 
 def _read_labels(

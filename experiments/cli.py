@@ -7,7 +7,7 @@ from experiments.commands.bench import bench
 from experiments.commands.data import data_app
 from experiments.commands.demo import demo
 from experiments.commands.doctor import doctor
-from experiments.commands.models import export, predict, submit
+from experiments.commands.models import draw, export, predict, submit
 from experiments.commands.outputs import figure, table
 from experiments.commands.paper import paper
 from experiments.commands.report import report
@@ -29,7 +29,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(weights_app, name="weights")
 for command in (
     *(demo, sweep, trial, diffusion, synthesize, segment, report, table, figure, paper),
-    *(status, clean, doctor, dashboard, score, submit, export, predict, bench),
+    *(status, clean, doctor, dashboard, score, submit, export, predict, draw, bench),
 ):
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""The commands that take a fitted model elsewhere: `export`, `predict`, `submit`. Torch-free."""
+"""The commands that use a fitted model: `export`, `predict`, `draw`, `submit`. Torch-free."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +10,7 @@ from experiments.commands.arguments import (
     AsJson,
     Prompt,
     print_json,
+    say,
     stderr_console,
     stdout_console,
 )
@@ -79,6 +80,42 @@ def predict(
         print_json(summary)
     else:
         print_summary(summary, stdout_console())
+
+
+def draw(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Run of a pixel generator, runs/store/generator/ID; the package's own if left out."
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, max=100_000, help="Number of pairs.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed gives other pairs.")] = 0,
+    height: Annotated[int, typer.Option(min=32, max=2048, help="Rows of the pictures.")] = 540,
+    width: Annotated[int, typer.Option(min=32, max=2048, help="Columns of the pictures.")] = 800,
+    out: Annotated[Path, typer.Option(help="New folder to write.")] = Path("pairs"),
+    as_json: AsJson = False,
+) -> None:
+    """Draw synthetic pairs of image and mask, a folder that `synthesis.folder` reads."""
+    from experiments.deliver.draw import PACKAGED, draw_command
+
+    found = draw_command(
+        run or PACKAGED,
+        n=n,
+        seed=seed,
+        image_hw=(height, width),
+        out=out,
+        console=stderr_console(),
+    )
+    if as_json:
+        print_json(found)
+        return
+    say(
+        stdout_console(),
+        f"{out}: {n} pairs; the generator behind them saw {found['n_labels']} labelled images: "
+        f"synthesis.folder={out} synthesis.folder_labels={found['n_labels']}",
+    )
+    say(stdout_console(), f"generator {found['generator']}, {found['data']}")
 
 
 def submit(

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, require_new, write_json
+from datamodules.storage import commit_folder, require_new
 from experiments.deliver.dataset import export_dataset
-from experiments.deliver.sidecar import about_sam, data_line, write_sidecar
-from experiments.store.fitted import WEIGHTS_NAME, described, settings_of_run
+from experiments.deliver.sidecar import about_sam, write_sidecar
+from experiments.store.fitted import settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import row_of
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 SAM_FILE = "sam.pth"
-COMPACT_KEYS = ("stage", "id", "label", "sweep", "git_sha", "versions", "started")
 CONV_IN = "conv_in.safetensors"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 
@@ -91,30 +90,10 @@ def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
 
 
 def _compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
-    """A small folder that `predict` takes in the place of the run: weights in float16."""
-    weights = run_dir / WEIGHTS_NAME
-    if manifest["stage"] != "fit" or not weights.is_file():
-        raise InputError(
-            f"{run_dir}: no fitted segmenter (stage {manifest['stage']}); give a finished "
-            "runs/store/fit/ID"
-        )
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
+    """A small folder that `predict` or `draw` takes in the place of the run."""
+    from experiments.deliver.compact import export_compact
 
-    settings = settings_of_run(run_dir, manifest)
-    with safe_open(weights, framework="pt") as file:
-        about = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    half = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
-    content = manifest.get("content", {})
-    kept = {key: manifest[key] for key in COMPACT_KEYS if key in manifest}
-    kept |= {"segmenter": described(settings)}
-    kept |= {"content": {"n_images": len(content.get("images", []))}}
-    kept |= {"data": data_line(manifest), "weights": "float16"}
-    with commit_folder(out) as folder:
-        save_file(half, folder / WEIGHTS_NAME, metadata=about)
-        write_json(folder / "manifest.json", kept)
+    export_compact(run_dir, manifest, out)
 
 
 def _fitted_sam(

@@ -7,6 +7,7 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
+from datamodules.annotation import image_of
 from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
@@ -23,7 +24,7 @@ from datamodules.samples import Sample, content_hash_of, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, write_atomic, write_json
-from datamodules.synthetic import read_synthetic
+from datamodules.synthetic import pixels_sha256, read_synthetic, seen_pixels
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import DataView
 
@@ -78,6 +79,10 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     if pairs:
         tested = {sample_id for fold in folds for sample_id in fold.test}
         _refuse_tested_pairs(index_of(pairs, content=foreign), indices, name=name, tested=tested)
+        _refuse_seen_images(
+            Path(config.synthesis.folder),
+            [s for key, s in samples.items() if key in tested or key not in units],
+        )
     extra, extra_index = _unlabelled(config, index_of=index_of, indices=indices)
     content |= _hashes(extra)
     references = {
@@ -284,6 +289,18 @@ def _refuse_tested_pairs(
                     f"synthesis.folder: the pair {pair} is a near-copy of the test image {real} of "
                     f"{cohort} (correlation {found.correlation:.3f}); remove it"
                 )
+
+
+def _refuse_seen_images(folder: Path, tested: Sequence[Sample]) -> None:
+    """Pairs must not come from a generator that has seen what is tested on."""
+    seen = seen_pixels(folder)
+    found = [s.sample_id for s in tested if seen and pixels_sha256(image_of(s)) in seen]
+    if found:
+        raise InputError(
+            f"synthesis.folder: the generator of {folder} was fitted on {len(found)} of "
+            f"{len(tested)} test images ({found[0]} for one); draw from a generator that was "
+            "fitted without them"
+        )
 
 
 def _folds(

@@ -1,6 +1,7 @@
 """The stages of a generator, whichever it is: fit it, and draw candidates with their labels."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import numpy as np
 import torch
 from lightning import LightningModule, seed_everything
 
-from datamodules.ellipse import Ellipse, rasterise
+from datamodules.annotation import image_of
+from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
 from datamodules.geometry import image_to_original, mask_to_frame, place
 from datamodules.hc18 import HC18DataModule
 from datamodules.prompts_text import trimester_prompt
 from datamodules.settings import Cache, Frame, Mixture
-from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
+from datamodules.storage import write_json
+from datamodules.synthetic import SyntheticPair, pixels_sha256, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of, loading_of
 from experiments.stages.labelled import labelled_images, pseudo_set
@@ -25,6 +28,8 @@ from lightning_modules.randomness import keyed_seed
 
 FOLDER = "generator"
 """Where a run keeps the generator."""
+IMAGES_NAME = "images.json"
+"""What a generator was fitted on, beside its weights: a row an image, see `images_behind`."""
 
 
 def run_generator(context: StageContext) -> dict[str, Any]:
@@ -63,6 +68,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
     module.cpu().save_generator(context.run_dir / FOLDER)
+    write_json(context.run_dir / FOLDER / IMAGES_NAME, images_behind(context, ids))
     log_lineage(context)
     weights = list(module.parameters())
     return {
@@ -73,6 +79,23 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         "trainable_parameters": sum(p.numel() for p in weights if p.requires_grad),
         "train_loss": last_loss(trainer),
     }
+
+
+def images_behind(context: StageContext, ids: list[str]) -> list[dict[str, Any]]:
+    """What a generator is fitted on: the image's hash, its size and the label's ellipse.
+
+    With them a generator draws where the images are not, and a set drawn from it tells whose test
+    images it must not meet.
+    """
+    return [
+        {
+            "pixels_sha256": pixels_sha256(image_of(each.sample)),
+            "size_hw": list(each.size_hw),
+            "ellipse": asdict(each.ellipse),
+            "is_labelled": number < len(ids),
+        }
+        for number, each in enumerate(labelled_images(context, ids))
+    ]
 
 
 def run_synthesize(context: StageContext) -> dict[str, Any]:
@@ -104,30 +127,63 @@ def draw_on_outlines(
 ) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
     """Pairs on new outlines drawn from the labels of `ids`; labels are exact, none is refused."""
     synthesis = context.config.synthesis
-    distribution = outlines_of(context, ids, balance_sizes=synthesis.balance_sizes)
-    placement = place(synthesis.image_hw, frame_hw=context.generator.size_hw, mode="squash")
-    seeds, trimesters = candidate_seeds(context), trimesters_of(context, ids)
-    drawn = [
-        distribution.sample_with_source(np.random.default_rng(s), size_hw=synthesis.image_hw)
-        for s in seeds
-    ]
-    masks = [rasterise(ellipse, size_hw=synthesis.image_hw) for ellipse, _ in drawn]
-    prompts = [trimester_prompt(trimesters[source]) for _, source in drawn]
-    frames = np.stack([mask_to_frame(mask, placement) for mask in masks]).astype(np.float32)
-    images = module.draw_on_masks(
-        torch.from_numpy(frames)[:, None].to(module.device),
+    seeds, pairs = candidate_seeds(context), []
+    drawn = draw_pairs(
+        module,
+        distribution=outlines_of(context, ids, balance_sizes=synthesis.balance_sizes),
+        trimesters=trimesters_of(context, ids),
         seeds=seeds,
-        prompts=prompts,
+        image_hw=synthesis.image_hw,
         **drawing_of(context),
     )
-    reads_prompts, pairs = row_of(context.generator).reads_prompts, []
-    for number, ((ellipse, _), mask) in enumerate(zip(drawn, masks, strict=True)):
-        image = image_to_original(to_bytes(images[number, 0]), placement, interpolation="linear")
-        prompt = prompts[number] if reads_prompts else None
+    for number, (image, ellipse, prompt) in enumerate(drawn):
         pair = candidate(context, number, seed=seeds[number], ellipse=ellipse, prompt=prompt)
+        mask = rasterise(ellipse, size_hw=synthesis.image_hw)
         write_pair(context.run_dir, pair.sample_id, image=image, mask=mask)
         pairs.append(pair)
     return pairs, []
+
+
+def draw_pairs(
+    module: LightningModule,
+    *,
+    distribution: EllipseDistribution,
+    trimesters: Sequence[int | None],
+    seeds: Sequence[int],
+    image_hw: tuple[int, int],
+    **drawing: Any,
+) -> Iterator[tuple[np.ndarray, Ellipse, str | None]]:
+    """Draw one image a seed on an outline that the seed draws too.
+
+    Args:
+        module: A generator that draws on masks, in eval mode.
+        distribution: Of the outlines.
+        trimesters: Of each ellipse that the distribution was fitted on.
+        seeds: A seed a pair.
+        image_hw: Rows and columns of the images.
+        drawing: The sampler and others of `draw_on_masks`.
+
+    Yields:
+        The image, uint8 (rows, columns); the outline in its pixels; and the sentence that the
+        generator was given, None where it reads none.
+    """
+    placement = place(image_hw, frame_hw=module.config.size_hw, mode="squash")
+    drawn = [
+        distribution.sample_with_source(np.random.default_rng(seed), size_hw=image_hw)
+        for seed in seeds
+    ]
+    prompts = [trimester_prompt(trimesters[source]) for _, source in drawn]
+    masks = [mask_to_frame(rasterise(ellipse, size_hw=image_hw), placement) for ellipse, _ in drawn]
+    images = module.draw_on_masks(
+        torch.from_numpy(np.stack(masks).astype(np.float32))[:, None].to(module.device),
+        seeds=seeds,
+        prompts=prompts,
+        **drawing,
+    )
+    reads_prompts = row_of(module.config).reads_prompts
+    for channel, (ellipse, _), prompt in zip(images[:, 0], drawn, prompts, strict=True):
+        image = image_to_original(to_bytes(channel), placement, interpolation="linear")
+        yield image, ellipse, prompt if reads_prompts else None
 
 
 def trimesters_of(context: StageContext, ids: list[str]) -> list[int | None]:

@@ -1,0 +1,113 @@
+"""`sonosweep draw`: image-mask pairs from a fitted generator, without the images behind it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
+from datamodules.errors import InputError
+from datamodules.storage import commit_folder, require_new, write_json
+from datamodules.synthetic import ORIGIN_NAME, SyntheticPair, write_metadata, write_pair
+from experiments.config.paths import MODELS
+from experiments.deliver.sidecar import data_line
+from experiments.stages.generator import FOLDER, IMAGES_NAME, draw_pairs
+from experiments.store.runs import read_manifest
+from lightning_modules.generators.pixel.config import SamplerConfig
+from lightning_modules.generators.pixel.module import load_generator
+from lightning_modules.randomness import keyed_seed
+
+
+PACKAGED = MODELS / "hc18-generator"
+"""The generator of the package, a folder as `sonosweep export --format compact` writes it."""
+
+
+def draw_command(
+    run_dir: Path,
+    *,
+    n: int,
+    seed: int,
+    image_hw: tuple[int, int],
+    out: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Write a synthetic set, image/, mask/ and metadata.jsonl, that `synthesis.folder` reads.
+
+    Args:
+        run_dir: Run of a pixel generator, or a folder that `compact` wrote of one.
+        n: Pairs.
+        seed: Another seed gives other outlines and images.
+        image_hw: Rows and columns of the pictures, at least 32 each.
+        out: New folder; there whole or not at all.
+        console: Shows how far it is.
+
+    Returns:
+        What `origin.json` says of the set, but for the images that the generator has seen.
+
+    Raises:
+        InputError: `out` exists, or no fitted pixel generator is in `run_dir`.
+        WeightsError: Its weights are damaged.
+    """
+    require_new(out)
+    manifest = read_manifest(run_dir)
+    folder, images = _fitted_on(run_dir)
+    module = load_generator(folder)
+    module.to("cuda" if torch.cuda.is_available() else "cpu")
+    # Small heads as often as large ones: those that students fail on.
+    distribution = EllipseDistribution.fit(
+        [Ellipse(**row["ellipse"]) for row in images],
+        size_hws=[tuple(row["size_hw"]) for row in images],
+        balance_sizes=True,
+    )
+    seeds = [keyed_seed("draw", seed, number) for number in range(n)]
+    generator_id = str(manifest["id"])
+    origin = {
+        "generator": generator_id,
+        "data": manifest.get("data") or data_line(manifest),
+        "n_labels": sum(row["is_labelled"] for row in images),
+        "n_unlabelled": sum(not row["is_labelled"] for row in images),
+        "seed": seed,
+    }
+    pairs = []
+    with commit_folder(out) as made, console.status(f"drawing {n} images") as status:
+        drawn = draw_pairs(
+            module,
+            distribution=distribution,
+            trimesters=[None] * len(images),
+            seeds=seeds,
+            image_hw=image_hw,
+            sampler=SamplerConfig(),
+            progress=lambda done, total: status.update(f"solver steps {done}/{total}"),
+        )
+        for number, (image, ellipse, _) in enumerate(drawn):
+            pair = SyntheticPair(
+                sample_id=f"{generator_id[:8]}-{seed}-{number:05d}",
+                ellipse=ellipse,
+                seed=seeds[number],
+                generator_id=generator_id,
+                native_size_hw=tuple(module.config.size_hw),
+            )
+            mask = rasterise(ellipse, size_hw=image_hw)
+            write_pair(made, pair.sample_id, image=image, mask=mask)
+            pairs.append(pair)
+        write_metadata(made / "metadata.jsonl", pairs)
+        seen = [row["pixels_sha256"] for row in images]
+        write_json(made / ORIGIN_NAME, origin | {"images_seen": seen})
+    return {"pairs": n, **origin}
+
+
+def _fitted_on(run_dir: Path) -> tuple[Path, list[dict[str, Any]]]:
+    """The folder of a generator's weights, and a row for each image that it was fitted on."""
+    folder = run_dir / FOLDER if (run_dir / FOLDER).is_dir() else run_dir
+    path = folder / IMAGES_NAME
+    try:
+        return folder, json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{path}: missing; give a finished pixel generator of this version, "
+            "runs/store/generator/ID"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); copy it again") from error
