@@ -19,7 +19,6 @@ from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.generators.pixel.module import load_generator
 from lightning_modules.randomness import keyed_seed
 
-
 PACKAGED = MODELS / "hc18-generator"
 """The generator of the package, a folder as `sonosweep export --format compact` writes it."""
 
