@@ -8,7 +8,7 @@ import json
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 from experiments.config.schema import ExperimentConfig, resolved
 from experiments.plan.nodes import Node
@@ -18,9 +18,13 @@ from experiments.runner.launchers import slots_of, threads_of
 from experiments.store.provenance import machine
 
 Source = Literal["here", "elsewhere", "table", "first guess"]
-"""Where runs were measured: on this machine with as many threads and devices, or otherwise; or the
-table of steps on GPUs."""
-SOURCES: tuple[Source, ...] = get_args(Source)
+SOURCES: dict[Source, str] = {
+    "here": "medians of runs here",
+    "elsewhere": "medians of runs elsewhere",
+    "table": "steps measured on a GPU (experiments/reference/step_costs.csv)",
+    "first guess": "first guess",
+}
+"""What a cost rests on, the surest first. Here: on this machine, by as many threads and devices."""
 RUNS_READ = 50
 """Runs of a stage that are read, the latest ones."""
 
@@ -56,41 +60,25 @@ class Costs:
         devices = config.trainer.devices, device_kind(config)
         self._place = _place(machine(), threads_of(config), *devices)
         self._runs: dict[str, list[Measured]] = {}
-        self._known: dict[tuple[str, str], Cost] = {}
 
-    def traits(self, node: Node) -> str:
-        """What the time of one of its units depends on."""
-        return STAGES[node.stage].traits_of(
-            content=node.content, upstream=node.upstream, config=self._config
-        )
-
-    def of(self, stage: str, traits: str) -> Cost:
+    def of(self, node: Node) -> Cost:
         """What a unit costs: the median of like runs here, else elsewhere, else a first guess."""
-        if (stage, traits) not in self._known:
-            self._known[stage, traits] = self._measured(stage, traits)
-        return self._known[stage, traits]
-
-    def learn(self, run_dir: Path) -> None:
-        """Take a run that has just been finished into account."""
-        if (run := _read(run_dir)) is not None:
-            stage = run_dir.parent.name
-            self._of_stage(stage).append(run)
-            self._known = {key: cost for key, cost in self._known.items() if key[0] != stage}
-
-    def _of_stage(self, stage: str) -> list[Measured]:
+        row, stage = STAGES[node.stage], node.stage
         if stage not in self._runs:
             markers = (self._store / stage).glob("*/DONE.json")
             latest = sorted((path.stat().st_mtime, path) for path in markers)[-RUNS_READ:]
             self._runs[stage] = [run for _, path in latest if (run := _read(path.parent))]
-        return self._runs[stage]
-
-    def _measured(self, stage: str, traits: str) -> Cost:
-        alike = [run for run in self._of_stage(stage) if run.traits == traits]
+        traits = row.traits_of(content=node.content, upstream=node.upstream, config=self._config)
+        alike = [run for run in self._runs[stage] if run.traits == traits]
         here = [run for run in alike if run.place == self._place]
         if not alike:
-            return Cost(STAGES[stage].first_guess_s, "first guess")
+            return Cost(row.first_guess_s, "first guess")
         rate = statistics.median(run.seconds_per_unit for run in here or alike)
         return Cost(rate, "here" if here else "elsewhere")
+
+    def forget(self, stage: str) -> None:
+        """Read the runs of a stage again: one more was finished."""
+        self._runs.pop(stage, None)
 
 
 def _read(run_dir: Path) -> Measured | None:

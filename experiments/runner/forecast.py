@@ -19,9 +19,8 @@ from experiments.runner.costs import SOURCES, Source, n_slots
 from experiments.runner.gpus import device_kind
 from experiments.runner.progress import clock
 from experiments.runner.reference import gpus
-from experiments.runner.schedule import makespan_s
 from experiments.runner.sweep import Sweep
-from experiments.runner.workload import Workload
+from experiments.runner.workload import Workload, makespan_s
 from experiments.stages.data import Data, load_data
 from experiments.store.disk import disk_need_gib
 from experiments.store.guard import check_version
@@ -200,7 +199,7 @@ def _elsewhere(sweep: Sweep) -> list[Elsewhere]:
 
 
 def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[StageSum]:
-    tasks, sums = work.tasks(), []
+    tasks, sums, sureness = work.tasks(), [], list(SOURCES)
     for stage in dict.fromkeys(node.stage for node in plan.nodes.values()):
         keys = [key for key, node in plan.nodes.items() if node.stage == stage]
         left = [key for key in keys if key in tasks]
@@ -212,7 +211,7 @@ def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[StageSum
                 to_do=len(left),
                 units=sum(work.units[key] for key in left),
                 seconds=sum(tasks[key].seconds for key in left),
-                source=max((work.cost(k).source for k in left), key=SOURCES.index, default=None),
+                source=max((work.cost(k).source for k in left), key=sureness.index, default=None),
             )
         )
     return sums
@@ -267,16 +266,11 @@ def forecast_text(found: Forecast) -> str:
 
 
 def _time(found: Forecast) -> str:
-    measured = {
-        "here": "medians of runs here",
-        "elsewhere": "medians of runs elsewhere",
-        "table": "steps measured on a GPU (experiments/reference/step_costs.csv)",
-    }
     how = []
-    for source in SOURCES:
-        stages = [each.stage for each in found.stages if each.to_do and each.source == source]
+    for source, words in SOURCES.items():
+        stages = [each.stage for each in found.stages if each.source == source]
         if stages:
-            how.append(f"{measured.get(source, source)} ({', '.join(stages)})")
+            how.append(f"{words} ({', '.join(stages)})")
     if not how:
         return "nothing is left to do"
     at_once = _count(found.at_once, "stage")

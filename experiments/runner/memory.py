@@ -1,9 +1,10 @@
 """Whether a GPU has the memory that a recipe's generator takes, before it trains. Torch-free."""
 
+import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
@@ -62,34 +63,25 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
             continue
         need_gib = training_gib(settings)
         if need_gib > have_gib:
-            fits = next((f for f in _smaller(settings) if training_gib(f[1]) <= have_gib), None)
             section = "stable_diffusion" if name not in config.generators else f"generators.{name}"
             raise InputError(
                 f"{section}: its training takes about {need_gib:.1f} GiB at "
                 f"{settings.size_hw[0]}x{settings.size_hw[1]}, and {gpu} has {have_gib:.1f}; "
-                + _remedy(section, fits)
+                + _remedy(settings, section=section, have_gib=have_gib)
             )
 
 
-def _smaller(
-    settings: StableDiffusionConfig,
-) -> Iterator[tuple[dict[str, str], StableDiffusionConfig]]:
-    """Changes that take less memory, the mildest first, with the settings that they give."""
-    change = {"gradient_checkpointing": "true", "precision": "bf16-mixed"}
-    if settings.precision == "bf16-mixed":
-        del change["precision"]
-    checked = replace(settings, gradient_checkpointing=True, precision="bf16-mixed")
-    yield change, checked
-    for size_hw in _SMALLER_HW:
-        if math.prod(size_hw) < math.prod(settings.size_hw):
-            words = change | {"size_hw": f"[{size_hw[0]},{size_hw[1]}]"}
-            yield words, replace(checked, size_hw=size_hw)
-
-
-def _remedy(section: str, fits: tuple[dict[str, str], StableDiffusionConfig] | None) -> str:
-    if fits is None:
-        return (
-            "no setting of it fits: use a larger GPU, or synthesis.folder=... for pairs made there"
-        )
-    words = " ".join(f"{section}.{key}={value}" for key, value in fits[0].items())
-    return f"{words} fits ({training_gib(fits[1]):.1f} GiB), or use a larger GPU"
+def _remedy(settings: StableDiffusionConfig, *, section: str, have_gib: float) -> str:
+    """The mildest change of the settings that fits, in words for the command line."""
+    change: dict[str, Any] = {"gradient_checkpointing": True, "precision": "bf16-mixed"}
+    sizes = [hw for hw in _SMALLER_HW if math.prod(hw) < math.prod(settings.size_hw)]
+    for each in (change, *(change | {"size_hw": size_hw} for size_hw in sizes)):
+        need_gib = training_gib(replace(settings, **each))
+        if need_gib <= have_gib:
+            words = " ".join(
+                f"{section}.{key}=" + json.dumps(value, separators=(",", ":")).strip('"')
+                for key, value in each.items()
+                if value != getattr(settings, key)
+            )
+            return f"{words} fits ({need_gib:.1f} GiB), or use a larger GPU"
+    return "no setting of it fits: use a larger GPU, or synthesis.folder=... for pairs made there"

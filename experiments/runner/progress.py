@@ -13,7 +13,6 @@ from experiments.runner.sweep import FINISHED, NodeRun, Sweep
 from experiments.runner.workload import Workload
 
 PLAIN_EVERY_S = 15.0
-ESTIMATE_EVERY_S = 1.0
 NARROW = 80
 """Columns of a terminal below which a stage has no bar."""
 BAR_WIDTH = 16
@@ -35,28 +34,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
 
 
-class TimeLeft:
-    """The time that a sweep still takes, estimated anew at most once in ESTIMATE_EVERY_S."""
-
-    def __init__(self, sweep: Sweep) -> None:
-        self._work = Workload(sweep)
-        self._at, self._seconds = -ESTIMATE_EVERY_S, 0.0
-
-    def seconds(self) -> float:
-        """Seconds until the last stage ends."""
-        now = time.monotonic()
-        if now - self._at >= ESTIMATE_EVERY_S:
-            self._at, self._seconds = now, self._work.seconds_left()
-        return self._seconds
-
-
 class LiveProgress:
     """Draws a sweep while it runs: a live table, or lines in a log."""
 
     def __init__(self, sweep: Sweep, console: Console) -> None:
         self._sweep, self._console = sweep, console
         self._began = time.monotonic()
-        self._left = TimeLeft(sweep)
+        self._left = Workload(sweep)
         self._printed = {k: run.state for k, run in sweep.runs.items() if run.state == "reused"}
         self._last_plain = 0.0
         self._live: Live | None = None
@@ -91,7 +75,7 @@ class LiveProgress:
 
     def _line(self, run: NodeRun) -> None:
         elapsed, detail = clock(time.monotonic() - self._began), _detail(run)
-        left = f", about {clock(self._left.seconds())} left" if self._sweep.pending else ""
+        left = f", about {clock(self._left.seconds_left())} left" if self._sweep.pending else ""
         text = f"[{elapsed}{left}] {run.state:8} {run.node.label}{': ' + detail if detail else ''}"
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -101,7 +85,7 @@ class LiveProgress:
         head = Text.assemble(
             (f" {self._sweep.config.name} ", "bold"),
             f"{finished} of {len(runs)} stages, {clock(time.monotonic() - self._began)} elapsed, "
-            f"about {clock(self._left.seconds())} left ({finished / len(runs):.0%})",
+            f"about {clock(self._left.seconds_left())} left ({finished / len(runs):.0%})",
         )
         table = Table.grid(padding=(0, 1))
         shown, hidden = self._fitting(runs)

@@ -6,16 +6,18 @@
 
 import csv
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from experiments.config.paths import REFERENCE
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
+from experiments.runner.costs import Cost
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
 MEASURED_GPU = "H200"
+LEAST = "generator_least"
+"""Row of a training step of whatever batch: the host bounds it."""
 _VIT_B = ("vit_b", "medsam")
 _UNET_GFLOP_PER_PX = 803 / (512 * 512)
 """Of a pass of Stable Diffusion's UNet, counted at 512x512; at 384x576 it is 2 % less."""
@@ -23,15 +25,7 @@ _BACKWARD = 2.08
 """Arithmetic of a LoRA step by that of a forward pass (1,670 by 803 GFLOP)."""
 
 
-class StepCost(NamedTuple):
-    """Seconds of a stage, and a unit of its work."""
-
-    fixed_s: float
-    unit_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gpu:
+class Gpu(NamedTuple):
     """A GPU of the table."""
 
     name: str
@@ -46,16 +40,13 @@ def gpus() -> dict[str, Gpu]:
     """The GPUs of the table by name, the measured one first."""
     rows = {row["gpu"]: row for row in _rows("gpus.csv")}
     base, found = rows[MEASURED_GPU], {}
+    published = {"arithmetic": "tflops_bf16", "bandwidth": "bandwidth_gb_s"}
     for name, row in rows.items():
-        parts = {
-            "arithmetic": float(base["tflops_bf16"]) / float(row["tflops_bf16"]),
-            "bandwidth": float(base["bandwidth_gb_s"]) / float(row["bandwidth_gb_s"]),
-        }
-        part = max(parts, key=parts.get)
+        ratio, part = max((float(base[k]) / float(row[k]), part) for part, k in published.items())
         how = f"steps measured on {MEASURED_GPU}"
         if name != MEASURED_GPU:
-            how += f", times {parts[part]:.2g}, the ratio of published {part}; nothing measured"
-        found[name] = Gpu(name=name, ratio=parts[part], how=how)
+            how += f", times {ratio:.2g}, the ratio of published {part}; nothing measured"
+        found[name] = Gpu(name, ratio, how)
     return found
 
 
@@ -64,25 +55,24 @@ def known_gpu(product: str) -> str | None:
     return next((name for name in gpus() if name in product), None)
 
 
-def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> StepCost | None:
+def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | None:
     """Cost of a stage on a GPU of the table, scaled from what was measured to its own settings.
 
     Returns:
         None where nothing like it was measured: another backbone, a fit without embeddings, the
         pixel generator, a stage that the table does not have.
     """
-    scale = gpus()[gpu].ratio
     if node.stage in ("generator", "synthesize"):
         settings = config.generator_named(node.generator)
         if not isinstance(settings, StableDiffusionConfig):
             return None
-        a_pass = _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+        passes, least_s = settings.batch_size * _BACKWARD, float(_costs()[LEAST]["unit_s"])
         if node.stage == "synthesize":
-            sampler = settings.sampler
+            sampler, least_s = settings.sampler, 0.0
             passes = sampler.num_inference_steps * (2 if sampler.guidance_scale > 1 else 1)
-            return StepCost(0.0, scale * _scaled(node.stage, gflop=passes * a_pass))
-        step = scale * _scaled(node.stage, gflop=settings.batch_size * _BACKWARD * a_pass)
-        return StepCost(0.0, max(step, float(_costs()["generator_least"]["unit_s"])))
+        row, gflop = _costs()[node.stage], passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+        unit_s = gpus()[gpu].ratio * float(row["unit_s"]) * gflop / float(row["gflop"])
+        return Cost(max(unit_s, least_s), "table")
     backbone = {
         "embed": node.content.get("encoder", {}).get("backbone"),
         "fit": node.content.get("segmenter", {}).get("backbone"),
@@ -91,14 +81,8 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> StepCos
     if backbone not in _VIT_B or (node.stage != "embed" and "embeddings" not in node.upstream):
         return None
     row = _costs()[node.stage]
-    scale = scale if row["bound"] == "gpu" else 1.0
-    return StepCost(float(row["fixed_s"]), scale * float(row["unit_s"]))
-
-
-def _scaled(stage: str, *, gflop: float) -> float:
-    """Seconds of so much arithmetic, at the rate of a stage as it was measured."""
-    row = _costs()[stage]
-    return float(row["unit_s"]) * gflop / float(row["gflop"])
+    scale = gpus()[gpu].ratio if row["bound"] == "gpu" else 1.0
+    return Cost(scale * float(row["unit_s"]), "table", float(row["fixed_s"]))
 
 
 @lru_cache(maxsize=1)

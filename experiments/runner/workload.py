@@ -1,19 +1,65 @@
-"""How much work a sweep still is, and how long it takes."""
+"""How much work a sweep still is, and how long it takes by list scheduling, as it is started."""
 
+import heapq
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
 
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
 from experiments.runner.costs import Cost, Costs, n_slots
 from experiments.runner.gpus import device_kind, gpu_names
 from experiments.runner.reference import known_gpu, reference_cost
-from experiments.runner.schedule import Task, makespan_s
 from experiments.runner.sweep import FINISHED, Sweep
 
 START_S = 0.3
 """From the end of one stage to the begin of the next on the same slot: half the poll and a fork.
 The median over 21 stages of a sweep on two cores was 0.34 s."""
+ESTIMATE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A stage to run."""
+
+    seconds: float
+    """How long it takes, from 0 on."""
+    after: tuple[str, ...] = ()
+    """Tasks whose results it needs; one that is not in the schedule is there already."""
+
+
+def makespan_s(tasks: Mapping[str, Task], *, devices: int) -> float:
+    """Seconds that tasks take, started as the sweep does: a free device takes the first of them
+    whose inputs are there.
+
+    Args:
+        tasks: Tasks by name; of two that could start, the one that comes first does.
+        devices: Tasks that run at the same time, at least 1.
+
+    Returns:
+        Seconds until the last one ends; 0 for no task. At most 2 - 1/devices times the shortest
+        schedule (Graham 1969, doi 10.1137/0117039).
+
+    Raises:
+        graphlib.CycleError: For tasks that wait for each other.
+    """
+    place = {name: number for number, name in enumerate(tasks)}
+    graph = TopologicalSorter({k: set(task.after) & tasks.keys() for k, task in tasks.items()})
+    graph.prepare()
+    ready: list[tuple[int, str]] = []
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while graph.is_active():
+        for name in graph.get_ready():
+            heapq.heappush(ready, (place[name], name))
+        while ready and len(running) < devices:
+            _, name = heapq.heappop(ready)
+            heapq.heappush(running, (now + tasks[name].seconds, name))
+        now = running[0][0]
+        while running and running[0][0] <= now:
+            graph.done(heapq.heappop(running)[1])
+    return now
 
 
 def units_to_do(nodes: Mapping[str, Node], *, done: Collection[str]) -> dict[str, int]:
@@ -53,33 +99,34 @@ class Workload:
         """`gpu` is one of `runner.reference`, None for what this machine has."""
         if gpu is None and device_kind(sweep.config) == "cuda":
             gpu = next(filter(None, map(known_gpu, gpu_names())), None)
-        self._gpu, self._config = gpu, sweep.config
+        self._gpu, self._config, self._runs = gpu, sweep.config, sweep.runs
         self._costs = Costs(sweep.store.root, config=sweep.config)
-        self._runs, self._store = sweep.runs, sweep.store.root / "store"
-        self._slots = n_slots(sweep.config)
+        self._known: dict[str, Cost] = {}
         # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
         self._learnt = {key for key, run in self._runs.items() if run.state == "reused"}
-        self._traits = {key: self._costs.traits(run.node) for key, run in self._runs.items()}
         given_up = ("failed", "blocked")
         nodes = {k: run.node for k, run in self._runs.items() if run.state not in given_up}
         self.units = units_to_do(nodes, done=self._learnt)
         """Units of work by stage, of those to do."""
+        self._estimated_at, self._seconds = -ESTIMATE_EVERY_S, 0.0
 
     def cost(self, key: str) -> Cost:
         """What a unit of a stage's work costs."""
-        node = self._runs[key].node
-        found = self._costs.of(node.stage, self._traits[key])
-        if found.source != "first guess" or self._gpu is None:
-            return found
-        known = reference_cost(node, config=self._config, gpu=self._gpu)
-        return found if known is None else Cost(known.unit_s, "table", known.fixed_s)
+        if key not in self._known:
+            node = self._runs[key].node
+            found, gpu = self._costs.of(node), self._gpu
+            if found.source == "first guess" and gpu is not None:
+                found = reference_cost(node, config=self._config, gpu=gpu) or found
+            self._known[key] = found
+        return self._known[key]
 
     def tasks(self) -> dict[str, Task]:
         """The stages that have not ended; what runs already comes first, for it has its slot."""
         for key, run in self._runs.items():
             if run.state == "done" and key not in self._learnt:
                 self._learnt.add(key)
-                self._costs.learn(self._store / key)
+                self._costs.forget(run.node.stage)
+                self._known.clear()
         left = [(key, run) for key, run in self._runs.items() if run.state not in FINISHED]
         tasks, now = {}, time.monotonic()
         for key, run in sorted(left, key=lambda each: each[1].state != "running"):
@@ -93,5 +140,9 @@ class Workload:
         return tasks
 
     def seconds_left(self) -> float:
-        """Seconds until the last stage ends."""
-        return makespan_s(self.tasks(), devices=self._slots)
+        """Seconds until the last stage ends, estimated anew at most once in ESTIMATE_EVERY_S."""
+        now = time.monotonic()
+        if now - self._estimated_at >= ESTIMATE_EVERY_S:
+            self._estimated_at = now
+            self._seconds = makespan_s(self.tasks(), devices=n_slots(self._config))
+        return self._seconds

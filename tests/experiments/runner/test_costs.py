@@ -64,7 +64,7 @@ FIT = Node(stage="fit", content=fit(40), steps=40)
 
 def cost_of_fit(root: Path, **extra: str):
     costs = Costs(root, config=load_config(TOY, SETTINGS))
-    return costs.of("fit", costs.traits(Node(stage="fit", content=fit(40, **extra), steps=40)))
+    return costs.of(Node(stage="fit", content=fit(40, **extra), steps=40))
 
 
 def test_nothing_measured_is_a_first_guess(tmp_path):
@@ -112,7 +112,7 @@ def test_an_embedding_stage_that_found_all_tells_nothing(tmp_path):
         write_run(tmp_path, name, stage="embed", seconds=seconds, content=content, result=result)
     costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
     node = Node(stage="embed", content=content, steps=10)
-    assert costs.of("embed", costs.traits(node)) == Cost(2.0, "here")
+    assert costs.of(node) == Cost(2.0, "here")
 
 
 def test_only_the_latest_runs_are_read(tmp_path):
@@ -125,12 +125,11 @@ def test_only_the_latest_runs_are_read(tmp_path):
 
 def test_what_has_just_been_finished_is_learnt(tmp_path):
     costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
-    traits = costs.traits(FIT)
-    assert costs.of("fit", traits).source == "first guess"
-    costs.learn(write_run(tmp_path, "a", seconds=40, content=fit(40)))
-    costs.learn(write_run(tmp_path, "b", seconds=120, content=fit(40)))
-    costs.learn(tmp_path / "store" / "fit" / "missing")
-    assert costs.of("fit", traits) == Cost(2.0, "here")
+    assert costs.of(FIT).source == "first guess"
+    write_run(tmp_path, "a", seconds=40, content=fit(40))
+    write_run(tmp_path, "b", seconds=120, content=fit(40))
+    costs.forget("fit")
+    assert costs.of(FIT) == Cost(2.0, "here")
 
 
 def test_units_of_a_run_are_those_of_its_plan():

@@ -18,9 +18,8 @@ from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Node, Plan
 from experiments.runner.forecast import WIDTH, Forecast, forecast, forecast_text
-from experiments.runner.progress import TimeLeft
 from experiments.runner.sweep import Sweep
-from experiments.runner.workload import START_S
+from experiments.runner.workload import START_S, Workload
 from experiments.stages.data import Data
 from experiments.store.runs import write_failed
 
@@ -176,11 +175,11 @@ def test_many_conditions_and_long_names_fit_the_width(tmp_path):
 def time_left(root: Path, made: Plan, *changes: str, **states: str) -> float:
     """The estimate of a sweep whose stages are in these states, running ones since 10 seconds."""
     sweep = Sweep(config_of(root, *changes), data=data_of(), plan=made)
-    left = TimeLeft(sweep)
+    left = Workload(sweep)
     for each in sweep.runs.values():
         each.state = states.get(each.node.label, "waiting")
         each.started = time.monotonic() - 10
-    return left.seconds()
+    return left.seconds_left()
 
 
 def test_the_time_left_respects_inputs_and_workers(measured):
@@ -205,15 +204,15 @@ def test_the_time_left_respects_inputs_and_workers(measured):
 def test_the_time_left_learns_from_the_sweep_itself(tmp_path):
     made = fan_out()
     sweep = Sweep(config_of(tmp_path), data=data_of(), plan=made)
-    left = TimeLeft(sweep)
+    left = Workload(sweep)
     first, *others = sweep.runs.values()
     first.state = "done"
     write_run(tmp_path, first.node.id, seconds=100, content=first.node.content)
     # 20 steps took 100 s.
-    assert left.seconds() == pytest.approx(3 * (150 + START_S))
+    assert left.seconds_left() == pytest.approx(3 * (150 + START_S))
     for each in others:
         each.state = "failed"
-    assert left.seconds() == pytest.approx(3 * (150 + START_S)), "not more than once a second"
+    assert left.seconds_left() == pytest.approx(3 * (150 + START_S)), "not more than once a second"
 
 
 def words(data: Path, store: Path, *changes: str) -> list[str]:
