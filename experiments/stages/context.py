@@ -9,6 +9,7 @@ from typing import Any
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
 from datamodules.index import IndexRow
 from datamodules.samples import Sample
+from datamodules.settings import Frame
 from datamodules.synthetic import SyntheticSet, read_synthetic
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
@@ -55,6 +56,16 @@ class StageContext:
     def generator(self) -> Any:
         """Settings of the generator that the stage is about."""
         return self.config.generator_named(self.node.generator)
+
+    @property
+    def frame(self) -> Frame:
+        """The frame of the segmenter's batches; what is embedded already needs no larger image."""
+        settings = self.segmenter
+        return Frame(
+            size_hw=settings.frame_hw,
+            resize_mode=settings.resize_mode,
+            image_factor=1 if "embeddings" in self.node.upstream else settings.image_factor,
+        )
 
     @property
     def run_dir(self) -> Path:

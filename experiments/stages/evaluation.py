@@ -1,7 +1,7 @@
 """Score a segmenter, or a control, image by image at the original size."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,17 +34,17 @@ Segment = Callable[[dict[str, Any], torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """The prompts of an evaluation."""
+    """The prompt of an evaluation."""
 
-    prompts: Sequence[str]
-    jitter_draws: int
-    jitter_max_px: int
+    prompt: str
+    jitter_draws: int = 1
+    """Draws of the jittered box; any other prompt has one."""
+    jitter_max_px: int = 0
 
-    def passes(self) -> Iterator[tuple[str, int]]:
-        """Every (prompt, draw); only the jittered box has more than one draw."""
-        for prompt in self.prompts:
-            for draw in range(self.jitter_draws if prompt == "jittered_box" else 1):
-                yield prompt, draw
+    @property
+    def draws(self) -> range:
+        """Numbers of the draws."""
+        return range(self.jitter_draws if self.prompt == "jittered_box" else 1)
 
     def offsets(self, sample_ids: Sequence[str], *, draw: int) -> torch.Tensor:
         """Jitter (B, 4) of a fixed draw: the same for every model, so trials stay paired."""
@@ -134,71 +134,71 @@ class Scorer:
 
 def evaluate(
     segment: Segment,
-    loaders: Mapping[str, DataLoader],
+    loader: DataLoader,
     *,
+    cohort: str,
     protocol: Protocol,
     scorer: Scorer,
-    keep: Callable[[str, str, np.ndarray], None] | None = None,
+    keep: Callable[[str, np.ndarray], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Score every image of every cohort under every prompt, as a mask and as an ellipse.
+    """Score every image of a cohort under a prompt, as a mask and as an ellipse.
 
     Args:
         segment: Gives frame logits for a batch and its boxes.
-        loaders: Test loaders by cohort.
-        protocol: Prompts.
+        loader: The cohort's test images.
+        cohort: Its name, for the rows.
+        protocol: The prompt.
         scorer: References and metrics.
-        keep: Called with (prompt, sample_id, mask) for the first draw of each prompt.
-        progress: Called with (images scored, images in all), passes counted singly.
+        keep: Called with (sample_id, mask) for the first draw.
+        progress: Called with (images scored, images in all), draws counted singly.
 
     Returns:
-        Two rows an image and pass, of the mask and of its ellipse, with the keys of
+        Two rows an image and draw, of the mask and of its ellipse, with the keys of
         `columns.PER_IMAGE`; absent keys mean not available.
     """
-    passes = list(protocol.passes())
-    total = len(passes) * sum(len(loader.dataset) for loader in loaders.values())
     rows: list[dict[str, Any]] = []
-    n_scored = 0
-    for cohort, loader in loaders.items():
-        for batch in loader:
-            for prompt, draw in passes:
-                boxes = _boxes(prompt, batch, segment=segment, protocol=protocol, draw=draw)
-                logits = segment(batch, boxes).float().cpu()
-                _require_finite(logits, batch["sample_id"])
-                for item, sample_id in enumerate(batch["sample_id"]):
-                    predicted = scorer.predicted_mask(logits[item], sample_id)
-                    key = {"test_cohort": cohort, "prompt": prompt, "draw": draw}
-                    rows += [key | row for row in scorer.rows(sample_id, predicted)]
-                    if keep is not None and draw == 0:
-                        keep(prompt, sample_id, predicted)
-                n_scored += len(logits)
-                if progress is not None:
-                    progress(n_scored, total)
+    n_scored, total = 0, len(protocol.draws) * len(loader.dataset)
+    for batch in loader:
+        for draw in protocol.draws:
+            key = {"test_cohort": cohort, "prompt": protocol.prompt, "draw": draw}
+            boxes = _boxes(batch, segment=segment, protocol=protocol, draw=draw)
+            logits = _finite_logits(segment, batch, boxes)
+            for item, sample_id in enumerate(batch["sample_id"]):
+                predicted = scorer.predicted_mask(logits[item], sample_id)
+                rows += [key | row for row in scorer.rows(sample_id, predicted)]
+                if keep is not None and draw == 0:
+                    keep(sample_id, predicted)
+            n_scored += len(logits)
+            if progress is not None:
+                progress(n_scored, total)
     return rows
 
 
 def _boxes(
-    prompt: str, batch: dict[str, Any], *, segment: Segment, protocol: Protocol, draw: int
+    batch: dict[str, Any], *, segment: Segment, protocol: Protocol, draw: int
 ) -> torch.Tensor:
     """Boxes (B, 4) of a prompt; the predicted one is the model's own, and reads no reference."""
+    prompt, valid_hw = protocol.prompt, batch["valid_hw"]
     if prompt != "predicted_box":
         offsets = protocol.offsets(batch["sample_id"], draw=draw)
-        return prompt_boxes(prompt, offsets=offsets, mask=batch["mask"], valid_hw=batch["valid_hw"])
-    predicted = segment(batch, whole_image_boxes(batch["valid_hw"])).float().cpu()
-    _require_finite(predicted, batch["sample_id"])
-    return predicted_boxes(predicted, valid_hw=batch["valid_hw"])
+        return prompt_boxes(prompt, offsets=offsets, mask=batch["mask"], valid_hw=valid_hw)
+    predicted = _finite_logits(segment, batch, whole_image_boxes(valid_hw))
+    return predicted_boxes(predicted, valid_hw=valid_hw)
 
 
-def _require_finite(logits: torch.Tensor, sample_ids: Sequence[str]) -> None:
+def _finite_logits(segment: Segment, batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
+    logits = segment(batch, boxes).float().cpu()
     is_finite = torch.isfinite(logits).flatten(1).all(dim=1)
     if not is_finite.all():
-        name = sample_ids[int((~is_finite).int().argmax())]
+        name = batch["sample_id"][int((~is_finite).int().argmax())]
         raise FloatingPointError(f"{name}: the logits are not finite; the fitted weights are bad")
+    return logits
 
 
-def box_only_logits(*, jitter_max_px: int, prompt: str) -> Segment:
+def box_only_logits(protocol: Protocol) -> Segment:
     """The control that reads no pixel: the ellipse in the box, pulled in by the mean jitter."""
-    shrink_px = jitter_max_px / 2 if prompt == "jittered_box" else 0.0
+    shrink_px = protocol.jitter_max_px / 2 if protocol.prompt == "jittered_box" else 0.0
 
     def segment(batch: dict[str, Any], boxes: torch.Tensor) -> torch.Tensor:
         mask = ellipse_in_box_mask(

@@ -9,7 +9,7 @@ import torch
 from lightning import LightningModule, seed_everything
 
 from datamodules.hc18 import HC18DataModule
-from datamodules.settings import Cache, Frame, Mixture
+from datamodules.settings import Cache, Mixture
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
 from experiments.stages.device import loading_of
@@ -112,11 +112,7 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
         train_ids=ids,
         val_ids=context.pick(content["val"]),
         test_ids={},
-        frame=Frame(
-            size_hw=config.frame_hw,
-            resize_mode=config.resize_mode,
-            image_factor=1 if opened else config.image_factor,
-        ),
+        frame=context.frame,
         cache=Cache(
             folder=context.cache_dir,
             embeddings=opened or None,

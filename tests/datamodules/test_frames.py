@@ -26,7 +26,7 @@ from datamodules.geometry import (
 from datamodules.prepared import prepare_images
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
-from experiments.stages.scoring import run_score, segment_with
+from experiments.stages.scoring import run_score
 from experiments.store.kept_masks import read_prediction
 from lightning_modules.metrics import dice_score
 from lightning_modules.randomness import keyed_seed
@@ -271,8 +271,9 @@ def test_a_perfect_mask_of_the_frame_scores_at_the_original_size(folder, tmp_pat
     for scored_as in MODES:
         rows = evaluate(
             lambda batch, boxes: batch["mask"] * 2 - 1,
-            {"hc18": datamodule.test_dataloader()[0]},
-            protocol=Protocol(prompts=["whole_image"], jitter_draws=1, jitter_max_px=0),
+            datamodule.test_dataloader()[0],
+            cohort="hc18",
+            protocol=Protocol(prompt="whole_image"),
             scorer=Scorer(samples=datamodule.samples, frame_hw=(256, 256), mode=scored_as),
         )
         rows = [row for row in rows if row["output"] == "mask"]
@@ -290,12 +291,11 @@ def test_an_image_is_encoded_once_for_all_its_boxes(stages, monkeypatch):
         "forward",
         lambda x, run=module.sam.image_encoder.forward: calls.append(len(x)) or run(x),
     )
-    segment = segment_with(module, device=torch.device("cpu"))
     batch = {"image": torch.rand(2, 1, 128, 128), "valid_hw": torch.tensor([[22, 32]] * 2)}
     boxes = torch.tensor([[2.0, 2, 20, 18], [0, 0, 31, 21]])
     with torch.inference_mode():
-        first = segment(batch, boxes)
-        second = segment(batch, boxes.flip(0))
+        first = module.predict(batch, boxes)
+        second = module.predict(batch, boxes.flip(0))
     assert calls == [2]
     assert first.shape == second.shape == (2, 1, 32, 32)
     assert not torch.equal(first, second)

@@ -161,10 +161,11 @@ def evaluated(logits_of, samples, *, frame, prompt, folder):
     with torch.inference_mode():
         evaluate(
             logits_of,
-            {"hc18": datamodule.test_dataloader()[0]},
-            protocol=Protocol(prompts=[prompt], jitter_draws=1, jitter_max_px=0),
+            datamodule.test_dataloader()[0],
+            cohort="hc18",
+            protocol=Protocol(prompt=prompt),
             scorer=Scorer(samples=samples, frame_hw=frame.size_hw, mode=frame.resize_mode),
-            keep=lambda prompt, name, mask: kept.update({name: mask}),
+            keep=lambda name, mask: kept.update({name: mask}),
         )
     return kept
 

@@ -19,9 +19,8 @@ from experiments.stages.evaluation import Protocol, Scorer, box_only_logits, eva
 from experiments.store.columns import PER_IMAGE
 from lightning_modules.prompts import boxes_from_masks, ellipse_in_box_mask
 
-PROTOCOL = Protocol(
-    prompts=["whole_image", "jittered_box", "tight_box"], jitter_draws=3, jitter_max_px=19
-)
+JITTERED = Protocol(prompt="jittered_box", jitter_draws=3, jitter_max_px=19)
+PROTOCOLS = [replace(JITTERED, prompt=p) for p in ("whole_image", "jittered_box", "tight_box")]
 MM = ["hausdorff_mm", "hc_pred_mm", "hc_ref_mm", "hc_err_mm", "hc_abs_err_mm"]
 
 
@@ -31,16 +30,15 @@ def samples(hc18_folder):
 
 
 @pytest.fixture
-def loaders(samples, tmp_path):
-    """Test loaders of two cohorts, at any batch size."""
-    ids = sorted(samples)
+def loader(samples, tmp_path):
+    """A test loader at any batch size."""
 
     def build(batch_size=4):
         datamodule = HC18DataModule(
             samples=samples,
             train_ids=[],
             val_ids=[],
-            test_ids={"hc18": ids[:9], "other": ids[9:]},
+            test_ids={"hc18": sorted(samples)},
             frame=Frame(size_hw=(256, 256), resize_mode="pad"),
             cache=Cache(folder=tmp_path / "cache"),
             batch_size=batch_size,
@@ -48,9 +46,15 @@ def loaders(samples, tmp_path):
             seed=0,
         )
         datamodule.setup()
-        return dict(zip(datamodule.test_ids, datamodule.test_dataloader(), strict=True))
+        return datamodule.test_dataloader()[0]
 
     return build
+
+
+def scored(segment, loader, samples, *, protocols=PROTOCOLS, **named):
+    """Rows of all protocols, one after the other."""
+    of = {"cohort": "hc18", "scorer": scorer(samples), **named}
+    return [row for each in protocols for row in evaluate(segment, loader, protocol=each, **of)]
 
 
 def scorer(samples):
@@ -61,8 +65,8 @@ def perfect(batch, boxes):
     return batch["mask"] * 2 - 1
 
 
-def test_perfect_logits_of_the_frame_score_near_one(samples, loaders):
-    rows = evaluate(perfect, loaders(), protocol=PROTOCOL, scorer=scorer(samples))
+def test_perfect_logits_of_the_frame_score_near_one(samples, loader):
+    rows = scored(perfect, loader(), samples)
     assert [row["output"] for row in rows] == ["mask", "ellipse"] * 12 * 5
     for row in rows:
         sample = samples[row["sample_id"]]
@@ -209,29 +213,22 @@ def test_filled_annotations_are_corrected_and_read_once(samples):
     assert judge.reference("003_HC") is reference
 
 
-def test_passes():
-    assert list(PROTOCOL.passes()) == [
-        ("whole_image", 0),
-        ("jittered_box", 0),
-        ("jittered_box", 1),
-        ("jittered_box", 2),
-        ("tight_box", 0),
-    ]
-    assert list(Protocol(prompts=[], jitter_draws=3, jitter_max_px=19).passes()) == []
+def test_only_the_jittered_box_has_draws():
+    assert [list(each.draws) for each in PROTOCOLS] == [[0], [0, 1, 2], [0]]
 
 
 def test_offsets_are_fixed_whole_numbers_in_range():
     ids = [f"{n:03d}_HC" for n in range(400)]
-    offsets = PROTOCOL.offsets(ids, draw=0)
+    offsets = JITTERED.offsets(ids, draw=0)
     assert offsets.shape == (400, 4)
     assert offsets.dtype == torch.float32
     assert set(offsets.unique().tolist()) == set(range(20))
     assert offsets.mean() == pytest.approx(9.5, abs=0.5)
-    assert torch.equal(offsets[[7]], PROTOCOL.offsets(["007_HC"], draw=0))
-    assert not torch.equal(offsets, PROTOCOL.offsets(ids, draw=1))
+    assert torch.equal(offsets[[7]], JITTERED.offsets(["007_HC"], draw=0))
+    assert not torch.equal(offsets, JITTERED.offsets(ids, draw=1))
     assert len({tuple(row) for row in offsets.tolist()}) > 390
     torch.manual_seed(5)  # no global random state is read
-    assert torch.equal(PROTOCOL.offsets(ids, draw=0), offsets)
+    assert torch.equal(JITTERED.offsets(ids, draw=0), offsets)
     # Frozen: other draws would unpair new trials from old ones.
     assert offsets[:2].tolist() == [[3, 3, 12, 11], [3, 1, 16, 16]]
 
@@ -248,7 +245,7 @@ class Recorder:
         return self.logits(batch, boxes)
 
 
-def test_boxes_are_the_same_for_every_model_and_batch_size(samples, loaders):
+def test_boxes_are_the_same_for_every_model_and_batch_size(samples, loader):
     def nothing(batch, boxes):
         torch.randn(3)  # a model may use random numbers itself
         return torch.full_like(batch["mask"], -1)
@@ -256,75 +253,63 @@ def test_boxes_are_the_same_for_every_model_and_batch_size(samples, loaders):
     recorders = []
     for batch_size, logits in ((1, perfect), (4, nothing), (5, nothing)):
         recorder = Recorder(logits)
-        evaluate(recorder, loaders(batch_size), protocol=PROTOCOL, scorer=scorer(samples))
+        scored(recorder, loader(batch_size), samples)
         recorders.append(recorder.boxes)
     assert recorders[0] == recorders[1] == recorders[2]
     assert set(recorders[0]) == set(samples)
-    for loader in loaders().values():
-        for batch in loader:
-            tight = boxes_from_masks(batch["mask"], valid_hw=batch["valid_hw"]).tolist()
-            for sample_id, (x0, y0, x1, y1) in zip(batch["sample_id"], tight, strict=True):
-                whole, *jittered, last = recorders[0][sample_id]
-                assert whole == [0, 0, 255, 172]
-                assert last == [x0, y0, x1, y1]
-                assert len({tuple(box) for box in jittered}) == 3
-                for box in jittered:
-                    assert 0 <= box[0] <= x0
-                    assert 0 <= box[1] <= y0
-                    assert x1 <= box[2] <= 255
-                    assert y1 <= box[3] <= 172
+    for batch in loader():
+        tight = boxes_from_masks(batch["mask"], valid_hw=batch["valid_hw"]).tolist()
+        for sample_id, (x0, y0, x1, y1) in zip(batch["sample_id"], tight, strict=True):
+            whole, *jittered, last = recorders[0][sample_id]
+            assert whole == [0, 0, 255, 172]
+            assert last == [x0, y0, x1, y1]
+            assert len({tuple(box) for box in jittered}) == 3
+            for box in jittered:
+                assert 0 <= box[0] <= x0
+                assert 0 <= box[1] <= y0
+                assert x1 <= box[2] <= 255
+                assert y1 <= box[3] <= 172
 
 
-def test_rows_progress_and_kept_masks(samples, loaders):
-    calls, kept = [], []
-    rows = evaluate(
+def test_rows_progress_and_kept_masks(samples, loader):
+    calls, kept, ids = [], {}, sorted(samples)
+    rows = scored(
         perfect,
-        loaders(4),
-        protocol=PROTOCOL,
-        scorer=scorer(samples),
-        keep=lambda prompt, sample_id, mask: kept.append((prompt, sample_id, mask)),
+        loader(4),
+        samples,
+        protocols=[JITTERED],
+        keep=lambda sample_id, mask: kept.setdefault(sample_id, []).append(mask),
         progress=lambda done, total: calls.append((done, total)),
     )
     assert all(set(row) <= set(PER_IMAGE) for row in rows)
     masks = [r for r in rows if r["output"] == "mask"]
     assert rows[1::2] == [r for r in rows if r["output"] == "ellipse"]
     keys = [(r["test_cohort"], r["prompt"], r["draw"], r["sample_id"]) for r in masks]
-    ids = sorted(samples)
-    cohort = {sample_id: "hc18" if n < 9 else "other" for n, sample_id in enumerate(ids)}
-    assert sorted(keys) == sorted(
-        (cohort[i], prompt, draw, i) for i in ids for prompt, draw in PROTOCOL.passes()
-    )
-    assert [total for _, total in calls] == [60] * len(calls)
-    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
-    assert calls[-1] == (60, 60)
-    assert sorted((p, i) for p, i, _ in kept) == sorted(
-        (p, i) for p in PROTOCOL.prompts for i in ids
-    )
-    for _, sample_id, mask in kept:
+    expected = [("hc18", "jittered_box", draw, i) for i in ids for draw in JITTERED.draws]
+    assert sorted(keys) == sorted(expected)
+    assert calls == [(done, 36) for done in range(4, 37, 4)]
+    assert sorted(kept) == ids
+    for sample_id, (mask,) in kept.items():
         assert mask.shape == (54, 80)
         reference = read_annotation(samples[sample_id].annotation_path).mask
         assert (mask != reference).mean() < 0.01
 
 
-@pytest.mark.parametrize("prompt", ["whole_image", "jittered_box", "tight_box"])
-def test_the_control_reads_no_pixel(samples, loaders, prompt):
-    protocol = replace(PROTOCOL, prompts=[prompt])
-    control = box_only_logits(jitter_max_px=19, prompt=prompt)
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda each: each.prompt)
+def test_the_control_reads_no_pixel(samples, loader, protocol):
+    control = box_only_logits(protocol)
 
     def blinded(batch, boxes):
         return control(batch | {"image": torch.rand_like(batch["image"])}, boxes)
 
-    rows = [
-        evaluate(segment, loaders(), protocol=protocol, scorer=scorer(samples))
-        for segment in (control, blinded)
-    ]
+    rows = [scored(each, loader(), samples, protocols=[protocol]) for each in (control, blinded)]
     assert rows[0] == rows[1]
     dice = float(np.mean([row["dice"] for row in rows[0]]))
     low, high = {
         "whole_image": (0.3, 0.6),
         "jittered_box": (0.85, 0.95),
         "tight_box": (0.93, 0.99),
-    }[prompt]
+    }[protocol.prompt]
     assert low < dice < high
 
 
@@ -349,7 +334,7 @@ def test_the_control_is_the_ellipse_in_the_box():
     valid_hw = torch.tensor([[173, 256]] * 12)
     batch = {"mask": mask, "valid_hw": valid_hw}
     tight = boxes_from_masks(mask, valid_hw=valid_hw)
-    logits = box_only_logits(jitter_max_px=19, prompt="tight_box")(batch, tight)
+    logits = box_only_logits(replace(JITTERED, prompt="tight_box"))(batch, tight)
     assert logits.shape == (12, 1, 256, 256)
     assert set(logits.unique().tolist()) == {-1.0, 1.0}
     drawn = logits > 0
@@ -357,10 +342,10 @@ def test_the_control_is_the_ellipse_in_the_box():
     assert overlap > 0.985
     # Every side pushed out by the mean jitter, 9.5 px of a 256 px squash: the control pulls it in.
     outward = torch.tensor([-9.5, -9.5 * 173 / 256, 9.5, 9.5 * 173 / 256])
-    pulled = box_only_logits(jitter_max_px=19, prompt="jittered_box")(batch, tight + outward)
+    pulled = box_only_logits(JITTERED)(batch, tight + outward)
     assert ((pulled > 0) != drawn).float().sum() < 0.005 * drawn.sum()
-    kept = box_only_logits(jitter_max_px=19, prompt="tight_box")(batch, tight + outward)
+    kept = box_only_logits(replace(JITTERED, prompt="tight_box"))(batch, tight + outward)
     assert (kept > 0).sum() > 1.2 * drawn.sum()
     expected = ellipse_in_box_mask(tight, size_hw=(256, 256), valid_hw=valid_hw, shrink_px=9.5)
-    shrunk = box_only_logits(jitter_max_px=19, prompt="jittered_box")(batch, tight)
+    shrunk = box_only_logits(JITTERED)(batch, tight)
     assert torch.equal(shrunk > 0, expected)

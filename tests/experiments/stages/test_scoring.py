@@ -23,7 +23,7 @@ from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule, save_unet
 
 VALID_HW = (43, 64)
-OWN_BOX = Protocol(prompts=["predicted_box"], jitter_draws=1, jitter_max_px=19)
+OWN_BOX = Protocol(prompt="predicted_box", jitter_max_px=19)
 
 
 def write_head(folder, name, *, size_hw, center_x_px):
@@ -140,10 +140,11 @@ def own_boxes(first, scorer, *, mask=None):
     mask = torch.zeros(2, 1, 64, 64) if mask is None else mask
     rows = evaluate(
         segment,
-        {"hc18": OneBatch(mask)},
+        OneBatch(mask),
+        cohort="hc18",
         protocol=OWN_BOX,
         scorer=scorer,
-        keep=lambda prompt, sample_id, predicted: kept.update({sample_id: predicted}),
+        keep=lambda sample_id, predicted: kept.update({sample_id: predicted}),
     )
     assert len(seen) == 2
     assert seen[0] == [[0, 0, 63, 42]] * 2, "the whole image first"
@@ -198,8 +199,9 @@ def test_logits_that_are_no_numbers_name_the_image(scorer, prompt, bad):
     with pytest.raises(FloatingPointError, match="003_HC: the logits are not finite"):
         evaluate(
             lambda batch, boxes: logits,
-            {"hc18": OneBatch(torch.zeros(2, 1, 64, 64))},
-            protocol=Protocol(prompts=[prompt], jitter_draws=1, jitter_max_px=0),
+            OneBatch(torch.zeros(2, 1, 64, 64)),
+            cohort="hc18",
+            protocol=Protocol(prompt=prompt),
             scorer=scorer,
         )
 
