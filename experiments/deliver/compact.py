@@ -15,8 +15,13 @@ from safetensors.torch import save_file
 from datamodules.errors import InputError
 from datamodules.storage import commit_folder, write_atomic, write_json
 from experiments.deliver.sidecar import data_line
-from experiments.stages.generator import FOLDER, IMAGES_NAME
-from experiments.store.fitted import WEIGHTS_NAME, described, settings_of_run
+from experiments.store.fitted import (
+    GENERATOR,
+    GENERATOR_IMAGES,
+    WEIGHTS_NAME,
+    described,
+    settings_of_run,
+)
 from lightning_modules.generators.pixel.module import CONFIG_NAME
 from lightning_modules.generators.pixel.module import WEIGHTS_NAME as GENERATOR_WEIGHTS
 
@@ -46,10 +51,10 @@ def export_compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> Non
 
 
 def _export_generator(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
-    source = run_dir / FOLDER
+    source = run_dir / GENERATOR
     missing = [
         name
-        for name in (CONFIG_NAME, GENERATOR_WEIGHTS, IMAGES_NAME)
+        for name in (CONFIG_NAME, GENERATOR_WEIGHTS, GENERATOR_IMAGES)
         if not (source / name).is_file()
     ]
     if missing:
@@ -57,13 +62,13 @@ def _export_generator(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> 
             f"{source}: {missing[0]} is missing; give a finished pixel generator of this version "
             "(Stable Diffusion has --format lora and pipeline)"
         )
-    images = json.loads((source / IMAGES_NAME).read_text())
+    images = json.loads((source / GENERATOR_IMAGES).read_text())
     with commit_folder(out) as folder:
         _save_half(source / GENERATOR_WEIGHTS, folder / GENERATOR_WEIGHTS)
         write_atomic(folder / CONFIG_NAME, (source / CONFIG_NAME).read_text())
         # A line an image: a table that compresses and compares well.
         rows = ",\n".join(json.dumps(row) for row in images)
-        write_atomic(folder / IMAGES_NAME, f"[\n{rows}\n]\n")
+        write_atomic(folder / GENERATOR_IMAGES, f"[\n{rows}\n]\n")
         write_json(folder / "manifest.json", _kept(manifest))
 
 

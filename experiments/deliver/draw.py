@@ -13,7 +13,8 @@ from datamodules.storage import commit_folder, require_new, write_json
 from datamodules.synthetic import ORIGIN_NAME, SyntheticPair, write_metadata, write_pair
 from experiments.config.paths import MODELS
 from experiments.deliver.sidecar import data_line
-from experiments.stages.generator import FOLDER, IMAGES_NAME, draw_pairs
+from experiments.stages.generator import draw_pairs
+from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from experiments.store.runs import read_manifest
 from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.generators.pixel.module import load_generator
@@ -99,8 +100,8 @@ def draw_command(
 
 def _fitted_on(run_dir: Path) -> tuple[Path, list[dict[str, Any]]]:
     """The folder of a generator's weights, and a row for each image that it was fitted on."""
-    folder = run_dir / FOLDER if (run_dir / FOLDER).is_dir() else run_dir
-    path = folder / IMAGES_NAME
+    folder = run_dir / GENERATOR if (run_dir / GENERATOR).is_dir() else run_dir
+    path = folder / GENERATOR_IMAGES
     try:
         return folder, json.loads(path.read_text())
     except FileNotFoundError as error:

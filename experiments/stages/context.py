@@ -4,17 +4,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
 from datamodules.index import IndexRow
 from datamodules.samples import Sample
-from datamodules.settings import Frame
 from datamodules.synthetic import SyntheticSet, read_synthetic
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
 from experiments.store.runs import RunStore, StatusFile
 from lightning_modules.segmenters.table import as_predicting, predicting
+
+if TYPE_CHECKING:
+    from datamodules.settings import Frame
 
 
 class StageError(RuntimeError):
@@ -58,8 +60,11 @@ class StageContext:
         return self.config.generator_named(self.node.generator)
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> "Frame":
         """The frame of the segmenter's batches; what is embedded already needs no larger image."""
+        # It reads torch, which the command itself does without.
+        from datamodules.settings import Frame
+
         settings = self.segmenter
         return Frame(
             size_hw=settings.frame_hw,

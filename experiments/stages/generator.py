@@ -23,13 +23,9 @@ from experiments.stages.labelled import labelled_images, pseudo_set
 from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
+from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from lightning_modules.generators.table import imported, row_of
 from lightning_modules.randomness import keyed_seed
-
-FOLDER = "generator"
-"""Where a run keeps the generator."""
-IMAGES_NAME = "images.json"
-"""What a generator was fitted on, beside its weights: a row an image, see `images_behind`."""
 
 
 def run_generator(context: StageContext) -> dict[str, Any]:
@@ -67,8 +63,8 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         batch_parts=context.batch_parts,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)
-    module.cpu().save_generator(context.run_dir / FOLDER)
-    write_json(context.run_dir / FOLDER / IMAGES_NAME, images_behind(context, ids))
+    module.cpu().save_generator(context.run_dir / GENERATOR)
+    write_json(context.run_dir / GENERATOR / GENERATOR_IMAGES, images_behind(context, ids))
     log_lineage(context)
     weights = list(module.parameters())
     return {
@@ -102,7 +98,7 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     """Draw candidates: on new outlines, or with the outlines that the images bring."""
     config = context.generator
     row = row_of(config)
-    module = row.load_module().load_generator(context.upstream_dir("generator") / FOLDER, config)
+    module = row.load_module().load_generator(context.upstream_dir("generator") / GENERATOR, config)
     module = module.to(device_of(context.config))
     ids = context.pick(context.upstream_content("generator")["images"])
     draw = draw_on_outlines if row.draw is None else imported(row.draw)

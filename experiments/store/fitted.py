@@ -1,4 +1,4 @@
-"""The settings of a fitted segmenter, from the manifest of its run. Torch-free."""
+"""Where a run keeps what was fitted, and the settings of a fitted segmenter. Torch-free."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,6 +13,10 @@ from lightning_modules.segmenters.unet.config import UnetConfig
 
 WEIGHTS_NAME = "segmenter.safetensors"
 """A fitted segmenter's weights, in the directory of its run."""
+GENERATOR = "generator"
+"""A fitted generator's folder there."""
+GENERATOR_IMAGES = "images.json"
+"""In that folder, what it was fitted on: a row an image, see `stages.generator.images_behind`."""
 
 
 def described(settings: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from datamodules.synthetic import (
     SyntheticPair,
     pair_paths,
     read_synthetic,
+    seen_pixels,
     write_metadata,
     write_pair,
 )
@@ -113,6 +114,9 @@ def card_of(out):
 
 def test_the_folder_is_a_synthetic_set_again(store, tmp_path):
     run_dir, out = gated(store), tmp_path / "new" / "out"
+    (store / "generator" / "9999" / "generator").mkdir()
+    images = store / "generator" / "9999" / "generator" / "images.json"
+    images.write_text(json.dumps([{"pixels_sha256": "ab"}, {"pixels_sha256": "cd"}]))
     export_dataset(run_dir, out)
     assert sorted(path.name for path in out.iterdir()) == [
         "README.md",
@@ -120,7 +124,9 @@ def test_the_folder_is_a_synthetic_set_again(store, tmp_path):
         "image",
         "mask",
         "metadata.jsonl",
+        "origin.json",
     ]
+    assert seen_pixels(out) == {"ab", "cd"}
     before, after = read_synthetic(run_dir), read_synthetic(out)
     assert after.pairs == before.pairs
     assert len(after.samples) == 3
