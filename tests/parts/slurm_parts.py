@@ -5,15 +5,15 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
@@ -78,29 +78,21 @@ class FakeSlurm:
         self.bin.mkdir(parents=True)
         commands = {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "scancel": SCANCEL}
         for name, text in {**commands, "srun": "exit 9"}.items():
-            path = self.bin / name
-            path.write_text(f'#!/bin/sh\nset -e\nSCRIPT="$1"\ncd {folder}\n{text}\n')
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+            (self.bin / name).write_text(f'#!/bin/sh\nset -e\nSCRIPT="$1"\ncd {folder}\n{text}\n')
+            (self.bin / name).chmod(0o755)
 
     def scripts(self) -> list[str]:
         """What was given to sbatch, in order."""
         return [path.read_text() for path in sorted(self.folder.glob("sbatch.*"))]
 
     def name_of(self, job_id: int) -> str:
-        """Job name of a batch."""
-        (line,) = [
-            line
-            for line in (self.folder / f"sbatch.{job_id}").read_text().splitlines()
-            if line.startswith("#SBATCH --job-name=")
-        ]
-        return line.partition("=")[2]
+        """Job name of a batch, the first of which is 101."""
+        return self.scripts()[job_id - 101].split("#SBATCH --job-name=")[1].splitlines()[0]
 
     def show(self, **states: str) -> None:
         """Let squeue show jobs: `j101_0="RUNNING 0"`, state and exit_code."""
-        lines = []
-        for key, words in states.items():
-            job_id = key.removeprefix("j")
-            lines.append(f"{job_id} {self.name_of(int(job_id.split('_')[0]))} {words}\n")
+        ids = {key.removeprefix("j"): words for key, words in states.items()}
+        lines = [f"{i} {self.name_of(int(i.split('_')[0]))} {words}\n" for i, words in ids.items()]
         (self.folder / "queue").write_text("".join(lines))
 
     def calls(self, command: str) -> list[str]:
@@ -109,9 +101,23 @@ class FakeSlurm:
         return path.read_text().splitlines() if path.exists() else []
 
 
+def wait_for(is_there: Callable[[], bool], *, timeout_s: float = 60) -> None:
+    """Look ten times a second."""
+    deadline = time.monotonic() + timeout_s
+    while not is_there():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def answer(*words: str) -> str:
+    """What a command prints, without the end of its last line; nothing where it fails."""
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    return ended.stdout.strip()
+
+
 @contextmanager
-def real_slurm() -> Iterator[dict[str, str]]:
-    """Start munged, slurmctld and slurmd on free ports; give the variables to reach them.
+def real_slurm() -> Iterator[None]:
+    """Start munged, slurmctld and slurmd on free ports, which this process then reaches.
 
     Partitions: `low` (default, preempted after a grace), `now` (preempted at once) and `high`.
     """
@@ -119,108 +125,57 @@ def real_slurm() -> Iterator[dict[str, str]]:
     folder.chmod(0o755)
     for name in ("spool", "state", "munge"):
         (folder / name).mkdir()
-    key = folder / "munge" / "munge.key"
-    key.write_bytes(secrets.token_bytes(1024))
-    key.chmod(0o400)
+    munge = {
+        n: folder / "munge" / n for n in ("key-file", "socket", "pid-file", "log-file", "seed-file")
+    }
+    munge["key-file"].write_bytes(secrets.token_bytes(1024))
+    munge["key-file"].chmod(0o400)
     (folder / "slurm.conf").write_text(_conf(folder))
-    environment = {"SLURM_CONF": str(folder / "slurm.conf")}
-    munge = {name: folder / "munge" / f"munged.{name}" for name in ("pid", "log", "seed")}
-    started = []
-    try:
-        socket_option = f"--socket={folder / 'munge' / 'munge.sock'}"
-        files = [f"--{name}-file={path}" for name, path in munge.items()]
-        started.append(_start("munged", "-F", f"--key-file={key}", socket_option, *files))
-        _wait(lambda: (folder / "munge" / "munge.sock").exists())
-        started.append(_start("slurmctld", "-D", "-c", **environment))
-        _wait(lambda: _answer(environment, "scontrol", "ping").startswith("Slurmctld(primary)"))
-        started.append(_start("slurmd", "-D", **environment))
-        _wait(lambda: "idle" in _answer(environment, "sinfo", "-h", "-o", "%T"))
-        yield environment
-    finally:
-        _answer(environment, "scancel", f"--user={os.getuid()}")
-        _end(started, environment)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _end(started: list[subprocess.Popen], environment: dict[str, str]) -> None:
-    if len(started) == len(DAEMONS):
-        deadline = time.monotonic() + 30
-        while _answer(environment, "squeue", "-h") and time.monotonic() < deadline:
-            time.sleep(0.2)
-    for process in reversed(started):
-        process.terminate()
+    daemons = {
+        "munged": (["-F", *(f"--{n}={path}" for n, path in munge.items())], munge["socket"].exists),
+        "slurmctld": (["-D", "-c"], lambda: "is UP" in answer("scontrol", "ping")),
+        "slurmd": (["-D"], lambda: answer("sinfo", "-h", "-o", "%T").startswith("idle")),
+    }
+    with ExitStack() as at_end, pytest.MonkeyPatch.context() as patch:
+        at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        for name, (options, is_up) in daemons.items():
+            silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            words = [shutil.which(name, path=SBIN), *options]
+            process = subprocess.Popen(words, start_new_session=True, **silent)
+            # The last one first.
+            at_end.callback(process.kill)
+            at_end.callback(process.wait, 20)
+            at_end.callback(process.terminate)
+            wait_for(is_up)
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _start(name: str, *arguments: str, **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [shutil.which(name, path=SBIN), *arguments],
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-
-
-def _answer(environment: dict[str, str], *words: str) -> str:
-    ended = subprocess.run(
-        words,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return ended.stdout.strip()
-
-
-def _wait(is_there, *, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_there():
-        assert time.monotonic() < deadline, "SLURM does not start"
-        time.sleep(0.2)
-
-
-def _free_ports() -> list[int]:
-    with socket.socket() as first, socket.socket() as second:
-        for each in (first, second):
-            each.bind(("127.0.0.1", 0))
-        return [first.getsockname()[1], second.getsockname()[1]]
+            yield
+        finally:
+            answer("scancel", f"--user={os.getuid()}")
+            wait_for(lambda: not answer("squeue", "-h"), timeout_s=30)
 
 
 def _conf(folder: Path) -> str:
     host = socket.gethostname().split(".")[0]
-    controller, node = _free_ports()
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as other:
+        controller, node = one.getsockname()[1], other.getsockname()[1]
     return f"""ClusterName=solo
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
-SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/munge.sock
+AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
 SlurmctldPort={controller}
 SlurmdPort={node}
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
 SlurmdSpoolDir={folder}/spool
 SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-MpiDefault=none
-ReturnToService=2
-JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 KillWait=20

@@ -7,16 +7,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
-from slurm_parts import HAS_SLURM, node, real_slurm, slurm_config, start
-from sweep_parts import command, environment, scores, weights
+from slurm_parts import HAS_SLURM, answer, node, real_slurm, slurm_config, start, wait_for
+from sweep_parts import LEAN, command, environment, run, scores, weights
 
 from datamodules.errors import InputError
 from experiments.runner.slurm import SlurmLauncher
-from experiments.runner.slurm_job import read_ledger
 
-pytestmark = pytest.mark.skipif(
-    not HAS_SLURM, reason="needs root, and the packages slurm-wlm and munge"
-)
+pytestmark = [
+    pytest.mark.skipif(not HAS_SLURM, reason="needs root, and the packages slurm-wlm and munge"),
+    pytest.mark.usefixtures("cluster"),
+]
 SETTINGS = ["sweep.launcher=slurm", "slurm.mem_gb=1", "slurm.cpus=1", "slurm.gpus=0"]
 SETTINGS += ["slurm.poll_s=0.5", "slurm.time_min=5"]
 STAND_IN = """
@@ -33,15 +33,8 @@ while not (folder / "go").exists():
 
 @pytest.fixture(scope="module")
 def cluster():
-    with real_slurm() as variables:
-        yield variables
-
-
-def wait_for(is_there, *, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not is_there():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    with real_slurm():
+        yield
 
 
 def n_starts(run_dir: Path) -> int:
@@ -49,8 +42,13 @@ def n_starts(run_dir: Path) -> int:
     return len(path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+def run_now(job_id: str) -> None:
+    """A job that is queued again waits for two minutes otherwise."""
+    update = ["scontrol", "update", f"jobid={job_id}", "StartTime=now"]
+    subprocess.run(update, capture_output=True, check=False)
+
+
+def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, monkeypatch):
     monkeypatch.setattr(
         SlurmLauncher,
         "_arguments",
@@ -58,64 +56,48 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, cluster, mo
     )
     config = slurm_config(tmp_path, *SETTINGS)
     again, killed = node("again"), node("killed")
-    dirs = {each.label: tmp_path / "store" / each.key for each in (again, killed)}
+    dirs = [tmp_path / "store" / each.key for each in (again, killed)]
     launcher = SlurmLauncher(config)
     launcher.adopt()
     jobs = start(launcher, [again], [killed])
-    assert len(read_ledger(launcher.folder)) == 1
-    wait_for(lambda: all(n_starts(each) == 1 for each in dirs.values()))
+    wait_for(lambda: [n_starts(each) for each in dirs] == [1, 1])
     assert [job.ended() for job in jobs] == [None, None]
 
     subprocess.run(["scontrol", "requeue", jobs[0].job_id], check=True)
     subprocess.run(["scancel", "--batch", "--signal=KILL", jobs[1].job_id], check=True)
     wait_for(lambda: jobs[1].ended() is not None)
     assert jobs[1].was_killed
-    wait_for(lambda: _state(jobs[0].job_id) == "PENDING")
+    wait_for(lambda: answer("squeue", "-h", f"--jobs={jobs[0].job_id}", "-o", "%T") == "PENDING")
     launcher.look()
     assert jobs[0].ended() is None, "SLURM queues it again by itself"
 
     restarted = SlurmLauncher(config)
     adopted = restarted.adopt()
     assert list(adopted) == [again.key]
-    subprocess.run(["scontrol", "update", f"jobid={jobs[0].job_id}", "StartTime=now"], check=True)
-    wait_for(lambda: n_starts(dirs["again"]) == 2)
-    (dirs["again"] / "go").touch()
+    run_now(jobs[0].job_id)
+    wait_for(lambda: n_starts(dirs[0]) == 2)
+    (dirs[0] / "go").touch()
     wait_for(lambda: adopted[again.key].ended() is not None)
     assert "COMPLETED" in adopted[again.key].ended()
     assert restarted.free() == config.slurm.max_jobs
 
 
-def test_a_partition_that_does_not_exist_is_refused_at_once(tmp_path, cluster, monkeypatch):
-    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
+def test_a_partition_that_does_not_exist_is_refused_at_once(tmp_path):
     launcher = SlurmLauncher(slurm_config(tmp_path, *SETTINGS, "slurm.partition=nosuch"))
     launcher.adopt()
     with pytest.raises(InputError, match=r"sbatch: .*[Ii]nvalid partition"):
         start(launcher, [node("a")])
 
 
-def _state(job_id: str) -> str:
-    return _squeue(f"--jobs={job_id}", "-o", "%T").strip()
-
-
-def _of(partition: str, *, state: str = "PENDING,RUNNING") -> list[str]:
-    return _squeue("-r", f"--partition={partition}", f"--states={state}", "-o", "%i").split()
-
-
-def _squeue(*words: str) -> str:
-    return subprocess.run(
-        ["squeue", "-h", *words], capture_output=True, text=True, check=False
-    ).stdout
+def jobs_of(partition: str, *, state: str = "PENDING,RUNNING") -> list[str]:
+    words = ("-r", f"--partition={partition}", f"--states={state}", "-o", "%i")
+    return answer("squeue", "-h", *words).split()
 
 
 SMALL = [
-    "sweep.condition=[real]",
-    "sweep.real_fraction=[1.0]",
-    "evaluation.controls=[]",
-    "evaluation.prompts=[whole_image]",
-    "wandb.mode=disabled",
-    "segmenter.steps=300",
-    "trainer.checkpoint_every=20",
-    "trainer.checkpoint_s=0",
+    *LEAN,
+    *("sweep.condition=[real]", "sweep.real_fraction=[1.0]", "wandb.mode=disabled"),
+    *("segmenter.steps=300", "trainer.checkpoint_every=20"),
 ]
 
 
@@ -124,52 +106,36 @@ def local(tmp_path_factory):
     """The same sweep without a cluster: its data and its store."""
     folder = tmp_path_factory.mktemp("local")
     data = write_hc18_folder(folder / "hc18")
-    ended = _run(command(data, folder / "runs", *SMALL), environment())
+    ended = run(data, folder / "runs", *SMALL)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return data, folder / "runs"
 
 
-def _run(words: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        words, capture_output=True, text=True, env=variables, timeout=500, check=False
-    )
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("partition", ["low", "now"])
-def test_a_preempted_fit_goes_on_to_the_same_weights(
-    local, tmp_path, cluster, monkeypatch, partition
-):
+def test_a_preempted_fit_goes_on_to_the_same_weights(local, tmp_path, partition):
     """`low` asks the job to end, and the sweep sends it again; `now` is SLURM's own requeue."""
-    monkeypatch.setenv("SLURM_CONF", cluster["SLURM_CONF"])
     data, finished = local
     words = command(data, tmp_path, *SMALL, *SETTINGS, f"slurm.partition={partition}")
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**environment(), **cluster},
-    )
+    printed, fits = tmp_path / "printed.txt", tmp_path / "store" / "fit"
+    with printed.open("w") as file:
+        process = subprocess.Popen(words, stdout=file, stderr=file, env=environment())
     try:
-        fits = tmp_path / "store" / "fit"
         wait_for(lambda: list(fits.glob("*/checkpoints/*.ckpt")), timeout_s=300)
         urgent = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null"]
         subprocess.run([*urgent, "--wrap=sleep 2"], check=True)
-        wait_for(lambda: _of("high") and not _of(partition, state="RUNNING"))
+        wait_for(lambda: jobs_of("high") and not jobs_of(partition, state="RUNNING"))
         deadline = time.monotonic() + 400
         while process.poll() is None and time.monotonic() < deadline:
-            # A job that is queued again waits for two minutes otherwise.
-            for job_id in _of(partition, state="PENDING"):
-                update = ["scontrol", "update", f"jobid={job_id}", "StartTime=now"]
-                subprocess.run(update, capture_output=True, check=False)
+            for job_id in jobs_of(partition, state="PENDING"):
+                run_now(job_id)
             time.sleep(1)
-        printed, _ = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
-    assert process.returncode == 0, printed
-    assert ("it continues from its checkpoint" in printed) == (partition == "low")
+    assert process.returncode == 0, printed.read_text()
+    resumes = "it continues from its checkpoint" in printed.read_text()
+    assert resumes == (partition == "low")
     (log,) = fits.glob("*/log.txt")
     assert "Restoring states from the checkpoint" in log.read_text()
     assert weights(tmp_path) == weights(finished)
