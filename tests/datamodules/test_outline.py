@@ -88,7 +88,7 @@ def _disturb(picture: np.ndarray, *, what: str, ellipse: Ellipse, rng: np.random
 @pytest.mark.parametrize("what", ["clean", "noise", "gap", "line blob", "gap noise line blob"])
 def test_squash_draw_extract_undo_gives_the_ellipse_back(what):
     rng = np.random.default_rng(1)
-    for _ in range(10):
+    for _ in range(4):
         ellipse = _random_ellipse(rng)
         in_frame = outline_to_frame(ellipse, SQUASHED)
         picture = _drawn(in_frame)

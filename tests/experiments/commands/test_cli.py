@@ -227,21 +227,23 @@ def test_another_system_error_is_a_fault_of_ours(monkeypatch, capsys, tmp_path):
 def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
     script = (
         "import sys\n"
-        "sys.argv = ['sonosweep', 'sweep', 'demo', *sys.argv[1:]]\n"
         "from experiments.__main__ import main\n"
-        "try:\n    main()\nexcept SystemExit as ended:\n"
-        "    heavy = {'torch', 'lightning', 'pandas', 'matplotlib'} & set(sys.modules)\n"
-        "    print(ended.code, sorted(heavy))\n"
+        "root, *overrides = sys.argv[1:]\n"
+        "for override in overrides:\n"
+        "    sys.argv = ['sonosweep', 'sweep', 'demo', root, override]\n"
+        "    try:\n        main()\n    except SystemExit as ended:\n"
+        "        heavy = {'torch', 'lightning', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+        "        print(ended.code, sorted(heavy))\n"
     )
-    for override in ("segmenter.stepz=3", f"data.root={tmp_path}/none"):
-        ended = subprocess.run(
-            [sys.executable, "-c", script, override, f"store.root={tmp_path}/runs"],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HC18_ROOT": ""},
-            check=False,
-        )
-        assert ended.stdout == "2 []\n", ended.stderr
+    overrides = ("segmenter.stepz=3", f"data.root={tmp_path}/none")
+    ended = subprocess.run(
+        [sys.executable, "-c", script, f"store.root={tmp_path}/runs", *overrides],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HC18_ROOT": ""},
+        check=False,
+    )
+    assert ended.stdout == "2 []\n2 []\n", ended.stderr
 
 
 def test_index_prints_for_people_and_for_programs(monkeypatch, capsys, hc18_folder):

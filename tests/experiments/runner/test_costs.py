@@ -1,5 +1,6 @@
 """Costs from hand-made stores: the median, whose runs count, and what is left out."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -18,7 +19,19 @@ from experiments.runner.workload import units_to_do
 from experiments.store.provenance import machine
 from experiments.store.runs import write_done, write_started
 
-SETTINGS = ["trainer.threads=1", "trainer.accelerator=cpu"]
+SETTINGS = ("trainer.threads=1", "trainer.accelerator=cpu")
+
+
+@functools.cache
+def described(*settings: str) -> dict:
+    """What a manifest says of where a stage ran; the same settings are read once."""
+    config = load_config(TOY, list(settings))
+    return {
+        "config": resolved(config),
+        "threads": config.trainer.threads,
+        "devices": config.trainer.devices,
+        "machine": machine(),
+    }
 
 
 def write_run(
@@ -29,7 +42,7 @@ def write_run(
     seconds: float,
     content: dict,
     result: dict | None = None,
-    settings: list[str] = SETTINGS,
+    settings: tuple[str, ...] = SETTINGS,
     host: str | None = None,
     device: str = "cpu",
     upstream: dict | None = None,
@@ -37,18 +50,15 @@ def write_run(
     """A finished run as the worker leaves it."""
     run_dir = root / "store" / stage / name
     run_dir.mkdir(parents=True)
-    config = load_config(TOY, settings)
-    here = machine()
     manifest = {
         "stage": stage,
         "content": content,
         "upstream": upstream or {},
-        "config": resolved(config),
-        "threads": config.trainer.threads,
-        "devices": config.trainer.devices,
         "device": device,
-        "machine": here if host is None else {**here, "host": host},
+        **described(*settings),
     }
+    if host is not None:
+        manifest["machine"] = {**manifest["machine"], "host": host}
     write_started(run_dir, manifest)
     steps = content.get("segmenter", {}).get("steps")
     write_done(run_dir, {"steps": steps, **(result or {}), "seconds": seconds})
@@ -63,7 +73,7 @@ FIT = Node(stage="fit", content=fit(40), steps=40)
 
 
 def cost_of_fit(root: Path, **extra: str):
-    costs = Costs(root, config=load_config(TOY, SETTINGS))
+    costs = Costs(root, config=load_config(TOY, list(SETTINGS)))
     return costs.of(Node(stage="fit", content=fit(40, **extra), steps=40))
 
 
@@ -85,7 +95,7 @@ def test_like_runs_here_count_before_like_runs_elsewhere_and_no_others(tmp_path)
     write_run(tmp_path, "far", seconds=12, content=fit(40), host="far")
     assert cost_of_fit(tmp_path) == Cost(0.3, "elsewhere")
     write_run(tmp_path, "gpu", seconds=4, content=fit(40), device="cuda")
-    two = ["trainer.threads=2", "trainer.accelerator=cpu"]
+    two = ("trainer.threads=2", "trainer.accelerator=cpu")
     write_run(tmp_path, "threads", seconds=16, content=fit(40), settings=two)
     assert cost_of_fit(tmp_path) == Cost(0.3, "elsewhere")
     write_run(tmp_path, "here", seconds=20, content=fit(40))
@@ -110,7 +120,7 @@ def test_an_embedding_stage_that_found_all_tells_nothing(tmp_path):
     for name, embedded, seconds in (("a", 0, 1.0), ("b", 4, 8.0), ("c", 10, 20.0)):
         result = {"images": 10, "embedded": embedded}
         write_run(tmp_path, name, stage="embed", seconds=seconds, content=content, result=result)
-    costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
+    costs = Costs(tmp_path, config=load_config(TOY, list(SETTINGS)))
     node = Node(stage="embed", content=content, steps=10)
     assert costs.of(node) == Cost(2.0, "here")
 
@@ -124,7 +134,7 @@ def test_only_the_latest_runs_are_read(tmp_path):
 
 
 def test_what_has_just_been_finished_is_learnt(tmp_path):
-    costs = Costs(tmp_path, config=load_config(TOY, SETTINGS))
+    costs = Costs(tmp_path, config=load_config(TOY, list(SETTINGS)))
     assert costs.of(FIT).source == "first guess"
     write_run(tmp_path, "a", seconds=40, content=fit(40))
     write_run(tmp_path, "b", seconds=120, content=fit(40))

@@ -1,14 +1,13 @@
 """The dry run: what it counts, times computed by hand, and that it writes nothing."""
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from plan_parts import make_data
-from sweep_parts import SETTINGS, environment, run
+from sweep_parts import SETTINGS, run
 from test_costs import SETTINGS as COSTED
 from test_costs import write_run
 from toy_recipe import TOY
@@ -220,33 +219,26 @@ def words(data: Path, store: Path, *changes: str) -> list[str]:
     return ["sweep", TOY, *SETTINGS, *roots, "sweep.condition=[real,strong]", *changes]
 
 
-def test_a_dry_run_writes_nothing(hc18_folder, tmp_path):
+def test_a_dry_run_writes_nothing(hc18_folder, tmp_path, monkeypatch, capsys):
     store = tmp_path / "runs"
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments", *words(hc18_folder, store), "--dry-run"],
-        capture_output=True,
-        text=True,
-        env={**environment(), "COLUMNS": "40"},
-        timeout=200,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    monkeypatch.setenv("COLUMNS", "40")
+    printed = dry(monkeypatch, capsys, *words(hc18_folder, store))
     assert not store.exists()
-    lines = ended.stdout.splitlines()
+    lines = printed.splitlines()
     assert max(len(line) for line in lines) <= WIDTH
     assert lines[0].startswith("toy: hc18, ")
     assert "4 trials, 0 done, real 2, strong 2; 3 controls" in lines
     assert any(line.split()[:4] == ["fit", "4", "0", "4"] for line in lines)
-    assert "by first guess" in ended.stdout
-    assert "\x1b" not in ended.stdout
+    assert "by first guess" in printed
+    assert "\x1b" not in printed
 
 
-def dry(monkeypatch, capsys, *given: str) -> dict:
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *given, "--dry-run", "--json"])
+def dry(monkeypatch, capsys, *given: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["sonosweep", *given, "--dry-run"])
     with pytest.raises(SystemExit) as ended:
         main()
     assert not ended.value.code
-    return json.loads(capsys.readouterr().out)
+    return capsys.readouterr().out
 
 
 def listing(store: Path) -> dict[Path, int]:
@@ -262,14 +254,11 @@ def test_a_dry_run_sees_what_a_sweep_did(hc18_folder, tmp_path, monkeypatch, cap
     ended = run(hc18_folder, store, *changes, name="segment")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     before = listing(store)
-    again = dry(monkeypatch, capsys, *words(hc18_folder, store, *changes))
+    again = json.loads(dry(monkeypatch, capsys, *words(hc18_folder, store, *changes), "--json"))
     assert (again["trials"], again["trials_done"]) == ({"real": 1}, 1)
     assert again["seconds"] == 0
-    more = dry(
-        monkeypatch,
-        capsys,
-        *words(hc18_folder, store, "sweep.real_fraction=[0.5,1.0]", *always),
-    )
+    both = words(hc18_folder, store, "sweep.real_fraction=[0.5,1.0]", *always)
+    more = json.loads(dry(monkeypatch, capsys, *both, "--json"))
     assert listing(store) == before
     assert (more["trials"], more["trials_done"]) == ({"real": 2, "strong": 2}, 1)
     stages = {each["stage"]: each for each in more["stages"]}
