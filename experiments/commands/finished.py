@@ -66,11 +66,12 @@ def read_results(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFra
 def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
     """Write tables and figure of a sweep from its results.csv and per_image.csv, and say so."""
     from experiments.results.outputs import write_shown
+    from experiments.results.verdict import verdict_sentences
 
     results, per_image = read_results(folder, output=config.evaluation.output)
     chosen = config.statistics
-    _, finding = write_shown(results, folder, per_image=per_image, statistics=chosen)
-    say(console, finding)
+    _, found = write_shown(results, folder, per_image=per_image, statistics=chosen)
+    say(console, " ".join(verdict_sentences(found)))
     say(
         console,
         f"{ABSENT}: table and figure are written from results.csv and per_image.csv, and "

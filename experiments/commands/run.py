@@ -164,7 +164,7 @@ def run_live(sweep: Sweep, console: Console) -> None:
         with LiveProgress(sweep, console) as progress:
             sweep.run(progress.update)
     except SweepInterruptedError:
-        done = sum(run.state in ("done", "reused") for run in sweep.runs.values())
+        done = sum(run.is_done for run in sweep.runs.values())
         kept = f"{done} of {len(sweep.runs)} stages are done and kept"
         say(console, f"stopped: {kept}; the same command continues from here")
         raise SystemExit(130) from None
@@ -290,9 +290,8 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
     sweep = execute(config, console, data=data, plan=narrowed, whole=plan)
     failed = report_failures(sweep, console)
     for run in sweep.runs.values():
-        if run.node.stage == stage and run.state in ("done", "reused"):
-            run_dir = sweep.store.run_dir(stage, run.node.id)
-            say(console, f"{run.node.label}: {os.path.relpath(run_dir)}")
+        if run.node.stage == stage and run.is_done:
+            say(console, f"{run.node.label}: {os.path.relpath(sweep.run_dir(run))}")
     if failed:
         raise SystemExit(1)
 

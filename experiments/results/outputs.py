@@ -26,6 +26,8 @@ from experiments.store.provenance import code_state
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from experiments.results.contrasts import Contrasts
+
 OUTPUTS = ("results.csv", "per_image.csv", "table.md", "table.tex", "figure.png", "figure.pdf")
 OUTPUTS += ("report.html",)
 COMPARISON = ("table_paper.md", "table_paper.tex", "table_paper.csv")
@@ -41,9 +43,9 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     for spec in sweep.plan.trials:
         for key in spec.score_keys.values():
             run = sweep.runs[key]
-            if run.state in ("done", "reused"):
-                folder = sweep.store.run_dir(run.node.stage, run.node.id)
-                parts.append(read_csv(folder / "per_image.csv").assign(**spec.axes))
+            if run.is_done:
+                path = sweep.run_dir(run) / "per_image.csv"
+                parts.append(read_csv(path).assign(**spec.axes))
     if not parts:
         return pd.DataFrame(columns=columns)
     # A column without any value must not decide the type of the others.
@@ -56,11 +58,7 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
     rows = []
     for spec in sweep.plan.trials:
         runs = [sweep.runs[key] for key in spec.keys]
-        results = [
-            sweep.store.result(run.node.stage, run.node.id)
-            for run in runs
-            if run.state in ("done", "reused")
-        ]
+        results = [sweep.result(run) for run in runs if run.is_done]
         broken = [run for run in runs if run.state in ("failed", "blocked")]
         is_done = len(results) == len(runs)
         fitted = results[0] if results and not spec.is_control else {}
@@ -166,40 +164,41 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     from experiments.results.paper import write_comparison
     from experiments.results.report import render_report
     from experiments.results.report_content import gather
+    from experiments.results.verdict import verdict_sentences
 
     per_image, results = write_tables_csv(sweep, folder)
-    chosen = sweep.config.statistics
-    figure, finding = write_shown(results, folder, per_image=per_image, statistics=chosen)
+    frames, chosen = {"per_image": per_image, "results": results}, sweep.config.statistics
+    figure, found = write_shown(**frames, folder=folder, statistics=chosen)
     write_comparison(
         results, folder, train_cohort=sweep.data.name, deviations=deviations(sweep.config)
     )
-    content = gather(sweep, per_image=per_image, results=results, figure_png=png_bytes(figure))
-    write_atomic(folder / "report.html", render_report(content))
-    return finding
+    content = gather(sweep, **frames, figure_png=png_bytes(figure))
+    page = render_report(content, **frames, contrasts=found, statistics=chosen)
+    write_atomic(folder / "report.html", page)
+    return " ".join(verdict_sentences(found))
 
 
 def write_shown(
     results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame, statistics: StatisticsConfig
-) -> tuple["Figure", str]:
-    """Write table and figure of the rows of one output; give the figure, and what was found."""
+) -> tuple["Figure", "Contrasts"]:
+    """Write table and figure of the rows of one output; give the figure and the contrasts."""
     from experiments.results.contrasts import all_contrasts
     from experiments.results.figures import figure_amounts
     from experiments.results.latex import to_latex
     from experiments.results.panels import save_figure
     from experiments.results.tables import blocks, footnotes
     from experiments.results.text import to_markdown
-    from experiments.results.verdict import verdict_sentences
 
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
     write_atomic(folder / "table.md", to_markdown(tables, notes=notes))
     write_atomic(folder / "table.tex", to_latex(tables, notes=notes))
     figure = figure_amounts(results, per_image=per_image)
     save_figure(figure, stem=folder / "figure")
-    return figure, " ".join(verdict_sentences(all_contrasts(per_image, statistics=statistics)))
+    return figure, all_contrasts(per_image, statistics=statistics)
 
 
 def _outputs_key(sweep: Sweep) -> str:
-    states = [[key, run.state in ("done", "reused"), run.reason] for key, run in sweep.runs.items()]
+    states = [[key, run.is_done, run.reason] for key, run in sweep.runs.items()]
     axes = [spec.axes for spec in sweep.plan.trials]
     return content_key([states, axes, resolved(sweep.config), code_state()])
 
@@ -208,7 +207,7 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
     relative = os.path.relpath(folder)
     done = sum(run.state == "done" for run in sweep.runs.values())
     seconds = sum(run.seconds for run in sweep.runs.values())
-    is_whole = all(run.state in ("done", "reused") for run in sweep.runs.values())
+    is_whole = all(run.is_done for run in sweep.runs.values())
     nothing = "nothing was left to do" if is_whole else "no stage was finished"
     work = f"{done} stages in {clock(seconds)}" if done else nothing
     lines = [

@@ -56,12 +56,11 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
     host, seconds, memory, started = machine(), 0.0, 0.0, []
     gpus: set[str] = set()
     for run in sweep.runs.values():
-        folder = sweep.store.run_dir(run.node.stage, run.node.id)
-        if run.state in ("done", "reused"):
-            result = sweep.store.result(run.node.stage, run.node.id)
+        if run.is_done:
+            result, path = sweep.result(run), sweep.run_dir(run) / "manifest.json"
             seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
             gpus |= {result["gpu"]} if "gpu" in result else set()
-            started.append(json.loads((folder / "manifest.json").read_text())["git_sha"] or "none")
+            started.append(json.loads(path.read_text())["git_sha"] or "none")
     spent = clock(seconds)
     unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
     commits = ", ".join(sorted({sha[:10] for sha in started}))

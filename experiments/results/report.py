@@ -5,9 +5,10 @@ loads nothing: styles are inline, pictures are data URIs, there is no script.
 """
 
 import base64
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import jinja2
@@ -21,7 +22,7 @@ from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
 from experiments.results.axes import axis_label, is_control, prompt_order, prompt_words, shown_axes
 from experiments.results.choosing import choice_table
-from experiments.results.contrasts import Contrasts, all_contrasts, comparisons, verdict
+from experiments.results.contrasts import Contrasts, comparisons, verdict
 from experiments.results.findings import finding, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import with_defaults
@@ -45,90 +46,28 @@ class Picture:
     caption: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """What the gate did with one generator's candidates."""
-
-    n_made: int
-    n_kept: int
-    reasons: Mapping[str, int]
-    """Rejected candidates by first reason; adds up to n_made - n_kept."""
-    rejected: Sequence[Picture] = ()
-    """Some rejected candidates, the reason in the caption."""
-    name: str = ""
-    """Which generator, where a sweep has several."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """One synthetic set measured against the images its generator saw."""
-
-    name: str
-    rows: pd.DataFrame
-    """Text cells: measure, synthetic, the control, how to read it."""
-    notes: Sequence[str] = ()
-    nearest: Sequence[tuple[Picture, Picture]] = ()
-    """(synthetic, nearest training image) by pixels."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportContent:
-    """Everything that the report shows. Empty parts leave their section out."""
-
-    title: str
-    data_kind: Literal["hc18", "phantom", "other"]
-    """Decides the banner and the attribution."""
-    results: pd.DataFrame
-    """Rows of results.csv."""
-    per_image: pd.DataFrame
-    """Rows of per_image.csv."""
-    figures: Sequence[Picture] = ()
-    """The curve first; others below it."""
-    real: Sequence[Picture] = ()
-    synthetic: Sequence[Picture] = ()
-    """Sample pairs, mask outlines drawn, shown side by side."""
-    kept_labels: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """What self-training kept of the unlabelled images, a row per teacher; text cells."""
-    predictions: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
-    """Group title (Median, Worst, Best) to test images with reference and predicted outline."""
-    predictions_note: str = ""
-    """Which trial, cohort and prompt the predictions are of."""
-    candidates: Sequence[Candidates] = ()
-    gate_effect: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """Dice downstream of the gate, no gate and a random subset."""
-    fidelity: Sequence[Fidelity] = ()
-    near_copies: Sequence[tuple[Picture, Picture]] = ()
-    """(synthetic, nearest training image); similarity in the captions."""
-    near_copies_note: str = ""
-    """How similarity is measured and what held-out real images score."""
-    data_facts: Mapping[str, str] = field(default_factory=dict)
-    data_summary: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per part: images, exams, trimesters."""
-    protocol: Sequence[str] = ()
-    """What chose what, on which labels; one sentence each."""
-    provenance: Mapping[str, str] = field(default_factory=dict)
-    """git sha, dirty, versions, machine, command..."""
-    config_yaml: str = ""
-    runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    """A row per run: id, stage, seconds, peak memory..."""
-    attributions: Sequence[str] = ()
-    """Of cohorts other than HC18, which is added by itself."""
-    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
-    """The primary contrast, and when a difference counts."""
-
-
-def render_report(content: ReportContent) -> str:
+def render_report(
+    content: Mapping[str, Any],
+    *,
+    results: pd.DataFrame,
+    per_image: pd.DataFrame,
+    contrasts: Contrasts,
+    statistics: StatisticsConfig,
+) -> str:
     """Render the report.
 
     Args:
-        content: What to show; results must have at least one row.
+        content: What is shown beside the numbers, see `report_content.gather`: `title`,
+            `data_kind`, and parts, of which an absent or empty one leaves its section out.
+        results: Rows of results.csv; at least one.
+        per_image: Rows of per_image.csv.
+        contrasts: Of `all_contrasts`.
+        statistics: Whether there is a primary contrast, and when a difference counts.
 
     Returns:
         A complete HTML document; the same content gives the same text.
     """
-    chosen = content.statistics
-    found = all_contrasts(content.per_image, statistics=chosen)
-    shown = shown_axes(with_defaults(content.results))
+    shown = shown_axes(with_defaults(results))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -138,22 +77,23 @@ def render_report(content: ReportContent) -> str:
     )
     environment.filters |= {"data_uri": data_uri, "cell": cell_text, "label": condition_label}
     environment.filters |= {"words": wordy_columns}
-    attributions = [HC18_ATTRIBUTION] if content.data_kind == "hc18" else []
+    kind = content["data_kind"]
     return environment.get_template("report.html.j2").render(
-        content=content,
-        banner=PHANTOM_BANNER if content.data_kind == "phantom" else "",
-        verdict=verdict_sentences(found),
-        comparison=comparison_table(found, content.results, per_image=content.per_image),
-        finding=finding(found, results=content.results, has_primary=chosen.primary.enabled),
-        status=status_line(content.results),
-        tables=blocks(content.results, per_image=content.per_image),
-        notes=footnotes(content.results),
-        differences=difference_tables(found, shown=shown),
-        choices=choice_table(content.per_image, found.choices, shown=shown),
-        spreads=spread_table(spreads(content.per_image)),
-        controls=control_sentences(content.results),
-        budgets=budgets(content.results),
-        attributions=[*attributions, *content.attributions],
+        content=defaultdict(tuple, content),
+        banner=PHANTOM_BANNER if kind == "phantom" else "",
+        verdict=verdict_sentences(contrasts),
+        comparison=comparison_table(contrasts, results, per_image=per_image),
+        finding=finding(contrasts, results=results, has_primary=statistics.primary.enabled),
+        status=status_line(results),
+        tables=blocks(results, per_image=per_image),
+        notes=footnotes(results),
+        differences=difference_tables(contrasts, shown=shown),
+        choices=choice_table(per_image, contrasts.choices, shown=shown),
+        spreads=spread_table(spreads(per_image)),
+        controls=control_sentences(results),
+        budgets=budgets(results),
+        statistics=statistics,
+        attributions=[HC18_ATTRIBUTION] if kind == "hc18" else [],
         colors={"reference": REFERENCE_RGB, "prediction": PREDICTION_RGB},
     )
 

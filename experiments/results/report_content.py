@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -17,7 +18,7 @@ from experiments.results.figures import figure_trimesters
 from experiments.results.findings import best_trial, pick_cases
 from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
-from experiments.results.report import Picture, ReportContent
+from experiments.results.report import Picture
 from experiments.results.self_training import kept_labels
 from experiments.results.text import counted
 from experiments.runner.sweep import Sweep
@@ -27,34 +28,35 @@ from experiments.store.provenance import code_name, provenance
 
 def gather(
     sweep: Sweep, *, per_image: pd.DataFrame, results: pd.DataFrame, figure_png: bytes
-) -> ReportContent:
-    """Put a sweep's report together from what is finished."""
-    kind = sweep.data.name if sweep.data.name in ("hc18", "phantom") else "other"
+) -> dict[str, Any]:
+    """Put together what a sweep's report shows beside its numbers, from what is finished.
+
+    The keys are those of `content` in templates/report.html.j2. Pictures are `Picture`, or pairs
+    of them; tables hold text, or numbers that the template writes.
+    """
     predictions, predictions_note = _predictions(sweep, per_image)
-    return ReportContent(
-        title=f"{sweep.config.name}: fetal head segmentation with few labels",
-        data_kind=kind,
-        results=results,
-        per_image=per_image,
-        figures=_figures(sweep, per_image, figure_png=figure_png),
-        real=synthesis.real_pairs(sweep),
-        synthetic=synthesis.sample_pairs(sweep),
-        kept_labels=kept_labels(sweep),
-        predictions=predictions,
-        predictions_note=predictions_note,
-        candidates=synthesis.candidates(sweep),
-        gate_effect=synthesis.gate_effect(results),
-        fidelity=synthesis.fidelity_views(sweep),
-        near_copies=synthesis.near_copies(sweep),
-        near_copies_note=synthesis.near_copies_note(sweep),
-        data_facts=_data_facts(sweep),
-        data_summary=_data_summary(sweep),
-        protocol=_protocol(sweep),
-        provenance=_provenance(sweep),
-        config_yaml=yaml.safe_dump(resolved(sweep.config), sort_keys=False),
-        runs=_runs(sweep),
-        statistics=sweep.config.statistics,
-    )
+    return {
+        "title": f"{sweep.config.name}: fetal head segmentation with few labels",
+        # Decides the banner and the attribution.
+        "data_kind": sweep.data.name,
+        "figures": _figures(sweep, per_image, figure_png=figure_png),
+        "real": synthesis.real_pairs(sweep),
+        "synthetic": synthesis.sample_pairs(sweep),
+        "kept_labels": kept_labels(sweep),
+        "predictions": predictions,
+        "predictions_note": predictions_note,
+        "candidates": synthesis.candidates(sweep),
+        "gate_effect": synthesis.gate_effect(results),
+        "fidelity": synthesis.fidelity_views(sweep),
+        "near_copies": synthesis.near_copies(sweep),
+        "near_copies_note": synthesis.near_copies_note(sweep),
+        "data_facts": _data_facts(sweep),
+        "data_summary": _data_summary(sweep),
+        "protocol": _protocol(sweep),
+        "provenance": _provenance(sweep),
+        "config_yaml": yaml.safe_dump(resolved(sweep.config), sort_keys=False),
+        "runs": _runs(sweep),
+    }
 
 
 def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
@@ -98,7 +100,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         sample = sweep.data.samples[case["sample_id"]]
         annotation = annotation_of(sample)
         where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
-        predicted = read_prediction(synthesis.run_dir(sweep, run), **where)
+        predicted = read_prediction(sweep.run_dir(run), **where)
         if sweep.config.evaluation.output == "ellipse":
             _, predicted = filled_ellipse(predicted)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
@@ -175,12 +177,8 @@ def _protocol(sweep: Sweep) -> list[str]:
 def _provenance(sweep: Sweep) -> dict[str, str]:
     facts = provenance()
     machine, versions = facts["machine"], facts["versions"]
-    found = set()
-    for run in sweep.runs.values():
-        path = synthesis.run_dir(sweep, run) / "manifest.json"
-        if synthesis.is_finished(run) and path.exists():
-            found.add(code_name(json.loads(path.read_text())))
-    code = sorted(found)
+    paths = [sweep.run_dir(run) / "manifest.json" for run in sweep.runs.values() if run.is_done]
+    code = sorted({code_name(json.loads(p.read_text())) for p in paths if p.exists()})
     return {
         "command": facts["command"],
         "code": ", ".join(code),
@@ -196,17 +194,9 @@ def _provenance(sweep: Sweep) -> dict[str, str]:
 
 def _runs(sweep: Sweep) -> pd.DataFrame:
     rows = []
-    for run in sweep.runs.values():
-        result = (
-            sweep.store.result(run.node.stage, run.node.id) if synthesis.is_finished(run) else {}
-        )
-        rows.append(
-            {
-                "run": f"{run.node.stage}/{run.node.id}",
-                "what": run.node.label,
-                "state": "done" if synthesis.is_finished(run) else run.state,
-                "seconds": result.get("seconds"),
-                "peak MiB": result.get("peak_memory_mib"),
-            }
-        )
+    for key, run in sweep.runs.items():
+        result = sweep.result(run) if run.is_done else {}
+        cost = {"seconds": result.get("seconds"), "peak MiB": result.get("peak_memory_mib")}
+        state = "done" if run.is_done else run.state
+        rows.append({"run": key, "what": run.node.label, "state": state} | cost)
     return pd.DataFrame(rows)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,7 +15,7 @@ from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.conditions import CONDITIONS, condition_label
 from experiments.results.axes import axis_label, prompt_words, shown_axes
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
-from experiments.results.report import Candidates, Fidelity, Picture
+from experiments.results.report import Picture
 from experiments.results.rows import with_defaults
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.stages.fidelity_table import fidelity_rows
@@ -22,16 +23,6 @@ from experiments.stages.fidelity_table import fidelity_rows
 N_PAIRS = 6
 N_REJECTED = 8
 N_COPIES = 3
-
-
-def is_finished(run: NodeRun) -> bool:
-    """Whether a stage's result is there."""
-    return run.state in ("done", "reused")
-
-
-def run_dir(sweep: Sweep, run: NodeRun) -> Path:
-    """Directory of a stage."""
-    return sweep.store.run_dir(run.node.stage, run.node.id)
 
 
 def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
@@ -60,14 +51,14 @@ def _couple(
 
 
 def _done(sweep: Sweep, *stages: str) -> list[NodeRun]:
-    return [run for run in sweep.runs.values() if run.node.stage in stages and is_finished(run)]
+    return [run for run in sweep.runs.values() if run.node.stage in stages and run.is_done]
 
 
-def candidates(sweep: Sweep) -> list[Candidates]:
+def candidates(sweep: Sweep) -> list[dict[str, Any]]:
     """What each gate kept and refused; one that accepted nothing failed, and is shown as well."""
     found = []
     for run in sweep.runs.values():
-        folder = run_dir(sweep, run)
+        folder = sweep.run_dir(run)
         if run.node.stage != "gate" or not (folder / "rejected.jsonl").is_file():
             continue
         rejected = read_metadata(folder / "rejected.jsonl")
@@ -77,16 +68,17 @@ def candidates(sweep: Sweep) -> list[Candidates]:
         kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
         order = sorted(range(len(rejected)), key=lambda i, k=kinds: (k[:i].count(k[i]), i))
         found.append(
-            Candidates(
-                n_made=n_kept + len(rejected),
-                n_kept=n_kept,
-                reasons=dict(Counter(kinds)),
-                rejected=[
+            {
+                "name": run.node.label,
+                "n_made": n_kept + len(rejected),
+                "n_kept": n_kept,
+                # The first reason of each candidate.
+                "reasons": dict(Counter(kinds)),
+                "rejected": [
                     _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))
                     for i in order[:N_REJECTED]
                 ],
-                name=run.node.label,
-            )
+            }
         )
     return found
 
@@ -141,11 +133,11 @@ def _with_another_gate(present: Iterable[str]) -> list[str]:
     return [name for names in groups.values() if len(names) > 1 for name in names]
 
 
-def fidelity_views(sweep: Sweep) -> list[Fidelity]:
+def fidelity_views(sweep: Sweep) -> list[dict[str, Any]]:
     """The measured sets, each beside its control of held-out real images."""
     views, samples = [], sweep.data.samples
     for run in _done(sweep, "fidelity"):
-        summary = json.loads((run_dir(sweep, run) / "fidelity.json").read_text())
+        summary = json.loads((sweep.run_dir(run) / "fidelity.json").read_text())
         folder = sweep.store.root / "store" / run.node.upstream["pairs"]
         known = {pair.sample_id: pair for pair in read_metadata(folder / "metadata.jsonl")}
         couples = [
@@ -154,8 +146,8 @@ def fidelity_views(sweep: Sweep) -> list[Fidelity]:
             for near in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]
             if near["sample_id"] in known and near["train_id"] in samples
         ]  # fmt: skip
-        rows, notes = fidelity_rows(summary), tuple(summary["notes"])
-        views.append(Fidelity(name=run.node.label, rows=rows, notes=notes, nearest=couples))
+        view = {"name": run.node.label, "rows": fidelity_rows(summary), "nearest": couples}
+        views.append(view | {"notes": summary["notes"]})
     return views
 
 
@@ -163,7 +155,7 @@ def sample_pairs(sweep: Sweep) -> list[Picture]:
     """Some accepted pairs of the first generator, or of the pairs that others made."""
     return [
         _pair_picture(folder, pair)
-        for folder in [run_dir(sweep, run) for run in _done(sweep, "gate", "import_pairs")[:1]]
+        for folder in [sweep.run_dir(run) for run in _done(sweep, "gate", "import_pairs")[:1]]
         for pair in read_metadata(folder / "metadata.jsonl")[:N_PAIRS]
     ]
 
@@ -176,7 +168,7 @@ def real_pairs(sweep: Sweep) -> list[Picture]:
 def near_copies(sweep: Sweep) -> list[tuple[Picture, Picture]]:
     """The accepted pairs that are most similar to an image of the generator, beside it."""
     couples = []
-    for folder in [run_dir(sweep, run) for run in _done(sweep, "gate")[:1]]:
+    for folder in [sweep.run_dir(run) for run in _done(sweep, "gate")[:1]]:
         kept = read_metadata(folder / "metadata.jsonl")
         kept.sort(key=lambda pair: -pair.gate["similarity"])
         for pair in kept[:N_COPIES]:

@@ -27,9 +27,9 @@ def kept_labels(sweep: Sweep) -> pd.DataFrame:
             named += [name] if name not in named else []
     rows = []
     for key, run in sweep.runs.items():
-        if run.node.stage != "pseudo" or run.state not in ("done", "reused"):
+        if run.node.stage != "pseudo" or not run.is_done:
             continue
-        done = sweep.store.result(run.node.stage, run.node.id)
+        done = sweep.result(run)
         teacher = sweep.runs[run.node.upstream["teacher"]].node
         of = {number: _share(done, number) for number in ("1", "2", "3")}
         dice = done["true_dice"]

@@ -7,7 +7,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
@@ -54,6 +55,11 @@ class NodeRun:
     done_when_killed: int = 0
     batch_parts: int = 1
     """Parts that its batches are computed in, since memory ran out."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there."""
+        return self.state in ("done", "reused")
 
 
 class SweepInterruptedError(Exception):
@@ -110,6 +116,14 @@ class Sweep:
             if found is not None:
                 made.state = "waiting"
                 self.say(f"{made.node.label}: {run_dir / found}, so it is made again")
+
+    def run_dir(self, run: NodeRun) -> Path:
+        """Directory of a stage."""
+        return self.store.run_dir(run.node.stage, run.node.id)
+
+    def result(self, run: NodeRun) -> dict[str, Any]:
+        """What a stage that is done wrote in its marker."""
+        return self.store.result(run.node.stage, run.node.id)
 
     @property
     def pending(self) -> int:
@@ -201,7 +215,7 @@ class Sweep:
 
     def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
         keys = run.node.upstream.values()
-        return all(key in coming or self.runs[key].state in ("done", "reused") for key in keys)
+        return all(key in coming or self.runs[key].is_done for key in keys)
 
     def _chain(self, first: NodeRun, *, taken: set[str]) -> list[NodeRun]:
         """What goes into one job: the stage, and what waits for it alone but no other training."""

@@ -69,7 +69,7 @@ def logged(folder: Path) -> dict[str, str]:
 
 def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
     """What is logged of a trial; None where it is not done."""
-    if any(sweep.runs[key].state not in ("done", "reused") for key in spec.keys):
+    if not all(sweep.runs[key].is_done for key in spec.keys):
         return None
     first = spec.fit_key or min(spec.score_keys.values())
     manifest = sweep.store.root / "store" / first / "manifest.json"

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from experiments.config.statistics import StatisticsConfig
+from experiments.results.contrasts import all_contrasts
+from experiments.results.report import render_report
 from experiments.results.statistics import aggregate
 from experiments.store.runs import RunStore
 
@@ -28,6 +31,18 @@ ROW = {
     "test_cohort": "hc18",
     "prompt": "whole_image",
 }
+
+
+def page_of(results, per_image, *, statistics=None, **content):
+    """The report of some rows, with nothing beside them but what is given."""
+    statistics = StatisticsConfig() if statistics is None else statistics
+    return render_report(
+        {"title": "t", "data_kind": "other"} | content,
+        results=results,
+        per_image=per_image,
+        contrasts=all_contrasts(per_image, statistics=statistics),
+        statistics=statistics,
+    )
 
 
 def write_finished(root: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from results_parts import page_of
 from test_figures import curves, ticks, titles
 from test_tables import PIXEL, scores
 
@@ -17,7 +18,6 @@ from experiments.results.figures import figure_amounts, figure_trimesters
 from experiments.results.findings import finding
 from experiments.results.latex import to_latex
 from experiments.results.paper import compare_paper, table_paper
-from experiments.results.report import ReportContent, render_report
 from experiments.results.report_synthesis import gate_effect
 from experiments.results.rows import KEYS, read_rows, with_defaults
 from experiments.results.spreads import spread_table, spreads
@@ -77,8 +77,7 @@ def test_rows_go_by_amount_segmenter_condition_and_the_best_is_over_all():
     assert whole.rows["Dice %"].tolist()[:3] == ["81.5", "83.0", "85.5"]
     assert "| real only | unet | – | 20 |" in to_markdown([whole], notes=[])
     assert "real only & unet &  & 20 &" in to_latex([whole], notes=[])
-    page = render_report(ReportContent(title="t", data_kind="other", results=results,
-                                       per_image=per_image, statistics=PLAIN))  # fmt: skip
+    page = page_of(results, per_image, statistics=PLAIN)
     assert "<th>segmenter</th>" in page
     assert "Segmenters on the same real images" in page
     text = spread_table(spreads(per_image))

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from results_parts import page_of
 from scipy import stats
 from test_tables import scores
 
@@ -13,7 +14,6 @@ from experiments.results.contrasts import all_contrasts
 from experiments.results.figures import curve_points
 from experiments.results.findings import finding
 from experiments.results.panels import series_style
-from experiments.results.report import ReportContent, render_report
 from experiments.results.rows import read_rows, with_defaults
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks, footnotes
@@ -118,15 +118,7 @@ def test_table_sentence_columns_and_lines_name_the_choice(per_image):
     text = " ".join(finding(found, results=results))
     assert "with 5 real images" in text
     assert "an oracle) instead of random images raised Dice by 5.0 points" in text
-    page = render_report(
-        ReportContent(
-            title="t",
-            data_kind="other",
-            results=results,
-            per_image=per_image,
-            statistics=STATISTICS,
-        )
-    )
+    page = page_of(results, per_image, statistics=STATISTICS)
     assert "Which images were labelled" in page
     assert "86.2 (+5.0 [" in page
     (block,) = blocks(results, per_image=per_image)

@@ -6,17 +6,15 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from results_parts import page_of
 from test_tables import sweep
 
 from experiments.results.pictures import encode_png
 from experiments.results.report import (
-    Candidates,
     Picture,
-    ReportContent,
     budgets,
     control_sentences,
     data_uri,
-    render_report,
     status_line,
     wordy_columns,
 )
@@ -67,25 +65,23 @@ def picture(value, caption, size_hw=(54, 80)):
     return Picture(image=np.full((*size_hw, 3), value, np.uint8), caption=caption)
 
 
-def content(**changes):
-    results, per_image = sweep()
+def page(**changes):
     base = {
         "title": "Fractions <of> HC18",
         "data_kind": "hc18",
-        "results": results,
-        "per_image": per_image,
         "figures": [Picture(image=encode_png(np.zeros((54, 80), np.uint8)), caption="the curve")],
         "real": [picture(10, "012_HC")],
         "synthetic": [picture(20, "synthetic 1"), picture(30, "synthetic 2")],
         "predictions": {"Worst": [picture(40, "a_HC, Dice 70.0 %")]},
         "predictions_note": "Trial r1.",
         "candidates": [
-            Candidates(
-                n_made=8,
-                n_kept=5,
-                reasons={"segmenter disagrees": 2, "near copy": 1},
-                rejected=[picture(50, "segmenter disagrees, 0.61")],
-            )
+            {
+                "name": "",
+                "n_made": 8,
+                "n_kept": 5,
+                "reasons": {"segmenter disagrees": 2, "near copy": 1},
+                "rejected": [picture(50, "segmenter disagrees, 0.61")],
+            }
         ],
         "near_copies": [(picture(60, "made, 0.98"), picture(70, "nearest 020_HC"))],
         "near_copies_note": "Held-out real: 0.79.",
@@ -96,12 +92,12 @@ def content(**changes):
         "config_yaml": "steps: 300  # <300>\n",
         "runs": pd.DataFrame({"id": ["r1"], "seconds": [12.5], "peak": [np.nan]}),
     }
-    return ReportContent(**(base | changes))
+    return page_of(*sweep(), **(base | changes))
 
 
 @pytest.fixture(scope="module")
 def html():
-    return render_report(content())
+    return page()
 
 
 def test_nothing_is_loaded_from_anywhere(html):
@@ -169,18 +165,18 @@ def test_finding_provenance_and_attribution_are_there(html):
 def test_what_self_training_kept_is_shown_only_where_there_is_any(html):
     assert "What self-training kept" not in html
     kept = pd.DataFrame({"teacher": ["strong, 20 images, seed 0"], "kept": ["30 (60%)"]})
-    page = Page(render_report(content(kept_labels=kept)))
-    assert ["strong, 20 images, seed 0", "30 (60%)"] in page.rows
-    assert "#kept" in page.links
-    assert "kept" in page.ids
+    shown = Page(page(kept_labels=kept))
+    assert ["strong, 20 images, seed 0", "30 (60%)"] in shown.rows
+    assert "#kept" in shown.links
+    assert "kept" in shown.ids
 
 
 def test_a_column_with_a_long_text_is_read_from_the_left():
     table = pd.DataFrame({"n": ["1", "2"], "how to read it": ["short", 8 * "so long "]})
     assert wordy_columns(table) == [False, True]
-    page = render_report(content(kept_labels=table))
-    assert '<th>n</th><th class="words">how to read it</th>' in page
-    assert '<td>1</td><td class="words">short</td>' in page
+    text = page(kept_labels=table)
+    assert '<th>n</th><th class="words">how to read it</th>' in text
+    assert '<td>1</td><td class="words">short</td>' in text
 
 
 def test_text_is_escaped(html):
@@ -190,24 +186,23 @@ def test_text_is_escaped(html):
 
 
 def test_phantoms_carry_a_banner_and_no_attribution_to_hc18():
-    text = Page(render_report(content(data_kind="phantom"))).text
+    text = Page(page(data_kind="phantom")).text
     assert "Procedural phantoms: the numbers say nothing about patients." in text
     assert "zenodo" not in text
 
 
 def test_same_content_gives_the_same_page(html):
-    assert render_report(content()) == html
+    assert page() == html
 
 
 def test_a_sweep_without_results_has_a_page():
     results, per_image = sweep()
     failed = results[results["status"] == "failed"]
-    bare = ReportContent(title="t", data_kind="other", results=failed, per_image=per_image.iloc[:0])
-    page = Page(render_report(bare))
-    assert "No two conditions can be compared yet." in page.text
-    assert "1 of 1 trial failed and is listed in the table." in page.text
-    assert page.images == []
-    assert any(row[-1] == "failed: loss | NaN at step_7" for row in page.rows)
+    bare = Page(page_of(failed, per_image.iloc[:0]))
+    assert "No two conditions can be compared yet." in bare.text
+    assert "1 of 1 trial failed and is listed in the table." in bare.text
+    assert bare.images == []
+    assert any(row[-1] == "failed: loss | NaN at step_7" for row in bare.rows)
 
 
 def test_large_arrays_are_shrunk_and_png_bytes_kept():

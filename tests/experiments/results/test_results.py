@@ -16,7 +16,7 @@ from experiments.results.outputs import (
     collect_trials,
 )
 from experiments.results.rows import KEYS
-from experiments.runner.sweep import NodeRun
+from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.columns import PER_IMAGE
 from experiments.store.runs import RunStore, write_done
 
@@ -40,7 +40,7 @@ def control(condition, *, scores):
     return trial(condition, scores=scores, real_fraction=None, n_real=0, support=0, seed=0)
 
 
-class Finished:
+class Finished(Sweep):
     """A sweep as the outputs see it: stages in a store, each with its state."""
 
     def __init__(self, root):

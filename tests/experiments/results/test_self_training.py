@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.results.self_training import TRUE_DICE, kept_labels, kept_sentence
-from experiments.runner.sweep import NodeRun
+from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.runs import RunStore, write_done
 
 KEPT = {
@@ -17,7 +17,7 @@ KEPT = {
 }
 
 
-class Taught:
+class Taught(Sweep):
     """A sweep as far as the table reads it."""
 
     def __init__(self, root):
