@@ -4,7 +4,6 @@ A further axis of a sweep is one more name in `SERIES`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 
@@ -15,29 +14,24 @@ SERIES = ("segmenter", "condition", "generator", "choice")
 """Columns of a series, in the order in which rows of one amount are sorted."""
 AXES = tuple(name for name in SERIES if name != "condition")
 """Names of blocks of settings, and of the choice of images; "" where a row depends on none."""
-
-
 FIRST_PROMPTS = ("whole_image", "jittered_box")
 """The leak-free one first, then the paper's."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """A prompt protocol: how tables and sentences call it."""
-
-    label: str
-    phrase: str
-
-
-def prompt_words(name: str, *, shown: Sequence[str] = ()) -> Prompt:
-    """How people call a prompt; where several segmenters share the leak-free one, of which some
+def prompt_label(name: str, *, shown: Sequence[str] = ()) -> str:
+    """How tables call a prompt; where several segmenters share the leak-free one, of which some
     take no prompt, it is the image alone.
     """
     if name == FIRST_PROMPTS[0] and "segmenter" in shown:
-        phrase = "without a prompt (the whole image)"
-        return Prompt(label="no prompt (whole image)", phrase=phrase)
-    label = f"{name.replace('_', '-')} prompt"
-    return Prompt(label=label, phrase=f"prompted with the {name.replace('_', ' ')}")
+        return "no prompt (whole image)"
+    return f"{name.replace('_', '-')} prompt"
+
+
+def prompt_phrase(name: str, *, shown: Sequence[str] = ()) -> str:
+    """How sentences call a prompt, likewise."""
+    if name == FIRST_PROMPTS[0] and "segmenter" in shown:
+        return "without a prompt (the whole image)"
+    return f"prompted with the {name.replace('_', ' ')}"
 
 
 def prompt_order(prompts: Iterable[str]) -> list[str]:
@@ -45,6 +39,15 @@ def prompt_order(prompts: Iterable[str]) -> list[str]:
     present = list(dict.fromkeys(prompts))
     first = [prompt for prompt in FIRST_PROMPTS if prompt in present]
     return first + [prompt for prompt in present if prompt not in first]
+
+
+def each_place(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Give test cohort, prompt and the rows of each: cohorts in the order of the rows, the first
+    of which is the main one, and of each the leak-free prompt first.
+    """
+    for cohort, own in () if rows.empty else rows.groupby("test_cohort", sort=False):
+        for prompt in prompt_order(own["prompt"]):
+            yield cohort, prompt, own[own["prompt"] == prompt]
 
 
 def shown_axes(rows: pd.DataFrame) -> list[str]:
@@ -64,13 +67,6 @@ def orders(rows: pd.DataFrame) -> dict[str, list[str]]:
 def series_key(row: Mapping, *, order: Mapping[str, Sequence[str]]) -> tuple[int, ...]:
     """Sort key of a row among those of its amount, controls last; `order` is of `orders`."""
     return (row["condition"] in CONTROLS, *(order[name].index(row[name]) for name in SERIES))
-
-
-def in_series_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Sort rows by series; ties keep their order."""
-    order, records = orders(rows), rows.to_dict("records")
-    keys = [series_key(row, order=order) for row in records]
-    return rows.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
 
 
 def each_series(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
@@ -112,6 +108,15 @@ def own_labels(rows: pd.DataFrame) -> pd.Series:
     On its own labels a generator may see a few more in one support than in the other.
     """
     return rows["n_generator_labels"].mask(rows["pair_labels"] == "own", -1)
+
+
+def several_generator_labels(rows: pd.DataFrame) -> pd.Series:
+    """On how many labels a row's generator was fitted, as text, where its condition comes with
+    several fixed numbers of them; "" elsewhere.
+    """
+    fixed = rows["n_generator_labels"].where(rows["pair_labels"] == "fixed")
+    several = fixed.groupby(rows["condition"]).transform("nunique") > 1
+    return fixed.map("{:.0f}".format).where(several & fixed.notna(), "")
 
 
 def has_synthetic(rows: pd.DataFrame) -> pd.Series:

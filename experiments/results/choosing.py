@@ -12,9 +12,16 @@ import numpy as np
 import pandas as pd
 
 from datamodules.choices import CHOICES, DEFAULT
-from experiments.config.conditions import condition_label, in_order
+from experiments.config.conditions import condition_label
 from experiments.config.statistics import StatisticsConfig
-from experiments.results.axes import SERIES, axis_label, is_control, prompt_order, prompt_words
+from experiments.results.axes import (
+    SERIES,
+    axis_label,
+    each_place,
+    each_series,
+    is_control,
+    prompt_label,
+)
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import amounts, with_defaults
 
@@ -116,39 +123,29 @@ def choice_table(
     """
     if contrasts.empty:
         return "", pd.DataFrame()
-    frame = _trained(per_image)
-    cohort = frame["test_cohort"].iloc[0]
-    prompt = prompt_order(frame.loc[frame["test_cohort"] == cohort, "prompt"])[0]
-    frame = frame[(frame["test_cohort"] == cohort) & (frame["prompt"] == prompt)]
-    keys = [*_LIKE, "choice"]
-    known = contrasts.set_index(keys)[["mean", "low", "high"]]
+    cohort, prompt, frame = next(each_place(_trained(per_image)))
+    own = contrasts[(contrasts["test_cohort"] == cohort) & (contrasts["prompt"] == prompt)]
+    known = 100 * own.set_index(["amount", *SERIES])[["mean", "low", "high"]]
     columns = frame.sort_values("n_real", kind="stable")["amount"].unique()
-    conditions = in_order(frame["condition"])
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
-    for where, part in frame.groupby(keys, sort=False):
-        named = dict(zip(keys, where, strict=True))
-        text = f"{100 * part['dice'].mean():.1f}"
-        if where in known.index:
-            found = 100 * known.loc[where]
-            text += f" ({found['mean']:+.1f} [{found['low']:.1f}, {found['high']:.1f}])"
-        row = tuple(named[name] for name in SERIES)
-        cells.setdefault(row, {})[named["amount"]] = text
     heads = ["choice", *(name for name in shown if name != "choice")]
     rows = []
-    for row in sorted(cells, key=lambda row: conditions.index(row[SERIES.index("condition")])):
-        named = dict(zip(SERIES, row, strict=True))
-        words = {name: axis_label(name, named[name]) for name in heads}
-        words |= {"condition": condition_label(named["condition"])}
-        rows.append(words | {amount: cells[row].get(amount, "") for amount in columns})
-    return f"{cohort}, {prompt_words(prompt, shown=shown).label}", pd.DataFrame(rows)
+    for keys, part in each_series(frame):
+        words = {name: axis_label(name, keys[name]) for name in heads}
+        words |= {"condition": condition_label(keys["condition"])} | dict.fromkeys(columns, "")
+        for amount, images in part.groupby("amount"):
+            words[amount] = f"{100 * images['dice'].mean():.1f}"
+            if (place := (amount, *keys.values())) in known.index:
+                mean, low, high = known.loc[place]
+                words[amount] += f" ({mean:+.1f} [{low:.1f}, {high:.1f}])"
+        rows.append(words)
+    return f"{cohort}, {prompt_label(prompt, shown=shown)}", pd.DataFrame(rows)
 
 
 def headline_contrasts(contrasts: pd.DataFrame) -> pd.DataFrame:
     """Take one comparison a choice: the first cohort, prompt and condition, the least labels."""
     if contrasts.empty:
         return contrasts
-    own = contrasts[contrasts["test_cohort"] == contrasts["test_cohort"].iloc[0]]
-    own = own[own["prompt"] == prompt_order(own["prompt"])[0]]
+    _, _, own = next(each_place(contrasts))
     ordered = own.sort_values("n_real", kind="stable")
     return ordered.drop_duplicates("choice").sort_index()
 

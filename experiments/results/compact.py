@@ -82,7 +82,7 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     for _, part in done[several].groupby(["test_cohort", TEST_SET]):
         done.loc[part.index, "tested"] = set_files(part) or f"test images {part[TESTED].iloc[0]}"
     parts = done.groupby(["test_cohort", TEST_SET, "prompt"], sort=False)
-    return [_block(axes.in_series_order(part), shown=shown, named=named) for _, part in parts]
+    return [_block(part, shown=shown, named=named) for _, part in parts]
 
 
 def _with_values(rows: pd.DataFrame, *, shown: Measure) -> Measure:
@@ -107,14 +107,13 @@ def _refuse_mixed(done: pd.DataFrame) -> None:
 
 def _row_labels(done: pd.DataFrame) -> pd.Series:
     """Name conditions, with the generator's labels where one condition comes with several."""
-    key = axes.own_labels(done)
-    counts = key.where(key >= 0)
-    several = counts.groupby(done["condition"]).transform("nunique") > 1
-    suffix = counts.map(lambda n: "" if pd.isna(n) else f" (generator on {n:.0f})")
-    return done["condition"].map(condition_label) + suffix.where(several, "")
+    counts = axes.several_generator_labels(done)
+    suffix = (" (generator on " + counts + ")").where(counts != "", "")
+    return done["condition"].map(condition_label) + suffix
 
 
 def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
+    part = pd.concat([own for _, own in axes.each_series(part)])
     shown, heads = _with_values(part, shown=shown), ["row", *named]
     keys = ["row", *axes.SERIES, "amount", "n_real", *MODEL]
     models = part.groupby(keys, sort=False, dropna=False, as_index=False)[shown.column].mean()
@@ -135,7 +134,7 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
     tested = part["tested"].iloc[0]
     where = f"{cohort}{' of ' if tested else ''}{tested}"
-    where += f", {axes.prompt_words(prompt, shown=named).label}"
+    where += f", {axes.prompt_label(prompt, shown=named)}"
     return Block(
         test_cohort=cohort,
         prompt=prompt,

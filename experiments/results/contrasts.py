@@ -5,20 +5,13 @@ tested on the same exams. The interval resamples exams and supports (`resampling
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
 from experiments.config.statistics import ContrastConfig, Measure, StatisticsConfig
-from experiments.results.axes import (
-    AXES,
-    SERIES,
-    baseline_rows,
-    each_series,
-    has_synthetic,
-    is_control,
-)
+from experiments.results import axes
 from experiments.results.choosing import choice_contrasts
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import amounts, with_defaults
@@ -26,7 +19,6 @@ from experiments.results.statistics import holm
 
 BASELINE = "real"
 """Condition that every other one is compared with, where a sweep has it."""
-Verdict = Literal["raised", "lowered", "not shown", "no interval"]
 _WHERE = ["test_cohort", "prompt", "amount"]
 
 
@@ -70,8 +62,8 @@ def paired_contrast(
         raise NoPairError("no image was scored under both with the same fold, support and seed")
     trial_means = paired.groupby(["support", "seed"])["d"].mean()
     images = paired.groupby(["support", "sample_id", "exam_id"], as_index=False)["d"].mean()
-    axes = {"exams": images["exam_id"], "supports": images["support"]}
-    found = crossed_bootstrap(images["d"], n_boot=n_boot, level=level, **axes)
+    drawn = {"exams": images["exam_id"], "supports": images["support"]}
+    found = crossed_bootstrap(images["d"], n_boot=n_boot, level=level, **drawn)
     same = {name: getattr(found, name) for name in ("low", "high", "p", "n_exams", "n_supports")}
     return same | {
         "mean": found.value,
@@ -121,17 +113,17 @@ def contrast_family(
     frame = frame.assign(amount=amounts(frame))
     rows = _primary_rows(frame, statistics=statistics)
     taken = {_identity(row) for row in rows}
-    frame = frame[~is_control(frame)]
+    frame = frame[~axes.is_control(frame)]
     against = baseline_of(frame, statistics=statistics)
     rivals = [name for name in statistics.rivals if name != against]
     for where, part in frame.groupby(_WHERE, sort=False):
-        for series, own in each_series(part):
+        for series, own in axes.each_series(part):
             named = dict(zip(_WHERE, where, strict=True)) | series | {"measure": "dice"}
-            makes_pairs = bool(has_synthetic(own).any())
+            makes_pairs = bool(axes.has_synthetic(own).any())
             for baseline in [against, *(rivals if makes_pairs else [])]:
                 keys = named | {"baseline": baseline}
                 if series["condition"] != baseline and _identity(keys) not in taken:
-                    base = baseline_rows(part, series, baseline=baseline)
+                    base = axes.baseline_rows(part, series, baseline=baseline)
                     role = "other" if baseline == against else "rival"
                     rows += _row(own, base, keys=keys, role=role, statistics=statistics)
     table = pd.DataFrame(rows)
@@ -203,8 +195,10 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
         number. No rows where no two segmenters share images.
     """
     frame = with_defaults(per_image)
-    frame = frame[~is_control(frame) & (frame["segmenter"] != "")].assign(amount=amounts(frame))
-    frame = frame.assign(is_other=frame["condition"] != BASELINE, down=-frame["n_real"])
+    frame = frame[~axes.is_control(frame) & (frame["segmenter"] != "")]
+    frame = frame.assign(
+        amount=amounts(frame), is_other=frame["condition"] != BASELINE, down=-frame["n_real"]
+    )
     alike, rows = ["amount", "condition", "generator", "choice"], []
     for (cohort, prompt), part in frame.groupby(["test_cohort", "prompt"], sort=False):
         of = dict(list(part.groupby("segmenter", sort=False)))
@@ -223,7 +217,7 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
 
 
 def _identity(row: dict) -> tuple:
-    return tuple(row[name] for name in [*_WHERE, *SERIES, "baseline", "measure"])
+    return tuple(row[name] for name in [*_WHERE, *axes.SERIES, "baseline", "measure"])
 
 
 def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[dict]:
@@ -237,7 +231,7 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[
         & (frame["prompt"] == chosen.prompt)
         & _has_amount(frame, chosen)
     ]
-    for name in AXES:
+    for name in axes.AXES:
         known = frame.loc[frame[name] != "", name]
         wanted = getattr(chosen, name) or next(iter(known), "")
         part = part[part[name].isin(["", wanted])]
@@ -245,8 +239,8 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[
     if own.empty:
         return []
     keys = dict(zip(_WHERE, (cohort, chosen.prompt, own["amount"].iloc[0]), strict=True))
-    keys |= {name: own[name].iloc[0] for name in SERIES} | {"baseline": chosen.baseline}
-    base = baseline_rows(part, keys, baseline=chosen.baseline)
+    keys |= {name: own[name].iloc[0] for name in axes.SERIES} | {"baseline": chosen.baseline}
+    base = axes.baseline_rows(part, keys, baseline=chosen.baseline)
     other = next(name for name in get_args(Measure) if name != chosen.measure)
     rows = []
     for measure, role in ((chosen.measure, "primary"), (other, "beside")):
@@ -282,8 +276,9 @@ def _row(
     return [keys | {name: own[name] for name in carried} | found | judged | extra]
 
 
-def verdict(row: pd.Series) -> Verdict:
-    """Classify a contrast by mean, low, high and, if it is there, min_effect, all in one unit.
+def verdict(row: pd.Series) -> str:
+    """Classify a contrast by mean, low, high and, if it is there, min_effect, all in one unit: as
+    raised, lowered, not shown or no interval.
 
     Not shown: the interval holds zero or the difference is smaller than the minimum effect. Raised
     or lowered means worse or better for an error.

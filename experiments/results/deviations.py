@@ -8,8 +8,11 @@ from lightning_modules.generators.stable_diffusion.config import StableDiffusion
 _BACKBONES = {
     "lite": "LiteMedSAM (frozen TinyViT encoder at 256x256)",
     "tiny": "a small random network for tests, whose numbers mean nothing",
+    "vit_b": "SAM ViT-B",
+    "sam_vit_b": "SAM ViT-B",
 }
-_VIT_B = ("vit_b", "sam_vit_b")
+Row = tuple[str, str, str]
+"""What it is, ours and the paper's."""
 
 
 def deviations(config: ExperimentConfig) -> list[str]:
@@ -20,135 +23,115 @@ def deviations(config: ExperimentConfig) -> list[str]:
 
     Source: the method section of arXiv 2506.23664 and the authors' published code.
     """
-    parts = _training_deviations(config) | _data_deviations(config)
-    said = [sentence for sentence, is_there in parts.items() if is_there]
-    return [*said, *_synthesis_deviations(config), *_evaluation_deviations(config)]
+    rows = [*_training(config), *_data(config), *_synthesis(config), *_evaluation(config)]
+    return [
+        f"{what}: ours is {ours}; the paper's is {theirs}."
+        for what, ours, theirs in rows
+        if ours != theirs
+    ]
 
 
-def _training_deviations(config: ExperimentConfig) -> dict[str, bool]:
-    """Each sentence with whether it holds."""
+def _training(config: ExperimentConfig) -> list[Row]:
     ours, augment = config.segmenter, config.augment
-    backbone = _BACKBONES.get(ours.backbone, ours.backbone)
-    prompts = " and ".join(dict.fromkeys(ours.train_prompts))
-    limit = f" ({augment.max_per_trial} in a trial, at least 2 an image)"
-    views = (
-        f" We draw from {augment.n_views} embedded views of each image"
-        f"{'' if augment.max_per_trial is None else limit}; the paper transforms afresh."
-    )
-    is_constant = (ours.lr_schedule, ours.warmup_steps) == ("constant", 0)
-    augmented = {PAPER_CONDITIONS["weak"], PAPER_CONDITIONS["strong"]}
-    return {
-        f"Backbone: ours is {backbone}; the paper's is SAM ViT-B.": ours.backbone not in _VIT_B,
-        f"Tuning: ours is {ours.tuning}; the paper trains the mask decoder alone.": (
-            ours.tuning != "decoder"
-        ),
-        f"Steps: we take {counted(ours.steps, 'step')} of batch {ours.batch_size} for every amount "
-        "and condition; the paper takes 20 epochs of batch 5, which is 20 steps at 5 real images "
-        "and 2,000 with 495 synthetic ones beside them.": ours.epochs is None,
-        f"Steps: we take {ours.epochs} epochs of batch {ours.batch_size}; the paper takes 20 "
-        "epochs of batch 5.": (
-            ours.epochs is not None and (ours.epochs, ours.batch_size) != (20, 5)
-        ),
-        f"Learning rate: ours is {ours.learning_rate:g} with warm-up and {ours.lr_schedule} after "
-        "it, by AdamW; the paper's is a constant 1e-05, by Adam.": not is_constant,
-        f"Learning rate: ours is {ours.learning_rate:g}; the paper's is 1e-05.": (
-            is_constant and ours.learning_rate != 1e-5
-        ),
-        f"Prompts in training: ours are {prompts}; the paper's is jittered_box alone.": (
-            set(ours.train_prompts) != {"jittered_box"}
-        ),
-        f"Box jitter: we displace each side by 0 to {ours.jitter_max_px} px; the paper by 0 to 19 "
-        "px.": ours.jitter_max_px != 19,
-        "Augmentation: we take the box from the transformed mask; the paper's code leaves it where "
-        f"it was before.{'' if augment.n_views is None else views}": (
-            bool(augmented & set(config.sweep.condition))
-        ),
-        "Masks: we resize without loss of area; the paper's code truncates a bicubic resize, which "
-        "takes 2 % off the head.": True,
-    }
+    length, theirs = f"{ours.epochs} epochs of batch {ours.batch_size}", "20 epochs of batch 5"
+    if ours.epochs is None:
+        length = f"{counted(ours.steps, 'step')} of batch {ours.batch_size} for every amount and "
+        length += "condition"
+        theirs += ", which is 20 steps at 5 real images and 2,000 with 495 synthetic ones beside "
+        theirs += "them"
+    rate = f"{ours.learning_rate:g}, {ours.lr_schedule}"
+    rate += f" after {counted(ours.warmup_steps, 'step')} of warm-up" if ours.warmup_steps else ""
+    rows = [
+        ("Backbone", _BACKBONES.get(ours.backbone, ours.backbone), "SAM ViT-B"),
+        ("Tuning", ours.tuning, "decoder"),
+        ("Training", length, theirs),
+        ("Optimiser", "AdamW" if ours.weight_decay > 0 else "Adam", "Adam"),
+        ("Learning rate", rate, "1e-05, constant"),
+        ("Prompts in training", " and ".join(dict.fromkeys(ours.train_prompts)), "jittered_box"),
+        ("Box jitter in training", f"0 to {ours.jitter_max_px} px a side", "0 to 19 px a side"),
+        ("Resizing of masks", "without loss of area",
+         "a truncated bicubic one, which takes 2 % off the head"),
+    ]  # fmt: skip
+    if {PAPER_CONDITIONS["weak"], PAPER_CONDITIONS["strong"]} & set(config.sweep.condition):
+        box, views = "one whose box is that of the transformed mask", ""
+        if augment.n_views is not None:
+            views = f", in {augment.n_views} embedded views of each image"
+        if augment.n_views is not None and augment.max_per_trial is not None:
+            views += f" ({augment.max_per_trial} in a trial, at least 2 an image)"
+        rows.append(("Augmentation", box + views, "a fresh one, whose box stays where it was"))
+    return rows
 
 
-def _data_deviations(config: ExperimentConfig) -> dict[str, bool]:
+def _data(config: ExperimentConfig) -> list[Row]:
     split, cohorts = config.split, config.data.cohorts()
     if split.file is not None and split.n_folds == 1:
         part = "the test part of a published split"
     elif split.n_folds > 1:
         part = f"every exam once, over {split.n_folds} folds,"
-    elif split.test < 1:
-        part = f"{100 * split.test:g} % of the images, as whole exams,"
     else:
-        part = f"{counted(split.test, 'image')}, as whole exams,"
+        share = f"{100 * split.test:g} % of the images"
+        part = f"{share if split.test < 1 else counted(split.test, 'image')}, as whole exams,"
     tested = f"{part} of the folder that is trained on"
     if cohorts:
         names = ", ".join(folder.name if name is None else name for name, folder in cohorts)
         cohort = "cohort" if len(cohorts) == 1 else "cohorts"
         tested += f", and all images of the external {cohort} {names}"
-    return {
-        f"Test images: we test {tested}; the paper tests 597 of ES and 125 of AF, none of "
-        "HC18.": True,
-        "Split: we deal whole exams with their near-duplicates and draw real images stratified by "
-        "trimester; the paper draws single images.": True,
-    }
+    split_by = "whole exams with their near-duplicates, and amounts stratified by trimester"
+    return [
+        ("Test set", tested, "597 images of ES and 125 of AF, none of HC18"),
+        ("Split", f"by {split_by}", "by single images"),
+    ]
 
 
-def _synthesis_deviations(config: ExperimentConfig) -> list[str]:
+def _synthesis(config: ExperimentConfig) -> list[Row]:
     synthesis, is_imported = config.synthesis, config.synthesis.folder is not None
     if not any(config.condition(name).is_generated for name in config.sweep.condition):
         return []
+    labels = counted(synthesis.generator_count, "labelled image")
+    drawn = counted(synthesis.n_candidates, "candidate")
+    labelled = "each labelled by the ellipse that it was conditioned on"
     if PAPER_CONDITIONS["synthesis"] in config.sweep.condition and is_imported:
         count = synthesis.folder_labels
-        labels = "an unknown number of labelled images"
-        if count is not None:
-            labels = counted(count, "labelled image")
-        made = f"our pairs are imported from a folder, whose maker saw {labels}"
+        known = "an unknown number of labelled images"
+        known = known if count is None else counted(count, "labelled image")
+        made = f"unknown: pairs are imported from a folder, whose maker saw {known}"
     elif isinstance(stable := config.generator_named(), StableDiffusionConfig):
         height, width = stable.size_hw
-        how = {
-            "sd_in_channel": "outlines extracted from its pictures",
-            "sd_mask": "each labelled by the ellipse that it was conditioned on",
-        }[stable.route]
-        labels = counted(synthesis.generator_count, "labelled image")
+        if stable.route == "sd_in_channel":
+            labelled = "with outlines extracted from its pictures"
         made = (
-            f"ours is Stable Diffusion with LoRA of rank {stable.lora_rank} at {height}x{width} on "
-            f"{labels} ({stable.route}), and draws "
-            f"{counted(synthesis.n_candidates, 'candidate')}, {how}"
+            f"Stable Diffusion with LoRA of rank {stable.lora_rank} at {height}x{width} on "
+            f"{labels} ({stable.route}), of {drawn}, {labelled}"
         )
     else:
         height, width = config.generator_named().size_hw
-        labels = counted(synthesis.generator_count, "labelled image")
         made = (
-            f"ours is a pixel diffusion model of {height}x{width}, fitted from scratch on {labels},"
-            f" and draws {counted(synthesis.n_candidates, 'candidate')}, each labelled by the "
-            "ellipse that it was conditioned on"
+            f"a pixel diffusion model of {height}x{width}, fitted from scratch on {labels}, of "
+            f"{drawn}, {labelled}"
         )
-    gate = "ours are not checked"
-    if config.gate.enabled and not is_imported:
-        gate = "ours pass an automatic gate"
-    share = f"{100 * config.segmenter.synthetic_share:g} %"
-    mixture = [
-        f"Mixture: {share} of each of our batches is synthetic; the paper adds its pairs to the "
-        "real ones."
+    gate = "an automatic gate" if config.gate.enabled and not is_imported else "none"
+    theirs = "Stable Diffusion 1.5 with LoRA at 512x512 on 60 labelled images (20 a trimester), "
+    theirs += "with outlines extracted from its pictures"
+    rows = [
+        ("Generator", made, theirs),
+        ("Check of the pairs", gate, "correction by hand, and 495 of 500 are kept"),
     ]
-    return [
-        f"Generator: {made}; the paper's is Stable Diffusion 1.5 with LoRA at 512x512 on 60 "
-        "labelled images (20 a trimester), with outlines extracted from its pictures.",
-        f"Check of the synthetic pairs: {gate}; the paper's are corrected by hand, and 495 of 500 "
-        "are kept.",
-        *(mixture if config.segmenter.epochs is None else []),
-    ]
+    if config.segmenter.epochs is None:
+        share = f"{100 * config.segmenter.synthetic_share:g} %"
+        rows.append(("Synthetic part", f"{share} of each batch", "all pairs beside the real ones"))
+    return rows
 
 
-def _evaluation_deviations(config: ExperimentConfig) -> list[str]:
-    draws = counted(config.evaluation.jitter_draws, "box draw")
+def _evaluation(config: ExperimentConfig) -> list[Row]:
     supports, seeds = len(config.sweep.support), len(config.sweep.seed)
-    as_ellipse = (
-        "Output: we score the ellipse fitted to each predicted mask; the paper scores the mask "
-        "(evaluation.output=mask)."
-    )
+    models = counted(supports * seeds, "model")
+    draws = counted(config.evaluation.jitter_draws, "box draw")
+    mask = "the mask (evaluation.output=mask)"
+    is_mask = config.evaluation.output == "mask"
     return [
-        *([as_ellipse] if config.evaluation.output == "ellipse" else []),
-        f"Box draws: we take {draws} of each image, the same for every model, and average over "
-        "them; the paper takes five fresh ones and gives their spread as the standard deviation.",
-        f"Models a point: we train {counted(supports * seeds, 'model')} "
-        f"({counted(supports, 'support')}, {counted(seeds, 'seed')}); the paper trains one.",
-    ]
+        ("Output that is scored", mask if is_mask else "the ellipse fitted to each mask", mask),
+        ("Score of an image", f"the mean over {draws}, the same for every model",
+         "the mean over five fresh ones, whose spread is its standard deviation"),
+        ("A point", f"{models} ({counted(supports, 'support')}, {counted(seeds, 'seed')})",
+         "one model"),
+    ]  # fmt: skip

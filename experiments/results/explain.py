@@ -1,6 +1,5 @@
 """From a cell of a table back to its runs: `sonosweep report RECIPE --explain CELL`."""
 
-import difflib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from datamodules.allowed import nearest
 from datamodules.choices import CHOICES
 from datamodules.errors import InputError
 from datamodules.integrity import read_object, read_sealed
@@ -125,7 +125,8 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
         else:
             is_here = chosen[_PARTS[part]].fillna("").str.lower() == word.lower()
         if not is_here.any():
-            raise InputError(_unknown(cell, part, word=word, known=_known(chosen, part)))
+            hint = nearest(word, _known(chosen, part))
+            raise InputError(f"--explain {cell}: no {part} {word}; {hint}")
         chosen = chosen[is_here]
     open_axes = [name for name in shown_axes(chosen) if name not in named]
     if open_axes:
@@ -154,12 +155,6 @@ def _known(rows: pd.DataFrame, part: str) -> list[str]:
     names = {f"{n:.0f}" for n in rows["n_real"]}
     shares = rows.loc[rows["real_fraction"].notna(), "amount_name"].str.replace(" ", "")
     return [*sorted(names, key=int), *shares.unique()]
-
-
-def _unknown(cell: str, part: str, *, word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"here are {', '.join(known)}"
-    return f"--explain {cell}: no {part} {word}; {hint}"
 
 
 def _numbers(row: pd.Series) -> list[str]:

@@ -5,6 +5,7 @@ scored under increasing box jitter. What needs no reference, the whole image as 
 model's own predicted box, stands beside them as levels.
 """
 
+import math
 from itertools import product
 from pathlib import Path
 
@@ -152,23 +153,15 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
         index="jitter_px", columns="what", values="value"
     )
     wide = wide.reindex(columns=["model", "ellipse"])
-    model, ellipse = wide.reindex([float(PAPER_JITTER_PX)]).iloc[0]
-    said, shares = [], []
-    if pd.notna(model - ellipse):
-        better = _box_alone(model=model, ellipse=ellipse)
-        worth = better or f"the image adds {model - ellipse:+.1f} points to what the box gives"
-        said.append(
-            f"With a jitter of {PAPER_JITTER_PX} px, about the paper's, the model has Dice "
-            f"{model:.1f} % and the ellipse in the same box, which reads no pixel, "
-            f"{ellipse:.1f} %: {worth}."
-        )
-    for jitter, row in wide.dropna().iterrows():
-        better = _box_alone(model=row["model"], ellipse=row["ellipse"])
-        share = f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} %"
-        shares.append(f"{share} ({better})" if better else share)
+    said, model = [], wide["model"].get(float(PAPER_JITTER_PX), math.nan)
+    shares = [
+        f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} % ({_box_alone(**row)})"
+        for jitter, row in wide.dropna().iterrows()
+    ]
     if shares:
         said.append(
-            "Of the model's Dice under the reference's box, what the box alone gives, by jitter: "
+            "Of the model's Dice under the reference's box, what the ellipse in the same box "
+            f"gives, which reads no pixel, by jitter ({PAPER_JITTER_PX} px is about the paper's): "
             f"{'; '.join(shares)}."
         )
     if whole is not None and pd.notna(model):
@@ -185,17 +178,16 @@ def _verdicts(points: pd.DataFrame) -> list[str]:
 
 
 def _box_alone(*, model: float, ellipse: float) -> str:
-    """Say that the box alone reaches the model, as printed; "" where it does not. Per cent."""
+    """Say what the image adds to the box, as printed; per cent."""
     lead = round(ellipse, 1) - round(model, 1)
     if lead < 0:
-        return ""
+        return f"the image adds {-lead:.1f} points"
     if lead == 0:
         return "the box alone does as well as the model"
     return f"the box alone does better than the model, by {lead:.1f} points"
 
 
-def write_box_outputs(rows: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write figure_box.png, figure_box.pdf and table_box.md; the paths in that order."""
-    paths = list(save_figure(figure_box(rows), stem=folder / "figure_box"))
+def write_box_outputs(rows: pd.DataFrame, folder: Path) -> None:
+    """Write figure_box.png, figure_box.pdf and table_box.md."""
+    save_figure(figure_box(rows), stem=folder / "figure_box")
     write_atomic(folder / "table_box.md", table_box(rows))
-    return [*paths, folder / "table_box.md"]

@@ -63,11 +63,9 @@ def our_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) 
     points = curve_points(results, per_image=per_image, x="n_total_labels")
     if points.empty:
         return points
-    done = results[results["status"] == "done"]
-    cohort = done["test_cohort"].dropna().iloc[0]
-    own = points[points["test_cohort"] == cohort]
-    prompt = axes.prompt_order(own["prompt"])[0]
-    return own[own["prompt"] == prompt].reset_index(drop=True)
+    cohort, prompt, _ = next(axes.each_place(results[results["status"] == "done"]))
+    own = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
+    return points[own].reset_index(drop=True)
 
 
 def figure_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
@@ -93,7 +91,7 @@ def _our_panel(points: pd.DataFrame) -> Panel:
 
 def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
     first = points.iloc[0]
-    return f"{first['test_cohort']}, {axes.prompt_words(first['prompt'], shown=shown).label}"
+    return f"{first['test_cohort']}, {axes.prompt_label(first['prompt'], shown=shown)}"
 
 
 def _paper_panel() -> Panel:
@@ -154,11 +152,7 @@ def _verdicts() -> list[str]:
     return said
 
 
-def write_ledger(
-    results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame | None = None
-) -> list[Path]:
-    """Write figure_ledger.png, figure_ledger.pdf and table_ledger.md; the paths in that order."""
-    figure = figure_ledger(results, per_image=per_image)
-    paths = list(save_figure(figure, stem=folder / "figure_ledger"))
+def write_ledger(results: pd.DataFrame, folder: Path, *, per_image: pd.DataFrame) -> None:
+    """Write figure_ledger.png, figure_ledger.pdf and table_ledger.md."""
+    save_figure(figure_ledger(results, per_image=per_image), stem=folder / "figure_ledger")
     write_atomic(folder / "table_ledger.md", table_ledger(results, per_image))
-    return [*paths, folder / "table_ledger.md"]

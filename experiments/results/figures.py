@@ -77,7 +77,7 @@ def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = No
                 if segmenter:
                     here = here[here["segmenter"].isin(["", segmenter])]
                 head = [cohort] * (len(cohorts) > 1) + [segmenter] * is_split
-                words = axes.prompt_words(prompt, shown=shown).label + _why_no_curve(here)
+                words = axes.prompt_label(prompt, shown=shown) + _why_no_curve(here)
                 title = ", ".join([*head, words]) if len(points) else "no trial has finished"
                 row.append(amount_panel(here, title=title, order=order, shown=named))
             grid.append(row)
@@ -114,27 +114,19 @@ def amount_panel(
     is_level = axes.is_control(points) | (points["x"] == 0)
     lines = points[~is_level].dropna(subset=["x"])
     series, low, high = list(axes.each_series(lines)), lines["x"].min(), lines["x"].max()
-    is_log, is_single = high / low >= _LOG_FROM if len(lines) else False, low == high
-    curves = []
+    is_log = bool(high / low >= _LOG_FROM) if len(lines) else False
+    step, curves = 1.0 if low == high else 0.01 * (high - low), []
     for k, (keys, own) in enumerate(series):
         place = k - (len(series) - 1) / 2
-        if is_single and len(series) > 1:
-            own = own.assign(x=float(k))
-        elif is_log:
-            own = own.assign(x=own["x"] * (high / low) ** (0.01 * place))
-        else:
-            own = own.assign(x=own["x"] + 0.01 * place * (high - low))
-        style = series_style(keys, order=order)
-        curves.append(Curve(label=axes.series_label(keys, shown=shown), points=own, style=style))
-    ticks = _tick_names(lines, x=x)
-    if is_single and len(series) > 1:
-        ticks = _segmenter_ticks([keys for keys, _ in series], ticks[low], shown=shown)
+        here = own["x"] * (high / low) ** (0.01 * place) if is_log else own["x"] + step * place
+        label, style = axes.series_label(keys, shown=shown), series_style(keys, order=order)
+        curves.append(Curve(label=label, points=own.assign(x=here), style=style))
     return Panel(
         title="; ".join([title, *level_names(points[is_level], shown=shown)]),
         curves=[*curves, *level_curves(points[is_level], shown=shown)],
         x_label="real training images" if x == "n_real" else "labelled images in all",
         y_label=DICE_LABEL,
-        ticks=ticks,
+        ticks=_tick_names(lines, x=x),
         is_log_x=is_log,
     )
 
@@ -166,19 +158,6 @@ def _tick_names(lines: pd.DataFrame, *, x: Amount) -> dict[float, str]:
     return names
 
 
-def _segmenter_ticks(
-    series: Sequence[Mapping], tick: str, *, shown: Sequence[str]
-) -> dict[float, str]:
-    """Ticks below series side by side: one of all, or one a segmenter."""
-    groups: dict[str, list[int]] = {}
-    for k, keys in enumerate(series):
-        groups.setdefault(keys["segmenter"] if "segmenter" in shown else "", []).append(k)
-    return {
-        sum(members) / len(members): f"{tick}\n{name}" if name else tick
-        for name, members in groups.items()
-    }
-
-
 def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str) -> Figure:
     """Draw mean Dice per trimester and series at the smallest and the largest amount.
 
@@ -190,7 +169,7 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
     segmenters = [name for name in order["segmenter"] if name] if "segmenter" in shown else [""]
     here = (rows["prompt"] == prompt) & (rows["test_cohort"] == test_cohort)
     rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
-    words = axes.prompt_words(prompt, shown=shown).label
+    words = axes.prompt_label(prompt, shown=shown)
     named = [name for name in shown if name != "segmenter"]
     grid = []
     for segmenter in segmenters:

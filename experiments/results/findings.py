@@ -29,19 +29,14 @@ FEW_SUPPORTS = 5
 _MEASURES = {"dice": "Dice", "hc_abs_err_mm": "HC error"}
 
 
-def points(value: float, *, sign: bool = False) -> str:
-    """Write a Dice difference as percentage points; small non-zero ones keep two decimals."""
-    scaled = 100 * value
-    text = f"{abs(scaled):.{2 if 0 < abs(scaled) < 0.095 else 1}f}"
-    if scaled < 0:
-        return f"−{text}"
-    return f"+{text}" if sign else text
-
-
 def size(value: float, *, measure: str, sign: bool = False) -> str:
-    """Write a difference in its unit: points of Dice, or mm; small ones keep two decimals."""
-    number = points(value if measure == "dice" else value / 100, sign=sign)
-    return f"{number} {'points' if measure == 'dice' else 'mm'}"
+    """Write a difference in its unit: percentage points of Dice, or mm.
+
+    Small non-zero ones keep two decimals.
+    """
+    scaled, unit = (100 * value, "points") if measure == "dice" else (value, "mm")
+    digits = 2 if 0 < abs(scaled) < 0.095 else 1
+    return f"{scaled:{'+' if sign else ''}.{digits}f} {unit}".replace("-", "−")
 
 
 def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[str] = ()) -> str:
@@ -68,7 +63,7 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     """Say how much a measure changed and whether that is shown, without a full stop."""
     measure = row.get("measure", "dice")
     name, signed = _MEASURES[measure], size(row["mean"], measure=measure, sign=True)
-    found, interval = verdict(row), _interval(row, measure=measure)
+    found, interval = verdict(row), _interval(row)
     if found == "no interval":
         return f"changed {name} by {signed}{than}; {interval}"
     if found == "not shown":
@@ -78,9 +73,9 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} ({interval})"
 
 
-def _interval(row: pd.Series, *, measure: str) -> str:
+def _interval(row: pd.Series) -> str:
     """Write an interval with the sizes of its samples, or that there is none."""
-    seen = counted(row["n_exams"], "exam")
+    measure, seen = row.get("measure", "dice"), counted(row["n_exams"], "exam")
     if verdict(row) == "no interval":
         return f"{seen} {'gives' if row['n_exams'] == 1 else 'give'} no interval"
     low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
@@ -94,7 +89,7 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
     if primary.empty or primary["role"].iloc[0] != "primary":
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
-    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
+    prompt = axes.prompt_phrase(row["prompt"], shown=shown)
     text = comparison_sentence(row, against=row["baseline"], shown=shown).removesuffix(".")
     text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
     if row["n_supports"] == 1:
@@ -105,31 +100,20 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
 
 def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     """Say which of two segmenters is ahead."""
-    first, second, found = row["segmenter"], row["against"], verdict(row)
-    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
-    with_what = f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}"
-    text = f"On {row['test_cohort']}, {prompt}, with {with_what}: segmenter "
-    if found == "lowered":
-        first, second = second, first
-        row = pd.Series({**row, "low": -row["high"], "high": -row["low"]})
-    interval = _interval(row, measure="dice")
-    if found in ("raised", "lowered"):
-        lead = size(abs(row["mean"]), measure="dice")
-        return f"{text}{first} is ahead of {second} by {lead} of Dice ({interval})."
-    lead = size(row["mean"], measure="dice", sign=True)
-    text += f"{first} differs from {second} by {lead} of Dice"
-    text += f"; {interval}, so" if found == "no interval" else f" ({interval}):"
-    return f"{text} which is ahead is not shown."
+    what = f"segmenter {row['segmenter']} instead of {row['against']}"
+    return f"{_place(row, shown=shown)}: {what} {change_phrase(row)}."
 
 
 def choice_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
     """Say what choosing the labelled images changed."""
-    prompt = axes.prompt_words(row["prompt"], shown=shown).phrase
-    what = condition_phrase(row["condition"]).rstrip(",")
-    where = f"On {row['test_cohort']}, {prompt}, with {_amount_phrase(row)} and {what}"
-    if "segmenter" in shown:
-        where += f" and segmenter {row['segmenter']}"
-    return f"{where}: {choosing_phrase(row)} {change_phrase(row)}."
+    who = f" and segmenter {row['segmenter']}" if "segmenter" in shown else ""
+    return f"{_place(row, shown=shown)}{who}: {choosing_phrase(row)} {change_phrase(row)}."
+
+
+def _place(row: pd.Series, *, shown: Sequence[str]) -> str:
+    prompt = axes.prompt_phrase(row["prompt"], shown=shown)
+    with_what = f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}"
+    return f"On {row['test_cohort']}, {prompt}, with {with_what}"
 
 
 def _amount_phrase(row: pd.Series) -> str:
@@ -158,11 +142,9 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     if compared.empty:
         sentences += [] if sentences else ["No two conditions can be compared yet."]
     else:
-        cohort = compared["test_cohort"].iloc[0]
-        own = compared[compared["test_cohort"] == cohort]
-        prompt = axes.prompt_order(own["prompt"])[0]
-        more = _comparison_sentences(own[own["prompt"] == prompt], shown=shown)
-        where = f"On {cohort}, {axes.prompt_words(prompt, shown=shown).phrase}: w"
+        cohort, prompt, own = next(axes.each_place(compared))
+        more = _comparison_sentences(own, shown=shown)
+        where = f"On {cohort}, {axes.prompt_phrase(prompt, shown=shown)}: w"
         sentences += [where + more[0][1:], *more[1:]]
     done, trained = results[results["status"] == "done"], results[~axes.is_control(results)]
     box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
@@ -196,12 +178,13 @@ def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[st
     few = [name for name in is_few if is_few[name]]
     if few:
         sentences.append(f"So few {' and '.join(few)} make the interval a rough guide only.")
-    pairs, spread = int(smallest["n_trials"].min()), points(smallest["sd_trials"].max())
+    pairs = int(smallest["n_trials"].min())
+    spread = size(smallest["sd_trials"].max(), measure="dice")
     sentences.append(
         "Each is one training run: how far the result varies with the images drawn and the seed "
         "is not measured."
         if pairs == 1
-        else f"Between {pairs} pairs of trials the change varied by SD {spread} points."
+        else f"Between {pairs} pairs of trials the change varied by SD {spread}."
     )
     return sentences
 

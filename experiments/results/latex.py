@@ -12,6 +12,11 @@ _MARKS = (
     "±: standard deviation over the trials of a row (supports and seeds). Bold: the best of the "
     "trained rows of one amount, as printed, which is no test of a difference."
 )
+_SPECIAL = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"}
+    | {"<": "\\textless{}", ">": "\\textgreater{}", "±": "$\\pm$"}
+)
 
 
 def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
@@ -86,7 +91,7 @@ def latex_table(frame: pd.DataFrame, *, caption: str, label: str, ready: Sequenc
     return style.to_latex(
         hrules=True,
         siunitx=True,
-        caption=escape_latex(caption),
+        caption=latex_text(caption),
         label=label,
         position="htbp",
         position_float="centering",
@@ -106,18 +111,6 @@ def _number_column(cells_of_column: pd.Series) -> str:
     return f"S[table-format={whole}.{part}]"
 
 
-def escape_latex(text: str) -> str:
-    """Escape LaTeX's special characters in running text."""
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "~": "\\textasciitilde{}",
-        "^": "\\textasciicircum{}",
-        "\\": "\\textbackslash{}",
-        "<": "\\textless{}",
-        ">": "\\textgreater{}",
-    }
-    return "".join(special.get(c, c) for c in text)
-
-
 def latex_text(text: str) -> str:
     """Escape running text, with ± as mathematics."""
-    return escape_latex(text).replace("±", "$\\pm$")
+    return text.translate(_SPECIAL)

@@ -1,9 +1,9 @@
 """From finished stages to a sweep's outputs. What is written here can always be written again."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,7 +15,7 @@ from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.statistics import StatisticsConfig
 from experiments.config.wandb_mode import resolve_mode
-from experiments.plan.nodes import Node, TrialSpec
+from experiments.plan.nodes import Plan
 from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
@@ -76,27 +76,20 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def add_stages(results: pd.DataFrame, *, trials: Sequence[TrialSpec]) -> pd.DataFrame:
-    """Name the stages behind each row: fit_id (absent for a control) and score_id, as `stage/id`.
+def add_stages(results: pd.DataFrame, *, plan: Plan) -> pd.DataFrame:
+    """Name the stages behind each row: fit_id (absent for a control) and score_id, as `stage/id`;
+    and what it was scored on, as a hash of the images and their references.
 
     A trial that has no score yet keeps its fit_id.
     """
     where = ["trial_id", "test_cohort", "prompt"]
-    scores = {(t.id, *place): key for t in trials for place, key in t.score_keys.items()}
-    fits = {spec.id: spec.fit_key for spec in trials}
-    places = results[where].itertuples(index=False, name=None)
+    scores = {(t.id, *place): key for t in plan.trials for place, key in t.score_keys.items()}
+    fits = {spec.id: spec.fit_key for spec in plan.trials}
+    found = [scores.get(place) for place in results[where].itertuples(index=False, name=None)]
+    tested = {k: content_key(sorted(plan.nodes[k].content["test"])) for k in set(found) - {None}}
     return results.assign(
-        fit_id=results["trial_id"].map(fits), score_id=[scores.get(place) for place in places]
+        fit_id=results["trial_id"].map(fits), score_id=found, **{TESTED: [*map(tested.get, found)]}
     )
-
-
-def add_test_images(results: pd.DataFrame, *, nodes: Mapping[str, Node]) -> pd.DataFrame:
-    """Name what each row was scored on, as a hash of the images and their references."""
-    made = {
-        key: content_key(sorted(nodes[key].content["test"]))
-        for key in results["score_id"].dropna().unique()
-    }
-    return results.assign(**{TESTED: results["score_id"].map(made)})
 
 
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -104,22 +97,17 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
-    results = add_stages(results, trials=sweep.plan.trials)
-    results = add_test_images(results, nodes=sweep.plan.nodes)
+    results = add_stages(results, plan=sweep.plan)
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
     output = sweep.config.evaluation.output
     return choose_output(per_image, output), choose_output(results, output)
 
 
-class Log(Protocol):
-    """Logs what was found elsewhere; gives one line on what went wrong, or None."""
-
-    def __call__(self, sweep: Sweep, *, key: str, finding: str) -> str | None: ...
-
-
-def write_outputs(sweep: Sweep, console: Console, *, log: Log) -> None:
+def write_outputs(sweep: Sweep, console: Console, *, log: Callable[..., str | None]) -> None:
     """Write every output of a sweep, log it, and say what was found and which file to open.
+
+    `log` is called as `tracking.summary.log_sweep` is.
 
     Nothing is written again where nothing has changed since the last time; a file that is not what
     was written then is.

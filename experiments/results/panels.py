@@ -174,9 +174,7 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, *, stem: Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, *, stem: Path) -> None:
     """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
-    paths = stem.with_suffix(".png"), stem.with_suffix(".pdf")
-    paths[0].write_bytes(png_bytes(figure))
-    figure.savefig(paths[1], metadata={"CreationDate": None})
-    return paths
+    stem.with_suffix(".png").write_bytes(png_bytes(figure))
+    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})

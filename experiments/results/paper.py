@@ -25,15 +25,11 @@ from experiments.results.panels import (
     series_style,
 )
 from experiments.results.rows import with_defaults
-from experiments.results.text import markdown_table
+from experiments.results.text import bullets, markdown_table
 
 _REFERENCE = REFERENCE / "paper_2506_23664.csv"
-PAPER_CONDITIONS = {
-    "baseline": "real",
-    "weak": "weak",
-    "strong": "strong",
-    "synthesis": "synthetic",
-}
+PAPER_CONDITIONS = {"baseline": "real", "weak": "weak", "strong": "strong"}
+PAPER_CONDITIONS |= {"synthesis": "synthetic"}
 """The paper's condition to ours; its synthesis used a generator with 60 labels of its own."""
 PAPER_STYLE = {"linestyle": ":", "linewidth": 1.0, "markerfacecolor": "white"}
 """Of the paper's curves: hollow."""
@@ -87,12 +83,9 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     theirs = theirs[theirs["panel"].str.startswith(f"{train_cohort.upper()}->")]
     joined = theirs.merge(ours, on=["panel", "condition", "n_real"], how="outer")
     joined[["paper", "ours"]] *= 100
-    joined = joined.fillna(dict.fromkeys(AXES, ""))
-    order = in_order(joined["condition"])
-    rank = joined["condition"].map(order.index)
-    joined = joined.assign(rank=rank).sort_values(
-        ["panel", "rank", "n_real"], kind="stable", ignore_index=True
-    )
+    rank = joined["condition"].map(in_order(joined["condition"]).index)
+    joined = joined.fillna(dict.fromkeys(AXES, "")).assign(rank=rank)
+    joined = joined.sort_values(["panel", "rank", "n_real"], kind="stable", ignore_index=True)
     return joined[["panel", "condition", *AXES, "n_real", "paper", "ours", "n_trials", "n_exams"]]
 
 
@@ -108,9 +101,8 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
         theirs = own.drop_duplicates("n_real").set_index("n_real")["paper"].dropna()
         sources = [("paper", theirs, "")]
         for keys, part in each_series(own.dropna(subset=["ours"])):
-            source = ", ".join(
-                ["ours", *(axis_label(name, keys[name]) for name in shown if keys[name])]
-            )
+            named = (axis_label(name, keys[name]) for name in shown if keys[name])
+            source = ", ".join(["ours", *named])
             exams = f"{part['n_exams'].max():.0f}"
             sources.append((source, part.set_index("n_real")["ours"], exams))
         head = {"panel": panel.replace("->", " to "), "condition": condition_label(condition)}
@@ -122,14 +114,10 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
     text = pd.DataFrame(rows)
     lines = markdown_table(text.replace("", "–"), left=["panel", "condition", "source"])
     notes = [*NOTES, *_other_test_sets(compared), *deviations]
-    markdown = "\n".join([*lines, "", *(f"- {_escape(note)}" for note in notes), ""])
+    markdown = "\n".join([*lines, "", *bullets(notes), ""])
     caption = "Mean Dice (%) at 256x256 under the jittered box by real images, the paper's and ours"
     latex = latex_table(text, caption=caption, label="tab:paper")
     return markdown, "\n".join([latex.rstrip("\n"), *latex_notes(notes), ""])
-
-
-def _escape(text: str) -> str:
-    return text.replace("*", "\\*").replace("_", "\\_").replace("|", "\\|")
 
 
 def _other_test_sets(compared: pd.DataFrame) -> list[str]:

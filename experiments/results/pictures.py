@@ -14,17 +14,15 @@ PREDICTION_RGB: RGB = (240, 160, 20)
 
 
 def overlay_contours(
-    image: NDArray[np.uint8],
-    masks: Sequence[tuple[NDArray[np.uint8], RGB]],
-    *,
-    thickness_px: int | None = None,
+    image: NDArray[np.uint8], masks: Sequence[tuple[NDArray[np.uint8], RGB]]
 ) -> NDArray[np.uint8]:
     """Draw the outlines of masks over an image, later ones on top.
+
+    A line is 1 px wide per 200 px of the image's longest side, at least 1.
 
     Args:
         image: (H, W) grey or (H, W, 3) RGB, not changed.
         masks: (H, W) mask, non-zero inside, and its RGB colour; an empty mask draws nothing.
-        thickness_px: Line width; by default 1 px per 200 px of the longest side, at least 1.
 
     Returns:
         (H, W, 3) RGB.
@@ -33,7 +31,7 @@ def overlay_contours(
         ValueError: If a mask has another size than the image.
     """
     canvas = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image.copy()
-    width = max(1, round(max(image.shape[:2]) / 200)) if thickness_px is None else thickness_px
+    width = max(1, round(max(image.shape[:2]) / 200))
     for mask, color in masks:
         if mask.shape != image.shape[:2]:
             raise ValueError(f"mask {mask.shape} and image {image.shape[:2]} differ in size")

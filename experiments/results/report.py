@@ -20,7 +20,7 @@ from datamodules.attribution import HC18_LICENCE
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
-from experiments.results.axes import axis_label, is_control, prompt_order, prompt_words, shown_axes
+from experiments.results.axes import axis_label, each_place, is_control, prompt_label, shown_axes
 from experiments.results.choosing import choice_table
 from experiments.results.contrasts import Contrasts, comparisons, verdict
 from experiments.results.findings import finding, size
@@ -130,24 +130,21 @@ def difference_tables(
     """Write contrasts as rows of text under titles: one table per cohort and prompt, leak-free
     prompt first, then one of the segmenters; without any contrast there is none.
     """
-    compared, tables = comparisons(contrasts.family, rivals=True), {}
-    for cohort in [] if compared.empty else compared["test_cohort"].unique():
-        own = compared[compared["test_cohort"] == cohort]
-        for prompt in prompt_order(own["prompt"]):
-            title = f"{cohort}, {prompt_words(prompt, shown=shown).label}"
-            tables[title] = [
-                {"condition": condition_label(row["condition"])}
-                | {name: axis_label(name, row[name]) or "–" for name in shown}
-                | {"against": condition_label(row["baseline"])}
-                | _difference_cells(row)
-                for _, row in own[own["prompt"] == prompt].iterrows()
-            ]
+    tables = {}
+    for cohort, prompt, compared in each_place(comparisons(contrasts.family, rivals=True)):
+        tables[f"{cohort}, {prompt_label(prompt, shown=shown)}"] = [
+            {"condition": condition_label(row["condition"])}
+            | {name: axis_label(name, row[name]) or "–" for name in shown}
+            | {"against": condition_label(row["baseline"])}
+            | _difference_cells(row)
+            for _, row in compared.iterrows()
+        ]
     if len(contrasts.segmenters):
         tables["Segmenters on the same real images, at the largest amount that both have"] = [
             {
                 "segmenter": row["segmenter"],
                 "against": row["against"],
-                "where": f"{row['test_cohort']}, {prompt_words(row['prompt'], shown=shown).label}",
+                "where": f"{row['test_cohort']}, {prompt_label(row['prompt'], shown=shown)}",
                 "condition": condition_label(row["condition"]),
             }
             | _difference_cells(row)
@@ -183,7 +180,7 @@ def control_sentences(results: pd.DataFrame) -> list[str]:
     for _, box in done[done["condition"].isin(BOX_ALONE)].iterrows():
         same = (done["test_cohort"] == box["test_cohort"]) & (done["prompt"] == box["prompt"])
         dice = 100 * done.loc[same & ~is_control(done), "dice_mean"]
-        where = f"{box['test_cohort']}, {prompt_words(box['prompt']).label}"
+        where = f"{box['test_cohort']}, {prompt_label(box['prompt'])}"
         trained = f"the trained models score {dice.min():.1f} to {dice.max():.1f} %"
         beside = trained if len(dice) else "no trained model was scored here"
         sentences.append(f"{where}: {100 * box['dice_mean']:.1f} % without the image; {beside}.")

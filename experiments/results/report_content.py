@@ -13,7 +13,7 @@ from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.results import report_synthesis as synthesis
-from experiments.results.axes import is_control, prompt_words, series_label, shown_axes
+from experiments.results.axes import is_control, prompt_label, series_label, shown_axes
 from experiments.results.figures import figure_trimesters
 from experiments.results.findings import best_trial, pick_cases
 from experiments.results.panels import png_bytes
@@ -35,6 +35,7 @@ def gather(
     of them; tables hold text, or numbers that the template writes.
     """
     predictions, predictions_note = _predictions(sweep, per_image)
+    near_copies, near_copies_note = synthesis.near_copies(sweep)
     return {
         "title": f"{sweep.config.name}: fetal head segmentation with few labels",
         # Decides the banner and the attribution.
@@ -48,8 +49,8 @@ def gather(
         "candidates": synthesis.candidates(sweep),
         "gate_effect": synthesis.gate_effect(results),
         "fidelity": synthesis.fidelity_views(sweep),
-        "near_copies": synthesis.near_copies(sweep),
-        "near_copies_note": synthesis.near_copies_note(sweep),
+        "near_copies": near_copies,
+        "near_copies_note": near_copies_note,
         "data_facts": _data_facts(sweep),
         "data_summary": _data_summary(sweep),
         "protocol": _protocol(sweep),
@@ -110,7 +111,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
         )
         groups.setdefault(case["which"].capitalize(), []).append(picture)
     shown = shown_axes(per_image)
-    words = prompt_words(prompt, shown=shown).label
+    words = prompt_label(prompt, shown=shown)
     label = series_label(here.iloc[0], shown=shown)
     images = f"{counted(spec.n_real, 'real image')} (support {spec.support})"
     which = f"{label}, {images}, {cohort}, {words}"

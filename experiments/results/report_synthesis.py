@@ -13,7 +13,7 @@ from datamodules.annotation import annotation_of, image_of, read_annotation, rea
 from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.conditions import CONDITIONS, condition_label
-from experiments.results.axes import axis_label, prompt_words, shown_axes
+from experiments.results.axes import axis_label, prompt_label, shown_axes
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
 from experiments.results.rows import with_defaults
@@ -111,7 +111,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "cohort": means["test_cohort"],
-            "prompt": [prompt_words(name, shown=shown).label for name in means["prompt"]],
+            "prompt": [prompt_label(name, shown=shown) for name in means["prompt"]],
             "real images": means["n_real"].map("{:.0f}".format),
             **{name: [axis_label(name, each) for each in means[name]] for name in shown},
             "pairs from": means["condition"].map(condition_label),
@@ -165,28 +165,22 @@ def real_pairs(sweep: Sweep) -> list[Picture]:
     return [outlined(sweep.data.samples[name]) for name in sweep.data.view.split.train[:N_PAIRS]]
 
 
-def near_copies(sweep: Sweep) -> list[tuple[Picture, Picture]]:
-    """The accepted pairs that are most similar to an image of the generator, beside it."""
-    couples = []
-    for folder in [sweep.run_dir(run) for run in _done(sweep, "gate")[:1]]:
-        kept = read_metadata(folder / "metadata.jsonl")
-        kept.sort(key=lambda pair: -pair.gate["similarity"])
-        for pair in kept[:N_COPIES]:
-            real = sweep.data.samples[pair.gate["nearest"]]
-            near = f"correlation {pair.gate['similarity']:.2f}"
-            couples.append(_couple(folder, pair, real, measured=near))
-    return couples
-
-
-def near_copies_note(sweep: Sweep) -> str:
-    """How similarity is measured, and where its limit lies."""
+def near_copies(sweep: Sweep) -> tuple[list[tuple[Picture, Picture]], str]:
+    """The accepted pairs that are most similar to an image of the generator, beside it; and how
+    similarity is measured and where its limit lies.
+    """
     gates = _done(sweep, "gate")
     if not gates:
-        return ""
-    limits = sweep.store.result("gate", gates[0].node.id)["limits"]
-    gate = sweep.config.gate
+        return [], ""
+    folder, couples = sweep.run_dir(gates[0]), []
+    kept = read_metadata(folder / "metadata.jsonl")
+    for pair in sorted(kept, key=lambda pair: -pair.gate["similarity"])[:N_COPIES]:
+        real = sweep.data.samples[pair.gate["nearest"]]
+        near = f"correlation {pair.gate['similarity']:.2f}"
+        couples.append(_couple(folder, pair, real, measured=near))
+    limits, gate = sweep.result(gates[0])["limits"], sweep.config.gate
     below = "kept candidates are below it" if gate.enabled else "no limit was kept to"
-    return (
+    return couples, (
         "Similarity is the correlation at 32x48 pixels with the nearest image that the generator "
         f"was fitted on, mirrored or not. The limit is {limits['max_similarity']:.2f}: the "
         f"{gate.copy_quantile:.0%} quantile of the same measure between real images of different "

@@ -75,16 +75,11 @@ def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
         return rows
     named = rows["output"].fillna("")
     if "dice_mean" in rows:
-        where = ["trial_id", "test_cohort", "prompt", TESTED]
-        keys = rows.reindex(columns=where).fillna("")
+        where = [n for n in ("trial_id", "test_cohort", "prompt", TESTED) if n in rows]
         other = next(name for name in OUTPUTS if name != output)
-        of_other = keys[named == other].drop_duplicates()
-        dice = pd.Series(
-            rows.loc[of_other.index, "dice_mean"].to_numpy(),
-            index=pd.MultiIndex.from_frame(of_other),
-        )
-        places = pd.MultiIndex.from_frame(keys)
-        rows = rows.assign(**{f"{other}_dice_mean": dice.reindex(places).to_numpy()})
+        dice = rows.loc[named == other, [*where, "dice_mean"]].drop_duplicates(where)
+        dice = dice.rename(columns={"dice_mean": f"{other}_dice_mean"})
+        rows = rows.merge(dice, on=where, how="left")
     return rows[named.isin([output, ""])].reset_index(drop=True)
 
 

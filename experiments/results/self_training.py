@@ -1,6 +1,6 @@
 """What self-training kept: the stages that labelled unlabelled images, a row each."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -21,26 +21,23 @@ def kept_labels(sweep: Sweep) -> pd.DataFrame:
     """
     supports: dict[str, list[str]] = {}
     for spec in sweep.plan.trials:
-        name = _support(spec)
         for key in _behind(sweep, spec.fit_key) if spec.fit_key else ():
-            named = supports.setdefault(key, [])
-            named += [name] if name not in named else []
+            supports.setdefault(key, []).append(_support(spec))
     rows = []
     for key, run in sweep.runs.items():
         if run.node.stage != "pseudo" or not run.is_done:
             continue
         done = sweep.result(run)
         teacher = sweep.runs[run.node.upstream["teacher"]].node
-        of = {number: _share(done, number) for number in ("1", "2", "3")}
         dice = done["true_dice"]
         rows.append(
             {
                 "teacher": teacher.title,
-                "support": ", ".join(supports.get(key, [])) or "–",
+                "support": ", ".join(dict.fromkeys(supports.get(key, []))) or "–",
                 "round": str(_round(sweep, run.node)),
                 "unlabelled": str(done["n_unlabelled"]),
                 "kept": f"{done['n_kept']} ({100 * done['n_kept'] / done['n_unlabelled']:.0f} %)",
-                **{f"kept of trimester {number}": text for number, text in of.items()},
+                **{f"kept of trimester {number}": _share(done, number) for number in "123"},
                 "mean agreement": f"{done['mean_agreement']:.3f}",
                 TRUE_DICE: "–" if dice is None else f"{dice:.3f}",
             }
@@ -52,7 +49,7 @@ def kept_sentence(done: Mapping[str, Any]) -> str:
     """Say in one line what a stage kept, from the result in its marker."""
     dice = done["true_dice"]
     known = "no annotation to compare with" if dice is None else f"{TRUE_DICE} {dice:.3f}"
-    by_trimester = ", ".join(f"{number}: {_share(done, number)}" for number in ("1", "2", "3"))
+    by_trimester = ", ".join(f"{number}: {_share(done, number)}" for number in "123")
     return (
         f"kept {done['n_kept']} of {done['n_unlabelled']} unlabelled images (by trimester "
         f"{by_trimester}); mean agreement {done['mean_agreement']:.3f}; {known}"
@@ -71,21 +68,12 @@ def _support(spec: TrialSpec) -> str:
 
 def _behind(sweep: Sweep, key: str) -> set[str]:
     """A stage and all that it was made from."""
-    found, waiting = set(), [key]
-    while waiting:
-        if (each := waiting.pop()) not in found:
-            found.add(each)
-            waiting += sweep.runs[each].node.upstream.values()
-    return found
+    below = sweep.runs[key].node.upstream.values()
+    return {key}.union(*(_behind(sweep, each) for each in below))
 
 
 def _round(sweep: Sweep, node: Node) -> int:
     """1 where the teacher saw labels alone, one more than the round that its pairs come from."""
-    return 1 + max((_round(sweep, each) for each in _taught_by(sweep, node)), default=0)
-
-
-def _taught_by(sweep: Sweep, node: Node) -> Iterator[Node]:
     teacher = sweep.runs[node.upstream["teacher"]].node
-    for key in teacher.upstream.values():
-        if sweep.runs[key].node.stage == "pseudo":
-            yield sweep.runs[key].node
+    below = [sweep.runs[key].node for key in teacher.upstream.values()]
+    return 1 + max((_round(sweep, each) for each in below if each.stage == "pseudo"), default=0)

@@ -23,8 +23,8 @@ DRAWN: Mapping[str, str] = {
 _CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key"]
 
 
-def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
-    """Standard deviation of the mean over images along each axis, the other axes held.
+def spreads(per_image: pd.DataFrame) -> pd.DataFrame:
+    """Standard deviation of the mean Dice over images along each axis, the other axes held.
 
     Where the other axes have several values, the variances along this one are averaged. The folds
     of a model are pooled.
@@ -32,19 +32,19 @@ def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
     Returns:
         A row per cell: test_cohort, prompt, amount, the columns of `SERIES`, n_generator_labels
         (the most), mean (of the model means), and for each axis of `DRAWN` n_AXIS (its values; 0
-        where it does not apply) and sd_AXIS (in the unit of the column; None where the axis has one
-        value). No rows for empty input.
+        where it does not apply) and sd_AXIS (None where the axis has one value). No rows for empty
+        input.
     """
-    frame = with_defaults(per_image).dropna(subset=[column])
+    frame = with_defaults(per_image).dropna(subset=["dice"])
     frame = frame.assign(amount=amounts(frame), generator_key=own_labels(frame))
     rows = []
     for where, part in frame.groupby(_CELL, sort=False, dropna=False):
-        means = part.groupby(list(DRAWN), dropna=False, as_index=False)[column].mean()
+        means = part.groupby(list(DRAWN), dropna=False, as_index=False)["dice"].mean()
         row = dict(zip(_CELL[:-1], where[:-1], strict=True))
         row |= {"n_generator_labels": part["n_generator_labels"].max()}
-        row |= {"mean": means[column].mean()}
+        row |= {"mean": means["dice"].mean()}
         for axis in DRAWN:
-            row |= {f"n_{axis}": means[axis].nunique(), f"sd_{axis}": _spread(means, axis, column)}
+            row |= {f"n_{axis}": means[axis].nunique(), f"sd_{axis}": _spread(means, axis)}
         rows.append(row)
     table = pd.DataFrame(rows)
     for name in [f"sd_{axis}" for axis in DRAWN if not table.empty]:
@@ -53,15 +53,15 @@ def spreads(per_image: pd.DataFrame, *, column: str = "dice") -> pd.DataFrame:
     return table
 
 
-def _spread(means: pd.DataFrame, axis: str, column: str) -> float | None:
+def _spread(means: pd.DataFrame, axis: str) -> float | None:
     """Pool the variances along one axis over the values of the others; None for one value."""
     others = [name for name in DRAWN if name != axis]
-    variances = means.groupby(others, dropna=False)[column].var(ddof=1).dropna()
+    variances = means.groupby(others, dropna=False)["dice"].var(ddof=1).dropna()
     return None if variances.empty else float(np.sqrt(variances.mean()))
 
 
-def spread_table(found: pd.DataFrame, *, scale: float = 100) -> pd.DataFrame:
-    """Write `spreads` as text cells, times `scale` (100 for Dice in points, 1 for mm).
+def spread_table(found: pd.DataFrame) -> pd.DataFrame:
+    """Write `spreads` as text cells, in per cent.
 
     Returns:
         cohort, prompt, condition, the axes of which there are several values, real, mean, and per
@@ -79,12 +79,12 @@ def spread_table(found: pd.DataFrame, *, scale: float = 100) -> pd.DataFrame:
             "condition": found["condition"].map(condition_label),
             **{name: [axis_label(name, each) for each in found[name]] for name in shown},
             "real": found["amount"].mask(is_control(found), ""),
-            "mean": [f"{scale * mean:.1f}" for mean in found["mean"]],
+            "mean": [f"{100 * mean:.1f}" for mean in found["mean"]],
         }
     )
     for axis, name in DRAWN.items():
         pairs = zip(found[f"sd_{axis}"], found[f"n_{axis}"], strict=True)
         text[f"SD over {name}"] = [
-            "" if pd.isna(sd) else f"{scale * sd:.2f} ({n})" for sd, n in pairs
+            "" if pd.isna(sd) else f"{100 * sd:.2f} ({n})" for sd, n in pairs
         ]
     return text

@@ -6,7 +6,6 @@ Intervals over exams and supports are in `resampling`, differences in `contrasts
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -19,33 +18,15 @@ TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
 """Images per trimester of the HC18 training set (van den Heuvel et al. 2018), 999 in all."""
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
-SUMMARY = [
-    "n_images",
-    "n_exams",
-    "n_not_found",
-    "n_not_fitted",
-    "dice_mean",
-    "dice_median",
-    "dice_low",
-    "dice_high",
-]
-SUMMARY += ["dice_share_below_090", "dice_256_mean", "hausdorff_mm_mean", "hc_err_mm_mean"]
+SUMMARY = ["n_images", "n_exams", "n_not_found", "n_not_fitted", "dice_mean", "dice_median"]
+SUMMARY += ["dice_low", "dice_high", "dice_share_below_090", "dice_256_mean"]
+SUMMARY += ["hausdorff_mm_mean", "hc_err_mm_mean"]
 SUMMARY += ["hc_abs_err_mm_mean", "hc_abs_err_mm_p95", "dice_trimester_weighted_mean"]
 SUMMARY += ["dice_trimester_weighted_low", "dice_trimester_weighted_high", "trimesters_missing"]
 """Columns of results.csv that are computed from per_image.csv."""
 _SCORED = ["trial_id", "test_cohort", "prompt", "output"]
 """What one row of results.csv is of."""
 _TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightedMean:
-    """A trimester-weighted mean and what it could not see."""
-
-    value: float
-    """The mean in the unit of the values; NaN if no value has a trimester."""
-    missing: tuple[int, ...]
-    """Trimesters without a value; the other weights were scaled up to sum to 1."""
 
 
 def cluster_bootstrap_ci(
@@ -86,7 +67,9 @@ def cluster_bootstrap_ci(
     return float(low), float(high)
 
 
-def trimester_weighted_mean(values: ArrayLike, trimesters: ArrayLike) -> WeightedMean:
+def trimester_weighted_mean(
+    values: ArrayLike, trimesters: ArrayLike
+) -> tuple[float, tuple[int, ...]]:
     """Mean of trimester means, weighted by the shares of the HC18 training set.
 
     A test part that happens to hold few first-trimester heads cannot hide their failures.
@@ -96,18 +79,18 @@ def trimester_weighted_mean(values: ArrayLike, trimesters: ArrayLike) -> Weighte
         trimesters: (N,) of 1, 2, 3 or NaN (unknown: left out).
 
     Returns:
-        The mean; if a trimester is absent the other weights are renormalised and it is named.
+        The mean, NaN if no value has a trimester; and the trimesters without a value: the other
+        weights were scaled up to sum to 1.
     """
     frame = pd.DataFrame({"value": np.asarray(values, dtype=np.float64)})
     frame["trimester"] = pd.to_numeric(pd.Series(np.asarray(trimesters)), errors="coerce")
     means = frame.groupby("trimester")["value"].mean()
-    present = [t for t in TRIMESTER_COUNTS if t in means.index]
-    missing = tuple(t for t in TRIMESTER_COUNTS if t not in means.index)
-    if not present:
-        return WeightedMean(value=float("nan"), missing=missing)
-    weights = np.array([TRIMESTER_COUNTS[t] for t in present], dtype=np.float64)
-    value = float(np.average(means.loc[present].to_numpy(), weights=weights))
-    return WeightedMean(value=value, missing=missing)
+    weights = pd.Series(TRIMESTER_COUNTS, dtype=np.float64)
+    missing = tuple(weights.index.difference(means.index))
+    if len(missing) == len(weights):
+        return float("nan"), missing
+    weights = weights.drop([*missing])
+    return float(np.average(means.loc[weights.index], weights=weights)), missing
 
 
 def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
@@ -163,7 +146,7 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
     """
     dice, exams = images["dice"], images["exam_id"]
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot)
-    weighted = trimester_weighted_mean(dice, images["trimester"])
+    weighted, missing = trimester_weighted_mean(dice, images["trimester"])
     weighted_low, weighted_high = weighted_interval(images, n_boot=n_boot)
     numbers = (
         len(images),
@@ -175,8 +158,8 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
         *(dice.mean(), dice.median(), low, high, (dice < 0.9).mean()),
         *images[["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]].mean(),
         images["hc_abs_err_mm"].quantile(0.95),
-        *(weighted.value, weighted_low, weighted_high),
-        ",".join(map(str, weighted.missing)),
+        *(weighted, weighted_low, weighted_high),
+        ",".join(map(str, missing)),
     )
     return dict(zip(SUMMARY, numbers, strict=True))
 

@@ -143,17 +143,14 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
     if summary.empty:
         return [_block(waiting, where=("", ""), **common)]
     made = []
-    for cohort in summary["test_cohort"].unique():
-        own = summary[summary["test_cohort"] == cohort]
-        for prompt in axes.prompt_order(own["prompt"]):
-            here = waiting[
-                (waiting["test_cohort"].isna() | (waiting["test_cohort"] == cohort))
-                & (waiting["prompt"].isna() | (waiting["prompt"] == prompt))
-            ]
-            scored = own[own["prompt"] == prompt].assign(note="")
-            parts = [part for part in (scored, here) if len(part)]
-            rows = pd.concat(parts, ignore_index=True)
-            made.append(_block(rows, where=(cohort, prompt), **common))
+    for cohort, prompt, scored in axes.each_place(summary):
+        here = waiting[
+            (waiting["test_cohort"].isna() | (waiting["test_cohort"] == cohort))
+            & (waiting["prompt"].isna() | (waiting["prompt"] == prompt))
+        ]
+        parts = [part for part in (scored.assign(note=""), here) if len(part)]
+        rows = pd.concat(parts, ignore_index=True)
+        made.append(_block(rows, where=(cohort, prompt), **common))
     return made
 
 
@@ -219,7 +216,7 @@ def _block(
 
 def _title(where: tuple[str, str], *, shown: Sequence[str], has_controls_only: bool) -> str:
     cohort, prompt = where
-    title = f"{cohort}, {axes.prompt_words(prompt, shown=shown).label}"
+    title = f"{cohort}, {axes.prompt_label(prompt, shown=shown)}"
     title += ", controls only" if has_controls_only else ""
     return title if cohort else "no trial has finished"
 
@@ -233,18 +230,17 @@ def _best(values: pd.Series, *, groups: pd.Series, is_better_high: bool) -> pd.S
 
 def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
+    results = with_defaults(results)
+    counted = ["trimesters_missing", "n_not_found", "n_not_fitted"]
+    results = results.reindex(columns=results.columns.union(counted, sort=False))
     more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
-    present, folds = set(results["condition"]), with_defaults(results)["fold"].nunique()
-    chosen = set(with_defaults(results)["choice"])
-    missing = results.get("trimesters_missing", pd.Series(dtype=str)).fillna("")
-    not_found = results.get("n_not_found", pd.Series(dtype=float))
-    not_fitted = results.get("n_not_fitted", pd.Series(dtype=float))
-    is_ellipse = (results.get("output", pd.Series(dtype=str)) == "ellipse").any()
+    present, chosen = set(results["condition"]), set(results["choice"])
+    folds, is_short = results["fold"].nunique(), results["trimesters_missing"].fillna("") != ""
     notes = {
         "Scores are those of the ellipse fitted to each predicted mask; mask Dice beside them is "
-        "of the mask as it is.": is_ellipse,
+        "of the mask as it is.": (results["output"] == "ellipse").any(),
         "no ellipse: test images whose prediction gives no ellipse, a mean over trials; the mask's "
-        "own scores count.": (not_fitted > 0).any(),
+        "own scores count.": (results["n_not_fitted"] > 0).any(),
         "Weighted Dice, the headline: mean of trimester means with the shares of the HC18 training "
         "set (165, 693 and 141 of 999 images); trimesters are derived from the head "
         "circumference.": True,
@@ -256,15 +252,15 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "and the gate of its synthetic set saw, and those of validation where they chose "
         "anything.": True,
         "unlabelled: images of the train part whose labels were not read; a teacher fitted on the "
-        "row's labels labelled them.": (with_defaults(results)["n_unlabelled"] > 0).any(),
+        "row's labels labelled them.": (results["n_unlabelled"] > 0).any(),
         "HC error: absolute difference of the head circumference (ADF).": (
             results["hc_abs_err_mm_mean"].notna().any()
         ),
         "not found: test images with an empty prediction, a mean over trials; they count with the "
-        "worst score, never dropped.": not_found.notna().any(),
+        "worst score, never dropped.": results["n_not_found"].notna().any(),
         f"Cross-tested: the exams of a row are pooled over {folds} folds, each tested by a model "
         "that was trained without it.": folds > 1,
-        "* A trimester has no test image; the other weights were scaled up.": (missing != "").any(),
+        "* A trimester has no test image; the other weights were scaled up.": is_short.any(),
         "The generator behind + synthetic may have seen more labelled images than the real-only "
         "row of the same amount: compare at equal total labels.": (
             (more[~axes.is_control(results)] > 0).any()

@@ -1,9 +1,8 @@
 """Which rows were tested on the same images: only these stand in one table."""
 
-import itertools
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -51,7 +50,7 @@ def apart_notes(done: pd.DataFrame) -> list[str]:
             continue
         files = {number: set_files(own) for number, own in rows.groupby(TEST_SET)}
         sources = rows.reindex(columns=[SOURCE])[SOURCE].dropna().unique()
-        differing = _differing([_settings(Path(source)) for source in sources])
+        differing = _differing([Path(source).with_name("config.yaml") for source in sources])
         why = f"of their settings these differ: {', '.join(differing)}"
         if not differing:
             why = "their images or annotations themselves differ, or one does not say which it has"
@@ -68,29 +67,15 @@ def apart_notes(done: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _settings(results_csv: Path) -> dict[str, Any]:
-    """What chooses the test images, from the recipe beside a file; empty where none can be read."""
-    try:
-        recipe = yaml.safe_load((results_csv.parent / "config.yaml").read_text())
-        return dict(_flat({name: recipe[name] for name in ("data", "split")}))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
-        return {}
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    nested = [
-        _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-        for name, value in node.items()
-    ]
-    return list(itertools.chain(*nested))
-
-
-def _differing(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """`key: one or other` of each setting that is not the same in all that are known."""
-    known = [each for each in found if each]
-    said = []
-    for key in dict.fromkeys(itertools.chain(*known)):
-        values = list(dict.fromkeys(str(each.get(key)) for each in known))
-        if len(values) > 1:
-            said.append(f"{key} ({' or '.join(values)})")
-    return said
+def _differing(recipes: Sequence[Path]) -> list[str]:
+    """`key: one or other` of each setting that chooses the test images and is not the same in all
+    recipes that can be read.
+    """
+    found = []
+    for path in recipes:
+        with contextlib.suppress(OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError):
+            recipe = yaml.safe_load(path.read_text())
+            found.append({name: recipe[name] for name in ("data", "split")})
+    settings = pd.json_normalize(found).astype(str)
+    values = {key: settings[key].unique() for key in settings}
+    return [f"{key} ({' or '.join(each)})" for key, each in values.items() if len(each) > 1]

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+_MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\|*<"} | {"\n": " "})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
@@ -64,9 +66,7 @@ def bullets(notes: Sequence[str]) -> list[str]:
 
 def escape_markdown(text: str) -> str:
     """Escape what Markdown would read as a mark or a cell's end."""
-    for mark in ("\\", "|", "*", "<"):
-        text = text.replace(mark, "\\" + mark)
-    return text.replace("\n", " ")
+    return text.translate(_MARKS)
 
 
 def counted(number: float, noun: str) -> str:

@@ -72,16 +72,15 @@ def comparison_table(
     is_base = found["condition"].isin(family["base"])
     found = pd.concat([found[is_base], found[~is_base]])
     shown = ["generator"] if found["generator"].replace("", None).nunique() > 1 else []
+    differences = {(row["condition"], row["generator"]): row for _, row in family.iterrows()}
     rows = []
     for _, cell in found.iterrows():
-        alike = (family["condition"] == cell["condition"]) & (
-            family["generator"] == cell["generator"]
-        )
-        difference = family[alike].iloc[0] if alike.any() else None
-        is_known = difference is not None and verdict(difference) != "no interval"
-        ends = (
-            [size(difference[end], measure="dice") for end in ("low", "high")] if is_known else []
-        )
+        row = differences.get((cell["condition"], cell["generator"]))
+        difference = interval = "–"
+        if row is not None:
+            difference = size(row["mean"], measure="dice", sign=True)
+            ends = [size(row[end], measure="dice") for end in ("low", "high")]
+            interval = "–" if verdict(row) == "no interval" else " to ".join(ends)
         rows.append(
             {
                 "condition": series_label(cell, shown=shown),
@@ -89,12 +88,8 @@ def comparison_table(
                 "unlabelled images": f"{cell['n_unlabelled']:.0f}",
                 "Dice %": f"{100 * cell['dice_mean']:.1f}",
                 "HC error mm": f"{cell['hc_abs_err_mm_mean']:.2f}",
-                "Dice against the first row": (
-                    "–"
-                    if difference is None
-                    else size(difference["mean"], measure="dice", sign=True)
-                ),
-                "95 % interval": " to ".join(ends) or "–",
+                "Dice against the first row": difference,
+                "95 % interval": interval,
             }
         )
     return pd.DataFrame(rows).replace("nan", "–")

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import wandb
 
-from datamodules.annotation import read_annotation, read_image
+from datamodules.annotation import annotation_of, image_of
 from datamodules.head_ellipse import filled_ellipse
+from datamodules.samples import Sample
 from datamodules.storage import write_json
 from experiments.config.schema import WandbConfig
 from experiments.results.rows import read_output
@@ -95,14 +96,10 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
     """The fixed test images of a trial, with the prediction and the reference as masks."""
     images = []
     for item in shown.get("images", []):
-        image, sample_id, prompt = (
-            read_image(Path(item["image"]), frame=item.get("image_frame")),
-            item["sample_id"],
-            shown["prompt"],
-        )
-        reading = {name: item[name] for name in ("filled_bias_px", "label")}
-        reference = read_annotation(Path(item["annotation"]), **reading).mask
-        where = {"prompt": prompt, "sample_id": sample_id, "size_hw": image.shape}
+        paths = {name: Path(item[name]) for name in ("image_path", "annotation_path")}
+        sample, prompt = Sample(**(item | paths)), shown["prompt"]
+        image, reference = image_of(sample), annotation_of(sample).mask
+        where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": image.shape}
         try:
             predicted = read_prediction(Path(shown["run_dir"]), **where)
         except KeyError:
@@ -117,7 +114,7 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             for name, mask in (("prediction", predicted), ("reference", reference))
         }
         small = _small(image, cv2.INTER_AREA)
-        images.append(wandb.Image(small, caption=f"{sample_id}, {prompt}", masks=masks))
+        images.append(wandb.Image(small, caption=f"{sample.sample_id}, {prompt}", masks=masks))
     return images
 
 

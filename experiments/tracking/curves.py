@@ -32,14 +32,14 @@ def curves(results: pd.DataFrame, *, per_image: pd.DataFrame) -> dict[float, dic
     if found.empty:
         return points
     shown, main = axes.shown_axes(found), found["test_cohort"].iloc[0]
-    several = _several_generator_counts(found)
+    found = found.assign(generator_labels=axes.several_generator_labels(found))
     for (cohort, prompt), part in found.groupby(["test_cohort", "prompt"], sort=False):
         place = prompt if cohort == main else f"{prompt}/{cohort}"
         is_level = axes.is_control(part)
         middle = (part["n_real_min"] + part["n_real_max"]) / 2
         trained = sorted(middle[~is_level].unique())
         for i, row in part.iterrows():
-            name = _series(row, shown=shown, several=several)
+            name = _series(row, shown=shown)
             for n_real in trained if is_level[i] else [middle[i]]:
                 for measure, column in CURVES.items():
                     if pd.notna(row[column]):
@@ -47,15 +47,8 @@ def curves(results: pd.DataFrame, *, per_image: pd.DataFrame) -> dict[float, dic
     return dict(sorted(points.items()))
 
 
-def _series(row: Mapping, *, shown: Sequence[str], several: set[str]) -> str:
+def _series(row: Mapping, *, shown: Sequence[str]) -> str:
     words = [row[name] for name in axes.SERIES if name == "condition" or name in shown]
-    if row["condition"] in several:
-        words.append(f"on {row['n_generator_labels']:.0f}")
+    if row["generator_labels"]:
+        words.append(f"on {row['generator_labels']}")
     return " ".join(filter(None, words))
-
-
-def _several_generator_counts(found: pd.DataFrame) -> set[str]:
-    """Conditions that come with generators on several fixed numbers of labels."""
-    fixed = found[found["pair_labels"] == "fixed"]
-    counts = fixed.groupby("condition")["n_generator_labels"].nunique()
-    return set(counts.index[counts > 1])

@@ -3,7 +3,6 @@
 Torch-free, and free of wandb until something is pushed.
 """
 
-import json
 import os
 import re
 import shutil
@@ -17,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.integrity import read_object
 from datamodules.storage import content_key, write_json
 from experiments.config.wandb_mode import is_logged_in, server_answers, server_url
 from experiments.store.plan_file import read_plan
@@ -36,11 +36,6 @@ class LoggedRun:
     """Its directory, `offline-run-DATE_TIME-ID`, or without `offline-` where it was online."""
     stage: str
     """The stage that logged it; empty for one of the sweep's summary."""
-
-    @property
-    def is_offline(self) -> bool:
-        """Whether a server may not have it yet."""
-        return self.path.name.startswith("offline-")
 
 
 def find_runs(folder: Path) -> list[LoggedRun]:
@@ -131,7 +126,8 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
         raise InputError("W&B: not logged in; run `wandb login`, or set WANDB_API_KEY")
     if not server_answers():
         raise InputError(f"W&B: {server_url()} does not answer; try again when it does")
-    paths = [str(run.path) for run in runs if run.is_offline]
+    # A server may not have these yet.
+    paths = [str(run.path) for run in runs if run.path.name.startswith("offline-")]
     if paths:
         _wandb("sync", "--yes", "-e", entity, "-p", project, *paths)
     for line in create_views(folder, entity=entity, project=project):
@@ -142,24 +138,21 @@ def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
     """Save the workspace and the report of a sweep, unless the same ones are there; their lines."""
     import wandb
 
-    from experiments.tracking.views import Place, make_report, make_workspace
+    from experiments.tracking.views import make_report, make_workspace
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     name, prompts = config["name"], config["evaluation"]["prompts"]
     # A change of the views' code changes what is saved.
     views_code = Path(__file__).with_name("views.py").read_text()
     key = content_key([name, prompts, views_code, server_url()])
-    try:
-        known = json.loads((folder / VIEWS_NAME).read_text())
-    except (OSError, ValueError):
-        known = {}
+    known = read_object(folder / VIEWS_NAME) or {}
     found = known.get(f"{entity}/{project}", {})
     if found.get("key") != key:
         os.environ["WANDB_SILENT"] = "true"
-        place = Place(entity=entity, project=project, sweep=name)
+        place = {"entity": entity, "project": project, "prompts": prompts}
         try:
-            workspace = make_workspace(place, prompts=prompts).save()
-            report = make_report(place, prompts=prompts).save()
+            workspace = make_workspace(name, **place).save()
+            report = make_report(name, **place).save()
         except (wandb.Error, ValueError, OSError, KeyError, TypeError) as error:
             print(f"W&B refused the views: {type(error).__name__}: {error}", file=sys.stderr)
             raise SystemExit(1) from error

@@ -9,9 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datamodules.integrity import read_object
 from datamodules.storage import content_key, write_json
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
@@ -61,10 +63,7 @@ def log_sweep(sweep: Sweep, *, key: str, finding: str) -> str | None:
 
 def logged(folder: Path) -> dict[str, str]:
     """Hash of what was logged for each trial, and under `analysis` for the sweep's outputs."""
-    try:
-        return json.loads((folder / LOGGED_NAME).read_text())
-    except (OSError, ValueError):
-        return {}
+    return read_object(folder / LOGGED_NAME) or {}
 
 
 def _trial(sweep: Sweep, spec: TrialSpec) -> dict[str, Any] | None:
@@ -104,22 +103,14 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
     prompt = (known or scored)[0]
     key = spec.score_keys[sweep.data.name, prompt]
     shown = [sweep.data.samples[name] for name in fixed_images(sweep.plan.nodes[key])]
-    images = [
-        {
-            "sample_id": sample.sample_id,
-            "image": str(sample.image_path),
-            "image_frame": sample.image_frame,
-            "annotation": str(sample.annotation_path),
-            "filled_bias_px": sample.filled_bias_px,
-            "label": sample.label,
-        }
-        for sample in shown
-    ]
     return {
         "run_dir": str(sweep.store.root / "store" / key),
         "prompt": prompt,
         "output": sweep.config.evaluation.output,
-        "images": images,
+        "images": [
+            {name: str(v) if isinstance(v, Path) else v for name, v in asdict(sample).items()}
+            for sample in shown
+        ],
     }
 
 

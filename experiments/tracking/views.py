@@ -1,7 +1,6 @@
 """What a sweep looks like on W&B, as code: a workspace for exploring, and a report for reading."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import wandb_workspaces.reports.v2 as wr
@@ -11,41 +10,33 @@ _LOSS_X = "trainer/global_step"
 FINAL = "Final table and figure"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """A sweep in a project on W&B."""
-
-    entity: str
-    project: str
-    sweep: str
-    """The group of its runs."""
-
-
-def make_workspace(place: Place, *, prompts: Sequence[str]) -> ws.Workspace:
-    """The saved view of a sweep: its runs alone, grouped by segmenter and condition."""
+def make_workspace(
+    sweep: str, *, entity: str, project: str, prompts: Sequence[str]
+) -> ws.Workspace:
+    """The saved view of a sweep: the runs of its group alone, by segmenter and condition."""
     return ws.Workspace(
-        entity=place.entity,
-        project=place.project,
-        name=f"sonosweep: {place.sweep}"[:128],
+        entity=entity,
+        project=project,
+        name=f"sonosweep: {sweep}"[:128],
         sections=[
             ws.Section(name=name, panels=panels, is_open=True)
             for name, panels in _sections(prompts).items()
         ],
         settings=ws.WorkspaceSettings(max_runs=50),
         runset_settings=ws.RunsetSettings(
-            filters=[ws.Metric("Group") == place.sweep],
+            filters=[ws.Metric("Group") == sweep],
             groupby=[ws.Config("arm")],
             pinned_columns=[f"summary:dice/{prompts[0]}", "config:n_real.value"],
         ),
     )
 
 
-def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
+def make_report(sweep: str, *, entity: str, project: str, prompts: Sequence[str]) -> wr.Report:
     """A page to read: the workspace's sections, and the final table."""
     sections = _sections(prompts)
     sections[FINAL].append(wr.WeavePanelSummaryTable(table_name="results"))
-    where = {"entity": place.entity, "project": place.project}
-    runs = wr.Runset(**where, name=place.sweep, filters=[ws.Metric("Group") == place.sweep])
+    where = {"entity": entity, "project": project}
+    runs = wr.Runset(**where, name=sweep, filters=[ws.Metric("Group") == sweep])
     introduction = (
         "Each point is the mean over trials of one segmenter, condition and amount on the main "
         "test set; intervals and tests are in the sweep's own report.html."
@@ -55,7 +46,7 @@ def make_report(place: Place, *, prompts: Sequence[str]) -> wr.Report:
         blocks += [wr.H1(name), wr.PanelGrid(runsets=[runs], panels=panels)]
     return wr.Report(
         **where,
-        title=f"sonosweep: {place.sweep}"[:128],
+        title=f"sonosweep: {sweep}"[:128],
         description="Scores of a sweep, by condition and number of real images.",
         blocks=blocks,
     )

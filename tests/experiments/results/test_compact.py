@@ -100,7 +100,7 @@ def test_a_cell_is_found_and_a_wrong_part_names_the_nearest():
     assert list(choose(RESULTS, "hc18/*/5/real")["support"]) == [0, 1]
     for cell, word in (
         ("hc18/whole_image/5/stron", "did you mean strong"),
-        ("hc18/whole_image/7/real", "here are 5, 20"),
+        ("hc18/whole_image/7/real", "use one of 5, 20"),
         ("hc18/real", "expected COHORT"),
     ):
         with pytest.raises(InputError, match=word):
@@ -126,7 +126,7 @@ def test_compat_sets_the_papers_evaluation_and_refuses_another():
 
 def test_deviations_follow_the_config():
     notes = " ".join(deviations(load_config("paper_curve", ["segmenter.steps=77"])))
-    assert "Steps: we take 77 steps of batch 4" in notes
+    assert "Training: ours is 77 steps of batch 4" in notes
     assert "SAM ViT-B" in notes
     assert "64x96" in notes
     real = load_config("paper_curve", ["sweep.condition=[real]"])
@@ -141,20 +141,20 @@ def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
     assert all(note.endswith(".") and "; the paper" in note for note in notes)
     text = " ".join(notes)
     for words in (
-        "we take 1 step of batch",
-        "we test 1 image, as whole exams, of the folder that is trained on, and all images of the "
-        "external cohort es; the paper tests 597",
-        "on 1 labelled image, and draws 500 candidates",
-        "ours pass an automatic gate; the paper's",
-        "we take 1 box draw of each image",
-        "we train 1 model (1 support, 1 seed); the paper trains one.",
+        "ours is 1 step of batch",
+        "ours is 1 image, as whole exams, of the folder that is trained on, and all images of the "
+        "external cohort es; the paper's is 597",
+        "on 1 labelled image, of 500 candidates",
+        "ours is an automatic gate; the paper's",
+        "the mean over 1 box draw, the same",
+        "ours is 1 model (1 support, 1 seed); the paper's is one model.",
     ):
         assert words in text
     more = ["sweep.support=[0,1]", "sweep.seed=[0,1,2]", "split.test=2", "gate.enabled=false"]
     text = " ".join(deviations(load_config("paper_curve", [*more, "evaluation.jitter_draws=2"])))
-    assert "we train 6 models (2 supports, 3 seeds)" in text
-    assert "we test 2 images, as whole" in text
-    assert "ours are not checked" in text
+    assert "ours is 6 models (2 supports, 3 seeds)" in text
+    assert "ours is 2 images, as whole" in text
+    assert "ours is none" in text
     assert "2 box draws" in text
 
 

@@ -91,7 +91,7 @@ def test_one_amount_shows_its_conditions_side_by_side():
     single, per_image = sweep(((np.nan, 20),), supports=(0, 1), prompts=("whole_image",))
     axis = figure_amounts(single, per_image=per_image).axes[0]
     real, synthetic = curves(axis).values()
-    assert (real.get_xdata().tolist(), synthetic.get_xdata().tolist()) == ([0], [1])
+    assert (real.get_xdata().tolist(), synthetic.get_xdata().tolist()) == ([19.5], [20.5])
     assert real.get_ydata() == pytest.approx([80.5])
     assert ticks(axis) == ["20"]
 
@@ -214,7 +214,7 @@ def test_outlines_are_drawn_where_the_mask_ends():
     image = np.full((54, 80), 100, np.uint8)
     mask = np.zeros((54, 80), np.uint8)
     mask[10:30, 20:60] = 1
-    shown = overlay_contours(image, [(mask, (255, 0, 10))], thickness_px=1)
+    shown = overlay_contours(image, [(mask, (255, 0, 10))])
     edge = np.zeros((54, 80), bool)
     edge[10:30, 20:60] = True
     edge[11:29, 21:59] = False

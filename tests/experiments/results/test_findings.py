@@ -12,7 +12,7 @@ from experiments.results.findings import (
     comparison_sentence,
     finding,
     pick_cases,
-    points,
+    size,
 )
 
 PLAIN = StatisticsConfig(primary=ContrastConfig(enabled=False))
@@ -71,10 +71,11 @@ def test_wording_never_claims_that_there_is_no_difference():
 
 
 def test_points_keep_the_sign_and_small_values():
-    assert points(0.0123) == "1.2"
-    assert points(-0.0123) == "−1.2"
-    assert points(0.0003, sign=True) == "+0.03"  # 0.0 would contradict an interval above zero
-    assert points(0.0) == "0.0"
+    assert size(0.0123, measure="dice") == "1.2 points"
+    assert size(-0.0123, measure="dice") == "−1.2 points"
+    # 0.0 would contradict an interval above zero.
+    assert size(0.0003, measure="dice", sign=True) == "+0.03 points"
+    assert size(0.0, measure="hc_abs_err_mm") == "0.0 mm"
 
 
 def test_finding_tells_budget_control_failures_and_limits():

@@ -146,7 +146,11 @@ def test_each_row_names_the_stages_behind_it():
     # A trial without a score yet has neither a cohort nor a prompt.
     places = [(mean, "hc18", "a"), (real, "hc18", "b"), (real, "hc18", "a"), (real, None, None)]
     rows = pd.DataFrame(places, columns=["trial_id", "test_cohort", "prompt"])
-    found = add_stages(rows.assign(dice=0.5), trials=trials)
+    keys = ("score/bbbb", "score/cccc", "control/dddd")
+    nodes = {key: Node(stage="score", content={"test": [["x", key]]}) for key in keys}
+    found = add_stages(rows.assign(dice=0.5), plan=SimpleNamespace(trials=trials, nodes=nodes))
+    assert found["test_images"].nunique() == 3
+    assert found["test_images"].isna().tolist() == [False, False, False, True]
     assert found["score_id"].tolist()[:3] == ["control/dddd", "score/cccc", "score/bbbb"]
     assert found["score_id"].isna().tolist() == [False, False, False, True]
     assert found["fit_id"].tolist()[1:] == ["fit/aaaa"] * 3

@@ -1,12 +1,14 @@
 """Results of sweeps on different test images: never in one table."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 import yaml
 
 from experiments.plan.nodes import Node
 from experiments.results.compact import compact_tables, read_results
-from experiments.results.outputs import add_test_images
+from experiments.results.outputs import add_stages
 
 
 def rows(condition, values, *, trial="", test_images, **changes):
@@ -118,11 +120,11 @@ def test_files_without_the_column_are_read_and_said_to_be_without(tmp_path):
 @pytest.mark.parametrize("changed", [["a", "1"], ["c", "2"]])
 def test_the_hash_is_of_the_images_and_what_they_are_scored_against(changed):
     def hashed(*test):
-        keys = ["score/x", None]
+        trial = SimpleNamespace(id="t", fit_key="fit/f", score_keys={("hc18", "box"): "score/x"})
         node = Node(stage="score", content={"test": list(test)})
-        found = add_test_images(pd.DataFrame({"score_id": keys}), nodes={"score/x": node})
-        assert found["test_images"].isna().tolist() == [False, True]
-        return found["test_images"].iloc[0]
+        row = pd.DataFrame({"trial_id": ["t"], "test_cohort": ["hc18"], "prompt": ["box"]})
+        plan = SimpleNamespace(trials=[trial], nodes={"score/x": node})
+        return add_stages(row, plan=plan)["test_images"].iloc[0]
 
     one, two = ["a", "0"], ["b", "2"]
     assert hashed(one, two) == hashed(two, one)

@@ -84,7 +84,7 @@ def dashboard(folder, *words, **environment):
 def test_runs_are_those_of_the_stages_and_of_the_summary(shown):
     runs = find_runs(shown)
     assert sorted(run.stage for run in runs) == ["", "", "", "", "fit"]
-    assert all(run.is_offline for run in runs)
+    assert all(run.path.name.startswith("offline-") for run in runs)
 
 
 def test_the_terminal_gets_names_that_differ_at_their_beginning(shown):

@@ -8,13 +8,13 @@ from pathlib import Path
 from wandb_parts import clean_environment
 from wandb_server import WandbServer
 
-from experiments.tracking.views import Place, make_workspace
+from experiments.tracking.views import make_workspace
 
-PLACE = Place(entity="team", project="sonosweep", sweep="night 1")
+PLACE = {"entity": "team", "project": "sonosweep"}
 
 
 def sections():
-    model = make_workspace(PLACE, prompts=["whole_image", "jittered_box"])._to_model()
+    model = make_workspace("night 1", **PLACE, prompts=["whole_image", "jittered_box"])._to_model()
     spec = json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True))
     return spec["section"], {
         section["name"]: [(panel["viewType"], panel["config"]) for panel in section["panels"]]
@@ -59,9 +59,8 @@ def test_the_view_shows_the_runs_of_the_sweep_alone():
 
 
 REPORT = """
-from experiments.tracking.views import Place, make_report
-place = Place(entity="team", project="sonosweep", sweep="night 1")
-make_report(place, prompts=["whole_image"]).save()
+from experiments.tracking.views import make_report
+make_report("night 1", entity="team", project="sonosweep", prompts=["whole_image"]).save()
 """
 
 
