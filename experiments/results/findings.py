@@ -63,25 +63,32 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
     """Say how much a measure changed and whether that is shown, without a full stop."""
     measure = row.get("measure", "dice")
     name, signed = _MEASURES[measure], size(row["mean"], measure=measure, sign=True)
-    found, interval = verdict(row), _interval(row)
+    found, seen = verdict(row), _interval_and_samples(row)
     if found == "no interval":
-        return f"changed {name} by {signed}{than}; {interval}"
+        return f"changed {name} by {signed}{than}; {seen}"
     if found == "not shown":
         least = size(row.get("min_effect", 0.0), measure=measure)
         why = f": smaller than the minimum effect of {least}" if is_too_small(row) else ""
-        return f"changed {name} by {signed}{than} ({interval}): not shown{why}"
-    return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} ({interval})"
+        return f"changed {name} by {signed}{than} ({seen}): not shown{why}"
+    return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} ({seen})"
 
 
-def _interval(row: pd.Series) -> str:
-    """Write an interval with the sizes of its samples, or that there is none."""
-    measure, seen = row.get("measure", "dice"), counted(row["n_exams"], "exam")
+def interval(row: pd.Series) -> str:
+    """Write the interval of a difference, as "2.0 to 4.0 points"; "" where it has none."""
     if verdict(row) == "no interval":
+        return ""
+    low, high = (size(row[end], measure=row.get("measure", "dice")) for end in ("low", "high"))
+    return f"{low.split()[0]} to {high}"
+
+
+def _interval_and_samples(row: pd.Series) -> str:
+    """Write an interval with the sizes of its samples, or that there is none."""
+    seen, found = counted(row["n_exams"], "exam"), interval(row)
+    if not found:
         return f"{seen} {'gives' if row['n_exams'] == 1 else 'give'} no interval"
-    low, high = (size(row[end], measure=measure).split()[0] for end in ("low", "high"))
     if row.get("n_supports", 1) > 1:
         seen += f", {counted(row['n_supports'], 'support')}"
-    return f"{100 * row.get('level', 0.95):.4g} % CI {low} to {high}, {seen}"
+    return f"{100 * row.get('level', 0.95):.4g} % CI {found.rsplit(' ', 1)[0]}, {seen}"
 
 
 def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:

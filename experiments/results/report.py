@@ -23,10 +23,10 @@ from experiments.config.statistics import StatisticsConfig
 from experiments.results.axes import axis_label, each_place, is_control, prompt_label, shown_axes
 from experiments.results.choosing import choice_table
 from experiments.results.contrasts import Contrasts, comparisons, verdict
-from experiments.results.findings import finding, size
+from experiments.results.findings import finding, interval, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import with_defaults
-from experiments.results.spreads import spread_table, spreads
+from experiments.results.spreads import spread_table
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import counted
 from experiments.results.verdict import comparison_table, verdict_sentences
@@ -89,7 +89,7 @@ def render_report(
         notes=footnotes(results),
         differences=difference_tables(contrasts, shown=shown),
         choices=choice_table(per_image, contrasts.choices, shown=shown),
-        spreads=spread_table(spreads(per_image)),
+        spreads=spread_table(per_image),
         controls=control_sentences(results),
         budgets=budgets(results),
         statistics=statistics,
@@ -155,14 +155,12 @@ def difference_tables(
 
 def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
     measure, p = row["measure"], row["p_holm"]
-    ends = [size(row[end], measure=measure) for end in ("low", "high")]
-    known = np.isfinite([row["low"], row["high"]]).all()
     name = "HC error, mm" if measure != "dice" else "Dice, points"
     return {
         "measure": name + (" (primary)" if row["role"] == "primary" else ""),
         "real": row["amount"],
         "difference": size(row["mean"], measure=measure, sign=True),
-        "95 % CI": " to ".join(ends) if known else "–",
+        "95 % CI": interval(row) or "–",
         "change": verdict(row),
         "adjusted p": "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "is_firm": bool(p < 0.05),

@@ -17,7 +17,7 @@ from experiments.results.contrasts import (
     primary_rows,
     verdict,
 )
-from experiments.results.findings import size
+from experiments.results.findings import interval, size
 from experiments.results.rows import with_defaults
 from experiments.results.text import counted
 
@@ -76,11 +76,9 @@ def comparison_table(
     rows = []
     for _, cell in found.iterrows():
         row = differences.get((cell["condition"], cell["generator"]))
-        difference = interval = "–"
+        difference = "–"
         if row is not None:
             difference = size(row["mean"], measure="dice", sign=True)
-            ends = [size(row[end], measure="dice") for end in ("low", "high")]
-            interval = "–" if verdict(row) == "no interval" else " to ".join(ends)
         rows.append(
             {
                 "condition": series_label(cell, shown=shown),
@@ -89,7 +87,7 @@ def comparison_table(
                 "Dice %": f"{100 * cell['dice_mean']:.1f}",
                 "HC error mm": f"{cell['hc_abs_err_mm_mean']:.2f}",
                 "Dice against the first row": difference,
-                "95 % interval": interval,
+                "95 % interval": ("" if row is None else interval(row)) or "–",
             }
         )
     return pd.DataFrame(rows).replace("nan", "–")
@@ -131,11 +129,9 @@ def _how_sure(row: pd.Series) -> str:
     exams = counted(row["n_exams"], "test exam")
     if verdict(row) == "no interval":
         return f"{exams} {'gives' if row['n_exams'] == 1 else 'give'} no interval: no evidence yet."
-    measure = row.get("measure", "dice")
-    low, high = (size(row[end], measure=measure) for end in ("low", "high"))
     n_supports = row.get("n_supports", 1)
     over = f"{exams} and {counted(n_supports, 'draw')} of labelled images"
     if n_supports == 1:
         over = f"{exams}; other labelled images were not tried"
     level = f"{100 * row.get('level', 0.95):.4g} %"
-    return f"The {level} interval runs from {low.split()[0]} to {high}, over {over}."
+    return f"The {level} interval runs from {interval(row)}, over {over}."

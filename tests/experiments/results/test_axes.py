@@ -20,7 +20,7 @@ from experiments.results.latex import to_latex
 from experiments.results.paper import compare_paper, table_paper
 from experiments.results.report_synthesis import gate_effect
 from experiments.results.rows import KEYS, read_rows, with_defaults
-from experiments.results.spreads import spread_table, spreads
+from experiments.results.spreads import spread_table
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import to_markdown
@@ -80,7 +80,7 @@ def test_rows_go_by_amount_segmenter_condition_and_the_best_is_over_all():
     page = page_of(results, per_image, statistics=PLAIN)
     assert "<th>segmenter</th>" in page
     assert "Segmenters on the same real images" in page
-    text = spread_table(spreads(per_image))
+    text = spread_table(per_image)
     assert text["segmenter"].tolist().count("unet") == 4
 
 

@@ -143,7 +143,7 @@ def test_differences_controls_and_budgets(html):
     page = Page(html)
     difference = next(row for row in page.rows if len(row) == 11 and row[0] == "+ synthetic")
     assert difference[1:5] == ["real only", "Dice, points", "10 %", "+3.0 points"]
-    assert difference[5:7] == ["2.0 points to 4.0 points", "raised"]
+    assert difference[5:7] == ["2.0 to 4.0 points", "raised"]
     assert difference[7:] == ["0.070", "3", "1", "–"]  # adjusted p, exams, trial pairs, spread
     assert "not that there is no difference" in page.text
     box = "88.0 % without the image; the trained models score 85.0 to 95.0 %."

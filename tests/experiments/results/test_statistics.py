@@ -5,7 +5,7 @@ from scipy import stats
 
 from datamodules.errors import InputError
 from experiments.results.rows import KEYS, combine_results, read_rows, with_defaults
-from experiments.results.spreads import spread_table, spreads
+from experiments.results.spreads import spread_table
 from experiments.results.statistics import (
     add_trials,
     aggregate,
@@ -302,19 +302,13 @@ def test_spreads_hold_the_other_axes():
             for shift in [0.1 * support + 0.02 * seed + 0.01 * draw]
         ]
     )
-    (row,) = spreads(rows).to_dict("records")
-    assert row["mean"] == pytest.approx(0.6 + 0.05 + 0.02 + 0.005)
-    assert row["sd_support"] == pytest.approx(0.1 / np.sqrt(2))
-    assert row["sd_seed"] == pytest.approx(0.02)
-    assert row["sd_draw"] == pytest.approx(0.01 / np.sqrt(2))
-    assert row["sd_generator_seed"] is None
-    assert (row["n_support"], row["n_seed"], row["n_draw"]) == (2, 3, 2)
-    (text,) = spread_table(spreads(rows)).to_dict("records")
+    (text,) = spread_table(rows).to_dict("records")
     assert (text["condition"], text["real"], text["mean"]) == ("real only", "10 %", "67.5")
-    assert text["SD over supports"] == "7.07 (2)"
+    assert text["SD over supports"] == "7.07 (2)"  # 0.1 / sqrt(2)
+    assert text["SD over seeds"] == "2.00 (3)"
+    assert text["SD over box draws"] == "0.71 (2)"
     assert text["SD over generator seeds"] == ""
-    assert spreads(rows.iloc[:0]).empty
-    assert spread_table(spreads(rows.iloc[:0])).empty
+    assert spread_table(rows.iloc[:0]).empty
 
 
 def test_spreads_pool_folds_before_they_look_at_supports():
@@ -327,5 +321,5 @@ def test_spreads_pool_folds_before_they_look_at_supports():
             for fold, dice in enumerate(pair)
         ]
     )
-    (row,) = spreads(rows).to_dict("records")
-    assert row["sd_support"] == pytest.approx(0.1 / np.sqrt(2))  # model means 0.6 and 0.7
+    # Model means 0.6 and 0.7.
+    assert spread_table(rows)["SD over supports"].tolist() == ["7.07 (2)"]
