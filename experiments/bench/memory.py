@@ -14,7 +14,6 @@ from experiments.bench.child import measured, start_child
 from experiments.bench.measure import Bench, Found
 from experiments.config.running import TrainerConfig
 from experiments.stages.training import fit, make_trainer
-from experiments.store.runs import StatusFile
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, Backbone, SegmenterConfig
 from lightning_modules.segmenters.sam.module import SamModule
 
@@ -65,9 +64,9 @@ def fine_tune(
         dataset = _of_zeros(Path(folder), n=n, side=side)
         for row in range(n):
             dataset[row]
-        shared = {"run_dir": run_dir, "precision": config.precision, "steps": steps}
-        words = {"logger": None, "status": StatusFile(run_dir), "what": "steps"}
-        trainer = make_trainer(config=settings, **shared, **words)
+        trainer = make_trainer(
+            run_dir=run_dir, config=settings, precision=config.precision, steps=steps
+        )
         loader = _Loader(
             samples={},
             train_ids=[part.sample_ids[row] for part, row in dataset.rows],

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from typing import Protocol
@@ -55,24 +54,17 @@ class Launcher(Protocol):
         """The sweep was asked to stop: end or leave the jobs; gives a line for the user, or ''."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Slot:
-    """A place for one job at a time."""
+def slots_of(config: ExperimentConfig) -> list[tuple[int, ...]]:
+    """The places of this machine for a job at a time, each with the ids of its GPUs.
 
-    devices: tuple[int, ...] = ()
-    """Ids of its GPUs; empty for whatever the process sees."""
-
-
-def slots_of(config: ExperimentConfig) -> list[Slot]:
-    """The places of this machine: `sweep.workers`, or the GPUs of `sweep.devices`.
-
-    With `sweep.per_device` above 1 a device comes up that often, after every other one.
+    They are `sweep.workers` without ids, for whatever the process sees, or the GPUs of
+    `sweep.devices`; with `sweep.per_device` above 1 one comes up that often, after all others.
     """
     grid, each = config.sweep, config.trainer.devices
     if not grid.devices:
-        return [Slot() for _ in range(grid.workers)]
+        return [()] * grid.workers
     groups = [tuple(grid.devices[i : i + each]) for i in range(0, len(grid.devices), each)]
-    return [Slot(devices=group) for _ in range(grid.per_device) for group in groups]
+    return groups * grid.per_device
 
 
 def threads_of(config: ExperimentConfig) -> int:
@@ -117,13 +109,15 @@ class LocalLauncher:
             job.kill(after_s=self.stop_grace_s)
         return ""
 
-    def _process(self, context: StageContext, slot: Slot) -> "BaseProcess | subprocess.Popen":
+    def _process(
+        self, context: StageContext, devices: Sequence[int]
+    ) -> "BaseProcess | subprocess.Popen":
         row = STAGES[context.node.stage]
         if self._config.trainer.devices > 1 and row.is_distributed:
-            return _command(context, threads=self.threads, devices=slot.devices)
+            return _command(context, threads=self.threads, devices=devices)
         if self._spawner is None:
             self._spawner = _forkserver()
-        arguments = (context, row, self.threads, device_environment(slot.devices[:1]))
+        arguments = (context, row, self.threads, device_environment(devices[:1]))
         process = self._spawner.Process(target=run_node, args=arguments)
         process.start()
         return process

@@ -19,6 +19,7 @@ from experiments.stages.context import StageContext
 from experiments.stages.data import Data
 from experiments.store.runs import (
     DONE_NAME,
+    READ_FOR_TABLES,
     Failure,
     FailureKind,
     RunStore,
@@ -98,24 +99,23 @@ class Sweep:
 
     def _is_sound(self, node: Node) -> bool:
         """Whether a stage is done and what tables are made from is what it wrote; else a line."""
+        return not self._is_damaged(node) and self.store.is_done(node.stage, node.id)
+
+    def _is_damaged(self, node: Node, *, names: Sequence[str] | None = READ_FOR_TABLES) -> bool:
         run_dir = self.store.run_dir(node.stage, node.id)
-        found = damage(run_dir)
+        found = damage(run_dir, names=names)
         if found is not None:
             self.say(f"{node.label}: {run_dir / found}, so it is made again")
-        return found is None and self.store.is_done(node.stage, node.id)
+        return found is not None
 
     def _check_inputs(self, run: NodeRun) -> None:
         """Compare all files of the inputs that were there before; a damaged one is made again."""
         for key in run.node.upstream.values():
             made = self.runs[key]
-            if made.state != "reused" or key in self._compared:
-                continue
-            self._compared.add(key)
-            run_dir = self.store.run_dir(made.node.stage, made.node.id)
-            found = damage(run_dir, names=None)
-            if found is not None:
-                made.state = "waiting"
-                self.say(f"{made.node.label}: {run_dir / found}, so it is made again")
+            if made.state == "reused" and key not in self._compared:
+                self._compared.add(key)
+                if self._is_damaged(made.node, names=None):
+                    made.state = "waiting"
 
     def run_dir(self, run: NodeRun) -> Path:
         """Directory of a stage."""

@@ -66,7 +66,9 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     indices = {cohort: index_of(members, content=files) for cohort, members in cohorts.items()}
     notes: list[str] = []
     if config.data.filled_bias_px is None:
-        indices[name], notes = _settled(indices[name])
+        expected, indices[name] = indices[name], settle_bias(indices[name])
+        if not is_as_expected(indices[name], before=expected):
+            notes = bias_notes(indices[name])
         cohorts[name] = settled_samples(cohorts[name], indices[name])
         samples = _by_id(cohorts)
     content = _contents(files, samples=samples, as_listed=as_listed)
@@ -143,12 +145,6 @@ def _unlabelled(
         for copy in cross_cohort_duplicates({"unlabelled": index, "annotated": annotated})
     }
     return [each for each in found if each.sample_id not in copies], index
-
-
-def _settled(expected: Index) -> tuple[Index, list[str]]:
-    """The index under the bias that its CSV shows; a note where that is not the expected one."""
-    index = settle_bias(expected)
-    return index, [] if is_as_expected(index, before=expected) else bias_notes(index)
 
 
 def _cohorts(config: ExperimentConfig) -> dict[str, list[Sample]]:

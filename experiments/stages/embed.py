@@ -125,17 +125,10 @@ def _frame(context: StageContext, *, prepared: PreparedImages, item: _Item) -> n
         moved, moved_mask = augment_view(seen, seen_mask, strength=strength, seed=item.seed)
     frame[:height, :width], label[:height, :width] = moved, moved_mask
     # Kept beside the embedding at the frame's size, for the loss and for pictures.
-    context.embeddings.write_view(
-        item.key, image=_shrunk(frame, factor), mask=shrink_mask(label, factor)
-    )
+    size_wh = (frame.shape[1] // factor, frame.shape[0] // factor)
+    small = cv2.resize(frame, size_wh, interpolation=cv2.INTER_AREA)
+    context.embeddings.write_view(item.key, image=small, mask=shrink_mask(label, factor))
     return frame
-
-
-def _shrunk(image: np.ndarray, factor: int) -> np.ndarray:
-    if factor == 1:
-        return image
-    size = (image.shape[1] // factor, image.shape[0] // factor)
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:

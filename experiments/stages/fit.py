@@ -59,8 +59,6 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         precision=config.precision,
         steps=config.steps,
         logger=stage_logger(context, job_type="fit"),
-        status=context.status(),
-        what="steps",
         patience=config.early_stopping_patience,
         batch_parts=context.batch_parts,
     )

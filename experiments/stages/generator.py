@@ -58,8 +58,6 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         precision=config.precision,
         steps=config.steps,
         logger=stage_logger(context, job_type="generator"),
-        status=context.status(),
-        what="steps",
         batch_parts=context.batch_parts,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)

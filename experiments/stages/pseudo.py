@@ -4,14 +4,14 @@ It opens no annotation: images are read and resized by themselves.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from lightning import LightningModule
 
 from datamodules.annotation import image_of
-from datamodules.ellipse import Ellipse, rasterise
+from datamodules.ellipse import rasterise
 from datamodules.head_ellipse import head_ellipse
 from datamodules.samples import Sample, trimester
 from datamodules.synthetic import SyntheticPair, write_metadata, write_pair
@@ -37,11 +37,10 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
         teacher.sam.image_encoder = for_inference(teacher.sam.image_encoder)
     teacher = teacher.to(device_of(context.config)).eval()
     known = context.samples | context.unlabelled
-    samples = [known[sample_id] for sample_id in ids]
     kept: list[SyntheticPair] = []
     agreements: list[float] = []
-    predicted = two_views(teacher, samples, view_zoom=settings["view_zoom"])
-    for done, (sample_id, (mask, second)) in enumerate(zip(ids, predicted, strict=True), start=1):
+    for done, sample_id in enumerate(ids, start=1):
+        mask, second = two_views(teacher, known[sample_id], view_zoom=settings["view_zoom"])
         status.update("images", done=done, total=len(ids))
         ellipse = head_ellipse(mask)
         if ellipse is None:
@@ -68,28 +67,12 @@ def run_pseudo(context: StageContext) -> dict[str, Any]:
     }
 
 
-def two_views(
-    module: LightningModule, samples: Sequence[Sample], *, view_zoom: float
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Masks of each image, and of the same made smaller about its centre and mapped back.
-
-    Args:
-        module: A segmenter in eval mode; one that takes a prompt gets the whole image.
-        samples: Their images.
-        view_zoom: Size of the second view, as a share of the image's own.
-
-    Yields:
-        Two masks uint8 (H, W) in {0, 1} at the image's own size.
-
-    Raises:
-        FloatingPointError: The logits are not finite.
-    """
-    for sample in samples:
-        image, name = image_of(sample), str(sample.image_path)
-        first, second = (
-            image_logits(module, image, name=name, view_zoom=each) for each in (1.0, view_zoom)
-        )
-        yield (first > 0).astype(np.uint8), (second > 0).astype(np.uint8)
+def two_views(module: LightningModule, sample: Sample, *, view_zoom: float) -> list[np.ndarray]:
+    """Masks uint8 (H, W) in {0, 1} of an image, and of the same made smaller about its centre by
+    `view_zoom` and mapped back; FloatingPointError where the logits are not finite."""
+    image, name = image_of(sample), str(sample.image_path)
+    both = (image_logits(module, image, name=name, view_zoom=zoom) for zoom in (1.0, view_zoom))
+    return [(logits > 0).astype(np.uint8) for logits in both]
 
 
 def _require_labels(
@@ -130,5 +113,5 @@ def _true_dice(context: StageContext, pair: SyntheticPair) -> float | None:
     row = context.rows[pair.image_of]
     if row.ellipse is None:
         return None
-    drawn: list[Ellipse] = [pair.ellipse, row.ellipse]
+    drawn = (pair.ellipse, row.ellipse)
     return dice_score(*(rasterise(each, size_hw=row.size_hw) for each in drawn))

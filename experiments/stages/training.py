@@ -22,13 +22,13 @@ from lightning_modules.step_loss import StepLoss
 class ReportProgress(Callback):
     """Write optimiser steps done to the run's status file."""
 
-    def __init__(self, status: StatusFile, *, what: str, steps: int) -> None:
-        self._status, self._what, self._steps = status, what, steps
+    def __init__(self, status: StatusFile, *, steps: int) -> None:
+        self._status, self._steps = status, steps
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Say how many optimiser steps are done."""
         if trainer.is_global_zero:
-            self._status.update(self._what, done=trainer.global_step, total=self._steps)
+            self._status.update("steps", done=trainer.global_step, total=self._steps)
 
 
 class CountInParts(Callback):
@@ -127,30 +127,24 @@ def make_trainer(
     config: TrainerConfig,
     precision: str,
     steps: int,
-    logger: Logger | None,
-    status: StatusFile,
-    what: str,
+    logger: Logger | None = None,
     patience: int | None = None,
     batch_parts: int = 1,
-    devices: int | None = None,
 ) -> Trainer:
-    """Make the Trainer of a stage: one epoch of `steps` optimiser steps, reported to `status`.
+    """Make the Trainer of a stage: one epoch of `steps` optimiser steps.
 
     Args:
-        run_dir: Directory of the run.
+        run_dir: Directory of the run, whose status file says how far it is.
         config: Devices and checkpoints.
         precision: Lightning's precision.
         steps: Optimiser steps.
         logger: W&B, or None.
-        status: Where to report progress.
-        what: Word for the progress.
         patience: Validations without a better val/dice before stopping; None does not validate.
         batch_parts: Parts of a batch that make one optimiser step.
-        devices: Devices to share a batch, by DDP; None takes the config's.
     """
-    devices = config.devices if devices is None else devices
+    devices = config.devices
     callbacks: list[Callback] = [
-        ReportProgress(status, what=what, steps=steps),
+        ReportProgress(StatusFile(run_dir), steps=steps),
         CountInParts(batch_parts),
         StepLoss(),
     ]
@@ -217,10 +211,12 @@ def last_loss(trainer: Trainer) -> float | None:
     return next(each.last for each in trainer.callbacks if isinstance(each, StepLoss))
 
 
-def fit(
-    trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: Path
-) -> LightningModule:
-    """Fit from the start or from the last checkpoint, and give back the fitted module."""
+def fit(trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: Path) -> None:
+    """Fit from the start or from the last checkpoint.
+
+    Raises:
+        InterruptedError: Stopped by a signal, with a checkpoint to continue from.
+    """
     checkpoint = last_checkpoint(run_dir)
     try:
         trainer.fit(
@@ -236,4 +232,3 @@ def fit(
     if not trainer.is_global_zero:
         # Weights are the same in every process of a run; the first one keeps them.
         os._exit(0)
-    return module

@@ -10,7 +10,7 @@ from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
-from experiments.runner.launchers import LocalLauncher, Slot, slots_of
+from experiments.runner.launchers import LocalLauncher, slots_of
 from experiments.runner.sweep import SweepInterruptedError
 from experiments.runner.workload import Workload
 from experiments.store.runs import write_done
@@ -205,16 +205,16 @@ def test_a_marker_that_cannot_be_read_is_a_stage_that_is_not_done(tmp_path, cont
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["sweep.workers=1"], [Slot()]),
-        (["sweep.workers=2"], [Slot(), Slot()]),
-        (["sweep.devices=[0,2]"], [Slot(devices=(0,)), Slot(devices=(2,))]),
+        (["sweep.workers=1"], [()]),
+        (["sweep.workers=2"], [(), ()]),
+        (["sweep.devices=[0,2]"], [(0,), (2,)]),
         (
             ["sweep.devices=[0,1]", "sweep.per_device=2"],
-            [Slot(devices=(0,)), Slot(devices=(1,)), Slot(devices=(0,)), Slot(devices=(1,))],
+            [(0,), (1,), (0,), (1,)],
         ),
         (
             ["sweep.devices=[0,1,2,3]", "trainer.devices=2"],
-            [Slot(devices=(0, 1)), Slot(devices=(2, 3))],
+            [(0, 1), (2, 3)],
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_nothing_kept_and_nothing_found_say_what_to_do(taught, monkeypatch):
     with pytest.raises(StageError, match=r"none of 4 .* is kept, .*lower self_training"):
         labelled(taught, min_agreement=1.0)
     empty = np.zeros((54, 80), np.uint8)
-    monkeypatch.setattr(pseudo, "two_views", lambda *_, **__: [(empty, empty)] * 4)
+    monkeypatch.setattr(pseudo, "two_views", lambda *_, **__: [empty, empty])
     with pytest.raises(StageError, match="finds no ellipse in any of 4 unlabelled images"):
         labelled(taught)
 
@@ -213,7 +213,7 @@ def test_the_second_view_is_smaller_and_mapped_back_to_its_place(tmp_path, frame
     assert read_image(tmp_path / "head.png").max() == 200
     module, seen = bright(**frame)
     sample = SimpleNamespace(image_path=tmp_path / "head.png", image_frame=None)
-    ((first, second),) = pseudo.two_views(module, [sample], view_zoom=0.7)
+    first, second = pseudo.two_views(module, sample, view_zoom=0.7)
     assert seen[1] / seen[0] == pytest.approx(0.7**2, abs=0.03)
     assert first.shape == second.shape == (54, 80)
     assert dice_score(first, mask) > 0.97

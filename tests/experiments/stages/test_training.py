@@ -19,7 +19,6 @@ from experiments.stages.training import (
     last_loss,
     make_trainer,
 )
-from experiments.store.runs import StatusFile
 
 STEPS = 20
 # Validated after steps 2, 4, 6...: the best is the second, and two worse ones follow it.
@@ -91,9 +90,6 @@ def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
         config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
         precision="32-true",
         steps=STEPS,
-        logger=None,
-        status=StatusFile(folder),
-        what="steps",
         patience=2,
     )
     if kill_after is not None:
@@ -197,9 +193,6 @@ def test_checkpoints_are_written_no_sooner_than_asked(
         config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
         precision="32-true",
         steps=STEPS // batch_parts,
-        logger=None,
-        status=StatusFile(tmp_path),
-        what="steps",
         batch_parts=batch_parts,
     )
     trainer.callbacks.insert(0, clock)
@@ -226,8 +219,6 @@ def plain_trainer(folder, *, batch_parts=1, logger=None):
         precision="32-true",
         steps=STEPS // batch_parts,
         logger=logger,
-        status=StatusFile(folder),
-        what="steps",
         batch_parts=batch_parts,
     )
 
@@ -279,9 +270,6 @@ def test_lightning_does_not_take_a_job_of_slurm_for_its_own(tmp_path, monkeypatc
         config=TrainerConfig(accelerator="cpu"),
         precision="32-true",
         steps=1,
-        logger=None,
-        status=StatusFile(tmp_path),
-        what="steps",
     )
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, LightningEnvironment)
