@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import tempfile
 import textwrap
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -108,13 +107,9 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
     root, console = Path(config.store.root), Console(stderr=True, highlight=False)
     check_version(root)
     pinned = pin_bases(config, asks_hub=False)
-    with tempfile.TemporaryDirectory() as scratch, console.status("reading the data") as status:
-        # Indexing keeps its result in the store; here in a copy that is thrown away.
-        if (root / "store" / "index").is_dir():
-            shutil.copytree(root / "store" / "index", Path(scratch) / "store" / "index")
-        elsewhere = replace(config, store=replace(config.store, root=scratch))
+    with console.status("reading the data") as status:
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
-        data = load_data(elsewhere, progress=show)
+        data = load_data(config, progress=show, keeps=False)
         with missing_weights_named() as missing:
             plan = make_plan(config, data.view)
     notes = [
@@ -183,18 +178,12 @@ def _elsewhere(sweep: Sweep) -> list[Elsewhere]:
     for gpu in gpus().values():
         work = Workload(sweep, gpu=gpu.name)
         tasks = work.tasks()
-        by = {key: work.cost(key).source for key in tasks}
-        if "table" not in by.values():
+        by = [(work.cost(key).source, sweep.runs[key].node.stage) for key in tasks]
+        if not any(source == "table" for source, _ in by):
             return []
-        guessed = [sweep.runs[key].node.stage for key in tasks if by[key] == "first guess"]
-        found.append(
-            Elsewhere(
-                gpu=gpu.name,
-                seconds=makespan_s(tasks, devices=1),
-                how=gpu.how,
-                guessed=list(dict.fromkeys(guessed)),
-            )
-        )
+        guessed = list(dict.fromkeys(stage for source, stage in by if source == "first guess"))
+        seconds = makespan_s(tasks, devices=1)
+        found.append(Elsewhere(gpu=gpu.name, seconds=seconds, how=gpu.how, guessed=guessed))
     return found
 
 

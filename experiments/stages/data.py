@@ -48,11 +48,14 @@ class Data:
     """Images that have no annotation, by an id of their own; `rows` has them too."""
 
 
-def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
+def load_data(
+    config: ExperimentConfig, *, progress: Progress | None = None, keeps: bool = True
+) -> Data:
     """Read, check, index and split the data of a sweep; InputError for anything wrong with them.
 
     The structure is checked before any image is decoded. An index is kept in the store under the
-    hash of its files, so unchanged files are not decoded again.
+    hash of its files, so unchanged files are not decoded again; without `keeps` it is only read
+    from there.
     """
     cohorts = _cohorts(config)
     name = next(iter(cohorts))
@@ -62,7 +65,8 @@ def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> 
     samples = _by_id(cohorts)
     pairs = _foreign_pairs(config, taken=samples)
     files, foreign = _hashes(samples.values()), _hashes(pairs)
-    index_of = partial(cached_index, folder=Path(config.store.root), progress=progress)
+    folder = Path(config.store.root) / "store" / "index"
+    index_of = partial(_index, folder=folder, keeps=keeps, progress=progress)
     indices = {cohort: index_of(members, content=files) for cohort, members in cohorts.items()}
     notes: list[str] = []
     if config.data.filled_bias_px is None:
@@ -197,12 +201,13 @@ def _contents(
     return contents
 
 
-def cached_index(
+def _index(
     samples: Sequence[Sample],
     *,
     content: Mapping[str, str],
     folder: Path,
-    progress: Progress | None = None,
+    keeps: bool,
+    progress: Progress | None,
 ) -> Index:
     """The index of the samples, from the store where the same files were indexed before."""
     names = ("exam_id", "frame", "pixel_size_mm", "hc_mm", "cohort", "filled_bias_px")
@@ -211,15 +216,15 @@ def cached_index(
     keys = [
         [*facts(s), content[s.sample_id], *([] if s.label is None else [s.label])] for s in samples
     ]
-    key = content_key(keys)
-    path = folder / "store" / "index" / f"{key}.json"
+    path = folder / f"{content_key(keys)}.json"
     if path.is_file():
         # One of another version is built again.
         with contextlib.suppress(ValueError):
             return Index.from_json(path.read_text())
     index = build_index(samples, progress=progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, index.to_json())
+    if keeps:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, index.to_json())
     return index
 
 
