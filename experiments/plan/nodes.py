@@ -124,21 +124,13 @@ class TrialSpec(Cell):
     @property
     def axes(self) -> dict[str, Any]:
         """The axes as columns of a table; a control has neither support nor seed."""
-        axes = ("real_fraction", "support", "seed", "generator_seed")
+        counted = ("n_real", "n_generator_labels", "n_val_labels", "n_total_labels", "n_unlabelled")
+        named = ("condition", "segmenter", "generator", "pair_labels", "choice", *counted, "fold")
+        drawn = ("real_fraction", "support", "seed", "generator_seed")
         return {
             "trial_id": self.id,
-            "condition": self.condition,
-            "segmenter": self.segmenter,
-            "generator": self.generator,
-            "pair_labels": self.pair_labels,
-            "choice": self.choice,
-            "n_real": self.n_real,
-            "n_generator_labels": self.n_generator_labels,
-            "n_val_labels": self.n_val_labels,
-            "n_total_labels": self.n_total_labels,
-            "n_unlabelled": self.n_unlabelled,
-            "fold": self.fold,
-            **{name: None if self.is_control else getattr(self, name) for name in axes},
+            **{name: getattr(self, name) for name in named},
+            **{name: None if self.is_control else getattr(self, name) for name in drawn},
         }
 
     @property

@@ -172,11 +172,12 @@ def _command(
     """A command of its own: Lightning starts it once more for every further device."""
     context.run_dir.mkdir(parents=True, exist_ok=True)
     write_request(context)
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    words = [str(context.run_dir), str(threads), str(context.batch_parts)]
+    # Modules of a user's own are found where they are here.
+    path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
+    words = ["-m", "experiments.runner.distributed", str(context.run_dir), str(threads)]
     # A group of its own: the processes of all devices end together.
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.runner.distributed", *words],
+        [sys.executable, *words],
         env={**os.environ, **device_environment(devices), "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
         start_new_session=True,

@@ -15,7 +15,7 @@ from stage_parts import Stages
 
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Node
-from experiments.runner.distributed import context_of, write_request
+from experiments.runner.distributed import write_request
 from experiments.runner.worker import run_held
 from experiments.stages.fit import WEIGHTS_NAME
 from experiments.stages.generator import run_generator
@@ -210,14 +210,6 @@ def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch
     assert (result["steps"], result["batch_parts"]) == (3, 2)
 
 
-def test_a_stage_is_found_again_from_its_directory(fit_context):
-    write_request(fit_context)
-    found = context_of(fit_context.run_dir)
-    assert found.node.id == fit_context.node.id
-    assert found.content == fit_context.content
-    assert found.run_dir == fit_context.run_dir.absolute()
-
-
 def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_once):
     """The command that the sweep starts for `trainer.devices=2`, on two gloo processes."""
     config = replace(stages.config, trainer=replace(stages.config.trainer, devices=2))
@@ -225,7 +217,7 @@ def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_on
     write_request(context)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     ended = subprocess.run(
-        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2", "1"],
+        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2"],
         env=environment,
         timeout=300,
         check=False,
@@ -257,7 +249,7 @@ def test_mixed_precision_over_two_processes(stages, fit_context, kind):
     write_request(context)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     ended = subprocess.run(
-        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2", "1"],
+        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2"],
         env=environment,
         timeout=300,
         check=False,
