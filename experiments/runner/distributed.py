@@ -7,15 +7,12 @@ others only share the training and end with it.
 
 import os
 import pickle
-import signal
 import sys
-import traceback
 from pathlib import Path
 
-from experiments.config.extensions import import_extensions
 from experiments.plan.stage_table import STAGES
 from experiments.runner.server import use_short_sockets
-from experiments.runner.worker import redirect_output, run_held, stop_with_parent
+from experiments.runner.worker import run_node
 from experiments.stages.context import StageContext
 
 REQUEST = "request.pkl"
@@ -23,36 +20,20 @@ REQUEST = "request.pkl"
 
 def write_request(context: StageContext) -> None:
     """Write a stage into its directory, where the processes of its devices find it."""
-    (context.run_dir / REQUEST).write_bytes(pickle.dumps(context))
+    request = context, STAGES[context.node.stage]
+    (context.run_dir / REQUEST).write_bytes(pickle.dumps(request))
 
 
-def main(arguments: list[str]) -> int:
-    """Run the stage in this process; gives its exit code."""
+def main(arguments: list[str]) -> None:
+    """Run the stage, or share in it, and end the process."""
     run_dir, threads = Path(arguments[0]), int(arguments[1])
-    redirect_output(run_dir / "log.txt")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_with_parent()
     use_short_sockets()
-    context = pickle.loads((run_dir / REQUEST).read_bytes())
-    import_extensions(context.config.extensions)
+    context, row = pickle.loads((run_dir / REQUEST).read_bytes())
     each = max(1, threads // context.config.trainer.devices)
     # Lightning sets it for the processes that it starts.
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        return run_held(context, threads=each)
-    import torch
-
-    torch.set_num_threads(each)
-    context.config.wandb.mode = "disabled"
-    try:
-        STAGES[context.node.stage].load()(context)
-    except BaseException:
-        traceback.print_exc()
-    return 1
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    run_node(context, row, each, {}, is_first)
 
 
 if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: exit handlers may wait for a server, a thread or another process.
-    os._exit(code)
+    main(sys.argv[1:])

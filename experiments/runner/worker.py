@@ -27,9 +27,15 @@ STOPPED = 128 + signal.SIGTERM
 
 
 def run_node(
-    context: StageContext, row: StageRow, threads: int, environment: Mapping[str, str]
+    context: StageContext,
+    row: StageRow,
+    threads: int,
+    environment: Mapping[str, str],
+    is_first: bool = True,
 ) -> None:
-    """Run a stage in a process forked for it, with variables of its own; the process ends here.
+    """Run a stage in a process made for it, with variables of its own; the process ends here.
+
+    One that is not the first of its stage only shares in the training.
 
     Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
     `FAILED.json` with its reason; the parent reads markers, never the exit code alone. A stage's
@@ -45,7 +51,7 @@ def run_node(
     # between two steps and not in the middle of an update.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stop_with_parent()
-    code = run_held(context, threads=threads)
+    code = (run_held if is_first else _share)(context, threads=threads)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: W&B's and torch's exit handlers may wait for a server or a thread.
@@ -66,6 +72,19 @@ def run_held(context: StageContext, *, threads: int) -> int:
         code = _run(context, threads=threads)
         finish(exit_code=code)
     return code
+
+
+def _share(context: StageContext, *, threads: int) -> int:
+    """Train beside the first process, which keeps what is made; a fit ends the others itself."""
+    import torch
+
+    torch.set_num_threads(threads)
+    context.config.wandb.mode = "disabled"
+    try:
+        STAGES[context.node.stage].load()(context)
+    except BaseException:
+        traceback.print_exc()
+    return 1
 
 
 def _run(context: StageContext, *, threads: int) -> int:
