@@ -37,19 +37,13 @@ class Pairs:
     """A second set, which fills as many places of each batch as this one."""
 
     @property
-    def n_all(self) -> int:
-        """Pairs of both sets."""
-        return self.n + (self.beside.n if self.beside is not None else 0)
+    def sets(self) -> list["Pairs"]:
+        """The one set, or both."""
+        return [self] if self.beside is None else [self, self.beside]
 
 
 EMBEDDINGS_OF = {"pairs": "pair_embeddings", "more_pairs": "more_pair_embeddings"}
 """Role of a set of pairs in a fit, and of its embeddings."""
-
-
-def _roles(pairs: Pairs | None) -> list[tuple[str, Pairs]]:
-    """Each set of pairs with its role in a fit."""
-    sets = [] if pairs is None else [each for each in (pairs, pairs.beside) if each is not None]
-    return list(zip(EMBEDDINGS_OF, sets, strict=False))
 
 
 class Nodes:
@@ -176,6 +170,8 @@ class Nodes:
     ) -> str:
         """The stage that fits the cell's segmenter on these images and pairs."""
         segmenter, settings = cell.segmenter, self.settings(cell.segmenter)
+        sets = [] if pairs is None else pairs.sets
+        roles = list(zip(EMBEDDINGS_OF, sets, strict=False))
         repeats = factors.pairs == "repeat"
         hashed = settings.hashed()
         if pairs is None and not repeats:
@@ -214,9 +210,9 @@ class Nodes:
                 upstream["views"] = self.embed(
                     ids, what="train images", strength=factors.augment, **of
                 )
-            for role, each in _roles(pairs):
+            for role, each in roles:
                 upstream[EMBEDDINGS_OF[role]] = self.embed_pairs(each, **of)
-        for role, each in _roles(pairs):
+        for role, each in roles:
             upstream[role] = each.key
         name = cell.condition if segmenter in UNNAMED else f"{segmenter} {cell.condition}"
         name += "" if cell.generator in ("", "pixel") else f" {cell.generator}"
@@ -228,14 +224,14 @@ class Nodes:
             label=f"fit {title}",
             title=title,
             slug=name.replace(" ", "-"),
-            steps=self._steps(settings, len(ids), pairs=pairs, repeats=repeats),
+            steps=_steps(settings, len(ids) * (2 if repeats else 1) + sum(s.n for s in sets)),
             segmenter=segmenter,
         )
         return self.add(node)
 
-    def _steps(self, settings: Any, n_images: int, *, pairs: Pairs | None, repeats: bool) -> int:
-        """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
-        if settings.epochs is None:
-            return settings.steps
-        n = n_images * (2 if repeats else 1) + (pairs.n_all if pairs is not None else 0)
-        return settings.epochs * math.ceil(n / settings.batch_size)
+
+def _steps(settings: Any, n_items: int) -> int:
+    """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
+    if settings.epochs is None:
+        return settings.steps
+    return settings.epochs * math.ceil(n_items / settings.batch_size)
