@@ -6,6 +6,7 @@ of its folds test different exams, so their images are pooled before anything is
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -45,19 +46,18 @@ def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd
     images = None if per_image is None else average_draws(per_image)
     rows = []
     for where, part in done.groupby(_CELL, sort=False, dropna=False):
-        row = dict(zip(_CELL, where, strict=True))
-        own = None if images is None else _images_of(images, part=part)
-        models = _models(part, images=own)
-        rows.append(row | _counts(part) | _averages(models, images=own))
+        row = dict(zip(_CELL, where, strict=True)) | _counts(part)
+        own = None if images is None else rows_of(row, rows=images)
+        rows.append(row | _averages(_models(part, images=own), images=own))
     return pd.DataFrame(rows).drop(columns="generator_key", errors="ignore")
 
 
-def _images_of(images: pd.DataFrame, *, part: pd.DataFrame) -> pd.DataFrame:
-    return images[
-        images["trial_id"].isin(part["trial_id"])
-        & (images["test_cohort"] == part["test_cohort"].iloc[0])
-        & (images["prompt"] == part["prompt"].iloc[0])
-    ]
+def rows_of(cell: Mapping, *, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of results.csv or per_image.csv that a cell is made of."""
+    is_here = rows["trial_id"].isin(cell["trial_ids"])
+    for name in ("test_cohort", "prompt"):
+        is_here &= rows[name] == cell[name]
+    return rows[is_here]
 
 
 def _models(part: pd.DataFrame, *, images: pd.DataFrame | None) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from datamodules.errors import InputError
 from datamodules.integrity import read_object, read_sealed
 from experiments.config.schema import ExperimentConfig
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
-from experiments.results.cells import cells
+from experiments.results.cells import cells, rows_of
 from experiments.results.measures import MEASURES
 from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
 from experiments.results.self_training import kept_sentence
@@ -55,12 +55,7 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     for _, row in found.iterrows():
         where = (row["test_cohort"], row["prompt"], row["amount"], *_series_words(row, shown))
         lines += ["/".join(where), *_numbers(row)]
-        own = chosen[
-            chosen["trial_id"].isin(row["trial_ids"])
-            & (chosen["test_cohort"] == row["test_cohort"])
-            & (chosen["prompt"] == row["prompt"])
-        ]
-        for _, trial in own.iterrows():
+        for _, trial in rows_of(row, rows=chosen).iterrows():
             names = ("support", "seed", "generator_seed", "fold")
             said = [f"{name} {trial[name]:.0f}" for name in names if pd.notna(trial[name])]
             said.append(f"Dice {100 * trial['dice_mean']:.2f} %")
