@@ -1,6 +1,5 @@
 """The published ablation, 7 amounts x 4 conditions, from measured parts; a small one for real."""
 
-import itertools
 from collections.abc import Sequence
 
 from experiments.bench.child import Seconds
@@ -16,10 +15,9 @@ PAPER_PAIRS = 495
 def n_embeddings(amounts: Sequence[int], *, pairs: int, augment: AugmentConfig) -> int:
     """Encoder passes of ours: of every image, of its weak and strong views, and of every pair.
 
-    An amount's images are those of the amount before it and more; an image is a view of its own.
+    An amount's images are those of the amount before it and more.
     """
-    steps = itertools.pairwise((0, *amounts))
-    return pairs + sum((n - before) * (2 * (augment.views_at(n) or 1) - 1) for before, n in steps)
+    return pairs + max(amounts) + 2 * augment.augmented_views(amounts)
 
 
 def bench_ablation(bench: Bench, found: Found) -> None:
