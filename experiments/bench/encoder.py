@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from experiments.bench.measure import Bench, Found, Timing, Way
 from experiments.bench.published import random_image
 from lightning_modules.segmenters.sam.attention import use_stock_attention
-from lightning_modules.segmenters.sam.backbones import VITS, vit_encoder
 from lightning_modules.segmenters.sam.config import IMAGE_SIDE_PX, Backbone, SegmenterConfig
 from lightning_modules.segmenters.sam.network import build_sam, for_inference, random_vit
 
@@ -42,13 +41,6 @@ def bench_encoder(bench: Bench, found: Found) -> None:
             "torch.compile was not run on the CPU: compiling takes longer than the images of a "
             "demo, and the embeddings of a sweep are computed once."
         )
-    ways, patch = [], VITS[bench.vit].patch_px
-    for side in (IMAGE_SIDE_PX[bench.vit] // 4, IMAGE_SIDE_PX[bench.vit] // 2):
-        encoder = vit_encoder(VITS[bench.vit], side_px=side).eval().to(bench.device)
-        call = _pass(encoder, torch.zeros(1, 3, side, side, device=bench.device))
-        label = f"{bench.vit} SDPA, fp32, {side} px, {(side // patch) ** 2} tokens"
-        ways.append(Way(label, call))
-    found.measure(*ways)
 
 
 def _measure(
@@ -95,9 +87,7 @@ def _measure(
     found.facts[backbone] = Passes(published, seconds[0], fastest)
 
 
-def _pass(
-    encoder: nn.Module, image: torch.Tensor, precision: str = "fp32"
-) -> Callable[[int], torch.Tensor]:
+def _pass(encoder: nn.Module, image: torch.Tensor, precision: str) -> Callable[[int], torch.Tensor]:
     def call(_: int) -> torch.Tensor:
         is_half = precision == "bf16"
         half = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=is_half)

@@ -45,15 +45,10 @@ def bench_finetune(bench: Bench, found: Found) -> None:
     found.facts["parts"] = [small, *large]
     for parts in found.facts["parts"]:
         for n in AMOUNTS:
-            both, seen = parts.seconds(n), EPOCHS * n
-            target = parts.backbone if n == TARGETED else ""
-            found.ratio(
-                f"{parts.label}, a fine-tune at N = {n}", *both, how="composed", target=target
-            )
-            for whose, seconds in zip(("published", "ours"), both, strict=True):
-                label, formula = f"{parts.label}, N = {n}: {whose}", f"{seen} images seen"
-                formula += f" / {seconds:.4g} s"
-                found.value(label, seen / seconds, "images/s", how="composed", formula=formula)
+            label, target = f"{parts.label}, a fine-tune at N = {n}", ""
+            if n == TARGETED:
+                target = parts.backbone
+            found.ratio(label, *parts.seconds(n), how="composed", target=target)
     for n_trials in TRIALS:
         label = f"{small.label}, {n_trials} fine-tunes on the same {TARGETED} images"
         found.ratio(label, *small.seconds(TARGETED, n_trials=n_trials), how="composed", target="")
