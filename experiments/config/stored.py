@@ -24,10 +24,10 @@ def find_stored(sweep: str, *, root: Path) -> Path | None:
     return next((path for path in known if path.is_file()), None)
 
 
-def root_of(overrides: Sequence[str], *, default: str = "runs") -> Path:
+def root_of(overrides: Sequence[str]) -> Path:
     """`store.root` as the last of some words sets it."""
     given = [word.partition("=")[2] for word in overrides if word.startswith("store.root=")]
-    return Path(given[-1] if given else default)
+    return Path(given[-1] if given else "runs")
 
 
 def rebase(merged: dict[str, Any], path: Path) -> Path | None:

@@ -14,6 +14,7 @@ from experiments.bench.cases import CASES
 from experiments.bench.measure import Bench
 from experiments.bench.run import bench_command, check, read_bench
 from experiments.bench.table import bench_table, seconds_text
+from experiments.results.readme import replace_block
 
 ROOT = Path(__file__).parents[3]
 
@@ -160,4 +161,5 @@ def test_the_command_from_a_shell(tmp_path):
     assert run("--table", "--into", "page.md").returncode == 0
     text = f"before\n<!-- bench -->\n{table}<!-- /bench -->\nafter\n"
     assert (tmp_path / "page.md").read_text() == text
-    assert "has no lines <!-- bench -->" in run("--table", "--into", "none.md").stderr
+    with pytest.raises(InputError, match="has no lines <!-- bench -->"):
+        replace_block(tmp_path / "none.md", table, kind="bench")
