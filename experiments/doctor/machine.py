@@ -3,14 +3,12 @@
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, metadata, version
 from pathlib import Path
 
-from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
 from experiments.doctor.checks import Check, ask
 
@@ -41,30 +39,23 @@ print(json.dumps({"torch": torch.__version__, "cuda": build, "gpus": gpus, "warn
 
 
 def check_python(_: ExperimentConfig) -> Check:
-    """Python and the libraries against the ranges that are needed, then against the lock file."""
+    """Python and the libraries against the ranges that are needed."""
     from packaging.requirements import Requirement
 
-    def unlike(lines: list[str]) -> str:
-        rows = [Requirement(line) for line in lines]
-        return ", ".join(
-            f"{row.name} is {_version(row.name) or 'not installed'}, not {row.specifier}"
-            for row in rows
-            if (row.marker is None or row.marker.evaluate({"extra": ""}))
-            and not row.specifier.contains(_version(row.name) or "0", prereleases=True)
-        )
-
     package = metadata("sonosweep")
-    needed = [f"python{package['Requires-Python']}", *package.get_all("Requires-Dist")]
-    facts = {name: _version(name) for line in needed for name in re.findall(r"^[\w.-]+", line)}
-    if wrong := unlike(needed):
-        return Check("missing", wrong, "make setup [PYTHON=python3.12]", facts)
+    lines = [f"python{package['Requires-Python']}", *package.get_all("Requires-Dist")]
+    rows = [Requirement(line) for line in lines]
+    needed = [row for row in rows if row.marker is None or row.marker.evaluate({"extra": ""})]
+    facts = {row.name: _version(row.name) for row in needed}
+    wrong = [
+        f"{row.name} is {facts[row.name] or 'not installed'}, not {row.specifier}"
+        for row in needed
+        if not row.specifier.contains(facts[row.name] or "0", prereleases=True)
+    ]
+    if wrong:
+        return Check("missing", ", ".join(wrong), "make setup [PYTHON=python3.12]", facts)
     text = f"{facts['python']} ({sys.executable}), torch {facts['torch']}; libraries in range"
-    lock = ROOT / "requirements.lock"
-    pins = re.findall(r"^[\w.-]+==[^\\#\n]+", lock.read_text() if lock.is_file() else "", re.M)
-    if differ := unlike([pin for pin in pins if facts.get(pin.partition("==")[0])]):
-        remedy = "nothing, or make setup for the published numbers' versions"
-        return Check("warn", f"{text}, unlike the lock file: {differ}", remedy, facts)
-    return Check("ok", text + (" and as locked" if pins else ""), facts=facts)
+    return Check("ok", text, facts=facts)
 
 
 def _version(name: str) -> str | None:
@@ -77,31 +68,28 @@ def _version(name: str) -> str | None:
 def cgroup_limits(
     *, base: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> tuple[float, float]:
-    """Cores and bytes that control groups of either version leave this process, inf for no limit.
+    """Cores and bytes that control groups (version 2) leave this process, inf for no limit.
 
     psutil and os tell what the machine has.
 
     Args:
         base: Where the groups are mounted.
-        own: The file that says which groups the process is in.
+        own: The file that says which group the process is in.
     """
 
-    def numbers(folder: Path, *names: str) -> list[int]:
-        files = [folder / name for name in names]
-        words = " ".join(file.read_text() for file in files if file.is_file()).split()
-        # "max" and -1 are no limits; nor is version 1's number that no machine has.
-        return [int(word) for word in words if word.isdigit() and int(word) < 2**60]
+    def numbers(file: Path) -> list[int]:
+        words = file.read_text().split() if file.is_file() else []
+        return [int(word) for word in words if word.isdigit()]
 
     cores, memory = [float("inf")], [float("inf")]
-    for line in own.read_text().splitlines() if own.is_file() else []:
-        _, controllers, path = line.split(":", 2)
-        # In a container the path may be the host's; the mount's own top is then the limit.
-        group = base / controllers / path.strip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(base / controllers):
-                quota = numbers(folder, "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
-                cores += [quota[0] / quota[1]] if len(quota) == 2 else []
-                memory += numbers(folder, "memory.max", "memory.limit_in_bytes")
+    path = own.read_text().rpartition("0::")[2].strip() if own.is_file() else ""
+    # In a container the path may be the host's; the mount's own top is then the limit.
+    group = base / path.strip("/")
+    for folder in (group, *group.parents):
+        if folder.is_relative_to(base):
+            quota = numbers(folder / "cpu.max")
+            cores += [quota[0] / quota[1]] if len(quota) == 2 else []
+            memory += numbers(folder / "memory.max")
     return min(cores), min(memory)
 
 

@@ -16,8 +16,6 @@ from experiments.store.disk import disk_need_gib
 from lightning_modules.errors import MissingWeightsError, WeightsError
 
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
-LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=flock"}
-"""Mount options of a network filesystem whose locks end at this machine."""
 
 
 def check_weights(config: ExperimentConfig) -> Check:
@@ -161,8 +159,6 @@ def check_store(config: ExperimentConfig) -> Check:
 
     Nothing is left behind: a store that is not there yet is tried in the folder above it.
     """
-    from psutil import disk_partitions
-
     from experiments.runner.sweep import ROOM_MIB
     from experiments.store.guard import check_version
 
@@ -175,25 +171,17 @@ def check_store(config: ExperimentConfig) -> Check:
         text = f"store.root={root} cannot be written ({error.strerror})"
         return Check("missing", text, "choose a folder that you may write, with store.root=")
     free_gib, need_gib = shutil.disk_usage(folder).free / 2**30, disk_need_gib(config)
-    mounts = [m for m in disk_partitions(all=True) if folder.resolve().is_relative_to(m.mountpoint)]
-    # Of mounts at the same point the latest lies over the earlier ones.
-    mount = max(reversed(mounts), key=lambda mount: len(mount.mountpoint), default=None)
-    kind, options = (mount.fstype, mount.opts.split(",")) if mount else ("unknown", [])
     facts = {"root": str(root), "free_gib": round(free_gib, 1), "sweep_gib": round(need_gib, 1)}
-    facts |= {"filesystem": kind, "has_locks": has_locks}
-    text = f"{root} can be written, {kind}, {free_gib:.1f} GiB free; "
+    facts["has_locks"] = has_locks
+    text = f"{root} can be written, {free_gib:.1f} GiB free; "
     text += f"this sweep from nothing: about {need_gib:.1f} GiB"
     if free_gib < ROOM_MIB / 1024:
         text = f"{free_gib:.2f} GiB free in {folder}: sweeps pause below {ROOM_MIB / 1024:g}"
         remedy = "free some (sonosweep clean), or choose another disk with store.root="
         return Check("missing", text, remedy, facts)
     remedies = ["free some space, or choose another disk"] if free_gib < need_gib else []
-    if kind in ("tmpfs", "ramfs"):
-        remedies.append("a restart empties it: choose a disk for what must last")
     if not has_locks:
         remedies.append("flock does not work there: start one sweep at a time")
-    elif LOCAL_LOCKS & set(options):
-        remedies.append("its locks end at this machine: start sweeps on it from here alone")
     return Check("warn" if remedies else "ok", text, "; ".join(remedies), facts)
 
 

@@ -80,20 +80,14 @@ def test_a_store_is_tried_and_left_as_it_was(tmp_path):
     assert (found.mark, "Not a directory" in found.text) == ("missing", True)
 
 
-def test_a_disk_that_is_full_small_in_memory_or_without_locks(tmp_path, monkeypatch):
+def test_a_disk_that_is_full_small_or_without_locks(tmp_path, monkeypatch):
     usage, free = collections.namedtuple("Usage", "free"), [0.1]
-    mount = collections.namedtuple("Mount", "mountpoint fstype opts")
-    mounts = [mount("/", "ext4", "rw"), mount(str(tmp_path), "xfs", "rw")]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(int(free[0] * GIB)))
-    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
     store = f"store.root={tmp_path}"
     assert look(needs.check_store, store).mark == "missing"
     free[0] = 0.6
-    found = look(needs.check_store, store)
-    assert (found.mark, found.facts["filesystem"]) == ("ok", "xfs")
+    assert look(needs.check_store, store).mark == "ok"
     assert "free some space" in look(needs.check_store, store, "synthesis.n_candidates=400").remedy
-    mounts.append(mount(str(tmp_path), "nfs4", "rw,local_lock=all"))
-    assert "locks end at this machine" in look(needs.check_store, store).remedy
 
     def refuse(*_):
         raise OSError(38, "Function not implemented")
