@@ -138,6 +138,14 @@ def is_as_expected(index: Index, *, before: Index) -> bool:
     return index is before and (not filled or measured_bias(filled) is not None)
 
 
+def settled(expected: Index, *, filled_bias_px: float | None) -> tuple[Index, list[str]]:
+    """`settle_bias`, unless the user has given the bias, and what to say where it is another."""
+    if filled_bias_px is not None:
+        return expected, []
+    index = settle_bias(expected)
+    return index, [] if is_as_expected(index, before=expected) else bias_notes(index)
+
+
 def settled_samples(samples: Sequence[Sample], index: Index) -> list[Sample]:
     """The samples with the biases of their index."""
     bias_px = {row.sample_id: row.filled_bias_px for row in index.rows}

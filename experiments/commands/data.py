@@ -37,7 +37,7 @@ def data_index(
 ) -> None:
     """Say what a data folder holds, after reading every image and annotation."""
     from datamodules.index import build_index, data_manifest_sha256
-    from datamodules.reading import reads_as, settle_bias
+    from datamodules.reading import reads_as, settled
     from datamodules.summary import summary
     from experiments.config.extensions import import_extensions
 
@@ -48,8 +48,7 @@ def data_index(
         index = build_index(
             samples, progress=lambda done, total: status.update(f"images {done}/{total}")
         )
-    if filled_bias_px is None:
-        index = settle_bias(index)
+    index, _ = settled(index, filled_bias_px=filled_bias_px)
     found = {
         "root": str(root),
         "layout": name,

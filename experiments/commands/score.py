@@ -36,13 +36,7 @@ def score(
     """Score masks made elsewhere at the original size, under our own protocol."""
     from datamodules.index import build_index
     from datamodules.plausible import doubts
-    from datamodules.reading import (
-        bias_notes,
-        is_as_expected,
-        reads_as,
-        settle_bias,
-        settled_samples,
-    )
+    from datamodules.reading import reads_as, settled, settled_samples
     from datamodules.split_file import read_split_file
     from datamodules.storage import require_new
     from experiments.deliver.score import (
@@ -67,19 +61,16 @@ def score(
             samples,
             progress=lambda done, total: status.update(f"reading references {done}/{total}"),
         )
-        settled = settle_bias(index) if filled_bias_px is None else index
-        samples, notes = settled_samples(samples, settled), doubts(settled)
-        if filled_bias_px is None and not is_as_expected(settled, before=index):
-            notes += bias_notes(settled)
+        index, notes = settled(index, filled_bias_px=filled_bias_px)
         found = score_folder(
             predictions,
-            samples=samples,
+            samples=settled_samples(samples, index),
             name=predictions.resolve().name if name is None else name,
             split=published,
             missing=missing,
             progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
         )
-    found = replace(found, notes=(*notes, *found.notes))
+    found = replace(found, notes=(*doubts(index), *notes, *found.notes))
     if out is not None:
         write_score(found, out)
     if as_json:

@@ -13,13 +13,7 @@ from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.layouts import LAYOUTS
 from datamodules.plausible import doubts
-from datamodules.reading import (
-    bias_notes,
-    is_as_expected,
-    reads_as,
-    settle_bias,
-    settled_samples,
-)
+from datamodules.reading import reads_as, settled, settled_samples
 from datamodules.samples import Sample, content_hash_of, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
@@ -70,9 +64,7 @@ def load_data(
     indices = {cohort: index_of(members, content=files) for cohort, members in cohorts.items()}
     notes: list[str] = []
     if config.data.filled_bias_px is None:
-        expected, indices[name] = indices[name], settle_bias(indices[name])
-        if not is_as_expected(indices[name], before=expected):
-            notes = bias_notes(indices[name])
+        indices[name], notes = settled(indices[name], filled_bias_px=None)
         cohorts[name] = settled_samples(cohorts[name], indices[name])
         samples = _by_id(cohorts)
     content = _contents(files, samples=samples, as_listed=as_listed)
