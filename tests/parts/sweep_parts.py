@@ -1,12 +1,17 @@
-"""Whole sweeps at toy size, started from the command line."""
+"""Whole sweeps at toy size, by the command line's words."""
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 from toy_recipe import TOY
+
+from experiments.__main__ import main
 
 SETTINGS = [
     "name=toy",
@@ -53,17 +58,24 @@ def environment() -> dict[str, str]:
     return {**kept, "OMP_WAIT_POLICY": "PASSIVE", "HOME": "/nonexistent", "COLUMNS": "120"}
 
 
-def run(
-    data: Path, store: Path, *changes: str, name: str = "sweep", timeout: float = 500
-) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(data, store, *changes, name=name),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=timeout,
-        check=False,
-    )
+def call(words: list[str]) -> subprocess.CompletedProcess:
+    """What `python -m experiments` does, here: one server then forks the stages of all sweeps."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.dict(os.environ, environment(), clear=True),
+        mock.patch.object(sys, "argv", ["sonosweep", *words[3:]]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def run(data: Path, store: Path, *changes: str, name: str = "sweep") -> subprocess.CompletedProcess:
+    return call(command(data, store, *changes, name=name))
 
 
 def scores(store: Path) -> pd.DataFrame:

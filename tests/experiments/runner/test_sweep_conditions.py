@@ -35,7 +35,6 @@ def swept(tmp_path_factory):
         "sweep.real_count=[2]",
         f"sweep.support={SUPPORTS}",
         f"evaluation.prompts=[{','.join(PROMPTS)}]",
-        timeout=1500,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert f"{len(CONDITIONS) * 2} trials in" in ended.stdout

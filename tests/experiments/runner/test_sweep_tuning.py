@@ -5,7 +5,12 @@ import json
 import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
+from plan_parts import make_data
 from sweep_parts import LEAN, run
+from toy_recipe import TOY
+
+from experiments.config.recipe import load_config
+from experiments.plan.grid import make_plan
 
 SMALL = (
     *LEAN,
@@ -26,8 +31,8 @@ def swept(data, store, *changes):
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = pd.read_csv(store / "toy" / "results.csv").query("output == 'mask'")
     assert set(results["status"]) == {"done"}
-    # Three trials that differ.
-    assert results["dice_mean"].nunique() == 3
+    # Trials that differ.
+    assert results["dice_mean"].nunique() == len(results)
     return results.set_index("condition")
 
 
@@ -64,20 +69,33 @@ def test_lora_in_all_blocks_with_the_papers_epochs(data, tmp_path):
     assert [each["strength"] for each in filter(None, augmented)] == ["strong"]
 
 
+LATE = ("segmenter.tuning=late_lora", "segmenter.geometry=squash")
+
+
 def test_late_lora_runs_on_cached_features_and_a_squashed_frame(data, tmp_path):
-    swept(data, tmp_path, "segmenter.tuning=late_lora", "segmenter.geometry=squash")
+    swept(data, tmp_path, *LATE, "sweep.condition=[real,strong]")
     embeds = manifests(tmp_path, "embed")
-    encoders = [m["content"]["encoder"] for m in embeds]
-    assert {e["geometry"] for e in encoders} == {"squash"}
-    assert {e.get("features") for e in encoders} == {None, "late_lora"}
-    features = [
-        m["id"] for m in manifests(tmp_path, "embed") if "features" in m["content"]["encoder"]
-    ]
-    late = [m for m in manifests(tmp_path, "fit") if "tuning" in m["content"]["segmenter"]]
-    assert len(late) == 3
+    assert {m["content"]["encoder"]["features"] for m in embeds} == {"late_lora"}
+    late = manifests(tmp_path, "fit")
+    assert len(late) == 2
     for fit in late:
-        assert fit["upstream"]["embeddings"].split("/")[1] in features
+        assert fit["upstream"]["embeddings"].split("/")[1] in {m["id"] for m in embeds}
         assert fit["content"]["segmenter"]["geometry"] == "squash"
+
+
+def test_the_judge_of_late_lora_reads_embeddings_and_its_fit_the_features_of_pairs():
+    plan = make_plan(load_config(TOY, [*SMALL, *LATE, "sweep.real_fraction=[0.5]"]), make_data())
+    features = {
+        key: node.content["encoder"].get("features")
+        for key, node in plan.nodes.items()
+        if node.stage == "embed"
+    }
+    fits = [node for node in plan.nodes.values() if node.stage == "fit"]
+    (pairs,) = [fit for fit in fits if "pairs" in fit.upstream]
+    (judge,) = [fit for fit in fits if "tuning" not in fit.content["segmenter"]]
+    assert features[pairs.upstream["pair_embeddings"]] == "late_lora"
+    assert features[judge.upstream["embeddings"]] is None
+    assert {fit.content["segmenter"]["geometry"] for fit in fits} == {"squash"}
 
 
 @pytest.mark.long
@@ -89,6 +107,6 @@ def test_a_decoder_learns_from_views_drawn_afresh(data, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("tuning", ["adapter", "full"])
+@pytest.mark.parametrize("tuning", ["adapter", "late_lora", "full"])
 def test_other_modes(data, tmp_path, tuning):
     swept(data, tmp_path, f"segmenter.tuning={tuning}")

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 def swept(tmp_path_factory):
     """The store, its results, and what the sweep printed."""
     folder = tmp_path_factory.mktemp("unlabelled")
-    ended = run(write_hc18_folder(folder / "hc18"), folder / "runs", *SMALL, timeout=800)
+    ended = run(write_hc18_folder(folder / "hc18"), folder / "runs", *SMALL)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = pd.read_csv(folder / "runs" / "toy" / "results.csv", keep_default_na=False)
     return folder / "runs", results, ended.stdout
