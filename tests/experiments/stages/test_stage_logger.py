@@ -1,15 +1,29 @@
 """Generator -> synthetic set -> trial on W&B: uploaded online, referred to offline."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from wandb_parts import clean_environment
 from wandb_server import WandbServer
 
+from experiments.config.recipe import load_config
+from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
-from experiments.stages.stage_logger import artifact_name, input_keys
+from experiments.runner.launchers import _forkserver
+from experiments.runner.worker import redirect_output
+from experiments.stages.context import StageContext
+from experiments.stages.stage_logger import (
+    artifact_name,
+    input_keys,
+    log_lineage,
+    log_pairs,
+    stage_run,
+)
+from experiments.stages.wandb_run import finish
 from experiments.store.runs import RunStore, write_done, write_started
 
 CHAIN = {
@@ -21,46 +35,50 @@ CHAIN = {
     "embed/e2": {"pairs": "gate/p1"},
 }
 
-LOG = """
-import sys
-from experiments.stages.context import StageContext
-from experiments.stages.stage_logger import log_lineage, log_pairs, stage_run
-from experiments.stages.wandb_run import finish
-from experiments.plan.nodes import Node
-from experiments.config.recipe import load_config
-from experiments.store.runs import RunStore
-
-root, mode, stage = sys.argv[1:4]
-upstream = dict(word.split("=") for word in sys.argv[4:])
-
 
 class Named(Node):
+    """A node whose id is known beforehand."""
+
     id = "x1"
 
 
-context = StageContext(
-    config=load_config("demo", [f"store.root={root}", f"wandb.mode={mode}"]),
-    node=Named(
-        stage=stage,
-        content={"seed": 0},
-        upstream=upstream,
-        label="fit real, 4 images",
-        slug="real",
-    ),
-    store=RunStore(root),
-    samples={},
-    rows={},
-    content={},
-    sweep="night",
-    tags=("real", "n=4"),
-)
-if stage == "fit":
-    stage_run(context, job_type="fit")
-    log_lineage(context)
-else:
-    log_pairs(context)
-finish(exit_code=0)
-"""
+def run_stage(root: Path, printed: Path, environment: dict[str, str], words: list[str]) -> None:
+    """What a stage does of W&B, in a process of its own: W&B has one run a process."""
+    os.environ.clear()
+    os.environ.update(environment)
+    redirect_output(printed)
+    mode, stage, *upstream = words
+    context = StageContext(
+        config=load_config("demo", [f"store.root={root}", f"wandb.mode={mode}"]),
+        node=Named(
+            stage=stage,
+            content={"seed": 0},
+            upstream=dict(word.split("=") for word in upstream),
+            label="fit real, 4 images",
+            slug="real",
+        ),
+        store=RunStore(root),
+        samples={},
+        rows={},
+        content={},
+        sweep="night",
+        tags=("real", "n=4"),
+    )
+    if stage == "fit":
+        stage_run(context, job_type="fit")
+        log_lineage(context)
+    else:
+        log_pairs(context)
+    has_ended = finish(exit_code=0)
+    sys.stdout.flush()
+    # As a stage ends: exit handlers may wait.
+    os._exit(0 if has_ended else 1)
+
+
+@pytest.fixture(scope="module")
+def spawner():
+    """Starts processes that have imported what a stage needs, as a sweep does."""
+    return _forkserver()
 
 
 @pytest.fixture
@@ -87,16 +105,20 @@ def _files(store, *keys):
             path.write_text(f"{key} {name}")
 
 
-def log(store, mode, stage, *upstream, **environment):
-    words = [sys.executable, "-c", LOG, str(store.root), mode, stage, *upstream]
-    return subprocess.run(
-        words,
-        check=True,
-        env=clean_environment(**environment),
-        timeout=200,
-        capture_output=True,
-        text=True,
-    ).stdout
+@pytest.fixture
+def log(store, spawner, tmp_path):
+    """Log a stage of the store by mode, name and inputs; what was printed."""
+
+    def in_a_process(*words, **environment):
+        printed = tmp_path / "printed.txt"
+        given = (store.root, printed, clean_environment(**environment), words)
+        process = spawner.Process(target=run_stage, args=given)
+        process.start()
+        process.join(200)
+        assert process.exitcode == 0, printed.read_text()
+        return printed.read_text()
+
+    return in_a_process
 
 
 def records(run_dir):
@@ -120,8 +142,8 @@ def test_an_artifact_is_named_by_what_it_is_made_from():
     assert artifact_name("fit/390a6443c17ee048") == "segmenter-390a6443c17ee048"
 
 
-def test_offline_a_trial_refers_to_its_weights_and_names_its_inputs(store):
-    printed = log(store, "offline", "fit", "pairs=gate/p1", "embeddings=embed/e2")
+def test_offline_a_trial_refers_to_its_weights_and_names_its_inputs(store, log):
+    printed = log("offline", "fit", "pairs=gate/p1", "embeddings=embed/e2")
     assert "W&B" not in printed, printed
     text = json.dumps(records(store.run_dir("fit", "x1")))
     assert "synthetic-p1" in text
@@ -130,9 +152,9 @@ def test_offline_a_trial_refers_to_its_weights_and_names_its_inputs(store):
     assert not list((store.run_dir("fit", "x1") / "wandb").rglob("*.safetensors")), "no copy"
 
 
-def test_online_weights_are_uploaded_and_the_synthetic_set_is_an_input(store):
+def test_online_weights_are_uploaded_and_the_synthetic_set_is_an_input(store, log):
     with WandbServer() as server:
-        log(store, "online", "fit", "pairs=gate/p1", **server.environment())
+        log("online", "fit", "pairs=gate/p1", **server.environment())
     (run_id,) = server.runs
     assert server.used == [(run_id, "synthetic-p1")]
     assert set(server.artifacts) == {"synthetic-p1", "segmenter-x1"}
@@ -141,9 +163,9 @@ def test_online_weights_are_uploaded_and_the_synthetic_set_is_an_input(store):
     assert server.unknown == []
 
 
-def test_pairs_have_a_run_of_their_own_and_real_images_stay_here(store):
+def test_pairs_have_a_run_of_their_own_and_real_images_stay_here(store, log):
     with WandbServer() as server:
-        log(store, "online", "warp", **server.environment())
+        log("online", "warp", **server.environment())
     (run,) = server.runs.values()
     assert (run["jobType"], run["groupName"]) == ("warp", "night")
     assert server.artifacts == ["warped-pairs-x1"]
@@ -151,12 +173,15 @@ def test_pairs_have_a_run_of_their_own_and_real_images_stay_here(store):
     assert uploaded == ["warped-pairs-x1/manifest.json"]
 
 
-def test_what_goes_wrong_is_printed_and_nothing_more(store):
+def test_what_goes_wrong_is_printed_and_nothing_more(store, log):
     (store.run_dir("fit", "x1") / "segmenter.safetensors").unlink()
-    printed = log(store, "offline", "fit", "pairs=gate/p1")
+    unreachable = {"WANDB_API_KEY": "x" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    printed = log("online", "fit", "pairs=gate/p1", **unreachable)
+    assert "W&B: http://127.0.0.1:9 does not answer; this run is logged offline" in printed
     assert "W&B: lineage is not logged: ValueError" in printed
+    assert records(store.run_dir("fit", "x1"))
 
 
-def test_switched_off_nothing_is_made(store):
-    assert log(store, "disabled", "warp") == ""
+def test_switched_off_nothing_is_made(store, log):
+    assert log("disabled", "warp") == ""
     assert not (store.run_dir("warp", "x1") / "wandb").exists()
