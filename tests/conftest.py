@@ -9,8 +9,8 @@ from folder_parts import write_hc18_folder
 pytest_plugins = ["deliver_parts", "doctor_parts", "gpu_parts"]
 
 
-LONGEST = ("test_sweep", "test_sweep_tuning", "test_stage_logger", "test_forecast")
-"""Files of about a minute and more, the longest first."""
+LONGEST = ("test_sweep", "test_extending", "test_stage_logger", "test_sweep_tuning")
+"""Files that start sweeps, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

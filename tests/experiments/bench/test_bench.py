@@ -113,6 +113,13 @@ def test_mistakes_are_refused_before_anything_runs(tmp_path):
             read_bench(tmp_path)
 
 
+@pytest.fixture
+def quick_machine(monkeypatch):
+    """A machine of which nothing is measured."""
+    monkeypatch.setattr("experiments.bench.machine.bench_machine", lambda *_: None)
+
+
+@pytest.mark.usefixtures("quick_machine")
 def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -125,6 +132,7 @@ def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("work-*"))
 
 
+@pytest.mark.usefixtures("quick_machine")
 def test_an_earlier_run_is_kept_under_its_date(tmp_path):
     for name in ("bench.json", "bench.md"):
         (tmp_path / name).write_text("earlier")

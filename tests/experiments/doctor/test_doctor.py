@@ -2,18 +2,16 @@
 
 import collections
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from toy_recipe import TOY
 
 from datamodules.layouts import LAYOUTS
+from experiments.__main__ import main
 from experiments.config.recipe import load_config
 from experiments.doctor import needs, screen
 from experiments.doctor.checks import Check, ask, run_checks
@@ -148,30 +146,25 @@ def test_checkers_that_raise_or_hang_do_not_take_the_others_along():
     assert found["b"].text == "no answer within 0.3 s"
 
 
-def test_the_command_for_programs_and_its_exit_code(tmp_path, hc18_folder):
+def test_the_command_for_programs_and_its_exit_code(tmp_path, hc18_folder, monkeypatch, capsys):
     words = [
         *(f"data.root={hc18_folder}", "data.subset.n_images=null", "split.train=null"),
         *(f"store.root={tmp_path}/runs", "wandb.mode=disabled", "--json"),
     ]
-    environment = {"HOME": str(tmp_path), "PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""}
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments", "doctor", "hc18_small", *words],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
-    found = json.loads(ended.stdout)
+    for name, value in (("HOME", tmp_path), ("PATH", tmp_path), ("CUDA_VISIBLE_DEVICES", "")):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(sys, "argv", ["sonosweep", "doctor", "hc18_small", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
     assert [check["name"] for check in found["checks"]] == list(screen.CHECKERS)
-    assert (ended.returncode, found["can_start"], found["reason"]) == (0, True, None)
-    assert ended.stderr == ""
+    assert (ended.value.code, found["can_start"], found["reason"]) == (0, True, None)
+    assert printed.err == ""
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_command_for_people_ends_with_1_where_data_are_missing(monkeypatch, capsys, tmp_path):
-    from experiments.__main__ import main
-
     words = ["sonosweep", "doctor", f"data.root={tmp_path}/none", "segmenter.backbone=tiny"]
     monkeypatch.setattr(sys, "argv", words)
     light = {name: screen.CHECKERS[name] for name in ("data", "weights")}
