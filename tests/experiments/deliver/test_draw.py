@@ -92,6 +92,15 @@ def test_a_set_does_not_train_where_its_generator_saw_the_test(
         load_data(config)
 
 
+def test_the_packages_generator_draws_and_keeps_away_from_hc18(sonosweep, real_hc18_root, tmp_path):
+    assert sonosweep("draw", "--n", 1, *SIZE, "--out", tmp_path / "pairs")[0] == 0
+    changes = ["data.subset.n_images=12", "split.test=4", "split.val=2", "split.train=null"]
+    places = [f"data.root={real_hc18_root}", f"store.root={tmp_path / 'runs'}"]
+    config = load_config(TOY, [*changes, *places, f"synthesis.folder={tmp_path / 'pairs'}"])
+    with pytest.raises(InputError, match=r"fitted on \d+ of 4 test images"):
+        load_data(config)
+
+
 def test_what_cannot_draw_is_said_in_a_line(sonosweep, generator_on, config, tmp_path):
     run_dir = generator_on(load_data(config).view.split.train)
     (run_dir / "generator" / "images.json").unlink()
