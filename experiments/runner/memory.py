@@ -18,10 +18,11 @@ _FROZEN = 859_520_964
 """Weights of Stable Diffusion 1.5's UNet."""
 _LORA_A_RANK = 199_296
 """Weights of LoRA on its attention, for each rank."""
-_SAVED_GIB = {False: 0.91, True: 0.14 + 0.46}
+SAVED_GIB = {False: 0.91, True: 0.14}
 """What a LoRA step keeps for its backward pass, for one image of 512x512 under bf16-mixed, by
-gradient checkpointing: counted on the true network on a CPU (torch's hooks of saved tensors); with
-it, half of the other stands for the block that is computed again."""
+gradient checkpointing: as `tests/experiments/test_true_size.py` counts it on the true network."""
+_COMPUTED_AGAIN = 0.5
+"""Share of what is kept without checkpointing that stands for the block computed again with it."""
 _FLOAT32_NORMS = 2
 """A GPU's autocast keeps norms in float32; an allowance, not measured."""
 _ROOM_GIB = 1.5
@@ -38,7 +39,10 @@ def training_gib(settings: StableDiffusionConfig) -> float:
     trained = _LORA_A_RANK * settings.lora_rank * 4 * (4 + (settings.ema_decay > 0))
     frozen = _FROZEN * (2 if is_mixed else 4)
     share = math.prod(settings.size_hw) / (512 * 512) * (1 if is_mixed else 2)
-    saved = _FLOAT32_NORMS * _SAVED_GIB[settings.gradient_checkpointing] * share
+    kept = SAVED_GIB[settings.gradient_checkpointing]
+    if settings.gradient_checkpointing:
+        kept += _COMPUTED_AGAIN * SAVED_GIB[False]
+    saved = _FLOAT32_NORMS * kept * share
     return (trained + frozen) / _GIB + saved + _ROOM_GIB
 
 

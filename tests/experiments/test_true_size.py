@@ -19,7 +19,12 @@ from segment_anything import SamPredictor, sam_model_registry
 from true_size import anonymous_gib, sizes, write_all
 
 from datamodules.samples import PHANTOM_MARKER
-from lightning_modules.generators.stable_diffusion.module import load_stable_diffusion
+from experiments.runner.memory import SAVED_GIB
+from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
+from lightning_modules.generators.stable_diffusion.module import (
+    StableDiffusionModule,
+    load_stable_diffusion,
+)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3 * 3600)]
 ROOT = Path(__file__).parents[2]
@@ -91,6 +96,36 @@ def test_loading_holds_the_weights_once(models):
         assert each["peak"] < 1.15 * WEIGHTS_GIB
     # The same weights, whichever layout they came in.
     assert found["folder"]["weights"] == found["file"]["weights"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_memory_check_knows_what_a_lora_step_keeps(models, checkpointing):
+    config = StableDiffusionConfig(
+        base_model=str(models["folder"]), gradient_checkpointing=checkpointing
+    )
+    module = StableDiffusionModule.start(config, seed=0)
+    module.release_base()
+    module.train()
+    weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inputs = (torch.randn(1, 4, 64, 64), torch.tensor([500]))
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16),
+    ):
+        # It holds the graph, so that no storage is counted in the place of another.
+        predicted = module(*inputs, prompt_embeddings=torch.randn(1, 77, 768), mask_channels=None)
+    found_gib = sum(kept.values()) / 2**30
+    print(f"kept of a LoRA step, checkpointing {checkpointing}: {found_gib:.2f} GiB")
+    assert predicted.requires_grad
+    assert found_gib == pytest.approx(SAVED_GIB[checkpointing], rel=0.05)
 
 
 @pytest.fixture(scope="session")
