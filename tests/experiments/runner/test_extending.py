@@ -53,15 +53,41 @@ def call(words, *, cwd, path=()):
     )
 
 
-def sonosweep(*words, cwd, path=(ROOMS.parent,)):
-    return call([sys.executable, "-m", "experiments", *map(str, words)], cwd=cwd, path=path)
+SEVERAL = """
+import contextlib, io, json, sys
+from experiments.__main__ import main
+
+ended = []
+for words in json.loads(sys.argv.pop()):
+    sys.argv[1:] = words
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main()
+        except SystemExit as end:
+            code = end.code
+    ended.append((code or 0, out.getvalue(), err.getvalue()))
+print(json.dumps(ended))
+"""
 
 
-def sweep(folder, *changes, path=(ROOMS.parent,)):
+def sonosweep(*commands, cwd, path=(ROOMS.parent,)):
+    """Commands one after the other in one process: code, output and errors of each."""
+    given = json.dumps([list(map(str, words)) for words in commands])
+    ended = call([sys.executable, "-c", SEVERAL, given], cwd=cwd, path=path)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def sweep_words(folder, *changes):
     """The sweep of the document's recipe at toy size, in a folder from `make_folder`."""
     words = command(folder / "pictures", folder / "runs", *TINY, *changes)
     words[words.index(TOY)] = str(folder / "mine.yaml")
-    return call(words, cwd=folder, path=path)
+    return words
+
+
+def sweep(folder, *changes):
+    return call(sweep_words(folder, *changes), cwd=folder, path=(ROOMS.parent,))
 
 
 def make_folder(folder):
@@ -168,31 +194,31 @@ def test_the_generator_drew_what_it_learned_and_the_stage_mirrored(swept):
         assert any(np.array_equal(turned, image) for image in originals)
 
 
-def test_a_second_start_finds_it_all_done(swept):
-    folder, _, _ = swept
-    again = sonosweep("report", folder / "runs" / "toy" / "config.yaml", cwd=folder)
-    assert again.returncode == 0, again.stderr
-    assert "nothing was left to do" in again.stdout
-
-
 def test_other_commands_know_them_too(swept):
     folder, results, _ = swept
     run = folder / "runs" / "store" / results["fit_id"].iloc[0]
-    words = ("predict", run, folder / "pictures" / "pictures", "--out", folder / "found")
-    assert sonosweep(*words, cwd=folder).returncode == 0
+    words = ("predict", run, folder / "pictures" / "pictures", "--out")
+    again, predict, index = sonosweep(
+        ("report", folder / "runs" / "toy" / "config.yaml"),
+        (*words, folder / "found"),
+        ("data", "index", "pictures", "--extension", "my_rooms", "--json"),
+        cwd=folder,
+    )
+    assert (again[0], predict[0]) == (0, 0), again[2] + predict[2]
+    assert "nothing was left to do" in again[1]
     predictions = pd.read_csv(folder / "found" / "predictions.csv")
     assert len(predictions) == 12
     assert predictions["found"].all()
+    assert json.loads(index[1])["layout"] == "pictures"
     # What a sweep's files say needs no extension.
-    status = sonosweep("status", "toy", "--root", "runs", cwd=folder, path=())
-    assert "4 trials: 4 done" in status.stdout
-    assert "wide" in status.stdout
-    told = ("data", "index", "pictures", "--extension", "my_rooms", "--json")
-    assert json.loads(sonosweep(*told, cwd=folder).stdout)["layout"] == "pictures"
-    without = sonosweep(*words[:-1], folder / "nothing", cwd=folder, path=())
-    assert without.returncode == 2
-    assert "extensions: my_rooms cannot be imported" in without.stderr
-    assert len(without.stderr.splitlines()) == 1
+    (_, status, _), (code, _, errors) = sonosweep(
+        ("status", "toy", "--root", "runs"), (*words, folder / "nothing"), cwd=folder, path=()
+    )
+    assert "4 trials: 4 done" in status
+    assert "wide" in status
+    assert code == 2
+    assert "extensions: my_rooms cannot be imported" in errors
+    assert len(errors.splitlines()) == 1
 
 
 def test_the_users_own_test_passes(tmp_path):
@@ -201,23 +227,24 @@ def test_the_users_own_test_passes(tmp_path):
     assert ended.returncode == 0, ended.stdout
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("extensions=[my_roms]", "extensions: my_roms cannot be imported (ModuleNotFoundError"),
-        ("sweep.segmenter=[one_layr]", "unknown; did you mean one_layer?"),
-        ("segmenters.wide.kind=one_lair", "segmenters.wide.kind=one_lair: unknown; did you"),
-        ("segmenters.wide.side_px=4", "segmenters.wide.side_px=4: must be odd"),
-        ("conditions={own: {pairs: miror}}", "conditions.own.pairs=miror: unknown; did you"),
-        ("data.layout=picture", "data.layout picture: unknown; did you mean pictures?"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, change, words):
+MISTAKES = {
+    "extensions=[my_roms]": "extensions: my_roms cannot be imported (ModuleNotFoundError",
+    "sweep.segmenter=[one_layr]": "unknown; did you mean one_layer?",
+    "segmenters.wide.kind=one_lair": "segmenters.wide.kind=one_lair: unknown; did you",
+    "segmenters.wide.side_px=4": "segmenters.wide.side_px=4: must be odd",
+    "conditions={own: {pairs: miror}}": "conditions.own.pairs=miror: unknown; did you",
+    "data.layout=picture": "data.layout picture: unknown; did you mean pictures?",
+}
+
+
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     (tmp_path / "mine.yaml").write_text(*blocks("yaml"))
-    ended = sweep(tmp_path, change)
-    assert ended.returncode == 2, ended.stdout + ended.stderr
-    assert words in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
+    # Without `python -m experiments`.
+    ended = sonosweep(*(sweep_words(tmp_path, change)[3:] for change in MISTAKES), cwd=tmp_path)
+    for (code, _, errors), (change, words) in zip(ended, MISTAKES.items(), strict=True):
+        assert code == 2, change
+        assert words in errors
+        assert len(errors.splitlines()) == 1
 
 
 def test_a_module_of_the_working_directory_is_found_and_its_failure_is_named(tmp_path, monkeypatch):
