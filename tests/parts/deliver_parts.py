@@ -67,6 +67,24 @@ def write_fit():
     return write
 
 
+def write_generator(folder, images):
+    """Write a run directory as a tiny pixel generator leaves it, fitted on the rows `images`."""
+    from lightning_modules.generators.pixel.config import GeneratorConfig
+    from lightning_modules.generators.pixel.module import DiffusionModule
+
+    module = DiffusionModule(GeneratorConfig(size_hw=(16, 24), block_out_channels=(8, 16)))
+    module.save_generator(folder / "generator")
+    (folder / "generator" / "images.json").write_text(json.dumps(images))
+    manifest = {
+        "stage": "generator",
+        "id": f"{folder.name}-0123456789",
+        "content": {"images": [["001_HC", "x"]] * len(images)},
+        "config": {"data": {"root": None}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
 def segment_images(module, paths, *, prompt):
     """Name and mask of each image by one segmenter."""
     from experiments.deliver.inference import segment_together

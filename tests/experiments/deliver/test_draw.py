@@ -4,18 +4,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from deliver_parts import write_generator
 from toy_recipe import TOY
 
 from datamodules.annotation import annotation_of, image_of
 from datamodules.ellipse import rasterise
 from datamodules.errors import InputError
-from datamodules.storage import write_json
 from datamodules.synthetic import read_synthetic
 from experiments.config.recipe import load_config
 from experiments.stages.data import load_data
 from experiments.stages.generator import images_behind
-from lightning_modules.generators.pixel.config import GeneratorConfig
-from lightning_modules.generators.pixel.module import DiffusionModule
 
 SIZE = ("--height", "48", "--width", "72")
 
@@ -33,20 +31,15 @@ def generator_on(config, tmp_path):
     """Write the run of a generator that was fitted on these images of the data."""
 
     def write(ids, *, name="gen"):
-        data, run_dir = load_data(config), tmp_path / "generator" / name
-        module = DiffusionModule(GeneratorConfig(size_hw=(16, 24), block_out_channels=(8, 16)))
-        module.save_generator(run_dir / "generator")
+        data = load_data(config)
         context = SimpleNamespace(
             samples=data.samples,
             rows=data.rows,
             content=data.view.content,
             node=SimpleNamespace(upstream={}),
         )
-        write_json(run_dir / "generator" / "images.json", images_behind(context, list(ids)))
-        images = [[sample_id, data.view.content[sample_id]] for sample_id in ids]
-        manifest = {"stage": "generator", "id": f"{name}-0123456789", "label": "a generator"}
-        write_json(run_dir / "manifest.json", manifest | {"content": {"images": images}})
-        return run_dir
+        images = images_behind(context, list(ids))
+        return write_generator(tmp_path / "generator" / name, images)
 
     return write
 

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from deliver_parts import HEAD, write_generator
 from safetensors.torch import save_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import (
@@ -261,6 +262,9 @@ def test_documented_commands_run(sonosweep, monkeypatch, write_fit, tmp_path):
     for run in ("ID", "ID2"):
         write_fit(tmp_path / "runs/store/fit" / run, SegmenterConfig(backbone="tiny"))
     write_fit(tmp_path / "vit", SegmenterConfig(backbone="vit_tiny"))
+    row = {"pixels_sha256": "ab", "size_hw": [54, 80], "is_labelled": True}
+    images = [row | {"ellipse": asdict(HEAD)}]
+    write_generator(tmp_path / "runs/store/generator/ID", images)
     (tmp_path / "scans").mkdir()
     image = np.random.default_rng(0).integers(0, 256, (54, 80), dtype=np.uint8)
     for path in ("scans/a.png", "scans/b.tif", "scan1.png", "scan2.jpg"):
@@ -274,6 +278,8 @@ def test_documented_commands_run(sonosweep, monkeypatch, write_fit, tmp_path):
         words = shlex.split(command)
         if "transformers" in words:  # Which `tiny` has no place in.
             words[2] = "vit"
+        if "--n" in words:
+            words[words.index("--n") + 1] = "1"
         code, _, err = sonosweep(*words[1:])
         assert code == 0, err
         assert (tmp_path / words[words.index("--out") + 1]).is_dir()
