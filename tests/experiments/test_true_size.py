@@ -101,7 +101,9 @@ def test_loading_holds_the_weights_once(models):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_memory_check_knows_what_a_lora_step_keeps(models, checkpointing):
     config = StableDiffusionConfig(
-        base_model=str(models["folder"]), gradient_checkpointing=checkpointing
+        base_model=str(models["folder"]),
+        route="sd_in_channel",
+        gradient_checkpointing=checkpointing,
     )
     module = StableDiffusionModule.start(config, seed=0)
     module.release_base()
