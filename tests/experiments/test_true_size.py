@@ -153,7 +153,8 @@ def swept(models, tmp_path_factory):
 
 
 def test_the_recipe_ends_in_its_table(swept):
-    for marker in sorted(swept.glob("store/*/*/DONE.json")):
+    for manifest in sorted(swept.glob("store/*/*/manifest.json")):
+        marker = manifest.with_name("DONE.json")
         done = json.loads(marker.read_text())
         gib = done["peak_memory_mib"] / 1024
         print(f"{marker.parent.parent.name}: {done['seconds']:.0f} s, peak {gib:.2f} GiB")
