@@ -54,7 +54,6 @@ def crossed(tmp_path_factory):
         folder / "runs",
         *SMALL,
         f"stable_diffusion.base_model={base}",
-        timeout=1100,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return folder / "runs" / "toy"
