@@ -167,20 +167,6 @@ def boxes_to_frame(boxes_xyxy_px: np.ndarray, placement: Placement) -> np.ndarra
     return (np.asarray(boxes_xyxy_px, dtype=np.float64) + 0.5) * scales - 0.5
 
 
-def boxes_to_original(boxes_xyxy_px: np.ndarray, placement: Placement) -> np.ndarray:
-    """Move boxes from the frame back into the original image: the inverse of `boxes_to_frame`.
-
-    Args:
-        boxes_xyxy_px: (..., 4) x0, y0, x1, y1 in frame pixels.
-        placement: From `place`.
-
-    Returns:
-        (..., 4) float64 in original pixels.
-    """
-    scales = np.array([placement.scale_x, placement.scale_y] * 2)
-    return (np.asarray(boxes_xyxy_px, dtype=np.float64) + 0.5) / scales - 0.5
-
-
 def logits_to_original(logits: torch.Tensor, placement: Placement) -> torch.Tensor:
     """Bring logits of the frame to the original image's size; threshold them at 0 afterwards.
 

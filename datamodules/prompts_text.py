@@ -5,9 +5,6 @@ from typing import Literal
 _SUBJECT = "An ultrasound image of a fetal head"
 _TRIMESTERS = {1: "first", 2: "second", 3: "third"}
 
-EMPTY_PROMPT = ""
-"""The dropped caption, which guidance compares with."""
-
 
 def trimester_prompt(trimester: Literal[1, 2, 3] | None) -> str:
     """Return the paper's sentence for a trimester as `datamodules.samples.trimester` gives it.

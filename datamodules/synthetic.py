@@ -23,6 +23,7 @@ from datamodules.cohort import read_cohort
 from datamodules.ellipse import Ellipse, perimeter_px
 from datamodules.errors import InputError
 from datamodules.samples import Sample
+from datamodules.storage import write_json
 
 COHORT = "synthetic"
 ORIGIN_NAME = "origin.json"
@@ -178,6 +179,11 @@ def pixels_sha256(image: np.ndarray) -> str:
     """
     rows, columns = image.shape
     return hashlib.sha256(f"{rows}x{columns}:".encode() + image.tobytes()).hexdigest()
+
+
+def write_origin(root: Path, *, images_seen: Iterable[str], **about: Any) -> None:
+    """Say what is known of the generator behind a set, and `pixels_sha256` of all that it saw."""
+    write_json(root / ORIGIN_NAME, {**about, "images_seen": list(images_seen)})
 
 
 def seen_pixels(root: Path) -> frozenset[str]:

@@ -16,7 +16,7 @@ import cv2
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
 from datamodules.storage import commit_folder, file_sha256, write_atomic, write_json
-from datamodules.synthetic import ORIGIN_NAME, SyntheticPair, pair_paths, read_metadata
+from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata, write_origin
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
@@ -100,7 +100,7 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run_dir / path, folder / path)
         facts |= _write_rows(folder / METADATA, pairs)
-        _write_origin(folder / ORIGIN_NAME, generator=facts["generator"], store=run_dir.parents[1])
+        _copy_origin(folder, generator=facts["generator"], store=run_dir.parents[1])
         facts["metadata_sha256"] = file_sha256(folder / METADATA)
         write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
         write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
@@ -196,7 +196,7 @@ def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> dict[str, Any]:
     return {"columns": ", ".join(f"`{column}`" for column in columns), "filled": filled}
 
 
-def _write_origin(path: Path, *, generator: dict[str, Any] | None, store: Path) -> None:
+def _copy_origin(folder: Path, *, generator: dict[str, Any] | None, store: Path) -> None:
     """Say which images the generator saw, so that no sweep trains on the set and tests on them."""
     if generator is None:
         return
@@ -204,7 +204,7 @@ def _write_origin(path: Path, *, generator: dict[str, Any] | None, store: Path) 
     # Stable Diffusion's generators and those of earlier versions have none.
     if images.is_file():
         seen = [row["pixels_sha256"] for row in json.loads(images.read_text())]
-        write_json(path, {"generator": str(generator["id"]), "images_seen": seen})
+        write_origin(folder, images_seen=seen, generator=str(generator["id"]))
 
 
 def _facts(

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, require_new, write_json
-from datamodules.synthetic import ORIGIN_NAME, SyntheticPair, write_metadata, write_pair
+from datamodules.storage import commit_folder, require_new
+from datamodules.synthetic import SyntheticPair, write_metadata, write_origin, write_pair
 from experiments.config.paths import MODELS
 from experiments.deliver.sidecar import data_line
 from experiments.stages.generator import draw_pairs
@@ -93,8 +93,7 @@ def draw_command(
             write_pair(made, pair.sample_id, image=image, mask=mask)
             pairs.append(pair)
         write_metadata(made / "metadata.jsonl", pairs)
-        seen = [row["pixels_sha256"] for row in images]
-        write_json(made / ORIGIN_NAME, origin | {"images_seen": seen})
+        write_origin(made, images_seen=(row["pixels_sha256"] for row in images), **origin)
     return {"pairs": n, **origin}
 
 
