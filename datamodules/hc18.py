@@ -10,7 +10,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.augment import augment_batch
+from datamodules.augment import Strength, augment_batch
 from datamodules.errors import InputError
 from datamodules.frames import FrameDataset
 from datamodules.keyed import text_seed
@@ -167,11 +167,18 @@ class HC18DataModule(LightningDataModule):
             batch["image"],
             batch["mask"],
             valid_hw=batch["valid_hw"],
-            strength=self.mixture.augment,
+            strength=self._strength(batch["draw"]),
             without=self.mixture.without,
             seeds=[text_seed("augment", self.seed, draw) for draw in batch["draw"].tolist()],
         )
         return batch | {"image": image, "mask": mask}
+
+    def _strength(self, draws: torch.Tensor) -> Strength:
+        """How strongly a batch is augmented; every item of it belongs to one step."""
+        left = self.n_batches - int(draws[0]) // self.batch_size
+        if self.mixture.augment == "strong" and left <= self.mixture.moderate_end * self.n_batches:
+            return "moderate"
+        return self.mixture.augment
 
     def _items_to_keep(self, dataset: FrameDataset, stream: TrainingStream) -> ResidentItems | None:
         if not self.loading.resident_bytes:

@@ -110,6 +110,9 @@ class AugmentConfig:
     max_per_trial: int | None = 400
     """Views that a trial's images have together: with many images each has fewer than n_views, but
     at least 2. null: no limit."""
+    moderate_end: float = 0.0
+    """Share of a fit's steps, at its end, in which strong augmentation is moderate: about half as
+    strong. For many labels; not with embedded views, which are drawn in any order."""
 
     def views_at(self, n_images: int) -> int | None:
         """Views each image of a trial with so many has, itself among them; None: drawn anew."""
@@ -132,4 +135,5 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         hint = "the image and one augmented view; null augments every draw anew"
         at_least(2).check(self, "n_views", section="augment", hint=hint)
+        between(0, 1).check(self, "moderate_end", section="augment")
         at_least(2).check(self, "max_per_trial", section="augment", hint="for no limit")

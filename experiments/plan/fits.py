@@ -195,6 +195,8 @@ class Nodes:
             content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
             if factors.without:
                 content["augment"]["without"] = sorted(factors.without)
+            if factors.augment == "strong" and self.config.augment.moderate_end:
+                content["augment"]["moderate_end"] = self.config.augment.moderate_end
             if settings.cache is not None:
                 content["encoder"] = self.encoder(**of)
         elif settings.cache is not None:
@@ -205,6 +207,11 @@ class Nodes:
                 raise InputError(
                     f"conditions.{cell.condition}: without={factors.without} needs views that are "
                     "made as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                )
+            if factors.augment == "strong" and self.config.augment.moderate_end:
+                raise InputError(
+                    f"augment.moderate_end={self.config.augment.moderate_end}: embedded views are "
+                    "drawn in any order; set augment.n_views=null, or sweep.segmenter=[unet]"
                 )
             if augments:
                 upstream["views"] = self.embed(
