@@ -176,6 +176,22 @@ def test_fresh_augmentation_moves_image_and_mask_together(folder, tmp_path, fact
     assert len(shown) > len(TRAIN), "views differ from draw to draw"
 
 
+def test_the_end_of_a_training_under_strong_augmentation_may_be_moderate(folder, tmp_path):
+    build = builder(folder, tmp_path)
+    strong, ended, moderate, weak = (
+        trained_on(build(augment=augment, moderate_end=end))
+        for augment, end in (("strong", 0), ("strong", 0.34), ("moderate", 0), ("weak", 0.34))
+    )
+    for number, batch in enumerate(ended):
+        same, other = (strong, moderate) if number < 6 else (moderate, strong)
+        assert torch.equal(batch["image"], same[number]["image"])
+        assert torch.equal(batch["mask"], same[number]["mask"])
+        assert not torch.equal(batch["mask"], other[number]["mask"])
+    plain = trained_on(build(augment="weak"))
+    for batch, other in zip(weak, plain, strict=True):
+        assert torch.equal(batch["image"], other["image"]), "weak stays weak"
+
+
 # --- stages ---
 
 

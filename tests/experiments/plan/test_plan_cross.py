@@ -107,3 +107,23 @@ def test_a_part_left_out_of_the_augmentation_is_another_fit_of_segmenters_that_a
         plan(*own[:1], "conditions.still={augment: strong, without: [zom]}", *amount)
     with pytest.raises(InputError, match=r"augment=none has no parts"):
         plan(*own[:1], "conditions.still={without: [zoom]}", *amount)
+
+
+def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_embedded_views():
+    own = ("sweep.condition=[weak,strong]", "sweep.real_fraction=[0.1]")
+    end = "augment.moderate_end=0.3"
+    unet = "sweep.segmenter=[unet]"
+    before, after = (plan(unet, *own, *more) for more in ((), (end,)))
+    weak, strong = before.grid
+    assert [spec.fit_key == other.fit_key for spec, other in zip(before.grid, after.grid, strict=True)] == [
+        True,
+        False,
+    ]
+    content = after.nodes[after.grid[1].fit_key].content
+    assert content["augment"].pop("moderate_end") == 0.3
+    assert content == before.nodes[strong.fit_key].content
+    assert weak.fit_key in after.nodes
+    with pytest.raises(InputError, match=r"augment\.moderate_end=0\.3: .*augment\.n_views=null"):
+        plan("sweep.segmenter=[sam]", *own, end)
+    with pytest.raises(InputError, match=r"augment\.moderate_end=1\.5"):
+        plan(unet, *own, "augment.moderate_end=1.5")
