@@ -1,4 +1,4 @@
-"""Weak, moderate and strong augmentation of a batch of images together with their masks, on any device.
+"""Random augmentation of a batch of images together with their masks, on any device.
 
 Pure: a view is a function of the image, the mask, the strength and a seed. Lengths are shares of
 the image and the noise has a grain of its own, so that one seed shows the same view at every
@@ -143,9 +143,9 @@ def augment_batch(
     Weak: mirror images, rotation to 15 degrees, brightness, speckle, blur. Strong: mirror image,
     rotation to 45 degrees, zoom to 1.6 either way, stretch to 1.2, shift to a fifth, elastic
     deformation; gamma to 2 either way, brightness, a smooth field of it, speckle, blur, up to four
-    black rectangles. Moderate: about half of each, and no elastic deformation. What turns into the picture is black, as outside of the sector; a reflection
-    would show pieces of a second head without a label. Rectangles cover the image only: the head
-    is still there, so its mask stays.
+    black rectangles. Moderate: about half of each, and no elastic deformation. What turns into the
+    picture is black, as outside of the sector; a reflection would show pieces of a second head
+    without a label. Rectangles cover the image only: the head is still there, so its mask stays.
 
     Args:
         image: (B, 1, f H, f W) float in [0, 1], zero in the padding.
@@ -163,8 +163,8 @@ def augment_batch(
         ValueError: no such strength or part, or shapes that do not match.
 
     Source:
-        Weak: operations and angles of arXiv 2506.23664. Moderate, strong: ours; docs/results.md has scores
-        of students fitted under it.
+        Weak: operations and angles of arXiv 2506.23664. Moderate and strong: ours; docs/results.md
+        has scores of students fitted under them.
     """
     if strength not in get_args(Strength):
         raise ValueError(f"strength must be one of {get_args(Strength)}, got {strength!r}")

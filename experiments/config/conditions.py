@@ -17,7 +17,7 @@ from datamodules.config import AUGMENT_PARTS
 
 LabelSource = Literal["own", "fixed"]
 GateUse = Literal["on", "off", "random_subset"]
-Augmentation = Literal["none", "weak", "strong"]
+Augmentation = Literal["none", "weak", "moderate", "strong"]
 ImageSource = Literal["labelled", "unlabelled"]
 
 

@@ -115,14 +115,10 @@ def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_e
     unet = "sweep.segmenter=[unet]"
     before, after = (plan(unet, *own, *more) for more in ((), (end,)))
     weak, strong = before.grid
-    assert [spec.fit_key == other.fit_key for spec, other in zip(before.grid, after.grid, strict=True)] == [
-        True,
-        False,
-    ]
+    assert weak.fit_key == after.grid[0].fit_key
     content = after.nodes[after.grid[1].fit_key].content
     assert content["augment"].pop("moderate_end") == 0.3
     assert content == before.nodes[strong.fit_key].content
-    assert weak.fit_key in after.nodes
     with pytest.raises(InputError, match=r"augment\.moderate_end=0\.3: .*augment\.n_views=null"):
         plan("sweep.segmenter=[sam]", *own, end)
     with pytest.raises(InputError, match=r"augment\.moderate_end=1\.5"):
