@@ -52,7 +52,8 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
     """Freeze a SAM but for what `config.tuning` trains; adds LoRA or adapters in place.
 
     Args:
-        sam: From `build_sam`; its output is unchanged, for LoRA and adapters start at zero.
+        sam: From `build_sam`; its output is unchanged, for LoRA and adapters start at zero. An
+            encoder that is trained gets weights that lie channels-last.
         config: `tuning` and its settings are read.
         seed: Keys the initial weights of LoRA and adapters.
     """
@@ -69,6 +70,9 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
         elif config.tuning == "full":
             for name, parameter in sam.image_encoder.named_parameters():
                 parameter.requires_grad_(not name.startswith(UNUSED_ENCODER_PARTS))
+    if config.tuning != "decoder":
+        # As the images are: LiteMedSAM's training step takes three fifths of the time on a CPU.
+        sam.image_encoder.to(memory_format=torch.channels_last)
 
 
 def _add_lora(encoder: nn.Module, config: SegmenterConfig) -> None:
