@@ -98,6 +98,15 @@ def test_a_mode_starts_as_the_stock_network(mode):
     assert expected.abs().max() > 0.1
 
 
+@pytest.mark.parametrize("mode", LITE_MODES)
+def test_an_encoder_in_training_lies_as_its_images_do(mode):
+    module = SamModule(make_config(mode))
+    encoder = module.sam.image_encoder
+    kernels = [w for w in encoder.parameters() if w.ndim == 4 and min(w.shape[1:3]) > 1]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_trained_moves_and_nothing_else(mode):
     module = SamModule(make_config(mode))
