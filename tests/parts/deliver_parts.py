@@ -48,7 +48,8 @@ def write_fit():
         folder.mkdir(parents=True)
         generator = torch.Generator().manual_seed(0)
         state = {
-            name: weight.detach() + spread * torch.randn(weight.shape, generator=generator)
+            name: weight.detach().contiguous()
+            + spread * torch.randn(weight.shape, generator=generator)
             for name, weight in SamModule(config).named_parameters()
             if weight.requires_grad
         }

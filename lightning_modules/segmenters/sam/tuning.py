@@ -53,7 +53,7 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
 
     Args:
         sam: From `build_sam`; its output is unchanged, for LoRA and adapters start at zero. An
-            encoder that is trained gets weights that lie channels-last.
+            encoder that is trained gets convolutions that lie channels-last.
         config: `tuning` and its settings are read.
         seed: Keys the initial weights of LoRA and adapters.
     """
@@ -72,7 +72,9 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
                 parameter.requires_grad_(not name.startswith(UNUSED_ENCODER_PARTS))
     if config.tuning != "decoder":
         # As the images are: LiteMedSAM's training step takes three fifths of the time on a CPU.
-        sam.image_encoder.to(memory_format=torch.channels_last)
+        for part in sam.image_encoder.modules():
+            if isinstance(part, nn.Conv2d):
+                part.to(memory_format=torch.channels_last)
 
 
 def _add_lora(encoder: nn.Module, config: SegmenterConfig) -> None:

@@ -102,7 +102,8 @@ def test_a_mode_starts_as_the_stock_network(mode):
 def test_an_encoder_in_training_lies_as_its_images_do(mode):
     module = SamModule(make_config(mode))
     encoder = module.sam.image_encoder
-    kernels = [w for w in encoder.parameters() if w.ndim == 4 and min(w.shape[1:3]) > 1]
+    convolutions = [m for m in encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    kernels = [m.weight for m in convolutions if min(m.weight.shape[1:3]) > 1]
     assert kernels
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
 
