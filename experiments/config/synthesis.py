@@ -112,7 +112,7 @@ class AugmentConfig:
     at least 2. null: no limit."""
     moderate_end: float = 0.0
     """Share of a fit's steps, at its end, in which strong augmentation is moderate: about half as
-    strong. For many labels; not with embedded views, which are drawn in any order."""
+    strong. Not with embedded views, which are drawn in any order."""
 
     def views_at(self, n_images: int) -> int | None:
         """Views each image of a trial with so many has, itself among them; None: drawn anew."""

@@ -191,12 +191,13 @@ class Nodes:
         features = settings.cache == "features"
         of = {"segmenter": segmenter, "features": features}
         augments = factors.augment != "none"
+        moderate_end = self.config.augment.moderate_end if factors.augment == "strong" else 0
         if augments and (settings.cache is None or self.config.augment.n_views is None):
             content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
             if factors.without:
                 content["augment"]["without"] = sorted(factors.without)
-            if factors.augment == "strong" and self.config.augment.moderate_end:
-                content["augment"]["moderate_end"] = self.config.augment.moderate_end
+            if moderate_end:
+                content["augment"]["moderate_end"] = moderate_end
             if settings.cache is not None:
                 content["encoder"] = self.encoder(**of)
         elif settings.cache is not None:
@@ -208,9 +209,9 @@ class Nodes:
                     f"conditions.{cell.condition}: without={factors.without} needs views that are "
                     "made as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
                 )
-            if factors.augment == "strong" and self.config.augment.moderate_end:
+            if moderate_end:
                 raise InputError(
-                    f"augment.moderate_end={self.config.augment.moderate_end}: embedded views are "
+                    f"augment.moderate_end={moderate_end}: embedded views are "
                     "drawn in any order; set augment.n_views=null, or sweep.segmenter=[unet]"
                 )
             if augments:
