@@ -66,6 +66,9 @@ class ConditionConfig:
     gate: GateUse = "on"
     """Which of the generator's candidates are taken: those that pass the gate, all, or as many at
     random as the gate keeps."""
+    at_most: int | None = None
+    """The most of those pairs that are used, the first ones; None: all. For a curve over their
+    number."""
     augment: Augmentation = "none"
     """How strongly training images are augmented; added pairs too, but for those whose embeddings
     are cached."""
@@ -92,6 +95,10 @@ class ConditionConfig:
             )
         if self.pairs == "repeat" and self.augment != "none":
             raise ValueError("pairs=repeat is the control of unchanged images; use augment=none")
+        if self.at_most is not None and self.at_most < 1:
+            raise ValueError(f"at_most={self.at_most}: must be at least 1, or null for all")
+        if self.at_most is not None and not self.makes_pairs:
+            raise ValueError(f"at_most={self.at_most}: pairs={self.pairs} makes none; leave it out")
         self._check_without()
         self._check_unlabelled()
 
@@ -123,6 +130,11 @@ class ConditionConfig:
     def has_pairs(self) -> bool:
         """Whether part of each batch is filled with something else than the real images."""
         return self.pairs != "none"
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether all of its pairs are made, and none is an image with a teacher's label."""
+        return (self.is_generated or PAIRS[self.pairs].stage is not None) and not self.is_pseudo
 
     @property
     def is_generated(self) -> bool:

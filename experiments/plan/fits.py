@@ -184,6 +184,8 @@ class Nodes:
             "seed": cell.seed,
             "repeat_real": repeats,
         }
+        if factors.at_most is not None:
+            content["at_most"] = factors.at_most
         weights_id = self.weights_id(segmenter)
         if weights_id is not None:
             content["weights_sha256"] = weights_id
@@ -224,6 +226,7 @@ class Nodes:
             upstream[role] = each.key
         name = cell.condition if segmenter in UNNAMED else f"{segmenter} {cell.condition}"
         name += "" if cell.generator in ("", "pixel") else f" {cell.generator}"
+        n_pairs = sum(min(each.n, factors.at_most or each.n) for each in sets)
         title = f"{name}, {len(ids)} images, seed {cell.seed}"
         node = Node(
             stage="fit",
@@ -232,7 +235,7 @@ class Nodes:
             label=f"fit {title}",
             title=title,
             slug=name.replace(" ", "-"),
-            steps=_steps(settings, len(ids) * (2 if repeats else 1) + sum(s.n for s in sets)),
+            steps=_steps(settings, len(ids) * (2 if repeats else 1) + n_pairs),
             segmenter=segmenter,
         )
         return self.add(node)

@@ -239,7 +239,7 @@ def _other_pairs(
     synthesis, ids = nodes.config.synthesis, nodes.images_of(cell)
     if factors.labels == "fixed":
         if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
-            pairs="synthetic", labels="fixed", augment=factors.augment
+            pairs="synthetic", labels="fixed", augment=factors.augment, at_most=factors.at_most
         ):
             return _imported(nodes)
         n, support = synthesis.generator_count, synthesis.generator_support

@@ -98,8 +98,9 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     if "views" in upstream:
         views = context.open_embeddings("views")
         n_views = context.upstream_content("views")["augment"]["n_views"]
-    sets = [context.open_pairs(role) for role in EMBEDDINGS_OF if role in upstream]
-    synthetic = [sample for each in sets for sample in each.samples]
+    pairs = [context.open_pairs(role).samples for role in EMBEDDINGS_OF if role in upstream]
+    pairs = [each[: content.get("at_most")] for each in pairs]
+    synthetic = [sample for each in pairs for sample in each]
     ids = context.pick(content["images"])
     steps = config.steps
     if config.epochs is not None:
@@ -123,8 +124,8 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
         seed=content["seed"],
         mixture=Mixture(
             synthetic=synthetic,
-            pools=[len(each.samples) for each in sets],
-            synthetic_share=share_of_pairs(config.synthetic_share, n_sets=len(sets)),
+            pools=[len(each) for each in pairs],
+            synthetic_share=share_of_pairs(config.synthetic_share, n_sets=len(pairs)),
             repeat_real=content["repeat_real"],
             pool=config.epochs is not None,
             augment=content.get("augment", {}).get("strength"),

@@ -109,6 +109,16 @@ def test_a_part_left_out_of_the_augmentation_is_another_fit_of_segmenters_that_a
         plan(*own[:1], "conditions.still={without: [zoom]}", *amount)
 
 
+def test_fewer_of_the_same_pairs_are_another_fit_on_the_same_set():
+    few = "conditions.few={pairs: warp, augment: strong, at_most: 7}"
+    all_of_them = "conditions.all={pairs: warp, augment: strong}"
+    axes = ("sweep.segmenter=[unet]", "sweep.real_fraction=[0.1]", "sweep.condition=[few,all]")
+    made = plan(*axes, few, all_of_them)
+    first, second = (made.nodes[spec.fit_key] for spec in made.grid)
+    assert first.upstream == second.upstream
+    assert first.content == second.content | {"at_most": 7}
+
+
 def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_embedded_views():
     own = ("sweep.condition=[weak,strong]", "sweep.real_fraction=[0.1]")
     end = "augment.moderate_end=0.3"

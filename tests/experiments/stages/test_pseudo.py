@@ -167,6 +167,10 @@ def test_a_fit_on_embeddings_reads_both_sets_of_pairs(taught, tmp_path):
         )
         _, fitted = stages.run(run_fit, "fit", content, **keys)
     assert fitted["n_synthetic"] == result["n_kept"] + 3
+    made_alone = {"pairs": keys["more_pairs"], "pair_embeddings": keys["more_pair_embeddings"]}
+    alone = {"embeddings": keys["embeddings"], **made_alone}
+    assert stages.run(run_fit, "fit", content | {"at_most": 2}, **alone)[1]["n_synthetic"] == 2
+    assert stages.run(run_fit, "fit", content | {"at_most": 9}, **alone)[1]["n_synthetic"] == 3
     prefix = made.node.id[:8]
     for names in seen:
         kinds = [name[:2] == "g-" or 2 * name.startswith(prefix) for name in names]
