@@ -16,6 +16,7 @@ from datamodules.allowed import nearest
 from datamodules.config import AUGMENT_PARTS
 
 LabelSource = Literal["own", "fixed"]
+PairOrder = Literal["drawn", "hardest"]
 GateUse = Literal["on", "off", "random_subset"]
 Augmentation = Literal["none", "weak", "moderate", "strong"]
 ImageSource = Literal["labelled", "unlabelled"]
@@ -69,6 +70,9 @@ class ConditionConfig:
     at_most: int | None = None
     """The most of those pairs that are used, the first ones; None: all. For a curve over their
     number."""
+    order: PairOrder = "drawn"
+    """Which of them come first: as they were drawn, or those on whose label the gate's judge
+    agrees least."""
     augment: Augmentation = "none"
     """How strongly training images are augmented; added pairs too, but for those whose embeddings
     are cached."""
@@ -99,6 +103,10 @@ class ConditionConfig:
             raise ValueError(f"at_most={self.at_most}: must be at least 1, or null for all")
         if self.at_most is not None and not self.makes_pairs:
             raise ValueError(f"at_most={self.at_most}: pairs={self.pairs} makes none; leave it out")
+        if self.order != "drawn" and (self.at_most is None or self.gate != "on"):
+            raise ValueError(f"order={self.order}: needs at_most and gate=on")
+        if self.order != "drawn" and not self.is_generated:
+            raise ValueError(f"order={self.order}: pairs={self.pairs} pass no gate; leave it out")
         self._check_without()
         self._check_unlabelled()
 

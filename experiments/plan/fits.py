@@ -186,6 +186,8 @@ class Nodes:
         }
         if factors.at_most is not None:
             content["at_most"] = factors.at_most
+        if factors.order != "drawn":
+            content["order"] = factors.order
         weights_id = self.weights_id(segmenter)
         if weights_id is not None:
             content["weights_sha256"] = weights_id

@@ -1,6 +1,7 @@
 """The stage that fits a segmenter, of whatever kind, on a trial's images."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ import torch
 from lightning import LightningModule, seed_everything
 
 from datamodules.hc18 import HC18DataModule
+from datamodules.samples import Sample
 from datamodules.settings import Cache, Mixture
+from datamodules.synthetic import SyntheticSet
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
 from experiments.stages.device import loading_of
@@ -90,6 +93,14 @@ def share_of_pairs(share: float, *, n_sets: int) -> float:
     return n_sets * share / (1 - share + n_sets * share) if n_sets > 1 else share
 
 
+def used_pairs(found: SyntheticSet, content: Mapping[str, Any]) -> list[Sample]:
+    """The pairs of a set that a condition trains on; as a rule all."""
+    samples = list(found.samples)
+    if content.get("order") == "hardest":
+        samples.sort(key=lambda sample: found.pairs[sample.sample_id].gate["agreement"])
+    return samples[: content.get("at_most")]
+
+
 def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     content, upstream = context.node.content, context.node.upstream
     roles = ("embeddings", "val_embeddings", *EMBEDDINGS_OF.values())
@@ -98,8 +109,9 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     if "views" in upstream:
         views = context.open_embeddings("views")
         n_views = context.upstream_content("views")["augment"]["n_views"]
-    pairs = [context.open_pairs(role).samples for role in EMBEDDINGS_OF if role in upstream]
-    pairs = [each[: content.get("at_most")] for each in pairs]
+    pairs = [
+        used_pairs(context.open_pairs(role), content) for role in EMBEDDINGS_OF if role in upstream
+    ]
     synthetic = [sample for each in pairs for sample in each]
     ids = context.pick(content["images"])
     steps = config.steps

@@ -45,6 +45,8 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
         ({"pairs": "warp", "at_most": 0}, "at_most=0: must be at least 1"),
         ({"pairs": "pseudo", "rounds": 1, "at_most": 9}, "at_most=9: pairs=pseudo makes none"),
         ({"at_most": 9}, "at_most=9: pairs=none makes none"),
+        ({"pairs": "synthetic", "order": "hardest"}, "order=hardest: needs at_most and gate=on"),
+        ({"pairs": "warp", "at_most": 9, "order": "hardest"}, "pairs=warp pass no gate"),
         ({"pairs": "pseudo"}, "rounds=0: unlabelled images need at least 1"),
         ({"pairs": "synthetic", "images": "unlabelled"}, "rounds=0"),
         ({"pairs": "synthetic", "rounds": 1}, "rounds=1: pairs=synthetic use no unlabelled"),

@@ -1,5 +1,6 @@
 """Labels of a teacher on unlabelled images: what is kept, and that no annotation is opened."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -12,12 +13,12 @@ from stage_parts import Stages
 from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import trimester
-from datamodules.synthetic import write_pair
+from datamodules.synthetic import SyntheticPair, SyntheticSet, write_pair
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages import pseudo
 from experiments.stages.context import StageError
 from experiments.stages.embed import run_embed
-from experiments.stages.fit import run_fit, share_of_pairs
+from experiments.stages.fit import run_fit, share_of_pairs, used_pairs
 from experiments.stages.labelled import labelled_images
 from experiments.stages.make_pairs import outlines_of
 from lightning_modules.metrics import dice_score
@@ -170,7 +171,6 @@ def test_a_fit_on_embeddings_reads_both_sets_of_pairs(taught, tmp_path):
     made_alone = {"pairs": keys["more_pairs"], "pair_embeddings": keys["more_pair_embeddings"]}
     alone = {"embeddings": keys["embeddings"], **made_alone}
     assert stages.run(run_fit, "fit", content | {"at_most": 2}, **alone)[1]["n_synthetic"] == 2
-    assert stages.run(run_fit, "fit", content | {"at_most": 9}, **alone)[1]["n_synthetic"] == 3
     prefix = made.node.id[:8]
     for names in seen:
         kinds = [name[:2] == "g-" or 2 * name.startswith(prefix) for name in names]
@@ -231,3 +231,25 @@ def test_two_sets_of_pairs_and_the_real_images_fill_a_third_each():
     # Of a quarter: three real ones to one of each set.
     assert share_of_pairs(0.25, n_sets=2) == pytest.approx(2 / 5)
     assert share_of_pairs(1.0, n_sets=2) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "abc"),
+        ({"at_most": 2}, "ab"),
+        ({"at_most": 2, "order": "hardest"}, "ca"),
+        ({"at_most": 9, "order": "hardest"}, "cab"),
+    ],
+)
+def test_the_first_pairs_are_used_or_those_that_the_judge_finds_hardest(content, expected):
+    agreement = {"a": 0.8, "b": 0.9, "c": 0.7}
+    found = SyntheticSet(
+        root=Path(),
+        samples=[SimpleNamespace(sample_id=name) for name in agreement],
+        pairs={
+            name: SyntheticPair(sample_id=name, gate={"agreement": dice})
+            for name, dice in agreement.items()
+        },
+    )
+    assert "".join(sample.sample_id for sample in used_pairs(found, content)) == expected
