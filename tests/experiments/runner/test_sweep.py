@@ -202,8 +202,9 @@ def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
 )
 def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     data, finished, _ = toy
+    part = [*LEAN, "sweep.real_fraction=[1.0]"]
     process = subprocess.Popen(
-        command(data, tmp_path, "evaluation.controls=[]"),
+        command(data, tmp_path, *part),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -220,16 +221,17 @@ def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
         assert "the same command continues from here" in printed
     else:
         assert process.returncode == -signal.SIGKILL
-    ended = run(data, tmp_path, "evaluation.controls=[]")
+    ended = run(data, tmp_path, *part)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     expected = scores(finished)
-    expected = expected[~expected["condition"].isin(CONTROLS)].reset_index(drop=True)
+    is_trial = ~expected["condition"].isin(CONTROLS) & (expected["prompt"] == "whole_image")
+    expected = expected[is_trial & (expected["n_real"] == 4)].reset_index(drop=True)
     assert len(expected) > 0
     # Controls have no support and no seed: beside them the others' are floats.
     found = scores(tmp_path)
     pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)
     found, expected = weights(tmp_path), weights(finished)
-    assert len(found) == 5, "a generator and four fits"
+    assert len(found) == 3, "a generator and two fits"
     for name, each in found.items():
         assert each == expected[name], name
 
