@@ -17,7 +17,7 @@ class SynthesisConfig:
     generator: str = "pixel"
     """Generator of a sweep whose `sweep.generator` is empty: `pixel`, from scratch, set by the
     section `generator`; `stable_diffusion`, a pretrained model with LoRA, set by the section
-    `stable_diffusion`, whose base model you provide; or a block of `generators`."""
+    `stable_diffusion`, whose base model is fetched by name or yours; or a block of `generators`."""
     generator_count: int = 60
     """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
     generator_support: int = 0

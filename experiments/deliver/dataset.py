@@ -201,7 +201,7 @@ def _copy_origin(folder: Path, *, generator: dict[str, Any] | None, store: Path)
     if generator is None:
         return
     images = store / "generator" / str(generator["id"]) / GENERATOR / GENERATOR_IMAGES
-    # Stable Diffusion's generators and those of earlier versions have none.
+    # Those of earlier versions have none.
     if images.is_file():
         seen = [row["pixels_sha256"] for row in json.loads(images.read_text())]
         write_origin(folder, images_seen=seen, generator=str(generator["id"]))

@@ -58,7 +58,7 @@ def test_documents_name_only_settings_that_exist():
     named = re.compile(
         rf"(?<![\w./])((?:{'|'.join(groups)})(?:\.[a-z_]\w+)+)\b(?!\.\.\.|[\w.]*[(/])"
     )
-    files = (".json", ".safetensors", ".yaml", ".csv", ".py", ".png", ".pdf", ".html", ".ai")
+    files = (".md", ".json", ".safetensors", ".yaml", ".csv", ".py", ".png", ".pdf", ".html", ".ai")
     found, unknown = set(), set()
     for page in PAGES:
         for key in named.findall(page.read_text()):
