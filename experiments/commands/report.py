@@ -20,7 +20,7 @@ def report(
         str | None,
         typer.Option(
             metavar="CELL",
-            help="Trace COHORT/PROMPT/AMOUNT[/SEGMENTER]/CONDITION[/GENERATOR][/CHOICE] to its runs.",
+            help="Trace COHORT/PROMPT/AMOUNT[/SEGMENTER]/CONDITION[/GENERATOR][/CHOICE].",
         ),
     ] = None,
 ) -> None:

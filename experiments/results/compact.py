@@ -115,8 +115,10 @@ def _row_labels(done: pd.DataFrame) -> pd.Series:
 def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
     part = pd.concat([own for _, own in axes.each_series(part)])
     shown, heads = _with_values(part, shown=shown), ["row", *named]
-    keys = ["row", *axes.SERIES, "amount", "n_real", *MODEL]
-    models = part.groupby(keys, sort=False, dropna=False, as_index=False)[shown.column].mean()
+    # Of a fraction the folds of a model have unequal counts.
+    keys = ["row", *axes.SERIES, "amount", *MODEL]
+    grouped = part.groupby(keys, sort=False, dropna=False, as_index=False)
+    models = grouped.agg({shown.column: "mean", "n_real": "min"})
     models["value"] = models[shown.column] * shown.factor
     trained = models[~axes.is_control(models)].sort_values("n_real", kind="stable")
     text = models[heads].drop_duplicates(ignore_index=True)

@@ -103,7 +103,8 @@ def contrast_family(
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
         condition, generator, choice, baseline, base (the baseline of the rest), measure,
         pair_labels, n_generator_labels,
-        n_more_labels (labelled images that only its generator saw), the numbers of
+        n_more_least and n_more_labels (labelled images that only its generator saw, the fewest
+        and the most of a trial), the numbers of
         `paired_contrast`, p_holm (p adjusted for the family; the primary's own p is not), level,
         min_effect, n_family (contrasts that are not primary) and role (primary, beside, other,
         rival). Primary and beside come first where they could be computed; no rows, no columns
@@ -270,9 +271,10 @@ def _row(
         return []
     own = rows.iloc[0]
     carried = ("real_fraction", "n_real", "pair_labels", "n_generator_labels")
-    more = own["n_total_labels"] - own["n_real"] - own["n_val_labels"]
+    more = rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]
     judged = {"level": statistics.level, "min_effect": statistics.min_effect(keys["measure"])}
-    extra = {"n_more_labels": more, "role": role, "p_holm": np.nan}
+    extra = {"n_more_least": more.min(), "n_more_labels": more.max()}
+    extra |= {"role": role, "p_holm": np.nan}
     return [keys | {name: own[name] for name in carried} | found | judged | extra]
 
 

@@ -10,7 +10,7 @@ from experiments.config.conditions import CONTROLS
 from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, series_style
-from experiments.results.rows import with_defaults
+from experiments.results.rows import amounts, with_defaults
 from experiments.results.statistics import average_draws, cluster_bootstrap_ci
 from experiments.results.text import counted
 
@@ -169,16 +169,20 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
     segmenters = [name for name in order["segmenter"] if name] if "segmenter" in shown else [""]
     here = (rows["prompt"] == prompt) & (rows["test_cohort"] == test_cohort)
     rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
+    rows = rows.assign(amount=amounts(rows)).sort_values("n_real", kind="stable")
+    counts = rows.groupby("amount", sort=False)["n_real"].agg(["min", "max"])
     words = axes.prompt_label(prompt, shown=shown)
     named = [name for name in shown if name != "segmenter"]
     grid = []
     for segmenter in segmenters:
         own, panels = rows[rows["segmenter"] == segmenter] if segmenter else rows, []
-        for n_real in sorted({rows["n_real"].min(), rows["n_real"].max()} if len(rows) else ()):
-            images = average_draws(own[own["n_real"] == n_real])
+        for amount in dict.fromkeys([*counts.index[:1], *counts.index[-1:]]):
+            images = average_draws(own[own["amount"] == amount])
+            least, most = counts.loc[amount]
+            n_real = f"{least:.0f}" + (f" to {most:.0f}" if most > least else "")
             exams = images.groupby("trimester")["exam_id"].nunique()
             panel = Panel(
-                title=", ".join(filter(None, [segmenter, f"{n_real:.0f} real images", words])),
+                title=", ".join(filter(None, [segmenter, f"{n_real} real images", words])),
                 curves=_trimester_curves(images, order=order, shown=named),
                 x_label="trimester",
                 y_label=DICE_LABEL,

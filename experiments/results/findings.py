@@ -50,13 +50,19 @@ def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[st
     if "choice" in shown:
         aside.append(f"images chosen: {choice_label(row['choice'])}")
     if row["n_more_labels"] > 0:
-        aside.append(f"their generator saw {row['n_more_labels']:.0f} labelled images more")
+        aside.append(f"their generator saw {more_labels(row)} labelled images more")
     what += f" ({'; '.join(aside)})" if aside else ""
     than = f" against {condition_phrase(against).rstrip(',')}" if against else ""
     amount = _amount_phrase(row)
     if "segmenter" in shown:
         amount += f" and segmenter {row['segmenter']}"
     return f"With {amount}, {what} {change_phrase(row, than=than)}."
+
+
+def more_labels(row: pd.Series) -> str:
+    """Labelled images that only the generator saw; the overlap may differ between supports."""
+    least, most = row.get("n_more_least", row["n_more_labels"]), row["n_more_labels"]
+    return f"{most:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
 
 
 def change_phrase(row: pd.Series, *, than: str = "") -> str:
@@ -160,7 +166,7 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
             "Under the jittered box, an ellipse drawn into the box without reading the image "
             f"already scores {100 * box['dice_mean'].iloc[0]:.1f} % Dice."
         )
-    if n_failed := int((trained["status"] == "failed").sum()):
+    if n_failed := trained.loc[trained["status"] == "failed", "trial_id"].nunique():
         trials = counted(trained["trial_id"].nunique(), "trial")
         were = "is" if n_failed == 1 else "are"
         sentences.append(f"{n_failed} of {trials} failed and {were} listed in the table.")

@@ -1,7 +1,7 @@
 """From finished stages to a sweep's outputs. What is written here can always be written again."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from experiments.plan.nodes import Plan
 from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
-from experiments.runner.sweep import Sweep
+from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.columns import PER_IMAGE
 from experiments.store.provenance import code_state
 
@@ -54,26 +54,35 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
-    """A row a trial: axes, status, reason, cost. Seconds are those of fitting and scoring."""
+    """A row a trial: axes, status, reason, cost; one a cohort and prompt where some are scored and
+    others are not. Seconds are those of fitting and scoring."""
     rows = []
     for spec in sweep.plan.trials:
         runs = [sweep.runs[key] for key in spec.keys]
         results = [sweep.result(run) for run in runs if run.is_done]
-        broken = [run for run in runs if run.state in ("failed", "blocked")]
         is_done = len(results) == len(runs)
         fitted = results[0] if results and not spec.is_control else {}
-        rows.append(
-            spec.axes
-            | {
-                "status": "done" if is_done else "failed" if broken else "pending",
-                "reason": broken[0].reason if broken else "",
-                "n_synthetic": fitted.get("n_synthetic"),
-                "steps": fitted.get("steps"),
-                "seconds": sum(result["seconds"] for result in results) if is_done else None,
-                "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
-            }
-        )
+        cost = {
+            "n_synthetic": fitted.get("n_synthetic"),
+            "steps": fitted.get("steps"),
+            "seconds": sum(result["seconds"] for result in results) if is_done else None,
+            "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
+        }
+        scored = {place: [sweep.runs[key]] for place, key in spec.score_keys.items()}
+        is_mixed = not is_done and any(run.is_done for (run,) in scored.values())
+        for place, needed in (scored if is_mixed else {(None, None): runs}).items():
+            where = dict(zip(("test_cohort", "prompt"), place, strict=True))
+            rows.append(spec.axes | where | _status(needed) | cost)
     return pd.DataFrame(rows)
+
+
+def _status(runs: Sequence[NodeRun]) -> dict[str, str]:
+    broken = [run for run in runs if run.state in ("failed", "blocked")]
+    is_done = all(run.is_done for run in runs)
+    return {
+        "status": "done" if is_done else "failed" if broken else "pending",
+        "reason": broken[0].reason if broken else "",
+    }
 
 
 def add_stages(results: pd.DataFrame, *, plan: Plan) -> pd.DataFrame:

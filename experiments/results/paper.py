@@ -24,7 +24,7 @@ from experiments.results.panels import (
     save_figure,
     series_style,
 )
-from experiments.results.rows import with_defaults
+from experiments.results.rows import amounts, with_defaults
 from experiments.results.text import bullets, markdown_table
 
 _REFERENCE = REFERENCE / "paper_2506_23664.csv"
@@ -71,9 +71,11 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
     panel = train_cohort.upper() + "->" + done["test_cohort"].astype(str).str.upper()
     ours = (
-        done.assign(panel=panel)
-        .groupby(["panel", "condition", *AXES, "n_real"], as_index=False)
+        done.assign(panel=panel, amount=amounts(done))
+        # Of a fraction the folds of a model have unequal counts.
+        .groupby(["panel", "condition", *AXES, "amount"], as_index=False)
         .agg(
+            n_real=("n_real", "min"),
             ours=("dice_256_mean", "mean"),
             n_trials=("trial_id", "nunique"),
             n_exams=("n_exams", "max"),

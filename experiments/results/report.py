@@ -113,7 +113,11 @@ def data_uri(image: NDArray[np.uint8] | bytes) -> str:
 
 def status_line(results: pd.DataFrame) -> str:
     """Count the trials by status, and their time and memory where known."""
-    trials = results[~is_control(results)].drop_duplicates("trial_id")
+    # Where a trial is scored in part, what is not done speaks for it: done, failed, pending.
+    trials = results[~is_control(results)].sort_values(
+        "status", key=lambda names: names == "done", kind="stable"
+    )
+    trials = trials.drop_duplicates("trial_id")
     counts = trials["status"].value_counts()
     parts = [counted(len(trials), "trial")]
     parts += [f"{counts[name]} {name}" for name in counts.index]

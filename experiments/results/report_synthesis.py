@@ -16,7 +16,7 @@ from experiments.config.conditions import CONDITIONS, condition_label
 from experiments.results.axes import axis_label, prompt_label, shown_axes
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
-from experiments.results.rows import with_defaults
+from experiments.results.rows import amounts, with_defaults
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.stages.fidelity_table import fidelity_rows
 
@@ -101,7 +101,8 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     if done.empty:
         return pd.DataFrame()
     shown = shown_axes(done)
-    where = ["test_cohort", "prompt", "n_real", *shown, "condition"]
+    done = done.assign(amount=amounts(done))
+    where = ["test_cohort", "prompt", "amount", *shown, "condition"]
     means = done.groupby(where, sort=False, as_index=False).agg(
         dice=("dice_mean", "mean"),
         weighted=("dice_trimester_weighted_mean", "mean"),
@@ -112,7 +113,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
         {
             "cohort": means["test_cohort"],
             "prompt": [prompt_label(name, shown=shown) for name in means["prompt"]],
-            "real images": means["n_real"].map("{:.0f}".format),
+            "real": means["amount"],
             **{name: [axis_label(name, each) for each in means[name]] for name in shown},
             "pairs from": means["condition"].map(condition_label),
             "pairs": means["pairs"].map("{:.0f}".format),

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
@@ -147,9 +148,15 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
     found = pd.concat(frames, ignore_index=True)
     if "status" not in found:
         return found
-    is_done = found["status"] == "done"
-    done = set(found.loc[is_done, "trial_id"])
-    return found[is_done | ~found["trial_id"].isin(done)].reset_index(drop=True)
+    is_done, where = found["status"] == "done", ["trial_id", "test_cohort", "prompt"]
+    places = pd.MultiIndex.from_frame(found[where])
+    # A row that names no cohort and prompt is of a whole trial.
+    elsewhere = np.where(
+        found["prompt"].isna(),
+        found["trial_id"].isin(set(found.loc[is_done, "trial_id"])),
+        places.isin(places[is_done]),
+    )
+    return found[is_done | ~elsewhere].reset_index(drop=True)
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

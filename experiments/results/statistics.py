@@ -185,17 +185,26 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
     """Complete the aggregated rows by what only the runner knows.
 
     `trials` are a row per trial: trial_id, status (done, failed, pending...), reason, steps,
-    seconds, peak_memory_mib and the trial's keys. Gives the rows of results.csv: a trial without
-    any image row keeps one row, its cohort and prompt empty; a row of `aggregate` without an entry
-    in `trials` (box_only) stays done.
+    seconds, peak_memory_mib and the trial's keys; or one per cohort and prompt of a trial that is
+    scored in part. Gives the rows of results.csv: what has no image row keeps one row without
+    numbers, its cohort and prompt empty where that is the whole trial; a row of `aggregate` without
+    an entry in `trials` (box_only) stays done.
     """
+    where = ["trial_id", "test_cohort", "prompt"]
+    trials = trials.reindex(columns=list(dict.fromkeys([*where, *trials.columns])))
     # What the runner does not know stays empty.
-    known = trials.reindex(columns=["trial_id", *_TRIAL_COLUMNS])
+    known = trials.reindex(columns=[*where, *_TRIAL_COLUMNS])
     bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
-    done = bare.merge(known, on="trial_id", how="left", validate="many_to_one")
+    is_whole, places = known["prompt"].isna(), bare[where].drop_duplicates()
+    spread = places.merge(known[is_whole].drop(columns=where[1:]), on="trial_id")
+    parts = [part for part in (spread, known[~is_whole]) if len(part)]
+    known = pd.concat(parts, ignore_index=True) if parts else spread
+    done = bare.merge(known, on=where, how="left", validate="many_to_one")
     done["status"] = done["status"].fillna("done")
     done["reason"] = done["reason"].fillna("")
-    absent = trials[~trials["trial_id"].isin(aggregated["trial_id"])]
+    is_scored = pd.MultiIndex.from_frame(trials[where]).isin(pd.MultiIndex.from_frame(places))
+    is_known = trials["trial_id"].isin(places["trial_id"])
+    absent = trials[~np.where(is_whole, is_known, is_scored)]
     if done.empty:
         rows = absent.reindex(columns=list(dict.fromkeys([*done.columns, *absent.columns])))
     else:

@@ -151,6 +151,11 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
         parts = [part for part in (scored.assign(note=""), here) if len(part)]
         rows = pd.concat(parts, ignore_index=True)
         made.append(_block(rows, where=(cohort, prompt), **common))
+    # Where nothing is scored, the rows that wait or failed are a block all the same.
+    scored_in = {(block.test_cohort, block.prompt) for block in made}
+    for where, rows in waiting.groupby(["test_cohort", "prompt"], sort=False):
+        if where not in scored_in:
+            made.append(_block(rows, where=where, **common))
     return made
 
 

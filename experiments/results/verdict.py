@@ -17,7 +17,7 @@ from experiments.results.contrasts import (
     primary_rows,
     verdict,
 )
-from experiments.results.findings import interval, size
+from experiments.results.findings import interval, more_labels, size
 from experiments.results.rows import with_defaults
 from experiments.results.text import counted
 
@@ -97,7 +97,7 @@ def _compared(row: pd.Series) -> str:
     first, second = (condition_phrase(row[name]).rstrip(",") for name in ("condition", "baseline"))
     amount = counted(row["n_real"], "labelled image")
     if row.get("n_more_labels", 0) > 0:
-        amount += f", {row['n_more_labels']:.0f} more behind the pairs"
+        amount += f", {more_labels(row)} more behind the pairs"
     who = f", segmenter {row['segmenter']}" if row.get("segmenter") else ""
     return f"We compared {first} with {second}: {amount}{who}, tested on {row['test_cohort']}."
 

@@ -299,3 +299,35 @@ def test_a_file_that_names_no_condition_is_refused_in_a_line(tmp_path):
         with pytest.raises(InputError, match=rf"bad.csv: .*{name}") as refused:
             read_rows(tmp_path / "bad.csv")
         assert "\n" not in str(refused.value)
+
+
+def test_folds_of_a_fraction_are_one_model_though_their_train_parts_differ_in_size():
+    common = {"real_fraction": 0.1, "segmenter": "sam"}
+    first, second = (
+        scores(dice, trial_id=f"f{fold}", fold=fold, n_real=53 + fold, **common)
+        for fold, dice in enumerate(([0.8] * 6, [0.9] * 6))
+    )
+    exams = second["exam_id"] + "x", second["sample_id"] + "x"
+    per_image = pd.concat([first, second.assign(exam_id=exams[0], sample_id=exams[1])])
+    text = compact_tables(aggregate(per_image), measure="dice", format_name="csv")
+    assert text.splitlines()[-1].endswith(",85.0"), "no deviation between folds"
+    figure = figure_trimesters(per_image, prompt="whole_image", test_cohort="hc18")
+    assert [title.split(",")[0] for title in titles(figure)] == ["53 to 54 real images"]
+    boxed = per_image.assign(prompt="jittered_box", test_cohort="es")
+    ours = compare_paper(aggregate(boxed)).dropna(subset=["ours"])
+    assert ours[["n_real", "n_trials"]].to_numpy().tolist() == [[53, 2]]
+
+
+def test_labels_of_a_generator_that_differ_between_supports_are_a_range():
+    made, rows = PIXEL | {"condition": "synthetic"}, []
+    for support, n_total in enumerate((60, 76)):
+        common = {"support": support, "n_real": 20}
+        rows.append(scores(BASE, trial_id=f"real-{support}", **common))
+        better = [dice + 0.02 for dice in BASE]
+        rows.append(scores(better, trial_id=f"made-{support}", **common, **made))
+        rows[-1]["n_total_labels"] = n_total
+    per_image = pd.concat(rows).assign(real_fraction=np.nan, n_val_labels=0)
+    found = all_contrasts(per_image, statistics=PLAIN)
+    assert found.family[["n_more_least", "n_more_labels"]].to_numpy().tolist() == [[40, 56]]
+    said = " ".join(finding(found, results=aggregate(per_image)))
+    assert "their generator saw 40 to 56 labelled images more" in said

@@ -15,7 +15,10 @@ from experiments.results.outputs import (
     collect_per_image,
     collect_trials,
 )
+from experiments.results.report import status_line
 from experiments.results.rows import KEYS
+from experiments.results.statistics import add_trials, aggregate
+from experiments.results.tables import blocks
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.columns import PER_IMAGE
 from experiments.store.runs import RunStore, write_done
@@ -134,6 +137,32 @@ def test_a_trials_cost_is_that_of_its_fit_and_its_scores(sweep):
     assert (own["steps"], own["n_synthetic"]) == (40, 7)
     assert (beside["status"], beside["seconds"]) == ("done", 3.0)
     assert np.isnan(beside["steps"])
+
+
+def test_a_trial_that_is_scored_in_part_is_done_there_and_failed_elsewhere(sweep):
+    done = sweep.add("score/aaaa", rows=[image()], seconds=2.0, peak_memory_mib=300.0)
+    failed = sweep.add("score/bbbb", state="failed", reason="no space")
+    waits = sweep.add("score/cccc", state="pending")
+    fit = sweep.add("fit/0123456789abcdef", seconds=10.0, peak_memory_mib=900.0, steps=40)
+    scores = {("hc18", "whole_image"): done, ("hc18", "tight_box"): failed, ("es", "a"): waits}
+    sweep.plan.trials = [trial("real", fit=fit, scores=scores)]
+    trials = collect_trials(sweep)
+    assert trials["status"].tolist() == ["done", "failed", "pending"]
+    found = add_trials(aggregate(collect_per_image(sweep)), trials=trials)
+    shown = found[["test_cohort", "prompt", "status", "reason"]].to_numpy().tolist()
+    assert shown == [
+        ["hc18", "whole_image", "done", ""],
+        ["hc18", "tight_box", "failed", "no space"],
+        ["es", "a", "pending", ""],
+    ]
+    assert found["dice_mean"].notna().tolist() == [True, False, False]
+    assert "1 trial · 1 failed" in status_line(found)
+    notes = {(block.test_cohort, block.prompt): block.notes for block in blocks(found)}
+    assert notes == {
+        ("hc18", "whole_image"): ("",),
+        ("hc18", "tight_box"): ("failed: no space",),
+        ("es", "a"): ("pending",),
+    }
 
 
 def test_each_row_names_the_stages_behind_it():
