@@ -124,9 +124,14 @@ def _unlabelled(
     if not config.data.use_unlabelled:
         return [], None
     layout, root = LAYOUTS[config.data.layout], config.data_root()
-    # HC18's two parts use the same names.
+    # HC18's two parts use the same names, of images and of exams.
     found = [
-        replace(each, sample_id=f"unlabelled-{each.sample_id}", cohort=f"{each.cohort}-unlabelled")
+        replace(
+            each,
+            sample_id=f"unlabelled-{each.sample_id}",
+            exam_id=f"unlabelled-{each.exam_id}",
+            cohort=f"{each.cohort}-unlabelled",
+        )
         for each in layout.unlabelled(root)
     ]
     if not found:

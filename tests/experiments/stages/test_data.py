@@ -216,6 +216,8 @@ def test_images_without_annotations_join_on_request_but_for_copies_of_annotated_
     assert data.samples["001_HC"].image_path != own
     assert not set(data.unlabelled) & set(data.samples)
     assert data.rows["unlabelled-001_HC"].ellipse is None
+    # An exam of its own, though HC18 calls one of its training exams so too.
+    assert data.rows["unlabelled-001_HC"].group_id == "unlabelled-001"
     own.write_bytes((hc18_folder / "training_set" / "001_HC.png").read_bytes())
     assert load_data(config).view.unlabelled == ("unlabelled-000_HC",)
     for path in [*own.parent.iterdir(), own.parent]:
