@@ -14,6 +14,9 @@ DISK_ERRORS = (
 )
 """What a full, read-only or lost disk answers."""
 
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+"""What a path answers that cannot be what was asked for."""
+
 
 def main() -> None:
     """Run the command line."""
@@ -33,6 +36,9 @@ def main() -> None:
         )
         sys.exit(2)
     except OSError as error:
+        if error.errno in PATH_ERRORS and error.filename:
+            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+            sys.exit(2)
         if error.errno not in DISK_ERRORS:
             raise
         print(

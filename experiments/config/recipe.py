@@ -38,6 +38,8 @@ def find_recipe(recipe: str, *, root: Path = Path("runs")) -> Path:
     stored = find_stored(recipe, root=root)
     if stored is not None:
         return stored
+    if Path(recipe).is_dir():
+        raise InputError(f"recipe {recipe}: a folder, and not a sweep's; give a recipe's file")
     names = sorted(path.stem for path in RECIPES.glob("*.yaml"))
     sweeps = sorted(path.parent.name for path in root.glob("*/plan.json"))
     known = f"; sweeps in {root}: {', '.join(sweeps)}" if sweeps else ""
@@ -58,7 +60,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         path = find_recipe(recipe, root=root_of(overrides))
         try:
             loaded = yaml.load(path.read_text(), Loader=_RecipeYaml)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not valid YAML ({_one_line(error)}); correct it") from error
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
@@ -89,12 +91,16 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         # Section by section, so that the section's own message gets the section's name in front.
         try:
             OmegaConf.to_object(section)
+        except OmegaConfBaseException as error:
+            raise InputError(_explain(error)) from error
         except ValueError as error:
             message = _one_line(error)
             prefix = "" if message.startswith(name) else f"{name}."
             raise InputError(prefix + message) from error
     try:
         return OmegaConf.to_object(typed)
+    except OmegaConfBaseException as error:
+        raise InputError(_explain(error)) from error
     except ValueError as error:
         raise InputError(_one_line(error)) from error
 
@@ -262,9 +268,20 @@ def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:
     elif origin in (list, tuple):
         if not isinstance(value, list):
             raise InputError(f"{where}{key}={value}: a list is needed; write [{value}]")
+        for number, item in enumerate(value):
+            if is_dataclass(arguments[0]):
+                _check(item, arguments[0], key=f"{key}[{number}]", where=where)
+            elif isinstance(item, list | dict) and arguments[0] in (str, int, float):
+                raise InputError(f"{where}{key}={value}: {item} is not a single value; write [a,b]")
         count = len(value) if Ellipsis in arguments else len(arguments)
         if origin is tuple and [type(item) for item in value] != [int] * count:
             raise InputError(f"{where}{key}={value}: {count} whole numbers are needed")
+    elif value == "???":
+        # OmegaConf's word for a missing value: the schema's default would stand in its place.
+        raise InputError(f"{where}{key}=???: no value; give one, or leave the key out")
+    elif kind is bool and not isinstance(value, bool | str):
+        # Of texts OmegaConf takes `on`, `no` and the like alone; any number is true to it.
+        raise InputError(f"{where}{key}={value}: use true or false")
 
 
 def _explain(error: OmegaConfBaseException) -> str:

@@ -28,6 +28,8 @@ from lightning_modules.segmenters.table import SEGMENTERS
 from lightning_modules.segmenters.table import row_of as segmenter_row
 from lightning_modules.segmenters.unet.config import UnetConfig
 
+MAX_NAME = 100
+"""Letters of a sweep's name: it is part of the names of files."""
 JUDGE = "judge"
 """Stands for `gate.judge` where a stage names its segmenter."""
 
@@ -94,6 +96,8 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if not self.name or not all(c.isalnum() or c in "-_." for c in self.name):
             raise ValueError(f"name={self.name!r}: letters, digits, '-', '_' and '.' only")
+        if len(self.name) > MAX_NAME:
+            raise ValueError(f"name={self.name}: {len(self.name)} letters; at most {MAX_NAME}")
         if self.name == "store" or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: reserved; choose another name")
         self._check_arms()
@@ -107,6 +111,10 @@ class ExperimentConfig:
 
     def _check_arms(self) -> None:
         """Every name on an axis stands for something, and fits what it is crossed with."""
+        for group in ("conditions", "segmenters", "generators"):
+            for name in getattr(self, group):
+                if not name or not all(c.isalnum() or c in "-_." for c in name):
+                    raise ValueError(f"{group}.{name}: letters, digits, '-', '_' and '.' only")
         for name in self.conditions:
             if name in CONDITIONS or name in CONTROLS:
                 raise ValueError(f"conditions.{name}: this name is taken; use another one")

@@ -28,7 +28,7 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
         trials += _grid(nodes, fold=fold)
     for fold in config.sweep.fold:
         trials += _controls(nodes, fold=fold)
-    return Plan(nodes=nodes.nodes, trials=trials, notes=_left_out(config, data))
+    return Plan(nodes=nodes.nodes, trials=trials, notes=_notes(config, data, trials=trials))
 
 
 def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
@@ -69,6 +69,27 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
                 "part; remove one"
             )
     return amounts
+
+
+def _notes(config: ExperimentConfig, data: DataView, *, trials: list[TrialSpec]) -> list[str]:
+    """What the settings lead to that one may not expect."""
+    notes, primary = _left_out(config, data), config.statistics.primary
+    present = {spec.condition for spec in trials}
+    absent = [name for name in (primary.condition, primary.baseline) if name not in present]
+    if primary.enabled and absent:
+        notes.append(
+            f"note: statistics.primary compares {primary.condition} with {primary.baseline}, and "
+            f"the sweep has no {' and no '.join(absent)}: no comparison is the primary one"
+        )
+    for name in config.segmenter_names():
+        settings = config.segmenter_named(name)
+        rises = getattr(settings, "warmup_steps", 0)
+        if settings.epochs is None and rises >= settings.steps:
+            notes.append(
+                f"note: {name}: the learning rate rises over warmup_steps={rises}, and the fit "
+                f"has {settings.steps} steps: it never falls"
+            )
+    return notes
 
 
 def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:

@@ -205,7 +205,9 @@ def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path
     is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.ESTALE])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR]
+)
 def test_a_disk_that_fails_is_one_line(monkeypatch, capsys, tmp_path, number):
     def fail(*_, **__):
         raise OSError(number, os.strerror(number), str(tmp_path))

@@ -172,6 +172,17 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("name=a/b", ["name=", "a/b"]),
         ("tags.0=x", ["tags"]),
         ("sweep.seed.0=x", ["sweep.seed", "single value"]),
+        ("sweep.condition=[[real]]", ["sweep.condition", "['real'] is not a single value"]),
+        (
+            "sweep.also=[{segmenter: sam, real_count: 5}]",
+            ["sweep.also[0].real_count", "known keys"],
+        ),
+        ("segmenter.steps=???", ["segmenter.steps=???", "no value"]),
+        ("offline=5", ["offline=5", "true or false"]),
+        ("offline=maybe", ["offline"]),
+        (f"name={'n' * 101}", ["name=", "at most 100"]),
+        ("conditions.a/b={pairs: warp}", ["conditions.a/b", "letters"]),
+        ("segmenters.a/b={kind: unet}", ["segmenters.a/b", "letters"]),
     ],
 )
 def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
@@ -192,6 +203,7 @@ def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
         ("segmenter: 3", ["segmenter", "group"]),
         ("sweep: {condition: real}", ["sweep.condition=real", "[real]"]),
         ("", ["mapping"]),
+        ("name: " + 3000 * "[", ["not valid YAML"]),
     ],
 )
 def test_a_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, words):
@@ -209,6 +221,15 @@ def test_a_broken_recipe_is_one_line_that_names_the_file(tmp_path, text, words):
 def test_an_unknown_recipe_names_the_shipped_ones():
     with pytest.raises(InputError, match=r"nothere: no such file; shipped recipes: .*demo"):
         load_config("nothere", [])
+
+
+def test_a_folder_is_no_recipe_and_a_reference_to_nothing_names_its_key(tmp_path):
+    with pytest.raises(InputError, match="a folder, and not a sweep's"):
+        load_config(str(tmp_path), [])
+    recipe = tmp_path / "refers.yaml"
+    recipe.write_text("name: ${nope}")
+    with pytest.raises(InputError, match=r"^name: Interpolation key 'nope' not found$"):
+        load_config(str(recipe), [])
 
 
 def test_a_missing_root_says_what_to_set(monkeypatch):

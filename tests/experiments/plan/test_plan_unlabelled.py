@@ -105,7 +105,8 @@ def test_each_segmenter_and_seed_is_its_own_teacher():
 
 
 def test_an_amount_without_unlabelled_images_is_left_out_of_their_conditions_alone():
-    made = plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[0.1,1.0]")
+    off = "statistics.primary.enabled=false"
+    made = plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[0.1,1.0]", off)
     assert [(spec.condition, spec.n_real) for spec in made.grid] == [
         ("strong", 5),
         ("strong", N_TRAIN),
@@ -114,9 +115,17 @@ def test_an_amount_without_unlabelled_images_is_left_out_of_their_conditions_alo
     assert made.notes == [
         f"note: self_training not at {N_TRAIN} labelled images, which leave none unlabelled"
     ]
-    assert plan("sweep.condition=[strong]").notes == []
+    assert plan("sweep.condition=[strong]", off).notes == []
     with pytest.raises(InputError, match=r"sweep.real_count.*all 46.*self_training needs"):
         plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[1.0]")
+
+
+def test_what_settings_lead_to_that_one_may_not_expect_is_said():
+    (said,) = plan("sweep.condition=[real,strong]").notes
+    assert "compares synthetic with real, and the sweep has no synthetic" in said
+    assert plan("sweep.condition=[real,synthetic]").notes == []
+    (said,) = plan("sweep.condition=[real,synthetic]", "segmenter.warmup_steps=32").notes
+    assert "sam: the learning rate rises over warmup_steps=32, and the fit has 32 steps" in said
 
 
 def test_what_predictions_alone_depend_on_names_no_fit_and_holds_under_strong_augmentation():
