@@ -18,7 +18,8 @@ def read_table(path: Path, *, required: tuple[str, ...]) -> dict[str, dict[str, 
         required: Columns that must be there, `filename` among them.
 
     Raises:
-        InputError: No CSV, a column is missing, a row is short, or a name is there twice.
+        InputError: No CSV, a column is missing or there twice, a row is short or has cells beyond
+            the header, or a file is there twice.
     """
     try:
         # utf-8-sig drops a byte order mark; the csv module takes both line endings.
@@ -28,7 +29,12 @@ def read_table(path: Path, *, required: tuple[str, ...]) -> dict[str, dict[str, 
         table = [row for row in cells if any(cell.strip() for cell in row)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
-    header = {plain(cell): index for index, cell in enumerate(table[0])} if table else {}
+    n_columns = _width(table[0]) if table else 0
+    header: dict[str, int] = {}
+    for index, column in enumerate(map(plain, table[0][:n_columns] if table else ())):
+        if column and column in header:
+            raise InputError(f"{path}: column {table[0][index].strip()!r} is there twice; keep one")
+        header[column] = index
     for column in required:
         if plain(column) not in header:
             raise InputError(
@@ -36,15 +42,25 @@ def read_table(path: Path, *, required: tuple[str, ...]) -> dict[str, dict[str, 
             )
     rows: dict[str, dict[str, str]] = {}
     for number, row in enumerate(table[1:], start=2):
-        if len(row) < len(table[0]):
+        if len(row) < n_columns:
             raise InputError(
-                f"{path}: row {number} has {len(row)} of {len(table[0])} cells; complete it"
+                f"{path}: row {number} has {len(row)} of {n_columns} cells; complete it"
+            )
+        if _width(row) > n_columns:
+            raise InputError(
+                f"{path}: row {number} ({row[0].strip()}) has {_width(row)} of {n_columns} cells; "
+                "quote decimal commas"
             )
         name = row[header["filename"]].strip()
         if name in rows:
             raise InputError(f"{path}: row {number} repeats {name}; keep one row per file")
         rows[name] = {column: row[index] for column, index in header.items()}
     return rows
+
+
+def _width(row: list[str]) -> int:
+    """Cells up to the last that holds anything; spreadsheets write empty ones after it."""
+    return max((index for index, cell in enumerate(row, start=1) if cell.strip()), default=0)
 
 
 def _delimited(lines: list[str]) -> tuple[str, list[str]]:
@@ -65,6 +81,8 @@ def plain(column: str) -> str:
 
 def number(text: str) -> float:
     """The number in a cell; NaN where it holds none."""
+    if "_" in text:
+        return math.nan  # Python's own spelling of numbers alone.
     try:
         # A decimal comma; thousands are not separated in numbers of this size.
         return float(text.replace(",", ".") if text.count(",") == 1 else text)

@@ -54,10 +54,13 @@ def test_hc18_test_part_in_the_order_of_its_csv(hc18_folder):
         lambda text: "sep=;\r\n" + text.replace(",", ";"),
         lambda text: text.replace(",", "\t"),
         lambda text: text.replace(",70.00", ',"70,00"'),
+        lambda text: text.replace(",70.00", ",70.00,,"),
+        lambda text: text.replace("(mm)\r\n", "(mm),,\r\n"),
     ],
     ids=[
         *("lf", "bom", "spaces", "blank lines", "padded cells"),
         *("semicolons", "decimal commas", "a spreadsheet's first line", "tabs", "quoted comma"),
+        *("surplus empty cells", "surplus empty columns"),
     ],
 )
 def test_tolerated_csv_spellings(hc18_folder, change):
@@ -79,7 +82,22 @@ def test_tolerated_csv_spellings(hc18_folder, change):
         (lambda t: t.replace(",70.00", ",nan"), "001_HC.png.*head circumference.*'nan'"),
         (lambda t: t.replace(",70.00", ",-70"), "001_HC.png.*'-70'; expected a positive"),
         (lambda t: t.replace(",70.00", ","), "001_HC.png.*''"),
+        (lambda t: t.replace(",70.00", ",7_0"), "001_HC.png.*'7_0'; expected a positive"),
         (lambda t: t.replace(",70.00", ""), "row 2 has 2 of 3 cells"),
+        (
+            lambda t: t.replace(",70.00", ",70,00"),
+            r"row 2 \(001_HC.png\) has 4 of 3 cells; quote decimal commas",
+        ),
+        (
+            lambda t: t.replace("(mm)\r\n", "(mm),\r\n").replace(",70.00", ",70,00"),
+            "has 4 of 3 cells",
+        ),
+        (
+            lambda t: t.replace("(mm)\r\n", "(mm), Pixel Size (mm)\r\n").replace(
+                ".00\r", ".00,1\r"
+            ),
+            r"column 'Pixel Size \(mm\)' is there twice; keep one",
+        ),
         (lambda t: "\r\n".join(t.split("\r\n")[:-2]), "008_HC.png: no row in"),
     ],
 )
