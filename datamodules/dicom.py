@@ -75,7 +75,8 @@ class DicomFile:
             only: Number of the one frame that is wanted, from 1.
 
         Raises:
-            InputError: No installed codec decodes them, they are damaged, or there is no such one.
+            InputError: No installed codec decodes them, they are damaged, there is no such one, or
+                regions of ultrasound are given and none is usable.
         """
         import pydicom.pixels
 
@@ -91,6 +92,11 @@ class DicomFile:
             with _reading(self.name):
                 image = _shown(next(frames), self.dataset)
                 inside = _inside_regions(self.dataset, image.grey.shape)
+            if not inside.any():
+                raise InputError(
+                    f"{self.name}: none of its ultrasound regions has usable corners, so what may "
+                    "be names outside of them would show; save its images as PNG without them"
+                )
             grey = np.where(inside, image.grey, np.uint8(0))
             yield replace(image, grey=grey, pixel_size_mm=mm, no_size_because=because)
 
@@ -266,13 +272,17 @@ def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:
 
 def _inside_regions(dataset: "Dataset", size_hw: tuple[int, ...]) -> np.ndarray:
     """Bool (H, W): what lies in an ultrasound region; everything where none is given."""
+    regions = dataset.get("SequenceOfUltrasoundRegions")
+    if not regions:
+        return np.ones(size_hw, dtype=bool)
     corners = ("MinX0", "MinY0", "MaxX1", "MaxY1")
     inside = np.zeros(size_hw, dtype=bool)
-    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
-        x0, y0, x1, y1 = (region.get(f"RegionLocation{corner}", -1) for corner in corners)
+    for region in regions:
+        box = [region.get(f"RegionLocation{corner}") for corner in corners]
+        x0, y0, x1, y1 = (-1 if value is None else value for value in box)
         if 0 <= x0 < x1 and 0 <= y0 < y1:
             inside[y0 : y1 + 1, x0 : x1 + 1] = True
-    return inside if inside.any() else ~inside
+    return inside
 
 
 def _shown(pixels: np.ndarray, dataset: "Dataset") -> AnyImage:

@@ -183,6 +183,18 @@ def test_what_lies_outside_the_ultrasound_is_black(grey, tmp_path):
     assert found.sum() == found[inside].sum()
 
 
+@pytest.mark.parametrize("box", [(69, 5, 10, 49), (None, 5, 69, 49), (90, 5, 99, 49), ()])
+def test_regions_without_usable_corners_are_refused(grey, tmp_path, box):
+    """A name beside them would show; another region's corners would do."""
+    bad, good = region(box=box or (0, 0, 79, 53)), region(box=(10, 5, 69, 49))
+    if not box:
+        del bad.RegionLocationMaxX1
+    with pytest.raises(InputError, match=r"a\.dcm: none of its ultrasound regions has usable"):
+        read_any_image(write_dicom(tmp_path / "a.dcm", grey, regions=[bad]))
+    found = read_any_image(write_dicom(tmp_path / "b.dcm", grey, regions=[bad, good])).grey
+    assert found.sum() == grey[5:50, 10:70].sum()
+
+
 def test_found_without_an_ending_and_by_the_whole_name(grey, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
