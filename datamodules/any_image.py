@@ -13,7 +13,7 @@ from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
 from datamodules.dicom import is_dicom, is_dicom_file, one_dicom_image, open_dicom
 from datamodules.errors import InputError
 from datamodules.grey import AnyImage, grey_of
-from datamodules.samples import ANNOTATION_SUFFIX
+from datamodules.samples import ANNOTATION_SUFFIX, require_utf8, text_of
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif", *DICOM_SUFFIXES
@@ -48,8 +48,8 @@ def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
         any ending.
 
     Raises:
-        InputError: A place is missing, a folder holds no image, a file is of another format, or
-            two have one stem.
+        InputError: A place is missing, a folder holds no image, a file is of another format,
+            has a name that is not UTF-8, or two have one stem.
     """
     found: dict[str, Path] = {}
     left: list[str] = []
@@ -63,6 +63,7 @@ def find_images(places: Sequence[Path]) -> tuple[dict[str, Path], list[str]]:
         else:
             raise InputError(f"{place}: no such file or folder; correct the path")
         for image in images:
+            require_utf8(image)
             other = found.setdefault(stem_of(image), image)
             if other.resolve() != image.resolve():
                 raise InputError(
@@ -87,7 +88,7 @@ def _images_of(folder: Path) -> tuple[list[Path], list[str]]:
         if not stem_of(path).endswith(ANNOTATION_SUFFIX)
         or stem_of(path).removesuffix(ANNOTATION_SUFFIX) not in stems
     ]
-    left = [path.name for path in files if path not in images]
+    left = [text_of(path.name) for path in files if path not in images]
     if not images:
         only = f" ({left[0]} is none)" if left else ""
         raise InputError(

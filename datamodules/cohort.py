@@ -16,6 +16,7 @@ from datamodules.samples import (
     check_match,
     png_names,
     read_csv,
+    require_utf8,
 )
 
 _EXAM_END = re.compile(r"_(?:[Pp]lane|\d*HC)")
@@ -164,7 +165,7 @@ def image_names(folder: Path) -> list[str]:
     """Return the names of a cohort's images, PNG and DICOM, in order.
 
     Raises:
-        InputError: There is none, or two would have one name without their endings.
+        InputError: There is none, a name is not UTF-8, or two would be one without their endings.
     """
     named = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
     images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
@@ -172,6 +173,7 @@ def image_names(folder: Path) -> list[str]:
         raise InputError(f"{folder}: no PNG or DICOM images; put <name>.png files there")
     stems: dict[str, Path] = {}
     for path in images:
+        require_utf8(path)
         other = stems.setdefault(image_stem(path), path)
         if other != path:
             raise InputError(f"{other} and {path.name} have one name; rename or remove one")

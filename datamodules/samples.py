@@ -1,6 +1,7 @@
 """From a folder to a list of samples; structural checks only, no image is decoded."""
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -200,6 +201,17 @@ def png_names(folder: Path) -> list[str]:
         for path in folder.iterdir()
         if path.suffix == ".png" and not path.name.startswith(".")
     )
+
+
+def text_of(name: str) -> str:
+    """A file's name as text that can be printed and written; bytes that are no UTF-8 as \\xff."""
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def require_utf8(path: Path) -> None:
+    """Raise InputError for a name that no table could hold."""
+    if text_of(path.name) != path.name:
+        raise InputError(f"{text_of(str(path))}: its name is not UTF-8; rename it")
 
 
 def check_match(rows: Iterable[str], *, images: list[str], csv_path: Path, folder: Path) -> None:

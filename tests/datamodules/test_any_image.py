@@ -1,11 +1,14 @@
 """Images from any source: formats, depths, channels, and one line for each that cannot be read."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules.any_image import find_images, read_any_image
+from datamodules.cohort import image_names
 from datamodules.errors import InputError
 
 
@@ -149,6 +152,21 @@ def test_files_and_folders(grey, tmp_path):
     Image.fromarray(grey).save(tmp_path / "b.bmp")
     with pytest.raises(InputError, match=r"scans/b\.png and .*b\.bmp have one name"):
         find_images([folder, tmp_path / "b.bmp"])
+
+
+def test_names_that_no_table_holds(grey, tmp_path):
+    for folder in ("scans", "notes"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(grey).save(tmp_path / folder / "a.png")
+    name = os.fsdecode(b"kopf\xfc.")
+    (tmp_path / "notes" / f"{name}txt").write_text("x")
+    assert find_images([tmp_path / "notes"])[1] == [r"kopf\xfc.txt"]
+    (tmp_path / "scans" / "a.png").rename(tmp_path / "scans" / f"{name}png")
+    for place in (tmp_path / "scans", tmp_path / "scans" / f"{name}png"):
+        with pytest.raises(InputError, match=r"kopf\\xfc\.png: its name is not UTF-8; rename it"):
+            find_images([place])
+    with pytest.raises(InputError, match="is not UTF-8"):
+        image_names(tmp_path / "scans")
 
 
 @pytest.mark.parametrize(
