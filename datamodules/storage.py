@@ -72,14 +72,18 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def require_new(folder: Path) -> None:
-    """Refuse to write over what is there.
+def require_new(path: Path) -> None:
+    """Refuse to write over what is there, or below what is no folder.
 
     Raises:
-        InputError: It exists.
+        InputError: It exists, or the nearest of its parents that does is a file.
     """
-    if folder.exists():
-        raise InputError(f"{folder}: exists; choose another folder, or remove it")
+    # A link to nothing is in the way too.
+    if os.path.lexists(path):
+        raise InputError(f"{path}: exists; choose another folder, or remove it")
+    parent = next(filter(os.path.lexists, path.parents), None)
+    if parent is not None and not parent.is_dir():
+        raise InputError(f"{path}: {parent} is no folder; choose another one")
 
 
 @contextlib.contextmanager

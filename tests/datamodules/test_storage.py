@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from datamodules import storage
+from datamodules.errors import InputError
 from datamodules.storage import (
     commit_folder,
     content_key,
     file_sha256,
     files_sha256,
+    require_new,
     write_atomic,
     write_json,
 )
@@ -78,6 +80,20 @@ def test_write_json(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert (tmp_path / "a.json").read_text() == text
+
+
+def test_what_is_there_is_not_written_over(tmp_path, monkeypatch):
+    (tmp_path / "file.png").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for there in ("", "file.png", "link"):
+        with pytest.raises(InputError, match="exists; choose another folder"):
+            require_new(tmp_path / there)
+    for below in ("file.png/x", "file.png/x/y", "link/x"):
+        with pytest.raises(InputError, match=r"(file\.png|link) is no folder; choose another"):
+            require_new(tmp_path / below)
+    monkeypatch.chdir(tmp_path)
+    for new in ("x", "x/y", tmp_path / "x" / "y"):
+        require_new(Path(new))
 
 
 def test_commit_folder(tmp_path):

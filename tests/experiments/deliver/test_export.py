@@ -202,6 +202,7 @@ def test_data_line(tmp_path):
     [
         (["RUN", "--format", "onnx"], "--format onnx: unknown; use one of segment-anything, "),
         (["RUN", "--format", "segment-anything", "--out", "RUN"], "exists; choose another folder"),
+        (["RUN", "--format", "segment-anything", "--out", "RUN/manifest.json/x"], "is no folder"),
         (["RUN/none", "--format", "transformers"], "no such directory; give a run's"),
         (["RUN", "--format", "transformers"], "not the image encoder of backbone tiny"),
         (["LITE", "--format", "transformers"], "not the image encoder of backbone lite"),

@@ -240,6 +240,7 @@ def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_pat
         (["RUN", "SCANS", "--pixel-sizes", "SCANS/none.csv"], "none.csv: cannot be read"),
         (["RUN", "SCANS", "--prompt", "tight_box"], "--prompt tight_box: unknown"),
         (["RUN", "SCANS", "--out", "EMPTY"], "exists; choose another folder"),
+        (["RUN", "SCANS", "--out", "CSV/x/y"], "sizes.csv is no folder; choose another"),
         (["FIT/1a", "SCANS"], "manifest.json is missing, so this is no run"),
         (["RUN"], "a run and no images"),
         (["EMPTY"], "no images"),
