@@ -72,7 +72,7 @@ def write_json(path: Path, content: Any) -> None:
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
-def require_new(path: Path) -> None:
+def require_new(path: Path, *, kind: str = "folder") -> None:
     """Refuse to write over what is there, or below what is no folder.
 
     Raises:
@@ -80,7 +80,7 @@ def require_new(path: Path) -> None:
     """
     # A link to nothing is in the way too.
     if os.path.lexists(path):
-        raise InputError(f"{path}: exists; choose another folder, or remove it")
+        raise InputError(f"{path}: exists; choose another {kind}, or remove it")
     parent = next(filter(os.path.lexists, path.parents), None)
     if parent is not None and not parent.is_dir():
         raise InputError(f"{path}: {parent} is no folder; choose another one")

@@ -123,7 +123,7 @@ def submit(
     test_root: Annotated[
         Path | None, typer.Option(help="HC18's folder; a cohort's for --masks alone.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Submission to write, CSV.")] = None,
+    out: Annotated[Path | None, typer.Option(help="New submission to write, CSV.")] = None,
     masks: Annotated[
         Path | None, typer.Option(help="New folder of ellipses (or masks), PNG.")
     ] = None,

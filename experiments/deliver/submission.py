@@ -187,10 +187,14 @@ def submit_command(
     one_of(prompt, PROMPTS, option="--prompt")
     if out is None and masks is None:
         raise InputError("nothing to write; give --out FILE.csv, --masks DIR, or both")
-    if out is not None and not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
+    if out is not None:
+        require_new(out, kind="file")
+        if not out.parent.is_dir():
+            raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
     if masks is not None:
         require_new(masks)
+        if out in (masks, *masks.parents):
+            raise InputError(f"{masks}: --out has this name too; choose another folder")
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:

@@ -288,6 +288,9 @@ def test_cohort_without_masks_is_segmented_and_scored(sonosweep, hc18_folder, ru
         (["RUN", "--test-root", "ROOT"], "nothing to write"),
         (["RUN", "--test-root", "ROOT", "--out", "no/s.csv"], "no such folder"),
         (["RUN", "--test-root", "ROOT", "--masks", "ROOT"], "exists; choose another folder"),
+        (["RUN", "--test-root", "ROOT", "--out", "ROOT"], "exists; choose another file"),
+        (["RUN", "--test-root", "ROOT", "--out", "old.csv"], "old.csv: exists; choose another"),
+        (["RUN", "--test-root", "ROOT", "--out", "s.csv", "--masks", "s.csv"], "this name too"),
         (["RUN", "--test-root", "ROOT", "--out", "s.csv", "--prompt", "tight_box"], "unknown"),
         (["RUN", "--test-root", "ROOT/no", "--out", "s.csv"], "no such folder"),
         (["ROOT", "--test-root", "ROOT", "--out", "s.csv"], "so this is no run"),
@@ -297,11 +300,13 @@ def test_bad_input_of_submit_is_one_line(
     sonosweep, monkeypatch, hc18_folder, run_dir, tmp_path, words, message
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "old.csv").write_text("old")
     words = [w.replace("RUN", str(run_dir)).replace("ROOT", str(hc18_folder)) for w in words]
     code, _, err = sonosweep("submit", *words)
     assert (code, err.count("\n")) == (2, 1)
     assert message in err
     assert not (tmp_path / "s.csv").exists()
+    assert (tmp_path / "old.csv").read_text() == "old"
 
 
 def marked(image):
