@@ -14,10 +14,12 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
+from experiments.commands.stopping import ends_by_sigterm
 
 RUN_HELP = "Run of a segmenter: runs/store/fit/ID."
 
 
+@ends_by_sigterm()
 def export(
     run: Annotated[Path, typer.Argument(help="Run of a model: runs/store/fit/ID and others.")],
     format_name: Annotated[
@@ -35,6 +37,7 @@ def export(
     export_command(run, format_name=format_name, out=out, console=stdout_console())
 
 
+@ends_by_sigterm()
 def predict(
     images: Annotated[
         list[Path],
@@ -82,6 +85,7 @@ def predict(
         print_summary(summary, stdout_console())
 
 
+@ends_by_sigterm()
 def draw(
     run: Annotated[
         Path | None,
@@ -118,6 +122,7 @@ def draw(
     say(stdout_console(), f"generator {found['generator']}, {found['data']}")
 
 
+@ends_by_sigterm()
 def submit(
     run: Annotated[Path | None, typer.Argument(help=RUN_HELP)] = None,
     test_root: Annotated[

@@ -1,0 +1,83 @@
+"""SIGTERM leaves nothing half-made behind, and other handlers alone."""
+
+import os
+import signal
+import tempfile
+
+import pytest
+
+from experiments.commands.stopping import STOPPED, ends_by_sigterm
+from lightning_modules.segmenters.sam.config import SegmenterConfig
+
+COMMANDS = {
+    "predict": (
+        ["predict", "RUN", "HC18/test_set", "--out", "made/out"],
+        "experiments.deliver.inference.segment_together",
+    ),
+    "submit": (
+        ["submit", "RUN", "--test-root", "HC18", "--out", "s.csv", "--masks", "made/out"],
+        "experiments.deliver.inference.segment_together",
+    ),
+    "draw": (
+        ["draw", "--height", "32", "--width", "32", "--out", "made/out"],
+        "experiments.deliver.draw.draw_pairs",
+    ),
+    "export": (
+        ["export", "RUN", "--format", "segment-anything", "--out", "made/out"],
+        "experiments.deliver.export.write_sidecar",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_stopped_command_leaves_nothing(
+    sonosweep, monkeypatch, write_fit, hc18_folder, tmp_path, name
+):
+    words, slow = COMMANDS[name]
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "made").mkdir()
+    there = []
+
+    def stop(*_, **__):
+        there.extend((tmp_path / "made").iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(slow, stop)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.chdir(tmp_path)
+    run_dir = write_fit(tmp_path / "fit" / "a", SegmenterConfig(backbone="tiny"))
+    places = {"RUN": str(run_dir), "HC18": str(hc18_folder)}
+    words = ["/".join(places.get(part, part) for part in word.split("/")) for word in words]
+    code, _, err = sonosweep(*words)
+    assert (code, "Traceback" in err) == (STOPPED, False)
+    assert [path.name[:5] for path in there] == [".out."]
+    assert [*(tmp_path / "made").iterdir(), *(tmp_path / "tmp").iterdir()] == []
+    assert not (tmp_path / "s.csv").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_second_one_does_not_cut_the_clearing_up_short():
+    cleared = []
+
+    def write():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            cleared.append(True)
+
+    with pytest.raises(SystemExit) as ended, ends_by_sigterm():
+        write()
+    assert (ended.value.code, cleared) == (143, [True])
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_handler_that_is_there_stays():
+    seen = []
+    previous = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    try:
+        with ends_by_sigterm():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [True]
+    finally:
+        signal.signal(signal.SIGTERM, previous)
