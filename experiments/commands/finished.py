@@ -8,6 +8,7 @@ import pandas as pd
 from rich.console import Console
 
 from datamodules.errors import InputError
+from datamodules.integrity import FILES, damaged_file, read_sealed
 from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
@@ -57,10 +58,15 @@ def held_results(config: ExperimentConfig, overrides: Sequence[str]) -> Path | N
 
 def read_results(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows of results.csv and per_image.csv of a sweep that score one output."""
-    for name in ("results.csv", "per_image.csv"):
+    names = ("results.csv", "per_image.csv")
+    for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{folder / name}: not there; `sonosweep report` writes it")
-    return tuple(read_output(folder / n, output) for n in ("results.csv", "per_image.csv"))
+    written = (read_sealed(folder / "outputs.json") or {}).get(FILES, {})
+    found = damaged_file(folder, {name: written[name] for name in names if name in written})
+    if found is not None:
+        raise InputError(f"{folder / found}; `sonosweep report`, with the data, writes it again")
+    return tuple(read_output(folder / name, output) for name in names)
 
 
 def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:

@@ -261,6 +261,11 @@ def write_again(
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
     folder.mkdir(parents=True, exist_ok=True)
     sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)
+    if sweep.damaged and (folder / "results.csv").is_file():
+        raise InputError(
+            f"{sweep.damaged[0]}: without it the outputs would lose rows, so they stay as they "
+            f"are; {command} makes it again"
+        )
     sweep.recall_failures()
     write_splits(data.view.folds, folder / "split.json")
     write_outputs(sweep, console)

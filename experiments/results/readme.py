@@ -29,19 +29,37 @@ def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: st
 def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
     """Replace what stands between `<!-- KIND -->`, or `<!-- KIND NAME -->`, and `<!-- /KIND -->`.
 
+    The markers are whole lines, and so is what counts as one; all else stays as it is.
+
     Raises:
-        InputError: If the file has no such lines.
+        InputError: If the file is missing or no UTF-8, or has no such lines, or several, or
+            another block begins before this one ends.
     """
-    text = path.read_text() if path.is_file() else ""
+    # Of a link the file that it leads to.
+    path = path.resolve()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give a Markdown file with the markers")
+    try:
+        lines = path.read_bytes().decode().splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8; save it as that") from error
+    marks = [line.strip() for line in lines]
     plain, named, end = f"<!-- {kind} -->", f"<!-- {kind} {name} -->", f"<!-- /{kind} -->"
-    start = named if named in text else plain
-    head, found, rest = text.partition(start)
-    _, closed, tail = rest.partition(end)
-    if not found or not closed:
+    start = named if named in marks else plain
+    if start not in marks or end not in marks[marks.index(start) :]:
         raise InputError(
             f"{path}: has no lines {plain} and {end}; add them where the table belongs"
         )
-    write_atomic(path, head + start + "\n" + block + end + tail)
+    first = marks.index(start)
+    last = marks.index(end, first)
+    within = marks[first + 1 : last]
+    if marks.count(start) > 1 or any(mark.startswith(f"<!-- {kind}") for mark in within):
+        raise InputError(
+            f"{path}: {start} stands twice, or another block begins before its {end}; correct it"
+        )
+    newline = "\r\n" if lines[first].endswith("\r\n") else "\n"
+    text = block.replace("\n", newline)
+    write_atomic(path, "".join(lines[: first + 1]) + text + "".join(lines[last:]))
 
 
 def _block(sweep: Sweep, tables: list[Block], command: str) -> str:

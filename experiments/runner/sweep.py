@@ -84,6 +84,8 @@ class Sweep:
         self.store = RunStore(root)
         self.launcher: Launcher = launcher or LocalLauncher(config)
         parts = config.trainer.batch_parts
+        self.damaged: list[str] = []
+        """Files of finished stages that are not what was written, with what is wrong."""
         self.runs: dict[str, NodeRun] = {}
         for key, node in plan.nodes.items():
             state: State = "reused" if self._is_sound(node) else "waiting"
@@ -105,7 +107,8 @@ class Sweep:
         run_dir = self.store.run_dir(node.stage, node.id)
         found = damage(run_dir, names=names)
         if found is not None:
-            self.say(f"{node.label}: {run_dir / found}, so it is made again")
+            self.damaged.append(str(run_dir / found))
+            self.say(f"{node.label}: {run_dir / found}, so it is to be made again")
         return found is not None
 
     def _check_inputs(self, run: NodeRun) -> None:

@@ -6,6 +6,8 @@ from results_parts import write_finished
 from store_parts import run_command
 from toy_recipe import TOY
 
+from datamodules.integrity import file_facts, sealed
+from datamodules.storage import write_json
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
 
@@ -88,3 +90,19 @@ def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypat
         code, out, _ = run_command(monkeypatch, capsys, "status", name)
         assert code == 0
         assert "demo-phantom" in out
+
+
+@pytest.mark.parametrize("words", [["table", "demo-phantom"], ["report", "demo-phantom"]])
+@pytest.mark.parametrize("name", ["results.csv", "per_image.csv"])
+def test_numbers_that_are_not_those_written_are_not_shown(
+    finished, monkeypatch, capsys, words, name
+):
+    facts = file_facts(finished, ["results.csv", "per_image.csv"])
+    write_json(finished / "outputs.json", sealed({"key": "k", "finding": "", "files": facts}))
+    assert run_command(monkeypatch, capsys, *words)[0] == 0
+    path, before = finished / name, sorted(finished.iterdir())
+    path.write_text(path.read_text().replace("0.8", "0.9", 1))
+    code, _, err = run_command(monkeypatch, capsys, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{name} is not what was written; `sonosweep report`" in err
+    assert sorted(finished.iterdir()) == before

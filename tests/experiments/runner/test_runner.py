@@ -169,7 +169,7 @@ def test_a_stage_whose_rows_are_damaged_is_made_again(tmp_path):
     path.write_text("sample_id,dice\na,0.5\n")
     sweep, fake, lines = make_sweep(tmp_path, [whole, cut], lambda _: "done")
     (line,) = lines
-    assert line == f"cut: {path} has 21 bytes instead of 28, so it is made again"
+    assert line == f"cut: {path} has 21 bytes instead of 28, so it is to be made again"
     sweep.run(lambda: None)
     assert fake.started == [["cut"]]
     assert states(sweep) == {"whole": "reused", "cut": "done"}
@@ -185,7 +185,7 @@ def test_a_damaged_input_is_made_again_before_it_is_used(tmp_path):
     # What is left is counted with it.
     sweep.run(Workload(sweep).seconds_left)
     assert fake.started == [["fit"], ["score"]]
-    assert lines == [f"fit: {weights} is not what was written, so it is made again"]
+    assert lines == [f"fit: {weights} is not what was written, so it is to be made again"]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_marker_that_cannot_be_read_is_a_stage_that_is_not_done(tmp_path, cont
     marker = finish(tmp_path, broken) / "DONE.json"
     marker.write_text(content)
     sweep, fake, lines = make_sweep(tmp_path, [broken], lambda _: "done")
-    assert lines == [f"broken: {marker} cannot be read, so it is made again"]
+    assert lines == [f"broken: {marker} cannot be read, so it is to be made again"]
     sweep.run(lambda: None)
     assert fake.started == [["broken"]]
     assert sweep.store.result("fit", broken.id)["seconds"] == 0

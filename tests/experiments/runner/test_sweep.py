@@ -141,6 +141,18 @@ def test_report_puts_the_table_into_a_file_between_its_markers(toy, tmp_path):
     assert page.read_text() == "no markers"
 
 
+def test_a_report_on_a_damaged_store_leaves_the_outputs_as_they_are(toy):
+    data, store, _ = toy
+    (scored, *_) = sorted((store / "store" / "score").glob("*/per_image.csv"))
+    was, before = scored.read_bytes(), (store / "toy" / "results.csv").read_bytes()
+    scored.write_bytes(was[:-9])
+    ended = run(data, store, name="report")
+    scored.write_bytes(was)
+    assert ended.returncode == 2
+    assert "would lose rows, so they stay as they are; sonosweep sweep" in ended.stderr
+    assert (store / "toy" / "results.csv").read_bytes() == before
+
+
 def test_another_sweep_reuses_what_it_shares(toy):
     data, store, _ = toy
     before = {stage: made(store, stage) for stage in ("fit", "score", "control", "embeddings")}
