@@ -17,9 +17,17 @@ from datamodules.errors import InputError
 from experiments.config.conditions import condition_label
 from experiments.results import axes
 from experiments.results.cells import MODEL
+from experiments.results.checked import check_header
 from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
-from experiments.results.rows import TESTED, amounts, choose_output, combine_results, with_defaults
+from experiments.results.rows import (
+    SOURCE,
+    TESTED,
+    amounts,
+    choose_output,
+    combine_results,
+    with_defaults,
+)
 from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
 from experiments.results.text import Block, to_markdown
 
@@ -28,16 +36,14 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
     """Read results.csv files into one table, of each the rows of one output.
 
     Raises:
-        InputError: For a path that is missing or no results.csv, or columns that differ.
+        InputError: For a path that is missing or no whole results.csv, or files that do not fit.
     """
     for path in paths:
         if path.suffix != ".csv":
             raise InputError(f"{path}: not a .csv; give either one recipe or results.csv files")
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the results.csv of a finished sweep")
-        header = path.open(encoding="utf-8", errors="replace").readline()
-        if "trial_id" not in header or "dice_mean" not in header:
-            raise InputError(f"{path}: not a results.csv (no trial_id and dice_mean)")
+        check_header(path)
     return choose_output(combine_results(paths), output)
 
 
@@ -71,6 +77,9 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
             in their settings alone: their mean would be of neither.
     """
     done = results[results["status"] == "done"]
+    if shown.column not in done:
+        files = ", ".join(done[SOURCE].unique()) if SOURCE in done else "results"
+        raise InputError(f"{files}: no column {shown.column}; choose another --measure")
     columns = {shown.column, _with_values(done, shown=shown).column}
     if done.empty or done[list(columns)].isna().all(axis=None):
         raise InputError(f"no finished trial has {shown.title}; choose another --measure")

@@ -10,6 +10,7 @@ import pandas as pd
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS, CONTROLS
+from experiments.results import checked
 from experiments.store.columns import OUTPUTS
 
 _BLOCKS = ("segmenter", "generator", "pair_labels")
@@ -38,8 +39,7 @@ _noted: set[Path] = set()
 
 def read_csv(path: Path) -> pd.DataFrame:
     """Read a CSV of ours as it is; ids stay text (an id such as 12e4 is no number)."""
-    dtypes = dict.fromkeys(_TEXT_COLUMNS, "str")
-    return pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+    return checked.parse(path, dtypes=dict.fromkeys(_TEXT_COLUMNS, "str"))
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -49,9 +49,12 @@ def read_rows(path: Path) -> pd.DataFrame:
     stood for; one line on stderr says so, once a file.
 
     Raises:
-        InputError: For a file without axes that names no trial or condition to tell them from.
+        InputError: For a file without axes that names no trial or condition to tell them from, and
+            for one that is cut short or holds what no file of ours does.
     """
+    checked.check_whole(path)
     rows = read_csv(path)
+    checked.check_rows(rows, path)
     if "fold" not in rows and "trial_id" in rows:
         rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
     if not set(_BLOCKS) <= set(rows.columns):
@@ -129,26 +132,33 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         InputError: If a file has other columns than the first one: a column that is absent in one
-            would look like numbers that could not be computed.
+            would look like numbers that could not be computed; if it has no rows, or other scores
+            of one trial on the same images.
     """
-    frames = []
+    frames, where = [], ["trial_id", "test_cohort", "prompt"]
+    scored = [*where, "output", TESTED]
     known: set[tuple[str, ...]] = set()
     for path in paths:
         rows = read_rows(path).assign(**{SOURCE: str(path)})
+        if rows.empty:
+            raise InputError(f"{path}: no rows; {checked.AGAIN}")
         odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)
         if odd:
             raise InputError(
                 f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
                 "write both again with one version (`sonosweep report RECIPE`), or table them apart"
             )
-        keys = rows.reindex(columns=["trial_id", "test_cohort", "prompt", "output", TESTED])
+        if {"dice_mean", "status"} <= set(rows.columns):
+            for earlier in frames:
+                checked.check_agree(earlier, rows, keys=scored, source=SOURCE)
+        keys = rows.reindex(columns=scored)
         places = list(keys.fillna("").itertuples(index=False, name=None))
         frames.append(rows[[place not in known for place in places]])
         known |= set(places)
     found = pd.concat(frames, ignore_index=True)
     if "status" not in found:
         return found
-    is_done, where = found["status"] == "done", ["trial_id", "test_cohort", "prompt"]
+    is_done = found["status"] == "done"
     places = pd.MultiIndex.from_frame(found[where])
     # A row that names no cohort and prompt is of a whole trial.
     elsewhere = np.where(

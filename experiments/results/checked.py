@@ -1,0 +1,180 @@
+"""Faults of a results.csv or per_image.csv: each is refused in one line that names the file.
+
+A file that was cut, edited by hand or saved by another program would otherwise give a table of
+wrong numbers without a word.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from datamodules.errors import InputError
+
+AGAIN = "write it again with `sonosweep report RECIPE`"
+STATUSES = ("done", "failed", "pending")
+_PLACE = ["trial_id", "test_cohort", "prompt", "output"]
+_NEEDED = ("trial_id", "status", "condition", "real_fraction", "n_real", "n_generator_labels")
+_NEEDED += ("support", "seed", "generator_seed", "test_cohort", "prompt", "n_exams", "dice_mean")
+"""Columns that a table of files cannot do without; older files lack others."""
+_DONE = ("test_cohort", "prompt", "condition", "n_real")
+"""What a row that is done always names."""
+_NUMBERS = {"real_fraction", "support", "seed", "generator_seed", "fold", "draw", "steps"}
+_NUMBERS |= {"seconds", "peak_memory_mib"}
+_NUMBER_STARTS = ("n_", "dice_", "hausdorff_mm", "hc_")
+_COMPARED = ("dice_mean", "hausdorff_mm_mean", "hc_err_mm_mean", "hc_abs_err_mm_mean")
+"""Numbers that are the same whenever one model is scored on the same images."""
+_ROUNDING = 1e-9
+
+
+def parse(path: Path, *, dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """Read a CSV as it is.
+
+    Raises:
+        InputError: If it is empty, not UTF-8 or no CSV.
+    """
+    try:
+        rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: an empty file; {AGAIN}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or {AGAIN}") from None
+    except pd.errors.ParserError as error:
+        raise InputError(f"{path}: not readable as CSV ({_line(error)}); {AGAIN}") from None
+    if not isinstance(rows.index, pd.RangeIndex):
+        # pandas takes the first columns for row names.
+        raise InputError(f"{path}: its rows have more fields than its header; {AGAIN}")
+    return rows
+
+
+def check_header(path: Path) -> None:
+    """Refuse (InputError) a file that is no results.csv, or lacks columns of one."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            names = next(csv.reader(file), [])
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or {AGAIN}") from None
+    except csv.Error as error:
+        raise InputError(f"{path}: not readable as CSV ({_line(error)}); {AGAIN}") from None
+    if not path.stat().st_size:
+        raise InputError(f"{path}: an empty file; {AGAIN}")
+    unlike = [name for name in ("trial_id", "dice_mean") if name not in names]
+    if unlike:
+        raise InputError(
+            f"{path}: not a results.csv (no {' and '.join(unlike)}); give that of a finished sweep"
+        )
+    absent = [name for name in _NEEDED if name not in names]
+    if absent:
+        raise InputError(f"{path}: no column {', '.join(absent)}; {AGAIN}")
+
+
+def check_whole(path: Path) -> None:
+    """Refuse (InputError) a file that does not end with a whole line."""
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - 1, 0))
+        last = file.read()
+    # An empty file has a line of its own.
+    if last not in (b"", b"\n", b"\r"):
+        raise InputError(f"{path}: cut short (no newline at its end); {AGAIN}")
+
+
+def check_rows(rows: pd.DataFrame, path: Path) -> None:
+    """Refuse (InputError) values that no file of ours holds, of the columns that are there."""
+    if "dice_mean" in rows:
+        _check_fields(path)
+    if "trial_id" in rows:
+        is_blank = rows["trial_id"].fillna("").str.strip() == ""
+        if is_blank.any():
+            raise InputError(f"{path}: row {is_blank.argmax() + 1} has no trial_id; {AGAIN}")
+    for name in rows:
+        if name in _NUMBERS or name.startswith(_NUMBER_STARTS) or name == "dice":
+            _check_numbers(rows, name, path)
+    if "dice_mean" not in rows:
+        return
+    if "status" in rows:
+        known = f"not one of {', '.join(STATUSES)}"
+        _refuse(~rows["status"].isin(STATUSES), rows, "status", path, why=known)
+        for name in (name for name in _DONE if name in rows):
+            is_bare = (rows["status"] == "done") & rows[name].isna()
+            _refuse(is_bare, rows, name, path, why="though it is done")
+    place = [name for name in _PLACE if name in rows]
+    is_twice = rows.duplicated(place)
+    if "trial_id" in rows and is_twice.any():
+        raise InputError(f"{path}: {_who(rows, is_twice.argmax())} stands twice; {AGAIN}")
+
+
+def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], source: str) -> None:
+    """Refuse (InputError) two files that score one model on the same images differently.
+
+    Rows that do not name their images are not compared: these may be others.
+
+    Args:
+        first: Rows of the files before, with their paths as `source`.
+        other: Rows of one further file.
+        keys: What a row is of; the last names its images.
+        source: Name of the column of paths.
+    """
+    compared = [name for name in _COMPARED if name in first and name in other]
+    parts = [p[p[keys[-1]].notna() & (p["status"] == "done")] for p in (first, other)]
+    parts = [p[[*keys, source, *compared]].fillna(dict.fromkeys(keys, "")) for p in parts]
+    both = parts[0].merge(parts[1], on=keys, suffixes=("", "_other"))
+    for name in compared:
+        one, two = (both[n].astype(float) for n in (name, f"{name}_other"))
+        is_odd = ~np.isclose(two, one, rtol=_ROUNDING, atol=1e-12, equal_nan=True)
+        if is_odd.any():
+            row = is_odd.argmax()
+            at = both.iloc[row]
+            raise InputError(
+                f"{at[f'{source}_other']}: {_who(both, row)} has {name} {two[row]:.10g} on "
+                f"{_line(at['test_cohort'])}, and {one[row]:.10g} in {at[source]} on the same "
+                "images; write both again with `sonosweep report RECIPE`, or leave one out"
+            )
+
+
+def _check_fields(path: Path) -> None:
+    """Every line has as many fields as the header: pandas would fill a short one with blanks."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines, [])
+        twice = [name for name in header if header.count(name) > 1]
+        if twice:
+            raise InputError(f"{path}: column {_line(twice[0])} stands twice; {AGAIN}")
+        for row, fields in enumerate((fields for fields in lines if fields), start=1):
+            if len(fields) != len(header):
+                count = f"{len(fields)} fields instead of {len(header)}"
+                raise InputError(f"{path}: row {row} has {count}; {AGAIN}")
+
+
+def _check_numbers(rows: pd.DataFrame, name: str, path: Path) -> None:
+    values = rows[name]
+    if values.dtype == bool:
+        values = values.astype(str)
+    numbers = pd.to_numeric(values, errors="coerce").astype(float)
+    _refuse(numbers.isna() & values.notna(), rows, name, path, why="no number")
+    _refuse(np.isinf(numbers), rows, name, path, why="not finite")
+    if name == "dice" or name.startswith("dice_"):
+        is_outside = (numbers < -_ROUNDING) | (numbers > 1 + _ROUNDING)
+        _refuse(is_outside, rows, name, path, why="not in 0 to 1")
+
+
+def _refuse(is_bad: pd.Series, rows: pd.DataFrame, name: str, path: Path, *, why: str) -> None:
+    if not is_bad.any():
+        return
+    row = int(is_bad.to_numpy().argmax())
+    value = rows[name].iloc[row]
+    shown = "is blank" if pd.isna(value) else f"is {_line(value)}"
+    raise InputError(f"{path}: {name} of {_who(rows, row)} {shown}, {why}; {AGAIN}")
+
+
+def _who(rows: pd.DataFrame, row: int) -> str:
+    if "trial_id" in rows:
+        return f"trial {_line(rows['trial_id'].iloc[row])}"
+    return f"row {row + 1}"
+
+
+def _line(value: object) -> str:
+    """Anything as part of one line."""
+    return " ".join(str(value).split())
