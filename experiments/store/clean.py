@@ -244,6 +244,7 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
         print_inventory(inventory, console)
         if yes:
             say(console, "nothing was removed: say what, with --orphans, --sweep or --stage")
+        _print_foreign(inventory, console)
         return
     outcome = remove(root, selection) if yes else choose(inventory, selection)
     if yes:
@@ -257,6 +258,7 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
         end = "; add --yes to do it" if outcome.removed else ""
         say(console, f"would remove {_summary(outcome.removed)}{end}")
     _print_kept(outcome.kept, console)
+    _print_foreign(inventory, console)
     for path in outcome.left:
         say(console, f"{path} is out of use but could not be deleted; the next clean tries again")
 
@@ -302,6 +304,15 @@ def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:
     for reason, found in list(reasons.items())[:NAMED]:
         say(console, f"kept {_summary(found)}: {reason}")
     say_more(console, len(reasons), more=" reasons to keep something")
+
+
+def _print_foreign(inventory: Inventory, console: Console) -> None:
+    """Name in one line what the program did not make."""
+    names = [path.relative_to(inventory.root).as_posix() for path in inventory.foreign]
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        line = f"not ours, left alone: {', '.join(names[:NAMED])}{more}"
+        console.print(Text(line), soft_wrap=True)
 
 
 def _summary(artefacts: Sequence[Artefact]) -> str:

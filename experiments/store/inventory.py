@@ -3,7 +3,7 @@
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,20 @@ from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.store.guard import has_trials, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, NewerLayoutError, PlanFile, read_plan
-from experiments.store.runs import is_done
+from experiments.store.runs import (
+    RESULTS_NAME,
+    is_done,
+    is_run,
+    is_run_key,
+    is_stage_folder,
+    read_result_rows,
+    upstream_of,
+)
 
 State = Literal["done", "unfinished", "held"]
 EMBEDDINGS, PREPARED, TEMPORARY = "embeddings", "prepared", "temporary"
+INDEX = "index"
+"""Folder of what the data's files are; small, and never removed."""
 SHARED = (EMBEDDINGS, PREPARED, TEMPORARY)
 """Folders of files that any stage may be reading, as against a stage's own directory."""
 REMOVED_PREFIX = ".removed-"
@@ -37,7 +47,7 @@ class Artefact:
     last_use: float
     """Time of the last file written in it, or of the last start of a sweep that refers to it."""
     sweeps: frozenset[str] = frozenset()
-    """Sweeps whose plan refers to it."""
+    """Sweeps whose plan or results refer to it."""
     users: frozenset[str] = frozenset()
     """Of an embedding: the stages, as `embed/id`, whose index names it."""
 
@@ -52,7 +62,9 @@ class KnownSweep:
     """A sweep beside the store."""
 
     plan: PlanFile | None
-    """None where it is missing or damaged: what the sweep refers to is not known."""
+    """None where it is missing or damaged."""
+    keys: frozenset[str] | None
+    """Stages that its plan and its results refer to; None where that is not known."""
     last_start: float
     is_used: bool
     """Whether a process leads it now."""
@@ -71,11 +83,13 @@ class Inventory:
     """Stages that may own embeddings which no index names: they have written no index yet."""
     half_removed: tuple[Path, ...] = ()
     """What an earlier, interrupted removal left."""
+    foreign: tuple[Path, ...] = ()
+    """Folders in the store that the program did not make: they are left alone."""
 
     @property
     def unknown_sweeps(self) -> list[str]:
         """Sweeps of which it is not known what they refer to."""
-        return sorted(name for name, sweep in self.sweeps.items() if sweep.plan is None)
+        return sorted(name for name, sweep in self.sweeps.items() if sweep.keys is None)
 
     def possible_owners(self, artefact: Artefact) -> frozenset[str]:
         """Unfinished stages that may own an embedding which no index names."""
@@ -93,12 +107,20 @@ def take_inventory(root: Path) -> Inventory:
     """Look at everything in a store and the sweeps beside it; links are not followed or counted.
 
     Raises:
-        InputError: If a newer version wrote one of the sweeps.
+        InputError: If a newer version wrote one of the sweeps, or its results cannot be read.
     """
     store = root / "store"
     sweeps = _sweeps(root)
-    folders = [folder for folder in _folders(store) if folder.name not in SHARED]
-    runs = [run for folder in folders for run in _runs(folder, sweeps=sweeps)]
+    foreign, runs = [], []
+    for folder in _folders(store):
+        if folder.name in (EMBEDDINGS, PREPARED, INDEX):
+            continue
+        run_dirs = _folders(folder)
+        if is_stage_folder(folder, run_dirs):
+            foreign += [run_dir for run_dir in run_dirs if not is_run(run_dir)]
+            runs += _runs(filter(is_run, run_dirs), sweeps=sweeps)
+        else:
+            foreign.append(folder)
     indexes = [(run, _index(run.paths[0])) for run in runs if run.stage == "embed"]
     is_open = [run.key for run, keys in indexes if run.state != "done" or keys is None]
     half_removed = [path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)]
@@ -109,6 +131,7 @@ def take_inventory(root: Path) -> Inventory:
         has_trials=has_trials(root),
         open_embeds=frozenset(is_open),
         half_removed=tuple(half_removed),
+        foreign=tuple(foreign),
     )
 
 
@@ -124,8 +147,9 @@ def _index(run_dir: Path) -> set[str] | None:
 def _sweeps(root: Path) -> dict[str, KnownSweep]:
     found = {}
     for folder in _folders(root):
-        path = folder / PLAN_NAME
-        if folder.name == "store" or not (path.is_file() or (folder / "config.yaml").is_file()):
+        path, results = folder / PLAN_NAME, folder / RESULTS_NAME
+        has_recipe = path.is_file() or (folder / "config.yaml").is_file()
+        if folder.name == "store" or not (has_recipe or results.is_file()):
             continue
         plan, last_start = None, 0.0
         try:
@@ -134,19 +158,38 @@ def _sweeps(root: Path) -> dict[str, KnownSweep]:
             raise
         except (InputError, FileNotFoundError):
             pass
-        found[folder.name] = KnownSweep(plan=plan, last_start=last_start, is_used=is_used(folder))
+        # Results alone, as a report keeps them, need no plan.
+        is_known = plan is not None or not has_recipe
+        keys = _results_keys(root, folder) | (plan.keys if plan else set()) if is_known else None
+        found[folder.name] = KnownSweep(
+            plan=plan,
+            keys=None if keys is None else frozenset(keys),
+            last_start=last_start,
+            is_used=is_used(folder),
+        )
     return found
 
 
-def _runs(folder: Path, *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
-    """The stage directories of one kind."""
-    plans = {name: known.plan.keys for name, known in sweeps.items() if known.plan is not None}
-    for run_dir in _folders(folder):
-        key = f"{folder.name}/{run_dir.name}"
-        referring = frozenset(name for name, keys in plans.items() if key in keys)
+def _results_keys(root: Path, folder: Path) -> set[str]:
+    """Runs that a sweep's results were made from, and all that went into these."""
+    rows = read_result_rows(folder)
+    new = {row.get(column) for row in rows for column in ("fit_id", "score_id")}
+    new, found = set(filter(is_run_key, new)), set()
+    while new:
+        found |= new
+        new = {key for each in new for key in upstream_of(root / "store" / each)} - found
+    return found
+
+
+def _runs(run_dirs: Iterable[Path], *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
+    """Runs of one stage."""
+    for run_dir in run_dirs:
+        stage = run_dir.parent.name
+        key = f"{stage}/{run_dir.name}"
+        referring = frozenset(name for name, known in sweeps.items() if key in (known.keys or ()))
         state: State = "done" if is_done(run_dir) else "unfinished"
         used = [sweeps[name].last_start for name in referring]
-        made = _artefact(folder.name, run_dir, used=used)
+        made = _artefact(stage, run_dir, used=used)
         yield replace(made, state="held" if is_held(run_dir) else state, sweeps=referring)
 
 

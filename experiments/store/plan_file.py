@@ -10,6 +10,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
+from experiments.store.runs import is_run_key, read_result_rows
 
 PLAN_NAME = "plan.json"
 LAYOUT = 1
@@ -86,16 +87,31 @@ def read_plan(folder: Path) -> PlanFile:
         content = json.loads(path.read_text())
         check_layout(content, path, known=LAYOUT)
         stages = [each | {"upstream": tuple(each["upstream"])} for each in content["nodes"]]
-        return PlanFile(
+        plan = PlanFile(
             stages=tuple(PlannedStage(**each) for each in stages),
             trials=tuple(map(_trial, content["trials"])),
         )
+        _check(plan, folder)
+        return plan
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: there is no such file; {again}") from None
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged ({error}); {again}") from error
+
+
+def _check(plan: PlanFile, folder: Path) -> None:
+    """ValueError for a plan that no program wrote: `clean` removes what no plan names."""
+    for key in (stage.key for stage in plan.stages):
+        if not is_run_key(key):
+            raise ValueError(f"{key!r} is no stage/id")
+    known = plan.keys
+    for key in (key for trial in plan.trials for key in trial.keys):
+        if key not in known:
+            raise ValueError(f"{key!r} of a trial is none of its stages")
+    if not plan.stages and not plan.trials and read_result_rows(folder):
+        raise ValueError("it names nothing, and results.csv has rows")
 
 
 def check_layout(content: Any, path: Path, *, known: int) -> None:

@@ -6,11 +6,13 @@ one without it is resumed or made anew.
 """
 
 import contextlib
+import csv
 import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,11 +29,23 @@ from datamodules.integrity import (
 )
 from datamodules.storage import fsync_path, write_json
 
-DONE_NAME, MANIFEST_NAME = "DONE.json", "manifest.json"
+DONE_NAME, MANIFEST_NAME, RESULTS_NAME = "DONE.json", "manifest.json", "results.csv"
 READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")
 """Files of a run that a sweep's outputs are made from."""
 _UNNAMED = (DONE_NAME, "FAILED.json", "log.txt", "status.json", "wandb", "checkpoints")
 """What no marker names: it is no result, or comes and goes."""
+STAGE_NAMES = frozenset(
+    (
+        *("embed", "generator", "synthesize", "pseudo", "import_pairs", "warp", "phantom"),
+        *("resize", "gate", "subset", "fit", "score", "control", "fidelity", "box"),
+        # Of before there were kinds of segmenters.
+        "fit_unet",
+    )
+)
+"""Stages of this and earlier versions: `plan.stage_table.STAGES`, which may not be imported here.
+Of a stage that an extension adds, its manifests say so."""
+_OWN_NAMES = (".lock", DONE_NAME, "FAILED.json", "log.txt", "status.json")
+"""Of these a run has one from its first moment, before its manifest."""
 
 
 class RunStore:
@@ -55,6 +69,48 @@ class RunStore:
     def result(self, stage: str, run_id: str) -> dict[str, Any]:
         """What the run wrote as its result; FileNotFoundError where it is not done."""
         return read_result(self.run_dir(stage, run_id))
+
+
+def is_run_key(key: object) -> bool:
+    """Whether something is the text `stage/id`, which leads nowhere but into the store."""
+    return isinstance(key, str) and bool(re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", key))
+
+
+def is_stage_folder(folder: Path, run_dirs: Iterable[Path]) -> bool:
+    """Whether a folder holds runs of a stage: it has the name of one, or a manifest names it."""
+    return folder.name in STAGE_NAMES or any(
+        (read_object(run_dir / MANIFEST_NAME) or {}).get("stage") == folder.name
+        for run_dir in run_dirs
+    )
+
+
+def is_run(run_dir: Path) -> bool:
+    """Whether a directory of a stage is a run's: one that was stopped early has no manifest."""
+    if (run_dir / MANIFEST_NAME).is_file():
+        return True
+    has_id = re.fullmatch(r"[0-9a-f]{16}", run_dir.name) is not None
+    return has_id and any((run_dir / name).is_file() for name in _OWN_NAMES)
+
+
+def upstream_of(run_dir: Path) -> set[str]:
+    """Keys of a run's inputs, as its manifest names them; none where it cannot be read."""
+    upstream = (read_object(run_dir / MANIFEST_NAME) or {}).get("upstream")
+    return set(filter(is_run_key, upstream.values())) if isinstance(upstream, dict) else set()
+
+
+def read_result_rows(folder: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's results.csv as text; none where there is no such file."""
+    path = folder / RESULTS_NAME
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path}: cannot be read ({error}), so it is not known what it refers to; "
+            f"`sonosweep report {folder / 'config.yaml'}` writes it again, or move it away"
+        ) from error
 
 
 def sweeps_with_results(root: Path) -> list[str]:

@@ -1,10 +1,12 @@
 """`sonosweep clean`: what is listed, what is removed, and above all what is not."""
 
 import contextlib
+import json
 import os
 import shutil
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,13 @@ from store_parts import Held, begin, fail, finish, plan_sweep, run_command, stag
 
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
+from experiments.plan.stage_table import STAGES
 from experiments.store import clean as clean_module
 from experiments.store.clean import Selection, clean_inventory, orphans, parse_age, remove
 from experiments.store.guard import claim_store, use_store, use_sweep
 from experiments.store.inventory import Artefact, take_inventory
 from experiments.store.plan_file import PlanFile
-from experiments.store.runs import hold
+from experiments.store.runs import STAGE_NAMES, hold
 from experiments.store.screen import format_bytes
 
 DAY_S = 86400.0
@@ -137,6 +140,48 @@ def test_links_are_neither_followed_nor_removed(root, tmp_path):
     assert (elsewhere / "big").stat().st_size == 10**6
 
 
+def test_what_the_program_did_not_make_stays(root, monkeypatch, capsys):
+    notes, store = ("notes/mine", "fit/copies", "fit/0123"), root / "store"
+    for name in (*notes, "index/more"):
+        (store / name).mkdir(parents=True)
+        (store / name / "text").write_text("mine")
+    # Stopped before it had a manifest; of an earlier version; of an extension.
+    with hold(store / "fit" / "0123456789abcdef"):
+        pass
+    finish(root, "fit_unet/u", "theirs/t")
+    (store / "theirs" / "t" / "manifest.json").write_text('{"stage": "theirs"}')
+    words = ("clean", "--root", root)
+    said = "not ours, left alone: store/fit/0123, store/fit/copies, store/notes\n"
+    for more in ((), ("--orphans",), ("--orphans", "--yes")):
+        assert said in run_command(monkeypatch, capsys, *words, *more)[1]
+    assert all((store / name / "text").is_file() for name in (*notes, "index/more"))
+    for name in ("fit/0123456789abcdef", "fit_unet/u", "theirs/t"):
+        assert not (store / name).exists()
+
+
+def test_every_stage_is_known_to_the_store():
+    assert set(STAGES) | {"fit_unet"} == STAGE_NAMES
+
+
+def test_what_results_name_stays(root):
+    """With what went into it, where the plan names it no more, or went with the recipe."""
+    finish(root, "score/old")
+    for key, text in (("score/old", "fit/old"), ("fit/old", "embed/old")):
+        path = root / "store" / key / "manifest.json"
+        path.write_text(json.dumps({"upstream": {"input": text, "bad": 7}}))
+    (root / "b" / "results.csv").write_text("fit_id,score_id\n,score/old\n,\n")
+    assert gone(root, orphans=True) == {NOBODYS}
+    (root / "c").mkdir()
+    (root / "b" / "results.csv").rename(root / "c" / "results.csv")
+    assert gone(root, orphans=True) == set()
+    (root / "c" / "results.csv").write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match=r"c/results.csv: cannot be read .* move it away"):
+        remove(root, Selection(orphans=True))
+    (root / "c" / "results.csv").unlink()
+    expected = {"score/old", "fit/old", "embed/old", *OLD_VIEW}
+    assert gone(root, orphans=True) == expected
+
+
 OF_A = {"fit/a", "score/a", "embed/a", "embeddings/00/00only-a.npy"}
 
 
@@ -223,6 +268,10 @@ def planned(text: str):
         (use_store, "trials run that no plan names"),
         (planned("{"), r"b: has no readable plan.json, .*report"),
         (planned('{"layout": 2}'), "newer"),
+        (
+            planned(json.dumps({"layout": 1, "nodes": [asdict(stage("../b"))], "trials": []})),
+            "b: has no readable plan.json",
+        ),
     ],
 )
 def test_nothing_goes_while_it_is_not_known_what_is_in_use(root, state, said):

@@ -153,6 +153,28 @@ def test_a_stage_of_another_shape_is_damage(tmp_path):
         read_plan(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["../fit", "fit/..", "fit/a0/x", "/fit/a0", "fit", 7])
+def test_a_stage_that_is_no_stage_and_id_is_damage(tmp_path, key):
+    folder = plan_sweep(tmp_path, "a", small_plan())
+    content = json.loads((folder / "plan.json").read_text())
+    content["nodes"][0]["key"] = key
+    (folder / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"plan.json: damaged \(.* is no stage/id\); .*report"):
+        read_plan(folder)
+
+
+def test_a_plan_that_lost_its_stages_is_damage(tmp_path):
+    folder = plan_sweep(tmp_path, "a", dataclasses.replace(small_plan(), stages=()))
+    with pytest.raises(InputError, match=r"damaged \('fit/b0' of a trial is none of its stages"):
+        read_plan(folder)
+    write_plan(folder, PlanFile(stages=(), trials=()))
+    (folder / "results.csv").write_text("trial_id,fit_id\n")
+    assert read_plan(folder) == PlanFile(stages=(), trials=())
+    (folder / "results.csv").write_text("trial_id,fit_id\nt,fit/b0\n")
+    with pytest.raises(InputError, match=r"damaged \(it names nothing, and results.csv has rows"):
+        read_plan(folder)
+
+
 def test_no_plan_names_the_way_to_one(tmp_path):
     with pytest.raises(InputError, match=r"no such file; `sonosweep report .*config.yaml` writes"):
         read_plan(tmp_path / "old")
