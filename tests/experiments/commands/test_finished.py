@@ -3,13 +3,14 @@
 import pytest
 import yaml
 from results_parts import write_finished
-from store_parts import run_command
+from store_parts import run_command, small_plan
 from toy_recipe import TOY
 
 from datamodules.integrity import file_facts, sealed
 from datamodules.storage import write_json
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
+from experiments.store.plan_file import write_plan
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_a_recipe_without_data_names_the_sweeps_that_there_are(finished, monkeyp
 
 
 def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypatch, capsys):
-    (finished / "plan.json").write_text('{"layout": 1, "nodes": [], "trials": []}')
+    write_plan(finished, small_plan())
     for name in ("demo-phantom", finished, finished / "config.yaml"):
         code, out, _ = run_command(monkeypatch, capsys, "status", name)
         assert code == 0
