@@ -19,8 +19,8 @@ _PLACE = ["trial_id", "test_cohort", "prompt", "output"]
 _NEEDED = ("trial_id", "status", "condition", "real_fraction", "n_real", "n_generator_labels")
 _NEEDED += ("support", "seed", "generator_seed", "test_cohort", "prompt", "n_exams", "dice_mean")
 """Columns that a table of files cannot do without; older files lack others."""
-_DONE = ("test_cohort", "prompt", "condition", "n_real")
-"""What a row that is done always names."""
+_DONE = ("test_cohort", "prompt")
+"""What a row that is done always names; `sonosweep score` knows no condition or amount."""
 _NUMBERS = {"real_fraction", "support", "seed", "generator_seed", "fold", "draw", "steps"}
 _NUMBERS |= {"seconds", "peak_memory_mib"}
 _NUMBER_STARTS = ("n_", "dice_", "hausdorff_mm", "hc_")
