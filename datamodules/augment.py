@@ -11,6 +11,7 @@ pixel counts it up.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.keyed import text_seed
+from datamodules.small_heads import drawn_together
 
 Strength = Literal["weak", "moderate", "strong"]
 
@@ -55,6 +57,11 @@ class _Recipe:
     blurs: float = 0.3
     holes: int = 0
     """Black rectangles, each of which is there in three views of ten."""
+    zooms_out: float = 0.0
+    shrinks: float = 0.0
+    """How often a view is zoomed out once more, and how often the head alone is made smaller."""
+    fills: bool = False
+    """Whether the edge is carried on where something turns into the picture, instead of black."""
 
 
 _RECIPES: dict[Strength, _Recipe] = {
@@ -107,6 +114,12 @@ _OFF: dict[str, dict[str, float]] = {
     "holes": {"holes": 0},
 }
 """What leaves each of `AUGMENT_PARTS` out."""
+_ON: dict[str, dict[str, float]] = {
+    "zoom_out": {"zooms_out": 0.2},
+    "edge_fill": {"fills": True},
+    "small_head": {"shrinks": 0.3},
+}
+_ZOOM_OUT, _SHRINK = 1.6, 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +136,8 @@ class _Drawn:
     """(B, 1, 3, 4) in [-1, 1)."""
     grain: torch.Tensor
     """(B, 1, h, w) standard normal."""
+    extra: torch.Tensor
+    """(B, 4) in [0, 1)."""
 
     def signed(self, number: int) -> torch.Tensor:
         """(B,) in [-1, 1)."""
@@ -137,6 +152,7 @@ def augment_batch(
     strength: Strength,
     seeds: Sequence[int],
     without: Sequence[str] = (),
+    extra: Sequence[str] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return one random view of each image and its mask.
 
@@ -154,6 +170,9 @@ def augment_batch(
         strength: of the augmentation.
         seeds: B integers; each alone determines its item's view. They are read on the CPU.
         without: of `AUGMENT_PARTS`, left out.
+        extra: of `AUGMENT_EXTRAS`, added. zoom_out: one view in five is zoomed out once more, by
+            up to 1.6. small_head: in three views of ten the head alone is made smaller, by up to 2.
+            edge_fill: the image's edge is carried on instead of black; its mask is not.
 
     Returns:
         Image in [0, 1] and mask in [0, 1] with soft edges, of the same shapes, float32. An image
@@ -182,11 +201,15 @@ def augment_batch(
             raise ValueError(f"no part {name!r} of the augmentation; there are {', '.join(_OFF)}")
         # After the draw, so that what is left is drawn as ever.
         recipe = replace(recipe, **_OFF[name])
+    for name in extra:
+        if name not in _ON:
+            raise ValueError(f"nothing called {name!r} to add; there are {', '.join(_ON)}")
+        recipe = replace(recipe, **_ON[name])
     size_hw = torch.tensor(mask.shape[-2:], device=image.device)
     part = valid_hw.to(image.device) / size_hw
     matrices = _matrices(drawn, recipe=recipe, valid_hw=valid_hw.to(image.device))
-    moved = _moved(image, matrices, drawn=drawn, recipe=recipe, part=part)
-    moved_mask = _moved(mask, matrices, drawn=drawn, recipe=recipe, part=part)
+    move = partial(_moved, matrices=matrices, mask=mask, drawn=drawn, recipe=recipe, part=part)
+    moved, moved_mask = move(image, fills=recipe.fills), move(mask, fills=False)
     return _changed(moved, drawn=drawn, recipe=recipe, part=part), moved_mask
 
 
@@ -241,12 +264,15 @@ def _draw(
                 torch.rand(2, *_ELASTIC_KNOTS, generator=generator) * 2 - 1,
                 torch.rand(1, *_FIELD_KNOTS, generator=generator) * 2 - 1,
                 torch.randn(1, *cells, generator=generator),
+                torch.rand(4, generator=generator),
             ]
         )
-    uniform, holes, elastic, field, grain = (
+    uniform, holes, elastic, field, grain, extra = (
         torch.stack(rows).to(device, non_blocking=True) for rows in zip(*found, strict=True)
     )
-    return _Drawn(uniform=uniform, holes=holes, elastic=elastic, field=field, grain=grain)
+    return _Drawn(
+        uniform=uniform, holes=holes, elastic=elastic, field=field, grain=grain, extra=extra
+    )
 
 
 def _matrices(drawn: _Drawn, *, recipe: _Recipe, valid_hw: torch.Tensor) -> torch.Tensor:
@@ -254,6 +280,7 @@ def _matrices(drawn: _Drawn, *, recipe: _Recipe, valid_hw: torch.Tensor) -> torc
     turns = drawn.uniform[:, 0] < recipe.rotates
     angle = drawn.signed(1) * math.radians(recipe.rotation_deg) * turns
     zoom = torch.exp(drawn.signed(2) * math.log(recipe.zoom))
+    zoom = zoom / _at_times(drawn.extra[:, :2], how_often=recipe.zooms_out, largest=_ZOOM_OUT)
     stretch = torch.exp(drawn.signed(3) * math.log(recipe.aspect) / 2)
     mirror = torch.where(drawn.uniform[:, 4] < recipe.mirrors, -1.0, 1.0)
     flip = torch.where(drawn.uniform[:, 5] < recipe.flips, -1.0, 1.0)
@@ -268,13 +295,15 @@ def _matrices(drawn: _Drawn, *, recipe: _Recipe, valid_hw: torch.Tensor) -> torc
 
 def _moved(
     frames: torch.Tensor,
-    matrices: torch.Tensor,
     *,
+    fills: bool,
+    matrices: torch.Tensor,
+    mask: torch.Tensor,
     drawn: _Drawn,
     recipe: _Recipe,
     part: torch.Tensor,
 ) -> torch.Tensor:
-    """Resample bilinearly; `part` (B, 2) is the share of the frame's sides that is image."""
+    """Resample bilinearly; `part` (B, 2) is the share of the frame that is image."""
     height, width = frames.shape[-2:]
     rows, columns = _sides((height, width), part=part)
     y, x = rows * 2 - 1, columns * 2 - 1
@@ -289,11 +318,24 @@ def _moved(
     if recipe.elastic:
         grid += F.interpolate(drawn.elastic, (height, width), mode="bicubic") * recipe.elastic
     # From coordinates of the image to those of the frame that it lies in.
-    in_frame = (grid + 1) * part.flip(1)[:, :, None, None] - 1
+    to_frame = part.flip(1)[:, :, None, None]
+    in_frame = (grid + 1) * to_frame - 1
+    if recipe.shrinks:
+        factor = _at_times(drawn.extra[:, 2:], how_often=recipe.shrinks, largest=_SHRINK)
+        in_frame = drawn_together(in_frame, mask, factor)
+    if fills:
+        # Half a pixel off the sides, or the black around them would be mixed in.
+        half = (1 / to_frame.new_tensor([width, height])).view(1, 2, 1, 1)
+        in_frame = torch.maximum(torch.minimum(in_frame, 2 * to_frame - 1 - half), half - 1)
     moved = F.grid_sample(
         frames.float(), in_frame.permute(0, 2, 3, 1), mode="bilinear", align_corners=False
     )
     return moved * _inside((height, width), part=part)
+
+
+def _at_times(uniform: torch.Tensor, *, how_often: float, largest: float) -> torch.Tensor:
+    """(B,) factors: 1, or at the given share of views up to `largest`; uniform is (B, 2)."""
+    return torch.exp(uniform[:, 1] * math.log(largest) * (uniform[:, 0] < how_often))
 
 
 def _inside(size_hw: tuple[int, int], *, part: torch.Tensor) -> torch.Tensor:

@@ -169,6 +169,7 @@ class HC18DataModule(LightningDataModule):
             valid_hw=batch["valid_hw"],
             strength=self._strength(batch["draw"]),
             without=self.mixture.without,
+            extra=self.mixture.extra,
             seeds=[text_seed("augment", self.seed, draw) for draw in batch["draw"].tolist()],
         )
         return batch | {"image": image, "mask": mask}

@@ -43,6 +43,8 @@ class Mixture:
     not with cached embeddings, which are of the image as it is."""
     without: Sequence[str] = ()
     """Operations that the augmentation leaves out."""
+    extra: Sequence[str] = ()
+    """Operations that it has besides."""
     moderate_end: float = 0.0
     """Share of the training at its end in which strong augmentation is moderate."""
 

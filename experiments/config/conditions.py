@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from datamodules.allowed import nearest
-from datamodules.config import AUGMENT_PARTS
+from datamodules.config import AUGMENT_EXTRAS, AUGMENT_PARTS
 
 LabelSource = Literal["own", "fixed"]
 PairOrder = Literal["drawn", "hardest"]
@@ -79,6 +79,8 @@ class ConditionConfig:
     without: list[str] = field(default_factory=list)
     """Operations that the augmentation leaves out, for an ablation; names of
     `AUGMENT_PARTS`."""
+    extra: list[str] = field(default_factory=list)
+    """Operations that it has besides, for small heads; names of `AUGMENT_EXTRAS`."""
     images: ImageSource = "labelled"
     """What a generator is fitted on: the trial's labelled images, or these and the unlabelled ones
     with the labels of a teacher."""
@@ -107,15 +109,17 @@ class ConditionConfig:
             raise ValueError(f"order={self.order}: needs at_most and gate=on")
         if self.order != "drawn" and not self.is_generated:
             raise ValueError(f"order={self.order}: pairs={self.pairs} pass no gate; leave it out")
-        self._check_without()
+        self._check_operations()
         self._check_unlabelled()
 
-    def _check_without(self) -> None:
-        for name in self.without:
-            if name not in AUGMENT_PARTS:
-                raise ValueError(f"without={name}: unknown; {nearest(str(name), AUGMENT_PARTS)}")
-        if self.without and self.augment == "none":
-            raise ValueError(f"without={self.without}: augment=none has no parts; leave it out")
+    def _check_operations(self) -> None:
+        for factor, known in (("without", AUGMENT_PARTS), ("extra", AUGMENT_EXTRAS)):
+            given = getattr(self, factor)
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"{factor}={name}: unknown; {nearest(str(name), known)}")
+            if given and self.augment == "none":
+                raise ValueError(f"{factor}={given}: augment=none has no parts; leave it out")
 
     def _check_unlabelled(self) -> None:
         if self.images == "unlabelled" and not self.is_generated:

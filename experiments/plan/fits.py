@@ -200,6 +200,8 @@ class Nodes:
             content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
             if factors.without:
                 content["augment"]["without"] = sorted(factors.without)
+            if factors.extra:
+                content["augment"]["extra"] = sorted(factors.extra)
             if moderate_end:
                 content["augment"]["moderate_end"] = moderate_end
             if settings.cache is not None:
@@ -208,11 +210,12 @@ class Nodes:
             upstream["embeddings"] = self.embed(ids, what="train images", **of)
             if val:
                 upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
-            if factors.without:
-                raise InputError(
-                    f"conditions.{cell.condition}: without={factors.without} needs views that are "
-                    "made as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
-                )
+            for factor in ("without", "extra"):
+                if value := getattr(factors, factor):
+                    raise InputError(
+                        f"conditions.{cell.condition}: {factor}={value} needs views that are made "
+                        "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                    )
             if moderate_end:
                 raise InputError(
                     f"augment.moderate_end={moderate_end}: embedded views are "

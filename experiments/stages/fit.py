@@ -142,6 +142,7 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
             pool=config.epochs is not None,
             augment=content.get("augment", {}).get("strength"),
             without=tuple(content.get("augment", {}).get("without", ())),
+            extra=tuple(content.get("augment", {}).get("extra", ())),
             moderate_end=content.get("augment", {}).get("moderate_end", 0.0),
         ),
         loading=loading_of(context),

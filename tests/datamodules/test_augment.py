@@ -8,8 +8,9 @@ import torch
 
 from datamodules import augment
 from datamodules.augment import augment_batch, augment_view
-from datamodules.config import AUGMENT_PARTS, AUGMENT_VERSION
+from datamodules.config import AUGMENT_EXTRAS, AUGMENT_PARTS, AUGMENT_VERSION
 from datamodules.ellipse import Ellipse, rasterise
+from datamodules.small_heads import drawn_together
 
 
 def head(size_hw=(54, 80), *, x=0.5, y=0.5, a=0.25, b=0.18, theta=0.4) -> np.ndarray:
@@ -227,8 +228,58 @@ def test_a_part_that_is_left_out_changes_views_and_leaves_the_others_as_they_wer
     assert torch.allclose(none_mask, mask, atol=1e-5)
 
 
-def test_a_part_that_is_none_is_refused():
+@pytest.mark.parametrize("name", AUGMENT_EXTRAS)
+def test_what_is_added_changes_views_and_leaves_the_rest_as_it_was(name):
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 32, 48, generator=rng).expand(24, 1, 32, 48).contiguous()
+    mask = torch.zeros_like(image)
+    mask[..., 8:24, 12:30] = 1
+    of = {"valid_hw": torch.tensor([[32, 48]] * 24), "strength": "strong", "seeds": range(24)}
+    of |= {"without": [part for part in AUGMENT_PARTS if part not in ("rotation", "shift")]}
+    plain, plain_mask = augment_batch(image, mask, **of)
+    more, more_mask = augment_batch(image, mask, **of, extra=[name])
+    areas, before = (found.sum(dim=(1, 2, 3)) for found in (more_mask, plain_mask))
+    if name == "edge_fill":
+        assert torch.equal(more_mask, plain_mask)
+        assert (more == 0).float().mean() < 0.01 < (plain == 0).float().mean()
+        return
+    smaller = areas != before
+    assert 2 <= smaller.sum() <= 14
+    assert torch.equal(more[~smaller], plain[~smaller])
+    assert (areas <= before * 1.001).all()
+    assert (areas < 0.8 * before).any()
+
+
+def test_a_smaller_head_brings_in_no_border_and_leaves_what_is_far_from_it():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 65), torch.linspace(-1, 1, 97), indexing="ij")
+    points = torch.stack([x, y])[None]
+    # Half axes of 0.4 and 0.2, turned by 30 degrees.
+    cos, sin = 0.866, 0.5
+    across, along = (x - 0.1) * cos + (y + 0.2) * sin, (y + 0.2) * cos - (x - 0.1) * sin
+    distance = ((across / 0.4) ** 2 + (along / 0.2) ** 2).sqrt()
+    size = (256, 384)
+    grid_y = (torch.arange(size[0]) + 0.5)[:, None] / size[0] * 2 - 1
+    grid_x = (torch.arange(size[1]) + 0.5)[None] / size[1] * 2 - 1
+    a = (grid_x - 0.1) * cos + (grid_y + 0.2) * sin
+    b = (grid_y + 0.2) * cos - (grid_x - 0.1) * sin
+    mask = ((a / 0.4) ** 2 + (b / 0.2) ** 2 <= 1).float()[None, None]
+    moved = drawn_together(points, mask, torch.tensor([2.0]))
+    to_x, to_y = moved[0, 0] - 0.1, moved[0, 1] + 0.2
+    there = (((to_x * cos + to_y * sin) / 0.4) ** 2 + ((to_y * cos - to_x * sin) / 0.2) ** 2).sqrt()
+    inner = distance < 0.48
+    assert torch.allclose(there[inner], 2 * distance[inner], atol=0.01)
+    assert torch.equal(moved[0][:, distance > 2.25], points[0][:, distance > 2.25])
+    assert ((there - distance) >= -0.01).all()
+    order = distance.flatten().argsort()
+    assert (there.flatten()[order].diff() > -0.02).all()
+    assert torch.equal(drawn_together(points, 0 * mask, torch.tensor([2.0])), points)
+
+
+@pytest.mark.parametrize("argument", ["without", "extra"])
+def test_a_part_that_is_none_is_refused(argument):
     image = torch.zeros(1, 1, 8, 8)
     size = torch.tensor([[8, 8]])
-    with pytest.raises(ValueError, match="no part 'colour'"):
-        augment_batch(image, image, valid_hw=size, strength="strong", seeds=[0], without=["colour"])
+    with pytest.raises(ValueError, match="'colour'"):
+        augment_batch(
+            image, image, valid_hw=size, strength="strong", seeds=[0], **{argument: ["colour"]}
+        )

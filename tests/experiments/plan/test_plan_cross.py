@@ -94,19 +94,23 @@ def test_a_train_image_without_a_pixel_size_is_refused_before_anything_runs():
         plan("sweep.choice=[random,by_pixel_size]")
 
 
-def test_a_part_left_out_of_the_augmentation_is_another_fit_of_segmenters_that_augment_as_drawn():
-    own = ("sweep.condition=[strong,still]", "conditions.still={augment: strong, without: [zoom]}")
+@pytest.mark.parametrize(("factor", "name"), [("without", "zoom"), ("extra", "zoom_out")])
+def test_an_ablation_of_the_augmentation_is_another_fit_of_segmenters_that_augment_as_drawn(
+    factor, name
+):
+    still = f"conditions.still={{augment: strong, {factor}: [{name}]}}"
+    own = ("sweep.condition=[strong,still]", still)
     amount = ("sweep.real_fraction=[0.1]",)
     made = plan("sweep.segmenter=[unet]", *own, *amount)
     strong, still = (made.nodes[spec.fit_key].content for spec in made.grid)
-    assert "without" not in strong["augment"]
-    assert still == strong | {"augment": strong["augment"] | {"without": ["zoom"]}}
-    with pytest.raises(InputError, match=r"conditions\.still: without=.*augment\.n_views=null"):
+    assert factor not in strong["augment"]
+    assert still == strong | {"augment": strong["augment"] | {factor: [name]}}
+    with pytest.raises(InputError, match=rf"conditions\.still: {factor}=.*augment\.n_views=null"):
         plan("sweep.segmenter=[sam]", *own, *amount)
-    with pytest.raises(InputError, match=r"without=zom: unknown; .*zoom"):
-        plan(*own[:1], "conditions.still={augment: strong, without: [zom]}", *amount)
+    with pytest.raises(InputError, match=rf"{factor}=zom: unknown; .*zoom"):
+        plan(*own[:1], f"conditions.still={{augment: strong, {factor}: [zom]}}", *amount)
     with pytest.raises(InputError, match=r"augment=none has no parts"):
-        plan(*own[:1], "conditions.still={without: [zoom]}", *amount)
+        plan(*own[:1], f"conditions.still={{{factor}: [{name}]}}", *amount)
 
 
 def test_fewer_of_the_same_pairs_are_another_fit_on_the_same_set():
