@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.ellipse import Ellipse, rasterise
+from experiments.config.synthesis import SelfTrainingConfig
 from lightning_modules.metrics import dice_score
 
 Box = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the image, both corners inclusive; pixel centres are integers."""
-VIEW_ZOOM = 0.8
+VIEW_ZOOM = SelfTrainingConfig.view_zoom
 """Size of the image in the second view, in which a head must be found again."""
-MIN_CONFIDENCE = 0.85
+MIN_CONFIDENCE = SelfTrainingConfig.min_agreement
+"""What self-training would not learn from, a person should look at."""
 _MIN_AREA_SHARE = 0.01
 _MIN_ASPECT = 0.5
 _MIN_SD = 2.0
@@ -73,7 +75,7 @@ def judge(
         if ellipse.semi_minor_px < _MIN_ASPECT * ellipse.semi_major_px:
             reasons.append(f"the ellipse is less than {_MIN_ASPECT} as wide as it is long")
         if own < MIN_CONFIDENCE:
-            reasons.append(f"mask, ellipse and second view agree by {own:.2f} only")
+            reasons.append(f"mask, ellipse and second view agree by {own:.3f} only")
         if runs_dice < MIN_CONFIDENCE:
-            reasons.append(f"the runs agree by {runs_dice:.2f} only")
+            reasons.append(f"the runs agree by {runs_dice:.3f} only")
     return Judgement(confidence=confidence, reason="; ".join(reasons))
