@@ -70,7 +70,7 @@ def test_runs_that_disagree_are_doubtful():
     views = {"mask": mask, "second_mask": mask, "ellipse": head}
     assert judge(image, **views).reason == ""
     found = judge(image, **views, runs_dice=0.5)
-    assert (found.confidence, found.reason) == (0.5, "the runs agree by 0.50 only")
+    assert (found.confidence, found.reason) == (0.5, "the runs agree by 0.500 only")
 
 
 def test_several_runs(sonosweep, run_dir, unet_dir, scan, tmp_path):
