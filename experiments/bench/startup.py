@@ -19,11 +19,11 @@ def bench_startup(bench: Bench, found: Found) -> None:
     """Seconds a trial that a real sweep takes beside its stages' own, and a process's imports."""
     n = found.sizes["trials"]
     words = (
-        "name=startup segmenter.backbone=tiny segmenter.steps=2 sweep.workers=1 "
+        "name=startup segmenter.steps=2 sweep.workers=1 "
         "sweep.condition=[real] sweep.real_fraction=[] sweep.real_count=[3] "
         f"sweep.seed=[{','.join(map(str, range(n)))}] statistics.primary.prompt=jittered_box"
     )
-    words = [*common_overrides(bench, name="startup"), *words.split()]
+    words = [*common_overrides(bench, name="startup", backbone="tiny"), *words.split()]
     sweep = Way(f"a whole sweep of {n} small trials", lambda _: run_sweep(words), unit="sweep")
     (whole,) = found.measure(sweep, repeats=1, warm_up=False)
     gaps, window_s = stage_gaps(bench.work / "startup")

@@ -9,8 +9,23 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from datamodules.errors import InputError
+
+
+def each_once(words: list[str] | None) -> list[str]:
+    """Give words back, unless (InputError) a key has two values: which is meant is not known."""
+    given: dict[str, str] = {}
+    for word in words or []:
+        key, sign, value = word.partition("=")
+        if sign and key in given:
+            raise InputError(f"{key}: given twice, as {given[key]} and as {value}; remove one")
+        given[key] = value
+    return words or []
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.", callback=each_once),
 ]
 Extensions = Annotated[
     list[str] | None,

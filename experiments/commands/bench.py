@@ -51,6 +51,11 @@ def bench(
         say=Console(stderr=True, highlight=False, soft_wrap=True).print,
     )
     check(bench)
+    if into is not None:
+        from experiments.results.readme import find_block, replace_block
+
+        # Before an hour is spent on what has no place.
+        find_block(into, kind="bench")
     if table:
         content = read_bench(out)
     elif IN_CHILD in os.environ:
@@ -60,8 +65,6 @@ def bench(
         words = [sys.executable, "-m", "experiments", *sys.argv[1:]]
         os.execve(sys.executable, words, environment(keeps_memory=True) | {IN_CHILD: "1"})
     if into is not None:
-        from experiments.results.readme import replace_block
-
         replace_block(into, bench_table(content), kind="bench")
     elif table:
         print(bench_table(content), end="")

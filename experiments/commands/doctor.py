@@ -5,13 +5,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from experiments.commands.arguments import AsJson, print_json, stdout_console
+from experiments.commands.arguments import AsJson, each_once, print_json, stdout_console
 
 
 def doctor(
     sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE]...", help="Recipe (or the demo), changes."),
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="Recipe (or the demo), changes.",
+            callback=each_once,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.commands.arguments import say, stderr_console
+from experiments.commands.arguments import each_once, say, stderr_console
 from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 KINDS = {"fractions": "", "paper": "_paper", "box": "_box", "ledger": "_ledger"}
 """What ends the names of a kind's files, `table` and `figure`."""
 FORMATS = {"markdown": ".md", "latex": ".tex", "csv": ".csv"}
+TABLES = {
+    "fractions": ("markdown", "latex"),
+    "paper": ("markdown", "latex", "csv"),
+    "box": ("markdown",),
+    "ledger": ("markdown",),
+}
+"""Formats of each kind's table."""
 SMALL_FORM = (
     "the small form of the paper's experiment, with another backbone and another generator than "
     "its own; make table-paper-full runs SAM ViT-B and Stable Diffusion as the paper did"
@@ -40,8 +47,11 @@ def table(
         "markdown"
     ),
     measure: Annotated[
-        str, typer.Option(help="Measure of a table of files, as dice or hc_abs_err_mm.")
-    ] = "dice_weighted",
+        str | None,
+        typer.Option(
+            help="Measure of a table of files, as dice or hc_abs_err_mm; else dice_weighted."
+        ),
+    ] = None,
     output: Annotated[
         str | None, typer.Option(help=f"Whose scores: {' or '.join(OUTPUTS[::-1])}.")
     ] = None,
@@ -51,18 +61,27 @@ def table(
     Of a sweep that is named (runs/NAME, or NAME) it is that of its results, and nothing is run.
     """
     one_of(format_name, FORMATS, option="--format")
+    one_of(kind, KINDS, option="--kind")
     if output is not None:
         one_of(output, OUTPUTS, option="--output")
     if sources[0].endswith(".csv"):
         from experiments.results.compact import compact_tables, read_results
 
+        if kind != "fractions":
+            raise InputError(f"--kind {kind}: of a recipe or a sweep; leave it out for files")
         paths = [Path(source) for source in sources]
         results = read_results(paths, output="ellipse" if output is None else output)
-        print(compact_tables(results, measure=measure, format_name=format_name), end="")
+        shown = "dice_weighted" if measure is None else measure
+        print(compact_tables(results, measure=shown, format_name=format_name), end="")
         return
+    if measure is not None:
+        raise InputError(f"--measure {measure}: for files; give results.csv of the sweep, or none")
+    if format_name not in TABLES[kind]:
+        known = ", ".join(TABLES[kind])
+        raise InputError(f"--kind {kind} --format {format_name}: no such table; use {known}")
     shown = [] if output is None else [f"evaluation.output={output}"]
     folder, held = _folder_of([*sources, *shown], kind=kind)
-    if held is not None and kind == "fractions" and format_name != "csv":
+    if held is not None and kind == "fractions":
         from experiments.commands.finished import table_text
 
         output = held.evaluation.output
@@ -70,11 +89,7 @@ def table(
         return
     path = folder / f"table{KINDS[kind]}{FORMATS[format_name]}"
     if not path.is_file():
-        made = sorted(p.name for p in folder.glob(f"{path.stem}.*"))
-        there = f"there is {', '.join(made)}" if made else f"use sonosweep figure --kind {kind}"
-        raise InputError(
-            f"--kind {kind} --format {format_name}: a recipe has no such table; {there}"
-        )
+        raise InputError(f"{path}: not written; use sonosweep figure --kind {kind}")
     print(path.read_text(), end="")
 
 
@@ -92,6 +107,7 @@ def figure(
 
     Of a sweep that is named (runs/NAME, or NAME) it is what its folder holds, and nothing is run.
     """
+    one_of(kind, KINDS, option="--kind")
     folder, _ = _folder_of(sources, kind=kind)
     paths = sorted(folder.glob(f"figure{KINDS[kind]}.*"))
     if not paths:
@@ -107,8 +123,7 @@ def _folder_of(sources: list[str], *, kind: str) -> tuple[Path, "ExperimentConfi
     """
     from experiments.config.recipe import load_config
 
-    one_of(kind, KINDS, option="--kind")
-    config, console = load_config(sources[0], sources[1:]), stderr_console()
+    config, console = load_config(sources[0], each_once(sources[1:])), stderr_console()
     if kind == "paper" and "jittered_box" not in config.evaluation.prompts:
         raise InputError(
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "

@@ -30,6 +30,10 @@ def report(
     """
     from experiments.config.recipe import load_config
 
+    if explain is not None and (into is not None or command):
+        raise InputError("--explain prints and writes nothing; leave out --into and --command")
+    if command and into is None:
+        raise InputError(f"--command {command}: the block of a file names it; add --into FILE.md")
     config, console = load_config(recipe, overrides or []), stdout_console()
     if explain is not None:
         from experiments.results.explain import explain_cell
@@ -44,6 +48,11 @@ def report(
             raise InputError("--into: the block names the data; give their folder as data.root=")
         rewrite(config, folder, console)
         return
+    if into is not None:
+        from experiments.results.readme import find_block
+
+        # Before minutes are spent on what has no place.
+        find_block(into, kind="results", name=config.name)
     from experiments.commands.run import write_again
 
     write_again(config, console, into=into, command=command or f"sonosweep sweep {recipe}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Recipe, say, stdout_console
+from experiments.commands.arguments import Recipe, each_once, say, stdout_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,7 @@ def trial(
             metavar="[AXIS=VALUE]... [KEY=VALUE]...",
             help="condition, segmenter, generator, real_count or real_fraction, choice, support, "
             "seed, generator_seed, fold; and changes to the recipe.",
+            callback=each_once,
         ),
     ] = None,
     stage: Annotated[

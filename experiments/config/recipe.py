@@ -32,6 +32,11 @@ def find_recipe(recipe: str, *, root: Path = Path("runs")) -> Path:
     """Path of a recipe: given by path, by the name of a shipped one, or by the folder or the name
     below `root` of a sweep, which keeps its own; InputError for none of them.
     """
+    if not recipe:
+        raise InputError("recipe: an empty name; give a recipe's file or name, or a sweep's name")
+    if Path(recipe).suffix == ".csv":
+        folder = Path(recipe).parent
+        raise InputError(f"{recipe}: no recipe but rows; give the sweep's folder {folder}")
     for path in (Path(recipe), RECIPES / recipe, RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path

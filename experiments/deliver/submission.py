@@ -146,10 +146,17 @@ def _parse(text: str, *, label: str) -> list[SubmissionRow]:
         if len(cells) != len(COLUMNS):
             raise InputError(f"{label}: row {number} has {len(cells)} cells, not {len(COLUMNS)}")
         try:
-            rows.append(SubmissionRow(cells[0], *(float(cell) for cell in cells[1:])))
+            rows.append(SubmissionRow(cells[0], *map(_number, cells[1:])))
         except ValueError as error:
             raise InputError(f"{label}: row {number} ({cells[0]}): {error}") from error
     return rows
+
+
+def _number(cell: str) -> float:
+    """A number as other programs read it too: Python alone takes 1_0 and digits of any script."""
+    if "_" in cell or not cell.isascii():
+        raise ValueError(f"{cell!r} is not a number; write it as 10.5")
+    return float(cell)
 
 
 def _names_fault(names: Sequence[str], *, expected: Sequence[str]) -> str | None:

@@ -32,11 +32,23 @@ def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
     The markers are whole lines, and so is what counts as one; all else stays as it is.
 
     Raises:
-        InputError: If the file is missing or no UTF-8, or has no such lines, or several, or
-            another block begins before this one ends.
+        InputError: As `find_block` does.
     """
     # Of a link the file that it leads to.
     path = path.resolve()
+    lines, first, last = find_block(path, kind=kind, name=name)
+    newline = "\r\n" if lines[first].endswith("\r\n") else "\n"
+    text = block.replace("\n", newline)
+    write_atomic(path, "".join(lines[: first + 1]) + text + "".join(lines[last:]))
+
+
+def find_block(path: Path, *, kind: str, name: str = "") -> tuple[list[str], int, int]:
+    """Lines of a file, and which of them are the markers of a block: see `replace_block`.
+
+    Raises:
+        InputError: If the file is missing or no UTF-8, or has no such lines, or several, or
+            another block begins before this one ends.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a Markdown file with the markers")
     try:
@@ -57,9 +69,7 @@ def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
         raise InputError(
             f"{path}: {start} stands twice, or another block begins before its {end}; correct it"
         )
-    newline = "\r\n" if lines[first].endswith("\r\n") else "\n"
-    text = block.replace("\n", newline)
-    write_atomic(path, "".join(lines[: first + 1]) + text + "".join(lines[last:]))
+    return lines, first, last
 
 
 def _block(sweep: Sweep, tables: list[Block], command: str) -> str:

@@ -91,7 +91,9 @@ def parse_age(text: str) -> float:
     """Seconds of an age as 12h, 30d or 2w; InputError for anything else."""
     found = re.fullmatch(r"(\d{1,6})([hdw])", text)
     if found is None:
-        raise InputError(f"--older-than {text}: write a number and h, d or w, as 30d")
+        raise InputError(
+            f"--older-than {text}: write a number and h, d or w, as 30d, of six digits at most"
+        )
     return int(found[1]) * _UNIT_S[found[2]]
 
 

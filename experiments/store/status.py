@@ -104,6 +104,10 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
     """Folder of a sweep: the path of one or of the recipe in it, or a name below `root`; InputError
     if there is none.
     """
+    if not sweep:
+        raise InputError("an empty name of a sweep; give its folder or its name")
+    if Path(sweep).suffix == ".csv":
+        raise InputError(f"{sweep}: no sweep but rows; give its folder {Path(sweep).parent}")
     if Path(sweep).name == "config.yaml" and Path(sweep).is_file():
         return Path(sweep).parent
     for name in (PLAN_NAME, "config.yaml"):

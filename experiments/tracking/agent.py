@@ -80,7 +80,7 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
         "method": "grid",
         "metric": {"name": f"dice/{config.evaluation.prompts[0]}", "goal": "maximize"},
         "parameters": values,
-        # Its arguments come last: the later of two words for one key counts.
+        # Its arguments name the axes, so no other word may.
         "command": ["sonosweep", "trial", recipe, *fixed, "${args_no_hyphens}"],
     }
     if config.wandb.entity is not None:

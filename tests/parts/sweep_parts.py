@@ -50,7 +50,9 @@ LEAN = ["evaluation.controls=[]", "evaluation.prompts=[whole_image]"]
 
 def command(data: Path, store: Path, *changes: str, name: str = "sweep") -> list[str]:
     roots = [f"data.root={data}", f"store.root={store}"]
-    return [sys.executable, "-m", "experiments", name, TOY, *SETTINGS, *roots, *changes]
+    # The command refuses a key that is given twice.
+    words = {word.partition("=")[0]: word for word in [*SETTINGS, *roots, *changes]}
+    return [sys.executable, "-m", "experiments", name, TOY, *words.values()]
 
 
 def environment() -> dict[str, str]:

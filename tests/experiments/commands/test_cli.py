@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -53,6 +54,41 @@ def test_help_names_what_there_is(monkeypatch, capsys, words):
     code, out, err = run(monkeypatch, capsys, *words)
     assert code in (0, 2)
     assert "Usage: sonosweep" in out + err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("sweep demo seed=1 unet.steps=3 seed=2", "seed: given twice, as 1 and as 2; remove one"),
+        ("trial demo seed=1 seed=1", "seed: given twice"),
+        ("table demo name=a name=b", "name: given twice"),
+        ("table demo --output mask evaluation.output=mask", "evaluation.output: given twice"),
+        ("doctor unet.steps=3 unet.steps=4", "unet.steps: given twice"),
+        ("table demo --measure dice", "--measure dice: for files"),
+        ("table a.csv b.csv --kind box", "--kind box: of a recipe or a sweep"),
+        ("table a.csv --kind boks", "--kind boks: unknown; use one of"),
+        ("table demo --kind box --format csv", "--kind box --format csv: no such table"),
+        ("report demo --explain a/b/5/real --into A.md", "--explain prints and writes nothing"),
+        ("report demo --command make", "--command make: the block"),
+        ("report demo --into absent.md", "absent.md: no such file"),
+        ("bench data --into absent.md", "absent.md: no such file"),
+        ("report demo --into plain.md", "plain.md: has no lines <!-- results -->"),
+        ("figure runs/x/results.csv", "runs/x/results.csv: no recipe but rows; give the sweep's"),
+        ("status runs/x/results.csv", "runs/x/results.csv: no sweep but rows; give"),
+        ("status ''", "an empty name of a sweep"),
+        ("sweep ''", "recipe: an empty name"),
+        ("clean --older-than 99999999d", "--older-than 99999999d: write a number and h, d or w"),
+    ],
+)
+def test_words_that_do_not_go_are_one_line(monkeypatch, capsys, tmp_path, words, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HC18_ROOT", str(tmp_path))
+    (tmp_path / "plain.md").write_text("no markers\n")
+    code, out, err = run(monkeypatch, capsys, *shlex.split(words))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert said in err
+    assert [path.name for path in tmp_path.iterdir()] == ["plain.md"]
 
 
 def test_unknown_command_and_option_exit_with_2(monkeypatch, capsys):
@@ -189,7 +225,8 @@ def test_bad_settings_are_one_line_that_names_the_key(
         "segmenter.backbone=tiny",
         "store.root=@runs",
     ]
-    filled = [change.replace("=@", f"={tmp_path}/@") for change in [*base, *changes]]
+    by_key = {word.partition("=")[0]: word for word in [*base, *changes]}
+    filled = [word.replace("=@", f"={tmp_path}/@") for word in by_key.values()]
     code, _, err = run(monkeypatch, capsys, "sweep", "demo", *filled)
     is_one_clear_line(code, err, words)
     assert not (tmp_path / "@runs" / "demo").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from plan_parts import make_data
-from sweep_parts import SETTINGS, run
+from sweep_parts import command, run
 from test_costs import SETTINGS as COSTED
 from test_costs import write_run
 from toy_recipe import TOY
@@ -213,8 +213,7 @@ def test_the_time_left_learns_from_the_sweep_itself(tmp_path):
 
 
 def words(data: Path, store: Path, *changes: str) -> list[str]:
-    roots = [f"data.root={data}", f"store.root={store}"]
-    return ["sweep", TOY, *SETTINGS, *roots, "sweep.condition=[real,strong]", *changes]
+    return command(data, store, "sweep.condition=[real,strong]", *changes)[3:]
 
 
 def test_a_dry_run_writes_nothing(hc18_folder, tmp_path, monkeypatch, capsys):
