@@ -20,7 +20,7 @@ from rich.text import Text
 from datamodules.errors import InputError
 from experiments.store.guard import check_version, is_held, is_used
 from experiments.store.plan_file import PLAN_NAME, PlanFile, PlannedStage, PlannedTrial, read_plan
-from experiments.store.runs import is_done, read_failure, read_status
+from experiments.store.runs import damage, is_done, read_failure, read_status
 from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 
 State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
@@ -43,13 +43,13 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
     """State of one stage: interrupted is what began and no process runs now, and blocked what needs
-    the result of one that failed."""
+    the result of one that failed; what was done and is damaged waits to be made again."""
 
     key: str
     label: str
     state: State
     reason: str = ""
-    """Why it failed, in one line."""
+    """Why it failed, or how its result is damaged, in one line."""
     kind: str = ""
     """Kind of the failure, where that is known."""
     what: str = ""
@@ -93,6 +93,11 @@ class SweepStatus:
     def of(self, *states: State) -> list[StageStatus]:
         """Stages in some states, in the plan's order."""
         return [stage for stage in self.stages if stage.state in states]
+
+    @property
+    def damaged(self) -> list[StageStatus]:
+        """Stages that were done and are to be made again."""
+        return [stage for stage in self.of("waiting") if stage.reason]
 
     @property
     def counts(self) -> dict[State, int]:
@@ -170,6 +175,7 @@ def as_json(status: SweepStatus) -> dict[str, Any]:
         "running": [asdict(stage) for stage in status.of("running")],
         "failures": [asdict(stage) for stage in status.of("failed")],
         "interrupted": [asdict(stage) for stage in status.of("interrupted")],
+        "damaged": [asdict(stage) for stage in status.damaged],
     }
 
 
@@ -198,7 +204,9 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     held = is_held(run_dir)
     log = run_dir / "log.txt"
     if is_done(run_dir):
-        return made(state="done")
+        # As a sweep that starts sees it: it makes again what tables could not be made from.
+        found = None if held else damage(run_dir)
+        return made(state="done") if found is None else made(state="waiting", reason=found)
     failure = None if held else read_failure(run_dir)
     if failure is not None:
         tail = last_lines(log, count=n_lines)
@@ -263,10 +271,21 @@ def print_status(status: SweepStatus, console: Console) -> None:
             if state == "failed":
                 _print_reason(stage, console)
         say_more(console, len(stages), more="; --json names all" if state == "failed" else "")
+    _print_damaged(status, console)
     if counts["failed"]:
         say(console, "\nonce the cause is fixed: sonosweep sweep ... --retry-failed")
     elif not status.is_running and (counts["interrupted"] or counts["waiting"]):
         say(console, "\nthe same sweep command continues from here")
+
+
+def _print_damaged(status: SweepStatus, console: Console) -> None:
+    if status.damaged:
+        say(console, "\ndamaged, to be made again:", style=STYLES["failed"])
+    for stage in status.damaged[:NAMED]:
+        say(console, f"  {stage.label}")
+        path = status.folder.parent / "store" / stage.key
+        console.print(Text(f"    {os.path.relpath(path)}: {stage.reason}"), soft_wrap=True)
+    say_more(console, len(status.damaged), more="; --json names all")
 
 
 def format_counts(counts: dict[State, int]) -> Text:

@@ -189,6 +189,23 @@ def test_json_names_every_state(busy, monkeypatch, capsys):
     assert stages[0]["age_s"] == pytest.approx(200, abs=60)
 
 
+def test_a_result_that_was_deleted_is_not_done(folder, monkeypatch, capsys):
+    run_dir = begin(folder.parent, "score/a0")
+    (run_dir / "per_image.csv").write_text("dice\n0.9\n")
+    finish(folder.parent, "fit/a0", "score/a0")
+    assert states(folder)["score/a0"] == "done"
+    (run_dir / "per_image.csv").unlink()
+    status = read_sweep(folder)
+    assert status.counts == counts(done=1, waiting=11)
+    assert [(s.key, s.reason) for s in status.damaged] == [("score/a0", "per_image.csv is missing")]
+    code, out, _ = run_command(monkeypatch, capsys, "status", folder)
+    assert code == 0
+    assert "damaged, to be made again:\n" in out
+    assert "store/score/a0: per_image.csv is missing\n" in out
+    assert "the same sweep command continues from here" in out
+    assert json.loads(run_command(monkeypatch, capsys, "status", folder, "--json")[1])["damaged"]
+
+
 def test_a_long_condition_keeps_its_row_within_60_columns(tmp_path, monkeypatch, capsys):
     name = "synthetic_same_budget_without_anything_else"
     keys = [f"fit/{i}" for i in range(6)]
