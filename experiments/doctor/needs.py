@@ -160,7 +160,7 @@ def check_store(config: ExperimentConfig) -> Check:
     Nothing is left behind: a store that is not there yet is tried in the folder above it.
     """
     from experiments.runner.sweep import ROOM_MIB
-    from experiments.store.guard import check_version
+    from experiments.store.layout import check_version
 
     root = Path(config.store.root).absolute()
     check_version(root)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.plan.nodes import Plan
+from experiments.store.layout import NewerLayoutError
 from experiments.store.plan_file import (
     OUTSIDE_THE_GRID,
-    NewerLayoutError,
     PlanFile,
     PlannedStage,
     PlannedTrial,

@@ -30,6 +30,7 @@ from experiments.results.rows import (
 )
 from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
 from experiments.results.text import Block, to_markdown
+from experiments.store.layout import check_sweep
 
 
 def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFrame:
@@ -43,6 +44,7 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
             raise InputError(f"{path}: not a .csv; give either one recipe or results.csv files")
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the results.csv of a finished sweep")
+        check_sweep(path.parent)
         check_header(path)
     return choose_output(combine_results(paths), output)
 

@@ -12,6 +12,7 @@ from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS, CONTROLS
 from experiments.results import checked
 from experiments.store.columns import OUTPUTS
+from experiments.store.layout import check_sweep
 
 _BLOCKS = ("segmenter", "generator", "pair_labels")
 AXIS_COLUMNS = (*_BLOCKS, "choice")
@@ -50,8 +51,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 
     Raises:
         InputError: For a file without axes that names no trial or condition to tell them from, and
-            for one that is cut short or holds what no file of ours does.
+            for one of a newer version, cut short, or that holds what no file of ours does.
     """
+    check_sweep(path.parent)
     checked.check_whole(path)
     rows = read_csv(path)
     checked.check_rows(rows, path)

@@ -22,7 +22,7 @@ from experiments.runner.sweep import Sweep
 from experiments.runner.workload import Workload, makespan_s
 from experiments.stages.data import Data, load_data
 from experiments.store.disk import disk_need_gib
-from experiments.store.guard import check_version
+from experiments.store.layout import check_version
 from lightning_modules.generators.stable_diffusion.weights import (
     find_in_hub_cache,
     is_hub_name,

@@ -2,37 +2,23 @@
 
 import errno
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from datamodules.errors import InputError
 from datamodules.storage import write_json
-from experiments.store.plan_file import check_layout
+from experiments.store.layout import STORE_LAYOUT, check_version, version_path
 
-STORE_LAYOUT = 1
 LOCK_NAME = ".lock"
 TRIALS_LOCK = ".trials"
-
-
-def check_version(root: Path) -> None:
-    """Refuse (InputError) a store of a newer version; one without a version is of layout 1."""
-    path = root / "store" / "VERSION.json"
-    try:
-        check_layout(json.loads(path.read_text()), path, known=STORE_LAYOUT)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: damaged ({error}); restore it, or remove it") from error
 
 
 def claim_store(root: Path) -> None:
     """`check_version`, and mark a store that has no version yet."""
     check_version(root)
-    path = root / "store" / "VERSION.json"
+    path = version_path(root)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"layout": STORE_LAYOUT})

@@ -11,7 +11,8 @@ from typing import Literal
 from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.store.guard import has_trials, is_held, is_used
-from experiments.store.plan_file import PLAN_NAME, NewerLayoutError, PlanFile, read_plan
+from experiments.store.layout import PLAN_NAME, NewerLayoutError
+from experiments.store.plan_file import PlanFile, read_plan
 from experiments.store.runs import (
     RESULTS_NAME,
     is_done,

@@ -10,16 +10,11 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
+from experiments.store.layout import PLAN_LAYOUT, PLAN_NAME, check_layout
 from experiments.store.runs import is_run_key, read_result_rows
 
-PLAN_NAME = "plan.json"
-LAYOUT = 1
 OUTSIDE_THE_GRID = "box"
 """A stage that `sonosweep figure --kind box` adds to a sweep: no grid has it."""
-
-
-class NewerLayoutError(InputError):
-    """A newer version wrote a file: it is neither read nor written over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +70,7 @@ class PlanFile:
 def write_plan(folder: Path, plan: PlanFile) -> None:
     """Write `plan.json` into a sweep's folder, whole or not at all."""
     stages, trials = (list(map(asdict, each)) for each in (plan.stages, plan.trials))
-    write_json(folder / PLAN_NAME, {"layout": LAYOUT, "nodes": stages, "trials": trials})
+    write_json(folder / PLAN_NAME, {"layout": PLAN_LAYOUT, "nodes": stages, "trials": trials})
 
 
 def read_plan(folder: Path) -> PlanFile:
@@ -85,7 +80,7 @@ def read_plan(folder: Path) -> PlanFile:
     again = f"`sonosweep report {folder / 'config.yaml'}` writes it again"
     try:
         content = json.loads(path.read_text())
-        check_layout(content, path, known=LAYOUT)
+        check_layout(content, path, known=PLAN_LAYOUT)
         stages = [each | {"upstream": tuple(each["upstream"])} for each in content["nodes"]]
         plan = PlanFile(
             stages=tuple(PlannedStage(**each) for each in stages),
@@ -112,18 +107,6 @@ def _check(plan: PlanFile, folder: Path) -> None:
             raise ValueError(f"{key!r} of a trial is none of its stages")
     if not plan.stages and not plan.trials and read_result_rows(folder):
         raise ValueError("it names nothing, and results.csv has rows")
-
-
-def check_layout(content: Any, path: Path, *, known: int) -> None:
-    """Refuse a file that a newer version wrote (NewerLayoutError), or that names no layout."""
-    layout = content.get("layout") if isinstance(content, dict) else None
-    if not isinstance(layout, int) or isinstance(layout, bool):
-        raise InputError(f"{path}: names no layout; restore it, or remove it")
-    if layout > known:
-        raise NewerLayoutError(
-            f"{path}: written by a newer sonosweep (layout {layout}, here {known}); update "
-            "sonosweep, or choose another store.root"
-        )
 
 
 def plan_changes(old: PlanFile, new: PlanFile) -> str | None:

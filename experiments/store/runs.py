@@ -28,6 +28,7 @@ from datamodules.integrity import (
     sealed,
 )
 from datamodules.storage import fsync_path, write_json
+from experiments.store.layout import check_run
 
 DONE_NAME, MANIFEST_NAME, RESULTS_NAME = "DONE.json", "manifest.json", "results.csv"
 READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")
@@ -203,6 +204,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
+    check_run(run_dir)
     path = run_dir / "manifest.json"
     if not path.is_file():
         raise InputError(

@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from datamodules.errors import InputError
-from experiments.store.guard import check_version, is_held, is_used
-from experiments.store.plan_file import PLAN_NAME, PlanFile, PlannedStage, PlannedTrial, read_plan
+from experiments.store.guard import is_held, is_used
+from experiments.store.layout import PLAN_NAME, check_version
+from experiments.store.plan_file import PlanFile, PlannedStage, PlannedTrial, read_plan
 from experiments.store.runs import damage, is_done, read_failure, read_status
 from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 

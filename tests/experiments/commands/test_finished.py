@@ -93,6 +93,26 @@ def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypat
         assert "demo-phantom" in out
 
 
+@pytest.mark.parametrize("name", ["demo-phantom/plan.json", "store/VERSION.json"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "table demo-phantom",
+        "table runs/demo-phantom/results.csv",
+        "figure demo-phantom --kind ledger",
+        "report demo-phantom",
+        f"report demo-phantom --explain {CELL}",
+    ],
+)
+def test_results_of_a_newer_version_are_not_read(finished, monkeypatch, capsys, words, name):
+    (finished.parent / name).write_text('{"layout": 2}')
+    code, out, err = run_command(monkeypatch, capsys, *words.split())
+    assert (code, out) == (2, "")
+    said = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert f"{name}: written by a newer sonosweep (layout 2, here 1); update" in said[0]
+
+
 @pytest.mark.parametrize("words", [["table", "demo-phantom"], ["report", "demo-phantom"]])
 @pytest.mark.parametrize("name", ["results.csv", "per_image.csv"])
 def test_numbers_that_are_not_those_written_are_not_shown(

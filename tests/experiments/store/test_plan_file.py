@@ -14,14 +14,9 @@ from experiments.config.recipe import load_config
 from experiments.plan.grid import box_plan, make_plan
 from experiments.plan.nodes import Node, Plan
 from experiments.plan.record import planned, record_plan
-from experiments.store.guard import check_version, claim_store
-from experiments.store.plan_file import (
-    NewerLayoutError,
-    PlanFile,
-    plan_changes,
-    read_plan,
-    write_plan,
-)
+from experiments.store.guard import claim_store
+from experiments.store.layout import NewerLayoutError, check_version
+from experiments.store.plan_file import PlanFile, plan_changes, read_plan, write_plan
 
 
 @functools.cache

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from datamodules.embeddings import EmbeddingStore, write_index
+from datamodules.errors import InputError
 from experiments.store import runs as store_module
 from experiments.store.runs import (
     RunStore,
@@ -20,6 +21,7 @@ from experiments.store.runs import (
     damage,
     hold,
     read_failure,
+    read_manifest,
     read_status,
     write_done,
     write_failed,
@@ -240,6 +242,17 @@ DAMAGES = {
     "flip": flip,
     "missing": Path.unlink,
 }
+
+
+def test_a_run_of_a_newer_store_is_not_read(tmp_path, run_dir, monkeypatch):
+    write_started(run_dir, {"stage": "fit"})
+    assert read_manifest(run_dir) == {"stage": "fit"}
+    (run_dir.parents[1] / "VERSION.json").write_text('{"layout": 2}')
+    monkeypatch.chdir(run_dir)
+    for given in (run_dir, Path()):
+        with pytest.raises(InputError, match=r"newer sonosweep \(layout 2, here 1\)"):
+            read_manifest(given)
+    assert read_manifest(run_dir.rename(tmp_path / "copy")) == {"stage": "fit"}
 
 
 @pytest.mark.parametrize("how", DAMAGES)
