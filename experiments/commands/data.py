@@ -22,6 +22,7 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
+from experiments.commands.stopping import ends_by_sigterm
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
@@ -65,6 +66,7 @@ def data_index(
 
 
 @data_app.command("split")
+@ends_by_sigterm()
 def data_split(
     recipe: Recipe,
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
@@ -103,6 +105,7 @@ def data_split(
 
 
 @data_app.command("phantom")
+@ends_by_sigterm()
 def data_phantom(
     root: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
     n_exams: Annotated[int, typer.Option(min=3, max=5000, help="Number of exams.")] = 66,
@@ -119,6 +122,7 @@ def data_phantom(
 
 
 @data_app.command("fetch")
+@ends_by_sigterm()
 def data_fetch(
     name: Annotated[str, typer.Argument(help="hc18.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to fill.")] = Path("hc18"),

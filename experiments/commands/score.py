@@ -17,9 +17,11 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
+from experiments.commands.stopping import ends_by_sigterm
 from experiments.config.extensions import import_extensions
 
 
+@ends_by_sigterm()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],

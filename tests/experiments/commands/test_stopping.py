@@ -3,9 +3,13 @@
 import os
 import signal
 import tempfile
+import zipfile
 
+import cv2
+import numpy as np
 import pytest
 
+from datamodules.fetch import unpack
 from experiments.commands.stopping import STOPPED, ends_by_sigterm
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 
@@ -22,6 +26,14 @@ COMMANDS = {
         ["draw", "--height", "32", "--width", "32", "--out", "made/out"],
         "experiments.deliver.draw.draw_pairs",
     ),
+    "score": (
+        ["score", "masks", "--root", "HC18", "--missing", "empty", "--out", "made/out"],
+        "experiments.deliver.score.as_dict",
+    ),
+    "phantom": (
+        ["data", "phantom", "made/out", "--n-exams", "3"],
+        "datamodules.phantom._write_part",
+    ),
     "export": (
         ["export", "RUN", "--format", "segment-anything", "--out", "made/out"],
         "experiments.deliver.export.write_sidecar",
@@ -36,6 +48,8 @@ def test_a_stopped_command_leaves_nothing(
     words, slow = COMMANDS[name]
     (tmp_path / "tmp").mkdir()
     (tmp_path / "made").mkdir()
+    (tmp_path / "masks").mkdir()
+    cv2.imwrite(str(tmp_path / "masks" / "001_HC.png"), np.full((54, 80), 255, np.uint8))
     there = []
 
     def stop(*_, **__):
@@ -50,10 +64,26 @@ def test_a_stopped_command_leaves_nothing(
     words = ["/".join(places.get(part, part) for part in word.split("/")) for word in words]
     code, _, err = sonosweep(*words)
     assert (code, "Traceback" in err) == (STOPPED, False)
-    assert [path.name[:5] for path in there] == [".out."]
+    assert [path.name[:4] for path in there] == [".out"]
     assert [*(tmp_path / "made").iterdir(), *(tmp_path / "tmp").iterdir()] == []
     assert not (tmp_path / "s.csv").exists()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_stopped_fetch_takes_what_it_unpacks_along(sonosweep, monkeypatch, tmp_path):
+    """What is downloaded stays for the next attempt; half a folder would be in its way."""
+
+    def fetch(root, **_):
+        root.mkdir()
+        with zipfile.ZipFile(root / "set.zip", "w") as archive:
+            archive.writestr("a.png", b"png")
+        unpack(root / "set.zip", root / "set")
+
+    monkeypatch.setattr("datamodules.fetch.fetch_hc18", fetch)
+    monkeypatch.setattr("shutil.copyfileobj", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    code, _, err = sonosweep("data", "fetch", "hc18", "--to", tmp_path / "hc18")
+    assert (code, "Traceback" in err) == (STOPPED, False)
+    assert [path.name for path in (tmp_path / "hc18").iterdir()] == ["set.zip"]
 
 
 def test_a_second_one_does_not_cut_the_clearing_up_short():
