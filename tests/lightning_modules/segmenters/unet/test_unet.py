@@ -1,117 +1,34 @@
-"""UnetModule at 32x64 and 64x96: what it learns, that a run repeats, and that files come back."""
+"""UnetModule at 32x64 and 64x96: what it learns, and that a run repeats."""
 
 import math
-import subprocess
-import sys
-from dataclasses import asdict, replace
 
-import lightning as L
-import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from unet_parts import (
+    FIRST_WEIGHT,
+    Heads,
+    Stream,
+    assert_equal_weights,
+    make_batch,
+    make_config,
+    make_still_config,
+    make_trainer,
+    weights,
+)
 
 import lightning_modules.segmenters.unet.module as unet
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import read_hc18
 from datamodules.settings import Cache, Frame
-from lightning_modules.errors import NonFiniteLossError, WeightsError, require_finite
+from lightning_modules.errors import NonFiniteLossError, require_finite
 from lightning_modules.losses import dice_from_logits
-from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import (
     UnetModule,
     build_unet,
     change_intensity,
-    load_unet,
-    save_unet,
     standardise,
 )
-
-SIZE_HW = (32, 64)
-FIRST_WEIGHT = "encoder.model.conv1.0.weight"
-
-
-def make_config(**changes):
-    values = {
-        "encoder_name": "tu-resnet10t",
-        "decoder_channels": (32, 16, 16, 8, 8),
-        "size_hw": SIZE_HW,
-        "steps": 4,
-        "learning_rate": 3e-3,
-        "warmup_steps": 1,
-    }
-    return UnetConfig(**{**values, **changes})
-
-
-def make_still_config(**changes):
-    """No augmentation at all."""
-    none = {"flip_probability": 0, "max_rotation_deg": 0, "max_scale": 1, "max_shift": 0}
-    return make_config(**none, max_brightness_gamma=1, max_contrast=1, **changes)
-
-
-class Heads(Dataset):
-    """Sixteen bright ellipses on noise, 32x64; item k of the stream has draw k."""
-
-    def __init__(self, first=0, items=16):
-        self.first, self.items = first, items
-
-    def __len__(self):
-        return self.items
-
-    def __getitem__(self, position):
-        index = self.first + position
-        rng = np.random.default_rng(index)
-        y, x = np.mgrid[: SIZE_HW[0], : SIZE_HW[1]]
-        center, axes = rng.uniform(0.4, 0.6, 2) * SIZE_HW, rng.uniform(0.2, 0.35, 2) * SIZE_HW
-        mask = ((y - center[0]) / axes[0]) ** 2 + ((x - center[1]) / axes[1]) ** 2 <= 1
-        image = (0.2 + 0.5 * mask + rng.normal(0, 0.05, SIZE_HW)).clip(0, 1)
-        return {
-            "image": torch.from_numpy(image.astype(np.float32))[None],
-            "mask": torch.from_numpy(mask.astype(np.float32))[None],
-            "valid_hw": torch.tensor(SIZE_HW),
-            "draw": torch.tensor(index),
-        }
-
-
-def make_batch(items=4, first=0):
-    return next(iter(DataLoader(Heads(first, items), batch_size=items)))
-
-
-class Stream(L.LightningDataModule):
-    """Two batches of four an epoch; the draws continue from epoch to epoch."""
-
-    def train_dataloader(self):
-        return DataLoader(Heads(8 * self.trainer.current_epoch, 8), batch_size=4)
-
-    def val_dataloader(self):
-        return DataLoader(Heads(100, 3), batch_size=2)
-
-
-def make_trainer(tmp_path, **changes):
-    flags = {
-        "default_root_dir": tmp_path,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "reload_dataloaders_every_n_epochs": 1,
-    }
-    return L.Trainer(**{**flags, **changes})
-
-
-def weights(module):
-    return {name: value.detach().clone() for name, value in module.network.state_dict().items()}
-
-
-def assert_equal_weights(first, second):
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 @pytest.fixture
@@ -166,6 +83,9 @@ def test_other_encoders_give_a_gradient_to_every_weight(name):
     network = build_unet(make_config(encoder_name=name), seed=0)
     network(torch.rand(2, 1, 64, 96)).square().mean().backward()
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
+
+
+# Settings.
 
 
 @pytest.mark.parametrize(
@@ -353,115 +273,3 @@ def test_require_finite_judges_nan_and_infinities_only():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(NonFiniteLossError, match=rf"loss is {value} at step 12 \(learning"):
             require_finite(value, **key)
-
-
-# Files.
-
-
-def test_saved_unet_predicts_bit_equal(tmp_path):
-    config = make_config()
-    module = UnetModule(config, seed=5)
-    # Statistics that differ from the initial ones, so that they must be in the file.
-    module.train()(make_batch()["image"])
-    save_unet(module, tmp_path / "unet.safetensors")
-    loaded = load_unet(tmp_path / "unet.safetensors", config)
-    assert loaded.config == config
-    assert loaded.seed == 5
-    assert not loaded.training
-    image = make_batch(first=50)["image"]
-    assert torch.equal(loaded(image), module.eval()(image))
-
-
-def test_loading_does_not_ask_for_pretrained_weights(tmp_path, monkeypatch):
-    config = make_config()
-    module = UnetModule(config)
-    module.config = replace(config, encoder_weights="imagenet")
-    save_unet(module, tmp_path / "unet.safetensors")
-    asked = []
-    build = unet.smp.Unet
-    monkeypatch.setattr(
-        unet.smp, "Unet", lambda **key: asked.append(key["encoder_weights"]) or build(**key)
-    )
-    loaded = load_unet(tmp_path / "unet.safetensors", module.config)
-    assert asked == [None]
-    assert loaded.config.encoder_weights == "imagenet"
-
-
-def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch):
-    def fail(**_):
-        raise OSError("no route\nto host")
-
-    monkeypatch.setattr(unet.smp, "Unet", fail)
-    with pytest.raises(
-        WeightsError, match="imagenet of tu-resnet10t cannot be loaded: no route to host"
-    ):
-        UnetModule(make_config(encoder_weights="imagenet"))
-
-
-def test_missing_damaged_and_foreign_files_are_named(tmp_path):
-    config, path = make_config(), tmp_path / "unet.safetensors"
-    with pytest.raises(WeightsError, match="no U-Net here"):
-        load_unet(path, config)
-    save_unet(UnetModule(config), path)
-    with pytest.raises(WeightsError, match=r"fitted with steps=4, not 5"):
-        load_unet(path, replace(config, steps=5))
-    settings = {"config": unet.json.dumps(asdict(config)), "seed": "0"}
-    state = load_file(path)
-    state.pop(FIRST_WEIGHT)
-    save_file(state, path, metadata=settings)
-    with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
-    save_file(state, path)
-    with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
-    path.write_bytes(b"not weights")
-    with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
-
-
-# Settings.
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("encoder_name", "resnet19"),
-        ("encoder_weights", "instagram"),
-        ("precision", "16"),
-        ("size_hw", (54, 80)),
-        ("size_hw", (64,)),
-        ("size_hw", (0, 64)),
-        ("decoder_channels", (8, 8)),
-        ("decoder_channels", (8, 8, 8, 8, 0)),
-        ("steps", 0),
-        ("batch_size", 0),
-        ("warmup_steps", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", math.nan),
-        ("weight_decay", -1.0),
-        ("flip_probability", 1.5),
-        ("max_rotation_deg", -1.0),
-        ("max_scale", 0.9),
-        ("max_shift", 0.6),
-        ("max_brightness_gamma", 0.5),
-        ("max_contrast", math.nan),
-    ],
-)
-def test_settings_that_cannot_run_are_refused_by_name(key, value):
-    with pytest.raises(ValueError, match=rf"^{key}=.*: (unknown|(height and width )?must be)"):
-        UnetConfig(**{key: value})
-
-
-def test_settings_pass_through_omegaconf_and_json():
-    merged = OmegaConf.merge(
-        OmegaConf.structured(UnetConfig),
-        OmegaConf.from_dotlist(["size_hw=[64, 96]", "encoder_weights=imagenet"]),
-    )
-    config = OmegaConf.to_object(merged)
-    assert config == UnetConfig(size_hw=(64, 96), encoder_weights="imagenet")
-    assert UnetConfig(**unet.json.loads(unet.json.dumps(asdict(config)))) == config
-
-
-def test_settings_are_free_of_torch():
-    code = "import sys, lightning_modules.segmenters.unet.config; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
