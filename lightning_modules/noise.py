@@ -102,6 +102,31 @@ def min_snr_weights(
     return torch.minimum(signal, gamma * (1 - signal))
 
 
+def prediction_weights(
+    alphas_cumprod: torch.Tensor,
+    timesteps: torch.Tensor,
+    *,
+    gamma: float | None,
+    is_velocity: bool,
+) -> torch.Tensor:
+    """Min-SNR weights (B,) of the squared error in what a network predicts, v or the noise.
+
+    Args:
+        alphas_cumprod: (T,) products of 1 - beta, in (0, 1].
+        timesteps: (B,) int64 in [0, T).
+        gamma: Cap of the SNR, above 0; None gives ones.
+        is_velocity: Whether it predicts v.
+
+    Source: Hang et al. 2303.09556, section 3.4: min(SNR, gamma) / (SNR + 1) for v, and the same
+        divided by alpha^2 = SNR / (SNR + 1), so min(1, gamma / SNR), for noise.
+    """
+    signal = alphas_cumprod[timesteps]
+    if gamma is None:
+        return torch.ones_like(signal)
+    weights = min_snr_weights(alphas_cumprod, timesteps, gamma=gamma)
+    return weights if is_velocity else weights / signal
+
+
 def guide(
     conditional: torch.Tensor,
     *,

@@ -1,6 +1,5 @@
 """Fine-tune Stable Diffusion by LoRA, and draw from it."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lightning_modules.errors import WeightsError
-from lightning_modules.generators.stable_diffusion.base import Base, encode_prompts, load_base
+from lightning_modules.generators.stable_diffusion.base import Base, load_base
 from lightning_modules.generators.stable_diffusion.config import (
     StableDiffusionConfig,
     StableDiffusionSamplerConfig,
@@ -29,31 +28,24 @@ from lightning_modules.generators.stable_diffusion.lora import (
     prepare_unet,
     save_trained,
 )
-from lightning_modules.generators.stable_diffusion.sampling import (
-    Progress,
-    decode_latents,
-    draw_latents,
-    mask_channels,
-)
-from lightning_modules.generators.stable_diffusion.weights import (
-    base_id,
-    read_json,
-    resolve_base,
-    shorten,
+from lightning_modules.generators.stable_diffusion.sampling import Progress, draw_images
+from lightning_modules.generators.stable_diffusion.saved import (
+    Saved,
+    base_of,
+    read_saved,
+    write_saved,
 )
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.noise import (
     alphas_sigmas,
     low_discrepancy_timesteps,
-    min_snr_weights,
+    prediction_weights,
     velocity,
 )
 from lightning_modules.randomness import keyed_rand, keyed_randn
 from lightning_modules.schedule import learning_rate_factor
 
 __all__ = ["LatentBank", "StableDiffusionModule", "encode_bank", "load_stable_diffusion"]
-
-CONFIG_NAME = "generator.json"
 
 
 class StableDiffusionModule(L.LightningModule):
@@ -189,7 +181,10 @@ class StableDiffusionModule(L.LightningModule):
         )
         target = velocity(latents, noise=noise, alpha=alpha, sigma=sigma) if self._is_v else noise
         errors = (predicted.to(target.dtype) - target).square().mean(dim=(1, 2, 3))
-        return (self._loss_weights(timesteps) * errors).mean()
+        weights = prediction_weights(
+            self.alphas_cumprod, timesteps, gamma=self.config.min_snr_gamma, is_velocity=self._is_v
+        )
+        return (weights * errors).mean()
 
     def _inputs(self, batch: dict[str, Any]) -> list[torch.Tensor | None]:
         """Latents (B, 4, h, w), embeddings (B, L, D), mask channels (B, 64, h, w) or None."""
@@ -208,19 +203,6 @@ class StableDiffusionModule(L.LightningModule):
     @property
     def _is_v(self) -> bool:
         return self.scheduler_config.get("prediction_type", "epsilon") == "v_prediction"
-
-    def _loss_weights(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """Min-SNR weights (B,) for what the base predicts; ones without.
-
-        Source: Hang et al. 2303.09556, section 3.4: min(SNR, gamma) / (SNR + 1) for v, and the
-            same divided by alpha^2 = SNR / (SNR + 1), so min(1, gamma / SNR), for noise.
-        """
-        gamma = self.config.min_snr_gamma
-        signal = self.alphas_cumprod[timesteps]
-        if gamma is None:
-            return torch.ones_like(signal)
-        weights = min_snr_weights(self.alphas_cumprod, timesteps, gamma=gamma)
-        return weights if self._is_v else weights / signal
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW on the trained weights; linear warm-up, then as `lr_schedule` says."""
@@ -359,32 +341,22 @@ class StableDiffusionModule(L.LightningModule):
                 f"route {config.route} takes masks of shape {expected} and {len(prompts)} seeds "
                 f"for {len(prompts)} prompts, not {found} and {len(seeds)}"
             )
-        distinct = ["", *sorted(set(prompts) - {""})]
-        embeddings = encode_prompts(base, distinct)
         is_training = self.unet.training
         self.unet.eval()
         try:
-            with (
-                self.averaged_weights(),
-                torch.autocast(
-                    self.device.type, torch.bfloat16, enabled=config.precision == "bf16-mixed"
-                ),
-            ):
-                latents = draw_latents(
+            with self.averaged_weights():
+                return draw_images(
                     self.unet,
+                    base=base,
+                    prompts=prompts,
                     seeds=seeds,
-                    prompt_embeddings=embeddings[[distinct.index(p) for p in prompts]],
-                    empty_embedding=embeddings[:1],
-                    mask_channels=None if masks is None else mask_channels(masks),
-                    latent_hw=(config.size_hw[0] // 8, config.size_hw[1] // 8),
+                    masks=masks,
+                    config=config,
                     sampler=sampler,
-                    scheduler_config=self.scheduler_config,
                     progress=progress,
                 )
         finally:
             self.unet.train(is_training)
-        base.vae.to(self.device)
-        return decode_latents(base.vae, latents, batch_size=sampler.batch_size)
 
     def save_generator(self, path: str | Path) -> None:
         """Write the averaged LoRA, the input convolution and the settings into a folder.
@@ -395,13 +367,10 @@ class StableDiffusionModule(L.LightningModule):
         folder.mkdir(parents=True, exist_ok=True)
         with self.averaged_weights():
             save_trained(self.unet, folder)
-        settings = {
-            "config": asdict(self.config),
-            "seed": self.seed,
-            "base_id": self.base_id,
-            "prompts": list(self.prompts),
-        }
-        (folder / CONFIG_NAME).write_text(json.dumps(settings, indent=2) + "\n")
+        write_saved(
+            folder,
+            Saved(config=self.config, seed=self.seed, base_id=self.base_id, prompts=self.prompts),
+        )
 
 
 def load_stable_diffusion(
@@ -419,25 +388,11 @@ def load_stable_diffusion(
             the folder is missing, damaged, or does not fit.
     """
     folder = Path(path)
-    if not (folder / CONFIG_NAME).is_file():
-        raise WeightsError(f"{folder}: no generator here ({CONFIG_NAME} is missing)")
-    settings = read_json(folder / CONFIG_NAME)
-    try:
-        config = StableDiffusionConfig(**settings["config"])
-        seed, wanted, prompts = settings["seed"], settings["base_id"], tuple(settings["prompts"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / CONFIG_NAME}: damaged ({shorten(error)})") from error
-    if base_model is None:
-        base_model, revision = resolve_base(config.base_model, revision=config.revision)
-    found = base_id(base_model, revision=revision)
-    if found != wanted:
-        raise WeightsError(
-            f"{folder}: fitted on another base model than {base_model} ({wanted[:60]}, not "
-            f"{found[:60]}); give the one that it was fitted on ({config.base_model})"
-        )
-    base = load_base(base_model, revision=revision)
-    module = StableDiffusionModule(config, base=base, seed=seed)
+    saved = read_saved(folder)
+    name, revision = base_of(saved, folder=folder, base_model=base_model, revision=revision)
+    base = load_base(name, revision=revision)
+    module = StableDiffusionModule(saved.config, base=base, seed=saved.seed)
     load_trained(module.unet, folder)
-    module.ema, module.prompts = module._new_average(), prompts
+    module.ema, module.prompts = module._new_average(), saved.prompts
     module.keep_base(base)
     return module.eval()

@@ -15,8 +15,10 @@ from diffusers import (
 )
 
 from lightning_modules.captured import CapturedCall
+from lightning_modules.generators.stable_diffusion.base import Base, encode_prompts
 from lightning_modules.generators.stable_diffusion.config import (
     Solver,
+    StableDiffusionConfig,
     StableDiffusionSamplerConfig,
 )
 from lightning_modules.noise import guide
@@ -204,6 +206,51 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, *, batch_size: int
         scaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor
         decoded.append((vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1))
     return torch.cat(decoded)
+
+
+def draw_images(
+    unet: UNet2DConditionModel,
+    *,
+    base: Base,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    masks: torch.Tensor | None,
+    config: StableDiffusionConfig,
+    sampler: StableDiffusionSamplerConfig,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Draw an RGB image for each prompt, in the precision of a generator's settings.
+
+    Args:
+        unet: In eval mode; the VAE of the base is brought to its device.
+        base: Embeds the prompts and decodes the latents; its schedule counts.
+        prompts: B texts; B may be 0.
+        seeds: B integers.
+        masks: (B, 1, H, W) {0, 1} of `config.size_hw`, or None.
+        config: Size and precision.
+        sampler: The solver's settings.
+        progress: As for `draw_latents`.
+
+    Returns:
+        (B, 3, H, W) float32 in [0, 1].
+    """
+    distinct = ["", *sorted(set(prompts) - {""})]
+    embeddings = encode_prompts(base, distinct)
+    is_mixed = config.precision == "bf16-mixed"
+    with torch.autocast(unet.device.type, torch.bfloat16, enabled=is_mixed):
+        latents = draw_latents(
+            unet,
+            seeds=seeds,
+            prompt_embeddings=embeddings[[distinct.index(p) for p in prompts]],
+            empty_embedding=embeddings[:1],
+            mask_channels=None if masks is None else mask_channels(masks),
+            latent_hw=(config.size_hw[0] // 8, config.size_hw[1] // 8),
+            sampler=sampler,
+            scheduler_config=base.scheduler_config,
+            progress=progress,
+        )
+    base.vae.to(unet.device)
+    return decode_latents(base.vae, latents, batch_size=sampler.batch_size)
 
 
 def _branches(

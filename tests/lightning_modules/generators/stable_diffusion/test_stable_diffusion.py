@@ -373,7 +373,9 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path, route: Route):
     root = Path(__file__).parents[4]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests" / "parts")]),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, [root, root / "tests" / "parts", Path(__file__).parent])
+        ),
         "OMP_NUM_THREADS": "1",
     }
     subprocess.run(
