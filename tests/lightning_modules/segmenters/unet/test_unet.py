@@ -85,9 +85,6 @@ def test_other_encoders_give_a_gradient_to_every_weight(name):
     assert [key for key, p in network.named_parameters() if p.grad is None] == []
 
 
-# Settings.
-
-
 @pytest.mark.parametrize(
     ("name", "chosen", "asked"),
     [
