@@ -8,6 +8,7 @@ import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from experiments.plan.stage_table import STAGES
 from experiments.store import clean as clean_module
 from experiments.store.clean import Selection, clean_inventory, orphans, parse_age, remove
 from experiments.store.guard import claim_store, use_store, use_sweep
-from experiments.store.inventory import Artefact, take_inventory
+from experiments.store.inventory import take_inventory
 from experiments.store.plan_file import PlanFile
 from experiments.store.runs import STAGE_NAMES, hold
 from experiments.store.screen import format_bytes
@@ -90,13 +91,10 @@ def reasons(root: Path, **selection) -> dict[str, str]:
     return {each.key: why for each, why in remove(root, Selection(**selection)).kept}
 
 
-def artefacts(root: Path) -> dict[str, Artefact]:
-    return {each.key: each for each in take_inventory(root).artefacts}
-
-
-def keys_of(root: Path, **state: str) -> set[str]:
-    found = artefacts(root)
-    return {k for k, each in found.items() if all(getattr(each, n) == v for n, v in state.items())}
+def keys_of(root: Path, **what: str) -> set[str]:
+    """Artefacts of a stage or in a state."""
+    ((name, value),) = what.items()
+    return {each.key for each in take_inventory(root).artefacts if getattr(each, name) == value}
 
 
 def used(root: Path, *sweeps: str, days_ago: float) -> None:
@@ -104,18 +102,6 @@ def used(root: Path, *sweeps: str, days_ago: float) -> None:
     then = time.time() - days_ago * DAY_S
     for path in [*(root / "store").rglob("*"), *(root / name / "plan.json" for name in sweeps)]:
         os.utime(path, (then, then))
-
-
-def test_an_inventory_finds_who_refers(root):
-    found = artefacts(root)
-    assert found["prepared/prepared-0123"].n_bytes == 5000
-    assert {key: "".join(sorted(each.sweeps)) for key, each in found.items()} == {
-        **{"fit/ab": "ab", "fit/a": "a", "score/a": "a", "fit/b": "b", "fit/old": ""},
-        **{"embed/ab": "ab", "embed/a": "a", "embed/old": "", "prepared/prepared-0123": ""},
-        **{"embeddings/00shared": "ab", "embeddings/00only-a": "a", "embeddings/v0view": "ab"},
-        **{"embeddings/v0old": "", "embeddings/ff-nobody": ""},
-    }
-    assert found["embeddings/00shared"].users == {"embed/ab", "embed/a", "embed/old"}
 
 
 def test_a_store_that_is_missing_or_empty_holds_nothing(tmp_path):
@@ -131,32 +117,32 @@ def test_links_are_neither_followed_nor_removed(root, tmp_path):
     (elsewhere / "big").write_bytes(bytes(10**6))
     for name in ("fit/linked", "linked_stage", "fit/old/inside"):
         (root / "store" / name).symlink_to(elsewhere)
-    found = artefacts(root)
-    assert "fit/linked" not in found
-    assert found["fit/old"].n_bytes < 10**5
-    remove(root, Selection(orphans=True))
-    assert not (root / "store" / "fit" / "old").exists()
-    assert (root / "store" / "fit" / "linked").is_symlink()
-    assert (elsewhere / "big").stat().st_size == 10**6
+    inventory = take_inventory(root)
+    assert inventory.foreign == ()
+    assert sum(each.n_bytes for each in inventory.artefacts) < 10**5
+    assert "fit/old" in gone(root, orphans=True)
+    assert (root / "store" / "fit" / "linked" / "big").stat().st_size == 10**6
 
 
 def test_what_the_program_did_not_make_stays(root, monkeypatch, capsys):
-    notes, store = ("notes/mine", "fit/copies", "fit/0123"), root / "store"
-    for name in (*notes, "index/more"):
-        (store / name).mkdir(parents=True)
-        (store / name / "text").write_text("mine")
+    store = root / "store"
+    mine = [
+        store / name / "text" for name in ("notes/mine", "fit/copies", "fit/0123", "index/more")
+    ]
+    for path in mine:
+        path.parent.mkdir(parents=True)
+        path.write_text("mine")
     # Stopped before it had a manifest; of an earlier version; of an extension.
-    with hold(store / "fit" / "0123456789abcdef"):
+    old = [store / name for name in ("fit/0123456789abcdef", "fit_unet/u", "theirs/t")]
+    with hold(old[0]):
         pass
     finish(root, "fit_unet/u", "theirs/t")
-    (store / "theirs" / "t" / "manifest.json").write_text('{"stage": "theirs"}')
-    words = ("clean", "--root", root)
-    said = "not ours, left alone: store/fit/0123, store/fit/copies, store/notes\n"
+    (old[2] / "manifest.json").write_text('{"stage": "theirs"}')
     for more in ((), ("--orphans",), ("--orphans", "--yes")):
-        assert said in run_command(monkeypatch, capsys, *words, *more)[1]
-    assert all((store / name / "text").is_file() for name in (*notes, "index/more"))
-    for name in ("fit/0123456789abcdef", "fit_unet/u", "theirs/t"):
-        assert not (store / name).exists()
+        _, out, _ = run_command(monkeypatch, capsys, "clean", "--root", root, *more)
+        assert "not ours, left alone: store/fit/0123, store/fit/copies, store/notes\n" in out
+    assert all(path.is_file() for path in mine)
+    assert not any(path.exists() for path in old)
 
 
 def test_every_stage_is_known_to_the_store():
@@ -183,23 +169,16 @@ def test_what_results_name_stays(root):
 
 
 OF_A = {"fit/a", "score/a", "embed/a", "embeddings/00/00only-a.npy"}
+VIEW = {"embeddings/v0/v0view.npy", "embeddings/v0/v0view.view.npy"}
 
 
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
-        ({}, set()),
-        ({"orphans": True}, ORPHANS),
         ({"sweeps": ("a",)}, OF_A),
         # `00shared` is in an orphan's index too, which was not asked for.
-        (
-            {"sweeps": ("a", "b")},
-            OF_A
-            | {"fit/ab", "fit/b", "embed/ab"}
-            | {"embeddings/v0/v0view.npy", "embeddings/v0/v0view.view.npy"},
-        ),
+        ({"sweeps": ("a", "b")}, {*OF_A, *VIEW, "fit/ab", "fit/b", "embed/ab"}),
         ({"sweeps": ("a",), "stages": ("score",)}, {"score/a"}),
-        ({"orphans": True, "stages": ("fit",)}, {"fit/old"}),
         # The orphan's own index still stands, so its files do.
         ({"stages": ("embeddings",)}, {NOBODYS}),
         # Prepared images go only when they are named.
@@ -213,73 +192,62 @@ def test_what_is_selected_goes_and_nothing_else(root, selection, expected):
 
 def test_age_is_that_of_the_last_use(root):
     used(root, "b", days_ago=40)
-    # What `a` refers to as well was used today, when `a` was started.
+    # What `a` refers to was used today, when `a` was started.
+    assert gone(root, sweeps=("a",), older_than_s=30 * DAY_S) == set()
     (root / "store" / "fit" / "old" / "new").touch()
     assert gone(root, orphans=True, older_than_s=30 * DAY_S) == ORPHANS - {"fit/old"}
     assert gone(root, orphans=True, older_than_s=50 * DAY_S) == set()
     assert gone(root, sweeps=("b",), older_than_s=30 * DAY_S) == {"fit/b"}
 
 
-def late(root: Path) -> contextlib.nullcontext:
-    """An unfinished stage, which may own embeddings that no index names."""
+@pytest.mark.parametrize(
+    ("state", "kept"),
+    [
+        (lambda root: Held(root / "store" / "fit" / "old"), {"fit/old": "in use"}),
+        (lambda root: use_sweep(root / "b"), {}),
+    ],
+)
+def test_what_may_be_in_use_stays(root, state, kept):
+    """A stage or a sweep that runs may be about to use any shared file."""
+    shared = dict.fromkeys(
+        ("embeddings/v0old", "embeddings/ff-nobody"), "a sweep runs on this store"
+    )
+    with state(root):
+        assert keys_of(root, state="held") == set(kept)
+        assert reasons(root, orphans=True) == kept | shared
+    assert gone(root, orphans=True) == {*kept, NOBODYS, *OLD_VIEW}
+
+
+def test_an_unfinished_stage_may_own_what_no_index_names(root):
     begin(root, "embed/late")
     plan_sweep(root, "c", plan_of("fit/c", "embed/late"))
-    return contextlib.nullcontext()
+    assert "embeddings/ff-nobody" not in {each.key for each in orphans(take_inventory(root))}
+    why = "embed/late is not finished and may use it"
+    assert reasons(root, orphans=True) == {"embeddings/ff-nobody": why}
+    # Once its own sweep is named, the embedding is nobody's.
+    assert gone(root, orphans=True, sweeps=("c",)) == {"embed/late", NOBODYS}
 
 
-RUNS = dict.fromkeys(("embeddings/v0old", "embeddings/ff-nobody"), "a sweep runs on this store")
-LATE = "embed/late is not finished and may use it"
-
-
-@pytest.mark.parametrize(
-    ("state", "kept", "gone_then"),
-    [
-        # A stage or a sweep that runs may be about to use any shared file.
-        (
-            lambda root: Held(root / "store" / "fit" / "old"),
-            {"fit/old": "in use", **RUNS},
-            ORPHANS - {"embed/old"},
-        ),
-        (lambda root: use_sweep(root / "b"), RUNS, {NOBODYS, *OLD_VIEW}),
-        # Once its own sweep is named, the embedding is nobody's.
-        (late, {"embeddings/ff-nobody": LATE}, {"embed/late", NOBODYS}),
-    ],
-)
-def test_what_may_be_in_use_stays(root, state, kept, gone_then):
-    with state(root):
-        assert keys_of(root, state="held") == {key for key, why in kept.items() if why == "in use"}
-        assert reasons(root, orphans=True) == kept
-    orphans_left = {each.key for each in orphans(take_inventory(root))}
-    assert orphans_left == (set() if state is late else set(kept))
-    sweeps = ("c",) if state is late else ()
-    assert gone(root, orphans=True, sweeps=sweeps) == gone_then
-
-
-def planned(text: str):
-    """A plan of `b` that says this."""
-    return lambda root: contextlib.nullcontext((root / "b" / "plan.json").write_text(text))
+UNKNOWN = "b: has no readable plan.json, .*report"
+OUTSIDE = json.dumps({"layout": 1, "nodes": [asdict(stage("../b"))], "trials": []})
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "plan", "said"),
     [
-        (lambda root: use_sweep(root / "b"), "b: it runs now; stop it first"),
-        (lambda root: Held(root / "store" / "fit" / "b"), "b: some of its stages run now"),
-        (use_store, "trials run that no plan names"),
-        (planned("{"), r"b: has no readable plan.json, .*report"),
-        (planned('{"layout": 2}'), "newer"),
-        (
-            planned(json.dumps({"layout": 1, "nodes": [asdict(stage("../b"))], "trials": []})),
-            "b: has no readable plan.json",
-        ),
+        (lambda root: use_sweep(root / "b"), None, "b: it runs now; stop it first"),
+        (lambda root: Held(root / "store/fit/b"), None, "b: some of its stages run now"),
+        (use_store, None, "trials run that no plan names"),
+        (contextlib.nullcontext, "{", UNKNOWN),
+        (contextlib.nullcontext, OUTSIDE, UNKNOWN),
+        (contextlib.nullcontext, '{"layout": 2}', "newer"),
     ],
 )
-def test_nothing_goes_while_it_is_not_known_what_is_in_use(root, state, said):
+def test_nothing_goes_while_it_is_not_known_what_is_in_use(root, state, plan, said):
+    if plan is not None:
+        (root / "b" / "plan.json").write_text(plan)
     with state(root), pytest.raises(InputError, match=said):
         remove(root, Selection(sweeps=("b",)))
-    # Without its folder it is no sweep any more, and what it made is nobody's.
-    shutil.rmtree(root / "b")
-    assert gone(root, orphans=True) == {*ORPHANS, "fit/b"}
 
 
 def test_what_is_taken_while_it_is_decided_stays(root, monkeypatch):
@@ -306,19 +274,20 @@ def test_an_index_that_cannot_be_read_keeps_everything_without_a_name(root):
         assert {"embeddings/v0view", "embeddings/ff-nobody"} <= set(reasons(root, orphans=True))
 
 
-def test_unfinished_stages_stay_with_their_sweep_and_temporary_files_are_nobodys(root):
+def test_unfinished_stages_stay_with_their_sweep(root):
     plan_sweep(root, "c", plan_of("fit/c", "fit/c2"))
     begin(root, "fit/c")
     fail(root, "fit/c2", "ValueError: no")
     fail(root, "fit/lost", "ValueError: no")
     assert keys_of(root, state="unfinished") == {"fit/c", "fit/c2", "fit/lost"}
     assert gone(root, orphans=True, stages=("fit",)) == {"fit/old", "fit/lost"}
+
+
+def test_temporary_files_are_nobodys(root):
     left = {"embeddings/00/.00x.npy.abc", "prepared/.prepared-9.abc/images.npy"}
     for name in left:
         (root / "store" / name).parent.mkdir(exist_ok=True)
         (root / "store" / name).write_bytes(bytes(10))
-    temporary = {"temporary/.00x.npy.abc", "temporary/.prepared-9.abc"}
-    assert keys_of(root, stage="temporary") == temporary
     assert gone(root, stages=("temporary",)) == left
 
 
@@ -340,14 +309,10 @@ def test_a_stage_that_waited_for_a_removal_begins_in_a_new_directory(root):
     assert not (aside / "new").exists()
 
 
-def test_an_interrupted_removal_leaves_no_stage_that_looks_complete(root, monkeypatch):
-    def stop(path, **_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "rmtree", stop)
-        with pytest.raises(KeyboardInterrupt):
-            remove(root, Selection(orphans=True, stages=("fit",)))
+def test_an_interrupted_removal_leaves_no_stage_that_looks_complete(root):
+    stop = mock.patch.object(shutil, "rmtree", side_effect=KeyboardInterrupt)
+    with stop, pytest.raises(KeyboardInterrupt):
+        remove(root, Selection(orphans=True, stages=("fit",)))
     assert not (root / "store" / "fit" / "old").exists()
     (half,) = take_inventory(root).half_removed
     assert (half / "DONE.json").is_file()
@@ -356,21 +321,22 @@ def test_an_interrupted_removal_leaves_no_stage_that_looks_complete(root, monkey
     assert take_inventory(root).half_removed == ()
 
 
-def test_what_may_not_be_renamed_is_one_line(root, monkeypatch):
-    def refuse(self, target):
-        raise OSError(30, "Read-only file system", str(self))
-
-    monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(InputError, match=r"fit/old: cannot be removed \(Read-only file system\)"):
+def test_what_may_not_be_renamed_is_one_line(root):
+    refusal = OSError(30, "Read-only file system", str(root / "store" / "fit" / "old"))
+    said = r"fit/old: cannot be removed \(Read-only file system\)"
+    with (
+        mock.patch.object(Path, "rename", side_effect=refusal),
+        pytest.raises(InputError, match=said),
+    ):
         remove(root, Selection(orphans=True, stages=("fit",)))
 
 
 def test_a_start_waits_until_it_is_decided(root, monkeypatch):
     """Whoever holds the store, as a starting sweep does, is waited for."""
-    waits, removed = threading.Event(), []
+    waits, outcomes = threading.Event(), []
     monkeypatch.setattr(clean_module, "hold", lambda store: hold(store, on_wait=waits.set))
     waiting = threading.Thread(
-        target=lambda: removed.extend(remove(root, Selection(orphans=True)).removed)
+        target=lambda: outcomes.append(remove(root, Selection(orphans=True)))
     )
     with hold(root / "store"):
         waiting.start()
@@ -378,10 +344,8 @@ def test_a_start_waits_until_it_is_decided(root, monkeypatch):
         # The sweep that is starting refers to it from now on.
         plan_sweep(root, "c", plan_of("fit/old"))
     waiting.join(10)
-    assert (root / "store" / "fit" / "old" / "DONE.json").is_file()
-    assert {each.key for each in removed} == {
-        *("embed/old", "embeddings/v0old", "embeddings/ff-nobody"),
-    }
+    removed = {each.key for each in outcomes[0].removed}
+    assert removed == {"embed/old", "embeddings/v0old", "embeddings/ff-nobody"}
 
 
 def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys):
