@@ -144,29 +144,21 @@ def test_an_earlier_run_is_kept_under_its_date(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-def test_the_command_from_a_shell(tmp_path):
-    def run(*words):
-        return subprocess.run(
-            [sys.executable, "-m", "experiments", "bench", *words],
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if k != "HC18_ROOT"}
-            | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-
-    wrong = run("encodr")
-    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
-    assert "no such one" in wrong.stderr
-    done = run("machine", "--quick", "--device", "cpu")
+def test_the_command(sonosweep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HC18_ROOT", raising=False)
+    code, _, errors = sonosweep("bench", "encodr")
+    assert (code, errors.count("\n"), "no such one" in errors) == (2, 1, True)
+    # What measures replaces its process.
+    words = [sys.executable, "-m", "experiments", "bench", "machine", "--quick", "--device", "cpu"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "matrix product, fp32" in done.stdout
     table = (tmp_path / "runs/bench/bench.md").read_text()
-    assert run("--table").stdout == table
+    assert sonosweep("bench", "--table")[1] == table
     (tmp_path / "page.md").write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
-    assert run("--table", "--into", "page.md").returncode == 0
+    assert sonosweep("bench", "--table", "--into", "page.md")[0] == 0
     text = f"before\n<!-- bench -->\n{table}<!-- /bench -->\nafter\n"
     assert (tmp_path / "page.md").read_text() == text
     with pytest.raises(InputError, match="no such file"):

@@ -20,6 +20,8 @@ from datamodules.errors import InputError
 from datamodules.samples import read_hc18
 from experiments.config.extensions import import_extensions
 from experiments.config.paths import ROOT
+from experiments.store.fitted import settings_of_run
+from experiments.store.runs import read_manifest
 
 DOCUMENT = ROOT / "docs" / "extending.md"
 ROOMS = ROOT / "tests" / "parts" / "my_rooms"
@@ -54,16 +56,17 @@ def call(words, *, cwd, path=()):
 
 
 SEVERAL = """
-import contextlib, io, json, sys
+import contextlib, glob, io, json, sys
+import pytest
 from experiments.__main__ import main
 
 ended = []
 for words in json.loads(sys.argv.pop()):
-    sys.argv[1:] = words
+    sys.argv[1:] = [min(glob.glob(word)) if "*" in word else word for word in words]
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            code = main()
+            code = pytest.main(words[1:]) if words[0] == "pytest" else main()
         except SystemExit as end:
             code = end.code
     ended.append((code or 0, out.getvalue(), err.getvalue()))
@@ -71,8 +74,11 @@ print(json.dumps(ended))
 """
 
 
-def sonosweep(*commands, cwd, path=(ROOMS.parent,)):
-    """Commands one after the other in one process: code, output and errors of each."""
+def in_one_process(*commands, cwd, path=(ROOMS.parent,)):
+    """Commands of sonosweep, or of pytest, one after the other: code, output, errors of each.
+
+    A word with a `*` is the first path that it fits when its command begins.
+    """
     given = json.dumps([list(map(str, words)) for words in commands])
     ended = call([sys.executable, "-c", SEVERAL, given], cwd=cwd, path=path)
     assert ended.returncode == 0, ended.stderr
@@ -84,10 +90,6 @@ def sweep_words(folder, *changes):
     words = command(folder / "pictures", folder / "runs", *TINY, *changes)
     words[words.index(TOY)] = str(folder / "mine.yaml")
     return words
-
-
-def sweep(folder, *changes):
-    return call(sweep_words(folder, *changes), cwd=folder, path=(ROOMS.parent,))
 
 
 def make_folder(folder):
@@ -104,15 +106,44 @@ def make_folder(folder):
     return folder
 
 
+MISTAKES = {
+    "extensions=[my_roms]": "extensions: my_roms cannot be imported (ModuleNotFoundError",
+    "sweep.segmenter=[one_layr]": "unknown; did you mean one_layer?",
+    "segmenters.wide.kind=one_lair": "segmenters.wide.kind=one_lair: unknown; did you",
+    "segmenters.wide.side_px=4": "segmenters.wide.side_px=4: must be odd",
+    "conditions={own: {pairs: miror}}": "conditions.own.pairs=miror: unknown; did you",
+    "data.layout=picture": "data.layout picture: unknown; did you mean pictures?",
+}
+PREDICT = ("predict", "runs/store/fit/*", "pictures/pictures", "--out", "found")
+
+
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory):
-    """A folder, its sweep's results and the last lines of the sweep."""
+def ended(tmp_path_factory):
+    """A folder and, by its name, how each command in it ended."""
     folder = make_folder(tmp_path_factory.mktemp("extending"))
     also = "sweep.also=[{segmenter: wide, condition: real}]"
-    ended = sweep(folder, also, "sweep.condition=[real,ungated,mirrored]")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    # Without `python -m`.
+    sweep = sweep_words(folder, also, "sweep.condition=[real,ungated,mirrored]")[3:]
+    commands = {
+        "sweep": sweep,
+        "report": ("report", "runs/toy/config.yaml"),
+        "predict": PREDICT,
+        "index": ("data", "index", "pictures", "--extension", "my_rooms", "--json"),
+        "own test": ("pytest", "-q", "-p", "no:cacheprovider", ROOMS / "check_one_layer.py"),
+        **{change: sweep_words(folder, change)[3:] for change in MISTAKES},
+    }
+    found = in_one_process(*commands.values(), cwd=folder)
+    return folder, dict(zip(commands, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def swept(ended):
+    """A folder, its sweep's results and the last lines of the sweep."""
+    folder, found = ended
+    code, printed, errors = found["sweep"]
+    assert code == 0, printed + errors
     results = pd.read_csv(folder / "runs" / "toy" / "results.csv")
-    return folder, results[results["output"] == "mask"], ended.stdout
+    return folder, results[results["output"] == "mask"], printed
 
 
 def runs_of(folder, stage):
@@ -194,57 +225,45 @@ def test_the_generator_drew_what_it_learned_and_the_stage_mirrored(swept):
         assert any(np.array_equal(turned, image) for image in originals)
 
 
-def test_other_commands_know_them_too(swept):
-    folder, results, _ = swept
-    run = folder / "runs" / "store" / results["fit_id"].iloc[0]
-    words = ("predict", run, folder / "pictures" / "pictures", "--out")
-    again, predict, index = sonosweep(
-        ("report", folder / "runs" / "toy" / "config.yaml"),
-        (*words, folder / "found"),
-        ("data", "index", "pictures", "--extension", "my_rooms", "--json"),
-        cwd=folder,
-    )
-    assert (again[0], predict[0]) == (0, 0), again[2] + predict[2]
-    assert "nothing was left to do" in again[1]
+def test_other_commands_know_them_too(ended):
+    folder, found = ended
+    for name in ("report", "predict", "index"):
+        assert found[name][0] == 0, found[name][2]
+    assert "nothing was left to do" in found["report"][1]
     predictions = pd.read_csv(folder / "found" / "predictions.csv")
     assert len(predictions) == 12
     assert predictions["found"].all()
-    assert json.loads(index[1])["layout"] == "pictures"
-    # What a sweep's files say needs no extension.
-    (_, status, _), (code, _, errors) = sonosweep(
-        ("status", "toy", "--root", "runs"), (*words, folder / "nothing"), cwd=folder, path=()
-    )
+    assert json.loads(found["index"][1])["layout"] == "pictures"
+
+
+def test_what_a_sweeps_files_say_needs_no_extension(ended):
+    folder, _ = ended
+    ((code, status, _),) = in_one_process(("status", "toy", "--root", "runs"), cwd=folder, path=())
+    assert code == 0
     assert "4 trials: 4 done" in status
     assert "wide" in status
+
+
+def test_a_run_names_the_extension_that_it_lacks(swept, monkeypatch):
+    folder, results, _ = swept
+    run = folder / "runs" / "store" / results["fit_id"].iloc[0]
+    monkeypatch.delitem(sys.modules, "my_rooms", raising=False)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(ROOMS.parent)])
+    with pytest.raises(InputError, match=f"{run}: extensions: my_rooms cannot be imported"):
+        settings_of_run(run, read_manifest(run))
+
+
+def test_the_users_own_test_passes(ended):
+    code, printed, errors = ended[1]["own test"]
+    assert code == 0, printed + errors
+
+
+@pytest.mark.parametrize("change", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(ended, change):
+    code, _, errors = ended[1][change]
     assert code == 2
-    assert "extensions: my_rooms cannot be imported" in errors
+    assert MISTAKES[change] in errors
     assert len(errors.splitlines()) == 1
-
-
-def test_the_users_own_test_passes(tmp_path):
-    words = ("-m", "pytest", "-q", "-p", "no:cacheprovider", ROOMS / "check_one_layer.py")
-    ended = call([sys.executable, *map(str, words)], cwd=ROOT, path=(ROOMS.parent,))
-    assert ended.returncode == 0, ended.stdout
-
-
-MISTAKES = {
-    "extensions=[my_roms]": "extensions: my_roms cannot be imported (ModuleNotFoundError",
-    "sweep.segmenter=[one_layr]": "unknown; did you mean one_layer?",
-    "segmenters.wide.kind=one_lair": "segmenters.wide.kind=one_lair: unknown; did you",
-    "segmenters.wide.side_px=4": "segmenters.wide.side_px=4: must be odd",
-    "conditions={own: {pairs: miror}}": "conditions.own.pairs=miror: unknown; did you",
-    "data.layout=picture": "data.layout picture: unknown; did you mean pictures?",
-}
-
-
-def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
-    (tmp_path / "mine.yaml").write_text(*blocks("yaml"))
-    # Without `python -m experiments`.
-    ended = sonosweep(*(sweep_words(tmp_path, change)[3:] for change in MISTAKES), cwd=tmp_path)
-    for (code, _, errors), (change, words) in zip(ended, MISTAKES.items(), strict=True):
-        assert code == 2, change
-        assert words in errors
-        assert len(errors.splitlines()) == 1
 
 
 def test_a_module_of_the_working_directory_is_found_and_its_failure_is_named(tmp_path, monkeypatch):
@@ -263,7 +282,8 @@ def test_a_module_of_the_working_directory_is_found_and_its_failure_is_named(tmp
 @pytest.mark.long
 def test_several_devices_share_its_training(tmp_path):
     folder = make_folder(tmp_path)
-    ended = sweep(folder, "sweep.condition=[real]", "trainer.devices=2", "sweep.workers=1")
+    words = sweep_words(folder, "sweep.condition=[real]", "trainer.devices=2", "sweep.workers=1")
+    ended = call(words, cwd=folder, path=(ROOMS.parent,))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     results = pd.read_csv(folder / "runs" / "toy" / "results.csv")
     assert results[["status", "segmenter"]].to_numpy().tolist() == [["done", "one_layer"]] * 2

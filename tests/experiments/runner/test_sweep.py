@@ -214,7 +214,7 @@ def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
 )
 def test_a_killed_sweep_goes_on_to_the_same_numbers(toy, tmp_path, number):
     data, finished, _ = toy
-    part = [*LEAN, "sweep.real_fraction=[1.0]"]
+    part = [*LEAN, "sweep.real_fraction=[1.0]", "wandb.mode=disabled"]
     process = subprocess.Popen(
         command(data, tmp_path, *part),
         stdout=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""What a user's test of the segmenter is; test_extending.py runs it in a process of its own."""
+"""What a user's test of the segmenter is; test_extending.py runs it too."""
 
 import torch
 
