@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from toy_recipe import TOY
+from wandb.util import get_core_path
 
 from datamodules.samples import read_hc18
 from experiments.config.recipe import load_config
@@ -122,13 +122,27 @@ def clean_environment(**changes: str) -> dict[str, str]:
     return {**kept, "HOME": "/nonexistent", **changes}
 
 
+def read_offline(run_dir: Path, *options: str) -> str:
+    """An offline run as JSON lines: what `wandb leet inspect --json` prints.
+
+    Its program itself, because the command before it takes a second to import.
+    """
+    (file,) = run_dir.glob("*.wandb")
+    words = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
+    found = subprocess.run(
+        [*words, "--run-file", str(file), str(run_dir)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    return found.stdout
+
+
 def inspect(run_dir: Path) -> dict:
     """State, config and summary of an offline run, as W&B's own reader gives them."""
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(run_dir)]
-    found = subprocess.run(
-        words, capture_output=True, text=True, check=True, env=clean_environment(), timeout=120
-    )
-    return json.loads(found.stdout)
+    return json.loads(read_offline(run_dir, "--summary"))
 
 
 def offline_runs(folder: Path) -> dict[str, Path]:
@@ -141,12 +155,8 @@ def history(run_dir: Path) -> tuple[dict[str, list[float]], dict[str, str]]:
     """What W&B's terminal draws of an offline run: the numbers of its history by name, and the x
     axis of each metric that has one of its own. A picture's size is not drawn.
     """
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run_dir)]
-    found = subprocess.run(
-        words, capture_output=True, text=True, check=True, env=clean_environment(), timeout=120
-    )
     values, x_of = {}, {}
-    for record in map(json.loads, found.stdout.splitlines()):
+    for record in map(json.loads, read_offline(run_dir).splitlines()):
         metric = record.get("metric", {})
         if "step_metric" in metric:
             x_of[metric.get("glob_name") or metric["name"]] = metric["step_metric"]

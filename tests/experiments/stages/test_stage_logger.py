@@ -1,19 +1,18 @@
 """Generator -> synthetic set -> trial on W&B: uploaded online, referred to offline."""
 
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from wandb_parts import clean_environment
+from wandb_parts import clean_environment, read_offline
 from wandb_server import WandbServer
 
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
-from experiments.runner.launchers import _forkserver
 from experiments.runner.worker import redirect_output
 from experiments.stages.context import StageContext
 from experiments.stages.stage_logger import (
@@ -75,12 +74,6 @@ def run_stage(root: Path, printed: Path, environment: dict[str, str], words: lis
     os._exit(0 if has_ended else 1)
 
 
-@pytest.fixture(scope="module")
-def spawner():
-    """Starts processes that have imported what a stage needs, as a sweep does."""
-    return _forkserver()
-
-
 @pytest.fixture
 def store(tmp_path):
     """A store with the chain of a synthetic set, and the files of what comes after it."""
@@ -106,13 +99,14 @@ def _files(store, *keys):
 
 
 @pytest.fixture
-def log(store, spawner, tmp_path):
+def log(store, tmp_path):
     """Log a stage of the store by mode, name and inputs; what was printed."""
 
     def in_a_process(*words, **environment):
         printed = tmp_path / "printed.txt"
         given = (store.root, printed, clean_environment(**environment), words)
-        process = spawner.Process(target=run_stage, args=given)
+        # Forked from here, where all that a stage needs is imported.
+        process = multiprocessing.get_context("fork").Process(target=run_stage, args=given)
         process.start()
         process.join(200)
         assert process.exitcode == 0, printed.read_text()
@@ -123,11 +117,7 @@ def log(store, spawner, tmp_path):
 
 def records(run_dir):
     (run,) = (path for path in (run_dir / "wandb").glob("offline-run-*") if path.is_dir())
-    words = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    found = subprocess.run(
-        words, capture_output=True, text=True, check=True, env=clean_environment(), timeout=120
-    )
-    return [json.loads(line) for line in found.stdout.splitlines()]
+    return [json.loads(line) for line in read_offline(run).splitlines()]
 
 
 def test_inputs_are_the_nearest_stages_that_made_something(store):
