@@ -110,7 +110,7 @@ def test_what_is_trained_moves_and_nothing_else(mode):
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     fit(module, steps=3)
     moved = {name for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
-    assert moved <= trained
+    assert set() < moved <= trained
     # No gradient is missing: with one that is, DDP would wait for ever.
     assert {name for name, p in module.named_parameters() if p.grad is not None} == trained
     unmoved = {name for name in trained - moved if "bias" not in name}
@@ -141,18 +141,16 @@ def test_lite_moves_nothing_that_is_frozen(mode):
     optimizer.step()
     after = module.state_dict()
     moved = {name for name in before if not torch.equal(after[name], before[name])}
-    assert moved <= trained
+    assert set() < moved <= trained
     if mode == "full":
         assert any("attention_biases" in name for name in moved)
         # Statistics of the normalisation layers are buffers: they are not among the trained.
         assert any("running_mean" in name for name in before)
-    with torch.no_grad():
-        module.eval()
-        again = SamModule(config)
-        again.load_state_dict({name: after[name] for name in trained})
-        again.eval()
-        box = torch.tensor([[0.0, 0.0, 255.0, 172.0]])
-        assert torch.equal(module(batch, box)[0], again(batch, box)[0])
+    again = SamModule(config)
+    again.load_state_dict({name: after[name] for name in trained})
+    again = again.state_dict()
+    assert again.keys() == after.keys()
+    assert all(torch.equal(again[name], after[name]) for name in after)
 
 
 @pytest.mark.parametrize("mode", MODES)
