@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodules.allowed import above, at_least, between
+from datamodules.allowed import above, at_least, between, nearest
+from datamodules.config import AUGMENT_EXTRAS
 from experiments.config.conditions import Augmentation
 from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.prompt_protocol import PromptProtocol
@@ -113,6 +114,9 @@ class AugmentConfig:
     moderate_end: float = 0.0
     """Share of a fit's steps, at its end, in which strong augmentation is moderate: about half as
     strong. Not with embedded views, which are drawn in any order."""
+    extra: list[str] = field(default_factory=list)
+    """Operations that strong augmentation has besides, in students, teachers and judges alike;
+    names of `AUGMENT_EXTRAS`. Not with embedded views."""
 
     def views_at(self, n_images: int) -> int | None:
         """Views each image of a trial with so many has, itself among them; None: drawn anew."""
@@ -136,4 +140,8 @@ class AugmentConfig:
         hint = "the image and one augmented view; null augments every draw anew"
         at_least(2).check(self, "n_views", section="augment", hint=hint)
         between(0, 1).check(self, "moderate_end", section="augment")
+        for name in self.extra:
+            if name not in AUGMENT_EXTRAS:
+                hint = nearest(str(name), AUGMENT_EXTRAS)
+                raise ValueError(f"augment.extra={name}: unknown; {hint}")
         at_least(2).check(self, "max_per_trial", section="augment", hint="for no limit")

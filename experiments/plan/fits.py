@@ -195,13 +195,15 @@ class Nodes:
         features = settings.cache == "features"
         of = {"segmenter": segmenter, "features": features}
         augments = factors.augment != "none"
-        moderate_end = self.config.augment.moderate_end if factors.augment == "strong" else 0
+        is_strong, augment = factors.augment == "strong", self.config.augment
+        moderate_end = augment.moderate_end if is_strong else 0
+        extra = sorted({*factors.extra, *(augment.extra if is_strong else ())})
         if augments and (settings.cache is None or self.config.augment.n_views is None):
             content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
             if factors.without:
                 content["augment"]["without"] = sorted(factors.without)
-            if factors.extra:
-                content["augment"]["extra"] = sorted(factors.extra)
+            if extra:
+                content["augment"]["extra"] = extra
             if moderate_end:
                 content["augment"]["moderate_end"] = moderate_end
             if settings.cache is not None:
@@ -210,10 +212,10 @@ class Nodes:
             upstream["embeddings"] = self.embed(ids, what="train images", **of)
             if val:
                 upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
-            for factor in ("without", "extra"):
-                if value := getattr(factors, factor):
+            for name, value in (("without", factors.without), ("extra", extra)):
+                if value:
                     raise InputError(
-                        f"conditions.{cell.condition}: {factor}={value} needs views that are made "
+                        f"condition {cell.condition}: {name}={value} needs views that are made "
                         "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
                     )
             if moderate_end:

@@ -105,7 +105,7 @@ def test_an_ablation_of_the_augmentation_is_another_fit_of_segmenters_that_augme
     strong, still = (made.nodes[spec.fit_key].content for spec in made.grid)
     assert factor not in strong["augment"]
     assert still == strong | {"augment": strong["augment"] | {factor: [name]}}
-    with pytest.raises(InputError, match=rf"conditions\.still: {factor}=.*augment\.n_views=null"):
+    with pytest.raises(InputError, match=rf"condition still: {factor}=.*augment\.n_views=null"):
         plan("sweep.segmenter=[sam]", *own, *amount)
     with pytest.raises(InputError, match=rf"{factor}=zom: unknown; .*zoom"):
         plan(*own[:1], f"conditions.still={{augment: strong, {factor}: [zom]}}", *amount)
@@ -121,6 +121,28 @@ def test_fewer_of_the_same_pairs_are_another_fit_on_the_same_set():
     first, second = (made.nodes[spec.fit_key] for spec in made.grid)
     assert first.upstream == second.upstream
     assert first.content == second.content | {"at_most": 7}
+
+
+def test_extra_augmentation_is_that_of_every_strong_fit_and_of_a_condition_that_names_it():
+    axes = ("sweep.condition=[real,weak,strong,self_training,small]", "sweep.real_count=[5]")
+    axes += ("sweep.segmenter=[unet]", "sweep.real_fraction=[]")
+    small = "conditions.small={augment: strong, extra: [small_head]}"
+    plain, extra = (plan(*axes, small, *more) for more in ((), ("augment.extra=[small_head]",)))
+    fits = [
+        [made.nodes[key].content.get("augment", {}) for key in made.nodes if key.startswith("fit/")]
+        for made in (plain, extra)
+    ]
+    strong = [each for each in fits[1] if each.get("strength") == "strong"]
+    assert len(strong) == 2  # The condition's and the teacher's are one, the student's is another.
+    assert all(each["extra"] == ["small_head"] for each in strong)
+    assert sum("extra" in each for each in fits[0]) == 1
+    named = [spec.fit_key for spec in plain.grid if spec.condition == "small"]
+    everywhere = [spec.fit_key for spec in extra.grid if spec.condition == "strong"]
+    assert named == everywhere
+    with pytest.raises(InputError, match=r"extra=\['small_head'\] needs views that are made"):
+        plan("sweep.segmenter=[sam]", "augment.extra=[small_head]", *axes[:1], small)
+    with pytest.raises(InputError, match=r"augment\.extra.*small_heads.*small_head"):
+        plan(*axes, small, "augment.extra=[small_heads]")
 
 
 def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_embedded_views():
