@@ -44,6 +44,7 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
             raise InputError(f"{path}: not a .csv; give either one recipe or results.csv files")
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the results.csv of a finished sweep")
+        # Before its columns, which a newer version may name otherwise.
         check_sweep(path.parent)
         check_header(path)
     return choose_output(combine_results(paths), output)

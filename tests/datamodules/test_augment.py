@@ -210,13 +210,19 @@ def test_wrong_arguments_are_named(image, mask, strength, message):
         augment_view(image, mask, strength=strength, seed=0)
 
 
-@pytest.mark.parametrize("name", AUGMENT_PARTS)
-def test_a_part_that_is_left_out_changes_views_and_leaves_the_others_as_they_were(name):
+def many_views():
+    """One image and mask 24 times, and the other arguments of their strong augmentation."""
     rng = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, 32, 48, generator=rng).expand(24, 1, 32, 48).contiguous()
     mask = torch.zeros_like(image)
     mask[..., 8:24, 12:30] = 1
     of = {"valid_hw": torch.tensor([[32, 48]] * 24), "strength": "strong", "seeds": range(24)}
+    return image, mask, of
+
+
+@pytest.mark.parametrize("name", AUGMENT_PARTS)
+def test_a_part_that_is_left_out_changes_views_and_leaves_the_others_as_they_were(name):
+    image, mask, of = many_views()
     whole, whole_mask = augment_batch(image, mask, **of)
     less, less_mask = augment_batch(image, mask, **of, without=[name])
     assert not torch.equal(whole, less)
@@ -230,11 +236,7 @@ def test_a_part_that_is_left_out_changes_views_and_leaves_the_others_as_they_wer
 
 @pytest.mark.parametrize("name", AUGMENT_EXTRAS)
 def test_what_is_added_changes_views_and_leaves_the_rest_as_it_was(name):
-    rng = torch.Generator().manual_seed(0)
-    image = torch.rand(1, 1, 32, 48, generator=rng).expand(24, 1, 32, 48).contiguous()
-    mask = torch.zeros_like(image)
-    mask[..., 8:24, 12:30] = 1
-    of = {"valid_hw": torch.tensor([[32, 48]] * 24), "strength": "strong", "seeds": range(24)}
+    image, mask, of = many_views()
     of |= {"without": [part for part in AUGMENT_PARTS if part not in ("rotation", "shift")]}
     plain, plain_mask = augment_batch(image, mask, **of)
     more, more_mask = augment_batch(image, mask, **of, extra=[name])

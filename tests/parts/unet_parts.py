@@ -1,4 +1,4 @@
-"""What tests of the U-Net share: settings, heads of 32x64, a trainer."""
+"""What tests of the U-Net share: settings, heads of 32x64."""
 
 import lightning as L
 import numpy as np
@@ -65,21 +65,6 @@ class Stream(L.LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(Heads(100, 3), batch_size=2)
-
-
-def make_trainer(tmp_path, **changes):
-    flags = {
-        "default_root_dir": tmp_path,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "reload_dataloaders_every_n_epochs": 1,
-    }
-    return L.Trainer(**{**flags, **changes})
 
 
 def weights(module):

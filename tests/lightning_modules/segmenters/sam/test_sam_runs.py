@@ -8,6 +8,7 @@ import pytest
 import torch
 from sam_parts import Heads, make_config, trainable_names, weights
 from torch.utils.data import DataLoader, Dataset
+from trainer_parts import make_trainer
 
 from lightning_modules.errors import NonFiniteLossError
 from lightning_modules.segmenters.sam.module import SamModule
@@ -38,21 +39,6 @@ class StreamData(L.LightningDataModule):
         return DataLoader(Heads(3), batch_size=2)
 
     test_dataloader = val_dataloader
-
-
-def make_trainer(tmp_path, **changes):
-    flags = {
-        "default_root_dir": tmp_path,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "reload_dataloaders_every_n_epochs": 1,
-        "num_sanity_val_steps": 0,
-    }
-    return L.Trainer(**{**flags, **changes})
 
 
 def test_resume_at_a_boundary_gives_the_same_weights(tmp_path):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from trainer_parts import make_trainer
 from unet_parts import (
     FIRST_WEIGHT,
     Heads,
@@ -13,7 +14,6 @@ from unet_parts import (
     make_batch,
     make_config,
     make_still_config,
-    make_trainer,
     weights,
 )
 
