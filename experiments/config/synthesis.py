@@ -50,7 +50,7 @@ class SynthesisConfig:
 class SelfTrainingConfig:
     """Which labels of a teacher are kept."""
 
-    min_agreement: float = 0.94
+    min_agreement: float = 0.96
     """The teacher's mask must agree with the ellipse fitted to it, and with its mask of a second
     view, at least this well (Dice)."""
     view_zoom: float = 0.8

@@ -17,7 +17,9 @@ from lightning_modules.segmenters.unet.config import UnetConfig
 HEAD = Ellipse(
     center_x_px=42.3, center_y_px=25.6, semi_major_px=20.5, semi_minor_px=15.2, theta_rad=2.6
 )
-UNET = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1, margin=0.0)
+UNET = UnetConfig(
+    size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1, margin=0.0, closer_looks=0
+)
 
 
 @pytest.fixture

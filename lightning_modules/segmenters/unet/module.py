@@ -23,6 +23,7 @@ from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
 from lightning_modules.schedule import learning_rate_factor
+from lightning_modules.segmenters.unet.closer_look import look_closer
 from lightning_modules.segmenters.unet.config import (
     SIDE_UNIT_PX,
     UnetConfig,
@@ -97,11 +98,19 @@ class UnetModule(L.LightningModule):
         boxes_xyxy_px: torch.Tensor | None = None,  # noqa: ARG002 - it takes no prompt
     ) -> torch.Tensor:
         """Logits (B, 1, h, w) of the frame, from the image alone."""
+        image = batch["image"].to(self.device)
+        logits = self._look(image)
+        for _ in range(self.config.closer_looks):
+            logits = look_closer(image, logits, share=self.config.head_share, look=self._look)
+        return logits
+
+    def _look(self, image: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 1, h, w) of images with their black border, mirror image averaged."""
         margin = self.config.margin
-        image = add_margin(batch["image"].to(self.device), margin=margin)
-        logits = self(image)
+        framed = add_margin(image, margin=margin)
+        logits = self(framed)
         if self.config.mirror:
-            logits = (logits + self(image.flip(3)).flip(3)) / 2
+            logits = (logits + self(framed.flip(3)).flip(3)) / 2
         return remove_margin(logits, margin=margin)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

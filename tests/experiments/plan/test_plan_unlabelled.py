@@ -40,7 +40,7 @@ def test_unlabelled_images_are_those_of_the_train_part_beyond_the_trials_own():
     own = {i for i, _ in made.nodes[found["self_training"].fit_key].content["images"]}
     assert unlabelled | own == set(make_data().split.train)
     assert not unlabelled & own
-    assert content["self_training"] == {"min_agreement": 0.94, "view_zoom": 0.8}
+    assert content["self_training"] == {"min_agreement": 0.96, "view_zoom": 0.8}
     assert {spec.n_unlabelled for spec in made.grid if spec.condition != "strong"} == {N_TRAIN - 5}
     assert found["strong"].n_unlabelled == found["strong"].axes["n_unlabelled"] == 0
     # They cost no label.
@@ -132,7 +132,8 @@ def test_what_predictions_alone_depend_on_names_no_fit_and_holds_under_strong_au
     axes = ("sweep.segmenter=[unet]", "gate.judge={kind: unet}", "gate.judge_augment=strong")
     conditions = ["real", "strong", "self_training", "synthetic_unlabelled"]
     (made, found), (other, others) = (
-        planned(*axes, f"unet.margin={margin}", conditions=conditions) for margin in (0.1, 0.0)
+        planned(*axes, *settings, conditions=conditions)
+        for settings in ((), ("unet.margin=0", "unet.closer_looks=0"))
     )
     for name in ("real", "strong"):
         assert found[name].fit_key == others[name].fit_key
