@@ -1,7 +1,8 @@
-"""A closer look at a head that a first look found: the image enlarged about it. Pure.
+"""Closer looks at a head that a first look found: what lies around it is hidden. Pure.
 
-Small heads, those of the first trimester above all, have more pixels then, and the size that most
-heads of the training have; each look finds the place of the next one better.
+First-trimester heads lie beside fluid and tissue that a segmenter of few labels takes for a part of
+them. Cut out around the head, with black beyond, as training views under strong augmentation are
+black beyond their image, most of that is gone.
 """
 
 from collections.abc import Callable
@@ -10,35 +11,55 @@ import torch
 import torch.nn.functional as F
 
 from lightning_modules.prompts import predicted_boxes
+from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
 
+HEAD_SHARE = 0.8
+"""Share that the box of the head fills of the part of the image that a closer look shows, along the
+axis where it fills more."""
 ZOOM = (0.8, 2.5)
-"""Smallest and largest enlargement of an image for a closer look."""
+"""Smallest and largest enlargement of an image for that."""
+BORDER = 0.2
+"""Share of the frame that is black around that part."""
+MIN_DICE = 0.9
+"""Looks whose masks agree as well as this are averaged."""
 
 
 def look_closer(
     image: torch.Tensor,
-    logits: torch.Tensor,
+    first: torch.Tensor,
     *,
-    share: float,
+    looks: int,
     look: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """Replace logits by those of a view that the head which they show fills to a common share.
+    """Look again and again at the head that the look before found.
 
     Args:
         image: (B, 1, h, w) float, the whole frame being image.
-        logits: (B, 1, h, w) of the look before; above 0 is foreground.
-        share: Of the frame's side that the box of the largest part fills in the view, along the
-            axis where it fills more; the enlargement stays within `ZOOM`.
-        look: Gives the logits of views (N, 1, h, w), in the same shape.
+        first: (B, 1, h, w) logits of the first look; above 0 is foreground.
+        looks: Closer looks, 0 or more.
+        look: Gives the logits of frames (N, 1, h, w), in the same shape.
 
     Returns:
-        (B, 1, h, w): the view's logits where it shows the image, and those before elsewhere, and
-        where there was no head or the view shows none.
+        (B, 1, h, w): the last look's logits, averaged with the first's where both masks agree. The
+        first's for images in which it found nothing; where a look shows nothing, or does not
+        reach, those of the look before stay.
     """
-    has_head = _has_head(logits)
-    if not has_head.any():
-        return logits
-    image, before = image[has_head], logits[has_head]
+    found = _has_head(first)
+    if looks == 0 or not found.any():
+        return first
+    image, before = image[found], first[found]
+    last = before
+    for _ in range(looks):
+        last = _look_at_head(image, last, look=look)
+    agree = _dice(last > 0, before > 0) >= MIN_DICE
+    closer = first.clone()
+    closer[found] = torch.where(agree.view(-1, 1, 1, 1), (before + last) / 2, last)
+    return closer
+
+
+def _look_at_head(
+    image: torch.Tensor, before: torch.Tensor, *, look: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     height, width = image.shape[-2:]
     valid_hw = torch.tensor([[height, width]], device=image.device).expand(len(image), 2)
     boxes = predicted_boxes(before, valid_hw=valid_hw)
@@ -46,16 +67,19 @@ def look_closer(
     extent = (boxes[:, 2:] - boxes[:, :2] + 1) / sides
     # From -1 to 1 across the frame, as grid_sample counts.
     centre = (boxes[:, :2] + boxes[:, 2:] + 1) / sides - 1
-    zoom = (share / extent.amax(dim=1)).clamp(*ZOOM)
+    zoom = (HEAD_SHARE / extent.amax(dim=1)).clamp(*ZOOM)
     view = F.grid_sample(image, _grid(1 / zoom, centre, like=image), align_corners=False)
-    seen = look(view)
+    seen = remove_margin(look(add_margin(view, margin=BORDER)), margin=BORDER)
     back = _grid(zoom, -centre * zoom[:, None], like=image)
-    inside = (back.abs() <= 1).all(dim=3)[:, None] & _has_head(seen).view(-1, 1, 1, 1)
-    closer = logits.clone()
-    closer[has_head] = torch.where(
-        inside, F.grid_sample(seen, back, padding_mode="border", align_corners=False), before
-    )
-    return closer
+    shown = (back.abs() <= 1).all(dim=3)[:, None] & _has_head(seen).view(-1, 1, 1, 1)
+    in_place = F.grid_sample(seen, back, padding_mode="border", align_corners=False)
+    return torch.where(shown, in_place, before)
+
+
+def _dice(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Dice (B,) of masks (B, 1, h, w) that are not both empty."""
+    both = (first & second).flatten(1).sum(dim=1)
+    return 2 * both / (first.flatten(1).sum(dim=1) + second.flatten(1).sum(dim=1))
 
 
 def _has_head(logits: torch.Tensor) -> torch.Tensor:

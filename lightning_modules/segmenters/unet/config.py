@@ -14,7 +14,7 @@ TrainerPrecision = Literal["32-true", "bf16-mixed"]
 
 SIDE_UNIT_PX = 32
 """The encoder halves a frame five times, so both of its sides are multiples of this."""
-PREDICTION_SETTINGS = {"margin": 0.0, "closer_looks": 0, "head_share": 0.8}
+PREDICTION_SETTINGS = {"margin": 0.0, "closer_looks": 0}
 """Settings that only predictions depend on, and what turns them off: a fit is the same under all
 of their values."""
 LIGHT_AUGMENTATION = (
@@ -63,15 +63,14 @@ class UnetConfig:
     """Lightning's precision."""
     mirror: bool = True
     """Average the logits of an image and of its mirror image when predicting."""
-    margin: float = 0.2
+    margin: float = 0.1
     """Share of the frame that is black around an image that is predicted by a fit under strong
     augmentation, which turns and moves nearly every view so that it has such borders; 0 fills the
     frame. The fit itself does not depend on it."""
     closer_looks: int = 2
-    """How often an image that a fit under strong augmentation predicts is looked at again, enlarged
-    about the head that the look before found; the last look counts, and 0 looks once."""
-    head_share: float = 0.8
-    """Share of the image's side that the head fills in a closer look."""
+    """How often an image that a fit under strong augmentation predicts is looked at again, cut out
+    around the head that the look before found, black beyond; 0 looks once. The fit itself does not
+    depend on it."""
     light_augmentation: bool = False
     """Move every training item a little and change its intensities, by the settings below, under
     every condition. Off, `real`, `weak` and `strong` mean what they mean for any segmenter."""
@@ -110,7 +109,6 @@ class UnetConfig:
         between(1, 4).check(self, "max_scale", "max_brightness_gamma", "max_contrast")
         between(0, 0.5).check(self, "max_shift", "margin")
         between(0, 5).check(self, "closer_looks")
-        between(0.3, 1).check(self, "head_share")
 
     @property
     def frame_hw(self) -> tuple[int, int]:

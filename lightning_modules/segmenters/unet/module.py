@@ -98,20 +98,17 @@ class UnetModule(L.LightningModule):
         boxes_xyxy_px: torch.Tensor | None = None,  # noqa: ARG002 - it takes no prompt
     ) -> torch.Tensor:
         """Logits (B, 1, h, w) of the frame, from the image alone."""
-        image = batch["image"].to(self.device)
-        logits = self._look(image)
-        for _ in range(self.config.closer_looks):
-            logits = look_closer(image, logits, share=self.config.head_share, look=self._look)
-        return logits
+        config, image = self.config, batch["image"].to(self.device)
+        logits = self._look(add_margin(image, margin=config.margin))
+        first = remove_margin(logits, margin=config.margin)
+        return look_closer(image, first, looks=config.closer_looks, look=self._look)
 
     def _look(self, image: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 1, h, w) of images with their black border, mirror image averaged."""
-        margin = self.config.margin
-        framed = add_margin(image, margin=margin)
-        logits = self(framed)
+        """Logits (B, 1, h, w) of frames, averaged over their mirror images where asked."""
+        logits = self(image)
         if self.config.mirror:
-            logits = (logits + self(framed.flip(3)).flip(3)) / 2
-        return remove_margin(logits, margin=margin)
+            logits = (logits + self(image.flip(3)).flip(3)) / 2
+        return logits
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """Predict logits of the head.
