@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from datamodules.keyed import text_seed
+from datamodules.shown import around_head, outside_holes, sides
 from datamodules.small_heads import drawn_together
 
 Strength = Literal["weak", "moderate", "strong"]
@@ -59,7 +60,9 @@ class _Recipe:
     """Black rectangles, each of which is there in three views of ten."""
     zooms_out: float = 0.0
     shrinks: float = 0.0
-    """How often a view is zoomed out once more, and how often the head alone is made smaller."""
+    cuts: float = 0.0
+    """How often a view is zoomed out once more, how often the head alone is made smaller, and how
+    often a view is black but for a box around the head."""
     fills: bool = False
     """Whether the edge is carried on where something turns into the picture, instead of black."""
 
@@ -98,7 +101,6 @@ _RECIPES: dict[Strength, _Recipe] = {
         holes=4,
     ),
 }
-_HOLES_SHOWN, _HOLE_SIDE = 0.3, 0.3
 _OFF: dict[str, dict[str, float]] = {
     "rotation": {"rotation_deg": 0},
     "mirror": {"mirrors": 0, "flips": 0},
@@ -118,8 +120,11 @@ _ON: dict[str, dict[str, float]] = {
     "zoom_out": {"zooms_out": 0.2},
     "edge_fill": {"fills": True},
     "small_head": {"shrinks": 0.3},
+    "cut_out": {"cuts": 0.3},
 }
 _ZOOM_OUT, _SHRINK = 1.6, 2.0
+_HEAD_SHARE = (0.6, 1.0)
+"""Share of the box that is left which the head fills, along the axis where it fills more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +142,7 @@ class _Drawn:
     grain: torch.Tensor
     """(B, 1, h, w) standard normal."""
     extra: torch.Tensor
-    """(B, 4) in [0, 1)."""
+    """(B, 6) in [0, 1)."""
 
     def signed(self, number: int) -> torch.Tensor:
         """(B,) in [-1, 1)."""
@@ -172,7 +177,8 @@ def augment_batch(
         without: of `AUGMENT_PARTS`, left out.
         extra: of `AUGMENT_EXTRAS`, added. zoom_out: one view in five is zoomed out once more, by
             up to 1.6. small_head: in three views of ten the head alone is made smaller, by up to 2.
-            edge_fill: the image's edge is carried on instead of black; its mask is not.
+            edge_fill: the image's edge is carried on instead of black; its mask is not. cut_out:
+            three views of ten are black but for a box around the head.
 
     Returns:
         Image in [0, 1] and mask in [0, 1] with soft edges, of the same shapes, float32. An image
@@ -210,7 +216,13 @@ def augment_batch(
     matrices = _matrices(drawn, recipe=recipe, valid_hw=valid_hw.to(image.device))
     move = partial(_moved, matrices=matrices, mask=mask, drawn=drawn, recipe=recipe, part=part)
     moved, moved_mask = move(image, fills=recipe.fills), move(mask, fills=False)
-    return _changed(moved, drawn=drawn, recipe=recipe, part=part), moved_mask
+    changed = _changed(moved, drawn=drawn, recipe=recipe, part=part)
+    if recipe.cuts:
+        is_cut = drawn.extra[:, 4] < recipe.cuts
+        share = _HEAD_SHARE[0] + drawn.extra[:, 5] * (_HEAD_SHARE[1] - _HEAD_SHARE[0])
+        box = around_head(moved_mask, share=share, part=part, size_hw=tuple(image.shape[-2:]))
+        changed = changed * (box | ~is_cut.view(-1, 1, 1, 1))
+    return changed, moved_mask
 
 
 def augment_view(
@@ -264,7 +276,7 @@ def _draw(
                 torch.rand(2, *_ELASTIC_KNOTS, generator=generator) * 2 - 1,
                 torch.rand(1, *_FIELD_KNOTS, generator=generator) * 2 - 1,
                 torch.randn(1, *cells, generator=generator),
-                torch.rand(4, generator=generator),
+                torch.rand(6, generator=generator),
             ]
         )
     uniform, holes, elastic, field, grain, extra = (
@@ -305,7 +317,7 @@ def _moved(
 ) -> torch.Tensor:
     """Resample bilinearly; `part` (B, 2) is the share of the frame that is image."""
     height, width = frames.shape[-2:]
-    rows, columns = _sides((height, width), part=part)
+    rows, columns = sides((height, width), part=part)
     y, x = rows * 2 - 1, columns * 2 - 1
     linear = matrices.view(-1, 6, 1, 1)
     grid = torch.stack(
@@ -321,7 +333,7 @@ def _moved(
     to_frame = part.flip(1)[:, :, None, None]
     in_frame = (grid + 1) * to_frame - 1
     if recipe.shrinks:
-        factor = _at_times(drawn.extra[:, 2:], how_often=recipe.shrinks, largest=_SHRINK)
+        factor = _at_times(drawn.extra[:, 2:4], how_often=recipe.shrinks, largest=_SHRINK)
         in_frame = drawn_together(in_frame, mask, factor)
     if fills:
         # Half a pixel off the sides, or the black around them would be mixed in.
@@ -340,17 +352,8 @@ def _at_times(uniform: torch.Tensor, *, how_often: float, largest: float) -> tor
 
 def _inside(size_hw: tuple[int, int], *, part: torch.Tensor) -> torch.Tensor:
     """(B, 1, H, W) bool, false in the padding."""
-    rows, columns = _sides(size_hw, part=part)
+    rows, columns = sides(size_hw, part=part)
     return ((rows <= 1)[:, :, None] & (columns <= 1)[:, None, :])[:, None]
-
-
-def _sides(size_hw: tuple[int, int], *, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows (B, H) and columns (B, W) in coordinates that are 0 and 1 at the image's sides."""
-    rows, columns = (
-        ((torch.arange(side, device=part.device) + 0.5) / side)[None] / part[:, axis, None]
-        for axis, side in enumerate(size_hw)
-    )
-    return rows, columns
 
 
 def _changed(
@@ -379,22 +382,7 @@ def _changed(
     share = column(drawn.uniform[:, 12] * (drawn.uniform[:, 13] < recipe.blurs))
     image = image + share * (blur - image)
     if recipe.holes:
-        image = image * _outside_holes(drawn.holes, part=part, size_hw=size_hw)
+        image = image * outside_holes(drawn.holes, part=part, size_hw=size_hw)
     # Blur leaks into the padding.
     image = image * _inside(size_hw, part=part)
     return image / image.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1)
-
-
-def _outside_holes(
-    holes: torch.Tensor, *, part: torch.Tensor, size_hw: tuple[int, int]
-) -> torch.Tensor:
-    """(B, 1, H, W) bool, false in the rectangles that are shown."""
-    covered = []
-    for axis, place in enumerate(_sides(size_hw, part=part)):
-        start, length = holes[:, :, 1 + axis, None], holes[:, :, 3 + axis, None] * _HOLE_SIDE
-        covered.append((place[:, None] > start) & (place[:, None] < start + length))
-    rows = covered[0] & (holes[:, :, 0] < _HOLES_SHOWN)[:, :, None]
-    hidden = holes.new_zeros(len(holes), *size_hw, dtype=torch.bool)
-    for number in range(holes.shape[1]):
-        hidden |= rows[:, number, :, None] & covered[1][:, number, None, :]
-    return ~hidden[:, None]

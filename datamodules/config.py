@@ -26,8 +26,8 @@ AUGMENT_PARTS = (
     "holes",
 )
 """Its operations, each of which an ablation may leave out."""
-AUGMENT_EXTRAS = ("zoom_out", "edge_fill", "small_head")
-"""Operations that it may have besides, for heads smaller than those that are labelled."""
+AUGMENT_EXTRAS = ("zoom_out", "edge_fill", "small_head", "cut_out")
+"""Operations that it may have besides, for small heads and for closer looks at a head."""
 _CALLED = re.compile(r"(\w[\w-]*)=(.+)")
 
 

@@ -245,6 +245,15 @@ def test_what_is_added_changes_views_and_leaves_the_rest_as_it_was(name):
         assert torch.equal(more_mask, plain_mask)
         assert (more == 0).float().mean() < 0.01 < (plain == 0).float().mean()
         return
+    if name == "cut_out":
+        assert torch.equal(more_mask, plain_mask)
+        hidden = ((more == 0) & (plain > 0)).flatten(1).any(dim=1)
+        assert 2 <= hidden.sum() <= 14
+        # No pixel of the head is hidden, and what is shown is as it was.
+        assert torch.equal(more[plain_mask > 0.5], plain[plain_mask > 0.5])
+        assert torch.equal(more[more > 0], plain[more > 0])
+        assert ((more > 0).flatten(1).sum(dim=1) < 0.8 * (plain > 0).flatten(1).sum(dim=1)).any()
+        return
     smaller = areas != before
     assert 2 <= smaller.sum() <= 14
     assert torch.equal(more[~smaller], plain[~smaller])
@@ -275,6 +284,13 @@ def test_a_smaller_head_brings_in_no_border_and_leaves_what_is_far_from_it():
     order = distance.flatten().argsort()
     assert (there.flatten()[order].diff() > -0.02).all()
     assert torch.equal(drawn_together(points, 0 * mask, torch.tensor([2.0])), points)
+
+
+def test_a_cut_out_of_no_head_is_the_whole_image():
+    image, mask, of = many_views()
+    plain, _ = augment_batch(image, 0 * mask, **of)
+    cut, _ = augment_batch(image, 0 * mask, **of, extra=["cut_out"])
+    assert torch.equal(plain, cut)
 
 
 @pytest.mark.parametrize("argument", ["without", "extra"])
