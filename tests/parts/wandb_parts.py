@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,15 +130,20 @@ def read_offline(run_dir: Path, *options: str) -> str:
     """
     (file,) = run_dir.glob("*.wandb")
     words = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *options]
-    found = subprocess.run(
-        [*words, "--run-file", str(file), str(run_dir)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=clean_environment(),
-        timeout=120,
-    )
-    return found.stdout
+    ends = time.monotonic() + 20
+    while True:
+        found = subprocess.run(
+            [*words, "--run-file", str(file), str(run_dir)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=clean_environment(),
+            timeout=120,
+        )
+        # Another process writes the file: on a busy machine it may still be empty.
+        if found.stdout.strip() or time.monotonic() > ends:
+            return found.stdout
+        time.sleep(0.2)
 
 
 def inspect(run_dir: Path) -> dict:
