@@ -140,7 +140,7 @@ def read_offline(run_dir: Path, *options: str) -> str:
             env=clean_environment(),
             timeout=120,
         )
-        # Another process writes the file: on a busy machine it may still be empty.
+        # Seen empty once, on a busy machine, just after the run had ended.
         if found.stdout.strip() or time.monotonic() > ends:
             return found.stdout
         time.sleep(0.2)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from lightning_modules.losses import dice_from_logits
 from lightning_modules.prompts import predicted_boxes
 from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
 
@@ -48,21 +49,26 @@ def look_closer(
     if looks == 0 or not found.any():
         return first
     image, before = image[found], first[found]
+    valid_hw = torch.tensor([image.shape[-2:]], device=image.device).expand(len(image), 2)
     last = before
     for _ in range(looks):
-        last = _look_at_head(image, last, look=look)
-    agree = _dice(last > 0, before > 0) >= MIN_DICE
+        boxes = predicted_boxes(last, valid_hw=valid_hw)
+        last = _look_at(boxes, image, last, look=look)
+    agree = dice_from_logits(last, before > 0, valid_hw=valid_hw) >= MIN_DICE
     closer = first.clone()
     closer[found] = torch.where(agree.view(-1, 1, 1, 1), (before + last) / 2, last)
     return closer
 
 
-def _look_at_head(
-    image: torch.Tensor, before: torch.Tensor, *, look: Callable[[torch.Tensor], torch.Tensor]
+def _look_at(
+    boxes: torch.Tensor,
+    image: torch.Tensor,
+    before: torch.Tensor,
+    *,
+    look: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
+    """Logits (B, 1, h, w) of images cut out around boxes (B, 4), and those before beyond them."""
     height, width = image.shape[-2:]
-    valid_hw = torch.tensor([[height, width]], device=image.device).expand(len(image), 2)
-    boxes = predicted_boxes(before, valid_hw=valid_hw)
     sides = torch.tensor([width, height], device=boxes.device)
     extent = (boxes[:, 2:] - boxes[:, :2] + 1) / sides
     # From -1 to 1 across the frame, as grid_sample counts.
@@ -74,12 +80,6 @@ def _look_at_head(
     shown = (back.abs() <= 1).all(dim=3)[:, None] & _has_head(seen).view(-1, 1, 1, 1)
     in_place = F.grid_sample(seen, back, padding_mode="border", align_corners=False)
     return torch.where(shown, in_place, before)
-
-
-def _dice(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Dice (B,) of masks (B, 1, h, w) that are not both empty."""
-    both = (first & second).flatten(1).sum(dim=1)
-    return 2 * both / (first.flatten(1).sum(dim=1) + second.flatten(1).sum(dim=1))
 
 
 def _has_head(logits: torch.Tensor) -> torch.Tensor:
