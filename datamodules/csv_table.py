@@ -27,7 +27,9 @@ def read_table(path: Path, *, required: tuple[str, ...]) -> dict[str, dict[str, 
             delimiter, lines = _delimited(file.read().splitlines(keepends=True))
         cells = csv.reader(lines, delimiter=delimiter)
         table = [row for row in cells if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
     n_columns = _width(table[0]) if table else 0
     header: dict[str, int] = {}

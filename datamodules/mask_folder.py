@@ -32,11 +32,10 @@ def find_masks(
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a folder of PNG masks")
-    present = {
-        path.stem: path for path in sorted(folder.glob("*.png")) if not path.name.startswith(".")
-    }
+    paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
+    present = {path.stem: path for path in paths if path.suffix.lower() == ".png"}
+    others = [path.name for path in paths if path.name.lower().endswith(_OTHER_FORMATS)]
     if not present:
-        others = sorted(p.name for p in folder.iterdir() if p.name.endswith(_OTHER_FORMATS))
         found = f" ({others[0]} is of a format that is not read)" if others else ""
         raise InputError(
             f"{folder}: no PNG masks{found}; write one PNG an image, <id>.png with 0 and 1 or 255"
@@ -59,6 +58,8 @@ def find_masks(
     outside = [stem for stem in present if stem not in read and stem in ours]
     strange = [stem for stem in present if stem not in ours]
     notes = []
+    if others:
+        notes.append(f"{len(others)} files are no PNG and were not read ({some_names(others)})")
     if outside:
         notes.append(f"{len(outside)} masks of images outside the split's test part were not read")
     if strange:

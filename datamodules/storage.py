@@ -87,11 +87,25 @@ def require_new(path: Path, *, kind: str = "folder") -> None:
 
 
 @contextlib.contextmanager
-def commit_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path) -> Iterator[Path]:
+    """`commit_folder` for a name that a user chose.
+
+    Raises:
+        InputError: See `require_new`; or another command made the folder meanwhile.
+    """
+    require_new(folder)
+    with commit_folder(folder, is_named_by_content=False) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def commit_folder(folder: Path, *, is_named_by_content: bool = True) -> Iterator[Path]:
     """Give a temporary folder that becomes `folder` when the block ends without an exception.
 
-    If another process finished the same folder meanwhile, that one stays: the content is the same.
+    Without one, nothing is left, parents that were missing included. If another process finished
+    the same folder meanwhile, that one stays where the name stands for the content.
     """
+    missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -105,6 +119,14 @@ def commit_folder(folder: Path) -> Iterator[Path]:
         except OSError:
             if not folder.is_dir():
                 raise
+            if not is_named_by_content:
+                raise InputError(
+                    f"{folder}: another command made it meanwhile; choose another folder"
+                ) from None
         fsync_path(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:
+            # It fails where something is in it.
+            with contextlib.suppress(OSError):
+                parent.rmdir()

@@ -14,7 +14,14 @@ DISK_ERRORS = (
 )
 """What a full, read-only or lost disk answers."""
 
-PATH_ERRORS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP)
+PATH_ERRORS = (
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ELOOP,
+    errno.ENOENT,
+)
 """What a path answers that cannot be what was asked for."""
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from datamodules.errors import InputError
 from datamodules.layouts import LAYOUTS, layout_help, layout_of
@@ -22,7 +23,7 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
-from experiments.commands.stopping import ends_by_sigterm
+from experiments.commands.stopping import ends_by_signal
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
@@ -66,7 +67,7 @@ def data_index(
 
 
 @data_app.command("split")
-@ends_by_sigterm()
+@ends_by_signal()
 def data_split(
     recipe: Recipe,
     out: Annotated[Path, typer.Option(help="JSON file to write.")],
@@ -105,7 +106,7 @@ def data_split(
 
 
 @data_app.command("phantom")
-@ends_by_sigterm()
+@ends_by_signal()
 def data_phantom(
     root: Annotated[Path, typer.Argument(help="Folder to write; must not hold anything.")],
     n_exams: Annotated[int, typer.Option(min=3, max=5000, help="Number of exams.")] = 66,
@@ -122,7 +123,7 @@ def data_phantom(
 
 
 @data_app.command("fetch")
-@ends_by_sigterm()
+@ends_by_signal()
 def data_fetch(
     name: Annotated[str, typer.Argument(help="hc18.")],
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder to fill.")] = Path("hc18"),
@@ -152,10 +153,10 @@ def _print_summary(found: dict[str, Any], console: Console) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in _lines(found):
-        table.add_row(name, text)
+        table.add_row(name, Text(text))
     doubted = found["implausible"]
     _print_list("Cannot be right; `sonosweep sweep` refuses these data:", doubted, console)
-    console.print(f"{found['root']} ({found['layout']} layout)")
+    console.print(f"{found['root']} ({found['layout']} layout)", markup=False, soft_wrap=True)
     console.print(table)
     _print_list("Findings:", [each for each in found["findings"] if each not in doubted], console)
 

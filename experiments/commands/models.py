@@ -14,12 +14,12 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
-from experiments.commands.stopping import ends_by_sigterm
+from experiments.commands.stopping import ends_by_signal
 
 RUN_HELP = "Run of a segmenter: runs/store/fit/ID."
 
 
-@ends_by_sigterm()
+@ends_by_signal()
 def export(
     run: Annotated[Path, typer.Argument(help="Run of a model: runs/store/fit/ID and others.")],
     format_name: Annotated[
@@ -37,7 +37,7 @@ def export(
     export_command(run, format_name=format_name, out=out, console=stdout_console())
 
 
-@ends_by_sigterm()
+@ends_by_signal()
 def predict(
     images: Annotated[
         list[Path],
@@ -85,7 +85,7 @@ def predict(
         print_summary(summary, stdout_console())
 
 
-@ends_by_sigterm()
+@ends_by_signal()
 def draw(
     run: Annotated[
         Path | None,
@@ -122,7 +122,7 @@ def draw(
     say(stdout_console(), f"generator {found['generator']}, {found['data']}")
 
 
-@ends_by_sigterm()
+@ends_by_signal()
 def submit(
     run: Annotated[Path | None, typer.Argument(help=RUN_HELP)] = None,
     test_root: Annotated[

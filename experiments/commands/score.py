@@ -1,5 +1,6 @@
 """The command `score`. Torch-free."""
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -17,11 +18,11 @@ from experiments.commands.arguments import (
     stderr_console,
     stdout_console,
 )
-from experiments.commands.stopping import ends_by_sigterm
+from experiments.commands.stopping import ends_by_signal
 from experiments.config.extensions import import_extensions
 
 
-@ends_by_sigterm()
+@ends_by_signal()
 def score(
     predictions: Annotated[Path, typer.Argument(help="Folder of PNG masks named by image.")],
     root: Annotated[Path, typer.Option(help="Folder of images and reference masks.")],
@@ -40,7 +41,7 @@ def score(
     from datamodules.plausible import doubts
     from datamodules.reading import reads_as, settled, settled_samples
     from datamodules.split_file import read_split_file
-    from datamodules.storage import require_new
+    from datamodules.storage import new_folder
     from experiments.deliver.score import (
         MISSING,
         as_dict,
@@ -52,13 +53,12 @@ def score(
 
     import_extensions(extension or [])
     one_of(missing, MISSING, option="--missing")
-    if out is not None:
-        # Before an hour is spent on what cannot be written.
-        require_new(out)
     published = None if split is None else read_split_file(split)
     references = read_references(root, layout=layout)
     samples = reads_as(references, label=label, filled_bias_px=filled_bias_px)
-    with stderr_console().status("reading the references") as status:
+    # Made now: an hour is not spent on what cannot be written.
+    made = contextlib.nullcontext() if out is None else new_folder(out)
+    with made as folder, stderr_console().status("reading the references") as status:
         index = build_index(
             samples,
             progress=lambda done, total: status.update(f"reading references {done}/{total}"),
@@ -72,9 +72,9 @@ def score(
             missing=missing,
             progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
         )
-    found = replace(found, notes=(*doubts(index), *notes, *found.notes))
-    if out is not None:
-        write_score(found, out)
+        found = replace(found, notes=(*doubts(index), *notes, *found.notes))
+        if folder is not None:
+            write_score(found, folder)
     if as_json:
         print_json(as_dict(found))
     else:

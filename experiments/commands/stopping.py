@@ -1,4 +1,4 @@
-"""How a command that writes a folder answers SIGTERM. Torch-free."""
+"""How a command that writes a folder answers SIGTERM and SIGHUP. Torch-free."""
 
 import contextlib
 import signal
@@ -6,25 +6,29 @@ from collections.abc import Iterator
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a command that was asked to stop, as a shell gives it."""
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""What asks a command to stop; the second comes where its terminal is closed."""
 
 
 @contextlib.contextmanager
-def ends_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end a command as Ctrl-C does, so that temporary folders are removed.
+def ends_by_signal() -> Iterator[None]:
+    """Have these signals end a command as Ctrl-C does, so that temporary folders are removed.
 
-    Not for sweeps and trials, which answer it themselves; a handler that is there stays.
+    Not for sweeps and trials, which answer SIGTERM themselves; a handler that is there stays, so
+    that `nohup` works.
     """
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    signal.signal(signal.SIGTERM, _stop)
+    ours = [each for each in SIGNALS if signal.getsignal(each) is signal.SIG_DFL]
+    for each in ours:
+        signal.signal(each, _stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for each in ours:
+            signal.signal(each, signal.SIG_DFL)
 
 
-def _stop(*_: object) -> None:
+def _stop(number: int, *_: object) -> None:
     # A second one would leave the clearing-up undone.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(STOPPED)
+    for each in SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(128 + number)

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, write_atomic, write_json
+from datamodules.storage import new_folder, write_atomic, write_json
 from experiments.deliver.sidecar import data_line
 from experiments.store.fitted import (
     GENERATOR,
@@ -44,7 +44,7 @@ def export_compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> Non
             "finished runs/store/fit/ID or runs/store/generator/ID"
         )
     settings = settings_of_run(run_dir, manifest)
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         _save_half(weights, folder / WEIGHTS_NAME)
         kept = _kept(manifest) | {"segmenter": described(settings)}
         write_json(folder / "manifest.json", kept)
@@ -63,7 +63,7 @@ def _export_generator(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> 
             "(Stable Diffusion has --format lora and pipeline)"
         )
     images = json.loads((source / GENERATOR_IMAGES).read_text())
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         _save_half(source / GENERATOR_WEIGHTS, folder / GENERATOR_WEIGHTS)
         write_atomic(folder / CONFIG_NAME, (source / CONFIG_NAME).read_text())
         # A line an image: a table that compresses and compares well.

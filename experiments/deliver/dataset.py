@@ -15,10 +15,10 @@ import cv2
 
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, file_sha256, write_atomic, write_json
+from datamodules.storage import file_sha256, new_folder, write_atomic, write_json
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata, write_origin
 from experiments.config.paths import TEMPLATES
-from experiments.deliver.sidecar import OTHER_DATA, PHANTOM_DATA, data_line
+from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from experiments.store.runs import is_done, read_manifest, read_result
 from lightning_modules.generators.stable_diffusion.weights import resolve_base
@@ -59,9 +59,10 @@ class _Rights(NamedTuple):
 
 _IMPORTED = _Rights("Imported: the licence is to be stated by the owner of the imported folder.")
 _RIGHTS = {
-    HC18_LICENCE: _Rights(
-        f"Made from labelled images of HC18 and shared under its licence, CC BY 4.0 ({CC_BY_URL}), "
-        f"with changes: the pictures here are generated. {HC18_LICENCE}",
+    HC18_DATA: _Rights(
+        "Made from labelled images that are named as HC18's are. Where they are HC18's, shared "
+        f"under its licence, CC BY 4.0 ({CC_BY_URL}), with changes: the pictures here are "
+        f"generated. {HC18_LICENCE} Where they are not, the licence is their owner's to state.",
         license_id="cc-by-4.0",
         license_url=CC_BY_URL,
     ),
@@ -93,7 +94,7 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
             f"{width} x {height} px (width x height)" for height, width in _sizes(run_dir, pairs)
         ],
     }
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         for pair in pairs:
             # No links: what leaves the store may be edited, the store may not.
             for path in pair_paths(Path(), pair.sample_id):

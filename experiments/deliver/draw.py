@@ -4,21 +4,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, require_new
+from datamodules.storage import new_folder, require_new
 from datamodules.synthetic import SyntheticPair, write_metadata, write_origin, write_pair
 from experiments.config.paths import MODELS
 from experiments.deliver.sidecar import data_line
-from experiments.stages.generator import draw_pairs
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from experiments.store.runs import read_manifest
 from lightning_modules.generators.pixel.config import SamplerConfig
-from lightning_modules.generators.pixel.module import load_generator
-from lightning_modules.randomness import keyed_seed
 
 PACKAGED = MODELS / "hc18-generator"
 """The generator of the package, a folder as `sonosweep export --format compact` writes it."""
@@ -53,6 +49,13 @@ def draw_command(
     require_new(out)
     manifest = read_manifest(run_dir)
     folder, images = _fitted_on(run_dir)
+    # Here, because they are slow to import: a wrong path is refused before that.
+    import torch
+
+    from experiments.stages.generator import draw_pairs
+    from lightning_modules.generators.pixel.module import load_generator
+    from lightning_modules.randomness import keyed_seed
+
     module = load_generator(folder)
     module.to("cuda" if torch.cuda.is_available() else "cpu")
     # Small heads as often as large ones: those that students fail on.
@@ -71,7 +74,7 @@ def draw_command(
         "seed": seed,
     }
     pairs = []
-    with commit_folder(out) as made, console.status(f"drawing {n} images") as status:
+    with new_folder(out) as made, console.status(f"drawing {n} images") as status:
         drawn = draw_pairs(
             module,
             distribution=distribution,

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from datamodules.storage import commit_folder, require_new
+from datamodules.storage import new_folder, require_new
 from experiments.deliver.dataset import export_dataset
 from experiments.deliver.sidecar import about_sam, write_sidecar
 from experiments.store.fitted import settings_of_run
@@ -45,7 +45,7 @@ def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> 
     from lightning_modules.segmenters.sam.export import save_segment_anything
     from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         save_segment_anything(merged_state_dict(sam), folder / SAM_FILE)
         about = about_sam(config, sam)
         write_sidecar(folder, manifest, weights=folder / SAM_FILE, about=about)
@@ -59,7 +59,7 @@ def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None
 
     # Of pixels in [0, 1]; segment_anything has them for 0..255.
     mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         save_transformers(sam, merged_state_dict(sam), folder, image_mean=mean, image_std=std)
         about = about_sam(config, sam)
         write_sidecar(folder, manifest, weights=folder / "model.safetensors", about=about)
@@ -68,7 +68,7 @@ def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None
 def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
     """LoRA weights for a diffusers pipeline's `load_lora_weights`."""
     generator, about = _stable_diffusion(run_dir, manifest)
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         # The mask's channels are in a file of their own, where there are any.
         for name in (*LORA_FILES, *(path.name for path in generator.glob(CONV_IN))):
             shutil.copyfile(generator / name, folder / name)
@@ -84,7 +84,7 @@ def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
 
     module = load_stable_diffusion(generator)
     base = load_base(module.config.base_model, revision=module.config.revision)
-    with commit_folder(out) as folder:
+    with new_folder(out) as folder:
         save_pipeline(module, base, folder)
         write_sidecar(folder, manifest, weights=generator / LORA_FILES[0], about=about)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.any_image import read_frames
+from datamodules.any_image import SUFFIXES, read_frames
 from datamodules.csv_table import number, read_table
 from datamodules.dicom import frame_name
 from datamodules.errors import InputError
@@ -47,7 +47,8 @@ def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Tell runs from images: the first places, as far as they hold a manifest; else the package's.
 
     Raises:
-        InputError: Runs without images, one run twice, or the package holds no model.
+        InputError: Runs without images, one run twice, a sweep's folder, or the package holds no
+            model.
     """
     others = list(places)
     runs = []
@@ -68,11 +69,17 @@ def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 def _is_run(place: Path, *, others: Sequence[Path], is_first: bool) -> bool:
     """Whether a place is meant as a run; of damaged ones `read_manifest` says what is missing."""
+    if (place / "plan.json").is_file():
+        raise InputError(
+            f"{place}: a sweep's folder, neither a run nor images; sonosweep report NAME --explain "
+            "CELL names the runs of a row"
+        )
     if (place / "manifest.json").is_file() or place.suffix in _WEIGHTS:
         return True
     if place.is_dir() and place.parent.name in ("fit", "fit_unet"):
         return True
-    return is_first and bool(others) and not place.exists()
+    is_named_image = place.suffix.lower() in SUFFIXES
+    return is_first and bool(others) and not place.exists() and not is_named_image
 
 
 def read_sizes(table: Path | None, *, of_all: float | None) -> Mapping[str, float] | None:
@@ -185,16 +192,24 @@ def _rows_of(
     return found
 
 
-def facts_of(given: Mapping[str, GivenImage], sizes: Mapping[str, float | None]) -> dict[str, Any]:
+def facts_of(
+    given: Mapping[str, GivenImage],
+    sizes: Mapping[str, float | None],
+    *,
+    table: Mapping[str, float] | None,
+) -> dict[str, Any]:
     """What was done with the files' own values, by file name, for summary.json."""
     images = {image.filename: image for image in given.values()}
     used = {given[name].filename: size for name, size in sizes.items()}
     return {
         "scaled_to_8_bit": {n: i.scaled_from for n, i in images.items() if i.scaled_from},
         "windows": {n: i.window for n, i in images.items() if i.window},
-        "sizes_not_used": {
-            n: i.no_size_because for n, i in images.items() if i.no_size_because and used[n] is None
-        },
+        "sizes_not_used": {n: i.no_size_because for n, i in images.items() if i.no_size_because},
+        "sizes_not_in_table": [
+            n
+            for n, i in images.items()
+            if table is not None and n not in table and i.file not in table
+        ],
         "other_sizes_stated_mm": {
             n: i.stated_mm
             for n, i in images.items()
@@ -220,8 +235,14 @@ def lines_on(facts: Mapping[str, Any]) -> list[str]:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(unused.items())[:3])
         dots = "; ..." if len(unused) > 3 else ""
         lines.append(
-            f"{len(unused)} images have no hc_mm, because the pixel size of their file is not one "
-            f"length ({reasons}{dots}); give --pixel-size MM, or --pixel-sizes CSV"
+            f"{len(unused)} files state a pixel size that is not one length ({reasons}{dots}): "
+            "without --pixel-size or --pixel-sizes they have no hc_mm, and with it one length "
+            "counts in both directions"
+        )
+    if absent := facts["sizes_not_in_table"]:
+        lines.append(
+            f"{len(absent)} images have no row in the pixel sizes given; those that their files "
+            f"state were used: {some_names(absent)}"
         )
     if others := facts["other_sizes_stated_mm"]:
         stated = some_names([f"{name} {size:.4g}" for name, size in others.items()])

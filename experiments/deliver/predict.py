@@ -15,9 +15,10 @@ from datamodules.annotation import read_image
 from datamodules.any_image import find_images
 from datamodules.ellipse import perimeter_px, rasterise
 from datamodules.mask_folder import some_names
-from datamodules.storage import commit_folder, require_new, write_atomic, write_json
+from datamodules.storage import new_folder, require_new, write_atomic, write_json
 from experiments.deliver.confidence import judge
 from experiments.deliver.inputs import (
+    PACKAGED,
     PROMPTS,
     boxes_of,
     facts_of,
@@ -146,7 +147,7 @@ def predict_command(
     paths, left = find_images(images)
     asked_sizes = read_sizes(pixel_size_table, of_all=pixel_size_mm)
     asked_boxes = read_boxes(box_table, prompt=prompt)
-    with commit_folder(out) as folder, tempfile.TemporaryDirectory() as scratch:
+    with new_folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
         with console.status("reading the images"):
             given = read_images(paths, Path(scratch))
         sizes = sizes_of(given, asked_sizes, of_all=pixel_size_mm, label=str(pixel_size_table))
@@ -175,13 +176,14 @@ def predict_command(
             "run": str(runs[0]) if len(runs) == 1 else None,
             "run_id": manifests[0].get("id") if len(runs) == 1 else None,
             "runs": [str(run) for run in runs],
+            "is_packaged": runs == [PACKAGED],
             "run_ids": [manifest.get("id") for manifest in manifests],
             "prompt": prompt if boxes is None else "given_box",
             "n_images": len(predictions),
             "n_found": sum(p.found for p in predictions),
             "not_found": {p.filename: p.reason for p in predictions if not p.found},
             "doubtful": {p.filename: p.reason for p in predictions if p.doubtful},
-            **facts_of(given, sizes),
+            **facts_of(given, sizes, table=asked_sizes),
             "not_read": left,
             "predictions": [asdict(p) for p in predictions],
         }
@@ -196,6 +198,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
     if all(p["pixel_size_mm"] is None for p in summary["predictions"]):
         lines.append("no pixel size is known, so hc_mm is empty; give --pixel-size MM")
+    model = "the model of the package" if summary["is_packaged"] else ", ".join(summary["runs"])
+    lines.append(f"segmented by {model}")
     lines.append(
         f"{summary['out']}: {summary['n_images']} masks and overlays, predictions.csv; a head in "
         f"{summary['n_found']} of {summary['n_images']} images"

@@ -15,19 +15,15 @@ from datamodules.layouts import LAYOUTS, layout_of
 from datamodules.mask_folder import find_masks, read_mask, some_names
 from datamodules.samples import Sample
 from datamodules.split_file import SplitFile
-from datamodules.storage import (
-    commit_folder,
-    content_key,
-    file_sha256,
-    write_atomic,
-    write_json,
-)
+from datamodules.storage import content_key, file_sha256, write_atomic, write_json
 from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MISSING = ("refuse", "empty")
+_OUTLINE_GAP = 0.3
+"""Dice of the ellipse above that of the mask, from which on the mask is called an outline."""
 PROMPT = "as_given"
 """Prompt of rows whose masks were made elsewhere: what the model was told is not known."""
 
@@ -122,6 +118,11 @@ def score_folder(
             "Dice 0 by --missing empty"
         )
     rows, empty, no_head = _score_rows(chosen, files=files, progress=progress)
+    if outlines := _outlines(rows):
+        notes.append(
+            f"{len(outlines)} masks look like outlines, whose ellipses fit and whose areas do not "
+            f"({some_names(outlines)}); a mask is a filled head"
+        )
     hashes = [[i, file_sha256(files[i]) if i in files else None] for i in sorted(chosen)]
     keys = {
         "trial_id": content_key(hashes),
@@ -174,6 +175,14 @@ def _score_rows(
         if progress is not None:
             progress(len(rows) // len(OUTPUTS), len(samples))
     return rows, tuple(empty), tuple(no_head)
+
+
+def _outlines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Images whose mask misses most of the head that its own ellipse covers."""
+    dice: dict[str, dict[str, float]] = {}
+    for row in rows:
+        dice.setdefault(row["sample_id"], {})[row["output"]] = row["dice"]
+    return [name for name, of in dice.items() if of["ellipse"] - of["mask"] > _OUTLINE_GAP]
 
 
 def _is_no_head(mask: np.ndarray, *, rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -242,13 +251,12 @@ def print_score(score: Score, console: Console) -> None:
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
-def write_score(score: Score, out: Path) -> None:
-    """Write per_image.csv, results.csv, score.json and summary.md, all or nothing."""
-    with commit_folder(out) as folder:
-        score.per_image.to_csv(folder / "per_image.csv", index=False)
-        score.results.to_csv(folder / "results.csv", index=False)
-        write_json(folder / "score.json", as_dict(score))
-        write_atomic(folder / "summary.md", _markdown(score))
+def write_score(score: Score, folder: Path) -> None:
+    """Write per_image.csv, results.csv, score.json and summary.md into a folder."""
+    score.per_image.to_csv(folder / "per_image.csv", index=False)
+    score.results.to_csv(folder / "results.csv", index=False)
+    write_json(folder / "score.json", as_dict(score))
+    write_atomic(folder / "summary.md", _markdown(score))
 
 
 def _n_not_fitted(score: Score) -> int:

@@ -1,5 +1,6 @@
 """What an exported model's file does not say: input, prompt, data and versions, as JSON."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConf
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
+HC18_DATA = f"fitted on images that are named as HC18's are; where they are: {HC18_LICENCE}"
 OTHER_DATA = "fitted on images of another source than HC18, whose licence is its owner's to state"
 PHANTOM_DATA = "fitted on procedural phantoms, which are free of licences and of patients"
 PLACEMENT = {
@@ -32,6 +34,7 @@ NORMALISATION = {
         "yourself: pixel_mean and pixel_std then only divide by 255"
     ),
 }
+_HC18_ID = re.compile(r"\d{3}_\d*HC")
 _PACKAGES = ("sonosweep", "torch", "segment-anything", "diffusers", "peft", "transformers")
 
 
@@ -85,4 +88,4 @@ def data_line(manifest: Mapping[str, Any]) -> str:
     if root is not None and (Path(root) / PHANTOM_MARKER).is_file():
         return PHANTOM_DATA
     ids = [str(each[0]) for each in manifest.get("content", {}).get("images", [])]
-    return HC18_LICENCE if ids and all("HC" in each for each in ids) else OTHER_DATA
+    return HC18_DATA if ids and all(map(_HC18_ID.fullmatch, ids)) else OTHER_DATA

@@ -24,7 +24,7 @@ from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
 from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
-from datamodules.storage import commit_folder, require_new, write_atomic
+from datamodules.storage import new_folder, require_new, write_atomic
 from experiments.deliver.inputs import PROMPTS, read_images
 
 N_CHALLENGE = 335
@@ -198,6 +198,8 @@ def submit_command(
         require_new(out, kind="file")
         if not out.parent.is_dir():
             raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
+        # Before an hour is spent on what cannot be written.
+        tempfile.TemporaryFile(dir=out.parent).close()
     if masks is not None:
         require_new(masks)
         if out in (masks, *masks.parents):
@@ -205,11 +207,12 @@ def submit_command(
     rows: list[SubmissionRow] = []
     degenerate: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = None if masks is None else stack.enter_context(new_folder(masks))
+        # In the folder, so that nothing lies elsewhere should the command be killed.
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         paths, samples = _images(test_root, is_submission=out is not None, scratch=scratch)
         if out is not None:
             _require_sizes(samples, test_root)
-        folder = None if masks is None else stack.enter_context(commit_folder(masks))
         # Here, because it imports torch: a wrong path is refused before that.
         from experiments.deliver.inference import segmented
 
@@ -225,13 +228,15 @@ def submit_command(
                 degenerate[file] = reason
             else:
                 rows.append(row_of_ellipse(ellipse, filename=file, pixel_size_mm=size))
+        for name, reason in degenerate.items():
+            console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
+        if out is not None:
+            # Before the folder of masks is there: both are written or none.
+            write_submission(out, rows, degenerate=list(degenerate), skip=skip_degenerate)
     if masks is not None:
         console.print(f"{masks}: {len(paths)} masks", markup=False, soft_wrap=True)
     if out is not None:
-        for name, reason in degenerate.items():
-            console.print(f"{name}: {reason}", markup=False, soft_wrap=True)
-        write_submission(out, rows, degenerate=list(degenerate), skip=skip_degenerate)
-        console.print(_verdict(out, rows=rows, degenerate=degenerate), soft_wrap=True)
+        _say_verdict(out, rows=rows, degenerate=degenerate, console=console)
 
 
 def write_submission(
@@ -254,17 +259,24 @@ def write_submission(
 def check_command(path: Path, *, test_root: Path, console: Console) -> None:
     """What `sonosweep submit --check` does."""
     rows = validate_submission(path, test_root)
-    console.print(_verdict(path, rows=rows, degenerate={}), soft_wrap=True)
+    _say_verdict(path, rows=rows, degenerate={}, console=console)
 
 
-def _verdict(path: Path, *, rows: Sequence[SubmissionRow], degenerate: Mapping[str, str]) -> str:
+def _say_verdict(
+    path: Path,
+    *,
+    rows: Sequence[SubmissionRow],
+    degenerate: Mapping[str, str],
+    console: Console,
+) -> None:
     n = len(rows)
+    verdict = f"{n} rows, valid for these test images; the challenge's own test set has "
+    verdict += str(N_CHALLENGE)
     if degenerate:
-        return f"{path}: {n} rows, {len(degenerate)} left out; this is not a valid submission"
-    if n == N_CHALLENGE:
-        return f"{path}: a valid submission of {n} rows"
-    own = f"the challenge's own test set has {N_CHALLENGE}"
-    return f"{path}: {n} rows, valid for these test images; {own}"
+        verdict = f"{n} rows, {len(degenerate)} left out; this is not a valid submission"
+    elif n == N_CHALLENGE:
+        verdict = f"a valid submission of {n} rows"
+    console.print(f"{path}: {verdict}", markup=False, soft_wrap=True)
 
 
 def _images(

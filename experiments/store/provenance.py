@@ -119,5 +119,11 @@ def provenance() -> dict[str, Any]:
         **code_state(),
         "machine": machine(),
         "versions": {package: package_version(package) for package in PACKAGES},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """The command line, as a user can type it again."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["sonosweep" if name == "__main__.py" else name, *sys.argv[1:]])

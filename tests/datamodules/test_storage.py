@@ -15,6 +15,7 @@ from datamodules.storage import (
     content_key,
     file_sha256,
     files_sha256,
+    new_folder,
     require_new,
     write_atomic,
     write_json,
@@ -127,6 +128,31 @@ def test_commit_folder_keeps_what_another_process_finished(tmp_path):
             (other / "a").write_text("first")
     assert (tmp_path / "set" / "a").read_text() == "first"
     assert names(tmp_path) == ["set"]
+
+
+def test_what_another_command_made_meanwhile_is_not_taken_for_ones_own(tmp_path):
+    out = tmp_path / "new" / "out"
+
+    def make_both():
+        with new_folder(out) as ours:
+            (ours / "a").write_text("ours")
+            with new_folder(out) as theirs:
+                (theirs / "a").write_text("theirs")
+
+    with pytest.raises(InputError, match="out: another command made it meanwhile"):
+        make_both()
+    assert (out / "a").read_text() == "theirs"
+    assert names(tmp_path / "new") == ["out"]
+    with pytest.raises(InputError, match="out: exists"), new_folder(out):
+        pass
+
+
+def test_parents_that_were_made_for_nothing_go_too(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="no"), commit_folder(tmp_path / "there" / "a" / "b" / "c"):
+        raise ValueError("no")
+    assert names(tmp_path) == ["there"]
+    assert names(tmp_path / "there") == []
 
 
 def test_commit_folder_fails_where_a_file_has_the_name(tmp_path):

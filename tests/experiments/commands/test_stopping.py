@@ -1,4 +1,4 @@
-"""SIGTERM leaves nothing half-made behind, and other handlers alone."""
+"""SIGTERM and SIGHUP leave nothing half-made behind, and other handlers alone."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from datamodules.fetch import unpack
-from experiments.commands.stopping import STOPPED, ends_by_sigterm
+from experiments.commands.stopping import STOPPED, ends_by_signal
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 
 COMMANDS = {
@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "draw": (
         ["draw", "--height", "32", "--width", "32", "--out", "made/out"],
-        "experiments.deliver.draw.draw_pairs",
+        "experiments.stages.generator.draw_pairs",
     ),
     "score": (
         ["score", "masks", "--root", "HC18", "--missing", "empty", "--out", "made/out"],
@@ -96,18 +96,26 @@ def test_a_second_one_does_not_cut_the_clearing_up_short():
             os.kill(os.getpid(), signal.SIGTERM)
             cleared.append(True)
 
-    with pytest.raises(SystemExit) as ended, ends_by_sigterm():
+    with pytest.raises(SystemExit) as ended, ends_by_signal():
         write()
     assert (ended.value.code, cleared) == (143, [True])
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_a_handler_that_is_there_stays():
+def test_a_closed_terminal_ends_it_too():
+    with pytest.raises(SystemExit) as ended, ends_by_signal():
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert ended.value.code == 128 + signal.SIGHUP
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_handler_that_is_there_stays(number):
     seen = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: seen.append(True))
+    previous = signal.signal(number, lambda *_: seen.append(True))
     try:
-        with ends_by_sigterm():
-            os.kill(os.getpid(), signal.SIGTERM)
+        with ends_by_signal():
+            os.kill(os.getpid(), number)
         assert seen == [True]
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, previous)

@@ -26,7 +26,7 @@ from transformers import SamImageProcessor, SamModel, SamProcessor
 
 from datamodules.phantom import write_phantom
 from datamodules.storage import file_sha256
-from experiments.deliver.sidecar import HC18_LICENCE, OTHER_DATA, PHANTOM_DATA, data_line
+from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.stages.fit import fitted_segmenter
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.segmenters.sam.network import build_sam, decode, encoder_input
@@ -177,7 +177,7 @@ def test_sidecar_says_what_the_weights_do_not(sonosweep, tiny_run, tmp_path):
     assert found["weights"] == {"file": "sam.pth", "sha256": file_sha256(out / "sam.pth")}
     assert found["run"] == {"stage": "fit", "id": "0123", "sweep": "test", "git_sha": "abc"}
     assert found["versions"]["torch"] == version("torch")
-    assert found["data"] == HC18_LICENCE
+    assert found["data"] == HC18_DATA
     assert (found["backbone"], found["tuning"]) == ("tiny", "decoder")
     assert found["input"]["geometry"] == "pad"
     assert (found["input"]["image_side_px"], found["input"]["frame_side_px"]) == (64, 64)
@@ -186,8 +186,9 @@ def test_sidecar_says_what_the_weights_do_not(sonosweep, tiny_run, tmp_path):
 
 
 def test_data_line(tmp_path):
-    assert data_line({"content": {"images": [["001_HC", "x"]]}}) == HC18_LICENCE
-    assert data_line({"content": {"images": [["001_HC", "x"], ["P1_Plane", "y"]]}}) == OTHER_DATA
+    assert data_line({"content": {"images": [["001_HC", "x"], ["017_2HC", "y"]]}}) == HC18_DATA
+    for other in ("P1_Plane", "CHC_0001", "HCUP3_a"):
+        assert data_line({"content": {"images": [["001_HC", "x"], [other, "y"]]}}) == OTHER_DATA
     assert data_line({}) == OTHER_DATA
     write_phantom(tmp_path / "phantom", n_exams=3, seed=0)
     manifest = {
@@ -307,4 +308,4 @@ def test_a_failed_write_leaves_nothing(sonosweep, monkeypatch, tiny_run, tmp_pat
     code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "No space left on device" in err
-    assert list((tmp_path / "new").iterdir()) == []
+    assert not (tmp_path / "new").exists()

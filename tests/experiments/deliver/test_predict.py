@@ -101,6 +101,7 @@ def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_pat
     code, printed, _ = sonosweep(*words)
     assert code == 0
     assert "4 masks and overlays, predictions.csv; a head in 4 of 4 images" in printed
+    assert f"segmented by {run_dir}\n" in printed
     assert (
         "1 images of more than 8 bit were scaled from their own range to 0..255: c.tif" in printed
     )

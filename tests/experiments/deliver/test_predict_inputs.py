@@ -76,6 +76,32 @@ def test_the_size_that_is_given_counts(sonosweep, run_dir, speckle, hand_made, t
     assert sonosweep(*words, "--out", tmp_path / "each")[0] == 0
     sizes = [float(row["pixel_size_mm"]) for row in table(tmp_path / "each").values()]
     assert sizes == pytest.approx([0.4, 0.5, 0.2, 0.2])
+    summary = json.loads((tmp_path / "each" / "summary.json").read_text())
+    assert summary["sizes_not_in_table"] == ["b_frame1", "b_frame2"]
+
+
+def test_a_size_given_for_pixels_that_are_not_square_is_told(
+    sonosweep, run_dir, speckle, hand_made, tmp_path
+):
+    write_dicom(tmp_path / "a.dcm", speckle[:1], PixelSpacing=[0.3, 0.2])
+    words = ("predict", run_dir, tmp_path / "a.dcm", "--pixel-size", 0.2, "--out", tmp_path / "o")
+    code, printed, _ = sonosweep(*words)
+    assert code == 0
+    assert "its pixels are not square" in printed
+    assert "one length counts in both directions" in printed
+
+
+def test_a_sweep_is_neither_a_run_nor_images(sonosweep, run_dir, speckle, tmp_path):
+    sweep = tmp_path / "hc18-few"
+    sweep.mkdir()
+    (sweep / "plan.json").write_text("{}")
+    code, _, err = sonosweep("predict", sweep, tmp_path, "--out", tmp_path / "o")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "hc18-few: a sweep's folder, neither a run nor images" in err
+    code, _, err = sonosweep("predict", tmp_path / "typo.png", sweep, "--out", tmp_path / "o")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "typo.png: no such file" in err
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize(

@@ -196,10 +196,28 @@ def test_folders_without_usable_masks(samples, tmp_path):
     (folder / "._001_HC.png").write_bytes(b"")
     files, notes = find_masks(folder, sample_ids=ids, known=samples)
     assert files == {"001_HC": folder / "001_HC.png"}
-    assert notes == ["1 PNG files of no known image were not read (case_7)"]
+    assert notes == [
+        "1 files are no PNG and were not read (001_HC.nii.gz)",
+        "1 PNG files of no known image were not read (case_7)",
+    ]
     (folder / "001_HC_mask.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"001_HC\.png and 001_HC_mask\.png are both for 001_HC"):
         find_masks(folder, sample_ids=ids, known=samples)
+
+
+def test_the_ending_of_a_mask_may_be_in_capitals(samples, masks):
+    (masks / "001_HC.png").rename(masks / "001_HC.PNG")
+    score = score_folder(masks, samples=samples, name="a")
+    assert (score.missing, score.notes) == ((), ())
+
+
+def test_outlines_given_for_masks_are_told(samples, masks):
+    drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
+    edge = cv2.morphologyEx(drawn, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
+    cv2.imwrite(str(masks / "001_HC.png"), edge)
+    (note,) = score_folder(masks, samples=samples, name="a").notes
+    assert note.startswith("1 masks look like outlines")
+    assert "(001_HC)" in note
 
 
 def test_split_file_chooses_the_images(samples, masks, tmp_path):

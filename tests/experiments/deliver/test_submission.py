@@ -245,14 +245,16 @@ def test_degenerate_prediction_is_not_invented(
     sonosweep, hc18_folder, run_dir, hand_made, tmp_path
 ):
     hand_made["001_HC"] = np.zeros((54, 80), np.uint8)
-    out = tmp_path / "s.csv"
-    words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out)
+    out, masks = tmp_path / "s.csv", tmp_path / "masks"
+    words = ("submit", run_dir, "--test-root", hc18_folder, "--out", out, "--masks", masks)
     code, printed, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "for 1 of 2 images the prediction gives no ellipse (001_HC.png)" in err
     assert "001_HC.png: the predicted mask is empty" in printed
     assert not out.exists()
+    assert not masks.exists()
     code, printed, _ = sonosweep(*words, "--skip-degenerate")
+    assert len(list(masks.iterdir())) == 2
     assert code == 0
     assert "1 rows, 1 left out; this is not a valid submission" in printed
     lines = out.read_text().splitlines()
