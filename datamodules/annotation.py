@@ -12,6 +12,7 @@ import numpy as np
 from datamodules.dicom import is_dicom, one_dicom_image
 from datamodules.ellipse import Ellipse, contour_distance_px, fit_ellipse, rasterise
 from datamodules.errors import InputError
+from datamodules.grey import grey_of
 from datamodules.mask_values import foreground_of, one_channel
 from datamodules.samples import Sample
 
@@ -77,14 +78,6 @@ def _decode_raw(data: bytes, *, name: str) -> np.ndarray:
     return pixels
 
 
-def _decode(data: bytes, *, name: str) -> np.ndarray:
-    """Return uint8 (H, W) or (H, W, 3) in cv2's channel order, alpha dropped, 16 bit scaled."""
-    pixels = _decode_raw(data, name=name)
-    if pixels.dtype == np.uint16:
-        pixels = np.round(pixels / 257.0).astype(np.uint8)
-    return pixels[..., :3] if pixels.ndim == 3 else pixels
-
-
 def read_bytes(path: Path) -> bytes:
     """Return the file's bytes; InputError where it cannot be read."""
     try:
@@ -104,12 +97,11 @@ def decode_image(data: bytes, *, name: str, frame: int | None = None) -> np.ndar
     """
     if is_dicom(data):
         return one_dicom_image(data, name=name, frame=frame).grey
-    pixels = _decode(data, name=name)
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY) if pixels.ndim == 3 else pixels
+    return grey_of(_decode_raw(data, name=name)).grey
 
 
 def read_image(path: Path, *, frame: int | None = None) -> np.ndarray:
-    """Return the grey image, uint8 (H, W): colour converted, 16 bit scaled to 8.
+    """Return the grey image, uint8 (H, W): colour and more than 8 bit as by `grey_of`.
 
     Of DICOM of several frames `frame` is the one that is meant, from 1.
 

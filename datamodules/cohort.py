@@ -16,6 +16,7 @@ from datamodules.samples import (
     check_match,
     png_names,
     read_csv,
+    refuse_other_pictures,
     require_utf8,
 )
 
@@ -165,10 +166,12 @@ def image_names(folder: Path) -> list[str]:
     """Return the names of a cohort's images, PNG and DICOM, in order.
 
     Raises:
-        InputError: There is none, a name is not UTF-8, or two would be one without their endings.
+        InputError: There is none, a picture of another format lies there, a name is not UTF-8, or
+            two would be one without their endings.
     """
     named = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
     images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
+    refuse_other_pictures(sorted(set(named).difference(images)))
     if not images:
         raise InputError(f"{folder}: no PNG or DICOM images; put <name>.png files there")
     stems: dict[str, Path] = {}

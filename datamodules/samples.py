@@ -29,6 +29,7 @@ FILLED_BIAS_PX = 1.40
 SECOND_TRIMESTER_FROM_HC_MM = 98.0
 THIRD_TRIMESTER_FROM_HC_MM = 260.0
 
+_PICTURES = (".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
 _HC18_NAME = re.compile(r"(?P<exam>.+)_(?P<frame>\d*)HC")
 COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
 
@@ -195,12 +196,24 @@ def _not_hc18(root: Path, *, part: str) -> InputError:
 
 
 def png_names(folder: Path) -> list[str]:
-    """Return the PNG files' names in order; hidden files (`._001_HC.png` of macOS) are left out."""
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.suffix == ".png" and not path.name.startswith(".")
-    )
+    """Return the PNG files' names in order; hidden files (`._001_HC.png` of macOS) are left out.
+
+    Raises:
+        InputError: See `refuse_other_pictures`.
+    """
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    refuse_other_pictures(paths)
+    return [path.name for path in paths if path.suffix == ".png"]
+
+
+def refuse_other_pictures(paths: Iterable[Path]) -> None:
+    """Raise InputError for a picture that would be passed over: no PNG, or called `.PNG`."""
+    for path in paths:
+        if path.suffix != ".png" and path.suffix.lower() in (".png", *_PICTURES):
+            raise InputError(
+                f"{path}: data are read from files that end in .png alone; save it as one, or "
+                "take it out of the folder"
+            )
 
 
 def text_of(name: str) -> str:

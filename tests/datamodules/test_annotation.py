@@ -219,6 +219,9 @@ def test_colour_and_16_bit_images_become_grey(tmp_path):
     cv2.imwrite(str(tmp_path / "d.png"), (grey * 257).astype(np.uint16))
     np.testing.assert_array_equal(read_image(tmp_path / "c.png"), grey)
     np.testing.assert_array_equal(read_image(tmp_path / "d.png"), grey)
+    # 12 bit of 16, as many scanners write them: as `predict` shows them.
+    cv2.imwrite(str(tmp_path / "e.png"), (grey * 16).astype(np.uint16))
+    np.testing.assert_array_equal(read_image(tmp_path / "e.png"), grey)
 
 
 def test_every_fixture_annotation_gives_its_csv_hc(hc18_folder):

@@ -192,6 +192,14 @@ def test_defects_of_a_cohort_are_named(tmp_path):
         read_cohort(root / "image")
 
 
+@pytest.mark.parametrize("name", ["image/c.PNG", "image/c.jpg", "mask/c_Annotation.PNG"])
+def test_a_picture_that_would_be_passed_over_is_refused(tmp_path, name):
+    root = make_cohort(tmp_path / "c", ["a", "b"])
+    (root / name).write_bytes(b"")
+    with pytest.raises(InputError, match=rf"{name}: data are read from files that end in \.png"):
+        read_cohort(root)
+
+
 def test_a_cohort_without_masks_says_that_evaluation_needs_them(tmp_path):
     root = make_cohort(tmp_path / "es", ["a", "b"])
     for mask in (root / "mask").iterdir():
