@@ -202,10 +202,16 @@ class ExperimentConfig:
 
     def judge(self) -> Any:
         """Settings of the segmenter that judges candidates, see `gate.judge`."""
-        # The decoder's tuning stands on embeddings that the store has anyway.
-        given = {"kind": "sam", "tuning": "decoder", **self.gate.judge}
-        if given["kind"] != "sam":
-            given = dict(self.gate.judge)
+        # No row would count the labels that it stopped by.
+        given = {"kind": "sam", **self.gate.judge, "early_stopping_patience": None}
+        if self.gate.judge.get("early_stopping_patience") is not None:
+            raise InputError(
+                "gate.judge: early_stopping_patience reads validation labels, which no row would "
+                "count; leave it out"
+            )
+        if given["kind"] == "sam":
+            # The decoder's tuning stands on embeddings that the store has anyway.
+            given = {"tuning": "decoder", **given}
         return block_settings(
             JUDGE, blocks={JUDGE: given}, kinds=SEGMENTERS, sections=self, where="gate"
         )

@@ -108,11 +108,14 @@ class Nodes:
         weights_id = row_of(settings).weights_id
         return None if weights_id is None else weights_id(settings)
 
-    def predicting(self, fit_key: str) -> dict[str, Any]:
-        """What predictions of a fit depend on beside it, for the content of stages that predict."""
-        fit = self.nodes[fit_key]
-        augment = fit.content.get("augment", {}).get("strength")
-        found = predicting(self.settings(fit.segmenter), augment=augment)
+    def predicting(self, fit_key: str, *, segmenter: str) -> dict[str, Any]:
+        """What predictions of a fit depend on beside it, for the content of stages that predict.
+
+        Blocks that differ in this alone share their fits, so `segmenter` names the one that is
+        meant.
+        """
+        augment = self.nodes[fit_key].content.get("augment", {}).get("strength")
+        found = predicting(self.settings(segmenter), augment=augment)
         return {"predicting": found} if found else {}
 
     def embed(

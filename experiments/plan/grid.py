@@ -50,7 +50,13 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
         (t for t in trials if t.condition == preferred),
         key=lambda t: (t.n_real, -t.support, -t.seed),
     )
-    key = box(nodes, chosen.fit_key, ids=nodes.images_of(chosen), fold=fold)
+    key = box(
+        nodes,
+        chosen.fit_key,
+        ids=nodes.images_of(chosen),
+        segmenter=chosen.segmenter,
+        fold=fold,
+    )
     return Plan(nodes=nodes.nodes, trials=[chosen]), key
 
 

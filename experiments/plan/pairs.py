@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from datamodules.errors import InputError
 from experiments.config.conditions import PAIRS, ConditionConfig
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
@@ -108,17 +109,17 @@ def _gated(nodes: Nodes, source: _Source) -> Pairs:
     factors = ConditionConfig(augment=config.gate.judge_augment)
     judge = nodes.fit(factors, cell=cell, ids=ids, pairs=None)
     upstream = {"candidates": candidates.key, "segmenter": judge, **source.upstream}
-    if nodes.settings(JUDGE).cache is not None:
+    if nodes.settings(JUDGE).cache == "embedding":
         upstream |= {
             "embeddings": nodes.embed_pairs(candidates, segmenter=JUDGE),
             "real_embeddings": nodes.embed(ids, what="train images", segmenter=JUDGE),
         }
-    gate = asdict(config.gate)
+    gate, judging = asdict(config.gate), nodes.predicting(judge, segmenter=JUDGE)
     # The judge is an input of its own.
     del gate["judge"], gate["judge_augment"]
     node = Node(
         stage="gate",
-        content={"gate": gate, "images": nodes.contents(ids), **nodes.predicting(judge)},
+        content={"gate": gate, "images": nodes.contents(ids), **judging},
         upstream=upstream,
         label=f"gate {candidates.n} {candidates.what}",
         steps=candidates.n,
@@ -133,14 +134,14 @@ def _gated(nodes: Nodes, source: _Source) -> Pairs:
 
 def _fidelity(nodes: Nodes, source: _Source, *, pairs: Pairs, judge: str) -> None:
     """Measured on a SAM's pooled features: the judge's, or those of the section `segmenter`."""
-    segmenter = JUDGE if nodes.settings(JUDGE).cache is not None else ""
+    segmenter = JUDGE if nodes.settings(JUDGE).cache == "embedding" else ""
     of, ids, fold = {"segmenter": segmenter}, source.ids, source.cell.fold
     node = Node(
         stage="fidelity",
         content={
             "images": nodes.contents(ids),
             "test": nodes.contents(nodes.data.folds[fold].test),
-            **nodes.predicting(judge),
+            **nodes.predicting(judge, segmenter=JUDGE),
         },
         upstream={
             "pairs": pairs.key,
@@ -216,7 +217,7 @@ def pseudo_labels(nodes: Nodes, *, rounds: int, cell: Cell) -> Pairs:
             "images": nodes.contents(unlabelled),
             "self_training": asdict(nodes.config.self_training),
             "frame_hw": list(nodes.settings(cell.segmenter).frame_hw),
-            **nodes.predicting(teacher),
+            **nodes.predicting(teacher, segmenter=cell.segmenter),
         },
         upstream={"teacher": teacher},
         label=f"label {len(unlabelled)} unlabelled images by {by}",
@@ -238,9 +239,15 @@ def _other_pairs(
     """Pairs that are made: by a generator, or without a network."""
     synthesis, ids = nodes.config.synthesis, nodes.images_of(cell)
     if factors.labels == "fixed":
-        if nodes.data.foreign_pairs is not None and factors == ConditionConfig(
-            pairs="synthetic", labels="fixed", augment=factors.augment, at_most=factors.at_most
-        ):
+        # What is done to the pairs afterwards does not matter.
+        bare = replace(factors, augment="none", without=[], extra=[], at_most=None, order="drawn")
+        is_imported = bare == ConditionConfig(pairs="synthetic", labels="fixed")
+        if nodes.data.foreign_pairs is not None and is_imported:
+            if factors.order != "drawn":
+                raise InputError(
+                    f"condition {cell.condition}: order={factors.order} needs what a gate "
+                    "measured, and the pairs of synthesis.folder pass none; use order=drawn"
+                )
             return _imported(nodes)
         n, support = synthesis.generator_count, synthesis.generator_support
         ids = nodes.images_of(Cell(condition="", n_real=n, support=support, fold=cell.fold))

@@ -9,10 +9,9 @@ from experiments.plan.nodes import Node
 from lightning_modules.segmenters.table import row_of
 
 
-def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
+def box(nodes: Nodes, fit_key: str, *, ids: list[str], segmenter: str, fold: int) -> str:
     """The stage that scores one fitted model under increasing box jitter."""
     test = list(nodes.data.folds[fold].test)
-    segmenter = nodes.nodes[fit_key].segmenter
     cached = _cached_test(nodes, segmenter, cohort=nodes.data.name, fold=fold)
     node = Node(
         stage="box",
@@ -21,7 +20,7 @@ def box(nodes: Nodes, fit_key: str, *, ids: list[str], fold: int) -> str:
             "test": nodes.references(test),
             "cohort": nodes.data.name,
             "jitter_draws": nodes.config.evaluation.jitter_draws,
-            **nodes.predicting(fit_key),
+            **nodes.predicting(fit_key, segmenter=segmenter),
         },
         upstream={"fit": fit_key, **cached},
         label=f"increasing box jitter: {nodes.nodes[fit_key].title}",
@@ -87,7 +86,11 @@ def scores(
         node = Node(
             stage="score",
             content=content
-            | (nodes.predicting(fit_key) if is_fitted else {"encoder": nodes.encoder(segmenter)}),
+            | (
+                nodes.predicting(fit_key, segmenter=segmenter)
+                if is_fitted
+                else {"encoder": nodes.encoder(segmenter)}
+            ),
             upstream={"fit": fit_key, **cached} if is_fitted else cached,
             label=f"score {what} on {cohort}, {prompt}",
             steps=len(content["test"]) * content["evaluation"].get("jitter_draws", 1),

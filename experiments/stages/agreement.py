@@ -9,6 +9,7 @@ from lightning import LightningModule
 from datamodules.prepared import prepare_images
 from datamodules.samples import Sample, content_hash_of
 from experiments.stages.context import StageContext
+from experiments.stages.device import device_of
 from lightning_modules.losses import cross_entropy
 from lightning_modules.prompts import prompt_boxes
 
@@ -34,6 +35,7 @@ def label_agreement(
         role: Input that holds the images' embeddings, where the judge reads embeddings.
     """
     settings = context.segmenter
+    judge.to(device_of(context.config))
     hashes = [content_hash_of(s) for s in samples]
     place = {
         "content_hashes": hashes,
@@ -42,7 +44,7 @@ def label_agreement(
         "cache_dir": context.cache_dir,
     }
     prepared = prepare_images(samples, **place)
-    embeddings = context.open_embeddings(role) if settings.cache is not None else None
+    embeddings = context.open_embeddings(role) if settings.cache == "embedding" else None
     large = prepared
     if embeddings is None and settings.image_factor > 1:
         large = prepare_images(samples, **place, factor=settings.image_factor)
@@ -56,7 +58,7 @@ def label_agreement(
                 context.config.gate.prompt,
                 mask=mask,
                 valid_hw=valid_hw,
-                offsets=torch.full((1, 4), context.config.segmenter.jitter_max_px / 2),
+                offsets=torch.full((1, 4), getattr(settings, "jitter_max_px", 0) / 2),
             )
             batch = {"valid_hw": valid_hw}
             if embeddings is not None:

@@ -207,6 +207,15 @@ def test_validation_labels_count_only_where_they_choose():
     assert early.trials[0].n_total_labels == early.trials[0].n_real + 10
 
 
+def test_the_judge_of_the_gate_reads_no_validation_label():
+    axes = ("sweep.condition=[synthetic_same_budget]", "sweep.segmenter=[unet]")
+    made = plan(*axes, "segmenter.early_stopping_patience=3")
+    assert {spec.n_val_labels for spec in made.grid} == {0}
+    assert [n.content["val"] for n in made.nodes.values() if n.stage == "fit"] == [[]] * 6
+    with pytest.raises(InputError, match=r"gate\.judge: early_stopping_patience reads validation"):
+        plan(*axes, "gate.judge={kind: unet, early_stopping_patience: 3}")
+
+
 def test_paths_devices_and_dashboards_do_not_change_ids():
     base = plan()
     same = plan(
@@ -331,6 +340,17 @@ def test_foreign_pairs_need_no_generator_and_no_gate():
     }
     assert made.trials[0].n_generator_labels is None
     assert made.trials[0].n_total_labels is None
+
+
+def test_what_is_done_to_foreign_pairs_asks_for_no_generator():
+    axes = ("sweep.segmenter=[unet]", "sweep.condition=[own]", "sweep.real_count=[5]")
+    axes += ("sweep.real_fraction=[]", "synthesis.generator_count=5")
+    data = make_data(foreign_pairs={"a": "1", "b": "2"})
+    own = "conditions.own={{pairs: synthetic, labels: fixed, augment: strong, {}}}".format
+    for more in ("extra: [zoom_out]", "without: [mirror]", "at_most: 1"):
+        assert "generator" not in stages(plan(*axes, own(more), data=data))
+    with pytest.raises(InputError, match="condition own: order=hardest needs what a gate measured"):
+        plan(*axes, own("at_most: 1, order: hardest"), data=data)
 
 
 @pytest.mark.parametrize(

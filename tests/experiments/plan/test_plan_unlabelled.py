@@ -7,6 +7,7 @@ from plan_parts import N_TRAIN, make_data, plan
 
 from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS
+from experiments.config.schema import JUDGE
 
 UNLABELLED = [name for name, row in CONDITIONS.items() if row.factors.uses_unlabelled]
 SMALL = ("sweep.real_fraction=[]", "sweep.real_count=[5]", "evaluation.prompts=[whole_image]")
@@ -142,6 +143,27 @@ def test_what_predictions_alone_depend_on_names_no_fit_and_holds_under_strong_au
     asked = {node.stage for node in made.nodes.values() if "predicting" in node.content}
     assert asked == {"score", "pseudo", "gate", "fidelity"}
     assert not any("predicting" in node.content for node in other.nodes.values())
+
+
+def test_blocks_that_differ_in_how_they_predict_share_fits_and_no_prediction():
+    one_look = "segmenters.one_look={kind: unet, closer_looks: 0, margin: 0}"
+    judge = ("gate.judge={kind: unet, closer_looks: 1}", "gate.judge_augment=strong")
+    axes = ("sweep.segmenter=[unet,one_look]", one_look, *judge, "sweep.real_fraction=[0.1]")
+    axes += ("sweep.condition=[strong,self_training,synthetic_same_budget_strong]",)
+    axes += ("statistics.primary.enabled=false", "synthesis.fidelity=false")
+    made, looks = plan(*axes), {"unet": 2, "one_look": 0, JUDGE: 1}
+    predicting = [n for n in made.nodes.values() if n.stage in ("score", "pseudo", "gate")]
+    assert {node.segmenter for node in predicting} == set(looks)
+    for node in predicting:
+        found = node.content.get("predicting", {}).get("closer_looks", 0)
+        assert found == looks[node.segmenter], node.label
+    specs = {(s.condition, s.segmenter): s for s in made.grid}
+    for name in ("strong", "self_training"):
+        both = [specs[name, segmenter] for segmenter in ("unet", "one_look")]
+        assert (both[0].fit_key == both[1].fit_key) == (name == "strong")
+        assert not set(both[0].score_keys.values()) & set(both[1].score_keys.values())
+    alone = plan("sweep.segmenter=[one_look]", *axes[1:])
+    assert {s.score_keys["hc18", "whole_image"] for s in alone.grid} <= set(made.nodes)
 
 
 def test_images_without_annotations_are_unlabelled_at_every_amount():
