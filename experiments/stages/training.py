@@ -121,6 +121,15 @@ def best_checkpoint(run_dir: Path) -> Path | None:
     return path if path.exists() else None
 
 
+class StaysStopped(EarlyStopping):
+    """Early stopping that holds after a resume too: a trainer's own flag is in no checkpoint."""
+
+    def on_train_start(self, trainer: Trainer, *_: object) -> None:
+        """Stop at once where the checkpoint was written after the last validation."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
 def make_trainer(
     *,
     run_dir: Path,
@@ -168,7 +177,13 @@ def make_trainer(
         )
     else:
         callbacks += [
-            EarlyStopping(monitor="val/dice", mode="max", patience=patience),
+            StaysStopped(
+                monitor="val/dice",
+                mode="max",
+                patience=patience,
+                # By itself it skips every validation of a short fit, which validates at each step.
+                check_on_train_epoch_end=False,
+            ),
             ModelCheckpoint(
                 dirpath=checkpoint_dir(run_dir),
                 filename="best",

@@ -107,8 +107,9 @@ def best_weight(folder) -> float:
     return float(state["weight"])
 
 
-@pytest.mark.parametrize("kill_after", [1, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("kill_after", [1, 3, 4, 5, 6, 7, None])
 def test_early_stopping_ends_alike_wherever_it_was_killed(tmp_path, kill_after):
+    """None: after its end, before anything says that it is done."""
     whole, steps = run(tmp_path / "whole")
     assert (steps, whole.validated) == (8, [2, 4, 6, 8])
     killed, _ = run(tmp_path / "killed", kill_after=kill_after)
@@ -117,6 +118,15 @@ def test_early_stopping_ends_alike_wherever_it_was_killed(tmp_path, kill_after):
     assert killed.validated + resumed.validated == whole.validated
     assert torch.equal(resumed.weight, whole.weight)
     assert best_weight(tmp_path / "killed") == best_weight(tmp_path / "whole")
+
+
+def test_a_short_fit_stops_early_too(tmp_path, monkeypatch):
+    """Lightning itself looks at the end of the epoch alone where every step is validated."""
+    monkeypatch.setitem(globals(), "STEPS", 10)
+    _, steps = run(tmp_path / "short")
+    # Best at step 4, then twice no better.
+    assert steps == 6
+    assert run(tmp_path / "short")[1] == 6
 
 
 def checkpoints(folder) -> list:
