@@ -37,6 +37,7 @@ SQUEUE = """
 echo "$*" >> squeue.calls
 if [ -e squeue_fails ]; then cat squeue_fails >&2; exit 1; fi
 cat queue 2>/dev/null || true
+echo a line of another kind
 """
 SCONTROL = 'echo "MaxArraySize            = $(cat max_array 2>/dev/null || echo 1001)"'
 SCANCEL = 'echo "$*" >> scancel.calls'

@@ -4,23 +4,19 @@ import json
 import re
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from runner_parts import make_sweep
 from slurm_parts import FakeSlurm, node, slurm_config, start
 from submitit.core.utils import DelayedSubmission
 from sweep_parts import SETTINGS
 
 from datamodules.errors import InputError
 from experiments.commands.run import run_sweep
-from experiments.config.running import SlurmConfig
-from experiments.plan.nodes import Plan
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.slurm_job import Batch, read_ledger, write_ledger
-from experiments.runner.slurm_queue import Seen, read_queue
-from experiments.runner.sweep import Sweep
 from experiments.store.runs import write_done, write_failed
 
 LOST = "slurm_load_jobs error: Unable to contact\n"
@@ -45,17 +41,8 @@ def make(tmp_path, fake):
     return launcher
 
 
-@pytest.fixture
-def sent(make):
-    """A launcher that has sent one job, 101, of one stage."""
-    launcher = make()
-    return launcher, *start(launcher, [node("a")])
-
-
-def look(launcher: SlurmLauncher, fake: FakeSlurm | None = None, **states: str) -> None:
-    """Look at the queue, which now shows some jobs in some states."""
-    if fake is not None:
-        fake.show(**states)
+def look(launcher: SlurmLauncher) -> None:
+    """Look at the queue, however short a time ago that was done."""
     launcher._next_look = 0.0
     launcher.look()
 
@@ -63,23 +50,18 @@ def look(launcher: SlurmLauncher, fake: FakeSlurm | None = None, **states: str) 
 def test_jobs_that_start_together_are_one_array_of_single_commands(tmp_path, fake, make):
     fit, other = node("a"), node("b")
     score = node("s", fit, stage="score")
-    asked = {"partition": "gpu", "account": "us", "qos": "long", "time_min": 90, "mem_gb": 7}
-    asked |= {"cpus": 3, "gpus": 1, "setup": "[module load cuda]"}
-    launcher = make(*[f"slurm.{key}={value}" for key, value in asked.items()])
-    jobs = start(launcher, [fit, score], [other])
+    asked = ("partition=gpu", "account=us", "qos=long", "time_min=90", "mem_gb=7", "cpus=3")
+    launcher = make("slurm.setup=[module load cuda]", *(f"slurm.{word}" for word in asked))
+    start(launcher, [fit, score], [other])
     (script,) = fake.scripts()
-    options, rest = script.partition("\n# setup\n")[::2]
-    assert [line for line in options.splitlines() if line.startswith("#SBATCH")] == [
-        f"#SBATCH --{option}"
-        for option in (
-            *("account=us", "array=0-1%2", "cpus-per-task=3", "gpus-per-node=1"),
-            *(f"job-name={fake.name_of(101)}", "mem=7GB", "nodes=1", "open-mode=append"),
-            *(f"output={tmp_path}/toy/slurm/%A_%a_0_log.out", "partition=gpu", "qos=long"),
-            *("requeue", "signal=B:TERM@120", "time=90"),
-        )
+    options, rest = script.split("\n# setup\n")
+    assert sorted(re.findall(r"^#SBATCH --(.+)", options, re.MULTILINE)) == [
+        *("account=us", "array=0-1%2", "cpus-per-task=3", "gpus-per-node=1"),
+        *(f"job-name={fake.name_of(101)}", "mem=7GB", "nodes=1", "open-mode=append"),
+        *(f"output={tmp_path}/toy/slurm/%A_%a_0_log.out", "partition=gpu", "qos=long"),
+        *("requeue", "signal=B:TERM@120", "time=90"),
     ]
     assert rest.startswith("module load cuda\n")
-    assert "srun" not in rest
     # SLURM's signal reaches the command only where the shell has become it.
     assert script.splitlines()[-1].startswith(f"exec {sys.executable} ")
     called = DelayedSubmission.load(tmp_path / "toy" / "slurm" / "101_0_submitted.pkl").function
@@ -90,24 +72,13 @@ def test_jobs_that_start_together_are_one_array_of_single_commands(tmp_path, fak
         *("--stage", fit.key, "--stage", score.key, f"store.root={tmp_path}"),
         *("sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]", "trainer.threads=3"),
     ]
-    assert [job.job_id for job in jobs] == ["101_0", "101_1"]
-    chains = [[fit.key, score.key], [other.key]]
-    assert read_ledger(launcher.folder) == [
-        Batch(name=fake.name_of(101), stages=chains, job_id="101")
-    ]
 
 
-@pytest.mark.parametrize(
-    ("words", "asked"),
-    [
-        ("slurm.gpus=2 trainer.accelerator=cpu", []),
-        ("trainer.devices=2", ["gpus-per-node=2"]),
-        ("slurm.gpus=2", ["gpus-per-node=2"]),
-    ],
-)
-def test_gpus_of_a_job(fake, make, words, asked):
-    start(make(*words.split()), [node("a")])
-    assert re.findall(r"#SBATCH --(gpus\S*)", fake.scripts()[0]) == asked
+def test_gpus_of_a_job(fake, make):
+    for words in ("slurm.gpus=2 trainer.accelerator=cpu", "slurm.gpus=2", "trainer.devices=2"):
+        start(make(*words.split()), [node("a")])
+    asked = [re.findall(r"#SBATCH --(gpus\S*)", script) for script in fake.scripts()]
+    assert asked == [[], ["gpus-per-node=2"], ["gpus-per-node=2"]]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +95,6 @@ def test_arrays_are_split_under_both_limits(fake, make, setting, cluster, ids):
     assert [job.job_id for job in jobs] == ids.split()
 
 
-LIMIT = "was preempted, or near its time limit"
 LOG = "log in the sweep's folder slurm/"
 
 
@@ -132,26 +102,23 @@ LOG = "log in the sweep's folder slurm/"
     ("shown", "was_killed", "words"),
     [
         ("TIMEOUT 0", True, f"ended as TIMEOUT (slurm.time_min), {LOG}"),
-        ("FAILED 33280", True, LIMIT),
+        ("FAILED 33280", True, "was preempted, or near its time limit"),
         ("FAILED 0:9", True, f"ended as FAILED (exit code -9), {LOG}"),
-        ("FAILED 256", False, f"ended as FAILED (exit code 1), {LOG}"),
+        ("FAILED 1:0", False, f"ended as FAILED (exit code 1), {LOG}"),
         ("CANCELLED 15", False, f"ended as CANCELLED (by scancel), {LOG}"),
         ("OUT_OF_MEMORY 9", False, f"ended as OUT_OF_MEMORY (raise slurm.mem_gb), {LOG}"),
         ("PREEMPTED 0, PREEMPTED 0", True, f"ended as PREEMPTED, {LOG}"),
-        # SLURM queues it again, and another sweep got its number.
+        # SLURM queues it again.
         ("RUNNING 0, PREEMPTED 0, COMPLETING 0, PREEMPTED 0, PENDING 0, RUNNING 0", False, None),
-        ("RUNNING 0, another's", True, "has left the queue"),
     ],
 )
-def test_ends_after_which_the_same_job_may_succeed(fake, sent, shown, was_killed, words):
-    launcher, job = sent
+def test_ends_after_which_the_same_job_may_succeed(fake, make, shown, was_killed, words):
+    launcher = make()
+    (job,) = start(launcher, [node("a")])
     for state in shown.split(", "):
         assert job.end is None
-        if state == "another's":
-            (fake.folder / "queue").write_text("101 another-sweep RUNNING 0\n")
-            look(launcher)
-        else:
-            look(launcher, fake, j101=state)
+        fake.show(j101=state)
+        look(launcher)
     time.sleep(0.005)
     assert job.ended() == (words and f"its job 101 {words}")
     assert job.was_killed is was_killed
@@ -161,7 +128,8 @@ def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, f
     fit, score, other = node("a"), node("s", stage="score"), node("b")
     launcher = make("slurm.poll_s=60")
     both, failed = start(launcher, [fit, score], [other, score])
-    look(launcher, fake, j101_0="FAILED 256", j101_1="FAILED 256")
+    fake.show(j101_0="FAILED 256", j101_1="FAILED 256")
+    look(launcher)
     for each in (fit, score):
         assert both.ended() is None
         write_done(tmp_path / "store" / each.key, {"seconds": 1})
@@ -171,8 +139,9 @@ def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, f
     assert failed.ended() == f"its job 101_1 ended as FAILED (exit code 1), {LOG}"
 
 
-def test_squeue_may_fail_for_a_while(fake, sent, monkeypatch):
-    launcher, job = sent
+def test_squeue_may_fail_for_a_while(fake, make, monkeypatch):
+    launcher = make()
+    (job,) = start(launcher, [node("a")])
     (fake.folder / "squeue_fails").write_text(LOST)
     look(launcher)
     assert job.ended() is None
@@ -180,7 +149,8 @@ def test_squeue_may_fail_for_a_while(fake, sent, monkeypatch):
     with pytest.raises(InputError, match=r"squeue: .*Unable to contact.*jobs\.json"):
         SlurmLauncher(launcher._config).adopt()
     (fake.folder / "squeue_fails").unlink()
-    look(launcher, fake, j101="RUNNING 0")
+    fake.show(j101="RUNNING 0")
+    look(launcher)
     monkeypatch.setattr(slurm, "GIVE_UP_AFTER_S", 0.0)
     (fake.folder / "squeue_fails").write_text(LOST)
     look(launcher)
@@ -192,36 +162,27 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     fit, other, last = node("a"), node("b"), node("c")
     score = node("s", fit, stage="score")
     first = make()
-    start(first, [fit, score], [other])
-    start(first, [last])
-    fake.show(j101_0="RUNNING 0", j101_1="TIMEOUT 0", j102="PENDING 0")
-    # A third batch, whose id SLURM gave to another user after it had forgotten ours.
-    unknown_batch = Batch(name="toy-0000", stages=[["fit/dddd"]], job_id="102")
-    write_ledger(first.folder, [*read_ledger(first.folder), unknown_batch])
+    for chains in ([[fit, score], [other]], [[last]], [[node("d")], [node("e")]]):
+        start(first, *chains)
+    states = {"j101_0": "RUNNING 0", "j101_1": "TIMEOUT 0", "j102": "PENDING 0"}
+    fake.show(**states, j103_0="RUNNING 0", j103_1="PENDING 0")
+    # The third batch was just being sent, and SLURM gave the id of a fourth to another's.
+    batches = read_ledger(first.folder)
+    batches[2].job_id = None
+    forgotten = Batch(name="toy-0000", stages=[["fit/dddd"]], job_id="102")
+    write_ledger(first.folder, [*batches, forgotten])
     second = SlurmLauncher(first._config)
     adopted = {key: job.job_id for key, job in second.adopt().items()}
     assert adopted == {fit.key: "101_0", score.key: "101_0", last.key: "102"}
+    assert fake.calls("scancel") == ["103"]
     assert second.free() == 62
-    assert len(fake.scripts()) == 2
     # What has ended is forgotten with its batch, and what is sent now comes beside it.
     start(second, [other])
     names = [batch.name for batch in read_ledger(second.folder)]
-    assert names == [fake.name_of(number) for number in (101, 102, 103)]
-
-
-def test_a_batch_that_was_just_being_sent_is_cancelled_and_a_damaged_ledger_is_named(fake, make):
-    launcher = make()
-    start(launcher, [node("a")], [node("b")])
-    (batch,) = read_ledger(launcher.folder)
-    batch.job_id = None
-    write_ledger(launcher.folder, [batch])
-    fake.show(j101_0="RUNNING 0", j101_1="PENDING 0")
-    assert SlurmLauncher(launcher._config).adopt() == {}
-    assert fake.calls("scancel") == ["101"]
-    assert read_ledger(launcher.folder) == []
-    (launcher.folder / "jobs.json").write_text(json.dumps({"batches": [{"name": "x"}]}))
+    assert names == [fake.name_of(number) for number in (101, 102, 104)]
+    (second.folder / "jobs.json").write_text(json.dumps({"batches": [{"name": "x"}]}))
     with pytest.raises(InputError, match=r"jobs\.json: damaged .*remove it"):
-        launcher.adopt()
+        second.adopt()
 
 
 def test_what_is_in_the_queue_is_counted_and_leaving_says_how_it_is_ended(fake, make):
@@ -229,16 +190,18 @@ def test_what_is_in_the_queue_is_counted_and_leaving_says_how_it_is_ended(fake, 
     assert (launcher.free(), launcher.leave([])) == (4, "")
     jobs = start(launcher, [node("a")], [node("b")])
     jobs += start(launcher, [node("c")])
-    look(launcher, fake, j101_0="RUNNING 0", j101_1="COMPLETED 0", j102="PENDING 0")
+    fake.show(j101_0="RUNNING 0", j101_1="COMPLETED 0", j102="PENDING 0")
+    look(launcher)
     (call,) = fake.calls("squeue")
     assert f"--name={','.join(sorted([fake.name_of(101), fake.name_of(102)]))}" in call
     assert "--states=all" in call
     assert launcher.free() == 2
-    assert launcher.leave(jobs) == (
-        "2 jobs stay in SLURM's queue, and the same command takes up what is left of them; to end "
-        "them: scancel 101 102"
-    )
+    assert re.fullmatch(r"2 jobs stay .*; to end them: scancel 101 102", launcher.leave(jobs))
     assert fake.calls("scancel") == []
+    # SLURM counts from 1 again: what has the number of ours is another's.
+    (fake.folder / "queue").write_text("102 another-sweep RUNNING 0\n")
+    look(launcher)
+    assert (jobs[2].end.words, jobs[2].was_killed) == ("its job 102 has left the queue", True)
 
 
 def test_the_first_refusal_ends_the_sweep_in_sbatchs_words(fake, make, capfd):
@@ -260,7 +223,7 @@ def test_a_later_refusal_fails_its_stages_or_is_tried_again(fake, make, monkeypa
     assert job.ended() is None
     assert launcher.leave([job]) == "", "it is in no queue yet"
     refusal.unlink()
-    look(launcher, fake)
+    look(launcher)
     assert job.job_id == "101"
     fake.show(j101="RUNNING 0")
     refusal.write_text("sbatch: error: Requested node configuration\n")
@@ -272,27 +235,24 @@ def test_a_later_refusal_fails_its_stages_or_is_tried_again(fake, make, monkeypa
 
 def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, make):
     fit, other = node("a"), node("b")
-    launcher, lines = make(), []
-    data = SimpleNamespace(
-        name="hc18", samples={}, unlabelled={}, rows={}, view=SimpleNamespace(content={})
-    )
-    plan = Plan(nodes={each.key: each for each in (fit, other)}, trials=[])
-    sweep = Sweep(launcher._config, data=data, plan=plan, launcher=launcher, say=lines.append)
+    sweep, _, lines = make_sweep(tmp_path, [fit, other], act=None)
+    sweep.launcher = make()
 
     def act() -> None:
         """The first job is cut off, the others end well."""
         n_sent = len(fake.scripts())
-        ends = {"j101_0": "TIMEOUT 0", "j101_1": "COMPLETED 0", "j102": "COMPLETED 0"}
-        if n_sent:
-            write_done(tmp_path / "store" / (other if n_sent == 1 else fit).key, {"seconds": 1})
-            fake.show(**dict(list(ends.items())[: n_sent + 1]))
+        if n_sent == 1:
+            write_done(tmp_path / "store" / other.key, {"seconds": 1})
+            fake.show(j101_0="TIMEOUT 0", j101_1="COMPLETED 0")
+        elif n_sent == 2:
+            write_done(tmp_path / "store" / fit.key, {"seconds": 1})
+            fake.show(j102="COMPLETED 0")
 
     sweep.run(act)
     assert {run.state for run in sweep.runs.values()} == {"done"}
     assert len(fake.scripts()) == 2
     (line,) = lines
-    assert line.startswith("a: its job 101_0 ended as TIMEOUT")
-    assert "it continues from its checkpoint" in line
+    assert re.match("a: its job 101_0 ended as TIMEOUT.*; it continues from its checkpoint", line)
 
 
 def test_no_slurm_is_said_before_anything_is_written(tmp_path, hc18_folder, monkeypatch):
@@ -303,22 +263,3 @@ def test_no_slurm_is_said_before_anything_is_written(tmp_path, hc18_folder, monk
     with pytest.raises(InputError, match=said):
         run_sweep(config, Console(quiet=True))
     assert not (tmp_path / "runs" / "toy").exists()
-    assert not list((tmp_path / "runs" / "store").glob("fit*"))
-
-
-def test_what_squeue_shows_is_read_line_by_line(fake):
-    shown = "7_0 toy-1 RUNNING 0\n7_[1-3] toy-1 PENDING 0\n8 toy-1 FAILED 2:0\nbroken line\n"
-    (fake.folder / "queue").write_text(shown)
-    assert read_queue([]) == {}
-    assert fake.calls("squeue") == []
-    assert read_queue(["toy-1"]) == {
-        "7_0": Seen(name="toy-1", state="RUNNING", code=0),
-        "7_[1-3]": Seen(name="toy-1", state="PENDING", code=0),
-        "8": Seen(name="toy-1", state="FAILED", code=2),
-    }
-
-
-def test_the_grace_lies_within_the_time_limit():
-    assert SlurmConfig(time_min=2, grace_s=119).grace_s == 119
-    with pytest.raises(ValueError, match=r"slurm\.grace_s=120: less than slurm\.time_min=2"):
-        SlurmConfig(time_min=2)
