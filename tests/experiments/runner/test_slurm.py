@@ -168,6 +168,7 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     fake.show(**states, j103_0="RUNNING 0", j103_1="PENDING 0")
     # The third batch was just being sent, and SLURM gave the id of a fourth to another's.
     batches = read_ledger(first.folder)
+    assert [batch.job_id for batch in batches] == ["101", "102", "103"]
     batches[2].job_id = None
     forgotten = Batch(name="toy-0000", stages=[["fit/dddd"]], job_id="102")
     write_ledger(first.folder, [*batches, forgotten])
