@@ -14,17 +14,14 @@ from scipy.spatial.distance import cdist
 from lightning_modules.metrics import dice_score
 
 
-def pooled(embedding: np.ndarray, *, with_spread: bool = False) -> np.ndarray:
-    """Reduce an image embedding to one vector by pooling over its grid.
-
-    The mean forgets where in the image something lies; the spread adds a little of the layout.
+def pooled(embedding: np.ndarray) -> np.ndarray:
+    """Reduce an image embedding to one vector, its mean over the grid.
 
     Args:
         embedding: (C, h, w) float16 or float32, h and w >= 1.
-        with_spread: Append the standard deviation over the grid of each channel.
 
     Returns:
-        float32 (C,), or (2 C,) with the spread; computed in float64.
+        float32 (C,), computed in float64.
 
     Raises:
         ValueError: Not (C, h, w), or nothing to pool.
@@ -32,9 +29,7 @@ def pooled(embedding: np.ndarray, *, with_spread: bool = False) -> np.ndarray:
     values = np.asarray(embedding)
     if values.ndim != 3 or values.size == 0:
         raise ValueError(f"an embedding is (C, h, w), not {values.shape}")
-    cells = values.reshape(len(values), -1).astype(np.float64)
-    parts = [cells.mean(axis=1), cells.std(axis=1)] if with_spread else [cells.mean(axis=1)]
-    return np.concatenate(parts).astype(np.float32)
+    return values.reshape(len(values), -1).astype(np.float64).mean(axis=1).astype(np.float32)
 
 
 def polynomial_mmd(features_a: np.ndarray, features_b: np.ndarray) -> float:
