@@ -17,6 +17,7 @@ from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.config.stored import STORED_NAME, as_stored
 from experiments.config.wandb_mode import mode_and_source, resolve_mode
+from experiments.config.words import counted
 from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -113,8 +114,8 @@ def execute(
         say(
             console,
             f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
-            f"and {len(split.test)} test images; {n} trial{'s' * (n != 1)} in {len(plan.nodes)} "
-            f"stages, {sweep.pending} to do",
+            f"and {len(split.test)} test images; {counted(n, 'trial')} in "
+            f"{counted(len(plan.nodes), 'stage')}, {sweep.pending} to do",
         )
         mode, source = mode_and_source(config.wandb)
         for note in (f"W&B: {mode} ({source})", *data.notes, *(whole or plan).notes):

@@ -1,8 +1,8 @@
 """Where a recipe leaves the paper's protocol (arXiv 2506.23664): footnotes of the comparison."""
 
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 from experiments.results.paper import PAPER_CONDITIONS
-from experiments.results.text import counted
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
 _BACKBONES = {

@@ -12,6 +12,7 @@ from datamodules.choices import CHOICES
 from datamodules.errors import InputError
 from datamodules.integrity import read_object, read_sealed
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells, rows_of
 from experiments.results.measures import MEASURES
@@ -153,7 +154,8 @@ def _known(rows: pd.DataFrame, part: str) -> list[str]:
 
 
 def _numbers(row: pd.Series) -> list[str]:
-    head = f"  {row['n_trials']} trials, {row['n_supports']} supports, {row['n_exams']:.0f} exams"
+    nouns = {"n_trials": "trial", "n_supports": "support", "n_exams": "exam"}
+    head = "  " + ", ".join(counted(row[name], noun) for name, noun in nouns.items())
     if pd.notna(row["dice_low"]):
         head += f", dice 95 % CI [{100 * row['dice_low']:.2f}, {100 * row['dice_high']:.2f}]"
     return [head] + [

@@ -13,9 +13,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from datamodules.storage import write_atomic
+from experiments.config.words import counted
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, save_figure
 from experiments.results.statistics import cluster_bootstrap_ci
-from experiments.results.text import bullets, counted, markdown_table
+from experiments.results.text import bullets, markdown_table
 
 MEASURES = {"dice": ("Dice, %", 100.0), "hc_abs_err_mm": ("HC error (ADF), mm", 1.0)}
 """Column to its axis label and the factor of its unit."""

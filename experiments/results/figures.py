@@ -7,12 +7,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.config.conditions import CONTROLS
+from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, series_style
 from experiments.results.rows import amounts, with_defaults
 from experiments.results.statistics import average_draws, cluster_bootstrap_ci
-from experiments.results.text import counted
 
 Amount = Literal["n_real", "n_total_labels"]
 DICE_LABEL = "Dice, % (mean over images)"
@@ -179,10 +179,10 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
         for amount in dict.fromkeys([*counts.index[:1], *counts.index[-1:]]):
             images = average_draws(own[own["amount"] == amount])
             least, most = counts.loc[amount]
-            n_real = f"{least:.0f}" + (f" to {most:.0f}" if most > least else "")
+            images_text = (f"{least:.0f} to " if most > least else "") + counted(most, "real image")
             exams = images.groupby("trimester")["exam_id"].nunique()
             panel = Panel(
-                title=", ".join(filter(None, [segmenter, f"{n_real} real images", words])),
+                title=", ".join(filter(None, [segmenter, images_text, words])),
                 curves=_trimester_curves(images, order=order, shown=named),
                 x_label="trimester",
                 y_label=DICE_LABEL,

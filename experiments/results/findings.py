@@ -10,6 +10,7 @@ import pandas as pd
 
 from datamodules.choices import choice_label
 from experiments.config.conditions import BOX_ALONE, condition_phrase
+from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.choosing import choosing_phrase, headline_contrasts
 from experiments.results.contrasts import (
@@ -20,7 +21,6 @@ from experiments.results.contrasts import (
     verdict,
 )
 from experiments.results.rows import amounts, with_defaults
-from experiments.results.text import counted
 
 FEW_EXAMS = 20
 """Below this many exams an interval is a rough guide."""

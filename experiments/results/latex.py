@@ -40,8 +40,8 @@ def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
         for i, note in enumerate(block.notes):
             if note:
                 frame.loc[i, first_interval] = note.split(":")[0]
-                names = ", ".join(filter(None, block.rows.loc[i, list(block.heads)]))
-                named = f"{names}, {frame.loc[i, 'n real']} real images: {note}."
+                names = [*block.rows.loc[i, list(block.heads)], block.amounts[i]]
+                named = f"{', '.join(filter(None, names))}: {note}."
                 reasons += [named] if named not in reasons else []
         short = {name: COLUMNS[name].latex or name for name in frame}
         label = f"tab:{block.test_cohort}-{block.prompt}"

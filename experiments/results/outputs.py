@@ -15,6 +15,7 @@ from datamodules.storage import content_key, write_atomic, write_json
 from experiments.config.schema import resolved
 from experiments.config.statistics import StatisticsConfig
 from experiments.config.wandb_mode import resolve_mode
+from experiments.config.words import counted
 from experiments.plan.nodes import Plan
 from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
@@ -206,7 +207,7 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
     seconds = sum(run.seconds for run in sweep.runs.values())
     is_whole = all(run.is_done for run in sweep.runs.values())
     nothing = "nothing was left to do" if is_whole else "no stage was finished"
-    work = f"{done} stages in {clock(seconds)}" if done else nothing
+    work = f"{counted(done, 'stage')} in {clock(seconds)}" if done else nothing
     lines = [
         finding_text,
         "",

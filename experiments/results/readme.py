@@ -5,8 +5,9 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
+from experiments.config.words import counted
 from experiments.results.tables import LABELS
-from experiments.results.text import Block, counted, markdown_table
+from experiments.results.text import Block, markdown_table
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
 from experiments.store.provenance import machine

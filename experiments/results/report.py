@@ -20,6 +20,7 @@ from datamodules.attribution import HC18_LICENCE
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
+from experiments.config.words import counted
 from experiments.results.axes import axis_label, each_place, is_control, prompt_label, shown_axes
 from experiments.results.choosing import choice_table
 from experiments.results.contrasts import Contrasts, comparisons, verdict
@@ -28,7 +29,6 @@ from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_p
 from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.tables import blocks, footnotes
-from experiments.results.text import counted
 from experiments.results.verdict import comparison_table, verdict_sentences
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."

@@ -12,6 +12,7 @@ from datamodules.annotation import annotation_of, image_of
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
+from experiments.config.words import counted
 from experiments.results import report_synthesis as synthesis
 from experiments.results.axes import is_control, prompt_label, series_label, shown_axes
 from experiments.results.figures import figure_trimesters
@@ -20,7 +21,6 @@ from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
 from experiments.results.self_training import kept_labels
-from experiments.results.text import counted
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
 from experiments.store.provenance import code_name, provenance
@@ -124,7 +124,7 @@ def _data_facts(sweep: Sweep) -> dict[str, str]:
     subset = sweep.config.data.subset
     return {
         "cohort": sweep.data.name,
-        "subset": f"{subset.name}, {len(index.rows)} images",
+        "subset": f"{subset.name}, {counted(len(index.rows), 'image')}",
         "exams": str(len({row.exam_id for row in index.rows})),
         "annotations": ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items())),
         "near-duplicate pairs": str(len(index.duplicates)),

@@ -10,6 +10,7 @@ import pandas as pd
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.errors import InputError
 from experiments.config.conditions import CONDITIONS, CONTROLS
+from experiments.config.words import counted
 from experiments.results import checked
 from experiments.store.columns import OUTPUTS
 from experiments.store.layout import check_sweep
@@ -188,5 +189,5 @@ def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
 def amounts(rows: pd.DataFrame) -> pd.Series:
     """Name the amount of real data of each row: "10 %" of a fraction, else "40 images"."""
     per_cent = (rows["real_fraction"] * 100).map(lambda share: f"{share:.4g} %")
-    count = rows["n_real"].map(lambda n: f"{n:.0f} image" if n == 1 else f"{n:.0f} images")
+    count = rows["n_real"].map(lambda n: counted(n, "image"))
     return per_cent.where(rows["real_fraction"].notna(), count)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from datamodules.choices import CHOICES
 from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label
+from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.measures import MEASURES
@@ -43,6 +44,11 @@ def _number(value: float, digits: int = 0) -> str:
 def _span(row: Mapping, stem: str) -> str:
     low, high = row[f"{stem}_min"], row[f"{stem}_max"]
     return _number(low) if pd.isna(low) or low == high else f"{low:.0f}–{high:.0f}"
+
+
+def _real_images(row: Mapping) -> str:
+    low, high = row["n_real_min"], row["n_real_max"]
+    return ("" if low == high else f"{low:.0f} to ") + counted(high, "real image")
 
 
 def _total(row: Mapping) -> str:
@@ -211,6 +217,7 @@ def _block(
         rows=kept,
         heads=[name for name in LABELS if name in kept],
         notes=tuple(row["note"] for row in records),
+        amounts=tuple("" if row["condition"] in CONTROLS else _real_images(row) for row in records),
         controls=controls,
         spreads=spreads,
         best=best,
@@ -236,8 +243,8 @@ def _best(values: pd.Series, *, groups: pd.Series, is_better_high: bool) -> pd.S
 def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
     results = with_defaults(results)
-    counted = ["trimesters_missing", "n_not_found", "n_not_fitted"]
-    results = results.reindex(columns=results.columns.union(counted, sort=False))
+    needed = ["trimesters_missing", "n_not_found", "n_not_fitted"]
+    results = results.reindex(columns=results.columns.union(needed, sort=False))
     more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
     present, chosen = set(results["condition"]), set(results["choice"])
     folds, is_short = results["fold"].nunique(), results["trimesters_missing"].fillna("") != ""

@@ -1,4 +1,4 @@
-"""Tables of text cells as GitHub Markdown, and counts in sentences."""
+"""Tables of text cells as GitHub Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +23,8 @@ class Block:
     """Whether a cell is the best of its rivals, as printed; shaped as `rows`."""
     notes: tuple[str, ...] = ()
     """What a row did not deliver, aligned with the rows: "failed: reason", "pending" or ""."""
+    amounts: tuple[str, ...] = ()
+    """How many real images a row has, in words, aligned with the rows; "" for a control."""
     controls: tuple[bool, ...] = ()
     """Whether a row is a control's, aligned with the rows."""
     spreads: pd.DataFrame | None = None
@@ -67,8 +69,3 @@ def bullets(notes: Sequence[str]) -> list[str]:
 def escape_markdown(text: str) -> str:
     """Escape what Markdown would read as a mark or a cell's end."""
     return text.translate(_MARKS)
-
-
-def counted(number: float, noun: str) -> str:
-    """Write a count with its noun: 1 exam, 2 exams."""
-    return f"{number:.0f} {noun}" + ("" if number == 1 else "s")

@@ -7,6 +7,7 @@ import pandas as pd
 
 from datamodules.choices import CHOICES
 from experiments.config.conditions import condition_phrase
+from experiments.config.words import counted
 from experiments.results.axes import is_control, series_label
 from experiments.results.cells import cells
 from experiments.results.choosing import headline_contrasts
@@ -19,7 +20,6 @@ from experiments.results.contrasts import (
 )
 from experiments.results.findings import interval, more_labels, size
 from experiments.results.rows import with_defaults
-from experiments.results.text import counted
 
 MAX_WORDS = 25
 

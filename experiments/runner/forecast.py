@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
@@ -225,9 +226,9 @@ def forecast_text(found: Forecast) -> str:
             f"{found.n_test} test images. A dry run: nothing is started or written."
         ),
         *_wrapped(
-            f"{_count(sum(found.trials.values()), 'trial')}, {found.trials_done} done"
+            f"{counted(sum(found.trials.values()), 'trial')}, {found.trials_done} done"
             + "".join(f", {name} {n}" for name, n in found.trials.items())
-            + (f"; {_count(found.controls, 'control')}" if found.controls else "")
+            + (f"; {counted(found.controls, 'control')}" if found.controls else "")
         ),
         f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7}{'units':>8}{'about':>10}  estimate",
     ]
@@ -236,7 +237,7 @@ def forecast_text(found: Forecast) -> str:
         cost = f"{each.units:8}{clock(each.seconds):>10}  {each.source}" if each.to_do else ""
         lines.append(row + cost)
     if found.left_out:
-        stages = _count(found.left_out, "stage")
+        stages = counted(found.left_out, "stage")
         lines.append(f"{stages} left out: they failed, or need one that did (--retry-failed)")
     if found.shared:
         lines.append("made once for several:")
@@ -262,13 +263,9 @@ def _time(found: Forecast) -> str:
             how.append(f"{words} ({', '.join(stages)})")
     if not how:
         return "nothing is left to do"
-    at_once = _count(found.at_once, "stage")
+    at_once = counted(found.at_once, "stage")
     return f"about {clock(found.seconds)} with {at_once} at once; by {', '.join(how)}"
 
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

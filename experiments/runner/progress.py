@@ -9,6 +9,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from experiments.config.words import counted
 from experiments.runner.sweep import FINISHED, NodeRun, Sweep
 from experiments.runner.workload import Workload
 
@@ -106,8 +107,8 @@ class LiveProgress:
                 bar,
                 Text(_detail(run), style=style if run.state in ("failed", "blocked") else "dim"),
             )
-        rest = Text(f"  and {hidden} more stages", style="dim") if hidden else Text("")
-        return Group(head, table, rest)
+        more = f"  and {counted(hidden, 'more stage')}" if hidden else ""
+        return Group(head, table, Text(more, style="dim"))
 
     def _fitting(self, runs: list[NodeRun]) -> tuple[list[NodeRun], int]:
         """As many stages as the terminal has rows for: broken and running ones before others."""

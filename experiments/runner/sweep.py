@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 from experiments.plan.nodes import Node, Plan
 from experiments.plan.stage_table import STAGES
 from experiments.runner.launchers import Job, Launcher, LocalLauncher
@@ -329,10 +330,10 @@ class Sweep:
         n = len(self._failures_in_row)
         if n >= self.config.sweep.max_failures:
             first, *others = dict.fromkeys(each.reason for each in self._failures_in_row)
-            more = f" (and {len(others)} other reasons)" if others else ""
+            more = f" (and {counted(len(others), 'other reason')})" if others else ""
             self.halted = (
-                f"{n} stages failed in a row, so no more is started: {first}{more}; fix it and "
-                "start again with --retry-failed"
+                f"{counted(n, 'stage')} failed in a row, so no more is started: {first}{more}; fix "
+                "it and start again with --retry-failed"
             )
 
     def _batch_size(self, node: Node) -> int:

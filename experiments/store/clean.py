@@ -206,12 +206,13 @@ def _protected(
 ) -> str:
     """Why something that was asked for stays; nothing where it may go."""
     others = sorted(artefact.sweeps.difference(sweeps))
+    refer = f"sweep {others[0]} refers" if len(others) == 1 else f"sweeps {', '.join(others)} refer"
     users, owners = artefact.users - gone, inventory.possible_owners(artefact) - gone
     # A stage that runs may be reading any of the shared files.
     is_read = artefact.stage in SHARED and inventory.is_in_use
     reasons = {
         "in use": artefact.state == "held",
-        f"sweep {', '.join(others)} refers to it": bool(others),
+        f"{refer} to it": bool(others),
         "a sweep runs on this store": is_read,
         f"{min(users, default='')} uses it": bool(users),
         f"{min(owners, default='')} is not finished and may use it": bool(owners),
@@ -305,7 +306,7 @@ def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:
         reasons[reason].append(artefact)
     for reason, found in list(reasons.items())[:NAMED]:
         say(console, f"kept {_summary(found)}: {reason}")
-    say_more(console, len(reasons), more=" reasons to keep something")
+    say_more(console, len(reasons), more=" for other reasons")
 
 
 def _print_foreign(inventory: Inventory, console: Console) -> None:

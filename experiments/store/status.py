@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from datamodules.errors import InputError
+from experiments.config.words import counted
 from experiments.store.guard import is_held, is_used
 from experiments.store.layout import PLAN_NAME, check_version
 from experiments.store.plan_file import PlanFile, PlannedStage, PlannedTrial, read_plan
@@ -241,8 +242,8 @@ def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...
 
 
 def _counts(states: Iterable[State]) -> dict[State, int]:
-    counted = Counter(states)
-    return {state: counted[state] for state in STATES}
+    found = Counter(states)
+    return {state: found[state] for state in STATES}
 
 
 def _number(value: Any) -> float | None:
@@ -257,8 +258,8 @@ def print_status(status: SweepStatus, console: Console) -> None:
         leads = "its jobs run without it"
     n_trials, counts = sum(status.trials.values()), status.counts
     say(console, f"{status.name}: {leads}", style="bold")
-    say(console, f"{n_trials} trial{'' if n_trials == 1 else 's'}: ", format_counts(status.trials))
-    say(console, f"{len(status.stages)} stages: ", format_counts(counts))
+    say(console, f"{counted(n_trials, 'trial')}: ", format_counts(status.trials))
+    say(console, f"{counted(len(status.stages), 'stage')}: ", format_counts(counts))
     say(console)
     _print_cells(status.cells, console)
     for state in ("running", "interrupted", "failed"):

@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from results_parts import LONG, write_finished
 from test_self_training import KEPT
@@ -27,6 +28,16 @@ def test_each_command_stands_once_on_a_line_of_its_own(config):
     assert [line.rsplit("; ", 1)[1] for line in made] == ["command 1"] * 3 + ["command 2"]
     assert made[0].strip().startswith("label of score/a; commit 0123456789; started 1970-01-01")
     assert any(line.strip() == "dice_mean 85.00 %" for line in lines)
+    assert lines[1].startswith("  2 trials, 2 supports, 2 exams, dice 95 % CI [")
+
+
+def test_one_of_a_kind_is_no_plural(config, tmp_path):
+    folder = RunStore(tmp_path).sweep_dir(config.name)
+    for name in ("results.csv", "per_image.csv"):
+        rows = pd.read_csv(folder / name)
+        rows[rows["trial_id"] == "t0"].to_csv(folder / name, index=False)
+    lines = explain_cell(config, "hc18/whole_image/5/real").splitlines()
+    assert lines[1].startswith("  1 trial, 1 support, 2 exams")
 
 
 def test_the_line_of_a_teachers_labels_says_what_was_kept(config, tmp_path):

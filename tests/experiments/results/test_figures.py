@@ -201,6 +201,10 @@ def test_trimester_points_and_exam_counts():
         "40 real images",
         "800 real images",
     ]
+    one = figure_trimesters(
+        per_image.assign(real_fraction=np.nan, n_real=1), prompt="whole_image", test_cohort="hc18"
+    )
+    assert titles(one)[0].startswith("1 real image,")
     few = figure.axes[0]
     means = curves(few)["real only"].get_ydata()
     assert means == pytest.approx([80, 90, 70])  # exams a, b, c are of trimesters 1, 2, 3

@@ -86,6 +86,16 @@ def test_the_spread_of_several_trials_follows_its_mean():
     assert "±" not in text
 
 
+def test_a_failure_names_its_one_image():
+    rows = pd.concat([condition("real", [0.8, 0.9], n_real=1), condition("strong", [0.8, 0.9])])
+    results = aggregate(rows)
+    failed = results["condition"] == "real"
+    for n_real, words in ((1, "1 real image"), (2, "2 real images")):
+        late = {"status": "failed", "reason": "out of memory", "n_real": n_real}
+        made = blocks(results.assign(**late).where(failed, results, axis=0), per_image=rows)
+        assert f"real only, {words}: failed: out of memory." in to_latex(made, notes=[])
+
+
 def test_one_row_is_plain():
     text = to_latex([table(condition("real", [0.8, 0.9]))], notes=["As it is."])
     assert "textbf" not in text

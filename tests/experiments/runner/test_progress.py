@@ -63,6 +63,12 @@ def test_the_table_fits_and_shows_what_runs_and_what_failed(sweep, width, height
     assert (f"and {hidden} more stages" in text) == (hidden > 0)
 
 
+def test_one_stage_more_is_no_plural(sweep):
+    for key in list(sweep.runs)[4:]:
+        del sweep.runs[key]
+    assert "and 1 more stage" in [line.strip() for line in screen(sweep, width=80, height=7)]
+
+
 def test_a_log_without_a_terminal_has_whole_lines(sweep):
     console = Console(width=40, file=io.StringIO(), force_terminal=False)
     with LiveProgress(sweep, console) as progress:

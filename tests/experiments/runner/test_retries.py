@@ -108,7 +108,7 @@ def test_failures_in_a_row_stop_the_sweep_with_one_summary(tmp_path):
     sweep.run(lambda: None)
     assert len(fake.started) == 3
     assert sweep.halted.startswith("3 stages failed in a row, so no more is started: reason 0")
-    assert "1 other reason" in sweep.halted
+    assert "(and 1 other reason); " in sweep.halted
     assert "--retry-failed" in sweep.halted
     assert sum(state == "waiting" for state in states(sweep).values()) == 7
 

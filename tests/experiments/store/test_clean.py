@@ -300,6 +300,8 @@ def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys):
     said = f"error: --sweep c: no such sweep in {root}; known: a, b\n"
     assert clean("--sweep", "c") == (2, "", said)
     assert files(root) == before
+    plan_sweep(root, "c", plan_of("score/a"))
+    assert reasons(root, stages=("score",)) == {"score/a": "sweeps a, c refer to it"}
     assert clean(*fits, "--yes") == (0, "removed 1 fit (1.3 kB)\n", "")
     assert files(root) != before
 
