@@ -29,7 +29,8 @@ def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd
     """Average the done trials of each cell.
 
     A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
-    models, each `_sd` is the standard deviation (n - 1) of a mean, and the intervals resample
+    supports of the means over each support's models, so that no support counts more for having
+    more seeds; each `_sd` is the standard deviation (n - 1) over models, and the intervals resample
     exams and supports at once (exams alone where there is one support).
 
     Without per_image a cell of several trials has no interval, and one of several folds no number.
@@ -102,7 +103,8 @@ def _counts(part: pd.DataFrame) -> dict:
 def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None) -> dict:
     # Files of older versions lack some columns.
     known = models.reindex(columns=models.columns.union([*MEASURES, *_INTERVALS], sort=False))
-    row = {name: known[name].mean() for name in MEASURES}
+    means = known.groupby("support", sort=False, dropna=False)[list(MEASURES)].mean()
+    row = {name: means[name].mean() for name in MEASURES}
     row |= {m.spread_column: known[m.column].std(ddof=1) for m in MEASURES.values()}
     row |= {name: known[name].iloc[0] for name in _INTERVALS}
     if len(models) > 1:

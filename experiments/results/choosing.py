@@ -27,6 +27,7 @@ from experiments.results.rows import amounts, with_defaults
 
 _LIKE = ["test_cohort", "prompt", "amount", *(name for name in SERIES if name != "choice")]
 """What both sides of a comparison share."""
+_IMAGE = ["fold", "sample_id", "exam_id"]
 
 
 def unpaired_contrast(
@@ -41,7 +42,8 @@ def unpaired_contrast(
         n_boot: Resamples, where exams alone are resampled.
 
     Returns:
-        mean: over images, of the difference of the means over supports; low, high: interval by
+        mean: over images, of the difference of the means over supports (each the mean over its
+        seeds); low, high: interval by
         Student's t from the variances over exams (paired by image) and over the supports of either
         side, or over exams alone where a side has one support; p: two-sided, not adjusted;
         n_images, n_exams, n_supports (of the side that has fewer). Interval and p are NaN for one
@@ -49,9 +51,8 @@ def unpaired_contrast(
 
     Source: Welch 1947 for unpaired means, Satterthwaite 1946 for the degrees of freedom.
     """
-    keys = ["fold", "sample_id", "exam_id"]
-    sides = [side.fillna({"support": -1}) for side in (rows, baseline)]
-    means = [side.groupby(keys)["dice"].mean() for side in sides]
+    sides = [_support_means(side) for side in (rows, baseline)]
+    means = [side.groupby(_IMAGE)["dice"].mean() for side in sides]
     both = (means[0] - means[1]).dropna().rename("d").reset_index()
     n_supports = [side["support"].nunique() for side in sides]
     over_exams = crossed_bootstrap(
@@ -65,7 +66,7 @@ def unpaired_contrast(
     from scipy.stats import t  # slow to import, needed here only
 
     # A support's mean is over the common images, so that no other image moves it.
-    common = [side.merge(both[keys], on=keys) for side in sides]
+    common = [side.merge(both[_IMAGE], on=_IMAGE) for side in sides]
     own = [side.groupby("support")["dice"].mean().var(ddof=1) for side in common]
     parts = [variance / n for variance, n in zip(own, n_supports, strict=True)]
     variance = over_exams.standard_error**2 + sum(parts)
@@ -75,6 +76,12 @@ def unpaired_contrast(
     reach = float(t.ppf((1 + level) / 2, degrees)) * error
     ends = {"low": over_exams.value - reach, "high": over_exams.value + reach}
     return found | ends | {"p": float(2 * t.sf(abs(over_exams.value) / error, degrees))}
+
+
+def _support_means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Average the draws and seeds of each test image and support: a row each."""
+    known = rows.fillna({"support": -1})
+    return known.groupby([*_IMAGE, "support"], as_index=False)["dice"].mean()
 
 
 def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:
@@ -118,8 +125,8 @@ def choice_table(
 
     Returns:
         Cohort and prompt in words; choice, the other axes shown, condition, and a column an amount:
-        `93.7`, and for other choices than the first `94.9 (+1.2 [0.1, 2.3])`. No rows with a single
-        choice.
+        `93.7`, and for other choices than the first `94.9 (+1.2 [0.1, 2.3])`, without the bracket
+        where one exam gives no interval. No rows with a single choice.
     """
     if contrasts.empty:
         return "", pd.DataFrame()
@@ -133,10 +140,11 @@ def choice_table(
         words = {name: axis_label(name, keys[name]) for name in heads}
         words |= {"condition": condition_label(keys["condition"])} | dict.fromkeys(columns, "")
         for amount, images in part.groupby("amount"):
-            words[amount] = f"{100 * images['dice'].mean():.1f}"
+            words[amount] = f"{100 * _support_means(images)['dice'].mean():.1f}"
             if (place := (amount, *keys.values())) in known.index:
                 mean, low, high = known.loc[place]
-                words[amount] += f" ({mean:+.1f} [{low:.1f}, {high:.1f}])"
+                bracket = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+                words[amount] += f" ({mean:+.1f}{bracket})"
         rows.append(words)
     return f"{cohort}, {prompt_label(prompt, shown=shown)}", pd.DataFrame(rows)
 

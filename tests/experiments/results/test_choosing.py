@@ -71,6 +71,35 @@ def test_unpaired_supports_by_hand():
     assert (found["n_images"], found["n_exams"], found["n_supports"]) == (2, 2, 2)
 
 
+def test_a_support_counts_once_however_many_seeds_it_has():
+    parts = [
+        scores([dice + step, dice - step], trial_id=f"{choice}-{support}-{seed}", choice=choice,
+               support=support, seed=seed, real_fraction=np.nan, n_real=20)
+        for choice, step, levels in (("random", 0, (0.7, 0.7)), ("coverage", 0.02, (0.9, 0.8)))
+        for support, (dice, n_seeds) in enumerate(zip(levels, (3, 1), strict=True))
+        for seed in range(n_seeds)
+    ]  # fmt: skip
+    rows = with_defaults(pd.concat(parts, ignore_index=True))
+    found = choice_contrasts(rows, statistics=STATISTICS).iloc[0]
+    assert found["mean"] == pytest.approx(0.85 - 0.7)
+    # Exams 0.17 and 0.13, supports 0.9 and 0.8: variances 0.0008 / 2 and 0.005 / 2.
+    error, degrees = np.sqrt(0.0029), 0.0029**2 / (0.0004**2 + 0.0025**2)
+    reach = stats.t.ppf(0.975, degrees) * error
+    assert found["high"] - found["mean"] == pytest.approx(reach)
+    _, table = choice_table(rows, pd.DataFrame([found]), shown=["choice"])
+    assert table["20 images"].tolist()[1].startswith("85.0 (+15.0 [")
+
+
+def test_without_an_interval_a_difference_has_no_bracket():
+    rows = with_defaults(pd.concat(
+        [scores([dice], trial_id=choice, choice=choice, real_fraction=np.nan, n_real=20)
+         for choice, dice in (("random", 0.885), ("coverage", 0.905))]
+    ))  # fmt: skip
+    found = choice_contrasts(rows, statistics=STATISTICS)
+    _, table = choice_table(rows, found, shown=["choice"])
+    assert table["20 images"].tolist() == ["88.5", "90.5 (+2.0)"]
+
+
 def test_one_support_is_judged_over_exams_alone():
     sides = [with_defaults(pd.concat(trials(c, gain=g, n_supports=1)))
              for c, g in (("coverage", 0.02), ("random", 0))]  # fmt: skip

@@ -1,0 +1,38 @@
+"""The numbers of a row where supports have unequal numbers of seeds."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_tables import scores
+
+from experiments.results.cells import cells
+from experiments.results.resampling import crossed_bootstrap
+from experiments.results.statistics import aggregate
+
+
+def trials(levels):
+    """A trial for each (support, seed) of `levels`, whose three images have that Dice."""
+    parts = [
+        scores([dice] * 3, trial_id=f"{support}-{seed}", support=support, seed=seed)
+        for (support, seed), dice in levels.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_a_support_of_many_seeds_counts_once():
+    rows = trials({(0, seed): 0.95 for seed in range(5)} | {(1, 0): 0.80})
+    (cell,) = cells(aggregate(rows), per_image=rows).to_dict("records")
+    assert cell["dice_mean"] == pytest.approx(0.875)
+    assert cell["dice_trimester_weighted_mean"] == pytest.approx(0.875)
+    means = rows.groupby(["support", "exam_id"], as_index=False)["dice"].mean()
+    drawn = {"exams": means["exam_id"], "supports": means["support"]}
+    found = crossed_bootstrap(means["dice"], **drawn)
+    assert cell["dice_mean"] == pytest.approx(found.value)
+    assert (cell["dice_low"], cell["dice_high"]) == pytest.approx((found.low, found.high))
+
+
+def test_equal_numbers_of_seeds_give_the_plain_mean_to_the_bit():
+    levels = dict(zip([(s, 0) for s in range(7)], np.random.default_rng(3).random(7), strict=True))
+    results = aggregate(trials(levels))
+    found = cells(results)["dice_mean"].iloc[0]
+    assert found == results["dice_mean"].mean()
