@@ -77,7 +77,7 @@ def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
     results, per_image = read_results(folder, output=config.evaluation.output)
     chosen = config.statistics
     _, found = write_shown(results, folder, per_image=per_image, statistics=chosen)
-    say(console, " ".join(verdict_sentences(found)))
+    say(console, " ".join(verdict_sentences(found, results)))
     say(
         console,
         f"{ABSENT}: table and figure are written from results.csv and per_image.csv, and "

@@ -296,3 +296,15 @@ def is_too_small(row: pd.Series) -> bool:
     """Whether the interval excludes zero, but the difference is below the minimum effect."""
     excludes_zero = row["low"] > 0 or row["high"] < 0
     return bool(excludes_zero and abs(row["mean"]) < row.get("min_effect", 0.0))
+
+
+def is_surely_small(row: pd.Series) -> bool:
+    """Whether `is_too_small` holds for all of the interval: only then may words say that the
+    difference is too small, and not its estimate alone.
+    """
+    return is_too_small(row) and bool(max(abs(row["low"]), abs(row["high"])) < row["min_effect"])
+
+
+def level_text(row: pd.Series) -> str:
+    """The nominal coverage of a contrast's interval, as "95 %"."""
+    return f"{100 * row.get('level', 0.95):.4g} %"

@@ -12,11 +12,14 @@ from datamodules.choices import choice_label
 from experiments.config.conditions import BOX_ALONE, condition_phrase
 from experiments.config.words import counted
 from experiments.results import axes
+from experiments.results.cells import cells
 from experiments.results.choosing import choosing_phrase, headline_contrasts
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
+    is_surely_small,
     is_too_small,
+    level_text,
     primary_rows,
     verdict,
 )
@@ -74,7 +77,8 @@ def change_phrase(row: pd.Series, *, than: str = "") -> str:
         return f"changed {name} by {signed}{than}; {seen}"
     if found == "not shown":
         least = size(row.get("min_effect", 0.0), measure=measure)
-        why = f": smaller than the minimum effect of {least}" if is_too_small(row) else ""
+        small = "smaller than" if is_surely_small(row) else "the estimate is below"
+        why = f": {small} the minimum effect of {least}" if is_too_small(row) else ""
         return f"changed {name} by {signed}{than} ({seen}): not shown{why}"
     return f"{found} {name} by {size(abs(row['mean']), measure=measure)}{than} ({seen})"
 
@@ -94,12 +98,12 @@ def _interval_and_samples(row: pd.Series) -> str:
         return f"{seen} {'gives' if row['n_exams'] == 1 else 'give'} no interval"
     if row.get("n_supports", 1) > 1:
         seen += f", {counted(row['n_supports'], 'support')}"
-    return f"{100 * row.get('level', 0.95):.4g} % CI {found.rsplit(' ', 1)[0]}, {seen}"
+    return f"{level_text(row)} CI {found.rsplit(' ', 1)[0]}, {seen}"
 
 
 def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:
     """Say what the primary contrast found, and its other measure beside it."""
-    if primary.empty or primary["role"].iloc[0] != "primary":
+    if not _has_primary(primary):
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
     prompt = axes.prompt_phrase(row["prompt"], shown=shown)
@@ -109,6 +113,10 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
         text += "; one support, so the interval is over exams alone"
     beside = [f". Beside it, not primary, it {change_phrase(r)}" for _, r in primary[1:].iterrows()]
     return "".join([text, *beside, "."])
+
+
+def _has_primary(family: pd.DataFrame) -> bool:
+    return len(family) > 0 and bool((family["role"] == "primary").any())
 
 
 def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
@@ -135,13 +143,20 @@ def _amount_phrase(row: pd.Series) -> str:
     return counted(row["n_real"], "real image")
 
 
-def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = False) -> list[str]:
+def finding(
+    contrasts: Contrasts,
+    *,
+    results: pd.DataFrame,
+    per_image: pd.DataFrame,
+    has_primary: bool = False,
+) -> list[str]:
     """Write the sentences at the head of the report, the main one first.
 
     The primary contrast leads where there is one, then which segmenter is ahead where there are
     several, then what choosing the images changed. The rest speaks of one cohort (the first) under
-    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount, the
-    count over all amounts, the control without an image, and what limits the reading.
+    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount (but
+    for the primary contrast, which was said), the count over all amounts, the control without an
+    image, and what limits the reading.
     """
     results, compared = with_defaults(results), comparisons(contrasts.family)
     shown = axes.shown_axes(results)
@@ -152,19 +167,18 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     sentences += [segmenter_sentence(row, shown=shown) for _, row in rows]
     chosen = headline_contrasts(contrasts.choices).iterrows()
     sentences += [choice_sentence(row, shown=shown) for _, row in chosen]
-    if compared.empty:
-        sentences += [] if sentences else ["No two conditions can be compared yet."]
-    else:
+    if len(compared):
         cohort, prompt, own = next(axes.each_place(compared))
-        more = _comparison_sentences(own, shown=shown)
-        where = f"On {cohort}, {axes.prompt_phrase(prompt, shown=shown)}: w"
-        sentences += [where + more[0][1:], *more[1:]]
+        where = f"On {cohort}, {axes.prompt_phrase(prompt, shown=shown)}"
+        said = ("primary", "beside") if has_primary and _has_primary(contrasts.family) else ()
+        sentences += _comparison_sentences(own, where=where, said=said, shown=shown)
     done, trained = results[results["status"] == "done"], results[~axes.is_control(results)]
     box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
     if len(box):
+        level = cells(box, per_image=per_image)["dice_mean"].iloc[0]
         sentences.append(
             "Under the jittered box, an ellipse drawn into the box without reading the image "
-            f"already scores {100 * box['dice_mean'].iloc[0]:.1f} % Dice."
+            f"already scores {100 * level:.1f} % Dice."
         )
     if n_failed := trained.loc[trained["status"] == "failed", "trial_id"].nunique():
         trials = counted(trained["trial_id"].nunique(), "trial")
@@ -173,11 +187,15 @@ def finding(contrasts: Contrasts, *, results: pd.DataFrame, has_primary: bool = 
     return sentences
 
 
-def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[str]:
+def _comparison_sentences(
+    own: pd.DataFrame, *, where: str, said: Sequence[str], shown: Sequence[str]
+) -> list[str]:
+    """Sentences of one cohort and prompt; rows whose role is in `said` have theirs already."""
     made = own[axes.has_synthetic(own)]
     listed = made if len(made) else own
     smallest = listed[listed["amount"] == listed["amount"].iloc[0]]
-    sentences = [comparison_sentence(row, shown=shown) for _, row in smallest.iterrows()]
+    new = smallest[~smallest["role"].isin(said)]
+    sentences = [comparison_sentence(row, shown=shown) for _, row in new.iterrows()]
     if len(listed) > len(smallest):
         counts = listed.apply(verdict, axis=1).value_counts()
         named = [f"{name} in {counts[name]}" for name in counts.index]
@@ -186,6 +204,8 @@ def _comparison_sentences(own: pd.DataFrame, *, shown: Sequence[str]) -> list[st
             "adjusted; p in the table of differences is, by Holm over "
             f"{own['n_family'].iloc[0]:.0f} comparisons)."
         )
+    if sentences:
+        sentences[0] = f"{where}: {sentences[0][0].lower()}{sentences[0][1:]}"
     n_exams, n_supports = smallest["n_exams"].min(), smallest["n_supports"].min()
     is_few = {"exams": n_exams < FEW_EXAMS, "supports": 1 < n_supports < FEW_SUPPORTS}
     few = [name for name in is_few if is_few[name]]

@@ -173,7 +173,7 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     content = gather(sweep, **frames, figure_png=png_bytes(figure))
     page = render_report(content, **frames, contrasts=found, statistics=chosen)
     write_atomic(folder / "report.html", page)
-    return " ".join(verdict_sentences(found))
+    return " ".join(verdict_sentences(found, results))
 
 
 def write_shown(

@@ -22,13 +22,21 @@ from experiments.config.paths import TEMPLATES
 from experiments.config.statistics import StatisticsConfig
 from experiments.config.words import counted
 from experiments.results.axes import axis_label, each_place, is_control, prompt_label, shown_axes
+from experiments.results.cells import cells
 from experiments.results.choosing import choice_table
-from experiments.results.contrasts import Contrasts, comparisons, verdict
+from experiments.results.contrasts import (
+    Contrasts,
+    comparisons,
+    level_text,
+    primary_rows,
+    verdict,
+)
 from experiments.results.findings import finding, interval, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.tables import blocks, footnotes
+from experiments.results.text import Block
 from experiments.results.verdict import comparison_table, verdict_sentences
 
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
@@ -76,21 +84,26 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters |= {"data_uri": data_uri, "cell": cell_text, "label": condition_label}
-    environment.filters |= {"words": wordy_columns}
+    environment.filters |= {"words": wordy_columns, "strip": interval_strip}
     kind = content["data_kind"]
     return environment.get_template("report.html.j2").render(
         content=defaultdict(tuple, content),
         banner=PHANTOM_BANNER if kind == "phantom" else "",
-        verdict=verdict_sentences(contrasts),
+        verdict=verdict_sentences(contrasts, results),
         comparison=comparison_table(contrasts, results, per_image=per_image),
-        finding=finding(contrasts, results=results, has_primary=statistics.primary.enabled),
+        finding=finding(
+            contrasts,
+            results=results,
+            per_image=per_image,
+            has_primary=statistics.primary.enabled,
+        ),
         status=status_line(results),
         tables=blocks(results, per_image=per_image),
         notes=footnotes(results),
         differences=difference_tables(contrasts, shown=shown),
         choices=choice_table(per_image, contrasts.choices, shown=shown),
         spreads=spread_table(per_image),
-        controls=control_sentences(results),
+        controls=control_sentences(results, per_image=per_image),
         budgets=budgets(results),
         statistics=statistics,
         attributions=[HC18_ATTRIBUTION] if kind == "hc18" else [],
@@ -133,9 +146,17 @@ def difference_tables(
 ) -> dict[str, list[dict[str, object]]]:
     """Write contrasts as rows of text under titles: one table per cohort and prompt, leak-free
     prompt first, then one of the segmenters; without any contrast there is none.
+
+    The primary contrast and its other measure stand first in the table of their place.
     """
     tables = {}
-    for cohort, prompt, compared in each_place(comparisons(contrasts.family, rivals=True)):
+    first, others = (
+        primary_rows(contrasts.family),
+        comparisons(contrasts.family, rivals=True),
+    )
+    if len(first):
+        others = others[~others["role"].isin(first["role"])]
+    for cohort, prompt, compared in each_place(pd.concat([first, others])):
         tables[f"{cohort}, {prompt_label(prompt, shown=shown)}"] = [
             {"condition": condition_label(row["condition"])}
             | {name: axis_label(name, row[name]) or "–" for name in shown}
@@ -164,7 +185,7 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
         "measure": name + (" (primary)" if row["role"] == "primary" else ""),
         "real": row["amount"],
         "difference": size(row["mean"], measure=measure, sign=True),
-        "95 % CI": interval(row) or "–",
+        f"{level_text(row)} CI": interval(row) or "–",
         "change": verdict(row),
         "adjusted p": "–" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}",
         "is_firm": bool(p < 0.05),
@@ -176,12 +197,14 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
     }
 
 
-def control_sentences(results: pd.DataFrame) -> list[str]:
-    """Set box only beside the trials under the same cohort and prompt."""
-    done, sentences = results[results["status"] == "done"], []
-    for _, box in done[done["condition"].isin(BOX_ALONE)].iterrows():
-        same = (done["test_cohort"] == box["test_cohort"]) & (done["prompt"] == box["prompt"])
-        dice = 100 * done.loc[same & ~is_control(done), "dice_mean"]
+def control_sentences(results: pd.DataFrame, *, per_image: pd.DataFrame) -> list[str]:
+    """Set box only beside the trained models under the same cohort and prompt."""
+    found, sentences = cells(results, per_image=per_image), []
+    if found.empty:
+        return []
+    for _, box in found[found["condition"].isin(BOX_ALONE)].iterrows():
+        same = (found["test_cohort"] == box["test_cohort"]) & (found["prompt"] == box["prompt"])
+        dice = 100 * found.loc[same & ~is_control(found), "trial_dice"].explode()
         where = f"{box['test_cohort']}, {prompt_label(box['prompt'])}"
         trained = f"the trained models score {dice.min():.1f} to {dice.max():.1f} %"
         beside = trained if len(dice) else "no trained model was scored here"
@@ -203,14 +226,36 @@ def budgets(results: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(n_more=more, rank=rank).sort_values(["n_real", "rank"])
 
 
+def interval_strip(block: Block) -> tuple[float, float, list[tuple[float, float, float] | None]]:
+    """Place the intervals of a table's headline on one scale, which the trained rows span.
+
+    Returns:
+        The scale's ends, as printed (NaN where there is no interval); and for each row the left end
+        and the width of its interval and the place of its mean, in per cent of the scale. None for
+        a row without an interval and for a control that reaches beyond the scale: its numbers
+        stand beside.
+    """
+    points = block.points
+    trained = points[~np.array(block.controls)] if not all(block.controls) else points
+    low, high = trained["low"].min(), trained["high"].max()
+    strips: list[tuple[float, float, float] | None] = []
+    for mean, start, end in points[["mean", "low", "high"]].itertuples(index=False):
+        if low < high and low <= min(start, mean) and max(end, mean) <= high:
+            left, right, dot = (100 * (each - low) / (high - low) for each in (start, end, mean))
+            strips.append((left, right - left, dot))
+        else:
+            strips.append(None)
+    return low, high, strips
+
+
 def wordy_columns(frame: pd.DataFrame) -> list[bool]:
     """Whether each column holds a text so long that its cells are read from the left and wrap."""
     return [any(len(cell_text(value)) > _LONG_TEXT for value in frame[name]) for name in frame]
 
 
 def cell_text(value: object) -> str:
-    """Write a value of a table: NaN as a dash, a number with as many digits as it needs."""
-    if pd.isna(value):
+    """Write a value of a table: NaN and "" as a dash, a number with as many digits as it needs."""
+    if pd.isna(value) or value == "":
         return "–"
     if isinstance(value, float | np.floating):
         return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"

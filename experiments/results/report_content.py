@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from datamodules.annotation import annotation_of, image_of
+from datamodules.choices import DEFAULT
 from datamodules.head_ellipse import filled_ellipse
 from datamodules.samples import trimester
 from experiments.config.schema import resolved
@@ -61,7 +62,8 @@ def gather(
 
 
 def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
-    curve = "Dice against the number of real images; bars are 95 % intervals over exams."
+    curve = "Dice against the number of real images; bars are 95 % intervals over exams, and over "
+    curve += "supports too where a point has several."
     figures, cohort = [Picture(image=figure_png, caption=curve)], sweep.data.name
     prompt = shown_prompt(
         per_image[per_image["trimester"].notna()],
@@ -70,7 +72,10 @@ def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> lis
     )
     if prompt is not None:
         image = png_bytes(figure_trimesters(per_image, prompt=prompt, test_cohort=cohort))
-        caption = "Dice by trimester at the smallest and the largest amount."
+        caption = (
+            "Dice by trimester at the smallest and the largest amount; bars are 95 % intervals "
+        )
+        caption += "over exams alone, for these trained models."
         figures.append(Picture(image=image, caption=caption))
     return figures
 
@@ -144,9 +149,16 @@ def _data_summary(sweep: Sweep) -> pd.DataFrame:
 
 
 def _protocol(sweep: Sweep) -> list[str]:
-    """How long each segmenter is trained, what chooses its weights, and how pairs are mixed in."""
+    """How images are ordered, how long each segmenter is trained, what chooses its weights, and how
+    pairs are mixed in.
+    """
     config, names = sweep.config, sweep.config.segmenter_names()
     segmenters, lines = {name: config.segmenter_named(name) for name in names}, []
+    if DEFAULT in config.sweep.choice:
+        lines.append(
+            "The order of random images goes exam after exam within a trimester and interleaves "
+            "the trimesters."
+        )
     for name, settings in segmenters.items():
         whose = "Every trial" if len(names) == 1 else f"Every trial of {name}"
         length = f"{settings.steps} optimiser steps"

@@ -243,7 +243,7 @@ def _best(values: pd.Series, *, groups: pd.Series, is_better_high: bool) -> pd.S
 def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
     results = with_defaults(results)
-    needed = ["trimesters_missing", "n_not_found", "n_not_fitted"]
+    needed = ["trimesters_missing", "dice_trimester_weighted_mean", "n_not_found", "n_not_fitted"]
     results = results.reindex(columns=results.columns.union(needed, sort=False))
     more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
     present, chosen = set(results["condition"]), set(results["choice"])
@@ -272,7 +272,9 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "worst score, never dropped.": results["n_not_found"].notna().any(),
         f"Cross-tested: the exams of a row are pooled over {folds} folds, each tested by a model "
         "that was trained without it.": folds > 1,
-        "* A trimester has no test image; the other weights were scaled up.": is_short.any(),
+        "* A trimester has no test image; the other weights were scaled up.": (
+            (is_short & results["dice_trimester_weighted_mean"].notna()).any()
+        ),
         "The generator behind + synthetic may have seen more labelled images than the real-only "
         "row of the same amount: compare at equal total labels.": (
             (more[~axes.is_control(results)] > 0).any()

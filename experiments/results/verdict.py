@@ -14,29 +14,38 @@ from experiments.results.choosing import headline_contrasts
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
+    is_surely_small,
     is_too_small,
+    level_text,
     primary_rows,
     verdict,
 )
 from experiments.results.findings import interval, more_labels, size
-from experiments.results.rows import with_defaults
+from experiments.results.rows import amounts, with_defaults
 
-MAX_WORDS = 25
+_TRIAL = ["fold", "support", "seed"]
+"""What pairs the trials of two rows."""
+_P_BELOW = 0.05
+"""Below this an adjusted p shows a difference."""
 
 
-def verdict_sentences(contrasts: Contrasts) -> list[str]:
+def verdict_sentences(contrasts: Contrasts, results: pd.DataFrame) -> list[str]:
     """Say what the comparison that counts found: the primary one, or else the first of conditions,
     or else the first of choices of the labelled images.
 
+    Args:
+        contrasts: Of `all_contrasts`.
+        results: Rows of results.csv, those that are not done among them.
+
     Returns:
-        Three sentences, or one that says why there is nothing to say yet.
+        Three sentences, or one that says why there is nothing to compare.
     """
     row = leading_row(contrasts)
     if row is not None:
         return [_compared(row), _came_out(row), _how_sure(row)]
     chosen = headline_contrasts(contrasts.choices)
     if chosen.empty:
-        return ["No two conditions can be compared yet."]
+        return [_nothing_to_compare(contrasts, results)]
     row = chosen.iloc[0]
     return [_compared_choices(row), _came_out(row), _how_sure(row)]
 
@@ -50,22 +59,36 @@ def leading_row(contrasts: Contrasts) -> pd.Series | None:
     return others.iloc[0] if len(others) else None
 
 
+def _nothing_to_compare(contrasts: Contrasts, results: pd.DataFrame) -> str:
+    present = list(dict.fromkeys(results.loc[~is_control(results), "condition"]))
+    if len(present) == 1:
+        one = f"The sweep has one condition, {condition_phrase(present[0]).rstrip(',')}"
+        if len(contrasts.segmenters):
+            return f"{one}; its segmenters are compared below."
+        return f"{one}: name another in sweep.condition to compare it with."
+    yet = "" if len(present) and (results["status"] == "done").all() else " yet"
+    return f"No two conditions can be compared{yet}."
+
+
 def comparison_table(
     contrasts: Contrasts, results: pd.DataFrame, *, per_image: pd.DataFrame
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, str]:
     """Put the levels beside the differences: the conditions of the comparison that counts.
 
     Returns:
-        Text cells, a row a condition of its cohort, prompt, amount, segmenter and choice; no rows
-        without a comparison.
+        Text cells, a row a condition of its cohort, prompt, amount, segmenter and choice, no rows
+        without a comparison; and a note where its conditions have different trials done.
     """
     leading = leading_row(contrasts)
     if leading is None:
-        return pd.DataFrame()
+        return pd.DataFrame(), ""
     # The levels of one place; the generator may differ, and is empty for conditions without one.
     place = ["test_cohort", "prompt", "amount", "segmenter", "choice"]
-    found = cells(with_defaults(results), per_image=per_image)
-    found = found[~is_control(found) & (found[place] == leading[place]).all(axis="columns")]
+    done = with_defaults(results[results["status"] == "done"])
+    done = done.assign(amount=amounts(done))
+    is_here = (done[place] == leading[place]).all(axis="columns")
+    here, note = _common_trials(done[~is_control(done) & is_here])
+    found = cells(here, per_image=per_image)
     family = comparisons(contrasts.family)
     family = family[(family[place] == leading[place]).all(axis="columns")]
     # What all are compared with stands first, wherever the table of conditions has it.
@@ -87,10 +110,27 @@ def comparison_table(
                 "Dice %": f"{100 * cell['dice_mean']:.1f}",
                 "HC error mm": f"{cell['hc_abs_err_mm_mean']:.2f}",
                 "Dice against the first row": difference,
-                "95 % interval": ("" if row is None else interval(row)) or "–",
+                f"{level_text(leading)} interval": ("" if row is None else interval(row)) or "–",
             }
         )
-    return pd.DataFrame(rows).replace("nan", "–")
+    return pd.DataFrame(rows).replace("nan", "–"), note
+
+
+def _common_trials(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Keep the trials that all series have, so that their levels can be compared; and a note."""
+    trials = pd.Series(rows[_TRIAL].fillna(-1).itertuples(index=False, name=None), rows.index)
+    sets = [set(own) for _, own in trials.groupby([rows["condition"], rows["generator"]])]
+    common = set.intersection(*sets)
+    if all(own == common for own in sets):
+        return rows, ""
+    if not common:
+        return rows, (
+            "The rows have no trial (support and seed) in common: each level is over the row's own."
+        )
+    return rows[trials.isin(common)], (
+        f"Levels are over {counted(len(common), 'trial')} that every row has done; a difference "
+        "is over all that its row and the first have done."
+    )
 
 
 def _compared(row: pd.Series) -> str:
@@ -118,10 +158,16 @@ def _came_out(row: pd.Series) -> str:
     if found in ("raised", "lowered"):
         moved = "rose" if found == "raised" else "fell"
         is_gain = (found == "raised") == (measure == "dice")
-        size_text = size(abs(row["mean"]), measure=measure)
-        return f"{name} {moved} by {size_text}: a {'gain' if is_gain else 'loss'}."
-    if is_too_small(row):
+        text = f"{name} {moved} by {size(abs(row['mean']), measure=measure)}"
+        n_family = row.get("n_family", 1)
+        is_one_of_many = row.get("role") != "primary" and n_family > 1
+        if is_one_of_many and row["p_holm"] >= _P_BELOW:
+            return f"{text}; after adjustment for {n_family} comparisons this is not shown."
+        return f"{text}: a {'gain' if is_gain else 'loss'}."
+    if is_surely_small(row):
         return f"{name} changed by {change}, less than what would matter."
+    if is_too_small(row):
+        return f"{name} changed by {change}, an estimate below what would matter."
     return f"{name} changed by {change}; neither a gain nor a loss is shown."
 
 
@@ -133,5 +179,4 @@ def _how_sure(row: pd.Series) -> str:
     over = f"{exams} and {counted(n_supports, 'draw')} of labelled images"
     if n_supports == 1:
         over = f"{exams}; other labelled images were not tried"
-    level = f"{100 * row.get('level', 0.95):.4g} %"
-    return f"The {level} interval runs from {interval(row)}, over {over}."
+    return f"The {level_text(row)} interval runs from {interval(row)}, over {over}."

@@ -181,7 +181,9 @@ def test_the_primary_contrast_is_of_the_first_segmenter():
 
 def test_findings_name_the_segmenter_and_say_which_is_ahead():
     results, per_image = crossed()
-    sentences = finding(all_contrasts(per_image, statistics=PLAIN), results=results)
+    sentences = finding(
+        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
+    )
     assert sentences[0] == (
         "On hc18, without a prompt (the whole image), with 40 real images and real pairs alone: "
         "segmenter unet instead of sam raised Dice by 4.0 points (95 % CI 4.0 to 4.0, 6 exams)."
@@ -194,10 +196,14 @@ def test_findings_name_the_segmenter_and_say_which_is_ahead():
     results, per_image = crossed(segmenters=("unet", "sam"))
     is_sam = per_image["segmenter"] == "sam"
     per_image.loc[is_sam, "dice"] -= 0.06
-    (first, *_) = finding(all_contrasts(per_image, statistics=PLAIN), results=results)
+    (first, *_) = finding(
+        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
+    )
     assert "segmenter sam instead of unet lowered Dice by 2.0 points (95 % CI −2.0 to −2.0" in first
     per_image.loc[is_sam, "dice"] += [0.0, 0.05] * (is_sam.sum() // 2)
-    (first, *_) = finding(all_contrasts(per_image, statistics=PLAIN), results=results)
+    (first, *_) = finding(
+        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
+    )
     assert "segmenter sam instead of unet changed Dice by +0.5 points (" in first
     assert first.endswith("not shown.")
 
@@ -329,5 +335,5 @@ def test_labels_of_a_generator_that_differ_between_supports_are_a_range():
     per_image = pd.concat(rows).assign(real_fraction=np.nan, n_val_labels=0)
     found = all_contrasts(per_image, statistics=PLAIN)
     assert found.family[["n_more_least", "n_more_labels"]].to_numpy().tolist() == [[40, 56]]
-    said = " ".join(finding(found, results=aggregate(per_image)))
+    said = " ".join(finding(found, results=aggregate(per_image), per_image=per_image))
     assert "their generator saw 40 to 56 labelled images more" in said

@@ -6,6 +6,7 @@ import pytest
 from results_parts import page_of
 from scipy import stats
 from test_tables import scores
+from test_verdict import MAX_WORDS
 
 from experiments.config.statistics import ContrastConfig, StatisticsConfig
 from experiments.results.axes import shown_axes
@@ -17,7 +18,7 @@ from experiments.results.panels import series_style
 from experiments.results.rows import read_rows, with_defaults
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks, footnotes
-from experiments.results.verdict import MAX_WORDS, verdict_sentences
+from experiments.results.verdict import verdict_sentences
 
 STATISTICS = StatisticsConfig(primary=ContrastConfig(enabled=False), bootstrap_samples=200)
 BASE = np.array([0.80, 0.85, 0.90, 0.70])
@@ -126,7 +127,7 @@ def test_conditions_are_compared_within_a_choice(per_image):
 
 def test_a_sweep_of_choices_alone_says_first_what_choosing_changed(per_image):
     real = per_image[per_image["condition"] == "real"]
-    first, *others = verdict_sentences(all_contrasts(real, statistics=STATISTICS))
+    first, *others = verdict_sentences(all_contrasts(real, statistics=STATISTICS), aggregate(real))
     assert first.startswith("We compared labelling ")
     assert "with labelling random images: " in first
     assert all(len(sentence.split()) <= MAX_WORDS for sentence in (first, *others))
@@ -144,7 +145,7 @@ def test_table_sentence_columns_and_lines_name_the_choice(per_image):
     assert table["choice"].tolist() == ["random", "by size (oracle)"] * 2
     assert table.loc[0, "5 images"] == "81.2"
     assert table.loc[1, "5 images"].startswith("86.2 (+5.0 [")
-    text = " ".join(finding(found, results=results))
+    text = " ".join(finding(found, results=results, per_image=per_image))
     assert "with 5 real images" in text
     assert "an oracle) instead of random images raised Dice by 5.0 points" in text
     page = page_of(results, per_image, statistics=STATISTICS)

@@ -273,8 +273,9 @@ def test_the_first_sentence_is_the_primary_contrast():
     )
     assert "6 exams, 2 supports). Beside it, not primary, it raised Dice by 3.0 points (" in text
     found = all_contrasts(family_rows(), statistics=settings)
-    sentences = finding(found, results=no_results(), has_primary=True)
+    sentences = finding(found, results=no_results(), per_image=family_rows(), has_primary=True)
     assert sentences[0] == text
+    assert sentences[1].startswith("On hc18, prompted with the whole image: with 20 real images, ")
     single = primary_rows(contrast_family(family_rows().query("support == 0"), statistics=settings))
     assert "one support, so the interval is over exams alone" in primary_sentence(single)
     strict = StatisticsConfig(min_effect_mm=2.0)
@@ -285,6 +286,15 @@ def test_the_first_sentence_is_the_primary_contrast():
     assert primary_sentence(primary.iloc[:0]) == (
         "The recipe's primary contrast has no results: no pair of its trials is done."
     )
+
+
+def test_the_dice_of_the_primary_contrast_is_said_once():
+    rows = family_rows().query("condition != 'real'")
+    found = all_contrasts(rows, statistics=StatisticsConfig())
+    assert found.family["role"].tolist() == ["primary", "beside"]
+    said = finding(found, results=no_results(), per_image=rows, has_primary=True)
+    assert "Beside it, not primary, it raised Dice by 3.0 points (" in said[0]
+    assert [sentence.split()[0] for sentence in said[1:]] == ["So", "Between"]
 
 
 def no_results():

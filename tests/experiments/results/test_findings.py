@@ -14,6 +14,7 @@ from experiments.results.findings import (
     pick_cases,
     size,
 )
+from experiments.results.statistics import aggregate
 
 PLAIN = StatisticsConfig(primary=ContrastConfig(enabled=False))
 
@@ -70,6 +71,26 @@ def test_wording_never_claims_that_there_is_no_difference():
     assert "no difference" not in open_case
 
 
+def test_only_a_whole_interval_below_the_minimum_effect_is_a_small_change():
+    small = comparison_sentence(comparison(0.002, 0.0009, 0.003, min_effect=0.005))
+    assert small.endswith(": not shown: smaller than the minimum effect of 0.5 points.")
+    open_ended = comparison_sentence(comparison(0.004, 0.0009, 0.008, min_effect=0.005))
+    assert open_ended.endswith(
+        ": not shown: the estimate is below the minimum effect of 0.5 points."
+    )
+
+
+def test_the_control_of_a_cross_tested_sweep_is_that_of_all_folds():
+    box = {"condition": "box_only", "prompt": "jittered_box", "segmenter": "", "n_real": 0}
+    rows = [scores([0.9], trial_id="box-0", fold=0, **box),
+            scores([0.8] * 3, trial_id="box-1", fold=1, **box)]  # fmt: skip
+    rows[1] = rows[1].assign(exam_id=["x", "y", "z"], sample_id=["x", "y", "z"])
+    per_image = pd.concat(rows, ignore_index=True)
+    found = all_contrasts(per_image, statistics=PLAIN)
+    (said,) = finding(found, results=aggregate(per_image), per_image=per_image)
+    assert said.endswith("already scores 82.5 % Dice.")
+
+
 def test_points_keep_the_sign_and_small_values():
     assert size(0.0123, measure="dice") == "1.2 points"
     assert size(-0.0123, measure="dice") == "−1.2 points"
@@ -80,7 +101,9 @@ def test_points_keep_the_sign_and_small_values():
 
 def test_finding_tells_budget_control_failures_and_limits():
     results, per_image = sweep()
-    text = " ".join(finding(all_contrasts(per_image, statistics=PLAIN), results=results))
+    text = " ".join(
+        finding(all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image)
+    )
     assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
     assert "(their generator saw 60 labelled images more) raised" in text
@@ -88,8 +111,11 @@ def test_finding_tells_budget_control_failures_and_limits():
     assert "one training run" in text
     assert "already scores 88.0 % Dice" in text
     assert "1 of 5 trials failed" in text
-    nothing = finding(all_contrasts(per_image.iloc[:0], statistics=PLAIN), results=results.iloc[:0])
-    assert nothing == ["No two conditions can be compared yet."]
+    empty = per_image.iloc[:0]
+    nothing = finding(
+        all_contrasts(empty, statistics=PLAIN), results=results.iloc[:0], per_image=empty
+    )
+    assert nothing == []  # the lead sentence says why
 
 
 def test_prompt_order_keeps_others_last():

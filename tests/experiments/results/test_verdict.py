@@ -1,19 +1,26 @@
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 from test_findings import PLAIN, comparison
-from test_tables import sweep
+from test_tables import scores, sweep
 
 from experiments.config.conditions import CONDITIONS
 from experiments.config.statistics import ContrastConfig, StatisticsConfig
 from experiments.results.contrasts import Contrasts, all_contrasts, comparisons
-from experiments.results.verdict import MAX_WORDS, comparison_table, verdict_sentences
+from experiments.results.statistics import aggregate
+from experiments.results.verdict import comparison_table, verdict_sentences
+
+MAX_WORDS = 25
+"""Of a sentence that leads a report."""
 
 
 def sentences(**changes) -> list[str]:
     row = comparison(0.005, 0.001, 0.009).to_dict()
     row |= {"role": "primary", "baseline": "strong", "test_cohort": "hc18", "measure": "dice"}
     family = pd.DataFrame([row | {"n_supports": 3} | changes])
-    return verdict_sentences(Contrasts(family=family, segmenters=pd.DataFrame()))
+    contrasts = Contrasts(family=family, segmenters=pd.DataFrame())
+    return verdict_sentences(contrasts, sweep()[0])
 
 
 def test_three_sentences_say_what_was_compared_what_came_out_and_how_sure():
@@ -34,6 +41,8 @@ def test_three_sentences_say_what_was_compared_what_came_out_and_how_sure():
         ({"mean": 1.5, "low": 1.0, "high": 2.0, "measure": "hc_abs_err_mm"},
          "The HC error rose by 1.5 mm: a loss."),
         ({"min_effect": 0.01}, "Dice changed by +0.5 points, less than what would matter."),
+        ({"mean": 0.004, "min_effect": 0.005},
+         "Dice changed by +0.4 points, an estimate below what would matter."),
     ],
 )  # fmt: skip
 def test_a_gain_is_claimed_only_where_it_is_shown(changes, text):
@@ -53,11 +62,36 @@ def test_one_exam_is_no_evidence():
 
 
 def test_a_sweep_without_a_primary_contrast_leads_with_its_first_comparison():
-    _, per_image = sweep()
-    found = verdict_sentences(all_contrasts(per_image, statistics=PLAIN))
+    results, per_image = sweep()
+    found = verdict_sentences(all_contrasts(per_image, statistics=PLAIN), results)
     assert found[0].startswith("We compared synthetic pairs with real pairs alone")
     nothing = all_contrasts(per_image[per_image["condition"] == "real"], statistics=PLAIN)
-    assert verdict_sentences(nothing) == ["No two conditions can be compared yet."]
+    assert verdict_sentences(nothing, results) == ["No two conditions can be compared yet."]
+
+
+def test_a_sweep_of_one_condition_is_told_what_to_do():
+    results, per_image = sweep()
+    results, per_image = (
+        r[r["condition"].isin(["real", "box_only"])] for r in (results, per_image)
+    )
+    found = all_contrasts(per_image, statistics=PLAIN)
+    assert verdict_sentences(found, results) == [
+        "The sweep has one condition, real pairs alone: name another in sweep.condition to compare "
+        "it with."
+    ]
+    (several,) = verdict_sentences(replace(found, segmenters=pd.DataFrame({"a": [1]})), results)
+    assert several.endswith("real pairs alone; its segmenters are compared below.")
+
+
+def test_one_of_several_comparisons_is_no_gain_where_its_adjusted_p_is_not_small():
+    many = {"role": "other", "n_family": 6, "base": "strong"}
+    assert sentences(**many, p_holm=0.137)[1] == (
+        "Dice rose by 0.5 points; after adjustment for 6 comparisons this is not shown."
+    )
+    assert sentences(**many, p_holm=0.049)[1] == "Dice rose by 0.5 points: a gain."
+    # The primary one is not adjusted.
+    primary = sentences(role="primary", n_family=6, p_holm=0.137)
+    assert primary[1] == "Dice rose by 0.5 points: a gain."
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -69,15 +103,48 @@ def test_no_sentence_is_long(condition):
 def test_the_small_table_sets_the_levels_beside_the_difference():
     results, per_image = sweep()
     found = all_contrasts(per_image, statistics=PLAIN)
-    table = comparison_table(found, results, per_image=per_image)
+    table, note = comparison_table(found, results, per_image=per_image)
     assert table["condition"].tolist() == ["real only", "+ synthetic"]
     assert table["Dice against the first row"].tolist() == ["–", "+3.0 points"]
+    assert note == ""
     levels = table["Dice %"].astype(float)
     assert levels[1] - levels[0] == pytest.approx(3.0, abs=0.11)
     nothing = per_image[per_image["condition"] == "real"]
-    assert comparison_table(
-        all_contrasts(nothing, statistics=PLAIN), results, per_image=nothing
-    ).empty
+    found = all_contrasts(nothing, statistics=PLAIN)
+    assert comparison_table(found, results, per_image=nothing)[0].empty
+
+
+def levels(trials):
+    """The small table where trials (condition, support) have a Dice."""
+    parts = [
+        scores([dice - 0.01, dice, dice + 0.01], trial_id=f"{name}-{support}", condition=name,
+               support=support)
+        for (name, support), dice in trials.items()
+    ]  # fmt: skip
+    per_image = pd.concat(parts, ignore_index=True)
+    found = all_contrasts(per_image, statistics=PLAIN)
+    return comparison_table(found, aggregate(per_image), per_image=per_image)
+
+
+def test_levels_are_of_the_trials_that_every_row_has_done():
+    real = {("real", s): dice for s, dice in enumerate((0.904, 0.8, 0.82, 0.892))}
+    table, note = levels(real | {("strong", 0): 0.954})
+    assert table["Dice %"].tolist() == ["90.4", "95.4"]
+    assert table["Dice against the first row"].tolist() == ["–", "+5.0 points"]
+    assert note.startswith("Levels are over 1 trial that every row has done; a difference is over")
+    table, note = levels(real | {("strong", 0): 0.954, ("weak", 1): 0.81})
+    assert table["Dice %"].tolist() == ["85.4", "95.4", "81.0"]
+    assert "no trial (support and seed) in common" in note
+
+
+def test_the_heading_names_the_level_of_the_interval():
+    results, per_image = sweep()
+    at = StatisticsConfig(primary=ContrastConfig(enabled=False), level=0.9)
+    table, _ = comparison_table(
+        all_contrasts(per_image, statistics=at), results, per_image=per_image
+    )
+    assert "90 % interval" in table
+    assert "95 % interval" not in table
 
 
 def test_without_real_pairs_alone_the_primary_baseline_is_the_one_that_all_are_compared_with():
@@ -104,6 +171,6 @@ def test_what_the_others_are_compared_with_stands_first():
     results, per_image = results.replace(named), per_image.replace(named)
     primary = ContrastConfig(condition="weak", baseline="strong", real_count=1)
     found = all_contrasts(per_image, statistics=StatisticsConfig(primary=primary))
-    table = comparison_table(found, results, per_image=per_image)
+    table, _ = comparison_table(found, results, per_image=per_image)
     assert table["condition"].tolist() == ["strong augmentation", "weak augmentation"]
     assert table["Dice against the first row"].tolist() == ["–", "+3.0 points"]
