@@ -6,7 +6,7 @@ of its folds test different exams, so their images are pooled before anything is
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ import pandas as pd
 from experiments.results.axes import SERIES, own_labels
 from experiments.results.measures import MEASURES
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import TESTED, amounts, with_defaults
 from experiments.results.statistics import average_draws, summarise, weighted_interval
 from experiments.store.columns import OUTPUTS
 
@@ -61,6 +61,40 @@ def rows_of(cell: Mapping, *, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[is_here]
 
 
+def model_means(rows: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]) -> pd.DataFrame:
+    """Average the folds of each model, weighted by their images: for files without per-image rows.
+
+    Args:
+        rows: Rows of results.csv that are done, as of `with_defaults`.
+        columns: What is averaged; a fold without a value does not count.
+        by: Columns that tell models apart beside `MODEL`.
+
+    Returns:
+        A row per model in order of appearance: `by`, `MODEL`, the columns, n_real (the least of
+        its folds), n_trials (its folds) and n_exams, where images that several folds tested count
+        once. Folds of files without n_images weigh alike.
+    """
+    keys = [*by, *MODEL]
+    own = [rows[name] for name in keys]
+    images = rows.reindex(columns=["n_images"])["n_images"].fillna(1.0)
+    parts = {"n_real": rows["n_real"].groupby(own, sort=False, dropna=False).min()}
+    for name in columns:
+        known = images.where(rows[name].notna())
+        share = known / known.groupby(own, dropna=False).transform("sum")
+        shares = (rows[name] * share).groupby(own, sort=False, dropna=False)
+        parts[name] = shares.sum(min_count=1)
+    parts["n_trials"] = rows["trial_id"].groupby(own, sort=False, dropna=False).nunique()
+    tested = rows.reindex(columns=[TESTED])[TESTED].fillna("fold " + rows["fold"].astype(str))
+    sets = rows.assign(tested=tested).drop_duplicates([*keys, "tested"])
+    exams = sets.groupby(keys, sort=False, dropna=False)["n_exams"].sum(min_count=1)
+    return pd.DataFrame(parts | {"n_exams": exams}).reset_index()
+
+
+def mean_over_supports(values: pd.Series, *, supports: pd.Series) -> float:
+    """Mean over supports of the means over each one's models; NaN for no value."""
+    return float(values.groupby(supports, sort=False, dropna=False).mean().mean())
+
+
 def _models(part: pd.DataFrame, *, images: pd.DataFrame | None) -> pd.DataFrame:
     """Give a row per model with the columns of results.csv; folds are pooled by their images."""
     rows = []
@@ -103,8 +137,8 @@ def _counts(part: pd.DataFrame) -> dict:
 def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None) -> dict:
     # Files of older versions lack some columns.
     known = models.reindex(columns=models.columns.union([*MEASURES, *_INTERVALS], sort=False))
-    means = known.groupby("support", sort=False, dropna=False)[list(MEASURES)].mean()
-    row = {name: means[name].mean() for name in MEASURES}
+    supports = known["support"]
+    row = {name: mean_over_supports(known[name], supports=supports) for name in MEASURES}
     row |= {m.spread_column: known[m.column].std(ddof=1) for m in MEASURES.values()}
     row |= {name: known[name].iloc[0] for name in _INTERVALS}
     if len(models) > 1:

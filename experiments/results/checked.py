@@ -26,6 +26,8 @@ _NUMBERS |= {"seconds", "peak_memory_mib"}
 _NUMBER_STARTS = ("n_", "dice_", "hausdorff_mm", "hc_")
 _COMPARED = ("dice_mean", "hausdorff_mm_mean", "hc_err_mm_mean", "hc_abs_err_mm_mean")
 """Numbers that are the same whenever one model is scored on the same images."""
+_SCORE = "score_id"
+"""Names the stage that scored a row, so its settings too; absent in older files."""
 _ROUNDING = 1e-9
 
 
@@ -109,7 +111,9 @@ def check_rows(rows: pd.DataFrame, path: Path) -> None:
 def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], source: str) -> None:
     """Refuse (InputError) two files that score one model on the same images differently.
 
-    Rows that do not name their images are not compared: these may be others.
+    Rows that do not name their images are not compared: these may be others. A trial's id names its
+    fit alone: where the two rows name two scores, one fit was scored under two settings (as closer
+    looks of a U-Net), and both files are right.
 
     Args:
         first: Rows of the files before, with their paths as `source`.
@@ -119,7 +123,9 @@ def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], so
     """
     compared = [name for name in _COMPARED if name in first and name in other]
     parts = [p[p[keys[-1]].notna() & (p["status"] == "done")] for p in (first, other)]
+    scores = [p.reindex(columns=[_SCORE])[_SCORE].fillna("") for p in parts]
     parts = [p[[*keys, source, *compared]].fillna(dict.fromkeys(keys, "")) for p in parts]
+    parts = [p.assign(**{_SCORE: own}) for p, own in zip(parts, scores, strict=True)]
     both = parts[0].merge(parts[1], on=keys, suffixes=("", "_other"))
     for name in compared:
         one, two = (both[n].astype(float) for n in (name, f"{name}_other"))
@@ -127,6 +133,13 @@ def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], so
         if is_odd.any():
             row = is_odd.argmax()
             at = both.iloc[row]
+            first_score, other_score = at[_SCORE], at[f"{_SCORE}_other"]
+            if first_score and other_score and first_score != other_score:
+                raise InputError(
+                    f"{at[f'{source}_other']}: {_who(both, row)} was scored on "
+                    f"{_line(at['test_cohort'])} under other settings than in {at[source]} "
+                    f"({_line(other_score)}, not {_line(first_score)}); table these sweeps apart"
+                )
             raise InputError(
                 f"{at[f'{source}_other']}: {_who(both, row)} has {name} {two[row]:.10g} on "
                 f"{_line(at['test_cohort'])}, and {one[row]:.10g} in {at[source]} on the same "

@@ -1,4 +1,4 @@
-"""Compact tables for a publication: a row a condition, a column an amount, mean ± SD over trials.
+"""Compact tables for a publication: a row a condition, a column an amount, mean ± SD over models.
 
 Several results.csv become one table; a trial that stands in two of them counts once. What was
 tested on different images is tabled apart.
@@ -15,8 +15,9 @@ import pandas as pd
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.config.conditions import condition_label
+from experiments.config.words import counted
 from experiments.results import axes
-from experiments.results.cells import MODEL
+from experiments.results.cells import MODEL, mean_over_supports, model_means
 from experiments.results.checked import check_header
 from experiments.results.latex import latex_notes, latex_table, with_best
 from experiments.results.measures import MEASURES, WORDS, Measure
@@ -67,12 +68,13 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
 
 
 def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
-    """Average the done trials of each cell; folds of one model are averaged before.
+    """Average the done trials of each cell; folds of one model are averaged before, weighted by
+    their images.
 
     Returns:
         A block per cohort, set of test images and prompt in order of appearance, the sweeps named
         in its title where a cohort has several sets. A control, which has no amount,
-        stands in every column and is never the best. The SD (n - 1) is absent with one trial. A
+        stands in every column and is never the best. The SD (n - 1) is absent with one model. A
         block without any trimester shows plain Dice for weighted Dice, and its title says so.
 
     Raises:
@@ -127,10 +129,7 @@ def _row_labels(done: pd.DataFrame) -> pd.Series:
 def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
     part = pd.concat([own for _, own in axes.each_series(part)])
     shown, heads = _with_values(part, shown=shown), ["row", *named]
-    # Of a fraction the folds of a model have unequal counts.
-    keys = ["row", *axes.SERIES, "amount", *MODEL]
-    grouped = part.groupby(keys, sort=False, dropna=False, as_index=False)
-    models = grouped.agg({shown.column: "mean", "n_real": "min"})
+    models = model_means(part, [shown.column], by=["row", *axes.SERIES, "amount"])
     models["value"] = models[shown.column] * shown.factor
     trained = models[~axes.is_control(models)].sort_values("n_real", kind="stable")
     text = models[heads].drop_duplicates(ignore_index=True)
@@ -139,12 +138,14 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
         for i, head in text[heads].iterrows():
             own = models[(models[heads] == head).all(axis="columns")]
             level = axes.is_control(own).any()
-            here = own.loc[level | (own["amount"] == amount), "value"]
-            text.loc[i, amount] = _mean_sd(here, digits=shown.digits)
-            means.loc[i, amount] = np.nan if level else round(here.mean(), shown.digits)
+            here = own[level | (own["amount"] == amount)]
+            mean = mean_over_supports(here["value"], supports=here["support"])
+            sd = here["value"].std(ddof=1)
+            text.loc[i, amount] = _mean_sd(mean, sd, digits=shown.digits)
+            means.loc[i, amount] = np.nan if level else round(mean, shown.digits)
     best = means.max() if shown.is_better_high else means.min()
-    exams = sorted(part["n_exams"].dropna().unique())
-    span = f"{exams[0]:.0f}" + (f" to {exams[-1]:.0f}" if len(exams) > 1 else "") if exams else "?"
+    exams = sorted(models["n_exams"].dropna().unique())
+    span = _span(exams, "exam") if exams else "? exams"
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
     tested = part["tested"].iloc[0]
     where = f"{cohort}{' of ' if tested else ''}{tested}"
@@ -152,7 +153,7 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     return Block(
         test_cohort=cohort,
         prompt=prompt,
-        title=f"{where}: {shown.title}, {span} exams",
+        title=f"{where}: {shown.title}, {span}",
         rows=text.assign(
             **{name: [axes.axis_label(name, each) for each in text[name]] for name in named}
         ).rename(columns={"row": "condition"}),
@@ -163,21 +164,28 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     )
 
 
-def _mean_sd(values: pd.Series, *, digits: int) -> str:
-    if values.isna().all():
+def _span(numbers: Sequence[float], noun: str) -> str:
+    """Write ascending counts with their noun: 1 exam, 9 to 12 exams."""
+    least, most = numbers[0], numbers[-1]
+    return (f"{least:.0f} to " if most > least else "") + counted(most, noun)
+
+
+def _mean_sd(mean: float, sd: float, *, digits: int) -> str:
+    if pd.isna(mean):
         return ""
-    mean, sd = values.mean(), values.std(ddof=1)
     return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
 
 
 def _notes(results: pd.DataFrame) -> list[str]:
     done = results[results["status"] == "done"]
-    cell = done.groupby(["test_cohort", TEST_SET, "prompt", *axes.SERIES, amounts(done)])
-    counts = cell["trial_id"].nunique()
-    span = f"{counts.min()}" + (f" to {counts.max()}" if counts.min() < counts.max() else "")
+    cell = ["test_cohort", TEST_SET, "prompt", *axes.SERIES, "amount"]
+    models = done.assign(amount=amounts(done)).drop_duplicates([*cell, *MODEL])
+    counts = sorted(models.groupby(cell).size())
+    over = _span(counts, "model") if counts else "no model"
     notes = [
-        f"Mean ± standard deviation over {span} trials a cell (supports and seeds); one trial has "
-        "no deviation. Bold: the best of a column as printed, which is no test of a difference."
+        f"Mean over supports ± standard deviation over {over} a cell (supports and seeds); one "
+        "model has no deviation. Bold: the best of a column as printed, which is no test of a "
+        "difference."
     ]
     as_what = {
         "ellipse": "Scores are those of the ellipse fitted to each predicted mask.",
@@ -187,11 +195,13 @@ def _notes(results: pd.DataFrame) -> list[str]:
     if axes.is_control(done).any():
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:
-        notes.append("Cross-tested: the folds of a model are averaged before the trials.")
+        notes.append(
+            "Cross-tested: the folds of a model are averaged first, weighted by their images."
+        )
     notes += apart_notes(done)
     n_missing = results.loc[results["status"] != "done", "trial_id"].nunique()
     if n_missing:
-        notes.append(f"{n_missing} trials that failed or are not done are left out.")
+        notes.append(f"Left out, as failed or not done: {counted(n_missing, 'trial')}.")
     return notes
 
 

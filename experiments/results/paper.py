@@ -14,6 +14,7 @@ from datamodules.storage import write_atomic
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import REFERENCE
 from experiments.results.axes import AXES, axis_label, each_series, orders, series_label, shown_axes
+from experiments.results.cells import model_means
 from experiments.results.figures import level_curves, level_names
 from experiments.results.latex import latex_notes, latex_table
 from experiments.results.panels import (
@@ -58,7 +59,8 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     """Join our cells with the paper's of the same panel, condition and number of real images.
 
     Args:
-        results: Rows of results.csv; several trials of a cell are averaged.
+        results: Rows of results.csv; of a cell the folds of a model are averaged, weighted by their
+            images, then the models of a support, then supports.
         train_cohort: What the sweep trained on: HC18 or ES in the paper's words.
 
     Returns:
@@ -70,17 +72,17 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     rows = with_defaults(results)
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
     panel = train_cohort.upper() + "->" + done["test_cohort"].astype(str).str.upper()
-    ours = (
-        done.assign(panel=panel, amount=amounts(done))
-        # Of a fraction the folds of a model have unequal counts.
-        .groupby(["panel", "condition", *AXES, "amount"], as_index=False)
-        .agg(
-            n_real=("n_real", "min"),
-            ours=("dice_256_mean", "mean"),
-            n_trials=("trial_id", "nunique"),
-            n_exams=("n_exams", "max"),
-        )
+    cell = ["panel", "condition", *AXES, "amount"]
+    models = model_means(done.assign(panel=panel, amount=amounts(done)), ["dice_256_mean"], by=cell)
+    by_support = models.groupby([*cell, "support"], as_index=False, dropna=False).agg(
+        n_real=("n_real", "min"),
+        ours=("dice_256_mean", "mean"),
+        n_trials=("n_trials", "sum"),
+        n_exams=("n_exams", "max"),
     )
+    # Of a fraction the folds of a model have unequal counts.
+    merged = {"n_real": "min", "ours": "mean", "n_trials": "sum", "n_exams": "max"}
+    ours = by_support.groupby(cell, as_index=False).agg(merged)
     theirs = paper_reference().rename(columns={"dice": "paper"})
     theirs = theirs[theirs["panel"].str.startswith(f"{train_cohort.upper()}->")]
     joined = theirs.merge(ours, on=["panel", "condition", "n_real"], how="outer")

@@ -92,6 +92,23 @@ def test_two_files_must_agree_on_what_both_scored(tmp_path):
         assert f"trial strong-a has {name} {value}" in said
 
 
+def test_one_fit_scored_under_two_settings_is_no_damage(tmp_path):
+    def both(*scores):
+        return [
+            written(tmp_path / f"{i}.csv", frame(dice_mean=0.8 + 0.01 * i, score_id=score))
+            for i, score in enumerate(scores)
+        ]
+
+    paths = both("score/a", "score/b")
+    said = refusal(read_results, paths)
+    assert said == (
+        f"{paths[1]}: trial real-a was scored on hc18 under other settings than in {paths[0]} "
+        "(score/b, not score/a); table these sweeps apart"
+    )
+    for scores in (("score/a", "score/a"), ("score/a", None)):
+        assert "write both again" in refusal(read_results, both(*scores))
+
+
 def test_a_measure_without_a_column_is_refused(tmp_path):
     found = read_results([written(tmp_path / "results.csv", GOOD)])
     with pytest.raises(InputError, match=r"results.csv: no column dice_trimester_weighted_mean"):

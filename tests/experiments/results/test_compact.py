@@ -11,6 +11,7 @@ from experiments.config.recipe import load_config
 from experiments.results.compact import compact_tables
 from experiments.results.deviations import deviations
 from experiments.results.explain import choose
+from experiments.results.paper import compare_paper
 
 
 def row(condition, n_real, support, value):
@@ -94,6 +95,55 @@ def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
         pd.concat([RESULTS, folds]), measure="dice_weighted", format_name="markdown"
     )
     assert "| real only | 82.0 ± 2.8 |" in text
+
+
+FOLDS = pd.DataFrame(
+    [
+        row("real", 5, support, value)
+        | {"trial_id": f"real-{support}-{fold}", "fold": fold, "n_exams": 30, "n_images": n_images}
+        | {"test_images": f"images of fold {fold}", "dice_256_mean": value}
+        for support in range(3)
+        for fold, n_images, value in ((0, 50, 0.71), (1, 100, 0.95 + 0.03 * support))
+    ]
+)
+
+
+def test_folds_weigh_by_their_images_and_their_exams_add_up():
+    text = compact_tables(FOLDS, measure="dice_weighted", format_name="markdown")
+    # (50 x 71 + 100 x 95) / 150 = 87.0, and 89.0 and 91.0.
+    assert "| real only | **89.0 ± 2.0** |" in text
+    assert "trimester-weighted Dice %, 60 exams" in text
+    assert "over 3 models a cell (supports and seeds)" in text
+    # The folds of another cohort test the same images.
+    same = FOLDS.assign(test_images="all", test_cohort="es", prompt="jittered_box")
+    text = compact_tables(same, measure="dice_weighted", format_name="markdown")
+    assert "trimester-weighted Dice %, 30 exams" in text
+    found = compare_paper(FOLDS.assign(test_cohort="es", prompt="jittered_box"))
+    ours = found.dropna(subset=["ours"]).iloc[0]
+    assert ours["ours"] == pytest.approx(89.0)
+    assert (ours["n_exams"], ours["n_trials"], ours["n_real"]) == (60, 6, 5)
+
+
+def test_a_fold_without_the_measure_does_not_count():
+    rows = FOLDS.assign(dice_trimester_weighted_mean=[0.71, np.nan, 0.71, 0.98, 0.71, np.nan])
+    text = compact_tables(rows, measure="dice_weighted", format_name="csv")
+    # 71.0 twice, and (50 x 71 + 100 x 98) / 150.
+    assert text.splitlines()[-1].endswith(",77.0 ± 10.4")
+
+
+def test_one_is_written_as_one():
+    rows = pd.concat([RESULTS.assign(n_exams=1), RESULTS.head(1).assign(status="failed")])
+    text = compact_tables(rows.drop(1), measure="dice_weighted", format_name="markdown")
+    assert "trimester-weighted Dice %, 1 exam\n" in text
+    assert "over 1 model a cell" in text
+    assert "Left out, as failed or not done: 1 trial." in text
+
+
+def test_a_support_of_many_seeds_counts_once_in_a_cell():
+    seeds = [row("real", 5, 0, 0.95) | {"trial_id": f"s{seed}", "seed": seed} for seed in range(3)]
+    rows = pd.DataFrame([*seeds, row("real", 5, 1, 0.80)])
+    text = compact_tables(rows, measure="dice_weighted", format_name="csv")
+    assert text.splitlines()[-1].endswith(",87.5 ± 7.5")
 
 
 def test_a_cell_is_found_and_a_wrong_part_names_the_nearest():
