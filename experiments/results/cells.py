@@ -90,6 +90,24 @@ def model_means(rows: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]
     return pd.DataFrame(parts | {"n_exams": exams}).reset_index()
 
 
+def cell_means(rows: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]) -> pd.DataFrame:
+    """Average the models of `model_means` within supports, then the supports.
+
+    Returns:
+        A row per cell in order of appearance: `by`, the columns, n_real (the least), n_trials (the
+        sum) and n_exams (the most).
+    """
+    models = model_means(rows, columns, by=by)
+    merged = dict.fromkeys(columns, "mean") | {"n_real": "min", "n_trials": "sum", "n_exams": "max"}
+    groups = {"sort": False, "dropna": False, "as_index": False}
+    return (
+        models.groupby([*by, "support"], **groups)
+        .agg(merged)
+        .groupby(list(by), **groups)
+        .agg(merged)
+    )
+
+
 def mean_over_supports(values: pd.Series, *, supports: pd.Series) -> float:
     """Mean over supports of the means over each one's models; NaN for no value."""
     return float(values.groupby(supports, sort=False, dropna=False).mean().mean())

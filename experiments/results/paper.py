@@ -14,7 +14,7 @@ from datamodules.storage import write_atomic
 from experiments.config.conditions import BOX_ALONE, condition_label, in_order
 from experiments.config.paths import REFERENCE
 from experiments.results.axes import AXES, axis_label, each_series, orders, series_label, shown_axes
-from experiments.results.cells import model_means
+from experiments.results.cells import cell_means
 from experiments.results.figures import level_curves, level_names
 from experiments.results.latex import latex_notes, latex_table
 from experiments.results.panels import (
@@ -72,17 +72,11 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     rows = with_defaults(results)
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
     panel = train_cohort.upper() + "->" + done["test_cohort"].astype(str).str.upper()
-    cell = ["panel", "condition", *AXES, "amount"]
-    models = model_means(done.assign(panel=panel, amount=amounts(done)), ["dice_256_mean"], by=cell)
-    by_support = models.groupby([*cell, "support"], as_index=False, dropna=False).agg(
-        n_real=("n_real", "min"),
-        ours=("dice_256_mean", "mean"),
-        n_trials=("n_trials", "sum"),
-        n_exams=("n_exams", "max"),
-    )
+    done = done.assign(panel=panel, amount=amounts(done))
     # Of a fraction the folds of a model have unequal counts.
-    merged = {"n_real": "min", "ours": "mean", "n_trials": "sum", "n_exams": "max"}
-    ours = by_support.groupby(cell, as_index=False).agg(merged)
+    cell = ["panel", "condition", *AXES, "amount"]
+    ours = cell_means(done, ["dice_256_mean"], by=cell).sort_values(cell, kind="stable")
+    ours = ours.rename(columns={"dice_256_mean": "ours"})
     theirs = paper_reference().rename(columns={"dice": "paper"})
     theirs = theirs[theirs["panel"].str.startswith(f"{train_cohort.upper()}->")]
     joined = theirs.merge(ours, on=["panel", "condition", "n_real"], how="outer")

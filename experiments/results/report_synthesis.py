@@ -14,6 +14,7 @@ from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata
 from experiments.config.conditions import CONDITIONS, condition_label
 from experiments.results.axes import axis_label, prompt_label, shown_axes
+from experiments.results.cells import cell_means
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
 from experiments.results.rows import amounts, with_defaults
@@ -103,12 +104,8 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     shown = shown_axes(done)
     done = done.assign(amount=amounts(done))
     where = ["test_cohort", "prompt", "amount", *shown, "condition"]
-    means = done.groupby(where, sort=False, as_index=False).agg(
-        dice=("dice_mean", "mean"),
-        weighted=("dice_trimester_weighted_mean", "mean"),
-        trials=("trial_id", "nunique"),
-        pairs=("n_synthetic", "mean"),
-    )
+    columns = ["dice_mean", "dice_trimester_weighted_mean", "n_synthetic"]
+    means = cell_means(done, columns, by=where)
     return pd.DataFrame(
         {
             "cohort": means["test_cohort"],
@@ -116,10 +113,10 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
             "real": means["amount"],
             **{name: [axis_label(name, each) for each in means[name]] for name in shown},
             "pairs from": means["condition"].map(condition_label),
-            "pairs": means["pairs"].map("{:.0f}".format),
-            "weighted Dice %": (100 * means["weighted"]).map("{:.1f}".format),
-            "Dice %": (100 * means["dice"]).map("{:.1f}".format),
-            "trials": means["trials"].map(str),
+            "pairs": means["n_synthetic"].map("{:.0f}".format),
+            "weighted Dice %": (100 * means["dice_trimester_weighted_mean"]).map("{:.1f}".format),
+            "Dice %": (100 * means["dice_mean"]).map("{:.1f}".format),
+            "trials": means["n_trials"].map(str),
         }
     )
 

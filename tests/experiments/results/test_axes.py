@@ -259,6 +259,15 @@ def test_the_gate_is_compared_within_a_segmenter():
     assert table["segmenter"].tolist().count("unet") == 4
     assert set(table["pairs from"]) == {"+ synthetic", "+ synthetic, no gate"}
     assert gate_effect(results.assign(n_synthetic=60)).empty
+    # Folds weigh by their images: of 0.5 on one and 0.9 on three, 0.8.
+    folds = [
+        scores([dice] * n, trial_id=f"{name}-{fold}", condition=name, fold=fold, **PIXEL)
+        for name in ("synthetic", "synthetic_no_gate")
+        for fold, (dice, n) in enumerate(((0.5, 1), (0.9, 3)))
+    ]
+    table = gate_effect(aggregate(pd.concat(folds)).assign(n_synthetic=60))
+    assert table["Dice %"].tolist() == ["80.0", "80.0"]
+    assert table["trials"].tolist() == ["2", "2"]
 
 
 def old_file(path):
