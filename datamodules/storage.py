@@ -41,6 +41,15 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_readable(path: Path) -> None:
+    """Let all who may read the folder read a file: some libraries write for the owner alone."""
+    mode = path.stat().st_mode
+    # Another one's, linked from a shared store, is not ours to change.
+    with contextlib.suppress(PermissionError):
+        if mode & 0o444 != 0o444:
+            path.chmod(mode | 0o444)
+
+
 def is_array(path: Path) -> bool:
     """Whether a .npy file is there with as many bytes as its header says; no value is read."""
     try:
@@ -111,6 +120,7 @@ def commit_folder(folder: Path, *, is_named_by_content: bool = True) -> Iterator
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):
+            make_readable(path)
             fsync_path(path)
         fsync_path(temporary)
         temporary.chmod(0o755)

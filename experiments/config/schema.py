@@ -23,6 +23,7 @@ from experiments.config.synthesis import (
 from lightning_modules.generators.pixel.config import GeneratorConfig
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 from lightning_modules.generators.table import GENERATORS
+from lightning_modules.generators.table import row_of as generator_row
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import SEGMENTERS
 from lightning_modules.segmenters.table import row_of as segmenter_row
@@ -138,7 +139,7 @@ class ExperimentConfig:
                     "whole_image, under which it is scored"
                 )
         for name in self.generator_names():
-            self._check_guidance(self.generator_named(name))
+            self._check_guidance(name)
         primary = self.statistics.primary
         for key in ("condition", "baseline"):
             self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
@@ -159,12 +160,19 @@ class ExperimentConfig:
             where = "statistics.primary.choice"
             raise ValueError(unknown_name(primary.choice, known=CHOICES, what=where))
 
-    def _check_guidance(self, generator: Any) -> None:
-        scale = self.sampler_of(generator).guidance_scale
-        if getattr(generator, "mask_dropout", None) == 0 and scale > 1:
+    def _check_guidance(self, name: str) -> None:
+        settings = self.generator_named(name)
+        scale = self.sampler_of(settings).guidance_scale
+        # A generator that draws its outlines reads no mask.
+        if getattr(settings, "draws_outlines", False) or scale == 1:
+            return
+        if getattr(settings, "mask_dropout", None) == 0:
+            section = generator_row(settings).section
+            where = f"generators.{name}" if name in self.generators else section
+            own = f"{where}.sampler" if hasattr(settings, "sampler") else "synthesis.sampler"
             raise ValueError(
-                f"synthesis.sampler.guidance_scale={scale}: guidance needs a generator that has "
-                "also seen images without their mask; set generator.mask_dropout=0.1"
+                f"{own}.guidance_scale={scale}: guidance needs a generator that has also seen "
+                f"images without their mask; set {where}.mask_dropout=0.1, or a scale of 1"
             )
 
     def arms(self) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from experiments.store.runs import is_done, read_manifest, read_result
+from lightning_modules.generators.stable_diffusion.saved import CONFIG_NAME
 from lightning_modules.generators.stable_diffusion.weights import resolve_base
 
 METADATA = "metadata.jsonl"
@@ -87,9 +88,11 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
         InputError: The run is no finished synthetic set, holds no pair or lacks a picture, or the
             runs that it was made from are not in the same store.
     """
-    pairs = _pairs(run_dir, stage=manifest["stage"])
+    pairs, store = _pairs(run_dir, stage=manifest["stage"]), run_dir.parents[1]
+    lineage = _lineage(run_dir, manifest)
+    base = _base_model(lineage.get("generator"), store=store)
     facts = {
-        **_facts(manifest, lineage=_lineage(run_dir, manifest), n_pairs=len(pairs)),
+        **_facts(manifest, lineage=lineage, base=base, n_pairs=len(pairs)),
         "sizes": [
             f"{width} x {height} px (width x height)" for height, width in _sizes(run_dir, pairs)
         ],
@@ -101,7 +104,7 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run_dir / path, folder / path)
         facts |= _write_rows(folder / METADATA, pairs)
-        _copy_origin(folder, generator=facts["generator"], store=run_dir.parents[1])
+        _copy_origin(folder, generator=facts["generator"], store=store)
         facts["metadata_sha256"] = file_sha256(folder / METADATA)
         write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
         write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
@@ -208,8 +211,20 @@ def _copy_origin(folder: Path, *, generator: dict[str, Any] | None, store: Path)
         write_origin(folder, images_seen=seen, generator=str(generator["id"]))
 
 
+def _base_model(generator: dict[str, Any] | None, *, store: Path) -> str:
+    """The model that a Stable Diffusion started from; the default one for other generators."""
+    if generator is None:
+        return resolve_base(None)[0]
+    # What the run itself keeps: a sweep's block may say another one than the recipe's section.
+    path = store / "generator" / str(generator["id"]) / GENERATOR / CONFIG_NAME
+    try:
+        return resolve_base(json.loads(path.read_text())["config"].get("base_model"))[0]
+    except (OSError, ValueError, KeyError):
+        return resolve_base(generator["config"].get("stable_diffusion", {}).get("base_model"))[0]
+
+
 def _facts(
-    manifest: dict[str, Any], *, lineage: dict[str, dict[str, Any]], n_pairs: int
+    manifest: dict[str, Any], *, lineage: dict[str, dict[str, Any]], base: str, n_pairs: int
 ) -> dict[str, Any]:
     """What card and Croissant say of a set beside its files."""
     stage = manifest["stage"]
@@ -220,8 +235,6 @@ def _facts(
     behind = {"config": manifest.get("config", {}), "content": {"images": [[i] for i in labels]}}
     made_by, what_is_synthetic = _STAGES[stage]
     generator = lineage.get("generator")
-    settings = (generator or {}).get("config", {}).get("stable_diffusion", {})
-    base, _ = resolve_base(settings.get("base_model"))
     # A name on the hub says where to get it; of a path on this machine the end is enough.
     is_hub = base.count("/") == 1 and not base.startswith(("/", ".", "~"))
     return {

@@ -50,6 +50,13 @@ def _generator(nodes: Nodes, source: _Source) -> str:
     }
     if row.weights_id is not None:
         content["base_id"] = row.weights_id(settings)
+    if row.reads_prompts:
+        # Its sentences name trimesters, which the CSV tells and no image.
+        units = nodes.data.units
+        content["trimesters"] = [units[sample_id].stratum for sample_id in source.ids]
+        if source.pseudo is not None:
+            known = [units[name] for name in source.pseudo.unlabelled_ids if name in units]
+            content["pixel_sizes_mm"] = [unit.pixel_size_mm for unit in known]
     node = Node(
         stage="generator",
         content=content,

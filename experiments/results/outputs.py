@@ -207,7 +207,7 @@ def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: 
     seconds = sum(run.seconds for run in sweep.runs.values())
     is_whole = all(run.is_done for run in sweep.runs.values())
     nothing = "nothing was left to do" if is_whole else "no stage was finished"
-    work = f"{counted(done, 'stage')} in {clock(seconds)}" if done else nothing
+    work = f"{counted(done, 'stage')} in {clock(seconds)} of work" if done else nothing
     lines = [
         finding_text,
         "",

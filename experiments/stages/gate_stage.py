@@ -29,8 +29,10 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     ids = context.pick(context.node.content["images"])
     samples = [context.samples[sample_id] for sample_id in ids]
     # All images of the generator, its unlabelled ones among them; labels are those of `ids` alone.
-    shown = [each.real_id for each in labelled_images(context, ids)]
-    real = [image_of(context.samples[name]) for name in shown]
+    behind = labelled_images(context, ids)
+    shown = [each.real_id for each in behind]
+    # Of the pairs: an image without any annotation is among no samples.
+    real = [image_of(each.sample) for each in behind]
     groups = [context.rows[name].group_id for name in shown]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")

@@ -10,6 +10,7 @@ from typing import Any
 
 import wandb
 
+from datamodules.storage import content_key
 from experiments.config.schema import WandbConfig
 from experiments.config.wandb_mode import resolve_mode, server_answers, server_url
 
@@ -19,8 +20,14 @@ _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def clean_id(text: str) -> str:
-    """A W&B id of a name: letters, digits, `_`, `.` and `-`, at most 128 of them."""
-    return _NOT_IN_IDS.sub("-", text)[:MAX_ID]
+    """A W&B id of a name: letters, digits, `_`, `.` and `-`, at most 128 of them.
+
+    A longer one ends in a hash, for what tells runs apart stands at the end.
+    """
+    cleaned = _NOT_IN_IDS.sub("-", text)
+    if len(cleaned) <= MAX_ID:
+        return cleaned
+    return f"{cleaned[: MAX_ID - 9]}-{content_key(text)[:8]}"
 
 
 def usable_mode(config: WandbConfig) -> str:

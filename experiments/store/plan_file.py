@@ -119,7 +119,7 @@ def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
         gone = f"{what} no longer in the recipe: {n_gone}; what is done of them stays in the store"
         parts = [f"new {what}: {n_new}"] * (n_new > 0) + [gone] * (n_gone > 0)
         if parts:
-            return f"the recipe changed: {', '.join(parts)}"
+            return f"the recipe or its data changed: {', '.join(parts)}"
     return None
 
 

@@ -27,7 +27,7 @@ from datamodules.integrity import (
     read_sealed,
     sealed,
 )
-from datamodules.storage import fsync_path, write_json
+from datamodules.storage import fsync_path, make_readable, write_json
 from experiments.store.layout import check_run
 
 DONE_NAME, MANIFEST_NAME, RESULTS_NAME = "DONE.json", "manifest.json", "results.csv"
@@ -232,6 +232,7 @@ def write_done(run_dir: Path, result: dict[str, Any]) -> None:
         # W&B's own files come and go while it runs; they are a view, not a result.
         if "wandb" not in parts:
             with contextlib.suppress(FileNotFoundError):
+                make_readable(path)
                 fsync_path(path)
                 is_result = parts[0] not in _UNNAMED and not parts[-1].startswith(".")
                 names += ["/".join(parts)] if is_result and path.is_file() else []

@@ -22,7 +22,7 @@ from experiments.config.words import counted
 from experiments.store.guard import is_held, is_used
 from experiments.store.layout import PLAN_NAME, check_version
 from experiments.store.plan_file import PlanFile, PlannedStage, PlannedTrial, read_plan
-from experiments.store.runs import damage, is_done, read_failure, read_status
+from experiments.store.runs import DONE_NAME, damage, read_failure, read_status
 from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 
 State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
@@ -205,7 +205,7 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     # The lock is asked before the marker: what ends in between is done, not interrupted.
     held = is_held(run_dir)
     log = run_dir / "log.txt"
-    if is_done(run_dir):
+    if (run_dir / DONE_NAME).exists():
         # As a sweep that starts sees it: it makes again what tables could not be made from.
         found = None if held else damage(run_dir)
         return made(state="done") if found is None else made(state="waiting", reason=found)

@@ -65,6 +65,10 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
         date, name = _date_and_id(run)
         short = short_name(name, sweep=folder.resolve().name, stage=run.stage)
         made = view / f"run-{date}-{short}"
+        if made.exists():
+            # Blocks of equal settings have equal hashes, and differ in what was cut off in front.
+            short = f"{short}-{content_key(name)[:4]}"
+            made = view / f"run-{date}-{short}"
         made.mkdir(parents=True)
         (file,) = run.path.glob("*.wandb")
         (made / f"run-{short}.wandb").symlink_to(file.resolve())

@@ -130,6 +130,12 @@ def test_commit_folder_keeps_what_another_process_finished(tmp_path):
     assert names(tmp_path) == ["set"]
 
 
+def test_files_written_for_the_owner_alone_are_for_all(tmp_path):
+    with commit_folder(tmp_path / "set") as temporary:
+        (temporary / "a").touch(mode=0o600)
+    assert stat.S_IMODE((tmp_path / "set" / "a").stat().st_mode) == 0o644
+
+
 def test_what_another_command_made_meanwhile_is_not_taken_for_ones_own(tmp_path):
     out = tmp_path / "new" / "out"
 

@@ -115,7 +115,8 @@ class SamplerConfig:
     """Images drawn at once; it does not change them."""
 
     def __post_init__(self) -> None:
-        between(1, 1000).check(self, "num_inference_steps")
+        # 1000 of 1000 would name one noise level twice, and divide by zero between the two.
+        between(1, 999).check(self, "num_inference_steps")
         between(0, 20).check(self, "guidance_scale")
         between(0, 1).check(self, "guidance_rescale")
         at_least(1).check(self, "batch_size")

@@ -38,7 +38,8 @@ class StableDiffusionSamplerConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        between(1, 1000).check(self, "num_inference_steps")
+        # 1000 of 1000 would name one noise level twice, and divide by zero between the two.
+        between(1, 999).check(self, "num_inference_steps")
         between(0, 20).check(self, "guidance_scale")
         between(0, 1).check(self, "guidance_rescale")
         between(0, 2).check(self, "lora_scale")

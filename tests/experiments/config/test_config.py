@@ -80,6 +80,20 @@ def test_without_pairs_the_share_of_pairs_does_not_matter(condition):
             load_config(TOY, [share, f"sweep.condition=[{condition},{other}]"])
 
 
+@pytest.mark.parametrize("scale", [0, 0.5, 2])
+def test_guidance_needs_images_without_their_mask(scale):
+    asked = f"synthesis.sampler.guidance_scale={scale}"
+    with pytest.raises(InputError, match=r"synthesis\.sampler.*set generator\.mask_dropout=0\.1"):
+        load_config(TOY, [asked])
+    load_config(TOY, [asked, "generator.mask_dropout=0.1"])
+    stable = ["sweep.generator=[stable_diffusion]", "stable_diffusion.mask_dropout=0"]
+    own = f"stable_diffusion.sampler.guidance_scale={scale}"
+    with pytest.raises(InputError, match=r"stable_diffusion\.sampler\.guidance_scale"):
+        load_config(TOY, [*stable, own, "stable_diffusion.route=sd_mask"])
+    # It draws its own outlines, on no mask.
+    load_config(TOY, [*stable, own, "stable_diffusion.route=sd_in_channel"])
+
+
 def test_folds_of_cross_testing():
     config = load_config(TOY, ["split.n_folds=3", "sweep.fold=[0,1,2]"])
     assert (config.split.n_folds, config.sweep.fold) == (3, [0, 1, 2])

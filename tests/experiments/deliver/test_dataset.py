@@ -212,6 +212,19 @@ def test_stable_diffusion_is_named_without_the_path_of_this_machine(store, tmp_p
         assert "secret" not in words
 
 
+def test_the_base_model_is_that_of_the_generators_own_block(store, tmp_path):
+    run_dir, generator = gated(store), store / "generator" / "9999"
+    content = {"stable_diffusion": {"route": "sd_mask", "lora_rank": 16}, "base_id": "beef"}
+    config = {**NO_DATA, "stable_diffusion": {"base_model": None}}
+    content |= {"images": LABELS, "seed": 3}
+    write_run(generator, "generator", content=content, config=config)
+    (generator / "generator").mkdir()
+    saved = {"config": {"base_model": "acme/other"}, "seed": 3, "base_id": "beef", "prompts": []}
+    (generator / "generator" / "generator.json").write_text(json.dumps(saved))
+    export_dataset(run_dir, tmp_path / "out")
+    assert "| base model | acme/other, content id beef;" in card_of(tmp_path / "out")[1]
+
+
 def test_metadata_holds_no_column_that_nothing_fills(store, tmp_path):
     run_dir = write_set(store, "warp", "77", content={"images": LABELS, "seed": 4}, drawn=False)
     export_dataset(run_dir, tmp_path / "out")

@@ -266,7 +266,7 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
             {"generator", "synthesize", "embed", "gate", "fit", "score", "fidelity"},
         ),
         (
-            "synthesis.sampler.guidance_scale=0.5",
+            "synthesis.sampler.num_inference_steps=7",
             {"synthesize", "embed", "gate", "fit", "score", "fidelity"},
         ),
         ("synthesis.sampler.batch_size=3", set()),

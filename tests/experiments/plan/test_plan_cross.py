@@ -53,6 +53,20 @@ def with_sizes(data, *, test_scale=1.0):
     return replace(data, units=units)
 
 
+def test_sentences_on_trimesters_are_in_the_id_of_a_generator_that_reads_them(tmp_path):
+    base = f"stable_diffusion.base_model={tiny_pipeline(tmp_path / 'base')}"
+    axes = ("sweep.condition=[synthetic_same_budget]", "sweep.generator=[pixel,stable_diffusion]")
+    axes += ("sweep.real_fraction=[0.1]", "sweep.choice=[by_pixel_size]", base)
+    known, found = with_sizes(make_data()), []
+    # A CSV that tells no circumference: the same images, chosen alike.
+    units = {name: replace(unit, stratum=0) for name, unit in known.units.items()}
+    for data in (known, replace(known, units=units)):
+        nodes = plan(*axes, data=data).nodes.values()
+        found.append({node.generator: node.id for node in nodes if node.stage == "generator"})
+    assert found[0]["pixel"] == found[1]["pixel"]
+    assert found[0]["stable_diffusion"] != found[1]["stable_diffusion"]
+
+
 def test_a_choice_crosses_with_everything_and_names_random_trials_as_before():
     axes = (
         "sweep.segmenter=[sam,unet]",

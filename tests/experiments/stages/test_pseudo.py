@@ -15,7 +15,7 @@ from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import trimester
 from datamodules.synthetic import SyntheticPair, SyntheticSet, write_pair
 from experiments.plan.fits import EMBEDDINGS_OF
-from experiments.stages import pseudo
+from experiments.stages import gate_stage, pseudo
 from experiments.stages.context import StageError
 from experiments.stages.embed import run_embed
 from experiments.stages.fit import run_fit, share_of_pairs, used_pairs
@@ -111,6 +111,13 @@ def test_images_that_never_had_an_annotation_are_labelled_too(tmp_path, monkeypa
     assert result["images_by_trimester"] == {"1": 0, "2": 0, "3": 0}
     pairs = stages.context("fit", {}, pairs=context.node.key).open_pairs("pairs")
     assert {sample.image_path.parent.name for sample in pairs.samples} == {"test_set"}
+    # The gate of a generator that saw them compares its candidates, here copies, with them too.
+    monkeypatch.setattr(gate_stage, "fitted_segmenter", lambda *_, **__: teacher)
+    inputs = dict.fromkeys(("candidates", "pseudo"), context.node.key)
+    inputs |= {"segmenter": upstream["teacher"]}
+    own = {"images": stages.contents(OWN)}
+    with pytest.raises(StageError, match=r"near-copy of unlabelled-\d{3}_HC"):
+        stages.run(gate_stage.run_gate, "gate", own, of="unet", **inputs)
 
 
 def test_outlines_are_those_of_labels_and_of_the_teacher(taught):

@@ -59,15 +59,15 @@ def test_more_trials_are_new_and_nothing_else(tmp_path):
     record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0]"))
     change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
     # The demo has three amounts, of which each gets a second seed.
-    assert change == "the recipe changed: new trials: 3"
+    assert change == "the recipe or its data changed: new trials: 3"
 
 
 def test_trials_that_left_the_recipe_are_counted(tmp_path):
     record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
     change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
     assert change == (
-        "the recipe changed: new trials: 3, trials no longer in the recipe: 3; what is done of "
-        "them stays in the store"
+        "the recipe or its data changed: new trials: 3, trials no longer in the recipe: 3; what is "
+        "done of them stays in the store"
     )
     assert read_plan(tmp_path) == planned(plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
 
@@ -75,10 +75,10 @@ def test_trials_that_left_the_recipe_are_counted(tmp_path):
 def test_trials_that_only_left_are_counted():
     whole = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
     fewer = dataclasses.replace(whole, trials=whole.trials[1:])
-    assert plan_changes(fewer, whole) == "the recipe changed: new trials: 1"
+    assert plan_changes(fewer, whole) == "the recipe or its data changed: new trials: 1"
     assert plan_changes(whole, fewer) == (
-        "the recipe changed: trials no longer in the recipe: 1; what is done of them stays in the "
-        "store"
+        "the recipe or its data changed: trials no longer in the recipe: 1; what is done of them "
+        "stays in the store"
     )
 
 
@@ -88,8 +88,8 @@ def test_the_same_trials_scored_otherwise_are_other_stages():
     change = plan_changes(before, planned(plan(*words)))
     # A jittered score for each of the three amounts.
     assert change == (
-        "the recipe changed: new stages: 3, stages no longer in the recipe: 3; what is done of "
-        "them stays in the store"
+        "the recipe or its data changed: new stages: 3, stages no longer in the recipe: 3; what is "
+        "done of them stays in the store"
     )
 
 

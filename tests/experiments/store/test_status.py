@@ -194,6 +194,11 @@ def test_a_result_that_was_deleted_is_not_done(folder, monkeypatch, capsys):
     (run_dir / "per_image.csv").write_text("dice\n0.9\n")
     finish(folder.parent, "fit/a0", "score/a0")
     assert states(folder)["score/a0"] == "done"
+    marker = (run_dir / "DONE.json").read_text()
+    (run_dir / "DONE.json").write_text("{")
+    (damaged,) = read_sweep(folder).damaged
+    assert (damaged.key, damaged.reason) == ("score/a0", "DONE.json cannot be read")
+    (run_dir / "DONE.json").write_text(marker)
     (run_dir / "per_image.csv").unlink()
     status = read_sweep(folder)
     assert status.counts == counts(done=1, waiting=11)

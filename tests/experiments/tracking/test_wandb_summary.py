@@ -159,4 +159,6 @@ def test_fixed_images_are_evenly_spaced(n, shown):
 
 def test_an_id_has_no_character_that_wandb_refuses():
     assert clean_id("a:b;c,d#e?f/g'h i") == "a-b-c-d-e-f-g-h-i"
-    assert len(clean_id("x" * 300)) == 128
+    assert clean_id("x" * 128) == "x" * 128
+    long = {clean_id("x" * 300 + end) for end in ("0", "1")}
+    assert [len(each) for each in long] == [128, 128]

@@ -158,6 +158,7 @@ def test_bad_generator_settings_are_named_in_one_line(change: dict, message: str
     "change",
     [
         {"num_inference_steps": 0},
+        {"num_inference_steps": 1000},
         {"guidance_scale": -1.0},
         {"guidance_rescale": 2.0},
         {"batch_size": 0},
