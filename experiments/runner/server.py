@@ -56,13 +56,21 @@ def use_short_sockets() -> None:
 def start_server(preload: Sequence[str]) -> ForkServerContext:
     """A context whose processes are forked from one that has imported the modules.
 
-    The server ends with this process, before the command returns.
+    The server ends with this process, before the command returns. Neither it nor what is forked
+    from it answers SIGINT, which a terminal sends to all of them: this process ends them.
     """
     use_short_sockets()
     spawner = multiprocessing.get_context("forkserver")
     spawner.set_forkserver_preload(list(preload))
     # After its processes were waited for, and before the folder of its socket is removed.
     multiprocessing.util.Finalize(None, _end_server, exitpriority=-50)
+    # What is ignored here is ignored there from the first instruction on, through seconds of
+    # imports that it would otherwise end.
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return spawner
 
 

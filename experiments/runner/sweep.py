@@ -171,6 +171,11 @@ class Sweep:
                 self._start_ready()
                 on_change()
                 time.sleep(self.launcher.poll_s)
+        except (EOFError, ConnectionError):
+            if not self._stop:
+                raise
+            # The signal has ended the server that was to fork a stage.
+            raise SweepInterruptedError from None
         finally:
             left = self.launcher.leave([run.job for run in self._running() if run.job is not None])
             if left:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from unittest import mock
 
 import pytest
 from runner_parts import make_sweep, node, states
@@ -120,6 +121,20 @@ def test_a_stop_leaves_the_jobs_to_the_launcher(tmp_path):
     assert len(fake.left) == 1
     assert lines == ["two jobs are left"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("lost", [EOFError, ConnectionResetError])
+def test_a_stop_that_ends_the_server_of_stages_too_is_a_stop(tmp_path, monkeypatch, lost):
+    sweep, fake, _ = make_sweep(tmp_path, [node("a")], lambda _: "done")
+
+    def stopped(_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise lost
+
+    for start, raised in ((mock.Mock(side_effect=lost), lost), (stopped, SweepInterruptedError)):
+        monkeypatch.setattr(fake, "start", start)
+        with pytest.raises(raised):
+            sweep.run(lambda: None)
 
 
 @pytest.mark.parametrize("again", [False, True])

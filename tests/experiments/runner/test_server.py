@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -66,6 +67,46 @@ def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
     _, ended = start(tmp_path, "killed")
     assert ended.returncode == -9
     assert ended.stdout, ended.stderr
+
+
+INTERRUPTED = """
+import os, signal
+from experiments.runner.server import start_server
+
+def work(end):
+    end.send(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)
+
+if __name__ == "__main__":
+    asked = []
+    signal.signal(signal.SIGINT, lambda *_: asked.append("asked"))
+    spawner = start_server(["slow"])
+    here, there = spawner.Pipe()
+    process = spawner.Process(target=work, args=(there,))
+    process.start()
+    there.close()
+    process.join()
+    print(*asked, here.recv())
+"""
+SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep(2)\n"
+
+
+def test_a_terminals_ctrl_c_is_the_parents_alone_while_the_server_imports(tmp_path):
+    (tmp_path / "program.py").write_text(INTERRUPTED)
+    (tmp_path / "slow.py").write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, "program.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 60
+    while not (tmp_path / "imports").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, "asked True\n")
 
 
 def load(end):
