@@ -4,6 +4,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -21,7 +22,7 @@ from experiments.config.words import counted
 from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
-from experiments.plan.record import record_plan
+from experiments.plan.record import record_plan, refuse_another
 from experiments.runner.gpus import check_devices
 from experiments.runner.memory import check_gpu_memory
 from experiments.runner.progress import LiveProgress
@@ -99,13 +100,10 @@ def execute(
     check_gpu_memory(config, plan)
     _fetch_base(config, plan, console)
     launcher = _cluster(config, plan)
-    folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    with use_sweep(folder):
-        kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
-        write_atomic(folder / STORED_NAME, kept)
-        write_splits(data.view.folds, folder / "split.json")
-        sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole)
+    with ExitStack() as in_use:
+        sweep = _recorded_sweep(
+            config, console, data=data, plan=plan, whole=whole or plan, in_use=in_use
+        )
         if not retry_failed:
             _keep_failures(sweep, console)
         if launcher is not None:
@@ -174,13 +172,32 @@ def run_live(sweep: Sweep, console: Console) -> None:
 
 
 def _recorded_sweep(
-    config: ExperimentConfig, console: Console, *, data: Data, plan: Plan, whole: Plan | None
+    config: ExperimentConfig,
+    console: Console,
+    *,
+    data: Data,
+    plan: Plan,
+    whole: Plan,
+    in_use: ExitStack | None = None,
 ) -> Sweep:
-    """Write down what the sweep refers to, then see what of it is done."""
+    """Write down what the sweep refers to, then see what of it is done.
+
+    Where it is to run, its recipe is kept too, and it is in use until `in_use` ends. InputError
+    where it runs already by another plan.
+    """
     store = RunStore(Path(config.store.root))
-    # `clean` holds this too: it removes nothing that is found done here.
+    folder = store.sweep_dir(config.name)
+    # `clean` holds this too: it removes nothing that is found done here. So does whoever starts the
+    # same sweep: of two at once the later one sees the plan of the other.
     with hold(store.root / "store"):
-        change = record_plan(store.sweep_dir(config.name), plan if whole is None else whole)
+        refuse_another(folder, whole)
+        folder.mkdir(parents=True, exist_ok=True)
+        if in_use is not None:
+            in_use.enter_context(use_sweep(folder))
+            kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
+            write_atomic(folder / STORED_NAME, kept)
+        write_splits(data.view.folds, folder / "split.json")
+        change = record_plan(folder, whole)
         sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     if change is not None:
         say(console, change)
@@ -260,15 +277,13 @@ def write_again(
     """
     data, plan = prepare(config, console, fetches=False)
     folder = RunStore(Path(config.store.root)).sweep_dir(config.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=None)
+    sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=plan)
     if sweep.damaged and (folder / "results.csv").is_file():
         raise InputError(
             f"{sweep.damaged[0]}: without it the outputs would lose rows, so they stay as they "
             f"are; {command} makes it again"
         )
     sweep.recall_failures()
-    write_splits(data.view.folds, folder / "split.json")
     write_outputs(sweep, console)
     if into is not None:
         from experiments.commands.finished import read_results

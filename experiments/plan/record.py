@@ -5,6 +5,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from experiments.plan.nodes import Plan
+from experiments.store.guard import is_used
 from experiments.store.layout import NewerLayoutError
 from experiments.store.plan_file import (
     OUTSIDE_THE_GRID,
@@ -50,6 +51,19 @@ def record_plan(folder: Path, plan: Plan) -> str | None:
         new = replace(new, stages=(*new.stages, *kept))
     write_plan(folder, new)
     return None if old is None else plan_changes(old, new)
+
+
+def refuse_another(folder: Path, plan: Plan) -> None:
+    """InputError where another process runs this sweep by a plan that differs.
+
+    What it has done would be nobody's once the new plan stands in its place. Both may run one plan.
+    """
+    known = _known_plan(folder) if is_used(folder) else None
+    if known is not None and plan_changes(known, planned(plan)) is not None:
+        raise InputError(
+            f"{folder.name} runs now with another recipe; wait for it, or give this one a name of "
+            "its own (name=...)"
+        )
 
 
 def _known_plan(folder: Path) -> PlanFile | None:

@@ -13,8 +13,8 @@ from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.grid import box_plan, make_plan
 from experiments.plan.nodes import Node, Plan
-from experiments.plan.record import planned, record_plan
-from experiments.store.guard import claim_store
+from experiments.plan.record import planned, record_plan, refuse_another
+from experiments.store.guard import claim_store, use_sweep
 from experiments.store.layout import NewerLayoutError, check_version
 from experiments.store.plan_file import PlanFile, plan_changes, read_plan, write_plan
 
@@ -70,6 +70,19 @@ def test_trials_that_left_the_recipe_are_counted(tmp_path):
         "done of them stays in the store"
     )
     assert read_plan(tmp_path) == planned(plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
+
+
+def test_only_the_plan_of_a_running_sweep_may_be_written_again(tmp_path):
+    folder, other = tmp_path / "toy", plan("sweep.condition=[real]", "sweep.seed=[7]")
+    folder.mkdir()
+    grid = plan("sweep.condition=[real]", "sweep.seed=[0]")
+    record_plan(folder, grid)
+    refuse_another(folder, other)
+    with use_sweep(folder):
+        refuse_another(folder, grid)
+        with pytest.raises(InputError, match=r"toy runs now with another .*\(name=\.\.\.\)"):
+            refuse_another(folder, other)
+    refuse_another(folder, other)
 
 
 def test_trials_that_only_left_are_counted():
