@@ -210,10 +210,13 @@ def _protected(
     users, owners = artefact.users - gone, inventory.possible_owners(artefact) - gone
     # A stage that runs may be reading any of the shared files.
     is_read = artefact.stage in SHARED and inventory.is_in_use
+    # Made by a sweep that runs, maybe: whatever has become of its plan, that may read it still.
+    is_young = not artefact.sweeps and artefact.last_use >= inventory.running_since
     reasons = {
         "in use": artefact.state == "held",
         f"{refer} to it": bool(others),
         "a sweep runs on this store": is_read,
+        "made since the start of a sweep that runs": is_young,
         f"{min(users, default='')} uses it": bool(users),
         f"{min(owners, default='')} is not finished and may use it": bool(owners),
     }

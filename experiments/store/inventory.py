@@ -1,6 +1,7 @@
 """What a store holds, what it costs, and which sweeps refer to it. Nothing is changed here."""
 
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -96,6 +97,12 @@ class Inventory:
         """Unfinished stages that may own an embedding which no index names."""
         is_open = artefact.stage == EMBEDDINGS and not artefact.users
         return self.open_embeds if is_open else frozenset()
+
+    @property
+    def running_since(self) -> float:
+        """The earliest start of the sweeps that run now; infinite where none does."""
+        starts = [sweep.last_start for sweep in self.sweeps.values() if sweep.is_used]
+        return min(starts, default=math.inf)
 
     @property
     def is_in_use(self) -> bool:

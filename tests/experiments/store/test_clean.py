@@ -177,7 +177,10 @@ def test_what_may_be_in_use_stays(root):
     in_use = dict.fromkeys(shared, "a sweep runs on this store")
     with Held(root / "store" / "fit" / "old"):
         assert reasons(root, orphans=True) == {"fit/old": "in use"} | in_use
+    made = {"fit/old": "made since the start of a sweep that runs"}
     with use_sweep(root / "b"):
+        assert reasons(root, orphans=True) == in_use | made
+        used(root, days_ago=1)
         assert reasons(root, orphans=True) == in_use
     assert gone(root, orphans=True) == {NOBODYS, *OLD_VIEW}
 
