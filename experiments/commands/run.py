@@ -16,7 +16,7 @@ from experiments.commands.arguments import say
 from experiments.commands.weights import fetch_from_hub, fetch_weights
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
-from experiments.config.stored import STORED_NAME, as_stored
+from experiments.config.stored import STORED_NAME, as_stored, with_seal
 from experiments.config.wandb_mode import mode_and_source, resolve_mode
 from experiments.config.words import counted
 from experiments.plan.bases import pin_bases
@@ -195,7 +195,7 @@ def _recorded_sweep(
         if in_use is not None:
             in_use.enter_context(use_sweep(folder))
             kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
-            write_atomic(folder / STORED_NAME, kept)
+            write_atomic(folder / STORED_NAME, with_seal(kept))
         write_splits(data.view.folds, folder / "split.json")
         change = record_plan(folder, whole)
         sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))

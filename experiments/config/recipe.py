@@ -18,7 +18,7 @@ from experiments.config.extensions import import_extensions
 from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
-from experiments.config.stored import find_stored, rebase, root_of
+from experiments.config.stored import check_seal, find_stored, rebase, root_of
 
 PAPER_EVALUATION: dict[str, Any] = {
     "prompts": ["jittered_box"],
@@ -64,7 +64,9 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     if recipe is not None:
         path = find_recipe(recipe, root=root_of(overrides))
         try:
-            loaded = yaml.load(path.read_text(), Loader=_RecipeYaml)
+            text = path.read_text()
+            check_seal(text, path)
+            loaded = yaml.load(text, Loader=_RecipeYaml)
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{path}: not valid YAML ({_one_line(error)}); correct it") from error
         if not isinstance(loaded, dict):

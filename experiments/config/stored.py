@@ -1,6 +1,7 @@
 """The recipe that a sweep keeps, `<store.root>/<name>/config.yaml`, and its relative paths.
 
-They are relative to the folder that the sweep ran in. Torch-free.
+They are relative to the folder that the sweep ran in. Its first line is a hash of the others, so
+that a cut file is not taken for a short recipe. Torch-free.
 """
 
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.config import called_folder
+from datamodules.errors import InputError
+from datamodules.storage import content_key
 
 STORED_NAME = "config.yaml"
 _PLACES = (("data", "root"), ("data", "test_cohorts"), ("split", "file"), ("synthesis", "folder"))
@@ -16,6 +19,28 @@ _ANYWHERE = ("weights_path", "base_model")
 """Keys of settings that stand in blocks of any name."""
 _HUB = ("base_model",)
 """Those that may name something on a hub: paths only where they are one."""
+
+_SEAL = "# As the sweep ran with it. Content: "
+
+
+def with_seal(text: str) -> str:
+    """A recipe as a sweep keeps it, with the line that tells whether it is whole."""
+    return f"{_SEAL}{content_key(text)}\n{text}"
+
+
+def check_seal(text: str, path: Path) -> None:
+    """InputError for what a sweep kept and is now other than that; earlier ones have no such line.
+
+    A copy under another name is a recipe of the user's own.
+    """
+    first, _, rest = text.partition("\n")
+    if path.name != STORED_NAME or not first.startswith(_SEAL):
+        return
+    if first != f"{_SEAL}{content_key(rest)}":
+        raise InputError(
+            f"{path}: not what the sweep wrote; give the recipe, or, where you changed it "
+            "yourself, remove its first line"
+        )
 
 
 def find_stored(sweep: str, *, root: Path) -> Path | None:

@@ -1,8 +1,9 @@
-"""A sweep that runs, and another start of one of its name."""
+"""What starts of one sweep after another, or beside it, do to what its folder holds."""
 
 import pytest
-from sweep_parts import LEAN, run
+from sweep_parts import LEAN, call, run
 
+from experiments.commands import run as run_module
 from experiments.store.guard import use_sweep
 
 LIKE_IT = [*LEAN, "wandb.mode=disabled"]
@@ -27,3 +28,22 @@ def test_a_running_sweeps_plan_stays_as_it_is(hc18_folder, tmp_path, name):
     ended = run(hc18_folder, store, *LIKE_IT, OTHER, name="report")
     assert ended.returncode == 0
     assert "trials no longer in the recipe" in ended.stdout + ended.stderr
+
+
+def test_a_cut_recipe_does_not_write_the_outputs_again(hc18_folder, tmp_path, monkeypatch):
+    """What it lacks would be the schema's defaults."""
+    monkeypatch.setattr(run_module, "run_live", lambda *_: None)
+    assert run(hc18_folder, tmp_path, *LIKE_IT).returncode == 0
+    again = ["python", "-m", "experiments", "report", "toy", f"store.root={tmp_path}"]
+    assert call(again).returncode == 0
+    folder = tmp_path / "toy"
+    results, recipe = folder / "results.csv", folder / "config.yaml"
+    before = results.read_bytes()
+    recipe.write_bytes(recipe.read_bytes()[:100])
+    ended = call(again)
+    assert ended.returncode == 2
+    assert "toy/config.yaml: not what the sweep wrote; give the recipe" in ended.stderr
+    assert results.read_bytes() == before
+    # Given the recipe, it is written anew.
+    assert run(hc18_folder, tmp_path, *LIKE_IT).returncode == 0
+    assert call(again).returncode == 0

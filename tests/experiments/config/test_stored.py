@@ -6,7 +6,7 @@ import yaml
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
-from experiments.config.stored import as_stored
+from experiments.config.stored import as_stored, with_seal
 
 
 def kept(folder, monkeypatch, *words):
@@ -15,7 +15,7 @@ def kept(folder, monkeypatch, *words):
     config = load_config("demo", ["name=toy", *words])
     place = folder / config.store.root / "toy"
     place.mkdir(parents=True)
-    (place / "config.yaml").write_text(yaml.safe_dump(as_stored(resolved(config))))
+    (place / "config.yaml").write_text(with_seal(yaml.safe_dump(as_stored(resolved(config)))))
     return place / "config.yaml"
 
 
@@ -91,3 +91,28 @@ def test_an_unknown_name_is_answered_with_sweeps_too(tmp_path, monkeypatch):
     (path.parent / "plan.json").write_text("{}")
     with pytest.raises(InputError, match=r"recipe tou: no such file; .*; sweeps in runs: toy"):
         load_config("tou", [])
+
+
+@pytest.mark.parametrize("n_bytes", [30, 60, 300, -1])
+def test_a_cut_recipe_is_not_taken_for_a_short_one(tmp_path, monkeypatch, n_bytes):
+    path = kept(tmp_path, monkeypatch)
+    whole = path.read_text()
+    assert load_config("toy", []).name == "toy"
+    path.write_text(whole[:n_bytes])
+    said = "a recipe is a mapping" if n_bytes == 30 else "not what the sweep wrote; give the recipe"
+    for name in ("toy", "runs/toy", str(path)):
+        with pytest.raises(InputError, match=f"config.yaml: {said}"):
+            load_config(name, [])
+
+
+def test_a_kept_recipe_without_its_first_line_or_name_may_be_changed(tmp_path, monkeypatch):
+    path = kept(tmp_path, monkeypatch)
+    changed = path.read_text().replace("name: toy", "name: mine")
+    (tmp_path / "mine.yaml").write_text(changed)
+    assert load_config("mine.yaml", []).name == "mine"
+    path.write_text(changed)
+    with pytest.raises(InputError, match="where you changed it yourself, remove its first line"):
+        load_config("toy", [])
+    # So are those that earlier versions wrote.
+    path.write_text(changed.partition("\n")[2])
+    assert load_config("toy", []).name == "mine"
