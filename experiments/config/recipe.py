@@ -264,12 +264,16 @@ def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:
             types = {field.name: field.type for field in fields(kind)}
         before = f"{key}." if key else ""
         for name, item in value.items():
+            if not isinstance(name, str):
+                written = "null" if name is None else str(name).lower()
+                hint = "a name is a text; write it in quotes, or choose another"
+                raise InputError(f"{where}{before}{written}: {hint}")
             if name not in types:
-                close = difflib.get_close_matches(str(name), types, n=1)
+                close = difflib.get_close_matches(name, types, n=1)
                 known = ", ".join(before + each for each in close or types)
                 hint = f"did you mean {known}?" if close else f"known keys: {known}"
                 raise InputError(f"{where}{before}{name}: unknown key; {hint}")
-            _check(item, types[name], key=before + str(name), where=where)
+            _check(item, types[name], key=before + name, where=where)
     elif isinstance(value, dict) and kind is not Any:
         raise InputError(f"{where}{key}: is a single value; write {key}=...")
     elif origin in (list, tuple):

@@ -196,6 +196,7 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("offline=maybe", ["offline"]),
         (f"name={'n' * 101}", ["name=", "at most 100"]),
         ("conditions.a/b={pairs: warp}", ["conditions.a/b", "letters"]),
+        ("segmenters={1: {kind: unet}}", ["segmenters.1: a name is a text; write it in quotes"]),
         ("segmenters.a/b={kind: unet}", ["segmenters.a/b", "letters"]),
     ],
 )
@@ -217,6 +218,11 @@ def test_a_wrong_override_is_one_line_that_names_the_key(override, words):
         ("segmenter: 3", ["segmenter", "group"]),
         ("sweep: {condition: real}", ["sweep.condition=real", "[real]"]),
         ("", ["mapping"]),
+        ("segmenters: {1: {kind: unet}}", ["segmenters.1: a name is a text; write it in quotes"]),
+        ("segmenters: {~: {kind: unet}}", ["segmenters.null: ", "in quotes, or choose another"]),
+        ("conditions: {true: {pairs: warp}}", ["conditions.true: a name is a text"]),
+        ("statistics: {primary: {~: real}}", ["statistics.primary.null: a name is a text"]),
+        ("3: x", ["broken.yaml: 3: a name is a text"]),
         ("name: " + 3000 * "[", ["not valid YAML"]),
     ],
 )
