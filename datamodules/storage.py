@@ -70,8 +70,11 @@ def write_atomic(path: Path, text: str) -> None:
         # mkstemp makes files for the owner alone; results are for all who may read the folder.
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        # What write and fsync raise, such as on a full disk, names no file.
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = error.filename or str(path)
         raise
     fsync_path(path.parent)
 

@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -55,6 +56,25 @@ def test_a_writer_that_dies_leaves_the_old_file(tmp_path, monkeypatch, moment, e
         write_atomic(path, text)
     assert path.read_text() == "old\n"
     assert names(tmp_path) == ["a.txt"]
+
+
+def full_on_write(descriptor, mode):
+    os.close(descriptor)
+    return Path("/dev/full").open(mode)
+
+
+def full_on_fsync(_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("call", "fails"), [("fdopen", full_on_write), ("fsync", full_on_fsync)])
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, call, fails):
+    path = tmp_path / "a.txt"
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_atomic(path, "new\n")
+    assert caught.value.filename == str(path)
+    assert names(tmp_path) == []
 
 
 def test_text_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
