@@ -8,6 +8,7 @@ others only share the training and end with it.
 import os
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments.plan.stage_table import STAGES
@@ -29,6 +30,8 @@ def main(arguments: list[str]) -> None:
     run_dir, threads = Path(arguments[0]), int(arguments[1])
     use_short_sockets()
     context, row = pickle.loads((run_dir / REQUEST).read_bytes())
+    # Nothing is forked here: what runs was imported just now.
+    context = replace(context, code=None)
     each = max(1, threads // context.config.trainer.devices)
     # Lightning sets it for the processes that it starts.
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -18,6 +18,7 @@ from experiments.plan.stage_table import STAGES
 from experiments.runner.launchers import Job, Launcher, LocalLauncher
 from experiments.stages.context import StageContext
 from experiments.stages.data import Data
+from experiments.store.provenance import code_state
 from experiments.store.runs import (
     DONE_NAME,
     READ_FOR_TABLES,
@@ -97,6 +98,8 @@ class Sweep:
         self._failures_in_row: list[NodeRun] = []
         self._paused = False
         self._stop = False
+        self._code: dict[str, str | None] | None = None
+        """The code that runs: as found before the server imports it, which forks the stages."""
         self._compared: set[str] = set()
         """Stages all of whose files were compared with what they were."""
 
@@ -157,7 +160,7 @@ class Sweep:
             InputError: The store is not there any more.
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
-        place = self.store.root.stat()
+        place, self._code = self.store.root.stat(), code_state()
         signals = (signal.SIGINT, signal.SIGTERM)
         previous = {number: signal.signal(number, self._ask_stop) for number in signals}
         try:
@@ -268,6 +271,7 @@ class Sweep:
             content=self.data.view.content,
             sweep=self.config.name,
             tags=self._tags(run.node),
+            code=self._code,
             batch_parts=run.batch_parts,
         )
 

@@ -19,7 +19,7 @@ from experiments.plan.stage_table import STAGES, StageRow
 from experiments.runner.failures import kind_of, reason_of
 from experiments.stages.context import StageContext
 from experiments.store.fitted import described
-from experiments.store.provenance import provenance, used_gpu
+from experiments.store.provenance import code_name, provenance, used_gpu
 from experiments.store.runs import hold, write_done, write_failed, write_started
 
 STOPPED = 128 + signal.SIGTERM
@@ -109,7 +109,13 @@ def _run(context: StageContext, *, threads: int) -> int:
             "device": device_of(context.config).type,
             "batch_parts": context.batch_parts,
         }
-        write_started(run_dir, {**manifest, **provenance()})
+        facts = provenance(context.code)
+        if "code_on_disk" in facts:
+            print(
+                f"the code has changed since the sweep began: this stage runs {code_name(facts)}, "
+                f"on the disk is {code_name(facts['code_on_disk'])}"
+            )
+        write_started(run_dir, {**manifest, **facts})
         result = STAGES[node.stage].load()(context)
         # On Linux the unit is KiB. A forked process starts with what its parent had imported.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

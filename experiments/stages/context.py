@@ -42,6 +42,8 @@ class StageContext:
     """Name of the sweep that asked for the run."""
     tags: tuple[str, ...] = ()
     """W&B tags: conditions and amounts that use the run."""
+    code: dict[str, str | None] | None = None
+    """The code that the sweep runs, where that may be older than what is on the disk by now."""
     batch_parts: int = 1
     """Parts that a batch is computed in, one after the other: above 1 after memory ran out."""
 

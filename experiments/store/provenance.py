@@ -113,10 +113,18 @@ def used_gpu() -> dict[str, Any]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """All of it, with package versions and the command."""
+def provenance(code: Mapping[str, str | None] | None = None) -> dict[str, Any]:
+    """All of it, with package versions and the command.
+
+    Args:
+        code: `code_state` of the code that runs, where it is older than what is on the disk by
+            now; both are given then, that on the disk as `code_on_disk`.
+    """
+    found = code_state()
+    changed = {} if code is None or code == found else {"code_on_disk": found}
     return {
-        **code_state(),
+        **(found if code is None else code),
+        **changed,
         "machine": machine(),
         "versions": {package: package_version(package) for package in PACKAGES},
         "command": _command(),
