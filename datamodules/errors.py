@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake in the data."""
+"""The exception for a user's mistake in the data."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     The command line prints the line and exits with code 2; nothing else is caught.
     """
+
+
+class ChangedError(InputError):
+    """A file is no longer what it was when its content named what is made from it."""

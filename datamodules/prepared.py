@@ -22,6 +22,7 @@ from datamodules.geometry import Mode, enlarge, image_to_frame, mask_to_frame, p
 from datamodules.integrity import FILES, damaged_file, file_facts, read_sealed, sealed
 from datamodules.samples import Sample
 from datamodules.storage import commit_folder, content_key, is_array, write_json
+from datamodules.unchanged import require_unchanged
 
 SCHEMA_VERSION = 1
 ARRAYS = ("images", "masks", "size_hw", "valid_hw")
@@ -52,17 +53,19 @@ def prepare_images(
     mode: Mode,
     cache_dir: Path,
     factor: int = 1,
+    hashed: Sequence[Sample] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PreparedImages:
     """Read, resize and keep the images and masks, or open what was kept before and is whole.
 
     Args:
         samples: Annotated samples.
-        content_hashes: `files_sha256` of each image and annotation, same order.
+        content_hashes: `content_hash_of` each image and annotation, same order.
         frame_hw: Height and width of the frame, px.
         mode: "pad" keeps the aspect, "squash" fills the frame.
         cache_dir: Folder that holds prepared folders.
         factor: Pixels of the arrays per pixel of the frame; `valid_hw` counts the frame's.
+        hashed: Samples whose files the hashes are of; None for `samples` themselves.
         progress: Called with (done, total).
 
     Returns:
@@ -70,6 +73,7 @@ def prepare_images(
 
     Raises:
         InputError: For a file that cannot be read, by name.
+        ChangedError: For a file that no longer has its hash; nothing is kept then.
     """
     sample_ids = [sample.sample_id for sample in samples]
     labels = {sample.label for sample in samples}
@@ -93,7 +97,12 @@ def prepare_images(
     if found is not None:
         _discard(folder, found)
     if not folder.is_dir():
-        _write(folder, samples, frame_hw=frame_hw, mode=mode, factor=factor, progress=progress)
+        with commit_folder(folder) as temporary:
+            _write(
+                temporary, samples, frame_hw=frame_hw, mode=mode, factor=factor, progress=progress
+            )
+            # After the last one was read.
+            require_unchanged(samples if hashed is None else hashed, content_hashes)
     return open_prepared(folder)
 
 
@@ -143,7 +152,7 @@ def _discard(folder: Path, found: str) -> None:
 
 
 def _write(
-    folder: Path,
+    temporary: Path,
     samples: Sequence[Sample],
     *,
     frame_hw: tuple[int, int],
@@ -151,32 +160,31 @@ def _write(
     factor: int,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    with commit_folder(folder) as temporary:
-        shape = (len(samples), frame_hw[0] * factor, frame_hw[1] * factor)
-        images = np.lib.format.open_memmap(
-            temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
-        )
-        masks = np.lib.format.open_memmap(
-            temporary / "masks.npy", mode="w+", dtype=np.uint8, shape=shape
-        )
-        placements = []
-        for row, sample in enumerate(samples):
-            image = image_of(sample)
-            annotation = annotation_of(sample)
-            placement = place(image.shape, frame_hw=frame_hw, mode=mode)
-            large = enlarge(placement, factor)
-            images[row] = image_to_frame(image, large)
-            masks[row] = mask_to_frame(annotation.mask, large)
-            placements.append(placement)
-            if progress is not None:
-                progress(row + 1, len(samples))
-        images.flush()
-        masks.flush()
-        for name in ("size_hw", "valid_hw"):
-            source = "original_hw" if name == "size_hw" else name
-            rows = [getattr(placement, source) for placement in placements]
-            np.save(temporary / f"{name}.npy", np.array(rows, dtype=np.int64).reshape(-1, 2))
-        ids = [sample.sample_id for sample in samples]
-        (temporary / IDS_NAME).write_text(json.dumps(ids))
-        facts = file_facts(temporary, NAMES, hashed_below=math.inf)
-        write_json(temporary / DONE_NAME, sealed({FILES: facts}))
+    shape = (len(samples), frame_hw[0] * factor, frame_hw[1] * factor)
+    images = np.lib.format.open_memmap(
+        temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
+    )
+    masks = np.lib.format.open_memmap(
+        temporary / "masks.npy", mode="w+", dtype=np.uint8, shape=shape
+    )
+    placements = []
+    for row, sample in enumerate(samples):
+        image = image_of(sample)
+        annotation = annotation_of(sample)
+        placement = place(image.shape, frame_hw=frame_hw, mode=mode)
+        large = enlarge(placement, factor)
+        images[row] = image_to_frame(image, large)
+        masks[row] = mask_to_frame(annotation.mask, large)
+        placements.append(placement)
+        if progress is not None:
+            progress(row + 1, len(samples))
+    images.flush()
+    masks.flush()
+    for name in ("size_hw", "valid_hw"):
+        source = "original_hw" if name == "size_hw" else name
+        rows = [getattr(placement, source) for placement in placements]
+        np.save(temporary / f"{name}.npy", np.array(rows, dtype=np.int64).reshape(-1, 2))
+    ids = [sample.sample_id for sample in samples]
+    (temporary / IDS_NAME).write_text(json.dumps(ids))
+    facts = file_facts(temporary, NAMES, hashed_below=math.inf)
+    write_json(temporary / DONE_NAME, sealed({FILES: facts}))

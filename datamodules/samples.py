@@ -3,14 +3,14 @@
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from datamodules.csv_table import number, plain, read_table
 from datamodules.errors import InputError
-from datamodules.storage import content_key, files_sha256
+from datamodules.storage import content_key, file_sha256
 
 HC18_CSV = {"training": "training_set_pixel_size_and_HC.csv", "test": "test_set_pixel_size.csv"}
 HC18_FOLDER = {"training": "training_set", "test": "test_set"}
@@ -66,12 +66,20 @@ class Sample:
     image_frame: int | None = None
 
 
-def content_hash_of(sample: Sample) -> str:
-    """Hash over the bytes of a sample's image and of its annotation, where it has one."""
+def content_hash_of(sample: Sample, *, sha256_of: Callable[[Path], str] = file_sha256) -> str:
+    """Hash over the bytes of a sample's image and of its annotation, where it has one.
+
+    `sha256_of` gives a file's own hash; one that remembers it spares files of many frames.
+    """
     paths = (sample.image_path, sample.annotation_path)
-    files = files_sha256(*(path for path in paths if path is not None))
+    files = content_key([sha256_of(path) for path in paths if path is not None])
     # The frames of one file are other images.
     return files if sample.image_frame is None else content_key([files, sample.image_frame])
+
+
+def hash_as_read(files: str, sample: Sample) -> str:
+    """`content_hash_of` files, with how they are read where that is not what is expected."""
+    return content_key([files, sample.filled_bias_px, sample.label])
 
 
 def trimester(hc_mm: float | None) -> Literal[1, 2, 3] | None:

@@ -4,6 +4,7 @@ import errno
 import shutil
 from pathlib import Path
 
+from datamodules.errors import ChangedError
 from experiments.store.runs import FailureKind
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -50,6 +51,8 @@ def _words(error: BaseException) -> str:
 
 def _kind_of_one(error: BaseException, *, run_dir: Path) -> FailureKind:
     words = str(error).lower()
+    if isinstance(error, ChangedError):
+        return "data_changed"
     if _lacks_shared_memory(error):
         return "error"
     if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:

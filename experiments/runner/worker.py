@@ -13,14 +13,16 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from datamodules.errors import ChangedError
 from experiments.config.extensions import import_extensions
 from experiments.config.schema import resolved
 from experiments.plan.stage_table import STAGES, StageRow
 from experiments.runner.failures import kind_of, reason_of
 from experiments.stages.context import StageContext
+from experiments.stages.planned import require_as_planned
 from experiments.store.fitted import described
 from experiments.store.provenance import code_name, provenance, used_gpu
-from experiments.store.runs import hold, write_done, write_failed, write_started
+from experiments.store.runs import discard_results, hold, write_done, write_failed, write_started
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a stage that was asked to stop, as a shell gives it."""
@@ -117,6 +119,7 @@ def _run(context: StageContext, *, threads: int) -> int:
             )
         write_started(run_dir, {**manifest, **facts})
         result = STAGES[node.stage].load()(context)
+        require_as_planned(context)
         # On Linux the unit is KiB. A forked process starts with what its parent had imported.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         used = {
@@ -130,6 +133,8 @@ def _run(context: StageContext, *, threads: int) -> int:
         if isinstance(error, KeyboardInterrupt | SystemExit | InterruptedError):
             return STOPPED
         try:
+            if isinstance(error, ChangedError):
+                discard_results(run_dir)
             write_failed(run_dir, reason_of(error), kind=kind_of(error, run_dir=run_dir))
         except OSError:
             # No room for the few bytes either: the sweep sees that by itself.

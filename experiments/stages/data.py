@@ -14,11 +14,12 @@ from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplica
 from datamodules.layouts import LAYOUTS
 from datamodules.plausible import doubts
 from datamodules.reading import reads_as, settled, settled_samples
-from datamodules.samples import Sample, content_hash_of, trimester
+from datamodules.samples import Sample, content_hash_of, hash_as_read, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
 from datamodules.storage import content_key, write_atomic, write_json
 from datamodules.synthetic import pixels_sha256, read_synthetic, seen_pixels
+from datamodules.unchanged import require_unchanged
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import DataView
 
@@ -194,7 +195,7 @@ def _contents(
     for key, sample in samples.items():
         how = (sample.filled_bias_px, sample.label)
         is_usual = how == (as_listed[key].filled_bias_px, as_listed[key].label)
-        contents[key] = files[key] if is_usual else content_key([files[key], *how])
+        contents[key] = files[key] if is_usual else hash_as_read(files[key], sample)
     return contents
 
 
@@ -219,6 +220,7 @@ def _index(
         with contextlib.suppress(ValueError):
             return Index.from_json(path.read_text())
     index = build_index(samples, progress=progress)
+    require_unchanged(samples, [content[s.sample_id] for s in samples])
     if keeps:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, index.to_json())

@@ -137,6 +137,11 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     if "pairs" in context.node.upstream:
         found = context.open_pairs("pairs")
         samples, pairs = found.samples, [found.pairs[s.sample_id] for s in found.samples]
+        originals = context.samples | context.unlabelled
+        hashed = [
+            sample if pair.image_of is None else originals[pair.image_of]
+            for sample, pair in zip(samples, pairs, strict=True)
+        ]
         # An embedding is of the image alone: that of a real one, whatever its label, is found.
         hashes = [
             content_hash_of(sample) if pair.image_of is None else context.content[pair.image_of]
@@ -144,7 +149,7 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
         ]
     else:
         samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
-        hashes = [context.content[sample.sample_id] for sample in samples]
+        hashes, hashed = [context.content[sample.sample_id] for sample in samples], samples
     prepared = prepare_images(
         samples,
         content_hashes=hashes,
@@ -152,5 +157,6 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
         mode=segmenter.geometry,
         factor=segmenter.image_factor,
         cache_dir=context.cache_dir,
+        hashed=hashed,
     )
     return prepared, hashes

@@ -9,6 +9,7 @@ import numpy as np
 
 from datamodules.annotation import annotation_of, image_of
 from datamodules.ellipse import Ellipse, EllipseDistribution, rasterise
+from datamodules.errors import ChangedError
 from datamodules.geometry import image_to_frame, image_to_original, place
 from datamodules.phantom_pairs import phantom_pairs
 from datamodules.synthetic import (
@@ -20,6 +21,7 @@ from datamodules.synthetic import (
     write_metadata,
     write_pair,
 )
+from datamodules.unchanged import REMEDY, require_unchanged
 from datamodules.warp import warp_pairs
 from experiments.stages.context import StageContext
 from experiments.stages.labelled import labelled_images
@@ -89,7 +91,10 @@ def run_subset(context: StageContext) -> dict[str, Any]:
 
 def run_import_pairs(context: StageContext) -> dict[str, Any]:
     """Import synthetic pairs made elsewhere into the store."""
-    foreign = read_synthetic(Path(context.config.synthesis.folder))
+    folder = Path(context.config.synthesis.folder)
+    foreign, hashes = read_synthetic(folder), dict(context.node.content["pairs"])
+    if foreign.pairs.keys() != hashes.keys():
+        raise ChangedError(f"{folder}: other pairs than when the sweep began; {REMEDY}")
     for sample in foreign.samples:
         image = image_of(sample)
         image_path, mask_path = pair_paths(context.run_dir, sample.sample_id)
@@ -97,6 +102,7 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
             path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(image_path), image)
         mask_path.write_bytes(sample.annotation_path.read_bytes())
+    require_unchanged(foreign.samples, [hashes[s.sample_id] for s in foreign.samples])
     return _finished(context, [foreign.pairs[s.sample_id] for s in foreign.samples])
 
 

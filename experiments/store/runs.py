@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -239,7 +240,7 @@ def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     write_json(run_dir / DONE_NAME, sealed({**result, FILES: file_facts(run_dir, names)}))
 
 
-FailureKind = Literal["error", "out_of_memory", "disk_full"]
+FailureKind = Literal["error", "out_of_memory", "disk_full", "data_changed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +250,14 @@ class Failure:
     reason: str
     """One line."""
     kind: FailureKind
-    """`error` will come again; after the other two another attempt may succeed."""
+    """`error` will come again; after the others another attempt may succeed."""
+
+
+def discard_results(run_dir: Path) -> None:
+    """Remove what an attempt made from what is not its input, its checkpoints included."""
+    for path in run_dir.iterdir():
+        if path.name not in (*_OWN_NAMES, MANIFEST_NAME, "wandb"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_failed(run_dir: Path, reason: str, *, kind: FailureKind = "error") -> None:

@@ -9,10 +9,10 @@ import pytest
 
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import rasterise
-from datamodules.errors import InputError
+from datamodules.errors import ChangedError, InputError
 from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.prepared import NAMES, open_prepared, prepare_images
-from datamodules.samples import read_hc18
+from datamodules.samples import content_hash_of, hash_as_read, read_hc18
 from datamodules.storage import files_sha256
 
 FRAMES = [("pad", (64, 64), (43, 64)), ("squash", (32, 48), (32, 48)), ("pad", (54, 80), (54, 80))]
@@ -202,6 +202,36 @@ def test_a_file_that_cannot_be_read_leaves_nothing(hc18_folder, tmp_path):
     with pytest.raises(InputError, match=rf"{broken.name}: PNG cut short"):
         prepare(samples, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("what", ["image_path", "annotation_path"])
+def test_files_that_are_not_what_was_hashed_are_not_kept(hc18_folder, tmp_path, what):
+    """They changed after their hashes were taken, so their folder's name would be another's."""
+    samples = read_hc18(hc18_folder)[:3]
+    hashes = [content_hash_of(sample) for sample in samples]
+    changed = getattr(samples[1], what)
+    whole = changed.read_bytes()
+    picture = cv2.imread(str(changed), 0)
+    picture[0, 0] ^= 1
+    cv2.imwrite(str(changed), picture)
+    words = rf"{samples[1].image_path.name}, or its annotation .*: changed since the sweep began"
+    with pytest.raises(ChangedError, match=words):
+        prepare(samples, tmp_path / "cache", hashes=hashes)
+    assert not (tmp_path / "cache").exists()
+    changed.write_bytes(whole)
+    assert len(prepare(samples, tmp_path / "cache", hashes=hashes).images) == 3
+
+
+def test_hashes_may_be_of_how_files_are_read_and_of_other_samples_files(hc18_folder, tmp_path):
+    sample, other = read_hc18(hc18_folder)[:2]
+    as_read = hash_as_read(content_hash_of(sample), sample)
+    place = {"frame_hw": (64, 64), "mode": "pad", "cache_dir": tmp_path}
+    assert len(prepare([sample], tmp_path, hashes=[as_read]).images) == 1
+    hashes = [content_hash_of(other)]
+    with pytest.raises(ChangedError):
+        prepare([sample], tmp_path, hashes=hashes)
+    found = prepare_images([sample], content_hashes=hashes, hashed=[other], **place)
+    assert found.sample_ids == [sample.sample_id]
 
 
 def test_arrays_are_mapped_and_read_only(hc18_folder, tmp_path):

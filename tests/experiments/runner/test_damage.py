@@ -2,10 +2,14 @@
 
 import shutil
 
+import cv2
 import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
 from sweep_parts import LEAN, run, scores
+
+from experiments.commands import run as commands
+from experiments.plan.record import record_plan
 
 CHANGES = ["sweep.condition=[real]", "sweep.real_fraction=[1.0]", *LEAN]
 
@@ -72,3 +76,32 @@ def test_the_same_command_after_damage(finished, tmp_path, part, how):
     again = run(data, store, *CHANGES)
     assert "nothing was left to do" in again.stdout
     assert "again" not in again.stdout
+
+
+def test_data_that_change_during_a_sweep_are_not_scored(finished, tmp_path, monkeypatch):
+    data, whole = finished
+    data = shutil.copytree(data, tmp_path / "hc18")
+    store = tmp_path / "runs"
+    changed, kept = data / "training_set", []
+
+    def record(folder, plan):
+        """All annotations that are tested on are others from here on."""
+        found = record_plan(folder, plan)
+        for path in sorted(changed.glob("*_Annotation.png")) if not kept else []:
+            kept.append((path, path.read_bytes()))
+            cv2.imwrite(str(path), cv2.imread(str(path), 0)[::-1, ::-1])
+        return found
+
+    monkeypatch.setattr(commands, "record_plan", record)
+    ended = run(data, store, *CHANGES)
+    assert ended.returncode == 1
+    said = "changed since the sweep began; put it back, or start the sweep again"
+    assert said in " ".join(ended.stdout.split())
+    for folder in ("prepared", "embeddings"):
+        assert not list((store / "store" / folder).rglob("*.npy"))
+    for path, content in kept:
+        path.write_bytes(content)
+    ended = run(data, store, *CHANGES)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "--retry-failed" not in ended.stdout
+    pd.testing.assert_frame_equal(scores(store), scores(whole), check_exact=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.errors import ChangedError
 from experiments.runner import failures
 from experiments.runner.failures import kind_of, reason_of
 
@@ -40,6 +41,7 @@ def after(first, second, *, is_translated=False):
         (RuntimeError("PytorchStreamWriter failed writing file data/3"), "error"),
         (OSError(errno.EACCES, "Permission denied"), "error"),
         (ValueError("no"), "error"),
+        (ChangedError("a.png: changed"), "data_changed"),
         (RuntimeError(f"unable to allocate shared memory(shm) for file </t>: {FULL}"), "error"),
         (after(MemoryError(), ValueError("in a clean-up")), "out_of_memory"),
     ],

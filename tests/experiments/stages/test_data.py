@@ -9,7 +9,7 @@ import pytest
 from toy_recipe import TOY
 
 from datamodules.annotation import annotation_of
-from datamodules.errors import InputError
+from datamodules.errors import ChangedError, InputError
 from datamodules.index import Index
 from datamodules.phantom import write_phantom
 from datamodules.samples import read_hc18
@@ -18,6 +18,7 @@ from datamodules.synthetic import write_pair
 from experiments.__main__ import main
 from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
+from experiments.stages import data as data_module
 from experiments.stages.data import load_data, write_splits
 
 CSV = "training_set_pixel_size_and_HC.csv"
@@ -58,6 +59,20 @@ def test_an_index_is_read_again_only_where_it_can_be(config, monkeypatch):
     path.write_text(path.read_text().replace('"version": 2', '"version": 0'))
     assert load_data(config).rows == first.rows
     assert '"version": 2' in path.read_text()
+
+
+def test_an_index_of_files_that_changed_meanwhile_is_not_kept(config, hc18_folder, monkeypatch):
+    path = hc18_folder / "training_set" / "001_HC.png"
+    build = data_module.build_index
+
+    def late(samples, **more):
+        path.write_bytes(path.read_bytes() + b"0")
+        return build(samples, **more)
+
+    monkeypatch.setattr(data_module, "build_index", late)
+    with pytest.raises(ChangedError, match=r"001_HC\.png, or its annotation"):
+        load_data(config)
+    assert not (Path(config.store.root) / "store" / "index").exists()
 
 
 @pytest.mark.parametrize(

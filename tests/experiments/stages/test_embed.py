@@ -12,6 +12,7 @@ from datamodules.annotation import read_annotation, read_image
 from datamodules.augment import augment_view
 from datamodules.embeddings import open_embeddings
 from datamodules.geometry import image_to_frame, mask_to_frame, place
+from datamodules.samples import content_hash_of, hash_as_read
 from datamodules.synthetic import read_synthetic, write_pair
 from experiments.stages.embed import run_embed
 from lightning_modules.randomness import keyed_seed
@@ -79,7 +80,9 @@ def test_an_image_is_embedded_once_whatever_asks_for_it(stages):
     # Another encoder is another embedding, and so is another image under the name.
     assert embed(stages, encoder="other")[1]["embedded"] == 3
     context = stages.context("embed", {"images": stages.contents(IDS), "encoder": {"b": 1}})
-    context.content = context.content | {IDS[0]: "other"}
+    # Read in another way, it has another hash.
+    sample = stages.data.samples[IDS[0]]
+    context.content = context.content | {IDS[0]: hash_as_read(content_hash_of(sample), sample)}
     assert run_embed(context)["embedded"] == 3
 
 
