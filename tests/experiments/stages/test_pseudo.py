@@ -139,8 +139,10 @@ def test_outlines_are_those_of_labels_and_of_the_teacher(taught):
     )  # fmt: skip
 
 
-def test_an_image_is_embedded_once_whatever_its_label(taught):
-    stages, _ = taught
+def test_an_image_is_embedded_once_whatever_its_label(taught, tmp_path):
+    # With the annotations, whose bytes are in the hash that embeddings of an image are kept under.
+    stages = Stages(write_hc18_folder(tmp_path / "hc18"), tmp_path / "runs")
+    taught = stages, taught[1]
     made, result = labelled(taught)
     encoder = {"backbone": "tiny", "weights_sha256": "x", "precision": "fp32"}
     content = {"encoder": encoder}

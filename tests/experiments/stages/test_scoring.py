@@ -12,7 +12,7 @@ from stage_parts import Stages
 
 from datamodules.annotation import read_annotation
 from datamodules.ellipse import Ellipse, rasterise
-from datamodules.samples import Sample, read_hc18
+from datamodules.samples import Sample, content_hash_of, read_hc18
 from experiments.plan.stage_table import STAGES
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
@@ -261,7 +261,7 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
     }
     other = stages.context("score", content | {"reference": "exchanged"}, **upstream)
     other.samples = real | exchanged
-    other.content = {name: f"other {key}" for name, key in other.content.items()}
+    other.content = {name: content_hash_of(sample) for name, sample in other.samples.items()}
     run_score(other)
     before, after = (kept_masks(each, "predicted_box") for each in (context, other))
     assert any(mask.any() for mask in before.values()), "else nothing is compared"
