@@ -55,6 +55,8 @@ def stage_gaps(root: Path) -> tuple[list[float], float]:
     spans = sorted(
         (float(json.loads((path.parent / "manifest.json").read_text())["started"]), ended)
         for path in root.glob("store/*/*/DONE.json")
+        # Prepared images have a marker too, and are no stage.
+        if (path.parent / "manifest.json").is_file()
         for ended in [path.stat().st_mtime]
     )
     gaps = [max(0.0, begun - ended) for (_, ended), (begun, _) in itertools.pairwise(spans)]

@@ -124,6 +124,9 @@ def test_gaps_lie_between_the_end_of_a_stage_and_the_next_begin(tmp_path):
         (folder / "manifest.json").write_text(json.dumps({"started": begun}))
         (folder / "DONE.json").write_text("{}")
         os.utime(folder / "DONE.json", (ended, ended))
+    prepared = tmp_path / "store" / "prepared" / "prepared-a"
+    prepared.mkdir(parents=True)
+    (prepared / "DONE.json").write_text("{}")
     assert stage_gaps(tmp_path) == ([0.5], 12.0)
 
 
