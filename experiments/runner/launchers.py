@@ -15,7 +15,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.plan.stage_table import STAGES
 from experiments.runner.distributed import write_request
 from experiments.runner.gpus import device_environment
-from experiments.runner.server import start_server
+from experiments.runner.server import start_first, start_server
 from experiments.runner.worker import STOPPED, run_node
 from experiments.stages.context import StageContext
 
@@ -115,11 +115,15 @@ class LocalLauncher:
         row = STAGES[context.node.stage]
         if self._config.trainer.devices > 1 and row.is_distributed:
             return _command(context, threads=self.threads, devices=devices)
+        is_first = self._spawner is None
         if self._spawner is None:
             self._spawner = _forkserver()
         arguments = (context, row, self.threads, device_environment(devices[:1]))
         process = self._spawner.Process(target=run_node, args=arguments)
-        process.start()
+        if is_first:
+            start_first(process)
+        else:
+            process.start()
         return process
 
 

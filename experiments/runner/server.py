@@ -9,7 +9,9 @@ import tempfile
 from collections.abc import Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from datamodules.errors import InputError
 
@@ -74,9 +76,35 @@ def start_server(preload: Sequence[str]) -> ForkServerContext:
     return spawner
 
 
+def start_first(process: BaseProcess) -> None:
+    """Start a server's first process, which waits for its imports, a minute on a busy machine.
+
+    A signal that this process answers ends the server and so the wait, by an EOFError or a
+    ConnectionError.
+    """
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: answer for number, answer in previous.items() if callable(answer)}
+
+    def give_up(number: int, frame: FrameType | None) -> None:
+        _kill_server()
+        ours[number](number, frame)
+
+    for number in ours:
+        signal.signal(number, give_up)
+    try:
+        process.start()
+    finally:
+        for number, answer in ours.items():
+            signal.signal(number, answer)
+
+
+def _kill_server() -> None:
+    if forkserver._forkserver._forkserver_pid is not None:
+        os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+
+
 def _end_server() -> None:
-    server = forkserver._forkserver
-    if server._forkserver_pid is not None:
+    if forkserver._forkserver._forkserver_pid is not None:
         # By itself it would take seconds to unload torch.
-        os.kill(server._forkserver_pid, signal.SIGKILL)
-        server._stop()
+        _kill_server()
+        forkserver._forkserver._stop()

@@ -87,17 +87,27 @@ if __name__ == "__main__":
     process.join()
     print(*asked, here.recv())
 """
-SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep(2)\n"
+SLOW = "import pathlib, time\npathlib.Path('imports').touch()\ntime.sleep({})\n"
+GIVEN_UP = """
+    from experiments.runner.server import start_first
+    try:
+        start_first(process)
+    except (EOFError, ConnectionError):
+        print(asked)
+        raise SystemExit
+"""
 
 
-def test_a_terminals_ctrl_c_is_the_parents_alone_while_the_server_imports(tmp_path):
-    (tmp_path / "program.py").write_text(INTERRUPTED)
-    (tmp_path / "slow.py").write_text(SLOW)
+def interrupted(tmp_path, program, *, imports_s):
+    """Exit code, prints and errors of a program that gets Ctrl-C while its server imports."""
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "slow.py").write_text(SLOW.format(imports_s))
     process = subprocess.Popen(
         [sys.executable, "program.py"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
@@ -105,8 +115,18 @@ def test_a_terminals_ctrl_c_is_the_parents_alone_while_the_server_imports(tmp_pa
     while not (tmp_path / "imports").exists() and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "asked True\n")
+    out, said = process.communicate(timeout=60)
+    return process.returncode, out, said
+
+
+def test_a_terminals_ctrl_c_is_the_parents_alone_while_the_server_imports(tmp_path):
+    assert interrupted(tmp_path, INTERRUPTED, imports_s=2) == (0, "asked True\n", "")
+
+
+def test_a_stop_does_not_wait_for_the_imports(tmp_path):
+    program = INTERRUPTED.replace("    process.start()", GIVEN_UP)
+    code, out, said = interrupted(tmp_path, program, imports_s=600)
+    assert (code, out, said) == (0, "['asked']\n", "")
 
 
 def load(end):
