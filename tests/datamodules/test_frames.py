@@ -24,6 +24,7 @@ from datamodules.geometry import (
     shrink_mask,
 )
 from datamodules.prepared import prepare_images
+from datamodules.samples import content_hash_of
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
 from experiments.stages.scoring import run_score
@@ -101,7 +102,8 @@ def test_a_shrunk_mask_is_the_mask_of_the_frame(mode):
 def test_prepared_images_are_of_the_larger_frame(folder, tmp_path, mode):
     samples = builder(folder, tmp_path)().samples
     chosen = [samples[name] for name in TEST]
-    given = {"content_hashes": TEST, "frame_hw": (32, 32), "mode": mode, "cache_dir": tmp_path}
+    given = {"content_hashes": [content_hash_of(sample) for sample in chosen], "mode": mode}
+    given |= {"frame_hw": (32, 32), "cache_dir": tmp_path}
     small = prepare_images(chosen, **given)
     large = prepare_images(chosen, factor=4, **given)
     assert len(list(tmp_path.glob("prepared-*"))) == 2
