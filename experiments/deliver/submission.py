@@ -270,12 +270,13 @@ def _say_verdict(
     console: Console,
 ) -> None:
     n = len(rows)
-    verdict = f"{n} rows, valid for these test images; the challenge's own test set has "
-    verdict += str(N_CHALLENGE)
     if degenerate:
         verdict = f"{n} rows, {len(degenerate)} left out; this is not a valid submission"
     elif n == N_CHALLENGE:
         verdict = f"a valid submission of {n} rows"
+    else:
+        own = f"the challenge's own test set has {N_CHALLENGE}"
+        verdict = f"{n} rows, valid for these test images; {own}"
     console.print(f"{path}: {verdict}", markup=False, soft_wrap=True)
 
 
