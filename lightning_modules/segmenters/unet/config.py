@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from datamodules.allowed import above, at_least, between, check_choices
 
-Encoder = Literal["mobilenet_v2", "resnet18", "resnet34", "resnet50", "tu-resnet10t"]
+Encoder = Literal[
+    "mobilenet_v2", "resnet18", "resnet34", "resnet50", "tu-resnet10t", "tu-tf_efficientnet_lite0"
+]
 EncoderWeights = Literal["imagenet"]
 TrainerPrecision = Literal["32-true", "bf16-mixed"]
 
@@ -36,7 +38,8 @@ class UnetConfig:
     """Encoder, by its name in segmentation-models-pytorch; of those tried from 20 images, with
     random weights and 160 steps, the best."""
     encoder_weights: EncoderWeights | None = None
-    """`imagenet` downloads pretrained weights once; null is random and needs no network."""
+    """`imagenet` starts the encoder from weights pretrained there: those of EfficientNet-Lite0 come
+    with a package, others are downloaded once. Null is random."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16)
     """Channels of the decoder's levels, coarsest first. Five reach the frame's resolution; four
     end at half of it, and the logits are enlarged, which is faster."""

@@ -29,6 +29,7 @@ from lightning_modules.segmenters.unet.config import (
     UnetConfig,
 )
 from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
+from lightning_modules.segmenters.unet.pretrained import fill_encoder, is_carried
 
 Stage = Literal["train", "val", "test"]
 
@@ -214,16 +215,19 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
     if weights is not None and config.encoder_name.startswith("tu-"):
         # timm's encoders know one set each, which is ImageNet's for those that the config allows.
         weights = True
+    carried = is_carried(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "unet"))
         try:
             network = smp.Unet(
                 encoder_name=config.encoder_name,
-                encoder_weights=weights,
+                encoder_weights=None if carried else weights,
                 decoder_channels=_five(config.decoder_channels),
                 in_channels=1,
                 classes=1,
             )
+            if carried:
+                fill_encoder(network.encoder.model)
             if len(config.decoder_channels) < len(network.decoder.blocks):
                 end_at_half(network, channels=config.decoder_channels[-1])
         # Hub and network errors of several packages; all of them are one of these.
