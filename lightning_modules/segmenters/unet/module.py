@@ -28,6 +28,7 @@ from lightning_modules.segmenters.unet.config import (
     SIDE_UNIT_PX,
     UnetConfig,
 )
+from lightning_modules.segmenters.unet.depthwise import keep_depthwise_in_float32
 from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
 from lightning_modules.segmenters.unet.pretrained import fill_encoder, is_carried
 
@@ -239,6 +240,7 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
                 f"encoder_weights={config.encoder_weights} of {config.encoder_name} cannot be "
                 f"loaded: {reason}; set encoder_weights to null for random ones"
             ) from error
+    keep_depthwise_in_float32(network)
     # A fifth less CPU time a step than the usual order of the axes.
     return network.to(memory_format=torch.channels_last)
 
