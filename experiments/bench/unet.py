@@ -21,12 +21,16 @@ from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
 
+ENCODER = "tu-resnet10t"
+
 
 def bench_unet(bench: Bench, found: Found) -> None:
     """Seconds an image of training with strong augmentation, from the first step to the last."""
     steps, batch, size_hw = (found.sizes[name] for name in ("steps", "batch", "size_hw"))
     samples = sorted(read_hc18(bench.root()), key=lambda s: s.sample_id)[: found.sizes["images"]]
     config = UnetConfig(
+        encoder_name=ENCODER,
+        encoder_weights=None,
         size_hw=size_hw,
         steps=steps,
         batch_size=batch,
@@ -128,7 +132,7 @@ class PlainUnet(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = smp.Unet("tu-resnet10t", encoder_weights=None, in_channels=1, classes=1)
+        self.network = smp.Unet(ENCODER, encoder_weights=None, in_channels=1, classes=1)
         self.dice = smp.losses.DiceLoss("binary")
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:

@@ -14,6 +14,7 @@ FIRST_WEIGHT = "encoder.model.conv1.0.weight"
 def make_config(**changes):
     values = {
         "encoder_name": "tu-resnet10t",
+        "encoder_weights": None,
         "decoder_channels": (32, 16, 16, 8, 8),
         "size_hw": SIZE_HW,
         "steps": 4,

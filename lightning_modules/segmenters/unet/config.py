@@ -34,12 +34,12 @@ LIGHT_AUGMENTATION = (
 class UnetConfig:
     """A prompt-free U-Net: the baseline for segmenters with prompts."""
 
-    encoder_name: Encoder = "tu-resnet10t"
-    """Encoder, by its name in segmentation-models-pytorch; of those tried from 20 images, with
-    random weights and 160 steps, the best."""
-    encoder_weights: EncoderWeights | None = None
-    """`imagenet` starts the encoder from weights pretrained there: those of EfficientNet-Lite0 come
-    with a package, others are downloaded once. Null is random."""
+    encoder_name: Encoder = "tu-tf_efficientnet_lite0"
+    """Encoder, by its name in segmentation-models-pytorch. The default's ImageNet weights come with
+    a package, and its steps take no longer than those of `tu-resnet10t`."""
+    encoder_weights: EncoderWeights | None = "imagenet"
+    """`imagenet` starts the encoder from weights pretrained there, which for every encoder but the
+    default are downloaded once; null starts from random ones."""
     decoder_channels: tuple[int, ...] = (128, 64, 32, 16)
     """Channels of the decoder's levels, coarsest first. Five reach the frame's resolution; four
     end at half of it, and the logits are enlarged, which is faster."""

@@ -38,6 +38,11 @@ def test_weights_that_are_there_damaged_fetchable_or_missing(tmp_path, monkeypat
     assert (found.mark, "sam: lite_medsam.pth present" in found.text) == ("ok", True)
     found = look(needs.check_weights, "segmenter.weights_path=pyproject.toml")
     assert (found.mark, "sha256" in found.text) == ("missing", True)
+    unet = "sweep.segmenter=[unet]"
+    found = look(needs.check_weights, unet)
+    assert (found.mark, found.text) == ("ok", "unet: efficientnet-lite0-57934424.pth present")
+    found = look(needs.check_weights, unet, "unet.encoder_name=resnet18")
+    assert (found.mark, found.text) == ("warn", "unet: imagenet from the network fetchable")
     published = ("segmenter.backbone=vit_b", "sweep.generator=[stable_diffusion]")
     base = "stable_diffusion: stable-diffusion-v1-5/stable-diffusion-v1-5 (hub)"
     found = look(needs.check_weights, *published)
@@ -231,6 +236,7 @@ def test_the_command_for_programs(sonosweep, tmp_path, hc18_folder, monkeypatch)
 
 def test_the_command_for_people_says_why_a_run_cannot_start(sonosweep, monkeypatch, tmp_path):
     monkeypatch.setattr(screen, "CHECKERS", {"weights": needs.check_weights})
-    code, printed, _ = sonosweep("doctor", f"data.root={tmp_path}/none", "segmenter.backbone=tiny")
+    none = ["segmenter.backbone=tiny", "unet.encoder_weights=null"]
+    code, printed, _ = sonosweep("doctor", f"data.root={tmp_path}/none", *none)
     said = f"A run cannot start here: data: {tmp_path}/none: no such folder"
     assert (code, "none needed" in printed, said in printed) == (1, True, True)

@@ -11,6 +11,7 @@ from experiments.config.conditions import CONDITIONS
 from experiments.plan.record import planned
 from lightning_modules.generators.table import GENERATORS
 from lightning_modules.segmenters.table import SEGMENTERS
+from lightning_modules.segmenters.unet.pretrained import SHA256
 
 
 def test_every_combination_is_a_trial_and_all_segmenters_see_the_same_pairs(tmp_path):
@@ -173,3 +174,19 @@ def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_e
         plan("sweep.segmenter=[sam]", *own, end)
     with pytest.raises(InputError, match=r"augment\.moderate_end=1\.5"):
         plan(unet, *own, "augment.moderate_end=1.5")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ((), SHA256),
+        (("unet.encoder_weights=null",), None),
+        # Downloaded: the name is all that is known of them.
+        (("unet.encoder_name=resnet18",), None),
+    ],
+)
+def test_a_unets_fit_names_the_content_of_the_weights_that_it_starts_from(changes, expected):
+    made = plan("sweep.segmenter=[unet]", "sweep.condition=[real]", *changes)
+    fits = [node for node in made.nodes.values() if node.stage == "fit"]
+    assert fits
+    assert {node.content.get("weights_sha256") for node in fits} == {expected}

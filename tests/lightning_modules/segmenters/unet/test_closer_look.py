@@ -9,7 +9,12 @@ from lightning_modules.segmenters.unet.closer_look import BORDER, HEAD_SHARE, ZO
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
 
-SMALL = UnetConfig(encoder_name="resnet18", decoder_channels=(8, 8, 8, 8), size_hw=(64, 96))
+SMALL = UnetConfig(
+    encoder_name="resnet18",
+    encoder_weights=None,
+    decoder_channels=(8, 8, 8, 8),
+    size_hw=(64, 96),
+)
 
 
 def _disc(radius: float, *, x: float = 44.0, y: float = 30.0) -> torch.Tensor:

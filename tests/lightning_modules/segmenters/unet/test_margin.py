@@ -9,7 +9,12 @@ from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
 from lightning_modules.segmenters.unet.module import UnetModule, load_unet, save_unet
 
-SMALL = UnetConfig(encoder_name="resnet18", decoder_channels=(8, 8, 8, 8), size_hw=(64, 96))
+SMALL = UnetConfig(
+    encoder_name="resnet18",
+    encoder_weights=None,
+    decoder_channels=(8, 8, 8, 8),
+    size_hw=(64, 96),
+)
 
 
 def _disc() -> torch.Tensor:
