@@ -103,10 +103,12 @@ def test_a_second_one_does_not_cut_the_clearing_up_short():
 
 
 def test_a_closed_terminal_ends_it_too():
+    # Below `nohup` it is ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with pytest.raises(SystemExit) as ended, ends_by_signal():
         os.kill(os.getpid(), signal.SIGHUP)
     assert ended.value.code == 128 + signal.SIGHUP
-    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    assert signal.signal(signal.SIGHUP, before) is signal.SIG_DFL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
