@@ -35,6 +35,8 @@ from lightning_modules.errors import MissingWeightsError
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.weights import find_lite_weights
+from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.segmenters.unet.pretrained import find_encoder_weights, is_carried
 
 
 def prepare(
@@ -55,6 +57,8 @@ def prepare(
         settings = config.segmenter_named(name)
         if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
             find_lite_weights(settings.weights_path)
+        if isinstance(settings, UnetConfig) and is_carried(settings):
+            find_encoder_weights()
     check_devices(config)
     # A mode that W&B does not have is refused before any work.
     resolve_mode(config.wandb)

@@ -186,3 +186,14 @@ def test_a_sweep_fetches_what_its_plan_names(server, tmp_path, hc18_folder, monk
     with pytest.raises(MissingWeightsError, match="HF_HUB_OFFLINE forbids"):
         prepare(replace(config, offline=True), QUIET)
     assert server.asked == [("weights", None)]
+
+
+def test_a_sweep_without_the_encoders_package_does_not_start(
+    tmp_path, hc18_folder, monkeypatch, sonosweep
+):
+    monkeypatch.setattr("lightning_modules.segmenters.unet.pretrained.PACKAGE", "no_such_package")
+    words = [f"data.root={hc18_folder}", f"store.root={tmp_path}/runs"]
+    code, _, errors = sonosweep("sweep", str(TOY), *words, "sweep.segmenter=[unet]")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "the package no-such-package, which carries the encoder's weights" in errors
+    assert not (tmp_path / "runs").exists()
