@@ -88,7 +88,9 @@ def trial_overrides(words: Sequence[str]) -> list[str]:
 
 
 def trial_scores(sweep: "Sweep") -> "pd.DataFrame":
-    """Mean scores of each trial, by test cohort and prompt; draws are averaged per image."""
+    """Mean scores of each trial, by test cohort, the main one first, and prompt; draws are averaged
+    per image.
+    """
     from experiments.results.outputs import collect_per_image
     from experiments.results.rows import choose_output
 
@@ -96,5 +98,7 @@ def trial_scores(sweep: "Sweep") -> "pd.DataFrame":
     per_image = choose_output(collect_per_image(sweep), sweep.config.evaluation.output)
     if per_image.empty:
         return per_image.reindex(columns=[*keys, "dice", "hc_abs_err_mm"])
-    measures = per_image.groupby([*keys, "sample_id"])[["dice", "hc_abs_err_mm"]].mean()
-    return measures.groupby(keys).mean().reset_index()
+    # In the order of the rows: sorted, an external cohort could come first.
+    by_image = per_image.groupby([*keys, "sample_id"], sort=False)
+    measures = by_image[["dice", "hc_abs_err_mm"]].mean()
+    return measures.groupby(keys, sort=False).mean().reset_index()

@@ -4,7 +4,9 @@ import itertools
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import yaml
 from toy_recipe import TOY
@@ -12,9 +14,10 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 from wandb_parts import clean_environment
 
 from datamodules.errors import InputError
-from experiments.commands.trial import trial_overrides
+from experiments.commands.trial import trial_overrides, trial_scores
 from experiments.config.recipe import load_config
-from experiments.tracking.agent import sweep_file
+from experiments.results import outputs
+from experiments.tracking.agent import summary_of, sweep_file
 
 WORDS = [
     "name=night",
@@ -69,6 +72,20 @@ def test_fractions_stay_fractions():
 def test_two_kinds_of_amount_are_refused():
     with pytest.raises(InputError, match="both given"):
         sweep_file(TOY, ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
+
+
+def test_the_main_cohort_is_the_first_and_not_that_of_the_first_letter(monkeypatch):
+    rows = [
+        {"trial_id": "real", "test_cohort": cohort, "prompt": "whole_image", "sample_id": name}
+        | {"dice": dice, "hc_abs_err_mm": 2.0}
+        for cohort, dice in (("hc18", 0.75), ("african", 0.5))
+        for name in ("1", "2")
+    ]
+    monkeypatch.setattr(outputs, "collect_per_image", lambda _: pd.DataFrame(rows))
+    sweep = SimpleNamespace(config=load_config(TOY, []))
+    found = summary_of(trial_scores(sweep))
+    assert found["dice/whole_image"] == 0.75
+    assert found["dice/whole_image/african"] == 0.5
 
 
 def test_the_command_prints_yaml_and_nothing_else():
