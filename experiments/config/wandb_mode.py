@@ -17,8 +17,11 @@ MODES |= {"disabled": "disabled"}
 
 
 def server_url() -> str:
-    """W&B's server: the public one, or that of WANDB_BASE_URL."""
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    """W&B's server: that of WANDB_BASE_URL, else of the settings that `wandb login --host` writes,
+    else the public one.
+    """
+    found = [os.environ.get("WANDB_BASE_URL"), *(_said(f, "base_url") for f in _settings_files())]
+    return next(filter(None, found), "https://api.wandb.ai")
 
 
 def server_answers() -> bool:
@@ -33,12 +36,16 @@ def server_answers() -> bool:
 
 
 def is_logged_in() -> bool:
-    """Whether a key for W&B's host is in the environment or in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether a key for W&B's server, or a file with its token, is in the environment, or a key in
+    ~/.netrc or the file that NETRC names.
+    """
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(server_url()).hostname
+    # As W&B does: under the server's name and port, and in a file that others may read too, which
+    # Python refuses where it finds the file by itself.
+    path = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")  # noqa: PTH111
     try:
-        return netrc.netrc().authenticators(host or "") is not None
+        return netrc.netrc(path).authenticators(urlparse(server_url()).netloc) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -64,7 +71,7 @@ def mode_and_source(config: WandbConfig) -> tuple[str, str]:
     if said:
         return _known_mode(said, where="WANDB_MODE"), f"WANDB_MODE={said}"
     for path in _settings_files():
-        said = _mode_in(path)
+        said = _said(path, "mode")
         if said:
             mode = _known_mode(said, where=f"{path}: mode")
             if mode != "online":
@@ -90,11 +97,11 @@ def _settings_files() -> list[Path]:
     ]
 
 
-def _mode_in(path: Path) -> str:
-    """The mode that a settings file says; empty where it says none or cannot be read."""
+def _said(path: Path, name: str) -> str:
+    """A setting of a settings file; empty where it says none or cannot be read."""
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read_string(path.read_text())
-        return parser.get("default", "mode", fallback="").strip()
+        return parser.get("default", name, fallback="").strip()
     except (OSError, ValueError, configparser.Error):
         return ""

@@ -2,18 +2,25 @@
 
 import pytest
 from toy_recipe import TOY
+from wandb.sdk.lib.wbauth.wbnetrc import read_netrc_auth, write_netrc_auth
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.config.running import WandbConfig
-from experiments.config.wandb_mode import mode_and_source, resolve_mode
+from experiments.config.wandb_mode import (
+    is_logged_in,
+    mode_and_source,
+    resolve_mode,
+    server_url,
+)
 from experiments.doctor.needs import check_wandb
 
 
 @pytest.fixture(autouse=True)
 def logged_in(tmp_path, monkeypatch):
     """A user with a key, in an empty folder."""
-    for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_CONFIG_DIR"):
+    names = ("BASE_URL", "CONFIG_DIR", "DIR", "IDENTITY_TOKEN_FILE", "MODE")
+    for name in ("NETRC", *(f"WANDB_{name}" for name in names)):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", 40 * "0")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -60,6 +67,29 @@ def test_a_mode_that_nobody_knows_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offlin")
     with pytest.raises(InputError, match=r"WANDB_MODE=offlin: .* use online, offline or disabled"):
         resolve_mode(WandbConfig())
+
+
+def test_a_server_of_ones_own_as_wandb_login_writes_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    url, home = "http://wandb.lab:8080", tmp_path / "home"
+    settings = home / ".config/wandb/settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text(f"[default]\nbase_url = {url}\n")
+    assert server_url() == url
+    assert resolve_mode(WandbConfig()) == "offline"
+    write_netrc_auth(host=url, api_key=40 * "0")
+    (home / ".netrc").chmod(0o644)
+    assert read_netrc_auth(host=url), "W&B itself finds it"
+    assert mode_and_source(WandbConfig()) == ("online", "logged in")
+    (home / ".netrc").rename(tmp_path / "keys")
+    assert not is_logged_in()
+    monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
+    assert is_logged_in()
+    monkeypatch.setenv("WANDB_BASE_URL", "http://other")
+    assert server_url() == "http://other"
+    assert not is_logged_in()
+    monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    assert is_logged_in()
 
 
 def test_doctor_names_a_mode_that_nobody_knows(monkeypatch):
