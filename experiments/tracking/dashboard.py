@@ -19,12 +19,17 @@ from datamodules.errors import InputError
 from datamodules.integrity import read_object
 from datamodules.storage import content_key, write_json
 from experiments.config.wandb_mode import is_logged_in, server_answers, server_url
+from experiments.config.words import counted
+from experiments.store.guard import is_held
 from experiments.store.plan_file import read_plan
 from experiments.store.status import find_sweep
 
 VIEWS_NAME = "wandb-views.json"
+PUSHED_NAME = "wandb-pushed.json"
 VIEW_NAME = "wandb-view"
 _DIRECTORY = re.compile(r"(?:offline-)?run-(\d+_\d+)-(.+)")
+_SENT = "*.wandb.synced"
+"""W&B's mark of a run that was sent."""
 _ID = re.compile(r"(?:.*-)?([^-]+)-(n\d+)-(.+)")
 
 
@@ -120,8 +125,11 @@ def dashboard_command(sweep: str, *, root: Path, push: str | None, console: Cons
 def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Console) -> None:
     """Sync what a server does not have of a sweep, and create its workspace and its report.
 
-    Runs that were synced are marked by W&B and skipped the next time; views that have not changed
-    are not made again.
+    What a project was sent is skipped the next time, and so are views that have not changed. What
+    a stage still writes is left for later.
+
+    Raises:
+        InputError: For a wrong `to`, a server that cannot be used, or runs that it refused.
     """
     entity, _, project = to.partition("/")
     if not entity or not project or "/" in project:
@@ -131,11 +139,44 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
     if not server_answers():
         raise InputError(f"W&B: {server_url()} does not answer; try again when it does")
     # A server may not have these yet.
-    paths = [str(run.path) for run in runs if run.path.name.startswith("offline-")]
-    if paths:
-        _wandb("sync", "--yes", "-e", entity, "-p", project, *paths)
+    offline = [run for run in runs if run.path.name.startswith("offline-")]
+    # Sent now, it would be marked as sent, and its rest never follow.
+    live = [run for run in offline if run.stage and is_held(run.path.parents[1])]
+    if live:
+        left = f"{counted(len(live), 'run')} of stages that are at work: not sent yet, push again"
+        console.print(left, markup=False, highlight=False, soft_wrap=True)
+    paths = [run.path for run in offline if run not in live]
+    _sync(folder, paths, entity=entity, project=project)
     for line in create_views(folder, entity=entity, project=project):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _sync(folder: Path, paths: Sequence[Path], *, entity: str, project: str) -> None:
+    """Send the offline runs that a project has not got from here.
+
+    W&B marks what it has sent but not where to, and its command ends well where a server refuses.
+    """
+    to = f"{entity}/{project}"
+    place, file = f"{server_url()}/{to}", folder / PUSHED_NAME
+    pushed, views = (read_object(folder / name) or {} for name in (PUSHED_NAME, VIEWS_NAME))
+    sent = set(pushed.get(place, ()))
+    waiting = {str(p.relative_to(folder.parent)): p for p in paths}
+    waiting = {name: path for name, path in waiting.items() if name not in sent}
+    if not waiting:
+        return
+    if {*pushed} - {place} or {*views} - {to}:
+        # The marks may be those of another project.
+        for path in waiting.values():
+            for mark in path.glob(_SENT):
+                mark.unlink()
+    _wandb("sync", "--yes", "-e", entity, "-p", project, *map(str, waiting.values()))
+    taken = {name for name, path in waiting.items() if any(path.glob(_SENT))}
+    write_json(file, {**pushed, place: sorted(sent | taken)})
+    if lost := len(waiting) - len(taken):
+        raise InputError(
+            f"--push {to}: {lost} of {counted(len(waiting), 'run')} not taken by {server_url()}, "
+            "which says why above; the same command sends what is left"
+        )
 
 
 def create_views(folder: Path, *, entity: str, project: str) -> list[str]:

@@ -1,8 +1,10 @@
 """`sonosweep dashboard`: a sweep's runs in the terminal, and on a server that is a fake."""
 
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +17,8 @@ from datamodules.errors import InputError
 from experiments.config.schema import resolved
 from experiments.plan.record import planned
 from experiments.store.plan_file import write_plan
+from experiments.store.runs import hold
+from experiments.tracking import dashboard as tracked
 from experiments.tracking.dashboard import (
     LoggedRun,
     dashboard_command,
@@ -212,6 +216,67 @@ def test_push_syncs_every_run_once_and_makes_the_views(shown):
         lines = [line for line in ended.stdout.splitlines() if line.startswith("report  ")]
         assert lines == [line for line in again.stdout.splitlines() if line.startswith("report  ")]
         assert server.unknown == []
+
+        # W&B's own marks do not say where a run was sent to.
+        other = dashboard(shown, "--push", "team/other", **server.environment())
+        assert other.returncode == 0, other.stdout + other.stderr
+        made = [said["name"] for said in server.sent("UpsertBucket") if said["project"] == "other"]
+        assert set(made) == set(runs)
+
+
+@pytest.fixture
+def pushes(tmp_path, monkeypatch):
+    """Push two runs, of stages a and b, where W&B refuses those of the given stages; what its
+    command was given, and what was printed.
+    """
+    for name in ("a", "b"):
+        path = tmp_path / f"store/fit/{name}/wandb/offline-run-20260101_000000-{name}"
+        path.mkdir(parents=True)
+        (path / f"run-{name}.wandb").touch()
+    (tmp_path / "night").mkdir()
+    found = [LoggedRun(path=p, stage="fit") for p in sorted(tmp_path.glob("store/fit/*/wandb/*"))]
+    monkeypatch.setattr(tracked, "is_logged_in", lambda: True)
+    monkeypatch.setattr(tracked, "server_answers", lambda: True)
+    monkeypatch.setattr(tracked, "create_views", lambda *_, **__: ["views"])
+
+    def push(to, *, refused=()):
+        given = []
+
+        def sync(*words):
+            # As the real command: it marks what was taken, skips what is marked, and ends well.
+            for path in map(Path, words[6:]):
+                name = path.name[-1]
+                if not list(path.glob("*.synced")):
+                    given.append(name)
+                    if name not in refused:
+                        (path / f"run-{name}.wandb.synced").touch()
+
+        monkeypatch.setattr(tracked, "_wandb", sync)
+        console = Console(record=True, quiet=False, file=io.StringIO(), width=200)
+        try:
+            push_sweep(tmp_path / "night", runs=found, to=to, console=console)
+        except InputError as error:
+            return given, str(error)
+        return given, console.export_text()
+
+    return push
+
+
+def test_what_a_stage_still_writes_is_pushed_when_it_has_ended(pushes, tmp_path):
+    with hold(tmp_path / "store/fit/a"):
+        given, printed = pushes("team/one")
+    assert given == ["b"]
+    assert printed.startswith("1 run of stages that are at work: not sent yet")
+    assert pushes("team/one") == (["a"], "views\n")
+
+
+def test_a_server_that_refuses_runs_ends_a_push_and_each_project_gets_all(pushes):
+    given, told = pushes("team/one", refused=["b"])
+    assert given == ["a", "b"]
+    assert told.startswith("--push team/one: 1 of 2 runs not taken by https://")
+    assert pushes("team/one") == (["b"], "views\n")
+    assert pushes("team/two") == (["a", "b"], "views\n")
+    assert pushes("team/one") == ([], "views\n")
 
 
 def test_a_stage_logs_online_with_the_real_client(tmp_path):
