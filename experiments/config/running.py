@@ -98,6 +98,11 @@ class StoreConfig:
             raise ValueError("store.root is empty: name a folder")
 
 
+NOT_IN_PROJECTS = frozenset("/\\#?%:")
+"""What W&B takes in no project's name."""
+MAX_PROJECT = 128
+
+
 @dataclass(kw_only=True)
 class WandbConfig:
     """Weights & Biases, a view on the runs."""
@@ -108,3 +113,10 @@ class WandbConfig:
     """Project."""
     entity: str | None = None
     """User or team; null takes the login's default."""
+
+    def __post_init__(self) -> None:
+        # Otherwise each stage would say so in its log alone, and none be logged.
+        found, n = sorted(NOT_IN_PROJECTS.intersection(self.project)), len(self.project)
+        if self.mode != "disabled" and (found or not 1 <= n <= MAX_PROJECT):
+            why = f"W&B takes no {' '.join(found)} in it" if found else f"{n} letters, not 1 to 128"
+            raise ValueError(f"wandb.project={self.project}: {why}; a team is wandb.entity")

@@ -18,6 +18,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.integrity import read_object
 from datamodules.storage import content_key, write_json
+from experiments.config.running import NOT_IN_PROJECTS
 from experiments.config.wandb_mode import is_logged_in, server_answers, server_url
 from experiments.config.words import counted
 from experiments.store.guard import is_held
@@ -132,7 +133,7 @@ def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Con
         InputError: For a wrong `to`, a server that cannot be used, or runs that it refused.
     """
     entity, _, project = to.partition("/")
-    if not entity or not project or "/" in project:
+    if not entity or not project or NOT_IN_PROJECTS.intersection(project):
         raise InputError(f"--push {to}: expected ENTITY/PROJECT, as in my-team/sonosweep")
     if not is_logged_in():
         raise InputError("W&B: not logged in; run `wandb login`, or set WANDB_API_KEY")

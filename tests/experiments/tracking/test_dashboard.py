@@ -164,7 +164,7 @@ def test_mistakes_are_one_line(shown, tmp_path, monkeypatch):
         dashboard_command("shown", root=shown.parent, push=None, console=console)
     with pytest.raises(InputError, match="no such sweep; there is shown"):
         dashboard_command("show", root=shown.parent, push=None, console=console)
-    for wrong in ("team", "team/", "/project", "a/b/c"):
+    for wrong in ("team", "team/", "/project", "a/b/c", "a/b:c"):
         with pytest.raises(InputError, match=f"--push {wrong}: expected ENTITY/PROJECT"):
             push_sweep(shown, runs=[], to=wrong, console=console)
     with pytest.raises(InputError, match="not logged in; run `wandb login`"):
