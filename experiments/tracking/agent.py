@@ -15,9 +15,12 @@ from datamodules.errors import InputError
 from experiments.config.grid import AXES
 from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
+from experiments.config.wandb_mode import resolve_mode
 
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
 """What an agent sets for its command. The stages' own runs must not read them."""
+
+FINISH_TIMEOUT_S = 30
 
 
 def log_to_agent(
@@ -27,13 +30,21 @@ def log_to_agent(
 
     W&B never fails a trial: what goes wrong is printed.
     """
-    if config.wandb.mode == "disabled":
+    if resolve_mode(config.wandb) == "disabled":
         return
     os.environ.update(variables)
     try:
         import wandb
 
-        with wandb.init(project=config.wandb.project, entity=config.wandb.entity) as run:
+        from experiments.stages.wandb_run import INIT_TIMEOUT_S, usable_mode
+
+        # W&B refuses its own modes in another case, before it looks at the argument.
+        os.environ["WANDB_MODE"] = usable_mode(config.wandb)
+        with wandb.init(
+            project=config.wandb.project,
+            entity=config.wandb.entity,
+            settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
+        ) as run:
             run.summary.update(summary_of(scores))
     except Exception as error:  # W&B raises many kinds.
         print(f"W&B: the agent's run got no scores ({type(error).__name__}: {error})", flush=True)

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from toy_recipe import TOY
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
-from wandb_parts import clean_environment
+from wandb_parts import clean_environment, inspect
+from wandb_server import WandbServer
 
 from datamodules.errors import InputError
 from experiments.commands.trial import trial_overrides, trial_scores
@@ -72,6 +73,39 @@ def test_fractions_stay_fractions():
 def test_two_kinds_of_amount_are_refused():
     with pytest.raises(InputError, match="both given"):
         sweep_file(TOY, ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
+
+
+AGENT_RUN = """
+import sys
+import pandas as pd
+from experiments.config.recipe import load_config
+from experiments.tracking.agent import log_to_agent
+
+row = {"test_cohort": "hc18", "prompt": "whole_image", "dice": 0.75, "hc_abs_err_mm": 2.0}
+config = load_config(sys.argv[1], [f"wandb.mode={sys.argv[2]}"])
+log_to_agent(config, pd.DataFrame([row]), variables={"WANDB_RUN_ID": "r1", "WANDB_SWEEP_ID": "s1"})
+"""
+
+
+@pytest.mark.parametrize("said", ["wandb.mode", "WANDB_MODE", "server"])
+def test_what_is_offline_stays_on_this_machine(tmp_path, said):
+    mode = "offline" if said == "wandb.mode" else "auto"
+    with WandbServer() as server:
+        environment = server.environment()
+        if said == "WANDB_MODE":
+            environment["WANDB_MODE"] = "DryRun"
+        if said == "server":
+            environment["WANDB_BASE_URL"] = "http://127.0.0.1:9"
+        subprocess.run(
+            [sys.executable, "-c", AGENT_RUN, TOY, mode],
+            check=True,
+            env=clean_environment(**environment),
+            cwd=tmp_path,
+            timeout=240,
+        )
+    assert not server.operations
+    (run,) = (tmp_path / "wandb").glob("offline-run-*-r1")
+    assert inspect(run)["summary"]["dice/whole_image"] == 0.75
 
 
 def test_the_main_cohort_is_the_first_and_not_that_of_the_first_letter(monkeypatch):
