@@ -71,7 +71,8 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
     The recipe is named as the agents' machines find it; other words than axes stay in the command.
 
     Raises:
-        InputError: For a wrong word, or a grid with both counts and fractions.
+        InputError: For a wrong word, or a grid that is no cross of axes: with both counts and
+            fractions, or single pairs beside.
     """
     config = load_config(recipe, list(overrides))
     grid = config.sweep
@@ -79,6 +80,11 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
         raise InputError(
             "sweep: real_count and real_fraction are both given, and a W&B sweep has one amount a "
             "trial; empty one of them, as in sweep.real_fraction=[]"
+        )
+    if grid.also:
+        raise InputError(
+            "sweep.also: each run of a W&B sweep would make these trials too, as its grid has no "
+            "single pairs; give sweep.also=[], and write a sweep for them"
         )
     values = {axis: {"values": list(v)} for axis in AXES if (v := getattr(grid, axis))}
     axes = {f"sweep.{axis}" for axis in AXES}

@@ -75,6 +75,13 @@ def test_two_kinds_of_amount_are_refused():
         sweep_file(TOY, ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
 
 
+def test_single_pairs_beside_the_grid_are_refused():
+    also = "sweep.also=[{segmenter: unet, condition: weak}]"
+    with pytest.raises(InputError, match=r"^sweep\.also: .* give sweep\.also=\[\]"):
+        sweep_file(TOY, [also])
+    assert sweep_file(TOY, ["sweep.also=[]"])
+
+
 AGENT_RUN = """
 import sys
 import pandas as pd
