@@ -186,6 +186,25 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
         second.adopt()
 
 
+def test_a_batch_is_written_down_before_it_is_sent(fake, make):
+    """A start after a kill in between ends it: its jobs may lack what they need."""
+    fit, other = node("a"), node("b")
+    launcher = make()
+    ledger, seen, sbatch = launcher.folder / "jobs.json", fake.folder / "seen", fake.bin / "sbatch"
+    sbatch.write_text(f"{sbatch.read_text()}cp {ledger} {seen}\n")
+    start(launcher, [fit], [other])
+    (batch,) = json.loads(seen.read_text())["batches"]
+    stages = [[fit.key], [other.key]]
+    assert batch == {"name": fake.name_of(101), "stages": stages, "job_id": None}
+    assert [batch.job_id for batch in read_ledger(launcher.folder)] == ["101"]
+    seen.replace(ledger)
+    fake.show(j101_0="RUNNING 0", j101_1="PENDING 0")
+    second = SlurmLauncher(launcher._config)
+    assert second.adopt() == {}
+    assert fake.calls("scancel") == ["101"]
+    assert read_ledger(second.folder) == []
+
+
 def test_what_is_in_the_queue_is_counted_and_leaving_says_how_it_is_ended(fake, make):
     launcher = make("slurm.max_jobs=4", "slurm.poll_s=60")
     assert (launcher.free(), launcher.leave([])) == (4, "")
