@@ -103,7 +103,7 @@ def execute(
     """
     check_gpu_memory(config, plan)
     _fetch_base(config, plan, console)
-    launcher = _cluster(config, plan)
+    launcher = _cluster(config, plan, console)
     with ExitStack() as in_use:
         sweep = _recorded_sweep(
             config, console, data=data, plan=plan, whole=whole or plan, in_use=in_use
@@ -140,11 +140,13 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
             fetch_from_hub(base_model, revision=revision, console=console)
 
 
-def _cluster(config: ExperimentConfig, plan: Plan) -> SlurmLauncher | None:
+def _cluster(config: ExperimentConfig, plan: Plan, console: Console) -> SlurmLauncher | None:
     """The launcher of a sweep on a cluster that has something left to do."""
     store = RunStore(Path(config.store.root))
     is_done = all(store.is_done(node.stage, node.id) for node in plan.nodes.values())
-    return SlurmLauncher(config) if config.sweep.launcher == "slurm" and not is_done else None
+    if config.sweep.launcher != "slurm" or is_done:
+        return None
+    return SlurmLauncher(config, say=lambda line: say(console, line))
 
 
 def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console) -> None:

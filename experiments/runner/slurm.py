@@ -8,7 +8,7 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,16 @@ from experiments.stages.context import StageContext
 from experiments.store.runs import RunStore, hold
 
 GIVE_UP_AFTER_S = 3600.0
-"""How long squeue may fail, and a batch be refused for the moment, before that is an error."""
+"""How long squeue may fail, and a batch be refused for the moment, before that is an error. A limit
+on jobs in the queue is waited for as long as it holds."""
 RETRY_S = 30.0
 """Seconds between two attempts to send what was refused for the moment."""
-LIMIT = "maxsubmitjob"
-"""Word of sbatch for the user's own limit, which other jobs may have reached."""
+LIMIT = "submitjob"
+"""In sbatch's words for a limit on jobs in the queue, of a user or of a group, which other jobs may
+have reached: `QOSMaxSubmitJobPerUserLimit`, `AssocGrpSubmitJobsLimit`."""
 PASSING = (
     *("unable to contact slurm controller", "socket timed out", "temporarily"),
-    *("zero bytes were transmitted", "connection refused", LIMIT),
+    *("zero bytes were transmitted", "connection refused"),
 )
 """Words of sbatch for what passes by itself."""
 
@@ -52,14 +54,14 @@ class SlurmLauncher:
 
     chains = True
 
-    def __init__(self, config: ExperimentConfig) -> None:
+    def __init__(self, config: ExperimentConfig, *, say: Callable[[str], None] = print) -> None:
         missing = missing_command()
         if missing is not None:
             raise InputError(
                 f"sweep.launcher=slurm: {missing} is not found on this machine; start the sweep "
                 "on a login node of the cluster, or leave sweep.launcher out to run here"
             )
-        self._config, self._settings = config, config.slurm
+        self._config, self._settings, self._say = config, config.slurm, say
         root = os.path.abspath(config.store.root)  # noqa: PTH100 - resolve would follow links
         self._store = RunStore(Path(root))
         self.folder = self._store.sweep_dir(config.name) / "slurm"
@@ -134,7 +136,7 @@ class SlurmLauncher:
         for first in range(0, len(jobs), self._array_size):
             part = jobs[first : first + self._array_size]
             chains = [[context.node.key for context in chain] for chain in part]
-            batch = Batch(name=f"{self._config.name}-{secrets.token_hex(4)}", stages=chains)
+            batch = Batch(name=self._new_name(), stages=chains)
             for chain in part:
                 for context in chain:
                     context.run_dir.mkdir(parents=True, exist_ok=True)
@@ -171,6 +173,9 @@ class SlurmLauncher:
         if self._unsent and now >= self._next_try:
             for name in list(self._unsent):
                 self._send(self._batches[name])
+                if name in self._unsent:
+                    # What stops this one stops the others.
+                    break
         alive = self._alive()
         asked = time.monotonic()
         try:
@@ -191,6 +196,9 @@ class SlurmLauncher:
 
     def _alive(self) -> list[SlurmJob]:
         return [job for jobs in self._jobs.values() for job in jobs if job.end is None]
+
+    def _new_name(self) -> str:
+        return f"{self._config.name}-{secrets.token_hex(4)}"
 
     def _job(self, batch: Batch, chain: Sequence[str]) -> SlurmJob:
         run_dirs = [self._store.root / "store" / key for key in chain]
@@ -222,18 +230,35 @@ class SlurmLauncher:
         write_ledger(self.folder, [*others, *ours, *([batch] if batch else [])])
 
     def _refused(self, batch: Batch, words: str) -> None:
-        now = time.monotonic()
+        now, is_new = time.monotonic(), batch.name not in self._unsent
+        is_limit = LIMIT in words.lower()
         is_passing = any(word in words.lower() for word in PASSING)
         # What else stops the first one, the user can fix best now.
-        if not self._has_sent and LIMIT not in words.lower():
+        if not self._has_sent and is_new and not is_limit:
             raise InputError(f"sweep.launcher=slurm: {words}")
+        if (is_limit or is_passing) and not self._unsent:
+            self._say(f"SLURM takes no more jobs for now ({words}); they are sent when it does")
         since = self._unsent.setdefault(batch.name, now)
-        if is_passing and now - since < GIVE_UP_AFTER_S:
+        if is_limit or (is_passing and now - since < GIVE_UP_AFTER_S):
             self._next_try = now + RETRY_S
+            if is_limit and len(batch.stages) > 1:
+                self._halve(batch)
             return
         del self._unsent[batch.name]
         for job in self._jobs[batch.name]:
             job.refused(words)
+
+    def _halve(self, batch: Batch) -> None:
+        """Make two of a batch that was refused as a whole: for a part of it there may be room."""
+        half = len(batch.stages) // 2
+        rest = Batch(name=self._new_name(), stages=batch.stages[half:])
+        batch.stages = batch.stages[:half]
+        jobs = self._jobs[batch.name]
+        self._jobs[batch.name], self._jobs[rest.name] = jobs[:half], jobs[half:]
+        for job in jobs[half:]:
+            job.name = rest.name
+        self._batches[rest.name] = rest
+        self._unsent[rest.name] = self._unsent[batch.name]
 
     def _submit(self, batch: Batch) -> str:
         """Send a batch; gives the id of the array or of the one job."""

@@ -253,6 +253,58 @@ def test_a_later_refusal_fails_its_stages_or_is_tried_again(fake, make, monkeypa
     assert launcher.free() == 64, "neither is in the queue"
 
 
+FULL = [
+    *("QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"),
+    *("QOSGrpSubmitJobsLimit", "AssocGrpSubmitJobsLimit"),
+]
+"""SLURM's own words, of a user's limit and of a group's."""
+
+
+@pytest.mark.parametrize("limit", FULL)
+def test_a_limit_on_jobs_in_the_queue_is_waited_for_as_long_as_it_holds(
+    fake, make, monkeypatch, capsys, limit
+):
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    monkeypatch.setattr(slurm, "GIVE_UP_AFTER_S", 0.0)
+    launcher, refusal = make(), fake.folder / "refuse"
+    refusal.write_text(f"sbatch: error: {limit}\nsbatch: error: Batch job submission failed\n")
+    jobs = start(launcher, [node("a")])
+    for _ in range(3):
+        look(launcher)
+    assert jobs[0].ended() is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"SLURM takes no more jobs for now (sbatch: {limit}; ")
+    refusal.unlink()
+    look(launcher)
+    assert jobs[0].job_id == "101"
+
+
+def test_an_array_above_the_limit_is_sent_in_parts(fake, make, monkeypatch):
+    """There is room for two jobs at a time."""
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    said = "echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1"
+    few = f"if grep -q 'array=0-[2-9]' \"$SCRIPT\"; then {said}; fi\n"
+    sbatch = fake.bin / "sbatch"
+    sbatch.write_text(sbatch.read_text().replace("if [ -e refuse ]", f"{few}if [ -e refuse ]"))
+    launcher = make()
+    jobs = start(launcher, *[[node(f"n{i}")] for i in range(5)])
+    assert [job.job_id for job in jobs] == [None] * 5
+    silent = fake.folder / "squeue_fails"
+    silent.write_text(LOST)
+    look(launcher)
+    assert [job.job_id for job in jobs] == ["101_0", "101_1", None, None, None]
+    look(launcher)
+    assert [job.job_id for job in jobs[2:]] == ["102", "103_0", "103_1"]
+    silent.unlink()
+    states = {"j101_0": "RUNNING 0", "j101_1": "RUNNING 0"}
+    # Each knows the name that its part was sent under.
+    fake.show(**states, j102="PENDING 0", j103_0="PENDING 0", j103_1="TIMEOUT 0")
+    look(launcher)
+    assert [job.end is None for job in jobs] == [True] * 4 + [False]
+    adopted = SlurmLauncher(launcher._config).adopt().values()
+    assert [job.job_id for job in adopted] == ["101_0", "101_1", "102", "103_0"]
+
+
 def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, make):
     fit, other = node("a"), node("b")
     sweep, _, lines = make_sweep(tmp_path, [fit, other], act=None)
