@@ -1,6 +1,8 @@
 """Which GPUs there are and how a process is held to some of them. Torch-free."""
 
+import itertools
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 
@@ -40,8 +42,13 @@ def _asked(field: str) -> list[str]:
     visible = _visible()
     if visible is None:
         return lines
-    # An entry may be a UUID, which is not asked for.
-    return [lines[int(v)] if v.isdigit() and int(v) < len(lines) else v for v in visible]
+    found = []
+    for entry in visible:
+        if entry.isdigit() and int(entry) >= len(lines):
+            break
+        # An entry may be a UUID, which is not asked for.
+        found.append(lines[int(entry)] if entry.isdigit() else entry)
+    return found
 
 
 def device_kind(config: ExperimentConfig) -> str:
@@ -79,10 +86,18 @@ def device_environment(devices: Sequence[int]) -> dict[str, str]:
     if not devices:
         return {}
     visible = _visible()
-    names = [str(d) if visible is None else visible[d] for d in devices]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
+    if visible is not None:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(visible[d] for d in devices)}
+    # By itself CUDA counts from the fastest GPU on, and not as nvidia-smi does.
+    order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, devices)), "CUDA_DEVICE_ORDER": order}
 
 
 def _visible() -> list[str] | None:
+    """Entries of CUDA_VISIBLE_DEVICES up to the first that names no GPU (`-1`, `NoDevFiles`), as
+    CUDA reads it; None where it is not set."""
     value = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return None if value is None else [v.strip() for v in value.split(",") if v.strip()]
+    if value is None:
+        return None
+    names_gpu = re.compile(r"\d+|(GPU|MIG)-.+").fullmatch
+    return list(itertools.takewhile(names_gpu, (entry.strip() for entry in value.split(","))))

@@ -22,7 +22,12 @@ def test_a_tool_that_fails_or_is_missing_means_none(pretend, monkeypatch, tmp_pa
 
 @pytest.mark.parametrize(
     ("visible", "expected"),
-    [("1", ["b"]), ("2,0", ["c", "a"]), ("GPU-8f,0", ["GPU-8f", "a"]), ("", [])],
+    [
+        *[("1", ["b"]), ("2,0", ["c", "a"]), ("GPU-8f,0", ["GPU-8f", "a"]), ("", [])],
+        ("MIG-1a,MIG-1b", ["MIG-1a", "MIG-1b"]),
+        # CUDA takes none from the first on that it does not know.
+        *[("-1", []), ("NoDevFiles", []), ("1,-1,0", ["b"]), ("0,3,1", ["a"])],
+    ],
 )
 def test_what_the_user_hides_is_not_there(pretend, monkeypatch, visible, expected):
     pretend("a", "b", "c")
@@ -60,9 +65,14 @@ def test_what_is_there_is_taken(pretend, overrides):
 
 
 def test_a_process_is_held_to_its_devices(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
     assert device_environment(()) == {}
-    assert device_environment((2,)) == {"CUDA_VISIBLE_DEVICES": "2"}
+    # Ids are those of nvidia-smi, where GPUs differ too.
+    by_bus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert device_environment((2,)) == {"CUDA_VISIBLE_DEVICES": "2"} | by_bus
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")
+    assert device_environment((2,))["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
     # Ids count among those that the user left visible.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
     assert device_environment((2, 0)) == {"CUDA_VISIBLE_DEVICES": "7,4"}
