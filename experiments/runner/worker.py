@@ -52,7 +52,9 @@ def run_node(
     # Ctrl-C reaches the whole group; the parent answers it by a SIGTERM, which Lightning takes
     # between two steps and not in the middle of an update.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    stop_with_parent()
+    # One that shares has nothing to write, and would wait in Lightning's answer to a SIGTERM, a
+    # broadcast, for the first process, which is gone: with its GPU's memory, which a retry needs.
+    stop_with_parent(signal.SIGTERM if is_first else signal.SIGKILL)
     code = (run_held if is_first else _share)(context, threads=threads)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -155,8 +157,8 @@ def redirect_output(path: Path) -> None:
     sys.stdout = sys.stderr = log
 
 
-def stop_with_parent() -> None:
-    """End by SIGTERM, which leaves a checkpoint, when the sweep itself was killed."""
+def stop_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """End by a signal, SIGTERM leaves a checkpoint, when the parent has ended or was killed."""
     # Of a forked process the system's parent is the server that forked it, which lives on with it.
     sweep, parent = multiprocessing.parent_process(), os.getppid()
 
@@ -165,6 +167,6 @@ def stop_with_parent() -> None:
             sweep.join()
         while sweep is None and os.getppid() == parent:
             time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()

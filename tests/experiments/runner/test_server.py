@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -67,6 +68,44 @@ def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
     _, ended = start(tmp_path, "killed")
     assert ended.returncode == -9
     assert ended.stdout, ended.stderr
+
+
+SHARING = """
+import os, signal, sys, time
+from pathlib import Path
+from types import SimpleNamespace
+from experiments.runner import worker
+
+def share(context, *, threads):
+    # Lightning's answer is a broadcast, which waits for the first process.
+    signal.signal(signal.SIGTERM, lambda *_: time.sleep(3600))
+    Path("shares").write_text(str(os.getpid()))
+    time.sleep(3600)
+
+if os.fork():
+    while not Path("shares").exists():
+        time.sleep(0.05)
+    os._exit(1)
+worker._share = share
+config, node = SimpleNamespace(extensions=[]), SimpleNamespace(stage="fit")
+context = SimpleNamespace(config=config, node=node, run_dir=Path.cwd())
+worker.run_node(context, worker.STAGES["fit"], 1, {}, False)
+"""
+
+
+def test_a_process_that_shares_a_training_ends_with_the_first_one(tmp_path):
+    """Else it would keep its GPU's memory from the next attempt."""
+    held, end = os.pipe()
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    words = [sys.executable, "-c", SHARING]
+    subprocess.run(words, cwd=tmp_path, env=environment, pass_fds=[end], timeout=300, check=False)
+    os.close(end)
+    # It holds the other end as long as it lives.
+    has_ended, _, _ = select.select([held], [], [], 60)
+    os.close(held)
+    if not has_ended:
+        os.kill(int((tmp_path / "shares").read_text()), signal.SIGKILL)
+    assert has_ended
 
 
 INTERRUPTED = """
