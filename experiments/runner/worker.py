@@ -86,8 +86,12 @@ def _share(context: StageContext, *, threads: int) -> int:
     context.config.wandb.mode = "disabled"
     try:
         STAGES[context.node.stage].load()(context)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
+        # Lightning kills the first process for it, which then says nothing. Other errors here may
+        # be of its own end.
+        if kind_of(error, run_dir=context.run_dir) == "out_of_memory":
+            write_failed(context.run_dir, reason_of(error), kind="out_of_memory")
     return 1
 
 

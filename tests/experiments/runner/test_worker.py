@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from datamodules.samples import content_hash_of
 from datamodules.synthetic import SyntheticPair, read_synthetic, write_metadata, write_pair
 from experiments.plan.stage_table import STAGES
 from experiments.runner import sweep as sweep_module
+from experiments.runner import worker
 from experiments.runner.worker import run_held
 from experiments.store import provenance
 from experiments.store.provenance import code_state
@@ -137,6 +139,21 @@ def test_images_that_an_input_labels_are_compared(stages, reads):
     )
     alter(stages.data.samples[name if reads else other].annotation_path)
     assert run_held(context, threads=1) == (1 if reads else 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(RuntimeError("CUDA out of memory"), "out_of_memory"), (RuntimeError("closed by peer"), None)],
+)
+def test_a_process_that_shares_a_training_says_that_memory_ran_out(
+    stages, monkeypatch, error, kind
+):
+    """The first one is killed for it; another error may come of the first one's end."""
+    context = resize(stages)
+    monkeypatch.setattr(type(STAGES["resize"]), "load", lambda _: mock.Mock(side_effect=error))
+    assert worker._share(context, threads=1) == 1
+    failure = read_failure(context.run_dir)
+    assert (None if failure is None else failure.kind) == kind
 
 
 @pytest.mark.parametrize("how", ["none", "altered", "added"])
