@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 
 QUERY_TIMEOUT_S = 30.0
 
@@ -64,21 +65,32 @@ def check_devices(config: ExperimentConfig) -> None:
     """Refuse GPUs that are not there, before anything is started.
 
     Raises:
-        InputError: For an id beyond the machine's, or a GPU asked for where there is none.
+        InputError: For an id beyond the machine's, more GPUs than it has, one asked for where there
+            is none, or settings that name no GPU or use none.
     """
-    wanted, is_asked = config.sweep.devices, config.trainer.accelerator == "gpu"
-    if config.sweep.launcher != "local" or not (wanted or is_asked):
+    wanted, trainer, shared = config.sweep.devices, config.trainer, config.sweep.per_device
+    if shared > 1 and not wanted:
+        raise InputError(
+            f"sweep.per_device={shared}: says how many stages share each GPU of sweep.devices, "
+            "which names none; add sweep.devices=[0], or leave it out"
+        )
+    is_asked, each = trainer.accelerator == "gpu", trainer.devices
+    spreads = each > 1 and trainer.accelerator == "auto"
+    if config.sweep.launcher != "local" or not (wanted or is_asked or spreads):
         return
-    n, each = len(gpu_names()), config.trainer.devices
+    n = len(gpu_names())
     key = f"sweep.devices={wanted}" if wanted else "trainer.accelerator=gpu"
-    if not n:
+    if wanted and trainer.accelerator == "cpu":
+        raise InputError(f"{key}: trainer.accelerator=cpu uses no GPU; leave one of them out")
+    if not n and (wanted or is_asked):
         raise InputError(f"{key}: this machine has no NVIDIA GPU that can be used; leave it out")
     missing = [device for device in wanted if device >= n]
     if missing:
         what = f"there is no GPU {missing[0]}; this machine has {n}, use 0 to {n - 1}"
         raise InputError(f"{key}: {what}")
-    if not wanted and each > n:
-        raise InputError(f"trainer.devices={each}: this machine has {n} GPUs")
+    # Without any the training is spread over processes of the CPU.
+    if not wanted and 0 < n < each:
+        raise InputError(f"trainer.devices={each}: this machine has {counted(n, 'GPU')}")
 
 
 def device_environment(devices: Sequence[int]) -> dict[str, str]:

@@ -43,6 +43,7 @@ def test_what_the_user_hides_is_not_there(pretend, monkeypatch, visible, expecte
             ["trainer.devices=4", "trainer.accelerator=gpu", "sweep.workers=1"],
             r"trainer.devices=4: this machine has 2 GPUs",
         ),
+        (["trainer.devices=4", "sweep.workers=1"], r"trainer.devices=4: this machine has 2 GPUs"),
     ],
 )
 def test_a_gpu_that_does_not_exist_is_refused(pretend, overrides, words):
@@ -58,10 +59,39 @@ def test_a_machine_without_gpus_is_named(pretend, override):
         check_devices(load_config(TOY, [override]))
 
 
-@pytest.mark.parametrize("overrides", [[], ["sweep.devices=[0,1]"], ["trainer.accelerator=cpu"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        *[[], ["sweep.devices=[0,1]", "sweep.per_device=2"], ["trainer.accelerator=cpu"]],
+        *[[f"trainer.devices={n}", "sweep.workers=1"] for n in (1, 2)],
+        ["trainer.devices=4", "sweep.workers=1", "trainer.accelerator=cpu"],
+    ],
+)
 def test_what_is_there_is_taken(pretend, overrides):
     pretend("a", "b")
     check_devices(load_config(TOY, overrides))
+
+
+def test_a_training_may_be_spread_over_processes_of_a_cpu(pretend):
+    pretend(code=9)
+    check_devices(load_config(TOY, ["trainer.devices=4", "sweep.workers=1"]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sweep.per_device=2"], r"sweep\.per_device=2: .* sweep\.devices, which names none"),
+        (["sweep.per_device=2", "sweep.launcher=slurm"], r"sweep\.per_device=2: .*leave it out"),
+        (
+            ["sweep.devices=[0]", "trainer.accelerator=cpu"],
+            r"sweep\.devices=\[0\]: trainer\.accelerator=cpu uses no GPU",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(pretend, overrides, words):
+    pretend("a", "b")
+    with pytest.raises(InputError, match=words):
+        check_devices(load_config(TOY, overrides))
 
 
 def test_a_process_is_held_to_its_devices(monkeypatch):
