@@ -44,8 +44,9 @@ def prepare(
 ) -> tuple[Data, Plan]:
     """Check everything that can be checked before torch is imported, then plan.
 
-    Published weights whose content the plan's ids name are fetched where `fetches` is true; a base
-    model's branch on the hub becomes its commit in `config`.
+    Published weights whose content the plan's ids name are fetched where `fetches` is true; where
+    it is not, nothing is to run, and devices need not be there. A base model's branch on the hub
+    becomes its commit in `config`.
 
     Raises:
         InputError, WeightsError: For a user's mistake.
@@ -59,7 +60,8 @@ def prepare(
             find_lite_weights(settings.weights_path)
         if isinstance(settings, UnetConfig) and is_carried(settings):
             find_encoder_weights()
-    check_devices(config)
+    if fetches:
+        check_devices(config)
     # A mode that W&B does not have is refused before any work.
     resolve_mode(config.wandb)
     _check_writable(Path(config.store.root))

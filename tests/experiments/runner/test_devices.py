@@ -1,9 +1,12 @@
 """Which GPUs there are, by a command that pretends, and what is refused of those that are not."""
 
 import pytest
+from rich.console import Console
+from sweep_parts import SETTINGS
 from toy_recipe import TOY
 
 from datamodules.errors import InputError
+from experiments.commands.run import prepare
 from experiments.config.recipe import load_config
 from experiments.runner.gpus import check_devices, device_environment, gpu_names
 
@@ -70,6 +73,16 @@ def test_a_machine_without_gpus_is_named(pretend, override):
 def test_what_is_there_is_taken(pretend, overrides):
     pretend("a", "b")
     check_devices(load_config(TOY, overrides))
+
+
+def test_the_outputs_of_a_sweep_need_none_of_its_gpus(pretend, hc18_folder, tmp_path):
+    """As on the login node of a cluster."""
+    pretend(code=9)
+    words = [f"data.root={hc18_folder}", f"store.root={tmp_path}/runs", *SETTINGS]
+    config = load_config(TOY, [*words, "sweep.devices=[0]"])
+    prepare(config, Console(quiet=True), fetches=False)
+    with pytest.raises(InputError, match="has no NVIDIA GPU"):
+        prepare(config, Console(quiet=True))
 
 
 def test_a_training_may_be_spread_over_processes_of_a_cpu(pretend):
