@@ -113,7 +113,7 @@ def execute(
         if not retry_failed:
             _keep_failures(sweep, console)
         if launcher is not None:
-            _take_up(sweep, launcher, console)
+            _take_up(sweep, launcher, console, whole=whole or plan)
         split, n = data.view.split, len(plan.grid)
         say(
             console,
@@ -151,11 +151,11 @@ def _cluster(config: ExperimentConfig, plan: Plan, console: Console) -> SlurmLau
     return SlurmLauncher(config, say=lambda line: say(console, line))
 
 
-def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console) -> None:
+def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console, *, whole: Plan) -> None:
     """Let the sweep wait for the jobs that its last start left in the queue."""
     sweep.launcher = launcher
     jobs = set()
-    for key, job in launcher.adopt().items():
+    for key, job in launcher.adopt(whole.nodes).items():
         run = sweep.runs.get(key)
         if run is not None and run.state == "waiting":
             run.job, run.state, run.started = job, "running", time.monotonic()

@@ -8,13 +8,14 @@ import secrets
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
+from experiments.config.words import counted
 from experiments.runner.launchers import Job
 from experiments.runner.slurm_job import Batch, SlurmJob, read_ledger, write_ledger
 from experiments.runner.slurm_queue import (
@@ -76,11 +77,15 @@ class SlurmLauncher:
         self._next_look = self._next_try = 0.0
         self._failing_since: float | None = None
 
-    def adopt(self) -> dict[str, Job]:
+    def adopt(self, known: Collection[str] | None = None) -> dict[str, Job]:
         """Take up the jobs that an earlier start of the sweep left in the queue, by their stages.
 
         A batch that was just being sent when the sweep was killed is cancelled: its jobs may lack
-        what they need.
+        what they need. So are jobs that have not begun and name a stage that is not among `known`:
+        they read the recipe when they begin, and would refuse the whole chain.
+
+        Args:
+            known: Keys of all stages of the recipe; None for any.
 
         Raises:
             InputError: If the queue cannot be asked.
@@ -97,6 +102,8 @@ class SlurmLauncher:
                 broken = {key.split("_")[0] for key, seen in here.items() if seen.name in unknown}
                 if broken:
                     cancel(*sorted(broken))
+                if known is not None:
+                    self._cancel_old(batches, here=here, known=known)
             except SlurmError as error:
                 raise InputError(
                     f"sweep.launcher=slurm: {error}; {self.folder / 'jobs.json'} names jobs that "
@@ -107,6 +114,27 @@ class SlurmLauncher:
                     adopted |= self._adopt(batch, here=here)
             write_ledger(self.folder, list(self._batches.values()))
         return adopted
+
+    def _cancel_old(
+        self, batches: Sequence[Batch], *, here: dict[str, Seen], known: Collection[str]
+    ) -> None:
+        """End the jobs that wait for stages which the recipe has no more, and take them out."""
+        old = [
+            job_id
+            for batch in batches
+            if batch.job_id is not None
+            for number, chain in enumerate(batch.stages)
+            if (job_id := batch.id_of(number)) in here
+            and here[job_id][:2] == (batch.name, "PENDING")
+            and not set(chain).issubset(known)
+        ]
+        if old:
+            # By ids alone: with --state=PENDING scancel ends all of an array that has not begun.
+            cancel(*old)
+            n_jobs = counted(len(old), "job")
+            self._say(f"cancelled in SLURM's queue: {n_jobs} of stages that the recipe has no more")
+        for job_id in old:
+            del here[job_id]
 
     def _adopt(self, batch: Batch, *, here: dict[str, Seen]) -> dict[str, Job]:
         jobs: dict[str, Job] = {}

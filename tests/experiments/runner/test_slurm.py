@@ -186,6 +186,29 @@ def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
         second.adopt()
 
 
+def test_jobs_that_wait_for_stages_of_an_earlier_recipe_are_cancelled(fake, make, capsys):
+    """They would read the new recipe, and refuse what is still wanted with what is not."""
+    fit, score, old = node("a"), node("s", stage="score"), node("old", stage="score")
+    first = make()
+    start(first, [fit, score], [node("b"), old], [node("c"), old])
+    start(first, [old])
+    states = {"j101_0": "PENDING 0", "j101_1": "PENDING 0", "j101_2": "RUNNING 0"}
+    fake.show(**states, j102="PENDING 0")
+    second = SlurmLauncher(first._config)
+    known = {fit.key, score.key, node("b").key, node("c").key}
+    adopted = {key: job.job_id for key, job in second.adopt(known).items()}
+    # What has begun has read the recipe that it was sent with.
+    running = {node("c").key: "101_2", old.key: "101_2"}
+    assert adopted == {fit.key: "101_0", score.key: "101_0", **running}
+    assert fake.calls("scancel") == ["101_1 102"]
+    assert second.free() == 62
+    said = "cancelled in SLURM's queue: 2 jobs of stages that the recipe has no more\n"
+    assert capsys.readouterr().out == said
+    # Nothing is cancelled where all are known.
+    SlurmLauncher(first._config).adopt({*known, old.key})
+    assert len(fake.calls("scancel")) == 1
+
+
 def test_a_batch_is_written_down_before_it_is_sent(fake, make):
     """A start after a kill in between ends it: its jobs may lack what they need."""
     fit, other = node("a"), node("b")

@@ -82,6 +82,30 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, monkeypatch
     assert restarted.free() == config.slurm.max_jobs
 
 
+def test_a_part_of_a_waiting_array_is_cancelled(tmp_path, monkeypatch):
+    """Where a changed recipe has some of its stages no more."""
+    monkeypatch.setattr(
+        SlurmLauncher, "_arguments", lambda *_: ["-c", "import time; time.sleep(99)"]
+    )
+    config, nodes = slurm_config(tmp_path, *SETTINGS, "slurm.cpus=2"), [*map(node, "abcd")]
+    launcher = SlurmLauncher(config)
+    launcher.adopt()
+    jobs = start(launcher, *[[each] for each in nodes])
+    # One has both cores.
+    wait_for(lambda: answer("squeue", "-h", f"--jobs={jobs[0].job_id}", "-o", "%T") == "RUNNING")
+    restarted = SlurmLauncher(config)
+    adopted = restarted.adopt({each.key for each in nodes[:3]})
+    assert list(adopted) == [each.key for each in nodes[:3]]
+    waiting = [job.job_id for job in jobs[1:3]]
+    wait_for(
+        lambda: sorted(answer("squeue", "-h", "-r", "-t", "PD", "-o", "%i").split()) == waiting
+    )
+    restarted.look()
+    assert restarted.free() == config.slurm.max_jobs - 3
+    answer("scancel", jobs[0].job_id.split("_")[0])
+    wait_for(lambda: not answer("squeue", "-h"))
+
+
 def test_a_partition_that_does_not_exist_is_refused_at_once(tmp_path):
     launcher = SlurmLauncher(slurm_config(tmp_path, *SETTINGS, "slurm.partition=nosuch"))
     launcher.adopt()
