@@ -54,8 +54,11 @@ def clean(
     --orphans and --sweep add up; --stage and --older-than narrow what they select. What another
     sweep refers to, or a process holds, is never removed.
     """
+    from experiments.runner.slurm_job import refuse_queued
     from experiments.store.clean import Selection, clean_command, parse_age
 
+    for name in sweep or ():
+        refuse_queued(root / name)
     chosen = Selection(
         orphans=orphans,
         stages=tuple(stage or ()),

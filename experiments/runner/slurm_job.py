@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
-from experiments.runner.slurm_queue import ENDED, Seen
+from experiments.config.words import counted
+from experiments.runner.slurm_queue import ENDED, Seen, SlurmError, missing_command, read_queue
 from experiments.runner.worker import STOPPED
 
 RETURNING = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
@@ -155,3 +156,30 @@ def read_ledger(folder: Path) -> list[Batch]:
 def write_ledger(folder: Path, batches: Sequence[Batch]) -> None:
     """Write what may be in the queue; the caller holds the folder."""
     write_json(folder / "jobs.json", {"batches": [asdict(batch) for batch in batches]})
+
+
+def refuse_queued(folder: Path) -> None:
+    """Refuse to touch what the jobs of a sweep read: they run without a process that leads them.
+
+    Nothing is known of them where SLURM's commands are not.
+
+    Raises:
+        InputError: Some are in the queue, or it cannot be asked.
+    """
+    batches = read_ledger(folder / "slurm")
+    if not batches or missing_command() is not None:
+        return
+    try:
+        queue = read_queue([batch.name for batch in batches])
+    except SlurmError as error:
+        raise InputError(
+            f"{folder.name}: {error}; its jobs may still be in the queue, try again when SLURM "
+            "answers"
+        ) from error
+    left = [key for key, seen in queue.items() if seen.state not in ENDED]
+    if left:
+        arrays = sorted({key.split("_")[0] for key in left})
+        raise InputError(
+            f"{folder.name}: it has {counted(len(left), 'job')} in SLURM's queue; wait for them, "
+            f"or end them first: scancel {' '.join(arrays)}"
+        )

@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 from runner_parts import make_sweep
 from slurm_parts import FakeSlurm, node, slurm_config, start
+from store_parts import finish, plan_sweep, run_command, stage, trial
 from submitit.core.utils import DelayedSubmission
 from sweep_parts import SETTINGS
 
@@ -16,7 +17,8 @@ from datamodules.errors import InputError
 from experiments.commands.run import run_sweep
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
-from experiments.runner.slurm_job import Batch, read_ledger, write_ledger
+from experiments.runner.slurm_job import Batch, read_ledger, refuse_queued, write_ledger
+from experiments.store.plan_file import PlanFile
 from experiments.store.runs import write_done, write_failed
 
 LOST = "slurm_load_jobs error: Unable to contact\n"
@@ -207,6 +209,33 @@ def test_jobs_that_wait_for_stages_of_an_earlier_recipe_are_cancelled(fake, make
     # Nothing is cancelled where all are known.
     SlurmLauncher(first._config).adopt({*known, old.key})
     assert len(fake.calls("scancel")) == 1
+
+
+def test_a_sweep_whose_jobs_are_in_the_queue_is_not_cleaned(
+    tmp_path, fake, make, monkeypatch, capsys
+):
+    """No process leads them, and what waits holds nothing."""
+    launcher, score = make(), stage("score/a")
+    plan_sweep(tmp_path, "toy", PlanFile(stages=(score,), trials=(trial("real", 4, score.key),)))
+    finish(tmp_path, score.key)
+    start(launcher, [node("a")], [node("b")])
+    words = ("clean", "--root", tmp_path, "--sweep", "toy", "--yes")
+    fake.show(j101_0="COMPLETED 0", j101_1="PENDING 0")
+    said = "toy: it has 1 job in SLURM's queue; wait for them, or end them first: scancel 101"
+    assert run_command(monkeypatch, capsys, *words) == (2, "", f"error: {said}\n")
+    (fake.folder / "squeue_fails").write_text(LOST)
+    code, _, said = run_command(monkeypatch, capsys, *words)
+    assert (code, "jobs may still be in the queue" in said) == (2, True)
+    (fake.folder / "squeue_fails").unlink()
+    fake.show(j101_0="COMPLETED 0", j101_1="COMPLETED 0")
+    code, out, _ = run_command(monkeypatch, capsys, *words)
+    assert (code, out.startswith("removed 1 score")) == (0, True)
+
+
+def test_a_store_is_cleaned_on_a_machine_without_slurm(tmp_path, fake, make, monkeypatch):
+    start(make(), [node("a")])
+    monkeypatch.setenv("PATH", "/nowhere")
+    refuse_queued(tmp_path / "toy")
 
 
 def test_a_batch_is_written_down_before_it_is_sent(fake, make):
