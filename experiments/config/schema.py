@@ -258,12 +258,15 @@ class ExperimentConfig:
         each, grid = self.trainer.devices, self.sweep
         names = self.segmenter_names()
         trained = {self.section_of(name): self.segmenter_named(name) for name in names}
+        conditions = [self.condition(name) for _, name in self.arms()]
+        if any(factors.is_generated and factors.gate != "off" for factors in conditions):
+            trained["gate.judge"] = self.judge()
         for section, settings in trained.items():
             if each > 1 and not segmenter_row(settings).spreads:
                 raise ValueError(
                     f"trainer.devices={each}: {section} is fitted on one device, which its batch "
                     "normalisation needs; use trainer.devices=1 (sweep.devices runs one stage a "
-                    "GPU), or leave it out of sweep.segmenter"
+                    "GPU), or another segmenter"
                 )
         trained |= {name: self.generator_named(name) for name in self.generator_names()}
         for section, settings in trained.items():

@@ -96,6 +96,14 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
             ["sweep.segmenter=[sam,unet]", "trainer.devices=2", "sweep.workers=1"],
             "trainer.devices=2: unet is fitted on one device",
         ),
+        (
+            ["gate.judge={kind: unet}", "trainer.devices=2", "sweep.workers=1"],
+            "trainer.devices=2: gate.judge is fitted on one device",
+        ),
+        (
+            ["gate.judge={batch_size: 3}", "trainer.devices=2", "sweep.workers=1"],
+            "trainer.devices=2: gate.judge.batch_size=3 cannot be shared evenly",
+        ),
         (["sweep.segmenter=[]"], "sweep.segmenter: give at least one value"),
         (["extensions=[no_such_rooms]"], "no_such_rooms cannot be imported"),
         (["extensions=no_such_rooms"], "a list is needed"),
