@@ -15,7 +15,7 @@ ENDED = {
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 """States from which a job does not come back; all others may still run, or run again."""
-COLUMNS = "JobArrayID:64,Name:256,State:24,exit_code:12"
+COLUMNS = "JobArrayID:64,Name:256,State:24,exit_code:12,Reason:128"
 
 
 class SlurmError(RuntimeError):
@@ -30,6 +30,14 @@ class Seen(NamedTuple):
     """RUNNING, PENDING, TIMEOUT, ..."""
     code: int = 0
     """Exit code; less 0 for the signal that ended it."""
+    reason: str = ""
+    """Why it waits, in SLURM's word: Priority, Resources, JobHeldUser, ..."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it waits until somebody releases it, as after a node that could not start it."""
+        reason = self.reason.lower()
+        return self.state == "PENDING" and ("held" in reason or reason.startswith("jobhold"))
 
 
 def missing_command() -> str | None:
@@ -59,9 +67,9 @@ def read_queue(names: Collection[str]) -> dict[str, Seen]:
     found = {}
     for line in _run("squeue", *shown, *chosen).splitlines():
         words = line.split()
-        if len(words) == 4:
-            job_id, name, state, code = words
-            found[job_id] = Seen(name, state, _exit_code(code))
+        if len(words) >= 4 and words[1] in names:
+            job_id, name, state, code, *reason = words
+            found[job_id] = Seen(name, state, _exit_code(code), " ".join(reason))
     return found
 
 

@@ -160,6 +160,25 @@ def test_squeue_may_fail_for_a_while(fake, make, monkeypatch):
         look(launcher)
 
 
+def test_jobs_that_somebody_must_release_are_named_once(fake, make, capsys):
+    """As those that a broken node could not start."""
+    launcher = make()
+    jobs = start(launcher, [node("a")], [node("b")], [node("c")])
+    why = "launch failed requeued held"
+    held = {f"j101_{i}": f"PENDING 0 {why}" for i in (0, 1)}
+    waits = {"j101_2": "PENDING 0 ReqNodeNotAvail, UnavailableNodes:n1"}
+    fake.show(**held, **waits)
+    for _ in range(2):
+        look(launcher)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert f"2 jobs are held in SLURM's queue ({why})" in line
+    assert line.endswith("scontrol release 101_0 101_1")
+    assert [job.end for job in jobs] == [None] * 3
+    fake.show(j101_0="RUNNING 0 None", j101_1=held["j101_1"], **waits)
+    look(launcher)
+    assert capsys.readouterr().out == ""
+
+
 def test_a_restart_takes_up_what_is_still_in_the_queue(fake, make):
     fit, other, last = node("a"), node("b"), node("c")
     score = node("s", fit, stage="score")
