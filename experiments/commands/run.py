@@ -240,7 +240,8 @@ def report_failures(sweep: Sweep, console: Console) -> bool:
     failed = [run for run in sweep.runs.values() if run.state in ("failed", "blocked")]
     for run in failed:
         log = sweep.store.run_dir(run.node.stage, run.node.id) / "log.txt"
-        say(console, f"{run.state}: {run.node.label}: {run.reason} (log: {os.path.relpath(log)})")
+        where = f" (log: {os.path.relpath(log)})" if log.exists() else ""
+        say(console, f"{run.state}: {run.node.label}: {run.reason}{where}")
     return bool(failed)
 
 

@@ -117,7 +117,8 @@ def _words(job_id: str, seen: Seen) -> str:
         "OUT_OF_MEMORY": " (raise slurm.mem_gb)",
         "CANCELLED": " (by scancel)",
     }.get(seen.state, f" (exit code {seen.code})" if seen.code else "")
-    return f"its job {job_id} ended as {seen.state}{more}, log in the sweep's folder slurm/"
+    log = f"slurm/{job_id}_0_log.out in the sweep's folder"
+    return f"its job {job_id} ended as {seen.state}{more}, log {log}"
 
 
 @dataclass(kw_only=True)

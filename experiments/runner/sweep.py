@@ -297,7 +297,10 @@ class Sweep:
                 run.state = "waiting"
             elif ended is not None:
                 failure = read_failure(run_dir)
-                run.reason = failure.reason if failure else f"{ended}; see {run_dir / 'log.txt'}"
+                log = run_dir / "log.txt"
+                # A job may have ended before the stage began.
+                unsaid = f"{ended}; see {log}" if log.exists() else ended
+                run.reason = failure.reason if failure else unsaid
                 again = self._again(run, failure, ended=ended)
                 if again is None:
                     self._fail(run)

@@ -1,5 +1,6 @@
 """Jobs of a cluster: what is sent, how ends are told apart, and what a restart takes up."""
 
+import io
 import json
 import re
 import sys
@@ -14,7 +15,7 @@ from submitit.core.utils import DelayedSubmission
 from sweep_parts import SETTINGS
 
 from datamodules.errors import InputError
-from experiments.commands.run import run_sweep
+from experiments.commands.run import report_failures, run_sweep
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.slurm_job import Batch, read_ledger, refuse_queued, write_ledger
@@ -97,7 +98,8 @@ def test_arrays_are_split_under_both_limits(fake, make, setting, cluster, ids):
     assert [job.job_id for job in jobs] == ids.split()
 
 
-LOG = "log in the sweep's folder slurm/"
+LOG = "log slurm/{}_0_log.out in the sweep's folder"
+"""Where the script sends what a job prints."""
 
 
 @pytest.mark.parametrize(
@@ -122,7 +124,7 @@ def test_ends_after_which_the_same_job_may_succeed(fake, make, shown, was_killed
         fake.show(j101=state)
         look(launcher)
     time.sleep(0.005)
-    assert job.ended() == (words and f"its job 101 {words}")
+    assert job.ended() == (words and f"its job 101 {words}".format(101))
     assert job.was_killed is was_killed
 
 
@@ -135,10 +137,10 @@ def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, f
     for each in (fit, score):
         assert both.ended() is None
         write_done(tmp_path / "store" / each.key, {"seconds": 1})
-    assert both.ended() == f"its job 101_0 ended as FAILED (exit code 1), {LOG}"
+    assert both.ended() == f"its job 101_0 ended as FAILED (exit code 1), {LOG.format('101_0')}"
     assert failed.ended() is None
     write_failed(tmp_path / "store" / other.key, "ValueError: no")
-    assert failed.ended() == f"its job 101_1 ended as FAILED (exit code 1), {LOG}"
+    assert failed.ended() == f"its job 101_1 ended as FAILED (exit code 1), {LOG.format('101_1')}"
 
 
 def test_squeue_may_fail_for_a_while(fake, make, monkeypatch):
@@ -396,6 +398,19 @@ def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, m
     assert len(fake.scripts()) == 2
     (line,) = lines
     assert re.match("a: its job 101_0 ended as TIMEOUT.*; it continues from its checkpoint", line)
+
+
+def test_a_job_that_ended_before_its_stage_began_names_the_log_that_there_is(tmp_path, fake, make):
+    fit = node("a")
+    sweep, _, _ = make_sweep(tmp_path, [fit], act=None)
+    sweep.launcher = make()
+    sweep.run(lambda: fake.scripts() and fake.show(j101="FAILED 512"))
+    told = f"its job 101 ended as FAILED (exit code 2), {LOG.format(101)}"
+    assert sweep.runs[fit.key].reason == told
+    # The log.txt of the stage is not there.
+    console = Console(file=io.StringIO(), width=500)
+    assert report_failures(sweep, console)
+    assert console.file.getvalue() == f"failed: a: {told}\n"
 
 
 def test_no_slurm_is_said_before_anything_is_written(tmp_path, hc18_folder, monkeypatch):
