@@ -55,8 +55,11 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
     if config.sweep.launcher != "local" or device_kind(config) != "cuda":
         return
     store, memory, names = RunStore(Path(config.store.root)), gpu_memory_gib(), gpu_names()
-    used = config.sweep.devices or range(config.trainer.devices)
+    used = config.sweep.devices or range(len(names))
     sizes = [(memory[d], names[d]) for d in used if d < len(memory) and memory[d] is not None]
+    if not config.sweep.devices:
+        # CUDA begins with the fastest GPU, which nvidia-smi does not tell: taken for the largest.
+        sizes = sorted(sizes, reverse=True)[: config.trainer.devices]
     if not sizes:
         return
     have_gib, gpu = min(sizes)

@@ -1,11 +1,14 @@
 """What the paper's stages cost on other GPUs, and whether they fit: hand-computed."""
 
+from contextlib import nullcontext
+
 import pytest
 from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
+from experiments.runner import memory
 from experiments.runner.memory import check_gpu_memory, training_gib
 from experiments.runner.reference import gpus, known_gpu, reference_cost
 from experiments.store.runs import write_done
@@ -89,3 +92,20 @@ def test_a_gpu_too_small_is_said_with_settings_that_fit(pretend, tmp_path, mib, 
     run_dir.mkdir(parents=True)
     write_done(run_dir, {})
     check_gpu_memory(config, plan)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [([], False), (["sweep.devices=[1]"], False), (["sweep.devices=[0,1]"], True)],
+)
+def test_a_small_gpu_beside_a_large_one_counts_where_it_is_named(
+    pretend, tmp_path, monkeypatch, words, refused
+):
+    """CUDA itself begins with the fastest one, wherever nvidia-smi lists it."""
+    pretend("NVIDIA Small", "NVIDIA Large")
+    monkeypatch.setattr(memory, "gpu_memory_gib", lambda: [2.0, 80.0])
+    generator = node("generator")
+    plan = Plan(nodes={generator.key: generator}, trials=[], notes=[])
+    config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
+    with pytest.raises(InputError, match="NVIDIA Small has 2") if refused else nullcontext():
+        check_gpu_memory(config, plan)
