@@ -202,6 +202,9 @@ class SlurmLauncher:
         self._next_look = now + self._settings.poll_s
         if self._unsent and now >= self._next_try:
             for name in list(self._unsent):
+                # A batch whose sending timed out may have been taken, without what its jobs need.
+                with contextlib.suppress(SlurmError):
+                    cancel(f"--name={name}")
                 self._send(self._batches[name])
                 if name in self._unsent:
                     # What stops this one stops the others.

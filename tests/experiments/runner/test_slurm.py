@@ -326,6 +326,24 @@ def test_a_later_refusal_fails_its_stages_or_is_tried_again(fake, make, monkeypa
     assert launcher.free() == 64, "neither is in the queue"
 
 
+def test_a_batch_whose_sending_timed_out_is_not_in_the_queue_twice(fake, make, monkeypatch):
+    """SLURM may have taken it all the same."""
+    monkeypatch.setattr(slurm, "RETRY_S", 0.0)
+    launcher, sbatch, lost = make(), fake.bin / "sbatch", fake.folder / "lost"
+    start(launcher, [node("a")])
+    said = "echo 'sbatch: error: Socket timed out on send/recv operation' >&2; exit 1"
+    sbatch.write_text(f"{sbatch.read_text()}if [ -e {lost} ]; then rm {lost}; {said}; fi\n")
+    lost.touch()
+    (job,) = start(launcher, [node("b")])
+    assert job.ended() is None
+    fake.show(j101="RUNNING 0", j102="PENDING 0")
+    (fake.folder / "squeue_fails").write_text(LOST)
+    look(launcher)
+    assert job.job_id == "103"
+    assert fake.name_of(103) == fake.name_of(102)
+    assert fake.calls("scancel") == [f"--name={fake.name_of(102)}"]
+
+
 FULL = [
     *("QOSMaxSubmitJobPerUserLimit", "AssocMaxSubmitJobLimit"),
     *("QOSGrpSubmitJobsLimit", "AssocGrpSubmitJobsLimit"),
