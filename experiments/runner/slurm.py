@@ -73,8 +73,8 @@ class SlurmLauncher:
         self._batches: dict[str, Batch] = {}
         self._unsent: dict[str, float] = {}
         """Batches that were refused for the moment, and since when."""
-        self._held: set[str] = set()
-        """Jobs that were held at the last look, and said to be."""
+        self._stuck: set[str] = set()
+        """Jobs that could not start by themselves at the last look, which was said."""
         self._has_sent = False
         self._next_look = self._next_try = 0.0
         self._failing_since: float | None = None
@@ -226,17 +226,19 @@ class SlurmLauncher:
             seen = queue.get(str(job.job_id))
             # SLURM may count from 1 again: an id alone is not enough.
             job.look(seen if seen and seen.name == job.name else None, asked=asked)
-        self._say_held({key: seen for key, seen in queue.items() if seen.is_held})
+        self._say_stuck({key: seen for key, seen in queue.items() if seen.is_stuck})
 
-    def _say_held(self, held: dict[str, Seen]) -> None:
-        new = sorted(held.keys() - self._held)
-        if new:
-            n_jobs = "1 job is" if len(new) == 1 else f"{len(new)} jobs are"
+    def _say_stuck(self, stuck: dict[str, Seen]) -> None:
+        for reason in dict.fromkeys(stuck[key].reason for key in stuck.keys() - self._stuck):
+            ids = sorted(key for key, seen in stuck.items() if seen.reason == reason)
+            remedy = "scancel {}, and start again with less in slurm.*"
+            if stuck[ids[0]].is_held:
+                remedy = "scontrol release {}"
             self._say(
-                f"{n_jobs} held in SLURM's queue ({held[new[0]].reason}) and wait until they are "
-                f"released: scontrol release {' '.join(new)}"
+                f"{counted(len(ids), 'job')} in SLURM's queue cannot start ({reason}): "
+                + remedy.format(" ".join(ids))
             )
-        self._held = set(held)
+        self._stuck = set(stuck)
 
     def _alive(self) -> list[SlurmJob]:
         return [job for jobs in self._jobs.values() for job in jobs if job.end is None]

@@ -15,6 +15,9 @@ ENDED = {
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 """States from which a job does not come back; all others may still run, or run again."""
+REFUSED = r"^PartitionTimeLimit|PerJob|^MaxMemPerLimit|^BadConstraints|^Invalid(Account|QOS)"
+"""Reasons to wait of a job that asks for more than it may get: sbatch takes it all the same where
+the cluster does not enforce limits then."""
 COLUMNS = "JobArrayID:64,Name:256,State:24,exit_code:12,Reason:128"
 
 
@@ -34,10 +37,14 @@ class Seen(NamedTuple):
     """Why it waits, in SLURM's word: Priority, Resources, JobHeldUser, ..."""
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether it waits for what does not come by itself."""
+        return self.state == "PENDING" and (self.is_held or bool(re.search(REFUSED, self.reason)))
+
+    @property
     def is_held(self) -> bool:
         """Whether it waits until somebody releases it, as after a node that could not start it."""
-        reason = self.reason.lower()
-        return self.state == "PENDING" and ("held" in reason or reason.startswith("jobhold"))
+        return "held" in self.reason.lower() or self.reason.startswith("JobHold")
 
 
 def missing_command() -> str | None:

@@ -162,21 +162,29 @@ def test_squeue_may_fail_for_a_while(fake, make, monkeypatch):
         look(launcher)
 
 
-def test_jobs_that_somebody_must_release_are_named_once(fake, make, capsys):
-    """As those that a broken node could not start."""
+@pytest.mark.parametrize(
+    ("why", "remedy"),
+    [
+        # As those that a broken node could not start.
+        ("launch failed requeued held", "scontrol release 101_0 101_1"),
+        ("JobHeldUser", "scontrol release 101_0 101_1"),
+        ("JobHoldMaxRequeue", "scontrol release 101_0 101_1"),
+        ("PartitionTimeLimit", "scancel 101_0 101_1, and start again with less in slurm.*"),
+        ("QOSMaxCpuPerJobLimit", "scancel 101_0 101_1, and start again with less in slurm.*"),
+    ],
+)
+def test_jobs_that_cannot_start_by_themselves_are_named_once(fake, make, capsys, why, remedy):
     launcher = make()
     jobs = start(launcher, [node("a")], [node("b")], [node("c")])
-    why = "launch failed requeued held"
-    held = {f"j101_{i}": f"PENDING 0 {why}" for i in (0, 1)}
+    stuck = {f"j101_{i}": f"PENDING 0 {why}" for i in (0, 1)}
     waits = {"j101_2": "PENDING 0 ReqNodeNotAvail, UnavailableNodes:n1"}
-    fake.show(**held, **waits)
+    fake.show(**stuck, **waits)
     for _ in range(2):
         look(launcher)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert f"2 jobs are held in SLURM's queue ({why})" in line
-    assert line.endswith("scontrol release 101_0 101_1")
+    said = f"2 jobs in SLURM's queue cannot start ({why}): {remedy}\n"
+    assert capsys.readouterr().out == said
     assert [job.end for job in jobs] == [None] * 3
-    fake.show(j101_0="RUNNING 0 None", j101_1=held["j101_1"], **waits)
+    fake.show(j101_0="RUNNING 0 None", j101_1=stuck["j101_1"], **waits)
     look(launcher)
     assert capsys.readouterr().out == ""
 
