@@ -248,8 +248,9 @@ class SlurmLauncher:
 
     def _job(self, batch: Batch, chain: Sequence[str]) -> SlurmJob:
         run_dirs = [self._store.root / "store" / key for key in chain]
-        # A folder shared over a network shows what a node wrote after a while.
-        settle_s = 2 * self._settings.poll_s
+        # A folder shared over a network shows what a node wrote after a while: by NFS's defaults
+        # after up to 60 s (acdirmax), and this is 75.
+        settle_s = 5 * self._settings.poll_s
         return SlurmJob(name=batch.name, run_dirs=run_dirs, ask=self.look, settle_s=settle_s)
 
     def _send(self, batch: Batch) -> None:

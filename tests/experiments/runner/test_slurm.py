@@ -16,6 +16,7 @@ from sweep_parts import SETTINGS
 
 from datamodules.errors import InputError
 from experiments.commands.run import report_failures, run_sweep
+from experiments.config.running import SlurmConfig
 from experiments.runner import slurm
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.slurm_job import Batch, read_ledger, refuse_queued, write_ledger
@@ -123,7 +124,7 @@ def test_ends_after_which_the_same_job_may_succeed(fake, make, shown, was_killed
         assert job.end is None
         fake.show(j101=state)
         look(launcher)
-    time.sleep(0.005)
+    time.sleep(0.01)
     assert job.ended() == (words and f"its job 101 {words}".format(101))
     assert job.was_killed is was_killed
 
@@ -141,6 +142,12 @@ def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, f
     assert failed.ended() is None
     write_failed(tmp_path / "store" / other.key, "ValueError: no")
     assert failed.ended() == f"its job 101_1 ended as FAILED (exit code 1), {LOG.format('101_1')}"
+
+
+def test_an_end_waits_for_as_long_as_nfs_may_hide_a_marker(fake, make):
+    """60 s by its defaults; else a stage that is done counts as failed, and what needs it too."""
+    (job,) = start(make(f"slurm.poll_s={SlurmConfig().poll_s}"), [node("a")])
+    assert job.settle_s > 60
 
 
 def test_squeue_may_fail_for_a_while(fake, make, monkeypatch):
