@@ -4,6 +4,7 @@ Free of torch, and of the network: who fetches them is `sonosweep weights` and a
 """
 
 import hashlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -142,6 +143,22 @@ def verify_cached(name: str) -> Path:
         if [found] != wanted:
             raise _not_that_file(path, name, f"its SHA-256 is {found}, not that of {kept.name}")
     return path
+
+
+def packaged_path(package: str, *parts: str, what: str) -> Path:
+    """Where a file lies in a package that carries weights; the package is not imported.
+
+    Raises:
+        WeightsError: The package is not installed.
+    """
+    # A package's own __init__ may import torch.
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            f"the package {package.replace('_', '-')}, which carries {what}, is not installed: "
+            "run `make setup`"
+        )
+    return Path(spec.submodule_search_locations[0]).joinpath(*parts)
 
 
 def sha256_file(path: Path) -> Path:

