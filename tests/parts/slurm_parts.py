@@ -23,6 +23,9 @@ from experiments.runner.slurm import SlurmJob, SlurmLauncher
 from experiments.stages.context import StageContext
 from experiments.store.runs import RunStore
 
+LOST = "slurm_load_jobs error: Unable to contact\n"
+"""What squeue says while its server does not answer."""
+
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
 DAEMONS = ("slurmctld", "slurmd", "munged")
 HAS_SLURM = os.geteuid() == 0 and all(
@@ -186,3 +189,9 @@ PartitionName=low Nodes={host} Default=YES State=UP PriorityTier=1 GraceTime=20
 PartitionName=now Nodes={host} State=UP PriorityTier=1 GraceTime=0
 PartitionName=high Nodes={host} State=UP PriorityTier=10 PreemptMode=OFF
 """
+
+
+def look(launcher: SlurmLauncher) -> None:
+    """Look at the queue, however short a time ago that was done."""
+    launcher._next_look = 0.0
+    launcher.look()
