@@ -159,6 +159,12 @@ class ConditionConfig:
         return PAIRS[self.pairs].has_generator
 
     @property
+    def draws_outlines(self) -> bool:
+        """Whether pairs of it lie on new outlines, in images of `synthesis.image_hw`."""
+        row = PAIRS[self.pairs]
+        return row.is_generated or (row.stage is not None and not row.has_generator)
+
+    @property
     def is_pseudo(self) -> bool:
         """Whether unlabelled images with the labels of a teacher are among its pairs."""
         return PAIRS[self.pairs].is_pseudo

@@ -180,12 +180,12 @@ def _imported(nodes: Nodes) -> Pairs:
 def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], cell: Cell) -> Pairs:
     """Pairs that need no network: warped, procedural, or the real ones at the generator's size."""
     row, content = PAIRS[factors.pairs], {"images": nodes.contents(ids)}
-    if row.has_generator:
-        n = len(ids)
-        content |= {"native_hw": list(nodes.generator(cell.generator).size_hw)}
-    else:
+    if factors.draws_outlines:
         n, size = nodes.config.synthesis.n_candidates, list(nodes.config.synthesis.image_hw)
         content |= {"n": n, "seed": cell.support, "image_hw": size}
+    else:
+        n = len(ids)
+        content |= {"native_hw": list(nodes.generator(cell.generator).size_hw)}
     what = f"{row.called} pairs (from {len(ids)} images)"
     key = nodes.add(Node(stage=row.stage, content=content, label=f"make {n} {what}", steps=n))
     return Pairs(key=key, n=n, what=what, label_ids=ids)

@@ -72,6 +72,7 @@ def load_data(
     if not config.data.allow_implausible:
         roots = [config.data_root(), *(folder for _, folder in config.data.cohorts())]
         _refuse_implausible(indices, roots=dict(zip(cohorts, roots, strict=True)))
+    _refuse_turned_pairs(config, indices[name])
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
     _refuse_shared_images(indices, name=name, folds=folds)
@@ -260,6 +261,30 @@ def _refuse_implausible(indices: Mapping[str, Index], *, roots: Mapping[str, Pat
                 f"{roots[cohort]}: {found[0]}{more}; see sonosweep data index {roots[cohort]}, "
                 "correct the data, or go on by data.allow_implausible=true"
             )
+
+
+def _refuse_turned_pairs(config: ExperimentConfig, index: Index) -> None:
+    """Heads of standing images, drawn in lying ones, are cut by the border; and the other way."""
+    conditions = [config.condition(name) for _, name in config.arms()]
+    has_folder = config.synthesis.folder is not None
+    if not any(c.draws_outlines and not (c.is_generated and has_folder) for c in conditions):
+        return
+    height, width = config.synthesis.image_hw
+    turned = [row.size_hw for row in index.rows if _is_turned(row.size_hw, (height, width))]
+    if 2 * len(turned) > len(index.rows):
+        lies = width > height
+        raise InputError(
+            f"synthesis.image_hw=[{height},{width}] {'lies' if lies else 'stands upright'}, but "
+            f"{len(turned)} of {len(index.rows)} images {'stand upright' if lies else 'lie'} (the "
+            f"first: {turned[0][1]}x{turned[0][0]} px), so that drawn heads would be cut by the "
+            f"border; set synthesis.image_hw=[{width},{height}]"
+        )
+
+
+def _is_turned(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
+    """Whether one stands upright and the other lies; a square does neither."""
+    (height, width), (other_height, other_width) = size_hw, other_hw
+    return (height - width) * (other_height - other_width) < 0
 
 
 def _refuse_shared_images(

@@ -190,6 +190,29 @@ def test_lengths_that_cannot_be_right_are_refused_unless_allowed(config, hc18_fo
     assert len(load_data(config).rows) == 12
 
 
+def test_drawn_pairs_must_lie_or_stand_as_the_images_do(config, tmp_path):
+    write_phantom(tmp_path / "set", n_exams=12, seed=0, size_hw=(80, 54))
+    config.data.root = str(tmp_path / "set")
+    config.synthesis.image_hw = (54, 80)
+    words = r"image_hw=\[54,80\] lies, .*of \d+ images stand upright.*54x80 px.*=\[80,54\]$"
+    for condition in ("synthetic", "warp"):
+        config.sweep.condition = ["real", condition]
+        with pytest.raises(InputError, match=words):
+            load_data(config)
+    for side in ((80, 54), (64, 64)):
+        config.synthesis.image_hw = side
+        assert load_data(config).rows
+    # Nothing is drawn: no pairs, real images at their own size, or pairs made elsewhere.
+    config.synthesis.image_hw = (54, 80)
+    config.sweep.condition = ["real", "real_resized", "self_training"]
+    assert load_data(config).rows
+    config.sweep.condition = ["synthetic"]
+    mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 255, -1)
+    write_pair(tmp_path / "pairs", "made-1", image=mask // 2, mask=mask // 255)
+    config.synthesis.folder = str(tmp_path / "pairs")
+    assert load_data(config).rows
+
+
 def test_masks_that_are_read_otherwise_have_other_hashes(config, tmp_path):
     """Of the data, so that nothing fitted on other masks is taken for done; else the same ones."""
     write_phantom(tmp_path / "set", n_exams=12, seed=0, size_hw=(54, 80), outlines="mixed")
