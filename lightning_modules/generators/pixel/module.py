@@ -22,11 +22,11 @@ from lightning_modules.noise import (
     alphas_sigmas,
     low_discrepancy_timesteps,
     min_snr_weights,
-    schedule_alphas_cumprod,
     velocity,
 )
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_randn
+from lightning_modules.schedule import learning_rate_factor
 
 WEIGHTS_NAME = "generator.safetensors"
 CONFIG_NAME = "generator.json"
@@ -73,8 +73,6 @@ class DiffusionModule(L.LightningModule):
             torch.manual_seed(seed)
             self.network = MaskGuidedUNet(config)
         self.ema = EMAModel(self.network.parameters(), decay=config.ema_decay, foreach=True)
-        alphas_cumprod = schedule_alphas_cumprod(snr_shift=config.snr_shift)
-        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     @classmethod
     def start(cls, config: GeneratorConfig, *, seed: int) -> "DiffusionModule":
@@ -127,13 +125,14 @@ class DiffusionModule(L.LightningModule):
         start = keyed_rand((), seed=self.seed, draws=[0], stream="timesteps", device=draws.device)
         timesteps = low_discrepancy_timesteps(start[0], draws).to(image.device)
         dropped = keyed_rand((), stream="mask_dropout", **key) < config.mask_dropout
-        alpha, sigma = alphas_sigmas(self.alphas_cumprod, timesteps)
+        alphas_cumprod = self.network.alphas_cumprod
+        alpha, sigma = alphas_sigmas(alphas_cumprod, timesteps)
         predicted = self(
             alpha * image + sigma * noise, timesteps, mask_condition(mask, dropped=dropped)
         )
         target = velocity(image, noise=noise, alpha=alpha, sigma=sigma)
         errors = (predicted.float() - target).square().mean(dim=(1, 2, 3))
-        weights = min_snr_weights(self.alphas_cumprod, timesteps, gamma=config.min_snr_gamma)
+        weights = min_snr_weights(alphas_cumprod, timesteps, gamma=config.min_snr_gamma)
         return (weights * errors).mean()
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -142,21 +141,17 @@ class DiffusionModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._learning_rate_factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer,
+            lambda step: learning_rate_factor(
+                step, warmup_steps=config.warmup_steps, steps=config.steps
+            ),
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Refuse losses and weights that are not finite."""
         return [LossWatch(setting="generator.learning_rate")]
-
-    def _learning_rate_factor(self, step: int) -> float:
-        config = self.config
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        if step >= config.steps:
-            return 0.0
-        progress = (step - config.warmup_steps) / (config.steps - config.warmup_steps)
-        return 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip by the config, which the run's id covers, not by a flag of the trainer."""

@@ -62,7 +62,7 @@ def test_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_is_the_weighted_t
     module, batch, seen = DiffusionModule(config, seed=1), make_batch(), {}
 
     def perfect(noisy: torch.Tensor, *, timesteps: torch.Tensor, condition: torch.Tensor):
-        alpha, sigma = alphas_sigmas(module.alphas_cumprod, timesteps)
+        alpha, sigma = alphas_sigmas(module.network.alphas_cumprod, timesteps)
         image = to_model_range(batch["image"], config=config)
         noise = (noisy - alpha * image) / sigma
         target = velocity(image, noise=noise, alpha=alpha, sigma=sigma)
@@ -72,7 +72,7 @@ def test_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_is_the_weighted_t
     module.network.forward = perfect
     assert module.training_step(batch).item() < 1e-8
     seen["share"] = 0.0
-    signal = module.alphas_cumprod[seen["timesteps"]]
+    signal = module.network.alphas_cumprod[seen["timesteps"]]
     snr = signal / (1 - signal)
     expected = (snr.clamp(max=5) / (snr + 1) * seen["target"].square().mean((1, 2, 3))).mean()
     assert module.training_step(batch).item() == pytest.approx(expected.item(), rel=1e-4)

@@ -54,7 +54,7 @@ def test_bf16_output_is_near_float32_s(trained: DiffusionModule):
 def test_solver_returns_the_image_that_a_perfect_network_sees():
     config = make_config(snr_shift=0.5)
     image = to_model_range(make_batch()["image"], config=config)
-    alphas_cumprod = DiffusionModule(config).alphas_cumprod
+    alphas_cumprod = DiffusionModule(config).network.alphas_cumprod
 
     def perfect(noisy: torch.Tensor, *, timesteps: torch.Tensor, condition: torch.Tensor):
         alpha, sigma = alphas_sigmas(alphas_cumprod, timesteps)
