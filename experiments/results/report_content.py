@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -15,6 +16,7 @@ from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.config.words import counted
 from experiments.results import report_synthesis as synthesis
+from experiments.results.agreement import agreement_table
 from experiments.results.axes import is_control, prompt_label, series_label, shown_axes
 from experiments.results.figures import figure_trimesters
 from experiments.results.findings import best_trial, pick_cases
@@ -44,6 +46,7 @@ def gather(
         "figures": _figures(sweep, per_image, figure_png=figure_png),
         "real": synthesis.real_pairs(sweep),
         "synthetic": synthesis.sample_pairs(sweep),
+        "agreement": _agreement(sweep, per_image),
         "kept_labels": kept_labels(sweep),
         "predictions": predictions,
         "predictions_note": predictions_note,
@@ -91,6 +94,31 @@ def shown_prompt(
     return next((prompt for prompt in prompts if prompt in set(rows["prompt"])), None)
 
 
+def _agreement(sweep: Sweep, per_image: pd.DataFrame) -> pd.DataFrame:
+    """Of the students with each other and with the annotation, on the main cohort's test images."""
+    cohort = sweep.data.name
+    prompt = shown_prompt(per_image, prompts=sweep.config.evaluation.prompts, test_cohort=cohort)
+    if prompt is None:
+        return pd.DataFrame()
+    specs = {spec.id: spec for spec in sweep.plan.trials}
+
+    def mask_of(trial_id: str, sample_id: str) -> np.ndarray:
+        return _predicted(sweep, specs[trial_id].score_keys[cohort, prompt], prompt, sample_id)
+
+    is_here = (per_image["test_cohort"] == cohort) & (per_image["prompt"] == prompt)
+    return agreement_table(per_image[is_here], mask_of=mask_of)
+
+
+def _predicted(sweep: Sweep, key: str, prompt: str, sample_id: str) -> np.ndarray:
+    """A prediction as it is scored: a mask uint8 (H, W), or the filled ellipse fitted to it."""
+    size_hw = sweep.data.rows[sample_id].size_hw
+    run_dir, which = sweep.run_dir(sweep.runs[key]), {"prompt": prompt, "sample_id": sample_id}
+    predicted = read_prediction(run_dir, **which, size_hw=size_hw)
+    if sweep.config.evaluation.output == "ellipse":
+        _, predicted = filled_ellipse(predicted)
+    return predicted
+
+
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
     """Of the best series at the largest amount, a trial's median, worst and best test images."""
     cohort = sweep.data.name
@@ -100,15 +128,12 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     scored = (per_image["test_cohort"] == cohort) & (per_image["prompt"] == prompt)
     here = best_trial(per_image[scored & ~is_control(per_image)])
     spec = next(s for s in sweep.plan.trials if s.id == here["trial_id"].iloc[0])
-    run = sweep.runs[spec.score_keys[cohort, prompt]]
     groups: dict[str, list[Picture]] = {}
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
         annotation = annotation_of(sample)
-        where = {"prompt": prompt, "sample_id": sample.sample_id, "size_hw": annotation.mask.shape}
-        predicted = read_prediction(sweep.run_dir(run), **where)
-        if sweep.config.evaluation.output == "ellipse":
-            _, predicted = filled_ellipse(predicted)
+        key = spec.score_keys[cohort, prompt]
+        predicted = _predicted(sweep, key, prompt, sample.sample_id)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(
             image=overlay_contours(image_of(sample), outlines),

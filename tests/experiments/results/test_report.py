@@ -171,6 +171,15 @@ def test_what_self_training_kept_is_shown_only_where_there_is_any(html):
     assert "kept" in shown.ids
 
 
+def test_agreement_of_students_is_shown_only_where_there_is_any(html):
+    assert "How far the annotation goes" not in html
+    table = pd.DataFrame({"agreement with": ["each other", "the annotation"], "all": ["99", "97"]})
+    shown = Page(page(agreement=table))
+    assert ["each other", "99"] in shown.rows
+    assert "#agreement" in shown.links
+    assert "agreement" in shown.ids
+
+
 def test_a_column_with_a_long_text_is_read_from_the_left():
     table = pd.DataFrame({"n": ["1", "2"], "how to read it": ["short", 8 * "so long "]})
     assert wordy_columns(table) == [False, True]

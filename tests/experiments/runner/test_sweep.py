@@ -166,6 +166,9 @@ def test_another_sweep_reuses_what_it_shares(toy):
     results = pd.read_csv(store / "other" / "results.csv")
     assert set(results["status"]) == {"done"}
     assert sorted(results.loc[results["condition"] == "real", "seed"]) == [0] * 4 + [1] * 4
+    # Two seeds of one row: what they say of each other.
+    assert "How far the annotation goes" in (store / "other" / "report.html").read_text()
+    assert "How far the annotation goes" not in (store / "toy" / "report.html").read_text()
     # What was reused is in this sweep's group on W&B too, by its summary.
     runs = [path.name for path in (store / "other" / "wandb").glob("offline-run-*-other-real-n*")]
     assert sorted(name.split("-n", 1)[1].split("-p0-")[1][:2] for name in runs) == ["s0", "s1"]
