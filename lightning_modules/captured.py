@@ -110,7 +110,9 @@ class _Capture:
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # By itself a capture fails at what any thread asks of the GPU, such as the memory that
+            # a loader's thread pins for the batches to come.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = function(*self._inputs)
 
     def replay(self, inputs: tuple[torch.Tensor, ...]) -> Any:
