@@ -8,6 +8,9 @@ from datamodules.errors import ChangedError
 from experiments.store.runs import FailureKind
 
 SHARED_MEMORY = Path("/dev/shm")
+_NO_MEMORY = ("out of memory", "can't allocate", "_status_alloc_failed")
+"""What an error says, in small letters, where memory ran out: torch's allocators, and cuBLAS, cuDNN
+and others, which take a GPU's memory by themselves."""
 
 
 def reason_of(error: BaseException) -> str:
@@ -55,7 +58,7 @@ def _kind_of_one(error: BaseException, *, run_dir: Path) -> FailureKind:
         return "data_changed"
     if _lacks_shared_memory(error):
         return "error"
-    if isinstance(error, MemoryError) or "out of memory" in words or "can't allocate" in words:
+    if isinstance(error, MemoryError) or any(each in words for each in _NO_MEMORY):
         return "out_of_memory"
     is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     # Writers in C++ and Rust give words of their own.

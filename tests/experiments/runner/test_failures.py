@@ -35,6 +35,15 @@ def after(first, second, *, is_translated=False):
             "out_of_memory",
         ),
         (MemoryError(), "out_of_memory"),
+        # Where several stages share a GPU, its libraries are the first to find none left.
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            "out_of_memory",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), "error"),
         (OSError(errno.ENOSPC, FULL), "disk_full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
         (RuntimeError("Error while serializing: I/O error: No space left on device"), "disk_full"),
