@@ -90,6 +90,14 @@ class PacedCheckpoint(ModelCheckpoint):
             super().on_train_batch_end(trainer, *args, **named)
             self._written = time.monotonic()
 
+    def on_exception(self, trainer: Trainer, *args: Any) -> None:
+        """Write one where the run stands between two steps, as a signal leaves it."""
+        # Within one, batch statistics may be ahead of the weights, or weights of their count: after
+        # memory ran out, a step would be continued from its middle.
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.started == progress.completed:
+            super().on_exception(trainer, *args)
+
 
 def checkpoint_dir(run_dir: Path) -> Path:
     """Where a run keeps what it needs to continue."""

@@ -272,6 +272,64 @@ def test_a_signal_that_ends_the_loader_too_is_no_failure(tmp_path):
         fit(trainer, None, None, run_dir=tmp_path)
 
 
+class Normed(Toy):
+    """A network with batch statistics, which runs out of memory once, somewhere within a step."""
+
+    def __init__(self, *, fails: str | None = None) -> None:
+        super().__init__()
+        self.fails, self.norm = fails, torch.nn.BatchNorm1d(1)
+
+    def _fail(self, where):
+        if self.fails == where and self.global_step == 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    def training_step(self, batch):
+        self._fail("forward")
+        # Statistics move before the error, as those of a network's first layers do.
+        seen = self.norm(batch.float() + torch.arange(4.0)[:, None])
+        self._fail("backward")
+        return (self.weight * seen - 1).square().mean() + seen.mean()
+
+    def optimizer_step(self, *args):
+        super().optimizer_step(*args)
+        self._fail("optimiser")
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "optimiser"])
+def test_a_step_that_ran_out_of_memory_is_taken_anew_as_a_whole(tmp_path, where):
+    whole, cut = Normed(), Normed(fails=where)
+    fit(plain_trainer(tmp_path / "whole"), whole, Numbers(), run_dir=tmp_path / "whole")
+    with pytest.raises(torch.OutOfMemoryError):
+        fit(plain_trainer(tmp_path / "cut"), cut, Numbers(), run_dir=tmp_path / "cut")
+    assert last_checkpoint(tmp_path / "cut").stem == "step=4"
+    again = Normed()
+    fit(plain_trainer(tmp_path / "cut"), again, Numbers(), run_dir=tmp_path / "cut")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+class Lost(torch.utils.data.Dataset):
+    """Numbers whose loader ends before the sixth batch."""
+
+    def __len__(self):
+        return STEPS
+
+    def __getitem__(self, number):
+        if number == 5:
+            raise RuntimeError("DataLoader worker is killed by signal: Terminated")
+        return torch.tensor(number)
+
+
+def test_an_error_between_two_steps_loses_none(tmp_path):
+    loader = DataLoader(Lost(), batch_size=1)
+    with pytest.raises(RuntimeError, match="worker is killed"):
+        plain_trainer(tmp_path).fit(Toy(), train_dataloaders=loader)
+    assert last_checkpoint(tmp_path).stem == "step=5"
+
+
 def test_lightning_does_not_take_a_job_of_slurm_for_its_own(tmp_path, monkeypatch):
     for name, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "toy")):
         monkeypatch.setenv(name, value)
