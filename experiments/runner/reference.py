@@ -59,8 +59,8 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | 
     """Cost of a stage on a GPU of the table, scaled from what was measured to its own settings.
 
     Returns:
-        None where nothing like it was measured: another backbone, a fit without embeddings, the
-        pixel generator, a stage that the table does not have.
+        None where nothing like it was measured: another backbone, a fit without embeddings or
+        one that trains the encoder, the pixel generator, a stage that the table does not have.
     """
     if node.stage in ("generator", "synthesize"):
         settings = config.generator_named(node.generator)
@@ -78,7 +78,10 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | 
         "fit": node.content.get("segmenter", {}).get("backbone"),
         "score": getattr(config.segmenter_named(node.segmenter), "backbone", None),
     }.get(node.stage)
-    if backbone not in _VIT_B or (node.stage != "embed" and "embeddings" not in node.upstream):
+    # Cached features leave half of the encoder to every step and score, which were not measured.
+    is_cached = "embeddings" in node.upstream
+    is_cached &= config.segmenter_named(node.segmenter).cache == "embedding"
+    if backbone not in _VIT_B or (node.stage != "embed" and not is_cached):
         return None
     row = _costs()[node.stage]
     scale = gpus()[gpu].ratio if row["bound"] == "gpu" else 1.0

@@ -59,6 +59,11 @@ def test_what_was_not_measured_has_no_cost(config):
     without = {"segmenter": {"backbone": "vit_b"}}
     for each in (node("embed", content=lite), node("fit", content=without), node("gate")):
         assert reference_cost(each, config=config, gpu="H200") is None
+    # Half of the encoder is in each step: what it reads is cached, but no embedding.
+    late = load_config("paper_hc18", ["segmenter.backbone=vit_b", "segmenter.tuning=late_lora"])
+    given = {"content": {"segmenter": late.segmenter.hashed()}, "upstream": {"embeddings": "e/a"}}
+    for stage in ("fit", "score"):
+        assert reference_cost(node(stage, **given), config=late, gpu="H200") is None
     pixel = load_config(TOY, [])
     pairs = node("synthesize", generator="pixel")
     assert reference_cost(pairs, config=pixel, gpu="H200") is None
