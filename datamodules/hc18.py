@@ -208,8 +208,14 @@ class HC18DataModule(LightningDataModule):
             num_workers=0 if is_kept else self.loading.num_workers,
             worker_init_fn=end_with_parent,
             persistent_workers=False,
-            pin_memory=torch.cuda.is_available() and not is_kept,
+            pin_memory=self._is_on_gpu and not is_kept,
         )
+
+    @property
+    def _is_on_gpu(self) -> bool:
+        """Whether batches go to a GPU; else to pin them would make a context on one, which takes
+        hundreds of MiB of it in every process, and fails where it is full."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _real(self, factor: int = 1) -> PreparedImages:
         """All real images, whatever the parts: one prepared folder serves every trial."""

@@ -211,14 +211,32 @@ def test_loaders_end_with_the_stage(make):
     assert ready(make()).train_dataloader().worker_init_fn is end_with_parent
 
 
+def trainer_on(device, *, world_size=1, global_rank=0):
+    return SimpleNamespace(
+        world_size=world_size,
+        global_rank=global_rank,
+        fit_loop=SimpleNamespace(restarting=False),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
+    )
+
+
+def test_a_stage_on_the_cpu_leaves_a_gpu_that_is_there_alone(make, monkeypatch):
+    """Pinned memory needs a context on it, which a GPU that is full refuses."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    datamodule = ready(make())
+    assert not datamodule.test_dataloader()[0].pin_memory
+    for device, pins in (("cpu", False), ("cuda", True)):
+        datamodule.trainer = trainer_on(device)
+        assert datamodule.train_dataloader().pin_memory == pins
+        assert datamodule.val_dataloader().pin_memory == pins
+
+
 def test_two_processes_share_the_batches_of_one(make, pairs):
     whole = list(ready(make(synthetic=pairs)).train_dataloader())
     ranks = []
     for rank in range(2):
         datamodule = ready(make(synthetic=pairs))
-        datamodule.trainer = SimpleNamespace(
-            world_size=2, global_rank=rank, fit_loop=SimpleNamespace(restarting=False)
-        )
+        datamodule.trainer = trainer_on("cpu", world_size=2, global_rank=rank)
         ranks.append(list(datamodule.train_dataloader()))
         evaluated = [i for batch in datamodule.test_dataloader()[0] for i in batch["sample_id"]]
         assert evaluated == TEST  # nothing repeated, nothing left out
