@@ -2,13 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from experiments.config.running import TrainerConfig
 from experiments.config.schema import ExperimentConfig
-from experiments.plan.nodes import Plan
+from experiments.plan.nodes import Node, Plan
 from experiments.runner.gpus import device_kind, gpu_memory_gib, gpu_names
 from experiments.store.runs import RunStore
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
@@ -46,6 +48,16 @@ def training_gib(settings: StableDiffusionConfig) -> float:
     return (trained + frozen) / _GIB + saved + _ROOM_GIB
 
 
+def held_gib(settings: StableDiffusionConfig, *, n_images: int, trainer: TrainerConfig) -> float:
+    """Memory of `n_images` training items, GiB, an image and a mask in float32 each, that stay on
+    the GPU under `trainer`; 0 where batches can be split, for what runs out of memory then holds
+    them no longer."""
+    if settings.batch_size > trainer.devices:
+        return 0.0
+    held = n_images * 2 * 4 * math.prod(settings.size_hw) / _GIB
+    return held if held <= trainer.resident_gib else 0.0
+
+
 def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
     """Refuse a generator that is still to be trained and does not fit the GPU.
 
@@ -64,18 +76,32 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
         return
     have_gib, gpu = min(sizes)
     waiting = [n for n in plan.nodes.values() if n.stage == "generator"]
-    for name in {n.generator for n in waiting if not store.is_done(n.stage, n.id)}:
+    for name, n_images in _most_images(waiting, store=store).items():
         settings = config.generator_named(name)
         if not isinstance(settings, StableDiffusionConfig):
             continue
         need_gib = training_gib(settings)
-        if need_gib > have_gib:
+        held = held_gib(settings, n_images=n_images, trainer=config.trainer)
+        if need_gib + held > have_gib:
             section = "stable_diffusion" if name not in config.generators else f"generators.{name}"
+            remedy = f"trainer.resident_gib=0 fits ({need_gib:.1f} GiB), or use a larger GPU"
+            if need_gib > have_gib:
+                remedy = _remedy(settings, section=section, have_gib=have_gib)
             raise InputError(
-                f"{section}: its training takes about {need_gib:.1f} GiB at "
+                f"{section}: its training takes about {need_gib + held:.1f} GiB at "
                 f"{settings.size_hw[0]}x{settings.size_hw[1]}, and {gpu} has {have_gib:.1f}; "
-                + _remedy(settings, section=section, have_gib=have_gib)
+                + remedy
             )
+
+
+def _most_images(nodes: Sequence[Node], *, store: RunStore) -> dict[str, int]:
+    """The most labelled images that a training of each generator still to be done has."""
+    most: dict[str, int] = {}
+    for node in nodes:
+        if not store.is_done(node.stage, node.id):
+            n_images = len(node.content.get("images", ()))
+            most[node.generator] = max(most.get(node.generator, 0), n_images)
+    return most
 
 
 def _remedy(settings: StableDiffusionConfig, *, section: str, have_gib: float) -> str:
