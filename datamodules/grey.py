@@ -43,6 +43,7 @@ def grey_of(pixels: np.ndarray, *, is_rgb: bool = False) -> AnyImage:
         pixels = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), order)
     if pixels.dtype == np.uint8:
         return AnyImage(grey=pixels)
-    low, high = pixels.min(), pixels.max()
-    scaled = (pixels.astype(np.float64) - low) * (255 / max(high - low, 1))
+    # As Python's numbers: a signed range may be wider than its own type holds.
+    low, high = pixels.min().item(), pixels.max().item()
+    scaled = (pixels.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
     return AnyImage(grey=np.round(scaled).astype(np.uint8), scaled_from=(int(low), int(high)))

@@ -72,6 +72,19 @@ def test_grey_of_16_bit(grey, tmp_path, dtype):
     np.testing.assert_allclose(read_any_image(path).grey, expected, atol=0.7)
 
 
+def test_a_signed_range_wider_than_its_type(grey, tmp_path):
+    values = (grey.astype(int) * 250 - 32000).astype(np.int16)
+    found = read_any_image(write_dicom(tmp_path / "a.dcm", values))
+    np.testing.assert_array_equal(found.grey, grey)
+    assert found.scaled_from == (-32000, 255 * 250 - 32000)
+
+
+def test_a_rescaled_range_below_1(grey, tmp_path):
+    tags = {"RescaleSlope": 0.001, "RescaleIntercept": 0}
+    path = write_dicom(tmp_path / "a.dcm", grey.astype(np.uint16), **tags)
+    np.testing.assert_array_equal(read_any_image(path).grey, grey)
+
+
 def test_a_table_of_values(grey, tmp_path):
     table = pydicom.Dataset()
     table.add_new("LUTDescriptor", "US", [256, 0, 12])
