@@ -227,11 +227,12 @@ def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
 
     The calibration of the ultrasound regions counts where one is two-dimensional and in
     centimetres; else PixelSpacing, that of the shared functional groups, or ImagerPixelSpacing. It
-    must be one length: regions that differ and pixels that are not square give None.
+    must be one length: regions that differ and pixels that are not square give None, also where
+    PixelAspectRatio alone says so.
     """
     found = _region_sizes(dataset) or _spacings(dataset)
     if not found:
-        return None, ""
+        return None, _aspect(dataset)
     sizes = [size for pair in found for size in pair]
     if not all(math.isfinite(size) and size > 0 for size in sizes):
         return None, "its pixel size is no positive number"
@@ -254,6 +255,17 @@ def _region_sizes(dataset: "Dataset") -> list[tuple[float, float]]:
             # The sign is a direction.
             found.append(tuple(10 * abs(float("nan" if d is None else d)) for d in deltas))
     return found
+
+
+def _aspect(dataset: "Dataset") -> str:
+    """What a file without lengths says of its pixels' shape; "" where they are square."""
+    ratio = dataset.get("PixelAspectRatio")
+    if not isinstance(ratio, MutableSequence) or len(ratio) != 2:
+        return ""
+    down, across = (float(value) for value in ratio)
+    if not (down > 0 and across > 0) or abs(across - down) <= _SAME * max(across, down):
+        return ""
+    return f"its pixels are not square (height to width {down:g}:{across:g})"
 
 
 def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:

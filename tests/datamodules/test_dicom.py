@@ -176,6 +176,9 @@ TIME = 4
         ([region(delta_x=0)], {}, None, "no positive number"),
         ([], {"PixelSpacing": [0.3, 0.2]}, None, r"not square \(0.2 x 0.3 mm\)"),
         ([], {"ImagerPixelSpacing": [0.15, 0.15]}, 0.15, ""),
+        ([], {"PixelAspectRatio": [3, 2]}, None, r"not square \(height to width 3:2\)"),
+        ([], {"PixelAspectRatio": [1, 1]}, None, ""),
+        ([region()], {"PixelAspectRatio": [1, 1]}, 0.2, ""),
         ([], {}, None, ""),
     ],
 )
