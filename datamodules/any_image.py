@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from datamodules.annotation import check_png, read_bytes
 from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
@@ -158,7 +159,19 @@ def read_any_image(path: Path) -> AnyImage:
         return grey_of(_by_pillow(data, path=path, kind=kind), is_rgb=True)
     if kind == "PNG":
         check_png(data, name=str(path))
-    return grey_of(_decode(data, path=path, kind=kind))
+    image = grey_of(_decode(data, path=path, kind=kind))
+    if kind == "TIFF" and image.scaled_from is not None and _is_white_zero(data):
+        image = replace(image, grey=255 - image.grey)
+    return image
+
+
+def _is_white_zero(data: bytes) -> bool:
+    """Whether 0 is white in a TIFF; its decoder heeds that up to 8 bit alone."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _by_pillow(data: bytes, *, path: Path, kind: str) -> np.ndarray:

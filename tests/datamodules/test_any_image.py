@@ -5,7 +5,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from datamodules.any_image import find_images, read_any_image
 from datamodules.cohort import image_names
@@ -75,6 +75,24 @@ def test_more_than_8_bit_are_scaled_from_their_own_range(grey, tmp_path, ending)
     np.testing.assert_array_equal(read_any_image(path).grey, grey)
     Image.fromarray(np.full((5, 7), 900, dtype=np.uint16)).save(path)
     assert read_any_image(path).grey.max() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_0_is_white(grey, tmp_path, dtype):
+    ifd = TiffImagePlugin.ImageFileDirectory_v2()
+    size, bits = grey.shape[::-1], 8 * np.dtype(dtype).itemsize
+    data = (np.iinfo(dtype).max - grey.astype(dtype)).tobytes()
+    # Width, height, bits, no compression, 0 is white, strip, channels, rows and bytes of the strip.
+    tags = zip(
+        (256, 257, 258, 259, 262, 273, 277, 278, 279),
+        (*size, bits, 1, 0, 0, 1, size[1], len(data)),
+        strict=True,
+    )
+    for tag, value in tags:
+        ifd[tag] = value
+    # Pillow counts the strip's place from the end of the tags.
+    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0" + ifd.tobytes(8) + data)
+    np.testing.assert_array_equal(read_any_image(tmp_path / "a.tif").grey, grey)
 
 
 def test_16_bit_in_colour(grey, tmp_path):
