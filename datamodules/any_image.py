@@ -180,6 +180,10 @@ def _by_pillow(data: bytes, *, path: Path, kind: str) -> np.ndarray:
         with Image.open(io.BytesIO(data), formats=[kind]) as image:
             n_frames = getattr(image, "n_frames", 1)
             pixels = np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path}: has more pixels than are read of a {kind}; save it smaller, or as PNG"
+        ) from error
     except (OSError, ValueError, SyntaxError, EOFError, IndexError) as error:
         raise InputError(
             f"{path}: damaged or cut short {kind}; copy or download it again"

@@ -118,6 +118,13 @@ def test_webp_and_gif_stills(grey, tmp_path):
             read_any_image(tmp_path / name)
 
 
+def test_more_pixels_than_are_read(grey, tmp_path, monkeypatch):
+    Image.fromarray(grey).save(tmp_path / "a.webp")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", grey.size // 3)
+    with pytest.raises(InputError, match=r"a\.webp: has more pixels than are read of a WebP"):
+        read_any_image(tmp_path / "a.webp")
+
+
 def test_what_cannot_be_read_is_one_line(grey, tmp_path, capfd):
     image = Image.fromarray(grey)
     cases = {}
