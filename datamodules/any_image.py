@@ -80,7 +80,8 @@ def stem_of(path: Path) -> str:
 
 
 def _images_of(folder: Path) -> tuple[list[Path], list[str]]:
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    # A link to nothing is no image that may be passed over: reading it says so.
+    files = sorted(path for path in folder.iterdir() if path.is_file() or not path.exists())
     named = [path for path in files if path.name[0] != "." and _is_named_or_dicom(path)]
     stems = {stem_of(path) for path in named}
     images = [

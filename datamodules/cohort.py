@@ -169,7 +169,9 @@ def image_names(folder: Path) -> list[str]:
         InputError: There is none, a picture of another format lies there, a name is not UTF-8, or
             two would be one without their endings.
     """
-    named = [path for path in folder.iterdir() if path.is_file() and path.name[0] != "."]
+    # A link to nothing is no image that may be passed over: reading it says so.
+    files = [path for path in folder.iterdir() if path.is_file() or not path.exists()]
+    named = [path for path in files if path.name[0] != "."]
     images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
     refuse_other_pictures(sorted(set(named).difference(images)))
     if not images:

@@ -125,6 +125,18 @@ def test_more_pixels_than_are_read(grey, tmp_path, monkeypatch):
         read_any_image(tmp_path / "a.webp")
 
 
+def test_links_to_nothing_are_not_passed_over(grey, tmp_path):
+    for name in ("a.png", "c.txt"):
+        Image.fromarray(grey).save(tmp_path / name, format="png")
+    for name in ("b.png", "d.txt"):
+        (tmp_path / name).symlink_to(tmp_path / "gone" / name)
+    found, left = find_images([tmp_path])
+    assert (list(found), left) == (["a", "b"], ["c.txt", "d.txt"])
+    assert image_names(tmp_path) == ["a.png", "b.png"]
+    with pytest.raises(InputError, match=r"b\.png: cannot be read \(No such file"):
+        read_any_image(found["b"])
+
+
 def test_what_cannot_be_read_is_one_line(grey, tmp_path, capfd):
     image = Image.fromarray(grey)
     cases = {}
