@@ -81,8 +81,16 @@ def write_pair(root: Path, sample_id: str, *, image: np.ndarray | None, mask: np
         if picture is None:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not cv2.imwrite(str(path), picture):
-            raise OSError(f"{path}: could not be written")
+        write_png(path, picture)
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write uint8 (H, W) as PNG; cv2's own writing of files would not raise on a full disk.
+
+    Raises:
+        OSError: As any writing does.
+    """
+    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
 
 
 def link_pair(source: Path, target: Path, *, sample_id: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 from rich.console import Console
@@ -25,6 +24,7 @@ from datamodules.mask_folder import some_names
 from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
 from datamodules.storage import new_folder, require_new, write_atomic
+from datamodules.synthetic import write_png
 from experiments.deliver.inputs import PROMPTS, read_images
 
 N_CHALLENGE = 335
@@ -220,7 +220,7 @@ def submit_command(
             ellipse, reason = fitted_ellipse(mask)
             if folder is not None:
                 filled = mask if ellipse is None else rasterise(ellipse, size_hw=mask.shape)
-                cv2.imwrite(str(folder / f"{name}.png"), filled * 255)
+                write_png(folder / f"{name}.png", filled * 255)
             if out is None:
                 continue
             file, size = samples[name].image_path.name, samples[name].pixel_size_mm

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from datamodules.annotation import annotation_of, image_of
@@ -20,6 +19,7 @@ from datamodules.synthetic import (
     read_synthetic,
     write_metadata,
     write_pair,
+    write_png,
 )
 from datamodules.unchanged import REMEDY, require_unchanged
 from datamodules.warp import warp_pairs
@@ -100,7 +100,7 @@ def run_import_pairs(context: StageContext) -> dict[str, Any]:
         image_path, mask_path = pair_paths(context.run_dir, sample.sample_id)
         for path in (image_path, mask_path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(image_path), image)
+        write_png(image_path, image)
         mask_path.write_bytes(sample.annotation_path.read_bytes())
     require_unchanged(foreign.samples, [hashes[s.sample_id] for s in foreign.samples])
     return _finished(context, [foreign.pairs[s.sample_id] for s in foreign.samples])

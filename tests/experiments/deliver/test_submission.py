@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 from deliver_parts import HEAD, UNET, segment_images
+from dicom_parts import write_dicom
 
+from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.hc18 import HC18DataModule
@@ -281,6 +283,18 @@ def test_cohort_without_masks_is_segmented_and_scored(sonosweep, hc18_folder, ru
     code, _, err = sonosweep(*words, "--out", tmp_path / "s.csv")
     assert (code, err.count("\n")) == (2, 1)
     assert "not HC18, test_set/ is missing" in err
+
+
+def test_a_mask_that_cannot_be_written_is_told(sonosweep, hc18_folder, unet_dir, tmp_path):
+    image, name = read_image(read_hc18(hc18_folder)[0].image_path), "x" * 253
+    (tmp_path / "ours" / "image").mkdir(parents=True)
+    write_dicom(tmp_path / "ours" / "image" / name, image)
+    made = tmp_path / "made"
+    words = ("submit", unet_dir, "--test-root", tmp_path / "ours", "--masks", made)
+    code, _, err = sonosweep(*words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"{name}.png: File name too long" in err
+    assert [path.name for path in tmp_path.iterdir() if "made" in path.name] == []
 
 
 @pytest.mark.parametrize(
