@@ -14,6 +14,12 @@ SUFFIXES = ("", ANNOTATION_SUFFIX, "_mask")
 _OTHER_FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd", ".npz", ".npy", ".tif", ".tiff", ".jpg")
 
 
+def require_folder(folder: Path) -> None:
+    """Raise InputError unless a folder of masks is there."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a folder of PNG masks")
+
+
 def find_masks(
     folder: Path, *, sample_ids: Sequence[str], known: Sequence[Sample]
 ) -> tuple[dict[str, Path], list[str]]:
@@ -30,8 +36,7 @@ def find_masks(
     Raises:
         InputError: No such folder, no PNG in it, none for any image, or two for one image.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a folder of PNG masks")
+    require_folder(folder)
     paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
     present = {path.stem: path for path in paths if path.suffix.lower() == ".png"}
     others = [path.name for path in paths if path.name.lower().endswith(_OTHER_FORMATS)]

@@ -38,6 +38,7 @@ def score(
 ) -> None:
     """Score masks made elsewhere at the original size, under our own protocol."""
     from datamodules.index import build_index
+    from datamodules.mask_folder import require_folder
     from datamodules.plausible import doubts
     from datamodules.reading import reads_as, settled, settled_samples
     from datamodules.split_file import read_split_file
@@ -53,6 +54,8 @@ def score(
 
     import_extensions(extension or [])
     one_of(missing, MISSING, option="--missing")
+    # Before the references are read, which takes minutes.
+    require_folder(predictions)
     published = None if split is None else read_split_file(split)
     references = read_references(root, layout=layout)
     samples = reads_as(references, label=label, filled_bias_px=filled_bias_px)

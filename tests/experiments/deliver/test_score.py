@@ -322,6 +322,15 @@ def test_command_writes_everything_or_nothing(monkeypatch, capsys, hc18_folder, 
     assert "--missing drop: unknown" in err
 
 
+def test_a_missing_folder_is_told_before_the_references_are_read(
+    monkeypatch, capsys, hc18_folder, tmp_path
+):
+    monkeypatch.setattr("datamodules.index.build_index", lambda *_, **__: pytest.fail("was read"))
+    code, _, err = run(monkeypatch, capsys, "score", tmp_path / "no", "--root", hc18_folder)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no: no such folder; give a folder of PNG masks" in err
+
+
 def test_split_of_a_recipe_is_published_and_used(monkeypatch, capsys, hc18_folder, masks, tmp_path):
     path = tmp_path / "split.json"
     words = ("data", "split", "demo", f"data.root={hc18_folder}", f"store.root={tmp_path}/runs")
