@@ -227,8 +227,7 @@ def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
 
     The calibration of the ultrasound regions counts where one is two-dimensional and in
     centimetres; else PixelSpacing, that of the shared functional groups, or ImagerPixelSpacing. It
-    must be one length: regions that differ and pixels that are not square give None, also where
-    PixelAspectRatio alone says so.
+    must be one length: regions that differ and pixels that are not square give None.
     """
     found = _region_sizes(dataset) or _spacings(dataset)
     if not found:
@@ -258,7 +257,7 @@ def _region_sizes(dataset: "Dataset") -> list[tuple[float, float]]:
 
 
 def _aspect(dataset: "Dataset") -> str:
-    """What a file without lengths says of its pixels' shape; "" where they are square."""
+    """What PixelAspectRatio says of pixels without lengths; "" where they are square."""
     ratio = dataset.get("PixelAspectRatio")
     if not isinstance(ratio, MutableSequence) or len(ratio) != 2:
         return ""
