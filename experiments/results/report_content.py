@@ -16,7 +16,6 @@ from datamodules.samples import trimester
 from experiments.config.schema import resolved
 from experiments.config.words import counted
 from experiments.results import report_synthesis as synthesis
-from experiments.results.agreement import agreement_table
 from experiments.results.axes import is_control, prompt_label, series_label, shown_axes
 from experiments.results.figures import figure_trimesters
 from experiments.results.findings import best_trial, pick_cases
@@ -24,6 +23,7 @@ from experiments.results.panels import png_bytes
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
 from experiments.results.self_training import kept_labels
+from experiments.results.student_agreement import agreement_table
 from experiments.runner.sweep import Sweep
 from experiments.store.kept_masks import read_prediction
 from experiments.store.provenance import code_name, provenance

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from experiments.results.agreement import agreement_table
+from experiments.results.student_agreement import agreement_table
 
 
 def rows(condition: str, n_real: int, trials: dict[str, dict[str, float]]) -> pd.DataFrame:
