@@ -52,7 +52,9 @@ def gpus() -> dict[str, Gpu]:
 
 def known_gpu(product: str) -> str | None:
     """The table's name of a GPU that nvidia-smi names; None for one that it does not know."""
-    return next((name for name in gpus() if name in product), None)
+    # A GH200 and a laptop's RTX 4090 are other chips.
+    words = [] if "Laptop" in product else product.split()
+    return next((name for name in gpus() if set(name.split()) <= set(words)), None)
 
 
 def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | None:

@@ -33,7 +33,8 @@ def test_ratios_are_those_of_the_published_numbers():
     assert all("nothing measured" in gpus()[name].how for name in ("H100", "RTX 4090"))
     assert known_gpu("NVIDIA GeForce RTX 4090") == "RTX 4090"
     assert known_gpu("NVIDIA H100 80GB HBM3") == "H100"
-    assert known_gpu("Tesla T4") is None
+    for other in ("Tesla T4", "NVIDIA GH200 480GB", "NVIDIA GeForce RTX 4090 Laptop GPU"):
+        assert known_gpu(other) is None
 
 
 def test_costs_follow_the_measured_rows_and_the_settings(config):
