@@ -234,7 +234,7 @@ def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
         return None, _aspect(dataset)
     sizes = [size for pair in found for size in pair]
     if not all(math.isfinite(size) and size > 0 for size in sizes):
-        return None, "its pixel size is no positive number"
+        return None, "its pixel size is no pair of positive numbers"
     for across, down in found:
         if abs(across - down) > _SAME * max(across, down):
             return None, f"its pixels are not square ({across:.4g} x {down:.4g} mm)"
@@ -276,8 +276,8 @@ def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:
     for holder, key in holders:
         spacing = holder.get(key)
         if spacing:
-            down, across = (float(value) for value in spacing)
-            return [(across, down)]
+            is_pair = isinstance(spacing, MutableSequence) and len(spacing) == 2
+            return [tuple(map(float, spacing))[::-1] if is_pair else (math.nan, math.nan)]
     return []
 
 
