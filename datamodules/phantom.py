@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 
 from datamodules.ellipse import Ellipse, contour_distance_px, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.phantom_image import draw_head
 from datamodules.samples import FILLED_BIAS_PX, HC18_CSV, HC18_FOLDER, PHANTOM_MARKER
+from datamodules.synthetic import write_png
 
 OUTLINE_HALF_THICKNESS_PX = 1.2
 
@@ -141,19 +141,12 @@ def _write_part(
 
 def _write_frame(folder: Path, *, frame: _Frame, is_test: bool) -> str:
     """Write the frame's files and return its row of the CSV."""
-    _write_png(folder / f"{frame.stem}.png", frame.image)
+    write_png(folder / f"{frame.stem}.png", frame.image)
     row = f"{frame.stem}.png,{frame.pixel_size_mm:.9f}"
     if is_test:
         return row
-    _write_png(folder / f"{frame.stem}_Annotation.png", frame.annotation)
+    write_png(folder / f"{frame.stem}_Annotation.png", frame.annotation)
     return f"{row},{frame.hc_mm:.2f}"
-
-
-def _write_png(path: Path, pixels: np.ndarray) -> None:
-    is_written, data = cv2.imencode(".png", pixels)
-    if not is_written:
-        raise OSError(f"{path.name} cannot be encoded")
-    path.write_bytes(data.tobytes())
 
 
 def _exam_frames(

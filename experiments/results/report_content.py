@@ -97,16 +97,12 @@ def shown_prompt(
 def _agreement(sweep: Sweep, per_image: pd.DataFrame) -> pd.DataFrame:
     """Of the students with each other and with the annotation, on the main cohort's test images."""
     cohort = sweep.data.name
-    prompt = shown_prompt(per_image, prompts=sweep.config.evaluation.prompts, test_cohort=cohort)
-    if prompt is None:
-        return pd.DataFrame()
     specs = {spec.id: spec for spec in sweep.plan.trials}
 
-    def mask_of(trial_id: str, sample_id: str) -> np.ndarray:
+    def mask_of(trial_id: str, prompt: str, sample_id: str) -> np.ndarray:
         return _predicted(sweep, specs[trial_id].score_keys[cohort, prompt], prompt, sample_id)
 
-    is_here = (per_image["test_cohort"] == cohort) & (per_image["prompt"] == prompt)
-    return agreement_table(per_image[is_here], mask_of=mask_of)
+    return agreement_table(per_image[per_image["test_cohort"] == cohort], mask_of=mask_of)
 
 
 def _predicted(sweep: Sweep, key: str, prompt: str, sample_id: str) -> np.ndarray:
@@ -129,10 +125,10 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     here = best_trial(per_image[scored & ~is_control(per_image)])
     spec = next(s for s in sweep.plan.trials if s.id == here["trial_id"].iloc[0])
     groups: dict[str, list[Picture]] = {}
+    key = spec.score_keys[cohort, prompt]
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
         annotation = annotation_of(sample)
-        key = spec.score_keys[cohort, prompt]
         predicted = _predicted(sweep, key, prompt, sample.sample_id)
         outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(

@@ -16,16 +16,18 @@ from experiments.results.axes import axis_label, each_series, is_control, shown_
 from experiments.results.rows import amounts, with_defaults
 from lightning_modules.metrics import dice_score
 
-EACH_OTHER, ANNOTATION = "each other", "the annotation"
-MaskOf = Callable[[str, str], np.ndarray]
-"""From a trial's id and a sample's to the mask that is scored, (H, W)."""
+PROMPTS = ("whole_image", "predicted_box")
+"""Those that know nothing of the annotation: students that share its box agree by that alone."""
+
+MaskOf = Callable[[str, str, str], np.ndarray]
+"""From a trial's id, a prompt and a sample's id to the mask that is scored, (H, W)."""
 
 
 def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame:
     """Mean Dice of the students of a row with each other and with the annotation, by trimester.
 
     Args:
-        per_image: Rows of per_image.csv of one cohort, prompt and output.
+        per_image: Rows of per_image.csv of one cohort and output; the first of PROMPTS counts.
         mask_of: Reads a prediction.
 
     Returns:
@@ -35,6 +37,8 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
         No rows without any such series.
     """
     rows = with_defaults(per_image[~is_control(per_image)]).dropna(subset=["dice"])
+    prompt = next((prompt for prompt in PROMPTS if prompt in set(rows["prompt"])), None)
+    rows = rows[rows["prompt"] == prompt]
     rows = rows.assign(amount=amounts(rows))
     shown, lines = shown_axes(rows), []
     for keys, series in each_series(rows) if len(rows) else ():
@@ -48,17 +52,17 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
         cell = {"condition": condition_label(keys["condition"])}
         cell |= {name: axis_label(name, keys[name]) for name in shown}
         cell |= {"real": here["amount"].iloc[0], "students": str(here["trial_id"].nunique())}
-        between = here.groupby("sample_id").apply(_between, mask_of, include_groups=False)
+        between = here.groupby("sample_id").apply(_between, prompt, mask_of, include_groups=False)
         scored = here.groupby("sample_id")["dice"].mean()
         trimesters = here.groupby("sample_id")["trimester"].first()
-        for name, dice in ((EACH_OTHER, between), (ANNOTATION, scored)):
+        for name, dice in (("each other", between), ("the annotation", scored)):
             by_trimester = 100 * dice.groupby(trimesters).mean()
             known = {f"trimester {number:.0f}": f"{x:.1f}" for number, x in by_trimester.items()}
             lines.append(cell | {"agreement with": name, "all": f"{100 * dice.mean():.1f}"} | known)
     return pd.DataFrame(lines).fillna("")
 
 
-def _between(image: pd.DataFrame, mask_of: MaskOf) -> float:
+def _between(image: pd.DataFrame, prompt: str, mask_of: MaskOf) -> float:
     """Mean Dice over the pairs of students of one image, of which there are several."""
-    masks = [mask_of(trial_id, image.name) for trial_id in image["trial_id"].unique()]
+    masks = [mask_of(trial_id, prompt, image.name) for trial_id in image["trial_id"].unique()]
     return float(np.mean([dice_score(one, other) for one, other in combinations(masks, 2)]))

@@ -104,7 +104,10 @@ def test_existing_data_is_never_overwritten(tmp_path):
 
 
 def test_nothing_is_left_behind_when_writing_fails(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.phantom.cv2.imencode", lambda *_: (False, None))
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datamodules.phantom.write_png", full_disk)
     with pytest.raises(InputError, match="cannot be written"):
         write_phantom(tmp_path / "p", n_exams=1, seed=0, size_hw=(54, 80))
     assert list(tmp_path.iterdir()) == []

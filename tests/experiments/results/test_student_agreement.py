@@ -15,6 +15,7 @@ def rows(condition: str, n_real: int, trials: dict[str, dict[str, float]]) -> pd
             "segmenter": "unet",
             "real_fraction": np.nan,
             "n_real": n_real,
+            "prompt": "whole_image",
             "sample_id": sample_id,
             "trimester": float(sample_id[0]),
             "dice": dice,
@@ -50,7 +51,7 @@ def test_students_are_compared_pair_by_pair_on_the_same_images():
     )
     read = []
 
-    def mask_of(trial_id: str, sample_id: str) -> np.ndarray:
+    def mask_of(trial_id: str, prompt: str, sample_id: str) -> np.ndarray:
         read.append(trial_id)
         return masks[trial_id, sample_id]
 
@@ -80,3 +81,21 @@ def test_single_students_and_unknown_trimesters_leave_their_part_out():
     found = agreement_table(two, mask_of=lambda *_: square(0, 10))
     assert found["all"].tolist() == ["100.0", "85.0"]
     assert not [name for name in found if name.startswith("trimester")]
+
+
+def test_students_that_share_the_boxes_of_the_annotation_are_not_compared():
+    two = rows("strong", 20, {"a": {"1_HC": 0.9}, "b": {"1_HC": 0.8}})
+    boxes = two.assign(prompt="jittered_box", dice=1.0)
+    read = []
+
+    def mask_of(trial_id: str, prompt: str, sample_id: str) -> np.ndarray:
+        read.append(prompt)
+        return square(0, 10)
+
+    assert agreement_table(boxes, mask_of=mask_of).empty
+    own = two.assign(prompt="predicted_box")
+    assert agreement_table(pd.concat([boxes, own]), mask_of=mask_of)["all"].tolist() == [
+        "100.0",
+        "85.0",
+    ]
+    assert set(read) == {"predicted_box"}
