@@ -1,7 +1,9 @@
-"""The learning rate over a training. Pure."""
+"""The learning rate over a training."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
+
+import torch
 
 LearningRateSchedule = Literal["cosine", "constant"]
 
@@ -27,3 +29,20 @@ def learning_rate_factor(
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def with_schedule(
+    optimizer: torch.optim.Optimizer,
+    *,
+    warmup_steps: int,
+    steps: int,
+    schedule: LearningRateSchedule = "cosine",
+) -> dict[str, Any]:
+    """Give what `configure_optimizers` returns: the rate follows `learning_rate_factor`."""
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: learning_rate_factor(
+            step, warmup_steps=warmup_steps, steps=steps, schedule=schedule
+        ),
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

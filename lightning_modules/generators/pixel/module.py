@@ -26,7 +26,7 @@ from lightning_modules.noise import (
 )
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_randn
-from lightning_modules.schedule import learning_rate_factor
+from lightning_modules.schedule import with_schedule
 
 WEIGHTS_NAME = "generator.safetensors"
 CONFIG_NAME = "generator.json"
@@ -141,13 +141,7 @@ class DiffusionModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(
-                step, warmup_steps=config.warmup_steps, steps=config.steps
-            ),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, warmup_steps=config.warmup_steps, steps=config.steps)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Refuse losses and weights that are not finite."""

@@ -43,7 +43,7 @@ from lightning_modules.noise import (
     velocity,
 )
 from lightning_modules.randomness import keyed_rand, keyed_randn
-from lightning_modules.schedule import learning_rate_factor
+from lightning_modules.schedule import with_schedule
 
 __all__ = ["LatentBank", "StableDiffusionModule", "encode_bank", "load_stable_diffusion"]
 
@@ -210,16 +210,12 @@ class StableDiffusionModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.trained_parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
+        return with_schedule(
             optimizer,
-            lambda step: learning_rate_factor(
-                step,
-                warmup_steps=config.warmup_steps,
-                steps=config.steps,
-                schedule=config.lr_schedule,
-            ),
+            warmup_steps=config.warmup_steps,
+            steps=config.steps,
+            schedule=config.lr_schedule,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Refuse losses and weights that are not finite."""

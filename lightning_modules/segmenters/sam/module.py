@@ -19,7 +19,7 @@ from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.prompt_protocol import PromptProtocol
 from lightning_modules.prompts import drawn_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed, seed_torch
-from lightning_modules.schedule import learning_rate_factor
+from lightning_modules.schedule import with_schedule
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import (
     BackboneSam,
@@ -260,16 +260,12 @@ class SamModule(L.LightningModule):
             # One kernel for all weights instead of a dozen.
             fused=self.device.type == "cuda",
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
+        return with_schedule(
             optimizer,
-            lambda step: learning_rate_factor(
-                step,
-                warmup_steps=config.warmup_steps,
-                steps=config.steps,
-                schedule=config.lr_schedule,
-            ),
+            warmup_steps=config.warmup_steps,
+            steps=config.steps,
+            schedule=config.lr_schedule,
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen weights out."""

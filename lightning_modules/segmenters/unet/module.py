@@ -22,7 +22,7 @@ from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
-from lightning_modules.schedule import learning_rate_factor
+from lightning_modules.schedule import with_schedule
 from lightning_modules.segmenters.unet.closer_look import look_closer
 from lightning_modules.segmenters.unet.config import (
     SIDE_UNIT_PX,
@@ -193,13 +193,7 @@ class UnetModule(L.LightningModule):
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            lambda step: learning_rate_factor(
-                step, warmup_steps=config.warmup_steps, steps=config.steps
-            ),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return with_schedule(optimizer, warmup_steps=config.warmup_steps, steps=config.steps)
 
 
 def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
