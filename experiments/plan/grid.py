@@ -214,7 +214,7 @@ def _zero_shot(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     """Each pretrained segmenter as it is before any training; blocks of one encoder are one."""
     found: dict[str, TrialSpec] = {}
     for segmenter in nodes.config.segmenter_names():
-        if row_of(nodes.settings(segmenter)).is_pretrained:
+        if row_of(nodes.settings(segmenter)).has_zero_shot:
             keys = scores(nodes, None, segmenter=segmenter, fold=fold)
             spec = TrialSpec(
                 condition="zero_shot",

@@ -16,7 +16,7 @@ Its LightningModule takes batches of `HC18DataModule` and has, beside Lightning'
 - `module.config`: its settings;
 - `module.predict(batch, boxes_xyxy_px)`: logits (B, 1, h, w) of the frame, with `boxes_xyxy_px`
   (B, 4) read by kinds that take a prompt;
-- `Module.untrained(settings)`, where the kind is pretrained: in eval mode, on the CPU;
+- `Module.untrained(settings)`, where `has_zero_shot`: in eval mode, on the CPU;
 - `module.parts()`: its parts by name, whose weights are counted;
 - `module.save(path)` and `Module.load(path, settings)`: in eval mode, on the CPU.
 """
@@ -47,7 +47,7 @@ class SegmenterRow:
     """Its LightningModule, as `package.module:Class`."""
     takes_prompt: bool
     """Whether boxes change what it predicts."""
-    is_pretrained: bool
+    has_zero_shot: bool
     """Whether it can be scored before any training (the control `zero_shot`)."""
     spreads: bool
     """Whether several devices may share its training."""
@@ -71,7 +71,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         section="segmenter",
         module="lightning_modules.segmenters.sam.module:SamModule",
         takes_prompt=True,
-        is_pretrained=True,
+        has_zero_shot=True,
         spreads=True,
         weights_id=lambda settings: encoder_id(settings.backbone, settings.weights_path),
     ),
@@ -81,7 +81,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         section="unet",
         module="lightning_modules.segmenters.unet.module:UnetModule",
         takes_prompt=False,
-        is_pretrained=False,
+        has_zero_shot=False,
         # Batch normalisation takes its statistics from the whole batch.
         spreads=False,
         prediction_settings=PREDICTION_SETTINGS,

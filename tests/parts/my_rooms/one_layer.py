@@ -40,6 +40,6 @@ SEGMENTERS["one_layer"] = SegmenterRow(
     section=None,
     module="my_rooms.one_layer_module:OneLayer",
     takes_prompt=False,
-    is_pretrained=False,
+    has_zero_shot=False,
     spreads=True,
 )
