@@ -1,9 +1,7 @@
-"""The learning rate over a training."""
+"""The learning rate over a training. Torch-free."""
 
 import math
-from typing import Any, Literal
-
-import torch
+from typing import Literal
 
 LearningRateSchedule = Literal["cosine", "constant"]
 
@@ -29,20 +27,3 @@ def learning_rate_factor(
     if schedule == "constant":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
-
-
-def with_schedule(
-    optimizer: torch.optim.Optimizer,
-    *,
-    warmup_steps: int,
-    steps: int,
-    schedule: LearningRateSchedule = "cosine",
-) -> dict[str, Any]:
-    """Give what `configure_optimizers` returns: the rate follows `learning_rate_factor`."""
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: learning_rate_factor(
-            step, warmup_steps=warmup_steps, steps=steps, schedule=schedule
-        ),
-    )
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

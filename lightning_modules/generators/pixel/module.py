@@ -24,9 +24,9 @@ from lightning_modules.noise import (
     min_snr_weights,
     velocity,
 )
+from lightning_modules.optimizers import clip_gradients, with_schedule
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_randn
-from lightning_modules.schedule import with_schedule
 
 WEIGHTS_NAME = "generator.safetensors"
 CONFIG_NAME = "generator.json"
@@ -148,9 +148,8 @@ class DiffusionModule(L.LightningModule):
         return [LossWatch(setting="generator.learning_rate")]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip by the config, which the run's id covers, not by a flag of the trainer."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip_norm)
+        """Clip the gradients."""
+        clip_gradients(optimizer, max_norm=self.config.gradient_clip_norm)
 
     def on_train_start(self) -> None:
         """Bring the averaged weights to the device; they are no part of the module."""

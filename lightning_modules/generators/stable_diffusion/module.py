@@ -42,8 +42,8 @@ from lightning_modules.noise import (
     prediction_weights,
     velocity,
 )
+from lightning_modules.optimizers import clip_gradients, with_schedule
 from lightning_modules.randomness import keyed_rand, keyed_randn
-from lightning_modules.schedule import with_schedule
 
 __all__ = ["LatentBank", "StableDiffusionModule", "encode_bank", "load_stable_diffusion"]
 
@@ -222,9 +222,8 @@ class StableDiffusionModule(L.LightningModule):
         return [LossWatch(setting="stable_diffusion.learning_rate")]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip by the config, which the run's id covers, not by a flag of the trainer."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip_norm)
+        """Clip the gradients."""
+        clip_gradients(optimizer, max_norm=self.config.gradient_clip_norm)
 
     def on_train_start(self) -> None:
         """Bring the averaged weights to the device; they are no part of the module."""

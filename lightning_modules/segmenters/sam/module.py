@@ -16,10 +16,10 @@ from lightning_modules.captured import CapturedStep
 from lightning_modules.errors import WeightsError
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
+from lightning_modules.optimizers import with_schedule
 from lightning_modules.prompt_protocol import PromptProtocol
 from lightning_modules.prompts import drawn_boxes
 from lightning_modules.randomness import keyed_randint, keyed_seed, seed_torch
-from lightning_modules.schedule import with_schedule
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import (
     BackboneSam,

@@ -20,9 +20,9 @@ from torchmetrics import MeanMetric
 from lightning_modules.errors import WeightsError
 from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
+from lightning_modules.optimizers import with_schedule
 from lightning_modules.pair_jitter import jitter_pairs
 from lightning_modules.randomness import keyed_rand, keyed_seed
-from lightning_modules.schedule import with_schedule
 from lightning_modules.segmenters.unet.closer_look import look_closer
 from lightning_modules.segmenters.unet.config import (
     SIDE_UNIT_PX,
