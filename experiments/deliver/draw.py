@@ -84,7 +84,7 @@ def draw_command(
             sampler=SamplerConfig(),
             progress=lambda done, total: status.update(f"solver steps {done}/{total}"),
         )
-        for number, (image, ellipse, _) in enumerate(drawn):
+        for number, (image, ellipse, *_) in enumerate(drawn):
             pair = SyntheticPair(
                 sample_id=f"{generator_id[:8]}-{seed}-{number:05d}",
                 ellipse=ellipse,

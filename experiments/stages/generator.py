@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from datamodules.storage import write_json
 from datamodules.synthetic import SyntheticPair, pixels_sha256, write_metadata, write_pair
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.device import device_of, loading_of
-from experiments.stages.labelled import labelled_images, pseudo_set
+from experiments.stages.labelled import labelled_images
 from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
@@ -32,8 +32,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     """Fit the generator on its images, labelled or by a teacher, and keep its averaged weights."""
     config, seed = context.generator, context.node.content["seed"]
     row, ids = row_of(config), context.pick(context.node.content["images"])
-    pseudo = pseudo_set(context)
-    unlabelled = [] if pseudo is None else pseudo.samples
+    unlabelled = [each.sample for each in labelled_images(context, ids)[len(ids) :]]
     datamodule = HC18DataModule(
         samples=context.samples,
         train_ids=ids,
@@ -94,13 +93,31 @@ def images_behind(context: StageContext, ids: list[str]) -> list[dict[str, Any]]
 
 def run_synthesize(context: StageContext) -> dict[str, Any]:
     """Draw candidates: on new outlines, or with the outlines that the images bring."""
-    config = context.generator
+    config, size_hw = context.generator, context.config.synthesis.image_hw
     row = row_of(config)
     module = row.load_module().load_generator(context.upstream_dir("generator") / GENERATOR, config)
     module = module.to(device_of(context.config))
     ids = context.pick(context.upstream_content("generator")["images"])
     draw = draw_on_outlines if row.draw is None else imported(row.draw)
-    pairs, refused = draw(context, module, ids)
+    generator_id = Path(context.node.upstream["generator"]).name
+    pairs, refused = [], []
+    for number, (seed, drawn) in enumerate(
+        zip(candidate_seeds(context), draw(context, module, ids), strict=True)
+    ):
+        pair = SyntheticPair(
+            sample_id=f"{generator_id[:8]}-{number:05d}",
+            ellipse=drawn.ellipse,
+            seed=seed,
+            generator_id=generator_id,
+            native_size_hw=tuple(config.size_hw),
+            prompt=drawn.prompt,
+        )
+        if drawn.ellipse is None:
+            refused.append(replace(pair, reasons=(drawn.refusal,)))
+            continue
+        mask = rasterise(drawn.ellipse, size_hw=size_hw)
+        write_pair(context.run_dir, pair.sample_id, image=drawn.image, mask=mask)
+        pairs.append(pair)
     write_metadata(context.run_dir / "metadata.jsonl", pairs)
     if refused:
         write_metadata(context.run_dir / "rejected.jsonl", refused)
@@ -116,26 +133,32 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     }
 
 
+class Drawn(NamedTuple):
+    """A candidate as it was drawn."""
+
+    image: np.ndarray
+    """uint8 (H, W)."""
+    ellipse: Ellipse | None
+    """The head's outline in its pixels; None where none could be read."""
+    prompt: str | None
+    """The sentence that the generator was given; None where it reads none."""
+    refusal: str | None = None
+    """Why no outline could be read."""
+
+
 def draw_on_outlines(
     context: StageContext, module: LightningModule, ids: list[str]
-) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
-    """Pairs on new outlines drawn from the labels of `ids`; labels are exact, none is refused."""
+) -> Iterator[Drawn]:
+    """Draw on new outlines that follow the labels of `ids`: labels are exact."""
     synthesis = context.config.synthesis
-    seeds, pairs = candidate_seeds(context), []
-    drawn = draw_pairs(
+    return draw_pairs(
         module,
         distribution=outlines_of(context, ids, balance_sizes=synthesis.balance_sizes),
-        trimesters=trimesters_of(context, ids),
-        seeds=seeds,
+        trimesters=[each.trimester for each in labelled_images(context, ids)],
+        seeds=candidate_seeds(context),
         image_hw=synthesis.image_hw,
         **drawing_of(context),
     )
-    for number, (image, ellipse, prompt) in enumerate(drawn):
-        pair = candidate(context, number, seed=seeds[number], ellipse=ellipse, prompt=prompt)
-        mask = rasterise(ellipse, size_hw=synthesis.image_hw)
-        write_pair(context.run_dir, pair.sample_id, image=image, mask=mask)
-        pairs.append(pair)
-    return pairs, []
 
 
 def draw_pairs(
@@ -146,7 +169,7 @@ def draw_pairs(
     seeds: Sequence[int],
     image_hw: tuple[int, int],
     **drawing: Any,
-) -> Iterator[tuple[np.ndarray, Ellipse, str | None]]:
+) -> Iterator[Drawn]:
     """Draw one image a seed on an outline that the seed draws too.
 
     Args:
@@ -156,10 +179,6 @@ def draw_pairs(
         seeds: A seed a pair.
         image_hw: Rows and columns of the images.
         drawing: The sampler and others of `draw_on_masks`.
-
-    Yields:
-        The image, uint8 (rows, columns); the outline in its pixels; and the sentence that the
-        generator was given, None where it reads none.
     """
     placement = place(image_hw, frame_hw=module.config.size_hw, mode="squash")
     drawn = [
@@ -177,12 +196,7 @@ def draw_pairs(
     reads_prompts = row_of(module.config).reads_prompts
     for channel, (ellipse, _), prompt in zip(images[:, 0], drawn, prompts, strict=True):
         image = image_to_original(to_bytes(channel), placement, interpolation="linear")
-        yield image, ellipse, prompt if reads_prompts else None
-
-
-def trimesters_of(context: StageContext, ids: list[str]) -> list[int | None]:
-    """Trimester of each image by its label, in the order of `outlines_of`; None where unknown."""
-    return [each.trimester for each in labelled_images(context, ids)]
+        yield Drawn(image, ellipse, prompt if reads_prompts else None)
 
 
 def candidate_seeds(context: StageContext) -> list[int]:
@@ -200,26 +214,6 @@ def drawing_of(context: StageContext) -> dict[str, Any]:
         "sampler": replace(sampler, batch_size=batch_size),
         "progress": lambda done, total: status.update("solver steps", done=done, total=total),
     }
-
-
-def candidate(
-    context: StageContext,
-    number: int,
-    *,
-    seed: int,
-    ellipse: Ellipse | None,
-    prompt: str | None = None,
-) -> SyntheticPair:
-    """What is known of a candidate before the gate."""
-    generator_id = Path(context.node.upstream["generator"]).name
-    return SyntheticPair(
-        sample_id=f"{generator_id[:8]}-{number:05d}",
-        ellipse=ellipse,
-        seed=seed,
-        generator_id=generator_id,
-        native_size_hw=tuple(context.generator.size_hw),
-        prompt=prompt,
-    )
 
 
 def to_bytes(channel: torch.Tensor) -> np.ndarray:

@@ -5,7 +5,6 @@ from typing import Literal
 
 from datamodules.ellipse import Ellipse
 from datamodules.samples import Sample, content_hash_of, trimester
-from datamodules.synthetic import SyntheticSet
 from experiments.stages.context import StageContext
 
 
@@ -40,8 +39,10 @@ def labelled_images(context: StageContext, ids: list[str]) -> list[LabelledImage
         )
         for sample_id in ids
     ]
-    pseudo = pseudo_set(context)
-    for sample in [] if pseudo is None else pseudo.samples:
+    if "pseudo" not in context.node.upstream:
+        return found
+    pseudo = context.open_pairs("pseudo")
+    for sample in pseudo.samples:
         pair = pseudo.pairs[sample.sample_id]
         found.append(
             LabelledImage(
@@ -53,8 +54,3 @@ def labelled_images(context: StageContext, ids: list[str]) -> list[LabelledImage
             )
         )
     return found
-
-
-def pseudo_set(context: StageContext) -> SyntheticSet | None:
-    """The unlabelled images with a teacher's labels that a stage reads; None for none."""
-    return context.open_pairs("pseudo") if "pseudo" in context.node.upstream else None

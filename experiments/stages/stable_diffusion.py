@@ -1,13 +1,12 @@
 """What Stable Diffusion adds to the stages of a generator: latents, and outlines in a channel."""
 
-from dataclasses import replace
+from collections.abc import Iterator
 from threading import RLock
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.ellipse import rasterise
 from datamodules.geometry import image_to_original, place
 from datamodules.outline import (
     draw_outline,
@@ -17,20 +16,17 @@ from datamodules.outline import (
 )
 from datamodules.prepared import prepare_images
 from datamodules.prompts_text import trimester_prompt
-from datamodules.synthetic import SyntheticPair, write_pair
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.stages.generator import (
-    candidate,
+    Drawn,
     candidate_seeds,
     draw_on_outlines,
     drawing_of,
     to_bytes,
-    trimesters_of,
 )
 from experiments.stages.labelled import LabelledImage, labelled_images
 from experiments.stages.training import checkpoint_dir
-from lightning_modules.generators.stable_diffusion.base import Base
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 from lightning_modules.generators.stable_diffusion.module import (
     LatentBank,
@@ -50,12 +46,8 @@ HC18_WIDTH_PX = 800
 
 
 def attach_latents(context: StageContext, module: StableDiffusionModule, ids: list[str]) -> None:
-    """Give the module its training images' latents and prompts, encoded once; see `LatentBank`."""
-    module.set_bank(_bank(context, module.release_base(), ids=ids))
-
-
-def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
-    """Latents and prompts of the images, encoded once and kept until the training is done."""
+    """Give the module its training images' latents and prompts, encoded once and kept until the
+    training is done; see `LatentBank`."""
     # Beside the checkpoints, which go when the run is done.
     path = checkpoint_dir(context.run_dir) / BANK_NAME
     order, known = sorted(context.samples), labelled_images(context, ids)
@@ -63,9 +55,10 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
     unlabelled = range(len(order), len(order) + len(known) - len(ids))
     indices = [*map(order.index, ids), *unlabelled]
     rows = {index: row for row, index in enumerate(indices)}
+    base, config = module.release_base(), context.generator
     if path.is_file():
-        return LatentBank.load(path, rows=rows)
-    config = context.generator
+        module.set_bank(LatentBank.load(path, rows=rows))
+        return
     prepared = prepare_images(
         [each.sample for each in known],
         content_hashes=[each.content_hash for each in known],
@@ -77,7 +70,7 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
         base,
         images=torch.from_numpy(prepared.images.astype(np.float32) / 255)[:, None],
         masks=torch.from_numpy(prepared.masks.astype(np.float32))[:, None],
-        outlines=_outlines(context, known),
+        outlines=_outlines(known, config) if config.route == "sd_in_channel" else None,
         prompts=[trimester_prompt(each.trimester) for each in known],
         rows=rows,
         route=config.route,
@@ -86,59 +79,40 @@ def _bank(context: StageContext, base: Base, *, ids: list[str]) -> LatentBank:
     )
     path.parent.mkdir(exist_ok=True)
     bank.save(path)
-    return bank
+    module.set_bank(bank)
 
 
-def _outlines(context: StageContext, known: list[LabelledImage]) -> torch.Tensor | None:
-    """Thin outlines (N, 1, H, W) in [0, 1] at the generator's size; None where none is drawn."""
-    config = context.generator
-    if config.route != "sd_in_channel":
-        return None
+def _outlines(known: list[LabelledImage], config: StableDiffusionConfig) -> torch.Tensor:
+    """Thin outlines (N, 1, H, W) in [0, 1] at the generator's size."""
+    thickness_px = max(1.0, OUTLINE_THICKNESS_PX * config.size_hw[1] / HC18_WIDTH_PX)
     drawn = []
     for each in known:
         placement = place(each.size_hw, frame_hw=config.size_hw, mode="squash")
         ellipse = outline_to_frame(each.ellipse, placement)
-        drawn.append(draw_outline(ellipse, size_hw=config.size_hw, thickness_px=_thickness(config)))
+        drawn.append(draw_outline(ellipse, size_hw=config.size_hw, thickness_px=thickness_px))
     return torch.from_numpy(np.stack(drawn))[:, None]
-
-
-def _thickness(config: StableDiffusionConfig) -> float:
-    return max(1.0, OUTLINE_THICKNESS_PX * config.size_hw[1] / HC18_WIDTH_PX)
 
 
 def draw_candidates(
     context: StageContext, module: StableDiffusionModule, ids: list[str]
-) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
-    """Candidates by the route of the settings, and those whose outline could not be read."""
-    if context.generator.draws_outlines:
-        return _draw_in_channel(context, module, ids)
-    return draw_on_outlines(context, module, ids)
+) -> Iterator[Drawn]:
+    """Candidates by the route of the settings."""
+    draw = _draw_in_channel if context.generator.draws_outlines else draw_on_outlines
+    return draw(context, module, ids)
 
 
 def _draw_in_channel(
     context: StageContext, module: StableDiffusionModule, ids: list[str]
-) -> tuple[list[SyntheticPair], list[SyntheticPair]]:
+) -> Iterator[Drawn]:
     """[image, image, outline] from a prompt: the outline is read from its channel, or refused."""
-    synthesis = context.config.synthesis
-    placement = place(synthesis.image_hw, frame_hw=module.config.size_hw, mode="squash")
-    seeds, present = candidate_seeds(context), sorted({t or 0 for t in trimesters_of(context, ids)})
+    image_hw, seeds = context.config.synthesis.image_hw, candidate_seeds(context)
+    placement = place(image_hw, frame_hw=module.config.size_hw, mode="squash")
+    present = sorted({each.trimester or 0 for each in labelled_images(context, ids)})
     # Trimesters in turn, as the training images hold them alike.
     prompts = [trimester_prompt(present[n % len(present)] or None) for n in range(len(seeds))]
     pictures = module.draw(prompts, seeds=seeds, masks=None, **drawing_of(context)).cpu()
-    pairs, refused = [], []
-    for number, picture in enumerate(pictures):
+    for picture, prompt in zip(pictures, prompts, strict=True):
         outline = extract_ellipse(to_bytes(picture[2]), context.config.extractor)
         image = image_to_original(to_bytes(picture[0]), placement, interpolation="linear")
-        ellipse = None
-        if outline.ellipse is not None:
-            ellipse = outline_to_original(outline.ellipse, placement)
-        pair = candidate(
-            context, number, seed=seeds[number], ellipse=ellipse, prompt=prompts[number]
-        )
-        if ellipse is None:
-            refused.append(replace(pair, reasons=(outline.reason or "no outline",)))
-            continue
-        mask = rasterise(ellipse, size_hw=synthesis.image_hw)
-        write_pair(context.run_dir, pair.sample_id, image=image, mask=mask)
-        pairs.append(pair)
-    return pairs, refused
+        ellipse = outline.ellipse and outline_to_original(outline.ellipse, placement)
+        yield Drawn(image, ellipse, prompt, outline.reason)

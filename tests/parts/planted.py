@@ -41,6 +41,6 @@ def draw_candidates(context, module, ids):
 
     module.draw = draw
     try:
-        return stable_diffusion.draw_candidates(context, module, ids)
+        yield from stable_diffusion.draw_candidates(context, module, ids)
     finally:
         del module.draw
