@@ -3,9 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -30,9 +28,8 @@ WRITERS = 8
 """Files that are on their way to the disk at once, while the encoder works."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Item:
-    """One embedding to compute: a row of the prepared images, as it is or as an augmented view."""
+class _Item(NamedTuple):
+    """One embedding to compute: of a row of the prepared images, as it is or as a view of it."""
 
     key: str
     row: int
@@ -43,33 +40,20 @@ class _Item:
 def run_embed(context: StageContext) -> dict[str, Any]:
     """Embed what the store does not hold yet, and write down the keys of all."""
     prepared, hashes = _images(context)
-    augment = context.node.content.get("augment")
-    n_views = augment["n_views"] if augment else 1
-    items = [
-        [_item(context, row=row, pair_hash=pair_hash, view=view) for view in range(n_views)]
-        for row, pair_hash in enumerate(hashes)
-    ]
-    store = context.embeddings
-    missing = [
-        item
-        for item in chain(*items)
-        if item.key not in store or (item.view and not store.has_view(item.key))
-    ]
+    content, store, side = context.node.content, context.embeddings, context.segmenter.frame_hw[0]
+    n_views = content["augment"]["n_views"] if "augment" in content else 1
+    keys: dict[str, list[str]] = {sample_id: [] for sample_id in prepared.sample_ids}
+    missing = []
+    for row, (of_image, pair_hash) in enumerate(zip(keys.values(), hashes, strict=True)):
+        for view in range(n_views):
+            key, seed = embedding_key(content, frame_side_px=side, pair_hash=pair_hash, view=view)
+            of_image.append(key)
+            if key not in store or (view and not store.has_view(key)):
+                missing.append(_Item(key, row, view, seed))
     if missing:
         _embed(context, prepared=prepared, items=missing)
-    keys = [[item.key for item in views] for views in items]
-    write_index(context.run_dir, dict(zip(prepared.sample_ids, keys, strict=True)))
-    return {"images": len(prepared.sample_ids), "embedded": len(missing)}
-
-
-def _item(context: StageContext, *, row: int, pair_hash: str, view: int) -> _Item:
-    key, seed = embedding_key(
-        context.node.content,
-        frame_side_px=context.segmenter.frame_hw[0],
-        pair_hash=pair_hash,
-        view=view,
-    )
-    return _Item(key=key, row=row, view=view, seed=seed)
+    write_index(context.run_dir, keys)
+    return {"images": len(keys), "embedded": len(missing)}
 
 
 def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_Item]) -> None:
@@ -136,20 +120,16 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
     segmenter = context.segmenter
     if "pairs" in context.node.upstream:
         found = context.open_pairs("pairs")
-        samples, pairs = found.samples, [found.pairs[s.sample_id] for s in found.samples]
-        originals = context.samples | context.unlabelled
-        hashed = [
-            sample if pair.image_of is None else originals[pair.image_of]
-            for sample, pair in zip(samples, pairs, strict=True)
-        ]
-        # An embedding is of the image alone: that of a real one, whatever its label, is found.
-        hashes = [
-            content_hash_of(sample) if pair.image_of is None else context.content[pair.image_of]
-            for sample, pair in zip(samples, pairs, strict=True)
-        ]
+        samples, originals = found.samples, context.samples | context.unlabelled
+        hashed, hashes = [], []
+        for sample in samples:
+            real = found.pairs[sample.sample_id].image_of
+            # An embedding is of the image alone: that of a real one, whatever its label, is found.
+            hashed.append(sample if real is None else originals[real])
+            hashes.append(content_hash_of(sample) if real is None else context.content[real])
     else:
-        samples = [context.samples[k] for k in context.pick(context.node.content["images"])]
-        hashes, hashed = [context.content[sample.sample_id] for sample in samples], samples
+        samples = [context.samples[name] for name in context.pick(context.node.content["images"])]
+        hashed, hashes = samples, [context.content[sample.sample_id] for sample in samples]
     prepared = prepare_images(
         samples,
         content_hashes=hashes,
