@@ -10,8 +10,7 @@ from datamodules.samples import Sample
 from datamodules.storage import write_json
 from experiments.stages.agreement import Agreement, label_agreement
 from experiments.stages.context import StageContext
-from experiments.stages.fidelity import summarise_fidelity
-from experiments.stages.fidelity_sets import FidelitySet
+from experiments.stages.fidelity import FidelitySet, summarise_fidelity
 from experiments.stages.fit import fitted_segmenter
 from lightning_modules.fidelity import pooled
 
