@@ -65,11 +65,9 @@ def mirrored(prints: np.ndarray) -> np.ndarray:
     return prints.reshape(-1, *FINGERPRINT_HW)[:, :, ::-1].reshape(prints.shape)
 
 
-def nearest_real(candidates: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation (N,) with the nearest real image, mirrored or not, and its row (N,)."""
-    similarity = np.maximum(candidates @ real.T, candidates @ mirrored(real).T)
-    nearest = similarity.argmax(axis=1)
-    return similarity[np.arange(len(candidates)), nearest], nearest
+def similarities(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Correlation (N, M) of images by their fingerprints, the second ones mirrored or not."""
+    return np.maximum(first @ second.T, first @ mirrored(second).T)
 
 
 def limits_from_real(
@@ -95,9 +93,8 @@ def limits_from_real(
         quantile = float(np.quantile(agreement, config.agreement_quantile))
         limit = max(0.0, quantile - config.agreement_slack)
     means, spreads = per_image_intensity(images)
-    prints = fingerprints(images)
-    similarity = np.maximum(prints @ prints.T, prints @ mirrored(prints).T)
-    names = np.array(groups)
+    prints, names = fingerprints(images), np.array(groups)
+    similarity = similarities(prints, prints)
     similarity[names[:, None] == names[None, :]] = -1.0
     nearest = similarity.max(axis=1)
     nearest = nearest[nearest > -1.0]

@@ -14,43 +14,45 @@ from experiments.stages.gate import (
     GateMeasurement,
     fingerprints,
     limits_from_real,
-    nearest_real,
     reasons,
+    similarities,
 )
 from experiments.stages.labelled import labelled_images
 from experiments.stages.stage_logger import log_pairs
+from lightning_modules.fidelity import per_image_intensity
 
 
 def run_gate(context: StageContext) -> dict[str, Any]:
     """Measure every candidate, keep those within the limits, log why the others are refused."""
-    config = context.config.gate
-    source = context.upstream_dir("candidates")
+    config, source = context.config.gate, context.upstream_dir("candidates")
     candidates = context.open_pairs("candidates")
     ids = context.pick(context.node.content["images"])
     samples = [context.samples[sample_id] for sample_id in ids]
     # All images of the generator, its unlabelled ones among them; labels are those of `ids` alone.
     behind = labelled_images(context, ids)
-    shown = [each.real_id for each in behind]
     # Of the pairs: an image without any annotation is among no samples.
     real = [image_of(each.sample) for each in behind]
-    groups = [context.rows[name].group_id for name in shown]
     judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
     on_made = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
-    agreement = {name: each.dice for name, each in on_made.items()}
-    dice = [each.dice for each in on_real.values()]
-    limits = limits_from_real(real, groups=groups, agreement=dice, config=config)
+    limits = limits_from_real(
+        real,
+        groups=[context.rows[each.real_id].group_id for each in behind],
+        agreement=[each.dice for each in on_real.values()],
+        config=config,
+    )
     images = [image_of(sample) for sample in candidates.samples]
-    similarity, nearest = nearest_real(fingerprints(images), fingerprints(real))
+    means, spreads = per_image_intensity(images)
+    similarity = similarities(fingerprints(images), fingerprints(real))
     accepted: list[SyntheticPair] = []
     rejected: list[SyntheticPair] = []
     for number, sample in enumerate(candidates.samples):
         measured = GateMeasurement(
-            agreement=agreement[sample.sample_id],
-            mean=float(images[number].mean() / 255),
-            spread=float(images[number].std() / 255),
-            similarity=float(similarity[number]),
-            nearest=shown[nearest[number]],
+            agreement=on_made[sample.sample_id].dice,
+            mean=float(means[number]),
+            spread=float(spreads[number]),
+            similarity=float(similarity[number].max()),
+            nearest=behind[similarity[number].argmax()].real_id,
         )
         found = reasons(measured, limits)
         known = candidates.pairs[sample.sample_id]
@@ -71,5 +73,5 @@ def run_gate(context: StageContext) -> dict[str, Any]:
         "accepted": len(accepted),
         "rejected": len(rejected),
         "limits": asdict(limits),
-        "mean_agreement": float(np.mean(list(agreement.values()))),
+        "mean_agreement": float(np.mean([each.dice for each in on_made.values()])),
     }
