@@ -71,7 +71,7 @@ def load_data(
     content = _contents(files, samples=samples, as_listed=as_listed)
     if not config.data.allow_implausible:
         roots = [config.data_root(), *(folder for _, folder in config.data.cohorts())]
-        _refuse_implausible(indices, roots=dict(zip(cohorts, roots, strict=True)))
+        _refuse_implausible(indices.values(), roots=roots)
     _refuse_turned_pairs(config, indices[name])
     units = {row.sample_id: _unit(row, group_id=row.group_id) for row in indices[name].rows}
     folds = _folds(list(units.values()), config, samples=samples)
@@ -83,7 +83,7 @@ def load_data(
             Path(config.synthesis.folder),
             [s for key, s in samples.items() if key in tested or key not in units],
         )
-    extra, extra_index = _unlabelled(config, index_of=index_of, indices=indices)
+    extra, extra_rows = _unlabelled(config, index_of=index_of, indices=indices)
     content |= _hashes(extra)
     references = {
         key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
@@ -103,12 +103,12 @@ def load_data(
         foreign_pairs=foreign or None,
         unlabelled=tuple(sample.sample_id for sample in extra),
     )
-    indexed = [*indices.values(), *([] if extra_index is None else [extra_index])]
+    rows = [*(row for index in indices.values() for row in index.rows), *extra_rows]
     return Data(
         name=name,
         samples=samples,
         unlabelled={sample.sample_id: sample for sample in extra},
-        rows={row.sample_id: row for index in indexed for row in index.rows},
+        rows={row.sample_id: row for row in rows},
         indices=indices,
         view=view,
         notes=tuple(notes),
@@ -120,12 +120,12 @@ def _unlabelled(
     *,
     index_of: Callable[..., Index],
     indices: Mapping[str, Index],
-) -> tuple[list[Sample], Index | None]:
+) -> tuple[list[Sample], Sequence[IndexRow]]:
     """The layout's images without annotations, where they are asked for, less near-copies of
     annotated ones: of those one may be tested on."""
     if not config.data.use_unlabelled:
-        return [], None
-    layout, root = LAYOUTS[config.data.layout], config.data_root()
+        return [], ()
+    root = config.data_root()
     # HC18's two parts use the same names, of images and of exams.
     found = [
         replace(
@@ -134,7 +134,7 @@ def _unlabelled(
             exam_id=f"unlabelled-{each.exam_id}",
             cohort=f"{each.cohort}-unlabelled",
         )
-        for each in layout.unlabelled(root)
+        for each in LAYOUTS[config.data.layout].unlabelled(root)
     ]
     if not found:
         raise InputError(
@@ -147,7 +147,7 @@ def _unlabelled(
         for annotated in indices.values()
         for copy in cross_cohort_duplicates({"unlabelled": index, "annotated": annotated})
     }
-    return [each for each in found if each.sample_id not in copies], index
+    return [each for each in found if each.sample_id not in copies], index.rows
 
 
 def _cohorts(config: ExperimentConfig) -> dict[str, list[Sample]]:
@@ -192,12 +192,10 @@ def _contents(
 
     The same file gives other masks then, and whatever is fitted on them has another id.
     """
-    contents = {}
-    for key, sample in samples.items():
-        how = (sample.filled_bias_px, sample.label)
-        is_usual = how == (as_listed[key].filled_bias_px, as_listed[key].label)
-        contents[key] = files[key] if is_usual else hash_as_read(files[key], sample)
-    return contents
+    return {
+        key: files[key] if sample == as_listed[key] else hash_as_read(files[key], sample)
+        for key, sample in samples.items()
+    }
 
 
 def _index(
@@ -251,14 +249,14 @@ def _foreign_pairs(config: ExperimentConfig, *, taken: Mapping[str, Sample]) -> 
     return pairs
 
 
-def _refuse_implausible(indices: Mapping[str, Index], *, roots: Mapping[str, Path]) -> None:
+def _refuse_implausible(indices: Iterable[Index], *, roots: Sequence[Path]) -> None:
     """Wrong lengths make every number in mm wrong, and nothing later would show it."""
-    for cohort, index in indices.items():
+    for index, root in zip(indices, roots, strict=True):
         found = doubts(index)
         if found:
             more = f" (and {len(found) - 1} more such findings)" if len(found) > 1 else ""
             raise InputError(
-                f"{roots[cohort]}: {found[0]}{more}; see sonosweep data index {roots[cohort]}, "
+                f"{root}: {found[0]}{more}; see sonosweep data index {root}, "
                 "correct the data, or go on by data.allow_implausible=true"
             )
 
@@ -270,7 +268,9 @@ def _refuse_turned_pairs(config: ExperimentConfig, index: Index) -> None:
     if not any(c.draws_outlines and not (c.is_generated and has_folder) for c in conditions):
         return
     height, width = config.synthesis.image_hw
-    turned = [row.size_hw for row in index.rows if _is_turned(row.size_hw, (height, width))]
+    sizes = [row.size_hw for row in index.rows]
+    # A square neither lies nor stands.
+    turned = [(h, w) for h, w in sizes if (h - w) * (height - width) < 0]
     if 2 * len(turned) > len(index.rows):
         lies = width > height
         raise InputError(
@@ -279,12 +279,6 @@ def _refuse_turned_pairs(config: ExperimentConfig, index: Index) -> None:
             f"first: {turned[0][1]}x{turned[0][0]} px), so that drawn heads would be cut by the "
             f"border; set synthesis.image_hw=[{width},{height}]"
         )
-
-
-def _is_turned(size_hw: tuple[int, int], other_hw: tuple[int, int]) -> bool:
-    """Whether one stands upright and the other lies; a square does neither."""
-    (height, width), (other_height, other_width) = size_hw, other_hw
-    return (height - width) * (other_height - other_width) < 0
 
 
 def _refuse_shared_images(
@@ -332,14 +326,13 @@ def _folds(
     units: list[Unit], config: ExperimentConfig, *, samples: Mapping[str, Sample]
 ) -> tuple[Split, ...]:
     split = config.split
-    if split.file is None:
-        is_one = split.n_folds == 1
-        return (make_split(units, split),) if is_one else tuple(make_folds(units, split))
-    path = Path(split.file)
-    read_split_file(path).check_against(list(samples.values()))
-    if split.n_folds == 1:
-        return (split_from_file(path, units),)
-    return folds_from_file(path, units, n_folds=split.n_folds)
+    if split.file is not None:
+        path = Path(split.file)
+        read_split_file(path).check_against(list(samples.values()))
+        if split.n_folds == 1:
+            return (split_from_file(path, units),)
+        return folds_from_file(path, units, n_folds=split.n_folds)
+    return (make_split(units, split),) if split.n_folds == 1 else tuple(make_folds(units, split))
 
 
 def _unit(found: Sample | IndexRow, *, group_id: str) -> Unit:
