@@ -1,7 +1,6 @@
 """Lightning's Trainer as every stage uses it: fixed steps, one epoch, checkpoints, no surprises."""
 
 import os
-import re
 import time
 import zipfile
 from pathlib import Path
@@ -77,13 +76,11 @@ class PacedCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **named: Any) -> None:
         """Write one where it is due."""
+        step = trainer.global_step
         # Once a step: between two parts of the next batch there is nothing to continue from.
-        if (
-            trainer.global_step % self._every_n_train_steps
-            or trainer.global_step == self._seen_step
-        ):
+        if step % self._every_n_train_steps or step == self._seen_step:
             return
-        self._seen_step = trainer.global_step
+        self._seen_step = step
         # Processes that share a training must agree: writing waits for all of them.
         is_due = time.monotonic() - self._written >= self._least_s
         if trainer.strategy.reduce_boolean_decision(is_due, all=False):
@@ -106,12 +103,9 @@ def checkpoint_dir(run_dir: Path) -> Path:
 
 def last_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint with the most steps that is whole, or None."""
-    found = [
-        (int(match[1]), path)
-        for path in checkpoint_dir(run_dir).glob("*.ckpt")
-        if (match := re.fullmatch(r"step=(\d+)", path.stem))
-    ]
-    return next((path for _, path in sorted(found, reverse=True) if _is_whole(path)), None)
+    found = checkpoint_dir(run_dir).glob("step=*.ckpt")
+    newest_first = sorted(found, key=lambda path: int(path.stem[len("step=") :]), reverse=True)
+    return next(filter(_is_whole, newest_first), None)
 
 
 def _is_whole(path: Path) -> bool:
@@ -159,19 +153,12 @@ def make_trainer(
         patience: Validations without a better val/dice before stopping; None does not validate.
         batch_parts: Parts of a batch that make one optimiser step.
     """
-    devices = config.devices
     callbacks: list[Callback] = [
         ReportProgress(StatusFile(run_dir), steps=steps),
         CountInParts(batch_parts),
         StepLoss(),
     ]
-    step_checkpoint = {
-        "dirpath": checkpoint_dir(run_dir),
-        "filename": "{step}",
-        "save_top_k": 1,
-        "monitor": None,
-        "enable_version_counter": False,
-    }
+    kept = {"dirpath": checkpoint_dir(run_dir), "enable_version_counter": False}
     if patience is None:
         callbacks.append(
             PacedCheckpoint(
@@ -179,8 +166,9 @@ def make_trainer(
                 every_n_train_steps=config.checkpoint_every,
                 # Between two parts of a batch there is nothing to continue from, and where several
                 # processes share one they end at different times.
-                save_on_exception=batch_parts == 1 and devices == 1,
-                **step_checkpoint,
+                save_on_exception=batch_parts == 1 and config.devices == 1,
+                filename="{step}",
+                **kept,
             )
         )
     else:
@@ -192,24 +180,19 @@ def make_trainer(
                 # By itself it skips every validation of a short fit, which validates at each step.
                 check_on_train_epoch_end=False,
             ),
-            ModelCheckpoint(
-                dirpath=checkpoint_dir(run_dir),
-                filename="best",
-                monitor="val/dice",
-                mode="max",
-                save_top_k=1,
-                enable_version_counter=False,
-            ),
+            ModelCheckpoint(filename="best", monitor="val/dice", mode="max", **kept),
             # After each validation and at no other time: Lightning skips the validation that is
             # due where a checkpoint was written between it and its step. And after the best one
             # was kept, so that its score is among what is resumed.
-            ModelCheckpoint(every_n_epochs=1, save_on_train_epoch_end=False, **step_checkpoint),
+            ModelCheckpoint(
+                filename="{step}", every_n_epochs=1, save_on_train_epoch_end=False, **kept
+            ),
         ]
     return Trainer(
         default_root_dir=run_dir,
         accelerator=config.accelerator,
-        devices=devices,
-        strategy="ddp" if devices > 1 else "auto",
+        devices=config.devices,
+        strategy="ddp" if config.devices > 1 else "auto",
         accumulate_grad_batches=batch_parts,
         # Inside a SLURM job Lightning would count SLURM's tasks as its processes, and queue the
         # job again by itself; both are the sweep's.
@@ -240,11 +223,8 @@ def fit(trainer: Trainer, module: LightningModule, datamodule: Any, *, run_dir: 
     Raises:
         InterruptedError: Stopped by a signal, with a checkpoint to continue from.
     """
-    checkpoint = last_checkpoint(run_dir)
     try:
-        trainer.fit(
-            module, datamodule=datamodule, ckpt_path=None if checkpoint is None else str(checkpoint)
-        )
+        trainer.fit(module, datamodule=datamodule, ckpt_path=last_checkpoint(run_dir))
     except RuntimeError as error:
         # A cluster's SIGTERM may reach the loader's processes too, which the fit then misses.
         if not trainer.received_sigterm:
