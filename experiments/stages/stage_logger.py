@@ -1,7 +1,6 @@
 """A stage's run on Weights & Biases, and where its result comes from: a view, never in the way.
 
-Offline unless the user is logged in. Whatever goes wrong here is printed to the run's log, and the
-stage continues without it.
+Whatever goes wrong here is printed to the run's log, and the stage continues without it.
 
 Lineage is generator -> synthetic set -> trial, as artifacts. Online they are uploaded, and taken as
 inputs by what uses them. Offline they are references to the store, and the inputs stand in the
@@ -53,7 +52,7 @@ def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
 
 def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
     """Start the W&B run of a stage; None where it is switched off or cannot be started."""
-    mode, node = usable_mode(context.config.wandb), context.node
+    mode, node, content = usable_mode(context.config.wandb), context.node, context.node.content
     if mode == "disabled":
         return None
     known = {*CONDITIONS, *context.config.conditions}
@@ -64,8 +63,8 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
         "stage": node.stage,
         "store_id": node.id,
         "upstream": node.upstream,
-        "seed": node.content.get("seed"),
-        "n_images": len(node.content.get("images", [])),
+        "seed": content.get("seed"),
+        "n_images": len(content.get("images", [])),
         "condition": condition,
         # What curves are grouped by.
         "arm": f"{segmenter} {condition}".strip(),
@@ -117,14 +116,7 @@ def input_keys(store: RunStore, upstream: dict[str, str]) -> list[str]:
 def log_lineage(context: StageContext) -> None:
     """Log what a stage used and made to its W&B run, where it has one; waits a limited time."""
     run = wandb.run
-    if run is None:
-        return
-
-    def log() -> None:
-        with harmless("lineage is not logged"):
-            _log(run, context)
-
-    if not ends_within(TIMEOUT_S, log):
+    if run is not None and not ends_within(TIMEOUT_S, lambda: _log(run, context)):
         print(f"W&B: artifacts took more than {TIMEOUT_S:.0f} s; not waited for", flush=True)
 
 
@@ -134,28 +126,29 @@ def log_pairs(context: StageContext) -> None:
         log_lineage(context)
 
 
+@harmless("lineage is not logged")
 def _log(run: wandb.Run, context: StageContext) -> None:
-    is_online = not run.offline
     inputs = input_keys(context.store, context.node.upstream)
     names = [artifact_name(key) for key in inputs]
     made = artifact_name(context.node.key)
     run.config.update({"inputs": names, "output": made}, allow_val_change=True)
-    run.log_artifact(_artifact(context.store, context.node.key, is_uploaded=is_online))
-    if is_online:
-        for key, name in zip(inputs, names, strict=True):
-            with harmless(f"{name} is not logged as an input"):
-                try:
-                    run.use_artifact(f"{name}:latest")
-                except Exception:  # Made offline, or in another project: its content names it.
-                    run.use_artifact(_artifact(context.store, key, is_uploaded=True))
+    run.log_artifact(_artifact(context.store, context.node.key, is_online=not run.offline))
+    if run.offline:
+        return
+    for key, name in zip(inputs, names, strict=True):
+        with harmless(f"{name} is not logged as an input"):
+            try:
+                run.use_artifact(f"{name}:latest")
+            except Exception:  # Made offline, or in another project: its content names it.
+                run.use_artifact(_artifact(context.store, key, is_online=True))
 
 
-def _artifact(store: RunStore, key: str, *, is_uploaded: bool) -> wandb.Artifact:
+def _artifact(store: RunStore, key: str, *, is_online: bool) -> wandb.Artifact:
     made, run_dir = _made(key), (store.root / "store" / key).absolute()
     artifact = wandb.Artifact(artifact_name(key), type=made.type, metadata={"store": key})
     for name in made.files:
         path = run_dir / name
-        if not (is_uploaded and made.is_uploaded):
+        if not (is_online and made.is_uploaded):
             artifact.add_reference(f"file://{path}", name=name)
             continue
         # A done stage is never written again, so that W&B needs no copy of it.

@@ -6,7 +6,6 @@ Free of wandb until a run reports: the file is written for `wandb sweep`, which 
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import pandas as pd
 import yaml
@@ -32,22 +31,16 @@ def log_to_agent(
     """
     if resolve_mode(config.wandb) == "disabled":
         return
-    os.environ.update(variables)
-    try:
-        import wandb
+    import wandb
 
-        from experiments.stages.wandb_run import INIT_TIMEOUT_S, usable_mode
+    from experiments.stages.wandb_run import INIT_TIMEOUT_S, harmless, usable_mode
 
-        # W&B refuses its own modes in another case, before it looks at the argument.
-        os.environ["WANDB_MODE"] = usable_mode(config.wandb)
-        with wandb.init(
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S),
-        ) as run:
-            run.summary.update(summary_of(scores))
-    except Exception as error:  # W&B raises many kinds.
-        print(f"W&B: the agent's run got no scores ({type(error).__name__}: {error})", flush=True)
+    # W&B refuses its own modes in another case, before it looks at the argument.
+    os.environ.update(variables, WANDB_MODE=usable_mode(config.wandb))
+    settings = wandb.Settings(init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S)
+    place = {"project": config.wandb.project, "entity": config.wandb.entity}
+    with harmless("the agent's run got no scores"), wandb.init(**place, settings=settings) as run:
+        run.summary.update(summary_of(scores))
 
 
 def summary_of(scores: pd.DataFrame) -> dict[str, float]:
@@ -89,9 +82,10 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
     values = {axis: {"values": list(v)} for axis in AXES if (v := getattr(grid, axis))}
     axes = {f"sweep.{axis}" for axis in AXES}
     fixed = [word for word in overrides if word.partition("=")[0] not in axes]
-    content: dict[str, Any] = {
+    content = {
         "name": config.name,
         "project": config.wandb.project,
+        **({} if config.wandb.entity is None else {"entity": config.wandb.entity}),
         # W&B's agent asks for it; the command below is what it starts.
         "program": "sonosweep",
         "method": "grid",
@@ -100,8 +94,6 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
         # Its arguments name the axes, so no other word may.
         "command": ["sonosweep", "trial", recipe, *fixed, "${args_no_hyphens}"],
     }
-    if config.wandb.entity is not None:
-        content["entity"] = config.wandb.entity
     n = math.prod(len(each["values"]) for each in values.values())
     return (
         f"# {n} runs. Start: wandb sweep FILE, then on each machine the agent that it names.\n"
