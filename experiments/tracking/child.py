@@ -31,10 +31,10 @@ OVERLAY_SIDE_PX = 400
 
 def main(path: Path) -> int:
     """Log everything that a request names; 1 where some of it could not be logged."""
-    request = json.loads(path.read_text())
-    config = WandbConfig(mode=request["mode"], **request["wandb"])
-    folder, mode = Path(request["folder"]), usable_mode(config)
-    output = request["config"]["evaluation"]["output"]
+    request, folder = json.loads(path.read_text()), path.parent
+    recipe, output = request["config"], request["config"]["evaluation"]["output"]
+    config = WandbConfig(**recipe["wandb"])
+    mode = usable_mode(config)
     per_image = read_output(folder / "per_image.csv", output)
     done, is_complete = logged(folder), True
     for job in request["jobs"]:
@@ -43,19 +43,19 @@ def main(path: Path) -> int:
                 folder,
                 config=config,
                 mode=mode,
-                run_id=clean_id(f"{request['sweep'][:60]}-{job['id']}"),
+                run_id=clean_id(f"{recipe['name'][:60]}-{job['id']}"),
                 name=job["name"],
-                group=request["sweep"],
+                group=recipe["name"],
                 job_type=job["job_type"],
                 tags=job["tags"],
-                content=run_config(request["config"], job["config"] | {"job": job["job_type"]}),
+                content=run_config(recipe, job["config"] | {"job": job["job_type"]}),
                 # Each is logged whole: points of an earlier state would stand among the new ones.
                 continues=False,
             )
             if job["job_type"] == "analysis":
-                log_analysis(run, request, per_image=per_image)
+                log_analysis(run, request, folder=folder, per_image=per_image)
             else:
-                log_trial(run, job, per_image=per_image)
+                log_trial(run, job, per_image=per_image, output=output)
             ended = finish(exit_code=0)
         except Exception as error:  # W&B raises many kinds; the next run may well work.
             print(f"W&B: {type(error).__name__}: {error}", flush=True)
@@ -71,10 +71,11 @@ def main(path: Path) -> int:
     return 0 if is_complete else 1
 
 
-def log_trial(run: wandb.Run, trial: dict[str, Any], *, per_image: pd.DataFrame) -> None:
+def log_trial(
+    run: wandb.Run, trial: dict[str, Any], *, per_image: pd.DataFrame, output: str
+) -> None:
     """The scores and some predictions of one trial."""
-    shown = overlays(trial["overlays"])
-    if shown:
+    if shown := overlays(trial["overlays"], output=output):
         run.log({"overlays": shown})
     # Against the amount, so that a plot over many runs is the curve that the study is about.
     run.define_metric("n_real")
@@ -92,7 +93,7 @@ def trial_summary(per_image: pd.DataFrame, trial_id: str) -> dict[str, float]:
     return summary_of(means)
 
 
-def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
+def overlays(shown: dict[str, Any], *, output: str) -> list[wandb.Image]:
     """The fixed test images of a trial, with the prediction and the reference as masks."""
     images = []
     for item in shown.get("images", []):
@@ -104,7 +105,7 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
             predicted = read_prediction(Path(shown["run_dir"]), **where)
         except KeyError:
             continue
-        if shown["output"] == "ellipse":
+        if output == "ellipse":
             _, predicted = filled_ellipse(predicted)
         masks = {
             name: {
@@ -118,9 +119,10 @@ def overlays(shown: dict[str, Any]) -> list[wandb.Image]:
     return images
 
 
-def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataFrame) -> None:
+def log_analysis(
+    run: wandb.Run, request: dict[str, Any], *, folder: Path, per_image: pd.DataFrame
+) -> None:
     """The sweep's own run: its curves, table, a row a trial, its figure, where the report is."""
-    folder = Path(request["folder"])
     rows = [
         {"trial": trial["id"], "job": trial["job_type"]}
         | {k: v for k, v in trial["config"].items() if k != "score_ids"}
@@ -135,9 +137,8 @@ def log_analysis(run: wandb.Run, request: dict[str, Any], *, per_image: pd.DataF
     for n_real, values in curves(results, per_image=per_image).items():
         run.log({X: n_real, **values})
     run.log({"figure": wandb.Image(str(folder / "figure.png"))})
-    tables = {"results": results, "trials": pd.DataFrame(rows)}
     # In the summary, not in the history: there their sizes would be taken for curves.
-    for name, frame in tables.items():
+    for name, frame in (("results", results), ("trials", pd.DataFrame(rows))):
         if not frame.empty:
             run.summary[name] = _table(frame)
     about = {"finding": request["finding"], "n_trials": len(rows)}

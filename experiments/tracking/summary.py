@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.integrity import read_object
-from datamodules.storage import content_key, write_json
+from datamodules.storage import content_key
 from experiments.config.schema import resolved
 from experiments.config.wandb_mode import resolve_mode
 from experiments.plan.nodes import Node, TrialSpec
@@ -49,11 +49,7 @@ def log_sweep(sweep: Sweep, *, key: str, finding: str) -> str | None:
         "key": key,
     }
     request = {
-        "sweep": sweep.config.name,
-        "folder": str(folder),
         "config": resolved(sweep.config),
-        "wandb": {"project": sweep.config.wandb.project, "entity": sweep.config.wandb.entity},
-        "mode": sweep.config.wandb.mode,
         "finding": finding,
         "trials": trials,
         "jobs": [*new, analysis],
@@ -101,16 +97,11 @@ def _shown(sweep: Sweep, spec: TrialSpec) -> dict[str, Any]:
     # A control may have a prompt of its own.
     known = [prompt for prompt in sweep.config.evaluation.prompts if prompt in scored]
     prompt = (known or scored)[0]
-    key = spec.score_keys[sweep.data.name, prompt]
-    shown = [sweep.data.samples[name] for name in fixed_images(sweep.plan.nodes[key])]
+    node = sweep.plan.nodes[spec.score_keys[sweep.data.name, prompt]]
     return {
-        "run_dir": str(sweep.store.root / "store" / key),
+        "run_dir": sweep.store.run_dir(node.stage, node.id),
         "prompt": prompt,
-        "output": sweep.config.evaluation.output,
-        "images": [
-            {name: str(v) if isinstance(v, Path) else v for name, v in asdict(sample).items()}
-            for sample in shown
-        ],
+        "images": [asdict(sweep.data.samples[name]) for name in fixed_images(node)],
     }
 
 
@@ -123,7 +114,7 @@ def fixed_images(node: Node) -> list[str]:
 
 def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str | None:
     path, log = folder / "wandb-request.json", folder / LOG_NAME
-    write_json(path, request)
+    path.write_text(json.dumps(request, default=str))
     with log.open("a") as output:
         # A session of its own: W&B starts processes that must end with it.
         child = subprocess.Popen(
