@@ -11,6 +11,7 @@ from datamodules.samples import Sample, content_hash_of
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from lightning_modules.losses import cross_entropy
+from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import prompt_boxes
 
 
@@ -23,6 +24,7 @@ class Agreement:
     """Mean over the image's pixels, nats: how hard the judge finds the pair."""
 
 
+@torch.inference_mode()
 def label_agreement(
     context: StageContext, samples: list[Sample], *, judge: LightningModule, role: str
 ) -> dict[str, Agreement]:
@@ -34,44 +36,36 @@ def label_agreement(
         judge: In eval mode.
         role: Input that holds the images' embeddings, where the judge reads embeddings.
     """
-    settings = context.segmenter
+    settings, status = context.segmenter, context.status()
     judge.to(device_of(context.config))
-    hashes = [content_hash_of(s) for s in samples]
     place = {
-        "content_hashes": hashes,
+        "content_hashes": [content_hash_of(sample) for sample in samples],
         "frame_hw": settings.frame_hw,
         "mode": settings.resize_mode,
         "cache_dir": context.cache_dir,
     }
-    prepared = prepare_images(samples, **place)
-    embeddings = context.open_embeddings(role) if settings.cache == "embedding" else None
-    large = prepared
-    if embeddings is None and settings.image_factor > 1:
-        large = prepare_images(samples, **place, factor=settings.image_factor)
+    prepared, images, embeddings = prepare_images(samples, **place), None, None
+    if settings.cache == "embedding":
+        embeddings = context.open_embeddings(role)
+    else:
+        images = prepare_images(samples, **place, factor=settings.image_factor).images
+    offsets = torch.full((1, 4), getattr(settings, "jitter_max_px", 0) / 2)
     found: dict[str, Agreement] = {}
-    status = context.status()
-    with torch.inference_mode():
-        for row, sample_id in enumerate(prepared.sample_ids):
-            mask = torch.from_numpy(prepared.masks[row].astype(np.float32))[None, None]
-            valid_hw = torch.from_numpy(np.array(prepared.valid_hw[row]))[None]
-            boxes = prompt_boxes(
-                context.config.gate.prompt,
-                mask=mask,
-                valid_hw=valid_hw,
-                offsets=torch.full((1, 4), getattr(settings, "jitter_max_px", 0) / 2),
-            )
-            batch = {"valid_hw": valid_hw}
-            if embeddings is not None:
-                batch["embedding"] = torch.from_numpy(np.array(embeddings[sample_id]))[None]
-            else:
-                image = large.images[row].astype(np.float32) / 255
-                batch["image"] = torch.from_numpy(image)[None, None]
-            logits = judge.predict(batch, boxes).cpu()
-            predicted = logits > 0
-            overlap = (predicted & (mask > 0.5)).sum().item()
-            found[sample_id] = Agreement(
-                dice=2 * overlap / (predicted.sum().item() + mask.sum().item()),
-                cross_entropy=cross_entropy(logits, mask, valid_hw=valid_hw).item(),
-            )
-            status.update("images", done=row + 1, total=len(prepared.sample_ids))
+    for row, sample_id in enumerate(prepared.sample_ids):
+        mask = torch.from_numpy(prepared.masks[row].astype(np.float32))[None, None]
+        valid_hw = torch.from_numpy(np.array(prepared.valid_hw[row]))[None]
+        batch = {"valid_hw": valid_hw}
+        if embeddings is not None:
+            batch["embedding"] = torch.from_numpy(np.array(embeddings[sample_id]))[None]
+        else:
+            batch["image"] = torch.from_numpy(images[row].astype(np.float32) / 255)[None, None]
+        boxes = prompt_boxes(
+            context.config.gate.prompt, mask=mask, valid_hw=valid_hw, offsets=offsets
+        )
+        logits = judge.predict(batch, boxes).cpu()
+        found[sample_id] = Agreement(
+            dice=dice_score((logits > 0)[0, 0].numpy(), prepared.masks[row]),
+            cross_entropy=cross_entropy(logits, mask, valid_hw=valid_hw).item(),
+        )
+        status.update("images", done=row + 1, total=len(samples))
     return found

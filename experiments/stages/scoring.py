@@ -39,7 +39,7 @@ def run_score(context: StageContext) -> dict[str, Any]:
 @torch.inference_mode()
 def _score(context: StageContext, *, segment: Segment, frame: Frame) -> dict[str, Any]:
     status, kept = context.status(), KeptPredictions()
-    protocol = _protocol(context)
+    protocol = Protocol(**context.node.content["evaluation"])
     rows = evaluate(
         segment,
         _loader(context, frame=frame),
@@ -56,10 +56,6 @@ def _score(context: StageContext, *, segment: Segment, frame: Frame) -> dict[str
         f"dice_{name}": float(table.loc[table["output"] == name, "dice"].mean()) for name in OUTPUTS
     }
     return {"images": int(table["sample_id"].nunique()), **dice}
-
-
-def _protocol(context: StageContext) -> Protocol:
-    return Protocol(**context.node.content["evaluation"])
 
 
 def _loader(context: StageContext, *, frame: Frame) -> DataLoader:
@@ -90,7 +86,7 @@ def run_control(context: StageContext) -> dict[str, Any]:
     side = content["frame_side_px"]
     frame = Frame(size_hw=(side, side), resize_mode=content.get("geometry", "pad"))
     if content["kind"] == "box_only":
-        segment = box_only_logits(_protocol(context))
+        segment = box_only_logits(Protocol(**content["evaluation"]))
     else:
         segment = constant_logits(_mean_mask(context))
     return _score(context, segment=segment, frame=frame)
