@@ -9,7 +9,6 @@ from lightning import LightningModule
 from datamodules.prepared import prepare_images
 from datamodules.samples import Sample, content_hash_of
 from experiments.stages.context import StageContext
-from experiments.stages.device import device_of
 from lightning_modules.losses import cross_entropy
 from lightning_modules.metrics import dice_score
 from lightning_modules.prompts import prompt_boxes
@@ -33,11 +32,10 @@ def label_agreement(
     Args:
         context: The stage; its segmenter is the judge's.
         samples: Images with their labels.
-        judge: In eval mode.
+        judge: On the stage's device, in eval mode.
         role: Input that holds the images' embeddings, where the judge reads embeddings.
     """
     settings, status = context.segmenter, context.status()
-    judge.to(device_of(context.config))
     place = {
         "content_hashes": [content_hash_of(sample) for sample in samples],
         "frame_hw": settings.frame_hw,

@@ -110,6 +110,10 @@ class StageContext:
         """Ids of a node's `[id, hash]` pairs."""
         return [sample_id for sample_id, _ in contents]
 
+    def picked(self, contents: Sequence[Sequence[str]]) -> list[Sample]:
+        """The annotated samples of a node's `[id, hash]` pairs."""
+        return [self.samples[sample_id] for sample_id in self.pick(contents)]
+
     def status(self) -> StatusFile:
         """Where to say how far the run is."""
         return StatusFile(self.run_dir)

@@ -128,7 +128,7 @@ def _images(context: StageContext) -> tuple[PreparedImages, list[str]]:
             hashed.append(sample if real is None else originals[real])
             hashes.append(content_hash_of(sample) if real is None else context.content[real])
     else:
-        samples = [context.samples[name] for name in context.pick(context.node.content["images"])]
+        samples = context.picked(context.node.content["images"])
         hashed, hashes = samples, [context.content[sample.sample_id] for sample in samples]
     prepared = prepare_images(
         samples,

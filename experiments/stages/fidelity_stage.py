@@ -11,7 +11,7 @@ from datamodules.storage import write_json
 from experiments.stages.agreement import Agreement, label_agreement
 from experiments.stages.context import StageContext
 from experiments.stages.fidelity import FidelitySet, summarise_fidelity
-from experiments.stages.fit import fitted_segmenter
+from experiments.stages.fit import segmenter_of
 from lightning_modules.fidelity import pooled
 
 NAME = "fidelity.json"
@@ -25,21 +25,17 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     found = context.open_pairs("pairs")
     native = next(iter(found.pairs.values())).native_size_hw or (64, 96)
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
+    judge = segmenter_of(context, "segmenter")
     sets = {}
     for name, role, samples in (
         ("synthetic", "embeddings", found.samples),
-        ("held_out", "test_embeddings", _picked(context, content["test"])),
-        ("train", "real_embeddings", _picked(context, content["images"])),
+        ("held_out", "test_embeddings", context.picked(content["test"])),
+        ("train", "real_embeddings", context.picked(content["images"])),
     ):
         agreement = label_agreement(context, samples, judge=judge, role=role)
         sets[name] = _set(context, samples, role=role, agreement=agreement)
     write_json(context.run_dir / NAME, summarise_fidelity(**sets, seed=0, pixel_hw=tuple(native)))
     return {"images": len(found.samples)}
-
-
-def _picked(context: StageContext, images: Sequence[Sequence[str]]) -> list[Sample]:
-    return [context.samples[sample_id] for sample_id in context.pick(images)]
 
 
 def _set(

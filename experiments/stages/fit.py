@@ -15,7 +15,7 @@ from datamodules.settings import Cache, Mixture
 from datamodules.synthetic import SyntheticSet
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
-from experiments.stages.device import loading_of
+from experiments.stages.device import device_of, loading_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import best_checkpoint, fit, last_loss, make_trainer
 from experiments.store.fitted import WEIGHTS_NAME
@@ -29,9 +29,15 @@ def fitted_segmenter(run_dir: Path, *, config: Any) -> LightningModule:
     return row_of(config).load_module().load(run_dir / WEIGHTS_NAME, config)
 
 
-def untrained_segmenter(config: Any) -> LightningModule:
-    """A pretrained segmenter as it is before any training, in eval mode, on the CPU."""
-    return row_of(config).load_module().untrained(config)
+def segmenter_of(context: StageContext, role: str) -> LightningModule:
+    """The stage's segmenter as an input fitted it, in eval mode, on the stage's device; without
+    that input, a pretrained one as it is before any training."""
+    config = context.segmenter
+    if role in context.node.upstream:
+        module = fitted_segmenter(context.upstream_dir(role), config=config)
+    else:
+        module = row_of(config).load_module().untrained(config)
+    return module.to(device_of(context.config)).eval()
 
 
 def run_fit(context: StageContext) -> dict[str, Any]:

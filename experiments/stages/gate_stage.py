@@ -9,7 +9,7 @@ from datamodules.annotation import image_of
 from datamodules.synthetic import SyntheticPair, link_pair, write_metadata
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext, StageError
-from experiments.stages.fit import fitted_segmenter
+from experiments.stages.fit import segmenter_of
 from experiments.stages.gate import (
     GateMeasurement,
     fingerprints,
@@ -27,12 +27,12 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     config, source = context.config.gate, context.upstream_dir("candidates")
     candidates = context.open_pairs("candidates")
     ids = context.pick(context.node.content["images"])
-    samples = [context.samples[sample_id] for sample_id in ids]
     # All images of the generator, its unlabelled ones among them; labels are those of `ids` alone.
     behind = labelled_images(context, ids)
     # Of the pairs: an image without any annotation is among no samples.
     real = [image_of(each.sample) for each in behind]
-    judge = fitted_segmenter(context.upstream_dir("segmenter"), config=context.segmenter)
+    judge = segmenter_of(context, "segmenter")
+    samples = context.picked(context.node.content["images"])
     on_real = label_agreement(context, samples, judge=judge, role="real_embeddings")
     on_made = label_agreement(context, candidates.samples, judge=judge, role="embeddings")
     limits = limits_from_real(

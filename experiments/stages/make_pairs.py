@@ -37,7 +37,7 @@ def run_warp(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     ids = context.pick(content["images"])
     made = warp_pairs(
-        [image_of(context.samples[sample_id]) for sample_id in ids],
+        [image_of(sample) for sample in context.picked(content["images"])],
         [context.rows[sample_id].ellipse for sample_id in ids],
         distribution=outlines_of(context, ids),
         n=content["n"],
@@ -65,14 +65,12 @@ def run_resize(context: StageContext) -> dict[str, Any]:
     content = context.node.content
     native = tuple(content["native_hw"])
     pairs = []
-    for number, sample_id in enumerate(context.pick(content["images"])):
-        sample, name = context.samples[sample_id], f"resized-{number:05d}"
-        image = image_of(sample)
-        mask = annotation_of(sample).mask
+    for number, sample in enumerate(context.picked(content["images"])):
+        image, name = image_of(sample), f"resized-{number:05d}"
         placement = place(image.shape, frame_hw=native, mode="squash")
         small = image_to_frame(image, placement)
         resized = image_to_original(small, placement, interpolation="linear")
-        write_pair(context.run_dir, name, image=resized, mask=mask)
+        write_pair(context.run_dir, name, image=resized, mask=annotation_of(sample).mask)
         pairs.append(SyntheticPair(sample_id=name, native_size_hw=native))
     return _finished(context, pairs)
 

@@ -17,9 +17,8 @@ from datamodules.samples import Sample
 from datamodules.settings import Cache, Frame
 from experiments.plan.box_passes import PASSES
 from experiments.stages.context import StageContext
-from experiments.stages.device import device_of
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
-from experiments.stages.fit import fitted_segmenter, untrained_segmenter
+from experiments.stages.fit import segmenter_of
 from experiments.store.columns import OUTPUTS, PER_IMAGE
 from experiments.store.kept_masks import KeptPredictions
 
@@ -28,12 +27,8 @@ MEAN_MASK_HW = (270, 400)
 
 def run_score(context: StageContext) -> dict[str, Any]:
     """Score every image of one cohort under one prompt, and keep the predicted masks."""
-    if "fit" in context.node.upstream:
-        module = fitted_segmenter(context.upstream_dir("fit"), config=context.segmenter)
-    else:
-        module = untrained_segmenter(context.segmenter)
-    segment = module.to(device_of(context.config)).eval().predict
-    return _score(context, segment=segment, frame=context.frame)
+    segmenter = segmenter_of(context, "fit")
+    return _score(context, segment=segmenter.predict, frame=context.frame)
 
 
 @torch.inference_mode()
@@ -88,7 +83,7 @@ def run_control(context: StageContext) -> dict[str, Any]:
     if content["kind"] == "box_only":
         segment = box_only_logits(Protocol(**content["evaluation"]))
     else:
-        segment = constant_logits(_mean_mask(context))
+        segment = constant_logits(mean_mask(context.picked(content["images"])))
     return _score(context, segment=segment, frame=frame)
 
 
@@ -99,9 +94,9 @@ def run_box(context: StageContext) -> dict[str, Any]:
     content, status, frame = context.node.content, context.status(), context.frame
     loader = _loader(context, frame=frame)
     scorer = Scorer(samples=context.samples, frame_hw=frame.size_hw, mode=frame.resize_mode)
-    module = fitted_segmenter(context.upstream_dir("fit"), config=context.segmenter)
-    model = module.to(device_of(context.config)).eval().predict
-    constant, parts = constant_logits(_mean_mask(context)), []
+    model = segmenter_of(context, "fit").predict
+    constant = constant_logits(mean_mask(context.picked(content["images"])))
+    parts = []
     for done, (what, prompt, jitter_px) in enumerate(PASSES):
         protocol = Protocol(
             prompt=prompt, jitter_draws=content["jitter_draws"], jitter_max_px=jitter_px or 0
@@ -117,11 +112,6 @@ def run_box(context: StageContext) -> dict[str, Any]:
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(context.run_dir / "per_image.csv", index=False)
     return {"images": int(table["sample_id"].nunique()), "passes": len(PASSES)}
-
-
-def _mean_mask(context: StageContext) -> np.ndarray:
-    images = context.pick(context.node.content["images"])
-    return mean_mask([context.samples[sample_id] for sample_id in images])
 
 
 def mean_mask(samples: list[Sample]) -> np.ndarray:

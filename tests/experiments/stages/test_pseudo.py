@@ -112,7 +112,7 @@ def test_images_that_never_had_an_annotation_are_labelled_too(tmp_path, monkeypa
     pairs = stages.context("fit", {}, pairs=context.node.key).open_pairs("pairs")
     assert {sample.image_path.parent.name for sample in pairs.samples} == {"test_set"}
     # The gate of a generator that saw them compares its candidates, here copies, with them too.
-    monkeypatch.setattr(gate_stage, "fitted_segmenter", lambda *_, **__: teacher)
+    monkeypatch.setattr(gate_stage, "segmenter_of", lambda *_: teacher)
     inputs = dict.fromkeys(("candidates", "pseudo"), context.node.key)
     inputs |= {"segmenter": upstream["teacher"]}
     own = {"images": stages.contents(OWN)}

@@ -273,7 +273,7 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
 def test_weights_that_are_no_numbers_fail_the_stage(stages, monkeypatch):
     module = SamModule(stages.config.segmenter).eval()
     torch.nn.init.constant_(module.sam.mask_decoder.mask_tokens.weight, torch.nan)
-    monkeypatch.setattr("experiments.stages.scoring.untrained_segmenter", lambda _: module)
+    monkeypatch.setattr("experiments.stages.scoring.segmenter_of", lambda *_: module)
     context = stages.context("score", content_of(stages, "whole_image"))
     with pytest.raises(FloatingPointError, match="002_HC: the logits are not finite"):
         run_score(context)
@@ -312,7 +312,7 @@ def test_the_mean_mask_control_scores_one_mask_for_all(stages):
 
 def test_the_box_stage_makes_the_passes_that_its_cost_counts(stages, monkeypatch):
     module = SamModule(stages.config.segmenter).eval()
-    monkeypatch.setattr("experiments.stages.scoring.fitted_segmenter", lambda *_, **__: module)
+    monkeypatch.setattr("experiments.stages.scoring.segmenter_of", lambda *_: module)
     fit, _ = stages.run(lambda _: {}, "fit", {"segmenter": {"tuning": "decoder"}})
     content = {
         "images": stages.contents(TRAIN),
@@ -338,7 +338,7 @@ def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
     """Its weights and its images: on another device than the test's, which computes nothing."""
     unet = UnetConfig(size_hw=(64, 96), decoder_channels=(32, 16, 16, 8, 8), steps=1)
     monkeypatch.setattr(stages.config, "unet", unet)
-    monkeypatch.setattr("experiments.stages.scoring.device_of", lambda _: torch.device("meta"))
+    monkeypatch.setattr("experiments.stages.fit.device_of", lambda _: torch.device("meta"))
     fit, _ = stages.run(lambda _: {}, "fit", {"seed": 0}, of="unet")
     save_unet(UnetModule(unet, seed=0), fit.run_dir / "segmenter.safetensors")
     seen = []
