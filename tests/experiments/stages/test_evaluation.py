@@ -213,10 +213,6 @@ def test_filled_annotations_are_corrected_and_read_once(samples):
     assert judge.reference("003_HC") is reference
 
 
-def test_only_the_jittered_box_has_draws():
-    assert [list(each.draws) for each in PROTOCOLS] == [[0], [0, 1, 2], [0]]
-
-
 def test_offsets_are_fixed_whole_numbers_in_range():
     ids = [f"{n:03d}_HC" for n in range(400)]
     offsets = JITTERED.offsets(ids, draw=0)

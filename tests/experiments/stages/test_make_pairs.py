@@ -150,17 +150,3 @@ def test_a_random_subset_is_as_large_as_what_the_gate_kept(stages):
 
 def test_a_subset_of_all_is_all(stages):
     assert subset(stages, *gated(stages, n=4, kept=4)) == [0, 1, 2, 3]
-
-
-def test_subsets_choose_evenly(stages):
-    candidates, gate = gated(stages, n=4, kept=2)
-    counts = np.zeros(4, dtype=int)
-    for seed in range(40):
-        context = stages.context("subset", {"seed": seed}, candidates=candidates, gate=gate)
-        run_subset(context)
-        for pair in read_metadata(context.run_dir / "metadata.jsonl"):
-            counts[pair.seed] += 1
-    assert counts.sum() == 80
-    # 20 each; the standard deviation is 3.
-    assert counts.min() >= 9
-    assert counts.max() <= 31

@@ -152,23 +152,22 @@ def own_boxes(first, scorer, *, mask=None):
     return seen[1], [row for row in rows if row["output"] == "mask"], kept
 
 
-def test_the_models_own_box_is_that_of_its_largest_part(scorer):
-    first = blocks((0, 10, 30, 5, 40), (0, 0, 2, 60, 62), (1, 3, 6, 7, 9))
-    boxes, rows, _ = own_boxes(first, scorer)
-    assert boxes == [[5, 10, 39, 29], [7, 3, 8, 5]]
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        # The largest part's; beside it lies a speck.
+        ([(0, 10, 30, 5, 40), (0, 0, 2, 60, 62)], [5, 10, 39, 29]),
+        # What lies in the padding does not widen it.
+        ([(0, 10, 64, 5, 40)], [5, 10, 39, 42]),
+        # The whole image's again, where there is no head.
+        ([], [0, 0, 63, 42]),
+    ],
+)
+def test_the_models_own_box_is_that_of_its_largest_part_in_the_image(scorer, found, expected):
+    boxes, rows, _ = own_boxes(blocks(*found, (1, 3, 6, 7, 9)), scorer)
+    assert boxes == [expected, [7, 3, 8, 5]]
     assert [row["sample_id"] for row in rows] == ["001_HC", "003_HC"]
-
-
-def test_no_head_gives_the_whole_images_box_again(scorer):
-    boxes, rows, _ = own_boxes(blocks((0, 10, 30, 5, 40)), scorer)
-    assert boxes == [[5, 10, 39, 29], [0, 0, 63, 42]]
-    assert [row["found"] for row in rows] == [True, False]
-
-
-def test_what_is_predicted_in_the_padding_does_not_widen_the_box(scorer):
-    first = blocks((0, 10, 64, 5, 40), (1, 43, 64, 0, 64), (1, 2, 4, 3, 9))
-    boxes, _, _ = own_boxes(first, scorer)
-    assert boxes == [[5, 10, 39, 42], [3, 2, 8, 3]]
+    assert rows[0]["found"] == bool(found)
 
 
 def test_the_models_own_box_reads_no_reference(scorer):
