@@ -210,10 +210,8 @@ def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch
     assert (result["steps"], result["batch_parts"]) == (3, 2)
 
 
-def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_once):
-    """The command that the sweep starts for `trainer.devices=2`, on two gloo processes."""
-    config = replace(stages.config, trainer=replace(stages.config.trainer, devices=2))
-    context = replace(fit_context, config=config)
+def on_two_processes(context) -> str:
+    """Run a stage by the command that the sweep starts for `trainer.devices=2`; its log."""
     write_request(context)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
     ended = subprocess.run(
@@ -224,9 +222,15 @@ def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_on
     )
     log = (context.run_dir / "log.txt").read_text()
     assert ended.returncode == 0, log
-    assert "distributed_backend=gloo" in log
     assert log.count("GLOBAL_RANK") == 2
     assert (context.run_dir / "DONE.json").is_file()
+    return log
+
+
+def test_two_processes_give_the_weights_of_one(stages, fit_context, whole, at_once):
+    config = replace(stages.config, trainer=replace(stages.config.trainer, devices=2))
+    context = replace(fit_context, config=config)
+    assert "distributed_backend=gloo" in on_two_processes(context)
     assert last_checkpoint(context.run_dir) is None
     assert largest_difference(weights_of(context), at_once) < 1e-6
     assert train_loss_of(context) == pytest.approx(train_loss_of(whole), rel=1e-5)
@@ -246,16 +250,4 @@ def test_mixed_precision_over_two_processes(stages, fit_context, kind):
     node = next(n for n in plan.nodes.values() if n.stage == kind)
     context = replace(fit_context, config=config, node=node)
     context.run_dir.mkdir(parents=True)
-    write_request(context)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "PASSIVE"}
-    ended = subprocess.run(
-        [sys.executable, "-m", "experiments.runner.distributed", str(context.run_dir), "2"],
-        env=environment,
-        timeout=300,
-        check=False,
-    )
-    log = (context.run_dir / "log.txt").read_text()
-    assert ended.returncode == 0, log
-    assert "bfloat16 Automatic Mixed Precision" in log
-    assert log.count("GLOBAL_RANK") == 2
-    assert (context.run_dir / "DONE.json").is_file()
+    assert "bfloat16 Automatic Mixed Precision" in on_two_processes(context)

@@ -82,16 +82,21 @@ class Kill(Callback):
             raise SystemExit
 
 
+def trainer_of(folder, *, least_s=0, batch_parts=1, **settings):
+    folder.mkdir(exist_ok=True)
+    return make_trainer(
+        run_dir=folder,
+        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
+        precision="32-true",
+        steps=STEPS // batch_parts,
+        batch_parts=batch_parts,
+        **settings,
+    )
+
+
 def run(folder, *, kill_after: int | None = None) -> tuple[Toy, int]:
     """Train, or continue; the module and its optimiser steps."""
-    folder.mkdir(exist_ok=True)
-    trainer = make_trainer(
-        run_dir=folder,
-        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
-        precision="32-true",
-        steps=STEPS,
-        patience=2,
-    )
+    trainer = trainer_of(folder, patience=2)
     if kill_after is not None:
         trainer.callbacks.append(Kill(kill_after))
     module = Toy()
@@ -198,13 +203,7 @@ def test_checkpoints_are_written_no_sooner_than_asked(
     tmp_path, monkeypatch, least_s, batch_parts, steps
 ):
     clock = Clock(tmp_path, monkeypatch)
-    trainer = make_trainer(
-        run_dir=tmp_path,
-        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=least_s),
-        precision="32-true",
-        steps=STEPS // batch_parts,
-        batch_parts=batch_parts,
-    )
+    trainer = trainer_of(tmp_path, least_s=least_s, batch_parts=batch_parts)
     trainer.callbacks.insert(0, clock)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
     assert list(dict.fromkeys(clock.found)) == [f"step={step}" for step in steps]
@@ -221,22 +220,10 @@ class Curve(DummyLogger):
         self.losses.append(metrics["train/loss"])
 
 
-def plain_trainer(folder, *, batch_parts=1, logger=None):
-    folder.mkdir(exist_ok=True)
-    return make_trainer(
-        run_dir=folder,
-        config=TrainerConfig(accelerator="cpu", checkpoint_every=2, checkpoint_s=0),
-        precision="32-true",
-        steps=STEPS // batch_parts,
-        logger=logger,
-        batch_parts=batch_parts,
-    )
-
-
 @pytest.mark.parametrize("batch_parts", [1, 2, 4])
 def test_the_loss_of_a_step_is_the_mean_over_its_parts(tmp_path, batch_parts):
     curve = Curve()
-    trainer = plain_trainer(tmp_path, batch_parts=batch_parts, logger=curve)
+    trainer = trainer_of(tmp_path, batch_parts=batch_parts, logger=curve)
     fit(trainer, Toy(), Numbers(), run_dir=tmp_path)
     weight, expected = 0.0, []
     for first in range(0, STEPS, batch_parts):
@@ -248,10 +235,10 @@ def test_the_loss_of_a_step_is_the_mean_over_its_parts(tmp_path, batch_parts):
 
 
 def test_a_fit_with_no_step_left_knows_its_loss(tmp_path):
-    whole = plain_trainer(tmp_path)
+    whole = trainer_of(tmp_path)
     fit(whole, Toy(), Numbers(), run_dir=tmp_path)
     assert last_checkpoint(tmp_path).stem == f"step={STEPS}"
-    resumed = plain_trainer(tmp_path)
+    resumed = trainer_of(tmp_path)
     assert last_loss(resumed) is None
     fit(resumed, Toy(), Numbers(), run_dir=tmp_path)
     assert resumed.global_step == STEPS
@@ -301,12 +288,12 @@ class Normed(Toy):
 @pytest.mark.parametrize("where", ["forward", "backward", "optimiser"])
 def test_a_step_that_ran_out_of_memory_is_taken_anew_as_a_whole(tmp_path, where):
     whole, cut = Normed(), Normed(fails=where)
-    fit(plain_trainer(tmp_path / "whole"), whole, Numbers(), run_dir=tmp_path / "whole")
+    fit(trainer_of(tmp_path / "whole"), whole, Numbers(), run_dir=tmp_path / "whole")
     with pytest.raises(torch.OutOfMemoryError):
-        fit(plain_trainer(tmp_path / "cut"), cut, Numbers(), run_dir=tmp_path / "cut")
+        fit(trainer_of(tmp_path / "cut"), cut, Numbers(), run_dir=tmp_path / "cut")
     assert last_checkpoint(tmp_path / "cut").stem == "step=4"
     again = Normed()
-    fit(plain_trainer(tmp_path / "cut"), again, Numbers(), run_dir=tmp_path / "cut")
+    fit(trainer_of(tmp_path / "cut"), again, Numbers(), run_dir=tmp_path / "cut")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
 
@@ -326,19 +313,14 @@ class Lost(torch.utils.data.Dataset):
 def test_an_error_between_two_steps_loses_none(tmp_path):
     loader = DataLoader(Lost(), batch_size=1)
     with pytest.raises(RuntimeError, match="worker is killed"):
-        plain_trainer(tmp_path).fit(Toy(), train_dataloaders=loader)
+        trainer_of(tmp_path).fit(Toy(), train_dataloaders=loader)
     assert last_checkpoint(tmp_path).stem == "step=5"
 
 
 def test_lightning_does_not_take_a_job_of_slurm_for_its_own(tmp_path, monkeypatch):
     for name, value in (("SLURM_NTASKS", "4"), ("SLURM_PROCID", "3"), ("SLURM_JOB_NAME", "toy")):
         monkeypatch.setenv(name, value)
-    trainer = make_trainer(
-        run_dir=tmp_path,
-        config=TrainerConfig(accelerator="cpu"),
-        precision="32-true",
-        steps=1,
-    )
+    trainer = trainer_of(tmp_path)
     environment = trainer._accelerator_connector.cluster_environment
     assert isinstance(environment, LightningEnvironment)
     assert (trainer.world_size, trainer.global_rank) == (1, 0)
