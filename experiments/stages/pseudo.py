@@ -95,23 +95,19 @@ def _reported(
     context: StageContext, ids: Sequence[str], *, kept: Sequence[SyntheticPair]
 ) -> dict[str, Any]:
     """How good and of which trimester the kept labels are, as far as the index knows."""
-    dice = [_true_dice(context, pair) for pair in kept]
-    known = [each for each in dice if each is not None]
+    dice = []
+    for pair in kept:
+        row = context.rows[pair.image_of]
+        if row.ellipse is not None:
+            truth = rasterise(row.ellipse, size_hw=row.size_hw)
+            dice.append(dice_score(rasterise(pair.ellipse, size_hw=row.size_hw), truth))
 
     def by_trimester(names: Sequence[str]) -> dict[str, int]:
         counts = Counter(trimester(context.rows[name].hc_mm) for name in names)
         return {str(number): counts[number] for number in (1, 2, 3)}
 
     return {
-        "true_dice": float(np.mean(known)) if known else None,
+        "true_dice": float(np.mean(dice)) if dice else None,
         "kept_by_trimester": by_trimester([pair.image_of for pair in kept]),
         "images_by_trimester": by_trimester(ids),
     }
-
-
-def _true_dice(context: StageContext, pair: SyntheticPair) -> float | None:
-    row = context.rows[pair.image_of]
-    if row.ellipse is None:
-        return None
-    drawn = (pair.ellipse, row.ellipse)
-    return dice_score(*(rasterise(each, size_hw=row.size_hw) for each in drawn))

@@ -140,15 +140,11 @@ def log_analysis(
     # In the summary, not in the history: there their sizes would be taken for curves.
     for name, frame in (("results", results), ("trials", pd.DataFrame(rows))):
         if not frame.empty:
-            run.summary[name] = _table(frame)
+            # None instead of NaN: a column of W&B has one type, or none.
+            frame = frame.astype(object).where(frame.notna(), None)
+            run.summary[name] = wandb.Table(dataframe=frame, allow_mixed_types=True)
     about = {"finding": request["finding"], "n_trials": len(rows)}
     run.summary.update(about | {"report": f"{folder.name}/report.html"})
-
-
-def _table(frame: pd.DataFrame) -> wandb.Table:
-    # None instead of NaN: a column of W&B has one type, or none.
-    rows = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
-    return wandb.Table(columns=list(frame.columns), data=rows, allow_mixed_types=True)
 
 
 def _small(picture: np.ndarray, interpolation: int) -> np.ndarray:
