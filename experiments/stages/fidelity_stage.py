@@ -1,14 +1,14 @@
 """The stage that measures a synthetic set against the images its generator saw."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from lightning import LightningModule
 
 from datamodules.annotation import annotation_of, image_of
 from datamodules.samples import Sample
 from datamodules.storage import write_json
-from experiments.stages.agreement import Agreement, label_agreement
+from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext
 from experiments.stages.fidelity import FidelitySet, summarise_fidelity
 from experiments.stages.fit import segmenter_of
@@ -26,26 +26,23 @@ def run_fidelity(context: StageContext) -> dict[str, Any]:
     found = context.open_pairs("pairs")
     native = next(iter(found.pairs.values())).native_size_hw or (64, 96)
     judge = segmenter_of(context, "segmenter")
-    sets = {}
-    for name, role, samples in (
-        ("synthetic", "embeddings", found.samples),
-        ("held_out", "test_embeddings", context.picked(content["test"])),
-        ("train", "real_embeddings", context.picked(content["images"])),
-    ):
-        agreement = label_agreement(context, samples, judge=judge, role=role)
-        sets[name] = _set(context, samples, role=role, agreement=agreement)
-    write_json(context.run_dir / NAME, summarise_fidelity(**sets, seed=0, pixel_hw=tuple(native)))
+    real, held_out = context.picked(content["images"]), context.picked(content["test"])
+    summary = summarise_fidelity(
+        synthetic=_set(context, found.samples, role="embeddings", judge=judge),
+        train=_set(context, real, role="real_embeddings", judge=judge),
+        held_out=_set(context, held_out, role="test_embeddings", judge=judge),
+        seed=0,
+        pixel_hw=native,
+    )
+    write_json(context.run_dir / NAME, summary)
     return {"images": len(found.samples)}
 
 
 def _set(
-    context: StageContext,
-    samples: Sequence[Sample],
-    *,
-    role: str,
-    agreement: Mapping[str, Agreement],
+    context: StageContext, samples: list[Sample], *, role: str, judge: LightningModule
 ) -> FidelitySet:
     """Images with their features; mirrored ones too, where their embeddings have such a view."""
+    agreement = label_agreement(context, samples, judge=judge, role=role)
     embeddings, rows = context.open_embeddings(role), context.rows
     ids = [sample.sample_id for sample in samples]
     keys = [embeddings.keys[name] for name in ids]

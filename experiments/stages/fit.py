@@ -67,7 +67,7 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         config=context.config.trainer,
         precision=config.precision,
         steps=config.steps,
-        logger=stage_logger(context, job_type="fit"),
+        logger=stage_logger(context),
         patience=config.early_stopping_patience,
         batch_parts=context.batch_parts,
     )

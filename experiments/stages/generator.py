@@ -56,7 +56,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
         config=context.config.trainer,
         precision=config.precision,
         steps=config.steps,
-        logger=stage_logger(context, job_type="generator"),
+        logger=stage_logger(context),
         batch_parts=context.batch_parts,
     )
     fit(trainer, module, datamodule, run_dir=context.run_dir)

@@ -44,13 +44,13 @@ def run_id(context: StageContext) -> str:
     return clean_id(f"{context.sweep[:60]}-{kind}-n{n_images}-{node.id[:8]}-s{seed}")
 
 
-def stage_logger(context: StageContext, *, job_type: str) -> WandbLogger | None:
+def stage_logger(context: StageContext) -> WandbLogger | None:
     """`stage_run` as Lightning's Trainer takes it."""
-    run = stage_run(context, job_type=job_type)
+    run = stage_run(context)
     return None if run is None else WandbLogger(experiment=run)
 
 
-def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
+def stage_run(context: StageContext) -> wandb.Run | None:
     """Start the W&B run of a stage; None where it is switched off or cannot be started."""
     mode, node, content = usable_mode(context.config.wandb), context.node, context.node.content
     if mode == "disabled":
@@ -80,7 +80,7 @@ def stage_run(context: StageContext, *, job_type: str) -> wandb.Run | None:
                 run_id=run_id(context),
                 name=node.label,
                 group=context.sweep,
-                job_type=job_type,
+                job_type=node.stage,
                 tags=context.tags,
                 content=run_config(resolved(context.config), own),
             )
@@ -122,7 +122,7 @@ def log_lineage(context: StageContext) -> None:
 
 def log_pairs(context: StageContext) -> None:
     """Log a finished set of pairs in a run of its own: its stage trains nothing and has none."""
-    if stage_run(context, job_type=context.node.stage) is not None:
+    if stage_run(context) is not None:
         log_lineage(context)
 
 

@@ -64,7 +64,7 @@ def run_stage(root: Path, printed: Path, environment: dict[str, str], words: lis
         tags=("real", "n=4"),
     )
     if stage == "fit":
-        stage_run(context, job_type="fit")
+        stage_run(context)
         log_lineage(context)
     else:
         log_pairs(context)
