@@ -29,18 +29,6 @@ class GateLimits:
     """Correlation with the nearest real image, mirrored or not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GateMeasurement:
-    """What the gate measures of one candidate."""
-
-    agreement: float
-    mean: float
-    spread: float
-    similarity: float
-    nearest: str
-    """Real image that it is most similar to."""
-
-
 def fingerprints(images: Sequence[np.ndarray]) -> np.ndarray:
     """Reduce images to unit vectors whose dot product is their correlation.
 
@@ -118,23 +106,35 @@ def _range(values: np.ndarray, config: GateConfig) -> tuple[float, float]:
     return max(0.0, low - slack), min(1.0, high + slack)
 
 
-def reasons(measurement: GateMeasurement, limits: GateLimits) -> list[str]:
-    """Why a candidate is refused, a phrase a reason; empty for one that passes."""
+def reasons(
+    limits: GateLimits,
+    *,
+    agreement: float,
+    mean: float,
+    spread: float,
+    similarity: float,
+    nearest: str,
+) -> list[str]:
+    """Why a candidate is refused, a phrase a reason; empty for one that passes.
+
+    Args:
+        limits: What it must keep to; the others are the same measures of the candidate.
+        nearest: Real image that it is most similar to.
+    """
     found = []
-    if measurement.agreement < limits.min_agreement:
+    if agreement < limits.min_agreement:
         found.append(
-            f"agreement with the segmenter {measurement.agreement:.2f} "
-            f"below {limits.min_agreement:.2f}"
+            f"agreement with the segmenter {agreement:.2f} below {limits.min_agreement:.2f}"
         )
     for name, value, (low, high) in (
-        ("mean intensity", measurement.mean, limits.mean_range),
-        ("intensity spread", measurement.spread, limits.spread_range),
+        ("mean intensity", mean, limits.mean_range),
+        ("intensity spread", spread, limits.spread_range),
     ):
         if not low <= value <= high:
             found.append(f"{name} {value:.3f} outside {low:.3f} to {high:.3f}")
-    if measurement.similarity > limits.max_similarity:
+    if similarity > limits.max_similarity:
         found.append(
-            f"near-copy of {measurement.nearest}: correlation {measurement.similarity:.3f} "
+            f"near-copy of {nearest}: correlation {similarity:.3f} "
             f"above {limits.max_similarity:.3f}"
         )
     return found

@@ -10,13 +10,7 @@ from datamodules.synthetic import SyntheticPair, link_pair, write_metadata
 from experiments.stages.agreement import label_agreement
 from experiments.stages.context import StageContext, StageError
 from experiments.stages.fit import segmenter_of
-from experiments.stages.gate import (
-    GateMeasurement,
-    fingerprints,
-    limits_from_real,
-    reasons,
-    similarities,
-)
+from experiments.stages.gate import fingerprints, limits_from_real, reasons, similarities
 from experiments.stages.labelled import labelled_images
 from experiments.stages.stage_logger import log_pairs
 from lightning_modules.fidelity import per_image_intensity
@@ -47,16 +41,16 @@ def run_gate(context: StageContext) -> dict[str, Any]:
     accepted: list[SyntheticPair] = []
     rejected: list[SyntheticPair] = []
     for number, sample in enumerate(candidates.samples):
-        measured = GateMeasurement(
-            agreement=on_made[sample.sample_id].dice,
-            mean=float(means[number]),
-            spread=float(spreads[number]),
-            similarity=float(similarity[number].max()),
-            nearest=behind[similarity[number].argmax()].real_id,
-        )
-        found = reasons(measured, limits)
+        measured = {
+            "agreement": on_made[sample.sample_id].dice,
+            "mean": float(means[number]),
+            "spread": float(spreads[number]),
+            "similarity": float(similarity[number].max()),
+            "nearest": behind[similarity[number].argmax()].real_id,
+        }
+        found = reasons(limits, **measured)
         known = candidates.pairs[sample.sample_id]
-        pair = replace(known, gate=asdict(measured), reasons=tuple(found))
+        pair = replace(known, gate=measured, reasons=tuple(found))
         (rejected if found and config.enabled else accepted).append(pair)
     for pair in accepted:
         link_pair(source, context.run_dir, sample_id=pair.sample_id)

@@ -7,7 +7,6 @@ import pytest
 from experiments.config.synthesis import GateConfig
 from experiments.stages.gate import (
     GateLimits,
-    GateMeasurement,
     fingerprints,
     limits_from_real,
     mirrored,
@@ -178,15 +177,13 @@ LIMITS = GateLimits(
 )
 
 
-def measure(**changes):
-    values = {
-        "agreement": 0.9,
-        "mean": 0.2,
-        "spread": 0.1,
-        "similarity": 0.5,
-        "nearest": "001_HC",
-    }
-    return GateMeasurement(**(values | changes))
+MEASURED = {
+    "agreement": 0.9,
+    "mean": 0.2,
+    "spread": 0.1,
+    "similarity": 0.5,
+    "nearest": "001_HC",
+}
 
 
 @pytest.mark.parametrize(
@@ -200,20 +197,18 @@ def measure(**changes):
         ({"mean": 0.09}, ["mean intensity 0.090 outside 0.100 to 0.300"]),
         ({"spread": 0.0}, ["intensity spread 0.000 outside 0.050 to 0.200"]),
         ({"similarity": 0.81}, ["near-copy of 001_HC: correlation 0.810 above 0.800"]),
+        (
+            {"agreement": 0.1, "mean": 0.9, "similarity": 0.99},
+            [
+                "agreement with the segmenter 0.10 below 0.70",
+                "mean intensity 0.900 outside 0.100 to 0.300",
+                "near-copy of 001_HC: correlation 0.990 above 0.800",
+            ],
+        ),
     ],
 )
-def test_reasons(changes, expected):
-    assert reasons(measure(**changes), LIMITS) == expected
-
-
-def test_all_reasons_are_given():
-    found = reasons(measure(agreement=0.1, mean=0.9, spread=0.9, similarity=0.99), LIMITS)
-    assert [reason.split()[0] for reason in found] == [
-        "agreement",
-        "mean",
-        "intensity",
-        "near-copy",
-    ]
+def test_all_reasons_are_given(changes, expected):
+    assert reasons(LIMITS, **(MEASURED | changes)) == expected
 
 
 @pytest.mark.parametrize("name", ["min_agreement", "intensity_quantile", "copy_quantile"])
