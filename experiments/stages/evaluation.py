@@ -48,11 +48,9 @@ class Protocol:
 
     def offsets(self, sample_ids: Sequence[str], *, draw: int) -> torch.Tensor:
         """Jitter (B, 4) of a fixed draw: the same for every model, so trials stay paired."""
-        drawn = [
-            torch.randint(0, self.jitter_max_px + 1, (4,), generator=generator)
-            for generator in (keyed_generator("evaluation", draw, name) for name in sample_ids)
-        ]
-        return torch.stack(drawn).float()
+        keyed = [keyed_generator("evaluation", draw, name) for name in sample_ids]
+        most = self.jitter_max_px + 1
+        return torch.stack([torch.randint(most, (4,), generator=each) for each in keyed]).float()
 
 
 @dataclass(kw_only=True)
@@ -77,11 +75,8 @@ class Scorer:
         return (logits_to_original(logits, placement)[0] > 0).numpy().astype(np.uint8)
 
     def rows(self, sample_id: str, predicted: np.ndarray) -> list[dict[str, Any]]:
-        """Scores of one image as the mask that it is, and as the ellipse fitted to it.
-
-        Where no ellipse fits, the mask's own scores stand in the ellipse's row and `fitted` is
-        false.
-        """
+        """Scores of one image as the mask that it is, and as the ellipse fitted to it; of a mask
+        that no ellipse fits, its own once more, with `fitted` false."""
         mask_row = self.row(sample_id, predicted)
         ellipse, filled = filled_ellipse(predicted)
         ellipse_row = mask_row
@@ -154,8 +149,8 @@ def evaluate(
         progress: Called with (images scored, images in all), draws counted singly.
 
     Returns:
-        Two rows an image and draw, of the mask and of its ellipse, with the keys of
-        `columns.PER_IMAGE`; absent keys mean not available.
+        Two rows an image and draw, with keys of `columns.PER_IMAGE`; one that is absent is not
+        available.
     """
     rows: list[dict[str, Any]] = []
     n_scored, total = 0, len(protocol.draws) * len(loader.dataset)

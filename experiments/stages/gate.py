@@ -65,16 +65,14 @@ def limits_from_real(
     agreement: Sequence[float],
     config: GateConfig,
 ) -> GateLimits:
-    """Set the limits from the generator's images.
+    """Set the limits from the generator's images; where all are of one group, nothing can be a
+    near-copy.
 
     Args:
         images: uint8 (H, W) real images.
         groups: Exam group of each; similarities within a group are no measure of copying.
         agreement: Dice between each label and the gate's segmenter.
         config: Quantiles and slack.
-
-    Returns:
-        The limits. With images of fewer than two groups nothing can be a near-copy.
     """
     limit = config.min_agreement
     if limit is None:

@@ -26,7 +26,7 @@ def image_logits(
     box: tuple[float, float, float, float] | None = None,
     view_zoom: float = 1.0,
 ) -> np.ndarray:
-    """Logits of an image at its own size.
+    """Logits of an image at its own size, float32 (H, W).
 
     Args:
         module: A segmenter in eval mode; one that takes no prompt sees none.
@@ -36,12 +36,9 @@ def image_logits(
             whole-image mask, then one more pass.
         box: The prompt instead: x0, y0, x1, y1 in pixels of the image, both corners inclusive;
             pixel centres are integers.
-        view_zoom: Size of the image, and of its box, in the view that the segmenter gets, as a
-            share of its own, in (0, 1]: it lies in the middle with black around it. The logits are
-            mapped back; what the view did not show is taken from its border.
-
-    Returns:
-        float32 (H, W).
+        view_zoom: Size of the image and its box in the view that the segmenter gets, as a share of
+            its own, in (0, 1]: it lies in the middle with black around it. The logits are mapped
+            back; what the view did not show is taken from its border.
 
     Raises:
         FloatingPointError: The logits are not finite.

@@ -34,10 +34,8 @@ TIMEOUT_S = 120.0
 
 
 def run_id(context: StageContext) -> str:
-    """`<sweep>-<kind>-n<images>-<hash>-s<seed>`: the same for a continued run.
-
-    The kind stands in it because viewers of offline runs list directories by their ids.
-    """
+    """`<sweep>-<kind>-n<images>-<hash>-s<seed>`, the same for a continued run; with the kind, as
+    viewers of offline runs list directories by their ids."""
     node = context.node
     kind = node.slug or node.stage
     n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
@@ -99,10 +97,8 @@ def _made(key: str) -> Artefact | None:
 
 
 def input_keys(store: RunStore, upstream: dict[str, str]) -> list[str]:
-    """Stages `stage/id` behind inputs by role that made an artifact, the nearest of each.
-
-    What makes none, such as embeddings or candidates, is passed through.
-    """
+    """The nearest stages `stage/id` behind inputs by role that made an artifact, which embeddings
+    and candidates do not."""
     found: list[str] = []
     for key in upstream.values():
         if _made(key) is not None:

@@ -20,10 +20,8 @@ _NOT_IN_IDS = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 def clean_id(text: str) -> str:
-    """A W&B id of a name: letters, digits, `_`, `.` and `-`, at most 128 of them.
-
-    A longer one ends in a hash, for what tells runs apart stands at the end.
-    """
+    """A W&B id of a name: letters, digits, `_`, `.` and `-`, at most 128 of them; a longer one ends
+    in a hash, for what tells runs apart stands at the end."""
     cleaned = _NOT_IN_IDS.sub("-", text)
     if len(cleaned) <= MAX_ID:
         return cleaned
@@ -60,11 +58,11 @@ def open_run(
     content: Mapping[str, Any],
     continues: bool = True,
 ) -> wandb.Run:
-    """Start a run in a folder of ours; where it is known, continue the one of the same id, or else
+    """Start a run whose files go to `folder/wandb`; where its id is known, continue that one, or
     write over it.
 
-    Its files go to `folder/wandb`, `group` is the sweep, `content` the run's config. W&B raises
-    exceptions of many kinds where it cannot start; the caller continues without it.
+    `group` is the sweep, `content` the run's config. W&B raises exceptions of many kinds where it
+    cannot start.
     """
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
     # Artefacts are otherwise staged in the user's home.
@@ -107,8 +105,6 @@ def ends_within(timeout_s: float, work: Callable[[], None]) -> bool:
 
 
 def finish(*, exit_code: int, timeout_s: float = 30.0) -> bool:
-    """End the process's W&B run, if there is one; whether it ended in time.
-
-    The run's own files are complete before this is called. Any code but 0 shows it as failed.
-    """
+    """End the process's W&B run, if there is one, as failed by any code but 0; whether it ended in
+    time. Its own files are complete before."""
     return wandb.run is None or ends_within(timeout_s, lambda: wandb.finish(exit_code=exit_code))

@@ -25,10 +25,7 @@ FINISH_TIMEOUT_S = 30
 def log_to_agent(
     config: ExperimentConfig, scores: pd.DataFrame, *, variables: Mapping[str, str]
 ) -> None:
-    """Report a trial's scores as the summary of the agent's run, as `dice/whole_image`.
-
-    W&B never fails a trial: what goes wrong is printed.
-    """
+    """Report a trial's scores as the summary of the agent's run; W&B never fails a trial."""
     if resolve_mode(config.wandb) == "disabled":
         return
     import wandb
@@ -44,10 +41,8 @@ def log_to_agent(
 
 
 def summary_of(scores: pd.DataFrame) -> dict[str, float]:
-    """Means over a command's trials: `measure/prompt`, of external cohorts `measure/prompt/name`.
-
-    The first cohort is the main one.
-    """
+    """Means over a command's trials: `measure/prompt`, of all but the first cohort
+    `measure/prompt/name`."""
     found: dict[str, float] = {}
     main = scores["test_cohort"].iloc[0] if len(scores) else None
     for (cohort, prompt), rows in scores.groupby(["test_cohort", "prompt"], sort=False):

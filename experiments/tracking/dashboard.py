@@ -60,8 +60,8 @@ def make_view(folder: Path, runs: Sequence[LoggedRun]) -> Path:
     """Make the folder that `wandb leet` opens: links, under names that tell the runs apart.
 
     It lists directories by the first thirty letters of their names or so, and finds a run's file
-    by the name of its directory. So each run gets a directory of its own, and links in it. Of the
-    summary's runs, which are logged whole each time, the newest of an id is shown.
+    by the name of its directory. Of the summary's runs, which are logged whole each time, the
+    newest of an id is shown.
     """
     view = folder / VIEW_NAME
     shutil.rmtree(view, ignore_errors=True)
@@ -88,8 +88,7 @@ def _date_and_id(run: LoggedRun) -> tuple[str, str]:
 
 def short_name(run_id: str, *, sweep: str, stage: str) -> str:
     """A run's id, `<sweep>-synthetic-n20-0bc03dd7-s0`, with what tells it from others in front and
-    the stage that logged it, if any: `n20-synthetic-fit-0bc03dd7-s0`.
-    """
+    the stage that logged it, if any: `n20-synthetic-fit-0bc03dd7-s0`."""
     parts = _ID.fullmatch(run_id)
     if parts is None:
         return run_id.removeprefix(f"{sweep}-")
@@ -124,9 +123,7 @@ def dashboard_command(sweep: str, *, root: Path, push: str | None, console: Cons
 
 
 def push_sweep(folder: Path, *, runs: Sequence[LoggedRun], to: str, console: Console) -> None:
-    """Sync what a server does not have of a sweep, and create its workspace and its report.
-
-    What a project was sent is skipped the next time, and so are views that have not changed. What
+    """Sync what a project does not have of a sweep, and create its workspace and its report; what
     a stage still writes is left for later.
 
     Raises:
@@ -158,11 +155,11 @@ def _sync(folder: Path, paths: Sequence[Path], *, entity: str, project: str) -> 
     W&B marks what it has sent but not where to, and its command ends well where a server refuses.
     """
     to = f"{entity}/{project}"
-    place, file = f"{server_url()}/{to}", folder / PUSHED_NAME
+    place = f"{server_url()}/{to}"
     pushed, views = (read_object(folder / name) or {} for name in (PUSHED_NAME, VIEWS_NAME))
     sent = set(pushed.get(place, ()))
-    waiting = {str(p.relative_to(folder.parent)): p for p in paths}
-    waiting = {name: path for name, path in waiting.items() if name not in sent}
+    named = {str(path.relative_to(folder.parent)): path for path in paths}
+    waiting = {name: path for name, path in named.items() if name not in sent}
     if not waiting:
         return
     if {*pushed} - {place} or {*views} - {to}:
@@ -172,7 +169,7 @@ def _sync(folder: Path, paths: Sequence[Path], *, entity: str, project: str) -> 
                 mark.unlink()
     _wandb("sync", "--yes", "-e", entity, "-p", project, *map(str, waiting.values()))
     taken = {name for name, path in waiting.items() if any(path.glob(_SENT))}
-    write_json(file, {**pushed, place: sorted(sent | taken)})
+    write_json(folder / PUSHED_NAME, {**pushed, place: sorted(sent | taken)})
     if lost := len(waiting) - len(taken):
         raise InputError(
             f"--push {to}: {lost} of {counted(len(waiting), 'run')} not taken by {server_url()}, "
@@ -186,13 +183,13 @@ def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
 
     from experiments.tracking.views import make_report, make_workspace
 
-    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config, to = yaml.safe_load((folder / "config.yaml").read_text()), f"{entity}/{project}"
     name, prompts = config["name"], config["evaluation"]["prompts"]
     # A change of the views' code changes what is saved.
     views_code = Path(__file__).with_name("views.py").read_text()
     key = content_key([name, prompts, views_code, server_url()])
     known = read_object(folder / VIEWS_NAME) or {}
-    found = known.get(f"{entity}/{project}", {})
+    found = known.get(to, {})
     if found.get("key") != key:
         os.environ["WANDB_SILENT"] = "true"
         place = {"entity": entity, "project": project, "prompts": prompts}
@@ -203,7 +200,7 @@ def create_views(folder: Path, *, entity: str, project: str) -> list[str]:
             print(f"W&B refused the views: {type(error).__name__}: {error}", file=sys.stderr)
             raise SystemExit(1) from error
         found = {"key": key, "workspace": workspace.url, "report": report.url}
-        write_json(folder / VIEWS_NAME, {**known, f"{entity}/{project}": found})
+        write_json(folder / VIEWS_NAME, {**known, to: found})
     return [f"workspace  {found['workspace']}", f"report     {found['report']}"]
 
 
