@@ -92,10 +92,8 @@ def run_fit(context: StageContext) -> dict[str, Any]:
 
 
 def share_of_pairs(share: float, *, n_sets: int) -> float:
-    """Share of a batch that all sets of pairs fill, each of which alone would fill `share`.
-
-    Each set keeps its proportion to the real images: of a half, two sets fill two thirds.
-    """
+    """Share of a batch that all sets of pairs fill, each of which alone would fill `share`, in its
+    proportion to the real images: of a half, two sets fill two thirds."""
     return n_sets * share / (1 - share + n_sets * share) if n_sets > 1 else share
 
 
@@ -109,6 +107,7 @@ def used_pairs(found: SyntheticSet, content: Mapping[str, Any]) -> list[Sample]:
 
 def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
     content, upstream = context.node.content, context.node.upstream
+    augment = content.get("augment", {})
     roles = ("embeddings", "val_embeddings", *EMBEDDINGS_OF.values())
     opened = [context.open_embeddings(role) for role in roles if role in upstream]
     views, n_views = None, 1
@@ -146,10 +145,10 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
             synthetic_share=share_of_pairs(config.synthetic_share, n_sets=len(pairs)),
             repeat_real=content["repeat_real"],
             pool=config.epochs is not None,
-            augment=content.get("augment", {}).get("strength"),
-            without=tuple(content.get("augment", {}).get("without", ())),
-            extra=tuple(content.get("augment", {}).get("extra", ())),
-            moderate_end=content.get("augment", {}).get("moderate_end", 0.0),
+            augment=augment.get("strength"),
+            without=tuple(augment.get("without", ())),
+            extra=tuple(augment.get("extra", ())),
+            moderate_end=augment.get("moderate_end", 0.0),
         ),
         loading=loading_of(context),
     )

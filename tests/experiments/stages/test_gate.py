@@ -61,10 +61,6 @@ def test_an_image_of_one_value_is_like_none(value):
     assert similarities(prints[:1], prints[1:]) == 0
 
 
-def test_no_images():
-    assert fingerprints([]).shape == (0, 1536)
-
-
 def test_mirroring_a_print_mirrors_the_image():
     images = [noise(seed, (32, 48)) for seed in range(2)]
     flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]
