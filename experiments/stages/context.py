@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.embeddings import EmbeddingSet, EmbeddingStore, open_embeddings
 from datamodules.index import IndexRow
@@ -14,9 +14,6 @@ from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Node
 from experiments.store.runs import RunStore, StatusFile
 from lightning_modules.segmenters.table import as_predicting, predicting
-
-if TYPE_CHECKING:
-    from datamodules.settings import Frame
 
 
 class StageError(RuntimeError):
@@ -60,19 +57,6 @@ class StageContext:
     def generator(self) -> Any:
         """Settings of the generator that the stage is about."""
         return self.config.generator_named(self.node.generator)
-
-    @property
-    def frame(self) -> "Frame":
-        """The frame of the segmenter's batches; what is embedded already needs no larger image."""
-        # It reads torch, which the command itself does without.
-        from datamodules.settings import Frame
-
-        settings = self.segmenter
-        return Frame(
-            size_hw=settings.frame_hw,
-            resize_mode=settings.resize_mode,
-            image_factor=1 if "embeddings" in self.node.upstream else settings.image_factor,
-        )
 
     @property
     def run_dir(self) -> Path:

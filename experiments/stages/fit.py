@@ -11,7 +11,7 @@ from lightning import LightningModule, seed_everything
 
 from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
-from datamodules.settings import Cache, Mixture
+from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import SyntheticSet
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
@@ -38,6 +38,16 @@ def segmenter_of(context: StageContext, role: str) -> LightningModule:
     else:
         module = row_of(config).load_module().untrained(config)
     return module.to(device_of(context.config)).eval()
+
+
+def frame_of(context: StageContext) -> Frame:
+    """The frame of the segmenter's batches; what is embedded already needs no larger image."""
+    settings = context.segmenter
+    return Frame(
+        size_hw=settings.frame_hw,
+        resize_mode=settings.resize_mode,
+        image_factor=1 if "embeddings" in context.node.upstream else settings.image_factor,
+    )
 
 
 def run_fit(context: StageContext) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
         train_ids=ids,
         val_ids=context.pick(content["val"]),
         test_ids={},
-        frame=context.frame,
+        frame=frame_of(context),
         cache=Cache(
             folder=context.cache_dir,
             embeddings=opened or None,

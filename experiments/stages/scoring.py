@@ -18,7 +18,7 @@ from datamodules.settings import Cache, Frame
 from experiments.plan.box_passes import PASSES
 from experiments.stages.context import StageContext
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
-from experiments.stages.fit import segmenter_of
+from experiments.stages.fit import frame_of, segmenter_of
 from experiments.store.columns import OUTPUTS, PER_IMAGE
 from experiments.store.kept_masks import KeptPredictions
 
@@ -28,7 +28,7 @@ MEAN_MASK_HW = (270, 400)
 def run_score(context: StageContext) -> dict[str, Any]:
     """Score every image of one cohort under one prompt, and keep the predicted masks."""
     segmenter = segmenter_of(context, "fit")
-    return _score(context, segment=segmenter.predict, frame=context.frame)
+    return _score(context, segment=segmenter.predict, frame=frame_of(context))
 
 
 @torch.inference_mode()
@@ -91,7 +91,7 @@ def run_control(context: StageContext) -> dict[str, Any]:
 def run_box(context: StageContext) -> dict[str, Any]:
     """How much of a score the box gives away: a fitted model, the ellipse in the box and the mean
     mask under increasing jitter."""
-    content, status, frame = context.node.content, context.status(), context.frame
+    content, status, frame = context.node.content, context.status(), frame_of(context)
     loader = _loader(context, frame=frame)
     scorer = Scorer(samples=context.samples, frame_hw=frame.size_hw, mode=frame.resize_mode)
     model = segmenter_of(context, "fit").predict
