@@ -75,11 +75,8 @@ def run_generator(context: StageContext) -> dict[str, Any]:
 
 
 def images_behind(context: StageContext, ids: list[str]) -> list[dict[str, Any]]:
-    """What a generator is fitted on: the image's hash, its size and the label's ellipse.
-
-    With them a generator draws where the images are not, and a set drawn from it tells whose test
-    images it must not meet.
-    """
+    """What a generator is fitted on: with ellipses and sizes it draws where the images are not, and
+    by their hashes a set drawn from it tells whose test images it must not meet."""
     return [
         {
             "pixels_sha256": pixels_sha256(image_of(each.sample)),
@@ -100,14 +97,12 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     ids = context.pick(context.upstream_content("generator")["images"])
     draw = draw_on_outlines if row.draw is None else imported(row.draw)
     generator_id = Path(context.node.upstream["generator"]).name
-    pairs, refused = [], []
-    for number, (seed, drawn) in enumerate(
-        zip(candidate_seeds(context), draw(context, module, ids), strict=True)
-    ):
+    seeds, pairs, refused = candidate_seeds(context), [], []
+    for number, drawn in enumerate(draw(context, module, ids)):
         pair = SyntheticPair(
             sample_id=f"{generator_id[:8]}-{number:05d}",
             ellipse=drawn.ellipse,
-            seed=seed,
+            seed=seeds[number],
             generator_id=generator_id,
             native_size_hw=tuple(config.size_hw),
             prompt=drawn.prompt,

@@ -45,8 +45,8 @@ class GeneratorRow:
     prepare: str | None = None
     """Function (context, module, ids) before the training, as `package.module:function`."""
     draw: str | None = None
-    """Function (context, module, ids) that draws candidates with labels of its own, instead of
-    images on given masks; as `package.module:function`, or None."""
+    """Function (context, module, ids) that gives `Drawn` of `experiments.stages.generator`, with
+    labels of its own, instead of images on given masks; `package.module:function`, or None."""
 
     def load_module(self) -> Any:
         """The LightningModule's class."""
