@@ -14,7 +14,7 @@ SERIES = ("segmenter", "condition", "generator", "choice")
 """Columns of a series, in the order in which rows of one amount are sorted."""
 AXES = tuple(name for name in SERIES if name != "condition")
 """Names of blocks of settings, and of the choice of images; "" where a row depends on none."""
-FIRST_PROMPTS = ("whole_image", "jittered_box")
+_FIRST_PROMPTS = ("whole_image", "jittered_box")
 """The leak-free one first, then the paper's."""
 
 
@@ -22,23 +22,22 @@ def prompt_label(name: str, *, shown: Sequence[str] = ()) -> str:
     """How tables call a prompt; where several segmenters share the leak-free one, of which some
     take no prompt, it is the image alone.
     """
-    if name == FIRST_PROMPTS[0] and "segmenter" in shown:
+    if name == _FIRST_PROMPTS[0] and "segmenter" in shown:
         return "no prompt (whole image)"
     return f"{name.replace('_', '-')} prompt"
 
 
 def prompt_phrase(name: str, *, shown: Sequence[str] = ()) -> str:
     """How sentences call a prompt, likewise."""
-    if name == FIRST_PROMPTS[0] and "segmenter" in shown:
+    if name == _FIRST_PROMPTS[0] and "segmenter" in shown:
         return "without a prompt (the whole image)"
     return f"prompted with the {name.replace('_', ' ')}"
 
 
 def prompt_order(prompts: Iterable[str]) -> list[str]:
     """Each prompt protocol once: the leak-free one first, then the paper's, then others."""
-    present = list(dict.fromkeys(prompts))
-    first = [prompt for prompt in FIRST_PROMPTS if prompt in present]
-    return first + [prompt for prompt in present if prompt not in first]
+    present = dict.fromkeys(prompts)
+    return sorted(present, key=[*_FIRST_PROMPTS, *present].index)
 
 
 def each_place(rows: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
@@ -69,13 +68,11 @@ def series_key(row: Mapping, *, order: Mapping[str, Sequence[str]]) -> tuple[int
     return (row["condition"] in CONTROLS, *(order[name].index(row[name]) for name in SERIES))
 
 
-def each_series(rows: pd.DataFrame) -> Iterator[tuple[dict[str, str], pd.DataFrame]]:
+def each_series(rows: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
     """Give the values of `SERIES` and the rows of each series, in the order of the tables."""
-    groups = dict(list(rows.groupby(list(SERIES), sort=False)))
-    order = orders(rows)
-    named = [dict(zip(SERIES, key, strict=True)) for key in groups]
-    for keys in sorted(named, key=lambda keys: series_key(keys, order=order)):
-        yield keys, groups[tuple(keys.values())]
+    order, groups = orders(rows), rows.groupby(list(SERIES), sort=False)
+    named = [(dict(zip(SERIES, values, strict=True)), own) for values, own in groups]
+    return sorted(named, key=lambda series: series_key(series[0], order=order))
 
 
 def axis_label(name: str, value: str) -> str:
@@ -111,8 +108,8 @@ def own_labels(rows: pd.DataFrame) -> pd.Series:
 
 
 def several_generator_labels(rows: pd.DataFrame) -> pd.Series:
-    """On how many labels a row's generator was fitted, as text, where its condition comes with
-    several fixed numbers of them; "" elsewhere.
+    """The number of labels of a row's generator, where its condition comes with several fixed
+    ones; "" elsewhere.
     """
     fixed = rows["n_generator_labels"].where(rows["pair_labels"] == "fixed")
     several = fixed.groupby(rows["condition"]).transform("nunique") > 1

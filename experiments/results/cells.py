@@ -14,7 +14,7 @@ import pandas as pd
 from experiments.results.axes import SERIES, own_labels
 from experiments.results.measures import MEASURES
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.rows import TESTED, amounts, with_defaults
+from experiments.results.rows import TESTED, with_amounts
 from experiments.results.statistics import average_draws, summarise, weighted_interval
 from experiments.store.columns import OUTPUTS
 
@@ -22,7 +22,24 @@ MODEL = ["support", "seed", "generator_seed"]
 """The axes of a model beside its series and amount."""
 _INTERVALS = ["dice_low", "dice_high"]
 _INTERVALS += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
-_CELL = ["test_cohort", "prompt", "amount", *SERIES, "generator_key", "n_val_labels"]
+_CELL = ["test_cohort", "prompt", "amount", *SERIES, "n_val_labels"]
+_COUNTS = {
+    "pair_labels": ("pair_labels", "first"),
+    "n_generator_labels": ("n_generator_labels", "max"),
+    "n_unlabelled": ("n_unlabelled", "max"),
+    "real_fraction": ("real_fraction", "first"),
+    "n_real_min": ("n_real", "min"),
+    "n_real_max": ("n_real", "max"),
+    "n_total_min": ("n_total_labels", "min"),
+    "n_total_max": ("n_total_labels", "max"),
+    "n_trials": ("trial_id", "size"),
+    "n_supports": ("support", "nunique"),
+    "n_folds": ("fold", "nunique"),
+    "trial_ids": ("trial_id", tuple),
+}
+"""What is counted in the trials of a cell: a column of results.csv, and how."""
+_AVERAGES = [*MEASURES, *(one.spread_column for one in MEASURES.values()), *_INTERVALS]
+_AVERAGES += ["trial_dice", "n_exams", "trimesters_missing"]
 
 
 def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -36,21 +53,22 @@ def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd
     Without per_image a cell of several trials has no interval, and one of several folds no number.
 
     Returns:
-        A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, n_val_labels,
-        pair_labels, n_generator_labels, n_unlabelled, real_fraction, n_real_min, n_real_max,
-        n_total_min, n_total_max, n_trials, n_supports, n_folds, trial_ids, trial_dice (a model
-        each), the columns of `MEASURES` and their `spread_column`,
-        dice_low, dice_high, dice_trimester_weighted_low and _high, n_exams, trimesters_missing.
+        A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, choice,
+        n_val_labels; the counts of `_COUNTS`; the columns of `MEASURES` and their `spread_column`,
+        the intervals, trial_dice (of each model), n_exams, trimesters_missing.
     """
-    done = with_defaults(results[results["status"] == "done"])
-    done = done.assign(amount=amounts(done), generator_key=own_labels(done))
+    done = with_amounts(results[results["status"] == "done"])
+    done = done.assign(generator_key=own_labels(done))
     images = None if per_image is None else average_draws(per_image)
-    rows = []
-    for where, part in done.groupby(_CELL, sort=False, dropna=False):
-        row = dict(zip(_CELL, where, strict=True)) | _counts(part)
-        own = None if images is None else rows_of(row, rows=images)
-        rows.append(row | _averages(_models(part, images=own), images=own))
-    return pd.DataFrame(rows).drop(columns="generator_key", errors="ignore")
+    groups = done.groupby([*_CELL, "generator_key"], sort=False, dropna=False)
+    found, averages = groups.agg(**_COUNTS).reset_index(), []
+    for _, cell in found.iterrows():
+        own = None if images is None else rows_of(cell, rows=images)
+        models = _models(rows_of(cell, rows=done), images=own)
+        averages.append(_averages(models, images=own))
+    found = found.assign(n_supports=found["n_supports"].clip(lower=1))
+    numbers = pd.DataFrame(averages, columns=_AVERAGES)
+    return pd.concat([found.drop(columns="generator_key"), numbers], axis="columns")
 
 
 def rows_of(cell: Mapping, *, rows: pd.DataFrame) -> pd.DataFrame:
@@ -118,38 +136,16 @@ def _models(part: pd.DataFrame, *, images: pd.DataFrame | None) -> pd.DataFrame:
     rows = []
     for _, folds in part.groupby(MODEL, sort=False, dropna=False):
         row = folds.iloc[0].to_dict()
-        if len(folds) > 1:
-            unknown = dict.fromkeys([*MEASURES, *_INTERVALS, "n_exams"], math.nan)
-            own = None if images is None else images["trial_id"].isin(folds["trial_id"])
-            row |= unknown if own is None else summarise(images[own])
-            if own is not None:
-                row |= _pooled_dice(folds)
+        if len(folds) > 1 and images is None:
+            row |= dict.fromkeys([*MEASURES, *_INTERVALS, "n_exams"], math.nan)
+        elif len(folds) > 1:
+            row |= summarise(images[images["trial_id"].isin(folds["trial_id"])])
+            # Of the output that is not shown the mean is known alone.
+            for name in (f"{output}_dice_mean" for output in OUTPUTS):
+                if name in folds:
+                    row[name] = float(np.average(folds[name], weights=folds["n_images"]))
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _pooled_dice(folds: pd.DataFrame) -> dict[str, float]:
-    """Mean Dice over the folds' images of the output that is not shown, where it is known."""
-    names = [f"{name}_dice_mean" for name in OUTPUTS if f"{name}_dice_mean" in folds]
-    return {name: float(np.average(folds[name], weights=folds["n_images"])) for name in names}
-
-
-def _counts(part: pd.DataFrame) -> dict:
-    ends = {
-        f"{stem}_{end}": part[name].agg(end)
-        for stem, name in (("n_real", "n_real"), ("n_total", "n_total_labels"))
-        for end in ("min", "max")
-    }
-    return ends | {
-        "pair_labels": part["pair_labels"].iloc[0],
-        "n_generator_labels": part["n_generator_labels"].max(),
-        "n_unlabelled": part["n_unlabelled"].max(),
-        "real_fraction": part["real_fraction"].iloc[0],
-        "n_trials": len(part),
-        "n_supports": max(part["support"].nunique(), 1),
-        "n_folds": part["fold"].nunique(),
-        "trial_ids": tuple(part["trial_id"]),
-    }
 
 
 def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None) -> dict:
@@ -171,11 +167,8 @@ def _averages(models: pd.DataFrame, *, images: pd.DataFrame | None) -> dict:
 def _pooled_intervals(images: pd.DataFrame | None) -> dict[str, float]:
     if images is None:
         return dict.fromkeys(_INTERVALS, math.nan)
-    keys = ["support", "sample_id", "exam_id"]
-    filled = images.assign(support=images["support"].fillna(-1))
-    means = filled.groupby(keys, as_index=False).agg(
-        dice=("dice", "mean"), trimester=("trimester", "first")
-    )
+    by_image = images.fillna({"support": -1}).groupby(["support", "sample_id", "exam_id"])
+    means = by_image.agg({"dice": "mean", "trimester": "first"}).reset_index()
     plain = crossed_bootstrap(means["dice"], exams=means["exam_id"], supports=means["support"])
     weighted = weighted_interval(means)
     return dict(zip(_INTERVALS, (plain.low, plain.high, *weighted), strict=True))

@@ -23,7 +23,7 @@ from experiments.results.axes import (
     prompt_label,
 )
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 
 _LIKE = ["test_cohort", "prompt", "amount", *(name for name in SERIES if name != "choice")]
 """What both sides of a comparison share."""
@@ -43,11 +43,10 @@ def unpaired_contrast(
 
     Returns:
         mean: over images, of the difference of the means over supports (each the mean over its
-        seeds); low, high: interval by
-        Student's t from the variances over exams (paired by image) and over the supports of either
-        side, or over exams alone where a side has one support; p: two-sided, not adjusted;
-        n_images, n_exams, n_supports (of the side that has fewer). Interval and p are NaN for one
-        exam; all but the counts are without a common image.
+        seeds); low, high: interval by Student's t from the variances over exams (paired by image)
+        and over the supports of either side, or over exams alone where a side has one support; p:
+        two-sided, not adjusted; n_images, n_exams, n_supports (of the side that has fewer).
+        Interval and p are NaN for one exam; all but the counts are without a common image.
 
     Source: Welch 1947 for unpaired means, Satterthwaite 1946 for the degrees of freedom.
     """
@@ -100,13 +99,16 @@ def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -
     for where, part in frame.groupby(_LIKE, sort=False):
         of = dict(list(part.groupby("choice", sort=False)))
         for choice in [name for name in of if name != against and against in of]:
-            own = of[choice].iloc[0]
-            keys = dict(zip(_LIKE, where, strict=True)) | {"choice": choice, "against": against}
-            keys |= {name: own[name] for name in ("n_real", "real_fraction")}
-            judged = {"level": statistics.level, "min_effect": statistics.min_effect("dice")}
-            settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level}
-            found = unpaired_contrast(of[choice], of[against], **settings)
+            found = unpaired_contrast(
+                of[choice],
+                of[against],
+                n_boot=statistics.bootstrap_samples,
+                level=statistics.level,
+            )
             if found["n_images"] > 0:
+                keys = dict(zip(_LIKE, where, strict=True)) | {"choice": choice, "against": against}
+                keys |= of[choice].iloc[0][["n_real", "real_fraction"]].to_dict()
+                judged = {"level": statistics.level, "min_effect": statistics.min_effect("dice")}
                 rows.append(keys | {"measure": "dice"} | found | judged)
     return pd.DataFrame(rows)
 
@@ -165,6 +167,4 @@ def choosing_phrase(row: pd.Series) -> str:
 
 
 def _trained(per_image: pd.DataFrame) -> pd.DataFrame:
-    frame = with_defaults(per_image)
-    frame = frame[~is_control(frame)].dropna(subset=["dice"])
-    return frame.assign(amount=amounts(frame))
+    return with_amounts(per_image[~is_control(per_image)]).dropna(subset=["dice"])

@@ -24,13 +24,12 @@ from experiments.results.measures import MEASURES, WORDS, Measure
 from experiments.results.rows import (
     SOURCE,
     TESTED,
-    amounts,
     choose_output,
     combine_results,
-    with_defaults,
+    with_amounts,
 )
 from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
-from experiments.results.text import Block, to_markdown
+from experiments.results.text import Block, counted_span, to_markdown
 from experiments.store.layout import check_sweep
 
 
@@ -58,7 +57,7 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
         InputError: If the measure is unknown or has no value, or nothing is done.
     """
     shown = WORDS[one_of(measure, tuple(WORDS), option="--measure")]
-    results = with_test_sets(with_defaults(results))
+    results = with_test_sets(with_amounts(results))
     blocks, notes = compact_blocks(results, shown=shown), _notes(results)
     if format_name == "csv":
         return _csv(blocks)
@@ -88,7 +87,9 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     columns = {shown.column, _with_values(done, shown=shown).column}
     if done.empty or done[list(columns)].isna().all(axis=None):
         raise InputError(f"no finished trial has {shown.title}; choose another --measure")
-    done = done.assign(amount=amounts(done), row=_row_labels(done))
+    counts = axes.several_generator_labels(done)
+    suffix = (" (generator on " + counts + ")").where(counts != "", "")
+    done = done.assign(row=done["condition"].map(condition_label) + suffix)
     _refuse_mixed(done)
     named = axes.shown_axes(done)
     several = done.groupby("test_cohort")[TEST_SET].transform("nunique") > 1
@@ -119,13 +120,6 @@ def _refuse_mixed(done: pd.DataFrame) -> None:
     )
 
 
-def _row_labels(done: pd.DataFrame) -> pd.Series:
-    """Name conditions, with the generator's labels where one condition comes with several."""
-    counts = axes.several_generator_labels(done)
-    suffix = (" (generator on " + counts + ")").where(counts != "", "")
-    return done["condition"].map(condition_label) + suffix
-
-
 def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block:
     part = pd.concat([own for _, own in axes.each_series(part)])
     shown, heads = _with_values(part, shown=shown), ["row", *named]
@@ -144,8 +138,8 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
             text.loc[i, amount] = _mean_sd(mean, sd, digits=shown.digits)
             means.loc[i, amount] = np.nan if level else round(mean, shown.digits)
     best = means.max() if shown.is_better_high else means.min()
-    exams = sorted(models["n_exams"].dropna().unique())
-    span = _span(exams, "exam") if exams else "? exams"
+    exams = models["n_exams"].dropna()
+    span = counted_span(exams.min(), exams.max(), "exam") if len(exams) else "? exams"
     cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
     tested = part["tested"].iloc[0]
     where = f"{cohort}{' of ' if tested else ''}{tested}"
@@ -164,12 +158,6 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     )
 
 
-def _span(numbers: Sequence[float], noun: str) -> str:
-    """Write ascending counts with their noun: 1 exam, 9 to 12 exams."""
-    least, most = numbers[0], numbers[-1]
-    return (f"{least:.0f} to " if most > least else "") + counted(most, noun)
-
-
 def _mean_sd(mean: float, sd: float, *, digits: int) -> str:
     if pd.isna(mean):
         return ""
@@ -179,9 +167,8 @@ def _mean_sd(mean: float, sd: float, *, digits: int) -> str:
 def _notes(results: pd.DataFrame) -> list[str]:
     done = results[results["status"] == "done"]
     cell = ["test_cohort", TEST_SET, "prompt", *axes.SERIES, "amount"]
-    models = done.assign(amount=amounts(done)).drop_duplicates([*cell, *MODEL])
-    counts = sorted(models.groupby(cell).size())
-    over = _span(counts, "model") if counts else "no model"
+    counts = done.drop_duplicates([*cell, *MODEL]).groupby(cell).size()
+    over = counted_span(counts.min(), counts.max(), "model")
     notes = [
         f"Mean over supports ± standard deviation over {over} a cell (supports and seeds); one "
         "model has no deviation. Bold: the best of a column as printed, which is no test of a "

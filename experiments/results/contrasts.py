@@ -14,7 +14,7 @@ from experiments.config.statistics import ContrastConfig, Measure, StatisticsCon
 from experiments.results import axes
 from experiments.results.choosing import choice_contrasts
 from experiments.results.resampling import crossed_bootstrap
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import generator_alone, with_amounts, with_defaults
 from experiments.results.statistics import holm
 
 BASELINE = "real"
@@ -110,8 +110,7 @@ def contrast_family(
         rival). Primary and beside come first where they could be computed; no rows, no columns
         without any contrast.
     """
-    frame = with_defaults(per_image)
-    frame = frame.assign(amount=amounts(frame))
+    frame = with_amounts(per_image)
     rows = _primary_rows(frame, statistics=statistics)
     taken = {_identity(row) for row in rows}
     frame = frame[~axes.is_control(frame)]
@@ -195,11 +194,9 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
         Rows as of `contrast_family`, with `against` for the first segmenter; not adjusted for their
         number. No rows where no two segmenters share images.
     """
-    frame = with_defaults(per_image)
+    frame = with_amounts(per_image)
     frame = frame[~axes.is_control(frame) & (frame["segmenter"] != "")]
-    frame = frame.assign(
-        amount=amounts(frame), is_other=frame["condition"] != BASELINE, down=-frame["n_real"]
-    )
+    frame = frame.assign(is_other=frame["condition"] != BASELINE, down=-frame["n_real"])
     alike, rows = ["amount", "condition", "generator", "choice"], []
     for (cohort, prompt), part in frame.groupby(["test_cohort", "prompt"], sort=False):
         of = dict(list(part.groupby("segmenter", sort=False)))
@@ -271,7 +268,7 @@ def _row(
         return []
     own = rows.iloc[0]
     carried = ("real_fraction", "n_real", "pair_labels", "n_generator_labels")
-    more = rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]
+    more = generator_alone(rows)
     judged = {"level": statistics.level, "min_effect": statistics.min_effect(keys["measure"])}
     extra = {"n_more_least": more.min(), "n_more_labels": more.max()}
     extra |= {"role": role, "p_holm": np.nan}

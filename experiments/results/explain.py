@@ -16,7 +16,7 @@ from experiments.config.words import counted
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells, rows_of
 from experiments.results.measures import MEASURES
-from experiments.results.rows import amounts, choose_output, read_output, read_rows, with_defaults
+from experiments.results.rows import choose_output, read_output, read_rows, with_amounts
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
 from experiments.store.provenance import code_name
@@ -25,7 +25,7 @@ from experiments.store.runs import RunStore, sweeps_with_results
 _PARTS = {
     "cohort": "test_cohort",
     "prompt": "prompt",
-    "amount": "amount_name",
+    "amount": "amount",
     **{name: name for name in SERIES},
 }
 """Parts of a cell's name in order, and the column of each; the axes may be left out."""
@@ -111,8 +111,7 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
         )
     named = dict(zip([p for p in _PARTS if len(words) > 4 or p not in AXES], words, strict=False))
     named |= {} if chosen_by is None else {"choice": chosen_by}
-    chosen = with_defaults(results)
-    chosen = chosen.assign(amount_name=amounts(chosen))
+    chosen = with_amounts(results)
     for part, word in named.items():
         if word == "*":
             continue
@@ -132,7 +131,7 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
             f"--explain {cell}: several have this name, by {' and '.join(open_axes)}; end it with "
             f"one of {', '.join(series)}"
         )
-    return chosen.drop(columns="amount_name")
+    return chosen
 
 
 def _series_words(keys: Mapping, shown: Sequence[str]) -> list[str]:
@@ -141,7 +140,7 @@ def _series_words(keys: Mapping, shown: Sequence[str]) -> list[str]:
 
 def _has_amount(rows: pd.DataFrame, word: str) -> pd.Series:
     plain = word.replace(" ", "").lower()
-    names = rows["amount_name"].str.replace(" ", "")
+    names = rows["amount"].str.replace(" ", "")
     return (names == plain) | (rows["n_real"].map(lambda n: f"{n:.0f}") == plain)
 
 
@@ -149,7 +148,7 @@ def _known(rows: pd.DataFrame, part: str) -> list[str]:
     if part != "amount":
         return [name for name in rows[_PARTS[part]].dropna().unique() if name]
     names = {f"{n:.0f}" for n in rows["n_real"]}
-    shares = rows.loc[rows["real_fraction"].notna(), "amount_name"].str.replace(" ", "")
+    shares = rows.loc[rows["real_fraction"].notna(), "amount"].str.replace(" ", "")
     return [*sorted(names, key=int), *shares.unique()]
 
 

@@ -11,8 +11,9 @@ from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.panels import Curve, Panel, condition_style, draw_panels, series_style
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 from experiments.results.statistics import average_draws, cluster_bootstrap_ci
+from experiments.results.text import counted_span
 
 Amount = Literal["n_real", "n_total_labels"]
 DICE_LABEL = "Dice, % (mean over images)"
@@ -36,10 +37,6 @@ def curve_points(
         (per cent, each trial).
     """
     summary = cells(results, per_image=per_image)
-    if summary.empty:
-        return pd.DataFrame(
-            columns=["test_cohort", "prompt", *axes.SERIES, "real_fraction", "x", "y"]
-        )
     stem = "n_total" if x == "n_total_labels" else "n_real"
     kept = summary[["test_cohort", "prompt", *axes.SERIES, "real_fraction"]]
     return kept.assign(
@@ -164,12 +161,12 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
     Bars would hide that Dice does not start at zero: points with 95 % intervals over exams. Several
     segmenters have a row of panels each.
     """
-    rows = with_defaults(per_image)
+    rows = with_amounts(per_image)
     shown, order = axes.shown_axes(rows), axes.orders(rows)
     segmenters = [name for name in order["segmenter"] if name] if "segmenter" in shown else [""]
     here = (rows["prompt"] == prompt) & (rows["test_cohort"] == test_cohort)
     rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
-    rows = rows.assign(amount=amounts(rows)).sort_values("n_real", kind="stable")
+    rows = rows.sort_values("n_real", kind="stable")
     counts = rows.groupby("amount", sort=False)["n_real"].agg(["min", "max"])
     words = axes.prompt_label(prompt, shown=shown)
     named = [name for name in shown if name != "segmenter"]
@@ -179,10 +176,10 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
         for amount in dict.fromkeys([*counts.index[:1], *counts.index[-1:]]):
             images = average_draws(own[own["amount"] == amount])
             least, most = counts.loc[amount]
-            images_text = (f"{least:.0f} to " if most > least else "") + counted(most, "real image")
+            count = counted_span(least, most, "real image")
             exams = images.groupby("trimester")["exam_id"].nunique()
             panel = Panel(
-                title=", ".join(filter(None, [segmenter, images_text, words])),
+                title=", ".join(filter(None, [segmenter, count, words])),
                 curves=_trimester_curves(images, order=order, shown=named),
                 x_label="trimester",
                 y_label=DICE_LABEL,

@@ -23,7 +23,7 @@ from experiments.results.contrasts import (
     primary_rows,
     verdict,
 )
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts, with_defaults
 
 FEW_EXAMS = 20
 """Below this many exams an interval is a rough guide."""
@@ -228,7 +228,7 @@ def best_trial(per_image: pd.DataFrame) -> pd.DataFrame:
     Args:
         per_image: Rows of one cohort, prompt and output, without controls; at least one.
     """
-    named = with_defaults(per_image).assign(amount=amounts(per_image))
+    named = with_amounts(per_image)
     largest = named[named["amount"] == named.loc[named["n_real"].idxmax(), "amount"]]
     series = largest.groupby(list(axes.SERIES), sort=False)["dice"].mean().idxmax()
     chosen = largest[(largest[list(axes.SERIES)] == list(series)).all(axis=1)]

@@ -25,7 +25,7 @@ from experiments.results.panels import (
     save_figure,
     series_style,
 )
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 from experiments.results.text import bullets, markdown_table
 
 _REFERENCE = REFERENCE / "paper_2506_23664.csv"
@@ -69,10 +69,10 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
         n_exams; panels that only the paper has under this train cohort are kept, so that the reader
         sees what was not repeated.
     """
-    rows = with_defaults(results)
+    rows = with_amounts(results)
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
     panel = train_cohort.upper() + "->" + done["test_cohort"].astype(str).str.upper()
-    done = done.assign(panel=panel, amount=amounts(done))
+    done = done.assign(panel=panel)
     # Of a fraction the folds of a model have unequal counts.
     cell = ["panel", "condition", *AXES, "amount"]
     ours = cell_means(done, ["dice_256_mean"], by=cell).sort_values(cell, kind="stable")

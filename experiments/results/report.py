@@ -33,7 +33,7 @@ from experiments.results.contrasts import (
 )
 from experiments.results.findings import finding, interval, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
-from experiments.results.rows import with_defaults
+from experiments.results.rows import generator_alone, with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import Block
@@ -200,8 +200,6 @@ def _difference_cells(row: pd.Series) -> dict[str, str | bool]:
 def control_sentences(results: pd.DataFrame, *, per_image: pd.DataFrame) -> list[str]:
     """Set box only beside the trained models under the same cohort and prompt."""
     found, sentences = cells(results, per_image=per_image), []
-    if found.empty:
-        return []
     for _, box in found[found["condition"].isin(BOX_ALONE)].iterrows():
         same = (found["test_cohort"] == box["test_cohort"]) & (found["prompt"] == box["prompt"])
         dice = 100 * found.loc[same & ~is_control(found), "trial_dice"].explode()
@@ -221,9 +219,9 @@ def budgets(results: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
     rows = results.loc[~is_control(results), columns].drop_duplicates()
-    more = rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]
     rank = rows["condition"].map(in_order(rows["condition"]).index)
-    return rows.assign(n_more=more, rank=rank).sort_values(["n_real", "rank"])
+    rows = rows.assign(n_more=generator_alone(rows), rank=rank)
+    return rows.sort_values(["n_real", "rank"])
 
 
 def interval_strip(block: Block) -> tuple[float, float, list[tuple[float, float, float] | None]]:

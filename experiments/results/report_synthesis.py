@@ -17,7 +17,7 @@ from experiments.results.axes import axis_label, prompt_label, shown_axes
 from experiments.results.cells import cell_means
 from experiments.results.pictures import REFERENCE_RGB, overlay_contours
 from experiments.results.report import Picture
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.stages.fidelity_table import fidelity_rows
 
@@ -96,13 +96,12 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
         A row per cohort, prompt, amount and condition where a sweep has both the gate and another
         choice of candidates; else no rows.
     """
-    rows = with_defaults(results)
+    rows = with_amounts(results)
     done = rows[rows["status"] == "done"]
     done = done[done["condition"].isin(_with_another_gate(done["condition"]))]
     if done.empty:
         return pd.DataFrame()
     shown = shown_axes(done)
-    done = done.assign(amount=amounts(done))
     where = ["test_cohort", "prompt", "amount", *shown, "condition"]
     columns = ["dice_mean", "dice_trimester_weighted_mean", "n_synthetic"]
     means = cell_means(done, columns, by=where)

@@ -186,8 +186,16 @@ def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(**numbers, **axes)
 
 
-def amounts(rows: pd.DataFrame) -> pd.Series:
-    """Name the amount of real data of each row: "10 %" of a fraction, else "40 images"."""
+def with_amounts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `with_defaults`, and as `amount` how people name their amount of real data: "10 %" of
+    a fraction, else "40 images".
+    """
+    rows = with_defaults(rows)
     per_cent = (rows["real_fraction"] * 100).map(lambda share: f"{share:.4g} %")
     count = rows["n_real"].map(lambda n: counted(n, "image"))
-    return per_cent.where(rows["real_fraction"].notna(), count)
+    return rows.assign(amount=per_cent.where(rows["real_fraction"].notna(), count))
+
+
+def generator_alone(rows: pd.DataFrame) -> pd.Series:
+    """How many labelled images only the generator of each row saw."""
+    return rows["n_total_labels"] - rows["n_real"] - rows["n_val_labels"]

@@ -13,10 +13,10 @@ import pandas as pd
 
 from experiments.config.conditions import condition_label
 from experiments.results.axes import axis_label, each_series, is_control, shown_axes
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 from lightning_modules.metrics import dice_score
 
-PROMPTS = ("whole_image", "predicted_box")
+_PROMPTS = ("whole_image", "predicted_box")
 """Those that know nothing of the annotation: students that share its box agree by that alone."""
 
 MaskOf = Callable[[str, str, str], np.ndarray]
@@ -27,7 +27,7 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
     """Mean Dice of the students of a row with each other and with the annotation, by trimester.
 
     Args:
-        per_image: Rows of per_image.csv of one cohort and output; the first of PROMPTS counts.
+        per_image: Rows of per_image.csv of one cohort and output; the first of _PROMPTS counts.
         mask_of: Reads a prediction.
 
     Returns:
@@ -36,10 +36,9 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
         several values, real, students, "agreement with", all, and the trimesters that are known.
         No rows without any such series.
     """
-    rows = with_defaults(per_image[~is_control(per_image)]).dropna(subset=["dice"])
-    prompt = next((prompt for prompt in PROMPTS if prompt in set(rows["prompt"])), None)
+    rows = with_amounts(per_image[~is_control(per_image)]).dropna(subset=["dice"])
+    prompt = next((prompt for prompt in _PROMPTS if prompt in set(rows["prompt"])), None)
     rows = rows[rows["prompt"] == prompt]
-    rows = rows.assign(amount=amounts(rows))
     shown, lines = shown_axes(rows), []
     for keys, series in each_series(rows) if len(rows) else ():
         n_students = series.groupby(["n_real", "sample_id"])["trial_id"].nunique()

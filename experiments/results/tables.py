@@ -6,21 +6,20 @@ to read, so that Markdown, LaTeX and HTML show the same digits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 
 from datamodules.choices import CHOICES
 from experiments.config.conditions import CONDITIONS, CONTROLS, condition_label
-from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.cells import cells
 from experiments.results.measures import MEASURES
-from experiments.results.rows import amounts, with_defaults
-from experiments.results.text import Block
+from experiments.results.rows import generator_alone, with_amounts, with_defaults
+from experiments.results.text import Block, counted_span
 
 LABELS = ["condition", *axes.AXES]
 """Headings that are text."""
+_EMPTY = ("",)
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class Column:
     text: Callable[[Mapping], str]
     latex: str = ""
     """Heading of the LaTeX table, whose page is narrow; "" for the same."""
-    is_optional: bool = False
-    """Whether it goes where every row is empty."""
+    idle: tuple[str, ...] = ()
+    """It goes where every row has one of these texts."""
     is_trained: bool = False
     """Whether it says nothing of a control."""
 
@@ -46,11 +45,6 @@ def _span(row: Mapping, stem: str) -> str:
     return _number(low) if pd.isna(low) or low == high else f"{low:.0f}–{high:.0f}"
 
 
-def _real_images(row: Mapping) -> str:
-    low, high = row["n_real_min"], row["n_real_max"]
-    return ("" if low == high else f"{low:.0f} to ") + counted(high, "real image")
-
-
 def _total(row: Mapping) -> str:
     if row["condition"] in CONTROLS:
         # The mean mask is made of training labels, which makes it no row of an amount.
@@ -58,24 +52,20 @@ def _total(row: Mapping) -> str:
     return _span(row, "n_total") or "unknown"
 
 
-def _measure(column: str, latex: str = "", *, is_optional: bool = False) -> Column:
+def _measure(column: str, latex: str = "", *, idle: tuple[str, ...] = ()) -> Column:
     one = MEASURES[column]
-
-    def text(row: Mapping) -> str:
-        return _number(row[column] * one.factor, one.digits)
-
-    return Column(one.heading, text, latex, is_optional)
+    return Column(
+        one.heading, lambda row: _number(row[column] * one.factor, one.digits), latex, idle
+    )
 
 
-def _axis(name: str, row: Mapping) -> str:
-    return axes.axis_label(name, row[name])
+def _axis(name: str) -> Column:
+    return Column(name, lambda row: axes.axis_label(name, row[name]), idle=_EMPTY)
 
 
 def _count(column: str, latex: str) -> Column:
-    def text(row: Mapping) -> str:
-        return _number(row[column], 1).removesuffix(".0")
-
-    return Column(MEASURES[column].heading, text, latex, is_optional=True)
+    heading = MEASURES[column].heading
+    return Column(heading, lambda row: _number(row[column], 1).removesuffix(".0"), latex, _EMPTY)
 
 
 def _starred(row: Mapping) -> str:
@@ -95,7 +85,7 @@ def _interval(stem: str) -> Callable[[Mapping], str]:
 # fmt: off
 _COLUMNS = [
     Column("condition", lambda row: condition_label(row["condition"])),
-    *(Column(name, partial(_axis, name), is_optional=True) for name in axes.AXES),
+    *map(_axis, axes.AXES),
     Column("real", lambda row: row["amount"] if pd.notna(row["real_fraction"]) else "",
            is_trained=True),
     Column("n real", lambda row: _span(row, "n_real"), "n", is_trained=True),
@@ -104,32 +94,27 @@ _COLUMNS = [
     Column("validation labels", lambda row: _number(row["n_val_labels"]), "val.", is_trained=True),
     Column("total labels", _total, "labels"),
     Column("unlabelled", lambda row: _number(row["n_unlabelled"] or float("nan")), "unlab.",
-           is_optional=True, is_trained=True),
-    Column("weighted Dice %", _starred, "weighted %", is_optional=True),
-    Column("weighted 95 % CI", _interval("dice_trimester_weighted"), "weighted CI",
-           is_optional=True),
+           _EMPTY, is_trained=True),
+    Column("weighted Dice %", _starred, "weighted %", _EMPTY),
+    Column("weighted 95 % CI", _interval("dice_trimester_weighted"), "weighted CI", _EMPTY),
     _measure("dice_mean"),
     Column("95 % CI", _interval("dice")),
-    Column("SD of trials", lambda row: _number(100 * row["dice_sd"], 1), is_optional=True),
-    _measure("mask_dice_mean", "mask %", is_optional=True),
-    _measure("ellipse_dice_mean", "ellipse %", is_optional=True),
+    Column("SD of trials", lambda row: _number(100 * row["dice_sd"], 1), idle=_EMPTY),
+    _measure("mask_dice_mean", "mask %", idle=_EMPTY),
+    _measure("ellipse_dice_mean", "ellipse %", idle=_EMPTY),
     _measure("dice_median"),
     _measure("dice_share_below_090", "share"),
-    _measure("hc_abs_err_mm_mean", "ADF mm", is_optional=True),
-    _measure("hc_abs_err_mm_p95", "p95 mm", is_optional=True),
-    _measure("hausdorff_mm_mean", is_optional=True),
+    _measure("hc_abs_err_mm_mean", "ADF mm", idle=_EMPTY),
+    _measure("hc_abs_err_mm_p95", "p95 mm", idle=_EMPTY),
+    _measure("hausdorff_mm_mean", idle=_EMPTY),
     _measure("dice_256_mean", "@256 %"),
     _count("n_not_found", "none"),
     _count("n_not_fitted", "no ell."),
     Column("exams", lambda row: _number(row["n_exams"])),
-    Column("supports", lambda row: _number(row["n_supports"]), is_trained=True),
+    Column("supports", lambda row: _number(row["n_supports"]), idle=("", "1"), is_trained=True),
     Column("trials", lambda row: _number(row["n_trials"])),
 ]
 # fmt: on
-_SOURCES = ["n_exams", "n_trials", "n_supports", "trimesters_missing", "dice_low", "dice_high"]
-_SOURCES += ["dice_trimester_weighted_low", "dice_trimester_weighted_high"]
-_SOURCES += [name for one in MEASURES.values() for name in (one.column, one.spread_column)]
-"""What a trial that is not done lacks of a row of `cells`."""
 COLUMNS = {column.heading: column for column in _COLUMNS}
 """In the order of the table, the headline first."""
 
@@ -143,37 +128,26 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
     hold several.
     """
     results = with_defaults(results)
-    summary = cells(results, per_image=per_image)
+    summary = cells(results, per_image=per_image).assign(note="")
     waiting = _waiting(results[results["status"] != "done"])
+    parts = [part for part in (summary, waiting) if len(part)]
+    rows = pd.concat(parts, ignore_index=True).reindex(columns=summary.columns)
     common = {"shown": axes.shown_axes(results), "order": axes.orders(results)}
-    if summary.empty:
-        return [_block(waiting, where=("", ""), **common)]
     made = []
-    for cohort, prompt, scored in axes.each_place(summary):
-        here = waiting[
-            (waiting["test_cohort"].isna() | (waiting["test_cohort"] == cohort))
-            & (waiting["prompt"].isna() | (waiting["prompt"] == prompt))
-        ]
-        parts = [part for part in (scored.assign(note=""), here) if len(part)]
-        rows = pd.concat(parts, ignore_index=True)
-        made.append(_block(rows, where=(cohort, prompt), **common))
-    # Where nothing is scored, the rows that wait or failed are a block all the same.
-    scored_in = {(block.test_cohort, block.prompt) for block in made}
-    for where, rows in waiting.groupby(["test_cohort", "prompt"], sort=False):
-        if where not in scored_in:
-            made.append(_block(rows, where=where, **common))
-    return made
+    for cohort, prompt, _ in axes.each_place(rows):
+        is_here = (rows["test_cohort"] == cohort) & (rows["prompt"] == prompt)
+        here = rows[is_here | rows["prompt"].isna()]
+        made.append(_block(here, where=(cohort, prompt), **common))
+    return made or [_block(rows, where=("", ""), **common)]
 
 
 def _waiting(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows as of `cells` for trials without numbers, with a note of why."""
-    reason = rows.get("reason", pd.Series("", index=rows.index)).fillna("").astype(str)
+    reason = rows.reindex(columns=["reason"])["reason"].fillna("").astype(str)
     note = rows["status"].astype(str) + (": " + reason).where(reason != "", "")
     labels = {f"n_real_{end}": rows["n_real"] for end in ("min", "max")}
     labels |= {f"n_total_{end}": rows["n_total_labels"] for end in ("min", "max")}
-    kept = ["test_cohort", "prompt", *LABELS, "real_fraction", "n_generator_labels", "n_val_labels"]
-    kept += ["n_unlabelled"]
-    return rows[kept].assign(note=note, amount=amounts(rows), **labels)
+    return with_amounts(rows).assign(note=note, **labels)
 
 
 def _block(
@@ -183,21 +157,19 @@ def _block(
     shown: Sequence[str],
     order: Mapping[str, Sequence[str]],
 ) -> Block:
-    known = rows.reindex(columns=rows.columns.union(_SOURCES, sort=False))
-    records = known.to_dict("records")
+    records = rows.to_dict("records")
     records.sort(key=lambda row: (row["condition"] in CONTROLS, row["n_real_min"],
                                   *axes.series_key(row, order=order)))  # fmt: skip
     controls = tuple(row["condition"] in CONTROLS for row in records)
     text = {}
     for name, column in COLUMNS.items():
         found = [
-            "" if column.is_trained and control else column.text(row)
-            for row, control in zip(records, controls, strict=True)
+            "" if column.is_trained and is_control else column.text(row)
+            for row, is_control in zip(records, controls, strict=True)
         ]
-        unused = {"", "1"} if name == "supports" else {""} if column.is_optional else set()
-        if (name in shown or name not in axes.AXES) and not set(found) <= unused:
+        if (name in shown or name not in axes.AXES) and not set(found) <= set(column.idle):
             text[name] = found
-    kept, numbers = pd.DataFrame(text, dtype=object), pd.DataFrame(records, columns=known.columns)
+    kept, numbers = pd.DataFrame(text, dtype=object), pd.DataFrame(records, columns=rows.columns)
     spreads = pd.DataFrame("", index=kept.index, columns=kept.columns)
     best = pd.DataFrame(False, index=kept.index, columns=kept.columns)
     groups = numbers["amount"].mask(numbers["condition"].isin(CONTROLS) | (numbers["note"] != ""))
@@ -217,7 +189,10 @@ def _block(
         rows=kept,
         heads=[name for name in LABELS if name in kept],
         notes=tuple(row["note"] for row in records),
-        amounts=tuple("" if row["condition"] in CONTROLS else _real_images(row) for row in records),
+        amounts=tuple(
+            "" if is_control else counted_span(row["n_real_min"], row["n_real_max"], "real image")
+            for row, is_control in zip(records, controls, strict=True)
+        ),
         controls=controls,
         spreads=spreads,
         best=best,
@@ -245,7 +220,6 @@ def footnotes(results: pd.DataFrame) -> list[str]:
     results = with_defaults(results)
     needed = ["trimesters_missing", "dice_trimester_weighted_mean", "n_not_found", "n_not_fitted"]
     results = results.reindex(columns=results.columns.union(needed, sort=False))
-    more = results["n_total_labels"] - results["n_real"] - results["n_val_labels"]
     present, chosen = set(results["condition"]), set(results["choice"])
     folds, is_short = results["fold"].nunique(), results["trimesters_missing"].fillna("") != ""
     notes = {
@@ -277,7 +251,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         ),
         "The generator behind + synthetic may have seen more labelled images than the real-only "
         "row of the same amount: compare at equal total labels.": (
-            (more[~axes.is_control(results)] > 0).any()
+            (generator_alone(results[~axes.is_control(results)]) > 0).any()
         ),
         "unknown: how many labelled images the maker of the imported synthetic pairs used is not "
         "known, so neither is the row's total.": results["n_total_labels"].isna().any(),

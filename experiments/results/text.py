@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+from experiments.config.words import counted
+
 _MARKS = str.maketrans({mark: f"\\{mark}" for mark in "\\|*<"} | {"\n": " "})
 
 
@@ -64,6 +66,11 @@ def markdown_table(frame: pd.DataFrame, *, left: Sequence[str]) -> list[str]:
 def bullets(notes: Sequence[str]) -> list[str]:
     """Write sentences as lines of a list."""
     return [f"- {escape_markdown(note)}" for note in notes]
+
+
+def counted_span(least: float, most: float, noun: str) -> str:
+    """Write a range of whole numbers with its noun: 1 exam, 9 to 12 exams."""
+    return (f"{least:.0f} to " if most > least else "") + counted(most, noun)
 
 
 def escape_markdown(text: str) -> str:

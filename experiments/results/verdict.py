@@ -21,7 +21,7 @@ from experiments.results.contrasts import (
     verdict,
 )
 from experiments.results.findings import interval, more_labels, size
-from experiments.results.rows import amounts, with_defaults
+from experiments.results.rows import with_amounts
 
 _TRIAL = ["fold", "support", "seed"]
 """What pairs the trials of two rows."""
@@ -84,8 +84,7 @@ def comparison_table(
         return pd.DataFrame(), ""
     # The levels of one place; the generator may differ, and is empty for conditions without one.
     place = ["test_cohort", "prompt", "amount", "segmenter", "choice"]
-    done = with_defaults(results[results["status"] == "done"])
-    done = done.assign(amount=amounts(done))
+    done = with_amounts(results[results["status"] == "done"])
     is_here = (done[place] == leading[place]).all(axis="columns")
     here, note = _common_trials(done[~is_control(done) & is_here])
     found = cells(here, per_image=per_image)
