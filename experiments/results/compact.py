@@ -19,7 +19,7 @@ from experiments.config.words import counted
 from experiments.results import axes
 from experiments.results.cells import MODEL, mean_over_supports, model_means
 from experiments.results.checked import check_header
-from experiments.results.latex import latex_notes, latex_table, with_best
+from experiments.results.latex import latex_notes, latex_table
 from experiments.results.measures import MEASURES, WORDS, Measure
 from experiments.results.rows import (
     SOURCE,
@@ -67,8 +67,7 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
 
 
 def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
-    """Average the done trials of each cell; folds of one model are averaged before, weighted by
-    their images.
+    """Average the done trials of each cell; folds of one model before, weighted by their images.
 
     Returns:
         A block per cohort, set of test images and prompt in order of appearance, the sweeps named
@@ -84,8 +83,7 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
     if shown.column not in done:
         files = ", ".join(done[SOURCE].unique()) if SOURCE in done else "results"
         raise InputError(f"{files}: no column {shown.column}; choose another --measure")
-    columns = {shown.column, _with_values(done, shown=shown).column}
-    if done.empty or done[list(columns)].isna().all(axis=None):
+    if done[_with_values(done, shown=shown).column].isna().all():
         raise InputError(f"no finished trial has {shown.title}; choose another --measure")
     counts = axes.several_generator_labels(done)
     suffix = (" (generator on " + counts + ")").where(counts != "", "")
@@ -126,42 +124,34 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     models = model_means(part, [shown.column], by=["row", *axes.SERIES, "amount"])
     models["value"] = models[shown.column] * shown.factor
     trained = models[~axes.is_control(models)].sort_values("n_real", kind="stable")
-    text = models[heads].drop_duplicates(ignore_index=True)
-    means = pd.DataFrame(np.nan, index=text.index, columns=heads)
+    rows = models[heads].drop_duplicates(ignore_index=True)
+    text, means = rows.copy(), pd.DataFrame(np.nan, index=rows.index, columns=heads)
     for amount in trained["amount"].unique() if len(trained) else ["controls only"]:
-        for i, head in text[heads].iterrows():
+        for i, head in rows.iterrows():
             own = models[(models[heads] == head).all(axis="columns")]
-            level = axes.is_control(own).any()
-            here = own[level | (own["amount"] == amount)]
+            is_level = axes.is_control(own).any()
+            here = own[is_level | (own["amount"] == amount)]
             mean = mean_over_supports(here["value"], supports=here["support"])
-            sd = here["value"].std(ddof=1)
-            text.loc[i, amount] = _mean_sd(mean, sd, digits=shown.digits)
-            means.loc[i, amount] = np.nan if level else round(mean, shown.digits)
-    best = means.max() if shown.is_better_high else means.min()
+            numbers = [x for x in (mean, here["value"].std(ddof=1)) if pd.notna(x)]
+            text.loc[i, amount] = " ± ".join(f"{x:.{shown.digits}f}" for x in numbers)
+            means.loc[i, amount] = np.nan if is_level else round(mean, shown.digits)
+    for name in named:
+        text[name] = [axes.axis_label(name, value) for value in text[name]]
+    best = means.eq(means.max() if shown.is_better_high else means.min())
     exams = models["n_exams"].dropna()
     span = counted_span(exams.min(), exams.max(), "exam") if len(exams) else "? exams"
-    cohort, prompt = part["test_cohort"].iloc[0], part["prompt"].iloc[0]
-    tested = part["tested"].iloc[0]
-    where = f"{cohort}{' of ' if tested else ''}{tested}"
-    where += f", {axes.prompt_label(prompt, shown=named)}"
+    cohort, prompt, tested = part[["test_cohort", "prompt", "tested"]].iloc[0]
+    where = " of ".join(filter(None, [cohort, tested]))
     return Block(
         test_cohort=cohort,
         prompt=prompt,
-        title=f"{where}: {shown.title}, {span}",
-        rows=text.assign(
-            **{name: [axes.axis_label(name, each) for each in text[name]] for name in named}
-        ).rename(columns={"row": "condition"}),
+        title=f"{where}, {axes.prompt_label(prompt, shown=named)}: {shown.title}, {span}",
+        rows=text.rename(columns={"row": "condition"}),
         heads=["condition", *named],
         headline=shown.title,
         tested=tested,
-        best=means.eq(best).rename(columns={"row": "condition"}),
+        best=best.rename(columns={"row": "condition"}),
     )
-
-
-def _mean_sd(mean: float, sd: float, *, digits: int) -> str:
-    if pd.isna(mean):
-        return ""
-    return f"{mean:.{digits}f}" + ("" if pd.isna(sd) else f" ± {sd:.{digits}f}")
 
 
 def _notes(results: pd.DataFrame) -> list[str]:
@@ -174,11 +164,10 @@ def _notes(results: pd.DataFrame) -> list[str]:
         "model has no deviation. Bold: the best of a column as printed, which is no test of a "
         "difference."
     ]
-    as_what = {
-        "ellipse": "Scores are those of the ellipse fitted to each predicted mask.",
-        "mask": "Scores are those of the predicted masks as they are.",
-    }
-    notes += [said for name, said in as_what.items() if (done["output"] == name).any()]
+    if (done["output"] == "ellipse").any():
+        notes.append("Scores are those of the ellipse fitted to each predicted mask.")
+    if (done["output"] == "mask").any():
+        notes.append("Scores are those of the predicted masks as they are.")
     if axes.is_control(done).any():
         notes.append("Controls need no real image: their one value stands in every column.")
     if done["fold"].nunique() > 1:
@@ -186,8 +175,7 @@ def _notes(results: pd.DataFrame) -> list[str]:
             "Cross-tested: the folds of a model are averaged first, weighted by their images."
         )
     notes += apart_notes(done)
-    n_missing = results.loc[results["status"] != "done", "trial_id"].nunique()
-    if n_missing:
+    if n_missing := results.loc[results["status"] != "done", "trial_id"].nunique():
         notes.append(f"Left out, as failed or not done: {counted(n_missing, 'trial')}.")
     return notes
 
@@ -195,12 +183,11 @@ def _notes(results: pd.DataFrame) -> list[str]:
 def _latex(blocks: Sequence[Block], *, notes: Sequence[str]) -> str:
     parts, labels = ["% Needs \\usepackage{booktabs}."], Counter[str]()
     for block in blocks:
-        ready = [name for name in block.rows if name not in block.heads]
-        frame = with_best(block.rows, best=block.best, columns=ready)
         label = f"tab:compact-{block.test_cohort}-{block.prompt}"
         labels[label] += 1
         label += f"-{labels[label]}" if labels[label] > 1 else ""
-        parts.append(latex_table(frame, caption=block.title, label=label, ready=ready))
+        best = block.best.drop(columns=list(block.heads))
+        parts.append(latex_table(block.rows, caption=block.title, label=label, best=best))
     return "\n".join([*parts, *latex_notes(notes), ""])
 
 
@@ -209,6 +196,7 @@ def _csv(blocks: Sequence[Block]) -> str:
     for block in blocks:
         where = {"test_cohort": block.test_cohort, "prompt": block.prompt}
         where |= {"tested": block.tested} if block.tested else {}
-        where = pd.DataFrame(where | {"measure": block.headline}, index=block.rows.index)
-        parts.append(pd.concat([where, block.rows], axis="columns"))
+        parts.append(
+            block.rows.assign(**where, measure=block.headline)[[*where, "measure", *block.rows]]
+        )
     return pd.concat(parts, ignore_index=True).to_csv(index=False)

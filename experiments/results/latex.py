@@ -22,44 +22,35 @@ _SPECIAL = str.maketrans(
 def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
     """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below.
 
-    The best cell of an amount is bold, and the standard deviation over trials follows its mean
-    after ±. Headings are short and the reason of a failure stands below, so that a landscape page
-    holds it.
+    The standard deviation over trials follows its mean after ±. Headings are short and the reason
+    of a failure stands below, so that a landscape page holds it.
     """
     parts = ["% Needs \\usepackage{booktabs,siunitx}; landscape A4, margins of 1 cm."]
     parts.append("{\\scriptsize\\setlength{\\tabcolsep}{3pt}")
-    reasons, is_marked = [], False
+    reasons: dict[str, None] = {}
+    marks = []
     for block in tables:
-        marked = [c for c in block.rows if (block.spreads[c] != "").any() or block.best[c].any()]
-        is_marked = is_marked or bool(marked)
-        frame = block.rows + (" ± " + block.spreads).where(block.spreads != "", "")
-        frame = with_best(frame, best=block.best, columns=marked)
+        marked = ((block.spreads != "") | block.best).any()
+        marks = [_MARKS] if marked.any() else marks
         # What stands behind ± needs no column of its own.
+        frame = block.rows + (" ± " + block.spreads).where(block.spreads != "", "")
         frame = frame.drop(columns="SD of trials", errors="ignore")
         first_interval = next(name for name in frame.columns if name.endswith("95 % CI"))
         for i, note in enumerate(block.notes):
             if note:
                 frame.loc[i, first_interval] = note.split(":")[0]
                 names = [*block.rows.loc[i, list(block.heads)], block.amounts[i]]
-                named = f"{', '.join(filter(None, names))}: {note}."
-                reasons += [named] if named not in reasons else []
+                reasons[f"{', '.join(filter(None, names))}: {note}."] = None
         short = {name: COLUMNS[name].latex or name for name in frame}
-        label = f"tab:{block.test_cohort}-{block.prompt}"
-        ready = [short[name] for name in marked]
         parts.append(
-            latex_table(frame.rename(columns=short), caption=block.title, label=label, ready=ready)
+            latex_table(
+                frame.rename(columns=short),
+                caption=block.title,
+                label=f"tab:{block.test_cohort}-{block.prompt}",
+                best=block.best.loc[:, marked].rename(columns=short),
+            )
         )
-    notes = [*notes, *([_MARKS] if is_marked else [])]
-    return "\n".join([*parts, *latex_notes([*notes, *reasons]), "}", ""])
-
-
-def with_best(rows: pd.DataFrame, *, best: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Give text cells with some columns as LaTeX, in which the best cells are bold."""
-    marked = {
-        name: [latex_cell(*cell) for cell in zip(rows[name], best[name], strict=True)]
-        for name in columns
-    }
-    return rows.assign(**marked)
+    return "\n".join([*parts, *latex_notes([*notes, *marks, *reasons]), "}", ""])
 
 
 def latex_notes(notes: Sequence[str]) -> list[str]:
@@ -68,24 +59,30 @@ def latex_notes(notes: Sequence[str]) -> list[str]:
 
 
 def latex_cell(text: str, is_best: bool) -> str:
-    """Escape a cell, with ± as mathematics, and make the best bold; an empty one is a dash."""
+    """Escape a cell and make the best bold; an empty one is a dash."""
     if not text:
         return "--"
     return f"\\textbf{{{latex_text(text)}}}" if is_best else latex_text(text)
 
 
-def latex_table(frame: pd.DataFrame, *, caption: str, label: str, ready: Sequence[str] = ()) -> str:
+def latex_table(
+    frame: pd.DataFrame, *, caption: str, label: str, best: pd.DataFrame | None = None
+) -> str:
     """Write text cells as a booktabs table; columns of plain numbers become siunitx S columns.
 
-    Caption and cells are escaped here, but for the columns of `ready`, which are LaTeX already.
+    In the columns of `best` the cells that it marks are bold, and ± is mathematics.
     """
-    numeric = [name for name in frame if name not in ready and _is_numeric(frame[name])]
+    marked = [] if best is None else list(best)
+    frame = frame.assign(
+        **{name: list(map(latex_cell, frame[name], best[name])) for name in marked}
+    )
+    numeric = [name for name in frame if name not in marked and _is_numeric(frame[name])]
     style = frame.style.hide(axis="index").format(escape="latex")
     style = style.format(lambda text: text or "{--}", subset=numeric)
-    style = style.format(str, subset=list(ready))
+    style = style.format(str, subset=marked)
     style = style.format_index(escape="latex", axis=1)
     kinds = [
-        _number_column(frame[name]) if name in numeric else "r" if name in ready else "l"
+        _number_column(frame[name]) if name in numeric else "r" if name in marked else "l"
         for name in frame
     ]
     return style.to_latex(

@@ -46,12 +46,12 @@ def to_markdown(tables: Sequence[Block], *, notes: Sequence[str], has_bold: bool
         frame = block.rows.map(escape_markdown)
         if has_bold:
             frame = ("**" + frame + "**").where(block.best, frame)
-        for i, note in enumerate(block.notes):
+        for i, note in enumerate(block.notes or [""] * len(frame)):
             if note:
                 first = next(name for name in frame.columns if name.endswith("Dice %"))
                 frame.loc[i, first] = escape_markdown(note)
-        dashed = [not note for note in block.notes or [""] * len(frame)]
-        frame.loc[dashed] = frame.loc[dashed].replace("", "–")
+            else:
+                frame.loc[i] = frame.loc[i].replace("", "–")
         parts += [f"### {block.title}", "", *markdown_table(frame, left=block.heads), ""]
     return "\n".join([*parts, *bullets(notes), ""])
 
