@@ -14,15 +14,13 @@ import pandas as pd
 from datamodules.errors import InputError
 
 AGAIN = "write it again with `sonosweep report RECIPE`"
-STATUSES = ("done", "failed", "pending")
+_STATUSES = ("done", "failed", "pending")
 _PLACE = ["trial_id", "test_cohort", "prompt", "output"]
 _NEEDED = ("trial_id", "status", "condition", "real_fraction", "n_real", "n_generator_labels")
 _NEEDED += ("support", "seed", "generator_seed", "test_cohort", "prompt", "n_exams", "dice_mean")
 """Columns that a table of files cannot do without; older files lack others."""
-_DONE = ("test_cohort", "prompt")
-"""What a row that is done always names; `sonosweep score` knows no condition or amount."""
 _NUMBERS = {"real_fraction", "support", "seed", "generator_seed", "fold", "draw", "steps"}
-_NUMBERS |= {"seconds", "peak_memory_mib"}
+_NUMBERS |= {"seconds", "peak_memory_mib", "dice"}
 _NUMBER_STARTS = ("n_", "dice_", "hausdorff_mm", "hc_")
 _COMPARED = ("dice_mean", "hausdorff_mm_mean", "hc_err_mm_mean", "hc_abs_err_mm_mean")
 """Numbers that are the same whenever one model is scored on the same images."""
@@ -31,14 +29,14 @@ _SCORE = "score_id"
 _ROUNDING = 1e-9
 
 
-def parse(path: Path, *, dtypes: Mapping[str, str]) -> pd.DataFrame:
-    """Read a CSV as it is.
+def parse(path: Path, *, dtypes: Mapping[str, str], n_rows: int | None = None) -> pd.DataFrame:
+    """Read a CSV, or its first rows, as it is.
 
     Raises:
         InputError: If it is empty, not UTF-8 or no CSV.
     """
     try:
-        rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""])
+        rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""], nrows=n_rows)
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: an empty file; {AGAIN}") from None
     except UnicodeDecodeError:
@@ -53,15 +51,7 @@ def parse(path: Path, *, dtypes: Mapping[str, str]) -> pd.DataFrame:
 
 def check_header(path: Path) -> None:
     """Refuse (InputError) a file that is no results.csv, or lacks columns of one."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            names = next(csv.reader(file), [])
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or {AGAIN}") from None
-    except csv.Error as error:
-        raise InputError(f"{path}: not readable as CSV ({_line(error)}); {AGAIN}") from None
-    if not path.stat().st_size:
-        raise InputError(f"{path}: an empty file; {AGAIN}")
+    names = parse(path, dtypes={}, n_rows=0).columns
     unlike = [name for name in ("trial_id", "dice_mean") if name not in names]
     if unlike:
         raise InputError(
@@ -85,21 +75,23 @@ def check_whole(path: Path) -> None:
 
 def check_rows(rows: pd.DataFrame, path: Path) -> None:
     """Refuse (InputError) values that no file of ours holds, of the columns that are there."""
-    if "dice_mean" in rows:
+    is_results = "dice_mean" in rows
+    if is_results:
         _check_fields(path)
     if "trial_id" in rows:
         is_blank = rows["trial_id"].fillna("").str.strip() == ""
         if is_blank.any():
             raise InputError(f"{path}: row {is_blank.argmax() + 1} has no trial_id; {AGAIN}")
     for name in rows:
-        if name in _NUMBERS or name.startswith(_NUMBER_STARTS) or name == "dice":
-            _check_numbers(rows, name, path)
-    if "dice_mean" not in rows:
+        if name in _NUMBERS or name.startswith(_NUMBER_STARTS):
+            _check_numbers(rows, name, path, is_share=is_results and name.startswith("dice_"))
+    if not is_results:
         return
     if "status" in rows:
-        known = f"not one of {', '.join(STATUSES)}"
-        _refuse(~rows["status"].isin(STATUSES), rows, "status", path, why=known)
-        for name in (name for name in _DONE if name in rows):
+        known = f"not one of {', '.join(_STATUSES)}"
+        _refuse(~rows["status"].isin(_STATUSES), rows, "status", path, why=known)
+        # `sonosweep score` knows no condition or amount.
+        for name in {"test_cohort", "prompt"} & set(rows):
             is_bare = (rows["status"] == "done") & rows[name].isna()
             _refuse(is_bare, rows, name, path, why="though it is done")
     place = [name for name in _PLACE if name in rows]
@@ -122,10 +114,11 @@ def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], so
         source: Name of the column of paths.
     """
     compared = [name for name in _COMPARED if name in first and name in other]
-    parts = [p[p[keys[-1]].notna() & (p["status"] == "done")] for p in (first, other)]
-    scores = [p.reindex(columns=[_SCORE])[_SCORE].fillna("") for p in parts]
-    parts = [p[[*keys, source, *compared]].fillna(dict.fromkeys(keys, "")) for p in parts]
-    parts = [p.assign(**{_SCORE: own}) for p, own in zip(parts, scores, strict=True)]
+    columns, text = [*keys, source, _SCORE, *compared], dict.fromkeys([*keys, _SCORE], "")
+    parts = [
+        p[p[keys[-1]].notna() & (p["status"] == "done")].reindex(columns=columns).fillna(text)
+        for p in (first, other)
+    ]
     both = parts[0].merge(parts[1], on=keys, suffixes=("", "_other"))
     for name in compared:
         one, two = (both[n].astype(float) for n in (name, f"{name}_other"))
@@ -133,17 +126,17 @@ def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], so
         if is_odd.any():
             row = is_odd.argmax()
             at = both.iloc[row]
-            first_score, other_score = at[_SCORE], at[f"{_SCORE}_other"]
-            if first_score and other_score and first_score != other_score:
+            what = f"{at[f'{source}_other']}: {_who(both, row)}"
+            cohort, score, other_score = map(_line, at[["test_cohort", _SCORE, f"{_SCORE}_other"]])
+            if score and other_score and score != other_score:
                 raise InputError(
-                    f"{at[f'{source}_other']}: {_who(both, row)} was scored on "
-                    f"{_line(at['test_cohort'])} under other settings than in {at[source]} "
-                    f"({_line(other_score)}, not {_line(first_score)}); table these sweeps apart"
+                    f"{what} was scored on {cohort} under other settings than in {at[source]} "
+                    f"({other_score}, not {score}); table these sweeps apart"
                 )
             raise InputError(
-                f"{at[f'{source}_other']}: {_who(both, row)} has {name} {two[row]:.10g} on "
-                f"{_line(at['test_cohort'])}, and {one[row]:.10g} in {at[source]} on the same "
-                "images; write both again with `sonosweep report RECIPE`, or leave one out"
+                f"{what} has {name} {two[row]:.10g} on {cohort}, and {one[row]:.10g} in "
+                f"{at[source]} on the same images; write both again with `sonosweep report "
+                "RECIPE`, or leave one out"
             )
 
 
@@ -161,31 +154,28 @@ def _check_fields(path: Path) -> None:
                 raise InputError(f"{path}: row {row} has {count}; {AGAIN}")
 
 
-def _check_numbers(rows: pd.DataFrame, name: str, path: Path) -> None:
+def _check_numbers(rows: pd.DataFrame, name: str, path: Path, *, is_share: bool) -> None:
     values = rows[name]
     if values.dtype == bool:
         values = values.astype(str)
     numbers = pd.to_numeric(values, errors="coerce").astype(float)
     _refuse(numbers.isna() & values.notna(), rows, name, path, why="no number")
     _refuse(np.isinf(numbers), rows, name, path, why="not finite")
-    if "dice_mean" in rows and name.startswith("dice_"):
+    if is_share:
         is_outside = (numbers < -_ROUNDING) | (numbers > 1 + _ROUNDING)
         _refuse(is_outside, rows, name, path, why="not in 0 to 1")
 
 
 def _refuse(is_bad: pd.Series, rows: pd.DataFrame, name: str, path: Path, *, why: str) -> None:
-    if not is_bad.any():
-        return
-    row = int(is_bad.to_numpy().argmax())
-    value = rows[name].iloc[row]
-    shown = "is blank" if pd.isna(value) else f"is {_line(value)}"
-    raise InputError(f"{path}: {name} of {_who(rows, row)} {shown}, {why}; {AGAIN}")
+    if is_bad.any():
+        row = int(is_bad.to_numpy().argmax())
+        value = rows[name].iloc[row]
+        shown = "blank" if pd.isna(value) else _line(value)
+        raise InputError(f"{path}: {name} of {_who(rows, row)} is {shown}, {why}; {AGAIN}")
 
 
 def _who(rows: pd.DataFrame, row: int) -> str:
-    if "trial_id" in rows:
-        return f"trial {_line(rows['trial_id'].iloc[row])}"
-    return f"row {row + 1}"
+    return f"trial {_line(rows['trial_id'].iloc[row])}" if "trial_id" in rows else f"row {row + 1}"
 
 
 def _line(value: object) -> str:

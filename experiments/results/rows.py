@@ -58,8 +58,6 @@ def read_rows(path: Path) -> pd.DataFrame:
     checked.check_whole(path)
     rows = read_csv(path)
     checked.check_rows(rows, path)
-    if "fold" not in rows and "trial_id" in rows:
-        rows.insert(rows.columns.get_loc("trial_id") + 1, "fold", 0)
     if not set(_BLOCKS) <= set(rows.columns):
         rows = _with_axes(rows, path)
     if "dice_mean" in rows and TESTED not in rows:
@@ -93,8 +91,7 @@ def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
 def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     """Columns of a file that was written when a U-Net was a condition, and the rest SAM's."""
     needed = ["trial_id", "condition", "n_generator_labels"]
-    absent = [name for name in needed if name not in rows]
-    if absent:
+    if absent := [name for name in needed if name not in rows]:
         raise InputError(
             f"{path}: no columns {', '.join(_BLOCKS)}, and none of {', '.join(absent)} to "
             "tell them from; write it again with `sonosweep report RECIPE`"
@@ -105,28 +102,20 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: older file; segmenter and generator are derived from condition",
             file=sys.stderr,
         )
-    has_generator = {n: row.pair_labels for n, row in CONDITIONS.items() if row.pair_labels}
+    pair_labels = {n: row.pair_labels for n, row in CONDITIONS.items() if row.pair_labels}
     without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
     condition, is_unet = rows["condition"], rows["condition"] == "unet"
-    is_made = condition.isin(has_generator) & (rows["n_generator_labels"] > 0)
-    segmenter = is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), "")
-    axes = {
-        "segmenter": segmenter,
-        "generator": is_made.map({True: "pixel", False: ""}),
-        "pair_labels": condition.map(has_generator),
-    }
-    translated = rows.drop(columns=list(_BLOCKS), errors="ignore")
-    translated = translated.assign(condition=condition.mask(is_unet, "real"))
-    for place, (name, values) in enumerate(axes.items(), start=1):
-        translated.insert(translated.columns.get_loc("condition") + place, name, values)
-    return translated
+    is_made = condition.isin(pair_labels) & (rows["n_generator_labels"] > 0)
+    return rows.assign(
+        condition=condition.mask(is_unet, "real"),
+        segmenter=is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), ""),
+        generator=is_made.map({True: "pixel", False: ""}),
+        pair_labels=condition.map(pair_labels),
+    )
 
 
 def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
     """Read several files of one kind (all results.csv or all per_image.csv) into one table.
-
-    Args:
-        paths: At least one file.
 
     Returns:
         The rows of all files in order, with the file of each as `source`; what a trial scored on

@@ -20,9 +20,9 @@ def with_test_sets(results: pd.DataFrame) -> pd.DataFrame:
     as other such rows on as many exams.
     """
     results = results.reset_index(drop=True)
-    exams = results.reindex(columns=["n_exams"])["n_exams"]
-    tested = results.reindex(columns=[TESTED])[TESTED].fillna("unknown, " + exams.astype(str))
-    sources = results.reindex(columns=[SOURCE])[SOURCE].fillna("")
+    known = results.reindex(columns=["n_exams", TESTED, SOURCE])
+    tested = known[TESTED].fillna("unknown, " + known["n_exams"].astype(str))
+    sources = known[SOURCE].fillna("")
     numbers = pd.Series(0, index=results.index)
     for _, rows in results.groupby("test_cohort", sort=False).groups.items():
         sets: list[set[str]] = []
@@ -36,10 +36,13 @@ def with_test_sets(results: pd.DataFrame) -> pd.DataFrame:
     return results.assign(**{TEST_SET: numbers})
 
 
+def _sources(rows: pd.DataFrame) -> list[Path]:
+    return [Path(path) for path in rows.reindex(columns=[SOURCE])[SOURCE].dropna().unique()]
+
+
 def set_files(rows: pd.DataFrame) -> str:
     """The folders whose results some rows come from."""
-    sources = rows.reindex(columns=[SOURCE])[SOURCE].dropna().unique()
-    return ", ".join(dict.fromkeys(str(Path(source).parent) for source in sources))
+    return ", ".join(dict.fromkeys(str(source.parent) for source in _sources(rows)))
 
 
 def apart_notes(done: pd.DataFrame) -> list[str]:
@@ -49,8 +52,7 @@ def apart_notes(done: pd.DataFrame) -> list[str]:
         if rows[TEST_SET].nunique() < 2:
             continue
         files = {number: set_files(own) for number, own in rows.groupby(TEST_SET)}
-        sources = rows.reindex(columns=[SOURCE])[SOURCE].dropna().unique()
-        differing = _differing([Path(source).with_name("config.yaml") for source in sources])
+        differing = _differing([source.with_name("config.yaml") for source in _sources(rows)])
         why = f"of their settings these differ: {', '.join(differing)}"
         if not differing:
             why = "their images or annotations themselves differ, or one does not say which it has"
@@ -58,8 +60,7 @@ def apart_notes(done: pd.DataFrame) -> list[str]:
             f"{cohort}: tested on different images by {' and by '.join(files.values())}, so each "
             f"has tables of its own; {why}."
         )
-    unknown = done[done.reindex(columns=[TESTED])[TESTED].isna()]
-    if unknown.reindex(columns=[SOURCE])[SOURCE].nunique() > 1:
+    if len(_sources(done[done.reindex(columns=[TESTED])[TESTED].isna()])) > 1:
         notes.append(
             "Files of older versions do not name their test images: those with as many exams are "
             "taken for tested on the same ones; `sonosweep report` writes them anew."

@@ -299,7 +299,7 @@ def test_old_files_are_given_their_axes_and_it_is_said_once(tmp_path, capsys):
         ["warp", "sam", "", ""],
         ["box_only", "", "", ""],
     ]
-    assert list(rows.columns)[: len(KEYS)] == KEYS
+    assert set(KEYS) <= set(rows)
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert f"{tmp_path / 'results.csv'}: older file" in said.err
