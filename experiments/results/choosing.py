@@ -160,10 +160,9 @@ def headline_contrasts(contrasts: pd.DataFrame) -> pd.DataFrame:
     return ordered.drop_duplicates("choice").sort_index()
 
 
-def choosing_phrase(row: pd.Series) -> str:
-    """Say which choice is compared with which."""
-    first, second = (CHOICES[row[name]].phrase for name in ("choice", "against"))
-    return f"labelling {first} instead of {second}"
+def choosing_phrase(row: pd.Series, between: str) -> str:
+    """Say which images are compared with which, with words between them."""
+    return f"{CHOICES[row['choice']].phrase} {between} {CHOICES[row['against']].phrase}"
 
 
 def _trained(per_image: pd.DataFrame) -> pd.DataFrame:

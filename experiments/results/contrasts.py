@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from experiments.config.statistics import ContrastConfig, Measure, StatisticsConfig
+from experiments.config.statistics import Measure, StatisticsConfig
 from experiments.results import axes
 from experiments.results.choosing import choice_contrasts
 from experiments.results.resampling import crossed_bootstrap
@@ -20,6 +20,8 @@ from experiments.results.statistics import holm
 BASELINE = "real"
 """Condition that every other one is compared with, where a sweep has it."""
 _WHERE = ["test_cohort", "prompt", "amount"]
+_CONTRAST = [*_WHERE, *axes.SERIES, "baseline", "measure"]
+"""What tells one contrast from another."""
 
 
 class NoPairError(ValueError):
@@ -87,11 +89,7 @@ def _paired(rows: pd.DataFrame, baseline: pd.DataFrame, *, measure: str) -> pd.D
     return merged.assign(d=merged[f"{measure}_1"] - merged[f"{measure}_0"]).dropna(subset=["d"])
 
 
-def contrast_family(
-    per_image: pd.DataFrame,
-    *,
-    statistics: StatisticsConfig,
-) -> pd.DataFrame:
+def contrast_family(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:
     """Compute every contrast of a report: the primary one, its other measure, and all the rest.
 
     The rest is Dice of each series against the baseline (`baseline_of`), and of each series with
@@ -100,29 +98,26 @@ def contrast_family(
     over everything but the primary contrast, whatever the segmenter. Controls are not compared.
 
     Returns:
-        A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, segmenter,
-        condition, generator, choice, baseline, base (the baseline of the rest), measure,
-        pair_labels, n_generator_labels,
-        n_more_least and n_more_labels (labelled images that only its generator saw, the fewest
-        and the most of a trial), the numbers of
-        `paired_contrast`, p_holm (p adjusted for the family; the primary's own p is not), level,
-        min_effect, n_family (contrasts that are not primary) and role (primary, beside, other,
-        rival). Primary and beside come first where they could be computed; no rows, no columns
-        without any contrast.
+        A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, the columns of
+        `axes.SERIES`, baseline, base (the baseline of the rest), measure, pair_labels,
+        n_generator_labels, n_more_least and n_more_labels (labelled images that only its generator
+        saw, the fewest and the most of a trial), the numbers of `paired_contrast`, p_holm (p
+        adjusted for the family; the primary's own p is not), level, min_effect, n_family (contrasts
+        that are not primary) and role (primary, beside, other, rival). Primary and beside come
+        first where they could be computed; no rows, no columns without any contrast.
     """
     frame = with_amounts(per_image)
     rows = _primary_rows(frame, statistics=statistics)
-    taken = {_identity(row) for row in rows}
+    said = [{name: row[name] for name in _CONTRAST} for row in rows]
     frame = frame[~axes.is_control(frame)]
     against = baseline_of(frame, statistics=statistics)
     rivals = [name for name in statistics.rivals if name != against]
     for where, part in frame.groupby(_WHERE, sort=False):
         for series, own in axes.each_series(part):
             named = dict(zip(_WHERE, where, strict=True)) | series | {"measure": "dice"}
-            makes_pairs = bool(axes.has_synthetic(own).any())
-            for baseline in [against, *(rivals if makes_pairs else [])]:
+            for baseline in [against, *(rivals if axes.has_synthetic(own).any() else [])]:
                 keys = named | {"baseline": baseline}
-                if series["condition"] != baseline and _identity(keys) not in taken:
+                if series["condition"] != baseline and keys not in said:
                     base = axes.baseline_rows(part, series, baseline=baseline)
                     role = "other" if baseline == against else "rival"
                     rows += _row(own, base, keys=keys, role=role, statistics=statistics)
@@ -138,8 +133,8 @@ def contrast_family(
 def baseline_of(rows: pd.DataFrame, *, statistics: StatisticsConfig) -> str:
     """Condition that the others are compared with: `real`, or else the primary contrast's, or else
     the first that there is."""
-    present = list(dict.fromkeys(rows["condition"]))
-    wanted = [BASELINE, *([statistics.primary.baseline] if statistics.primary.enabled else [])]
+    present, primary = list(dict.fromkeys(rows["condition"])), statistics.primary
+    wanted = [BASELINE, primary.baseline] if primary.enabled else [BASELINE]
     return next((name for name in [*wanted, *present] if name in present), BASELINE)
 
 
@@ -156,7 +151,7 @@ class Contrasts:
 
 
 def all_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> Contrasts:
-    """Compute the contrasts of conditions, of segmenters and of choices of images; see there."""
+    """Compute the contrasts of conditions, of segmenters and of choices of images."""
     return Contrasts(
         family=contrast_family(per_image, statistics=statistics),
         segmenters=segmenter_contrasts(per_image, statistics=statistics),
@@ -214,24 +209,20 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
     return pd.DataFrame(rows)
 
 
-def _identity(row: dict) -> tuple:
-    return tuple(row[name] for name in [*_WHERE, *axes.SERIES, "baseline", "measure"])
-
-
 def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[dict]:
     chosen = statistics.primary
     if not chosen.enabled or frame.empty:
         return []
     # The first cohort is the one that the sweep was split from.
     cohort = frame["test_cohort"].iloc[0]
-    part = frame[
-        (frame["test_cohort"] == cohort)
-        & (frame["prompt"] == chosen.prompt)
-        & _has_amount(frame, chosen)
-    ]
+    if chosen.real_fraction is None:
+        has_amount = frame["real_fraction"].isna() & (frame["n_real"] == chosen.real_count)
+    else:
+        has_amount = (frame["real_fraction"] - chosen.real_fraction).abs() < 1e-9
+    is_here = (frame["test_cohort"] == cohort) & (frame["prompt"] == chosen.prompt)
+    part = frame[is_here & has_amount]
     for name in axes.AXES:
-        known = frame.loc[frame[name] != "", name]
-        wanted = getattr(chosen, name) or next(iter(known), "")
+        wanted = getattr(chosen, name) or next(iter(frame.loc[frame[name] != "", name]), "")
         part = part[part[name].isin(["", wanted])]
     own = part[part["condition"] == chosen.condition]
     if own.empty:
@@ -239,18 +230,12 @@ def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[
     keys = dict(zip(_WHERE, (cohort, chosen.prompt, own["amount"].iloc[0]), strict=True))
     keys |= {name: own[name].iloc[0] for name in axes.SERIES} | {"baseline": chosen.baseline}
     base = axes.baseline_rows(part, keys, baseline=chosen.baseline)
-    other = next(name for name in get_args(Measure) if name != chosen.measure)
     rows = []
-    for measure, role in ((chosen.measure, "primary"), (other, "beside")):
+    for measure in sorted(get_args(Measure), key=lambda name: name != chosen.measure):
+        role = "primary" if measure == chosen.measure else "beside"
         named = keys | {"measure": measure}
         rows += _row(own, base, keys=named, role=role, statistics=statistics)
     return rows
-
-
-def _has_amount(frame: pd.DataFrame, chosen: ContrastConfig) -> pd.Series:
-    if chosen.real_fraction is not None:
-        return (frame["real_fraction"] - chosen.real_fraction).abs() < 1e-9
-    return frame["real_fraction"].isna() & (frame["n_real"] == chosen.real_count)
 
 
 def _row(
@@ -261,18 +246,20 @@ def _row(
     role: str,
     statistics: StatisticsConfig,
 ) -> list[dict]:
+    """One contrast, or none where nothing can be paired: no common support and seed, or no pixel
+    size.
+    """
+    measure, more = keys["measure"], generator_alone(rows)
     settings = {"n_boot": statistics.bootstrap_samples, "level": statistics.level}
     try:
-        found = paired_contrast(rows, baseline, measure=keys["measure"], **settings)
-    except NoPairError:  # no common support and seed, or no pixel size: nothing can be paired
+        found = paired_contrast(rows, baseline, measure=measure, **settings)
+    except NoPairError:
         return []
-    own = rows.iloc[0]
-    carried = ("real_fraction", "n_real", "pair_labels", "n_generator_labels")
-    more = generator_alone(rows)
-    judged = {"level": statistics.level, "min_effect": statistics.min_effect(keys["measure"])}
+    carried = ["real_fraction", "n_real", "pair_labels", "n_generator_labels"]
+    judged = {"level": statistics.level, "min_effect": statistics.min_effect(measure)}
     extra = {"n_more_least": more.min(), "n_more_labels": more.max()}
     extra |= {"role": role, "p_holm": np.nan}
-    return [keys | {name: own[name] for name in carried} | found | judged | extra]
+    return [keys | rows.iloc[0][carried].to_dict() | found | judged | extra]
 
 
 def verdict(row: pd.Series) -> str:

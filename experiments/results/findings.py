@@ -33,20 +33,14 @@ _MEASURES = {"dice": "Dice", "hc_abs_err_mm": "HC error"}
 
 
 def size(value: float, *, measure: str, sign: bool = False) -> str:
-    """Write a difference in its unit: percentage points of Dice, or mm.
-
-    Small non-zero ones keep two decimals.
-    """
+    """Write a difference in points of Dice or mm; small non-zero ones keep two decimals."""
     scaled, unit = (100 * value, "points") if measure == "dice" else (value, "mm")
     digits = 2 if 0 < abs(scaled) < 0.095 else 1
     return f"{scaled:{'+' if sign else ''}.{digits}f} {unit}".replace("-", "−")
 
 
 def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[str] = ()) -> str:
-    """Say in one sentence what a row of `contrast_family` found.
-
-    `against` is a condition to name as the baseline, if any; `shown` the axes that are named.
-    """
+    """Say in one sentence what a row of `contrast_family` found, and against which condition."""
     what, aside = condition_phrase(row["condition"]), []
     if "generator" in shown and row["generator"]:
         aside.append(f"generator {row['generator']}")
@@ -56,10 +50,8 @@ def comparison_sentence(row: pd.Series, *, against: str = "", shown: Sequence[st
         aside.append(f"their generator saw {more_labels(row)} labelled images more")
     what += f" ({'; '.join(aside)})" if aside else ""
     than = f" against {condition_phrase(against).rstrip(',')}" if against else ""
-    amount = _amount_phrase(row)
-    if "segmenter" in shown:
-        amount += f" and segmenter {row['segmenter']}"
-    return f"With {amount}, {what} {change_phrase(row, than=than)}."
+    who = f" and segmenter {row['segmenter']}" if "segmenter" in shown else ""
+    return f"With {_amount_phrase(row)}{who}, {what} {change_phrase(row, than=than)}."
 
 
 def more_labels(row: pd.Series) -> str:
@@ -103,7 +95,7 @@ def _interval_and_samples(row: pd.Series) -> str:
 
 def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:
     """Say what the primary contrast found, and its other measure beside it."""
-    if not _has_primary(primary):
+    if "primary" not in _roles(primary):
         return "The recipe's primary contrast has no results: no pair of its trials is done."
     row = primary.iloc[0]
     prompt = axes.prompt_phrase(row["prompt"], shown=shown)
@@ -115,20 +107,8 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
     return "".join([text, *beside, "."])
 
 
-def _has_primary(family: pd.DataFrame) -> bool:
-    return len(family) > 0 and bool((family["role"] == "primary").any())
-
-
-def segmenter_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
-    """Say which of two segmenters is ahead."""
-    what = f"segmenter {row['segmenter']} instead of {row['against']}"
-    return f"{_place(row, shown=shown)}: {what} {change_phrase(row)}."
-
-
-def choice_sentence(row: pd.Series, *, shown: Sequence[str]) -> str:
-    """Say what choosing the labelled images changed."""
-    who = f" and segmenter {row['segmenter']}" if "segmenter" in shown else ""
-    return f"{_place(row, shown=shown)}{who}: {choosing_phrase(row)} {change_phrase(row)}."
+def _roles(family: pd.DataFrame) -> set[str]:
+    return set(family["role"]) if len(family) else set()
 
 
 def _place(row: pd.Series, *, shown: Sequence[str]) -> str:
@@ -163,14 +143,18 @@ def finding(
     sentences = []
     if has_primary:
         sentences.append(primary_sentence(primary_rows(contrasts.family), shown=shown))
-    rows = contrasts.segmenters.iterrows()
-    sentences += [segmenter_sentence(row, shown=shown) for _, row in rows]
-    chosen = headline_contrasts(contrasts.choices).iterrows()
-    sentences += [choice_sentence(row, shown=shown) for _, row in chosen]
+    for _, row in contrasts.segmenters.iterrows():
+        what = f"segmenter {row['segmenter']} instead of {row['against']}"
+        sentences.append(f"{_place(row, shown=shown)}: {what} {change_phrase(row)}.")
+    for _, row in headline_contrasts(contrasts.choices).iterrows():
+        who = f" and segmenter {row['segmenter']}" if "segmenter" in shown else ""
+        what = f"{who}: labelling {choosing_phrase(row, 'instead of')}"
+        sentences.append(f"{_place(row, shown=shown)}{what} {change_phrase(row)}.")
     if len(compared):
         cohort, prompt, own = next(axes.each_place(compared))
         where = f"On {cohort}, {axes.prompt_phrase(prompt, shown=shown)}"
-        said = ("primary", "beside") if has_primary and _has_primary(contrasts.family) else ()
+        is_said = has_primary and "primary" in _roles(contrasts.family)
+        said = ("primary", "beside") if is_said else ()
         sentences += _comparison_sentences(own, where=where, said=said, shown=shown)
     done, trained = results[results["status"] == "done"], results[~axes.is_control(results)]
     box = done[done["condition"].isin(BOX_ALONE) & (done["prompt"] == "jittered_box")]
@@ -181,9 +165,11 @@ def finding(
             f"already scores {100 * level:.1f} % Dice."
         )
     if n_failed := trained.loc[trained["status"] == "failed", "trial_id"].nunique():
-        trials = counted(trained["trial_id"].nunique(), "trial")
-        were = "is" if n_failed == 1 else "are"
-        sentences.append(f"{n_failed} of {trials} failed and {were} listed in the table.")
+        trials, are = (
+            counted(trained["trial_id"].nunique(), "trial"),
+            "is" if n_failed == 1 else "are",
+        )
+        sentences.append(f"{n_failed} of {trials} failed and {are} listed in the table.")
     return sentences
 
 
@@ -231,7 +217,7 @@ def best_trial(per_image: pd.DataFrame) -> pd.DataFrame:
     named = with_amounts(per_image)
     largest = named[named["amount"] == named.loc[named["n_real"].idxmax(), "amount"]]
     series = largest.groupby(list(axes.SERIES), sort=False)["dice"].mean().idxmax()
-    chosen = largest[(largest[list(axes.SERIES)] == list(series)).all(axis=1)]
+    chosen = largest[(largest[list(axes.SERIES)] == list(series)).all(axis="columns")]
     return per_image.loc[chosen.index[chosen["trial_id"] == chosen["trial_id"].iloc[0]]]
 
 
@@ -244,8 +230,8 @@ def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
         sample_id, dice, trimester, which (median, worst, best), in this order, by Dice within
         each; at most 3 n rows.
     """
-    images = per_image.groupby("sample_id", as_index=False).agg(
-        dice=("dice", "mean"), trimester=("trimester", "first")
+    images = (
+        per_image.groupby("sample_id").agg({"dice": "mean", "trimester": "first"}).reset_index()
     )
     images = images.sort_values(["dice", "sample_id"], ignore_index=True)
     places = pd.Series(images.index)

@@ -5,12 +5,11 @@ Each has at most 25 words. `findings` says the rest, below.
 
 import pandas as pd
 
-from datamodules.choices import CHOICES
 from experiments.config.conditions import condition_phrase
 from experiments.config.words import counted
 from experiments.results.axes import is_control, series_label
 from experiments.results.cells import cells
-from experiments.results.choosing import headline_contrasts
+from experiments.results.choosing import choosing_phrase, headline_contrasts
 from experiments.results.contrasts import (
     Contrasts,
     comparisons,
@@ -53,10 +52,9 @@ def verdict_sentences(contrasts: Contrasts, results: pd.DataFrame) -> list[str]:
 def leading_row(contrasts: Contrasts) -> pd.Series | None:
     """The primary contrast where it has results, else the first of the others."""
     primary = primary_rows(contrasts.family)
-    if len(primary) and primary["role"].iloc[0] == "primary":
-        return primary.iloc[0]
-    others = comparisons(contrasts.family)
-    return others.iloc[0] if len(others) else None
+    if primary.empty or primary["role"].iloc[0] != "primary":
+        primary = comparisons(contrasts.family)
+    return None if primary.empty else primary.iloc[0]
 
 
 def _nothing_to_compare(contrasts: Contrasts, results: pd.DataFrame) -> str:
@@ -98,9 +96,6 @@ def comparison_table(
     rows = []
     for _, cell in found.iterrows():
         row = differences.get((cell["condition"], cell["generator"]))
-        difference = "–"
-        if row is not None:
-            difference = size(row["mean"], measure="dice", sign=True)
         rows.append(
             {
                 "condition": series_label(cell, shown=shown),
@@ -108,11 +103,13 @@ def comparison_table(
                 "unlabelled images": f"{cell['n_unlabelled']:.0f}",
                 "Dice %": f"{100 * cell['dice_mean']:.1f}",
                 "HC error mm": f"{cell['hc_abs_err_mm_mean']:.2f}",
-                "Dice against the first row": difference,
-                f"{level_text(leading)} interval": ("" if row is None else interval(row)) or "–",
+                "Dice against the first row": (
+                    "" if row is None else size(row["mean"], measure="dice", sign=True)
+                ),
+                f"{level_text(leading)} interval": "" if row is None else interval(row),
             }
         )
-    return pd.DataFrame(rows).replace("nan", "–"), note
+    return pd.DataFrame(rows).replace({"nan": "–", "": "–"}), note
 
 
 def _common_trials(rows: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -142,11 +139,10 @@ def _compared(row: pd.Series) -> str:
 
 
 def _compared_choices(row: pd.Series) -> str:
-    first, second = (CHOICES[row[name]].phrase for name in ("choice", "against"))
     what, amount = condition_phrase(row["condition"]).rstrip(","), f"{row['n_real']:.0f}"
     return (
-        f"We compared labelling {first} with labelling {second}: {amount} of them, {what}, "
-        f"tested on {row['test_cohort']}."
+        f"We compared labelling {choosing_phrase(row, 'with labelling')}: {amount} of them, "
+        f"{what}, tested on {row['test_cohort']}."
     )
 
 
@@ -163,11 +159,11 @@ def _came_out(row: pd.Series) -> str:
         if is_one_of_many and row["p_holm"] >= _P_BELOW:
             return f"{text}; after adjustment for {n_family} comparisons this is not shown."
         return f"{text}: a {'gain' if is_gain else 'loss'}."
-    if is_surely_small(row):
-        return f"{name} changed by {change}, less than what would matter."
+    why = "; neither a gain nor a loss is shown"
     if is_too_small(row):
-        return f"{name} changed by {change}, an estimate below what would matter."
-    return f"{name} changed by {change}; neither a gain nor a loss is shown."
+        surely = is_surely_small(row)
+        why = ", less than what would matter" if surely else ", an estimate below what would matter"
+    return f"{name} changed by {change}{why}."
 
 
 def _how_sure(row: pd.Series) -> str:
