@@ -296,12 +296,12 @@ def write_again(
     write_outputs(sweep, console)
     if into is not None:
         from experiments.commands.finished import read_results
-        from experiments.results.readme import insert_results
+        from experiments.results.readme import replace_block, results_block
         from experiments.results.tables import blocks
 
         results, per_image = read_results(folder, output=config.evaluation.output)
-        tables = blocks(results, per_image=per_image)
-        insert_results(into, sweep=sweep, tables=tables, command=command)
+        block = results_block(sweep, blocks(results, per_image=per_image), command=command)
+        replace_block(into, block, kind="results", name=config.name)
 
 
 def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None:

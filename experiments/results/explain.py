@@ -32,23 +32,22 @@ _PARTS = {
 
 
 def explain_cell(config: ExperimentConfig, cell: str) -> str:
-    """Name the numbers of a cell, its trials, and every run behind each.
+    """Name the numbers of a cell of a recipe's results, its trials, and every run behind each.
+
+    A run names its command by a number; the commands close the text.
 
     Args:
-        config: The recipe, whose outputs are written.
+        config: The recipe.
         cell: COHORT/PROMPT/AMOUNT/CONDITION as `hc18/whole_image/20/strong`, or with several
             segmenters or generators COHORT/PROMPT/AMOUNT/SEGMENTER/CONDITION[/GENERATOR]; with
             several choices of images /CHOICE stands last; the amount is a number of images or a
             share as `5%`, 0 for a control; `*` takes all of a part.
 
-    Returns:
-        Text of several lines. A run names its command by a number; the commands close the text.
-
     Raises:
         InputError: For a part that is not in the results, or a sweep without results.
     """
     store = RunStore(Path(config.store.root))
-    results, per_image = _read(store, name=config.name, output=config.evaluation.output)
+    results, per_image = _read(store, config)
     chosen = choose(results, cell)
     found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []
@@ -73,8 +72,8 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     return "\n".join(lines).rstrip("\n")
 
 
-def _read(store: RunStore, *, name: str, output: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    folder = store.sweep_dir(name)
+def _read(store: RunStore, config: ExperimentConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    folder, output = store.sweep_dir(config.name), config.evaluation.output
     path = folder / "results.csv"
     if not path.is_file():
         known = sweeps_with_results(store.root)
@@ -84,8 +83,7 @@ def _read(store: RunStore, *, name: str, output: str) -> tuple[pd.DataFrame, pd.
             f"another sweep{others}"
         )
     results = read_rows(path)
-    missing = [column for column in ("fit_id", "score_id") if column not in results]
-    if missing:
+    if missing := [column for column in ("fit_id", "score_id") if column not in results]:
         raise InputError(
             f"{path}: written by an older version, without {', '.join(missing)}; write it again "
             "with `sonosweep report`"
@@ -115,13 +113,11 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
     for part, word in named.items():
         if word == "*":
             continue
-        if part == "amount":
-            is_here = _has_amount(chosen, word)
-        else:
-            is_here = chosen[_PARTS[part]].fillna("").str.lower() == word.lower()
+        names = _names(chosen, part)
+        is_here = (names == word.replace(" ", "").lower()).any(axis="columns")
         if not is_here.any():
-            hint = nearest(word, _known(chosen, part))
-            raise InputError(f"--explain {cell}: no {part} {word}; {hint}")
+            known = [name for column in names for name in names[column].unique() if name]
+            raise InputError(f"--explain {cell}: no {part} {word}; {nearest(word, known)}")
         chosen = chosen[is_here]
     open_axes = [name for name in shown_axes(chosen) if name not in named]
     if open_axes:
@@ -138,18 +134,12 @@ def _series_words(keys: Mapping, shown: Sequence[str]) -> list[str]:
     return [keys[name] for name in SERIES if keys[name] and (name not in AXES or name in shown)]
 
 
-def _has_amount(rows: pd.DataFrame, word: str) -> pd.Series:
-    plain = word.replace(" ", "").lower()
-    names = rows["amount"].str.replace(" ", "")
-    return (names == plain) | (rows["n_real"].map(lambda n: f"{n:.0f}") == plain)
-
-
-def _known(rows: pd.DataFrame, part: str) -> list[str]:
+def _names(rows: pd.DataFrame, part: str) -> pd.DataFrame:
+    """What each row may be called in a part of a cell's name: two columns for an amount."""
     if part != "amount":
-        return [name for name in rows[_PARTS[part]].dropna().unique() if name]
-    names = {f"{n:.0f}" for n in rows["n_real"]}
-    shares = rows.loc[rows["real_fraction"].notna(), "amount"].str.replace(" ", "")
-    return [*sorted(names, key=int), *shares.unique()]
+        return rows[[_PARTS[part]]].fillna("").apply(lambda names: names.str.lower())
+    counts = rows["n_real"].map("{:.0f}".format)
+    return pd.DataFrame({"count": counts, "amount": rows["amount"].str.replace(" ", "")})
 
 
 def _numbers(row: pd.Series) -> list[str]:

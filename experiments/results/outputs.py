@@ -39,19 +39,16 @@ COMPARISON += ("figure_paper.png", "figure_paper.pdf")
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     """Rows of every scored trial and control, with their axes; may be empty."""
     # The cohort and the prompt are in both.
-    columns = [*dict.fromkeys([*KEYS, *PER_IMAGE])]
-    parts = []
+    columns, parts = [*dict.fromkeys([*KEYS, *PER_IMAGE])], []
     for spec in sweep.plan.trials:
-        for key in spec.score_keys.values():
-            run = sweep.runs[key]
+        for run in (sweep.runs[key] for key in spec.score_keys.values()):
             if run.is_done:
-                path = sweep.run_dir(run) / "per_image.csv"
-                parts.append(read_csv(path).assign(**spec.axes))
+                rows = read_csv(sweep.run_dir(run) / "per_image.csv").assign(**spec.axes)
+                # A column without any value must not decide the type of the others.
+                parts.append(rows.dropna(axis="columns", how="all"))
     if not parts:
         return pd.DataFrame(columns=columns)
-    # A column without any value must not decide the type of the others.
-    frame = pd.concat([part.dropna(axis="columns", how="all") for part in parts], ignore_index=True)
-    return with_defaults(frame).reindex(columns=columns)
+    return with_defaults(pd.concat(parts, ignore_index=True)).reindex(columns=columns)
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
@@ -117,14 +114,14 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
 def write_outputs(sweep: Sweep, console: Console, *, log: Callable[..., str | None]) -> None:
     """Write every output of a sweep, log it, and say what was found and which file to open.
 
-    `log` is called as `tracking.summary.log_sweep` is.
-
     Nothing is written again where nothing has changed since the last time; a file that is not what
-    was written then is.
+    was written then is. `log` is called as `tracking.summary.log_sweep` is.
     """
     folder = sweep.store.sweep_dir(sweep.config.name)
     folder.mkdir(parents=True, exist_ok=True)
-    key = _outputs_key(sweep)
+    states = [[key, run.is_done, run.reason] for key, run in sweep.runs.items()]
+    axes = [spec.axes for spec in sweep.plan.trials]
+    key = content_key([states, axes, resolved(sweep.config), code_state()])
     marker = folder / "outputs.json"
     known = _known_outputs(marker, key=key, say=sweep.say)
     if known is None:
@@ -147,13 +144,12 @@ def _known_outputs(marker: Path, *, key: str, say: Callable[[str], None]) -> dic
     known = read_sealed(marker)
     if known is None:
         say(f"{marker}: cannot be read, so the outputs are written anew")
-        return None
-    if known.get("key") != key or FILES not in known or "finding" not in known:
-        return None
-    found = damaged_file(marker.parent, known[FILES])
-    if found is not None:
+    elif known.get("key") == key and FILES in known and "finding" in known:
+        found = damaged_file(marker.parent, known[FILES])
+        if found is None:
+            return known
         say(f"{marker.parent / found}, so the outputs are written anew")
-    return known if found is None else None
+    return None
 
 
 def _write_all(sweep: Sweep, folder: Path) -> str:
@@ -167,9 +163,8 @@ def _write_all(sweep: Sweep, folder: Path) -> str:
     per_image, results = write_tables_csv(sweep, folder)
     frames, chosen = {"per_image": per_image, "results": results}, sweep.config.statistics
     figure, found = write_shown(**frames, folder=folder, statistics=chosen)
-    write_comparison(
-        results, folder, train_cohort=sweep.data.name, deviations=deviations(sweep.config)
-    )
+    words = deviations(sweep.config)
+    write_comparison(results, folder, train_cohort=sweep.data.name, deviations=words)
     content = gather(sweep, **frames, figure_png=png_bytes(figure))
     page = render_report(content, **frames, contrasts=found, statistics=chosen)
     write_atomic(folder / "report.html", page)
@@ -193,12 +188,6 @@ def write_shown(
     figure = figure_amounts(results, per_image=per_image)
     save_figure(figure, stem=folder / "figure")
     return figure, all_contrasts(per_image, statistics=statistics)
-
-
-def _outputs_key(sweep: Sweep) -> str:
-    states = [[key, run.is_done, run.reason] for key, run in sweep.runs.items()]
-    axes = [spec.axes for spec in sweep.plan.trials]
-    return content_key([states, axes, resolved(sweep.config), code_state()])
 
 
 def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: str) -> None:

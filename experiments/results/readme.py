@@ -16,21 +16,9 @@ COLUMNS = [*LABELS, "real", "n real", "total labels", "weighted Dice %", "weight
 COLUMNS += ["Dice %", "mask Dice %", "HD mm", "HC error mm", "exams"]
 
 
-def insert_results(path: Path, *, sweep: Sweep, tables: list[Block], command: str) -> None:
-    """Replace what stands between the markers by the sweep's table, command, machine and time.
-
-    A file with several blocks names the sweep in the first marker: `<!-- results NAME -->`.
-
-    Raises:
-        InputError: If the file has no markers.
-    """
-    replace_block(path, _block(sweep, tables, command), kind="results", name=sweep.config.name)
-
-
 def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
-    """Replace what stands between `<!-- KIND -->`, or `<!-- KIND NAME -->`, and `<!-- /KIND -->`.
-
-    The markers are whole lines, and so is what counts as one; all else stays as it is.
+    """Replace what stands between the lines `<!-- KIND -->`, or `<!-- KIND NAME -->` in a file with
+    several blocks, and `<!-- /KIND -->`.
 
     Raises:
         InputError: As `find_block` does.
@@ -38,9 +26,8 @@ def replace_block(path: Path, block: str, *, kind: str, name: str = "") -> None:
     # Of a link the file that it leads to.
     path = path.resolve()
     lines, first, last = find_block(path, kind=kind, name=name)
-    newline = "\r\n" if lines[first].endswith("\r\n") else "\n"
-    text = block.replace("\n", newline)
-    write_atomic(path, "".join(lines[: first + 1]) + text + "".join(lines[last:]))
+    text = block.replace("\n", "\r\n" if lines[first].endswith("\r\n") else "\n")
+    write_atomic(path, "".join([*lines[: first + 1], text, *lines[last:]]))
 
 
 def find_block(path: Path, *, kind: str, name: str = "") -> tuple[list[str], int, int]:
@@ -73,7 +60,8 @@ def find_block(path: Path, *, kind: str, name: str = "") -> tuple[list[str], int
     return lines, first, last
 
 
-def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
+def results_block(sweep: Sweep, tables: list[Block], *, command: str) -> str:
+    """A sweep's table, command, machine and time, as Markdown."""
     lines = []
     for block in tables:
         frame = block.rows
@@ -82,20 +70,17 @@ def _block(sweep: Sweep, tables: list[Block], command: str) -> str:
         for i, note in enumerate(block.notes):
             shown.loc[i, columns[-1]] = note or shown.loc[i, columns[-1]]
         lines += [f"**{block.title}**", "", *markdown_table(shown, left=LABELS), ""]
-    host, seconds, memory, started = machine(), 0.0, 0.0, []
-    gpus: set[str] = set()
-    for run in sweep.runs.values():
-        if run.is_done:
-            result, path = sweep.result(run), sweep.run_dir(run) / "manifest.json"
-            seconds, memory = seconds + result["seconds"], max(memory, result["peak_memory_mib"])
-            gpus |= {result["gpu"]} if "gpu" in result else set()
-            started.append(json.loads(path.read_text())["git_sha"] or "none")
-    spent = clock(seconds)
+    host, done = machine(), [run for run in sweep.runs.values() if run.is_done]
+    results = [sweep.result(run) for run in done]
+    manifests = [json.loads((sweep.run_dir(run) / "manifest.json").read_text()) for run in done]
+    spent = clock(sum(result["seconds"] for result in results))
     unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
-    commits = ", ".join(sorted({sha[:10] for sha in started}))
+    memory = max((result["peak_memory_mib"] for result in results), default=0)
+    gpus = sorted({result["gpu"] for result in results if "gpu" in result})
+    commits = sorted({(manifest["git_sha"] or "none")[:10] for manifest in manifests})
     lines.append(
         f"`{command}`: {counted(len(sweep.plan.grid), 'trial')}, {spent} ({unit}) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
-        f"{host['cpu']}{''.join(f', {gpu}' for gpu in sorted(gpus))}; commit {commits}."
+        f"{', '.join([host['cpu'], *gpus])}; commit {', '.join(commits)}."
     )
     return "\n".join(lines) + "\n"

@@ -24,13 +24,7 @@ from experiments.config.words import counted
 from experiments.results.axes import axis_label, each_place, is_control, prompt_label, shown_axes
 from experiments.results.cells import cells
 from experiments.results.choosing import choice_table
-from experiments.results.contrasts import (
-    Contrasts,
-    comparisons,
-    level_text,
-    primary_rows,
-    verdict,
-)
+from experiments.results.contrasts import Contrasts, comparisons, level_text, primary_rows, verdict
 from experiments.results.findings import finding, interval, size
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import generator_alone, with_defaults
@@ -92,10 +86,7 @@ def render_report(
         verdict=verdict_sentences(contrasts, results),
         comparison=comparison_table(contrasts, results, per_image=per_image),
         finding=finding(
-            contrasts,
-            results=results,
-            per_image=per_image,
-            has_primary=statistics.primary.enabled,
+            contrasts, results=results, per_image=per_image, has_primary=statistics.primary.enabled
         ),
         status=status_line(results),
         tables=blocks(results, per_image=per_image),
@@ -113,15 +104,13 @@ def render_report(
 
 def data_uri(image: NDArray[np.uint8] | bytes) -> str:
     """Encode a picture as a PNG data URI; arrays are shrunk to 520 px on the longest side."""
-    if isinstance(image, bytes):
-        data = image
-    else:
+    if not isinstance(image, bytes):
         scale = _LONGEST_SIDE_PX / max(image.shape[:2])
         if scale < 1:
-            size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
-            image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        data = encode_png(image)
-    return "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+            size_wh = (round(image.shape[1] * scale), round(image.shape[0] * scale))
+            image = cv2.resize(image, size_wh, interpolation=cv2.INTER_AREA)
+        image = encode_png(image)
+    return "data:image/png;base64," + base64.b64encode(image).decode("ascii")
 
 
 def status_line(results: pd.DataFrame) -> str:
@@ -131,13 +120,13 @@ def status_line(results: pd.DataFrame) -> str:
         "status", key=lambda names: names == "done", kind="stable"
     )
     trials = trials.drop_duplicates("trial_id")
-    counts = trials["status"].value_counts()
     parts = [counted(len(trials), "trial")]
-    parts += [f"{counts[name]} {name}" for name in counts.index]
-    if "seconds" in trials and trials["seconds"].notna().any():
-        parts.append(f"{trials['seconds'].sum() / 60:.1f} min of training and testing")
-    if "peak_memory_mib" in trials and trials["peak_memory_mib"].notna().any():
-        parts.append(f"peak memory {trials['peak_memory_mib'].max() / 1024:.1f} GiB")
+    parts += [f"{n} {status}" for status, n in trials["status"].value_counts().items()]
+    cost = trials.reindex(columns=["seconds", "peak_memory_mib"])
+    if cost["seconds"].notna().any():
+        parts.append(f"{cost['seconds'].sum() / 60:.1f} min of training and testing")
+    if cost["peak_memory_mib"].notna().any():
+        parts.append(f"peak memory {cost['peak_memory_mib'].max() / 1024:.1f} GiB")
     return " · ".join(parts)
 
 
@@ -149,11 +138,8 @@ def difference_tables(
 
     The primary contrast and its other measure stand first in the table of their place.
     """
-    tables = {}
-    first, others = (
-        primary_rows(contrasts.family),
-        comparisons(contrasts.family, rivals=True),
-    )
+    tables, first = {}, primary_rows(contrasts.family)
+    others = comparisons(contrasts.family, rivals=True)
     if len(first):
         others = others[~others["role"].isin(first["role"])]
     for cohort, prompt, compared in each_place(pd.concat([first, others])):
@@ -230,19 +216,16 @@ def interval_strip(block: Block) -> tuple[float, float, list[tuple[float, float,
     Returns:
         The scale's ends, as printed (NaN where there is no interval); and for each row the left end
         and the width of its interval and the place of its mean, in per cent of the scale. None for
-        a row without an interval and for a control that reaches beyond the scale: its numbers
-        stand beside.
+        a row without an interval and for a control that reaches beyond the scale.
     """
-    points = block.points
-    trained = points[~np.array(block.controls)] if not all(block.controls) else points
+    points = block.points[["mean", "low", "high"]]
+    trained = points if all(block.controls) else points[~np.array(block.controls)]
     low, high = trained["low"].min(), trained["high"].max()
-    strips: list[tuple[float, float, float] | None] = []
-    for mean, start, end in points[["mean", "low", "high"]].itertuples(index=False):
+    strips: list[tuple[float, float, float] | None] = [None] * len(points)
+    for i, (mean, start, end) in enumerate(points.itertuples(index=False)):
         if low < high and low <= min(start, mean) and max(end, mean) <= high:
             left, right, dot = (100 * (each - low) / (high - low) for each in (start, end, mean))
-            strips.append((left, right - left, dot))
-        else:
-            strips.append(None)
+            strips[i] = (left, right - left, dot)
     return low, high, strips
 
 

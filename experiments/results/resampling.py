@@ -10,6 +10,7 @@ where Student's t puts them for the degrees of freedom that the data have. The p
 t-test with the same standard error.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -23,17 +24,16 @@ class Estimate:
     """A mean with its interval and test; NaN where fewer than two exams give neither."""
 
     value: float
-    """In the unit of the values."""
-    low: float
-    high: float
-    standard_error: float
-    degrees: float
-    """Degrees of freedom of the standard error."""
-    p: float
-    """Two-sided p of the mean against zero, not adjusted."""
     n_exams: int
     n_supports: int
     """With one, only exams are resampled."""
+    low: float = math.nan
+    high: float = math.nan
+    standard_error: float = math.nan
+    degrees: float = math.nan
+    """Degrees of freedom of the standard error."""
+    p: float = math.nan
+    """Two-sided p of the mean against zero, not adjusted."""
 
 
 def crossed_bootstrap(
@@ -53,7 +53,7 @@ def crossed_bootstrap(
         values: (N,) finite numbers, a row per image and support, any unit.
         exams: (N,) exam ids; an exam is a cluster of images.
         supports: (N,) support numbers; one value means that only exams are resampled.
-        seed: Of the resampling; the same input and seed give the same result.
+        seed: Of the resampling.
         strata: (N,) of the keys of `weights`, or NaN (left out); none gives the plain mean.
         weights: Weight of each stratum's mean; those present are scaled to sum to 1. Resamples that
             lack one of them are left out.
@@ -73,8 +73,12 @@ def crossed_bootstrap(
     """
     table = _tabulate(values, exams=exams, supports=supports, strata=strata, weights=weights)
     n_supports, n_exams = table.sums.shape[1:]
-    if table.sums.size == 0 or min(table.exams_of_strata()) < 2:
-        return _without_interval(table)
+    counts = {"n_exams": n_exams, "n_supports": n_supports}
+    if table.sums.size == 0:
+        return Estimate(value=math.nan, **counts)
+    value = float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
+    if min(table.exams_of_strata()) < 2:
+        return Estimate(value=value, **counts)
     rng = np.random.default_rng(seed)
     exam_draws = _draw_counts(n_exams, n_boot, rng=rng)
     support_draws = _draw_counts(n_supports, n_boot, rng=rng)
@@ -82,9 +86,9 @@ def crossed_bootstrap(
     # A resample without a stratum is of another mean; passing its weight on would shift the tail.
     means = means[np.isfinite(means)]
     error, degrees = _standard_error(table)
-    found = {"value": _value(table), "standard_error": error, "degrees": degrees}
-    low, high, p = _judge(means, value=found["value"], error=error, degrees=degrees, level=level)
-    return Estimate(**found, low=low, high=high, p=p, n_exams=n_exams, n_supports=n_supports)
+    low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
+    found = {"standard_error": error, "degrees": degrees, "low": low, "high": high, "p": p}
+    return Estimate(value=value, **counts, **found)
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ def _tabulate(
     weights: Mapping[int, float] | None,
 ) -> _Table:
     array = np.asarray(values, dtype=np.float64)
-    groups = [np.asarray(exams), np.asarray(supports)]
+    exam, support = np.asarray(exams), np.asarray(supports)
     layers = np.zeros(len(array)) if strata is None else np.asarray(strata, dtype=np.float64)
-    if array.ndim != 1 or any(group.shape != array.shape for group in [*groups, layers]):
+    if array.ndim != 1 or not array.shape == exam.shape == support.shape == layers.shape:
         raise ValueError("crossed_bootstrap: values, exams, supports, strata must be equal vectors")
     if not np.isfinite(array).all():
         raise ValueError("crossed_bootstrap: a value is not finite")
@@ -124,26 +128,14 @@ def _tabulate(
     kept = np.isin(layers, list(known))
     present = [key for key in known if (layers[kept] == key).any()]
     layer = np.array([present.index(key) for key in layers[kept]], dtype=int)
-    exam, exam_names = pd.factorize(groups[0][kept])
-    support, support_names = pd.factorize(groups[1][kept], use_na_sentinel=False)
+    exam, exam_names = pd.factorize(exam[kept])
+    support, support_names = pd.factorize(support[kept], use_na_sentinel=False)
     shape = (len(present), len(support_names), len(exam_names))
     sums, counts = np.zeros(shape), np.zeros(shape)
     np.add.at(sums, (layer, support, exam), array[kept])
     np.add.at(counts, (layer, support, exam), 1)
     share = np.array([known[key] for key in present], dtype=np.float64)
     return _Table(sums, counts, share / share.sum() if len(share) else share)
-
-
-def _value(table: _Table) -> float:
-    n_supports, n_exams = table.sums.shape[1:]
-    return float(_means(table, np.ones((1, n_supports)), np.ones((1, n_exams)))[0])
-
-
-def _without_interval(table: _Table) -> Estimate:
-    unknown = dict.fromkeys(["low", "high", "standard_error", "degrees", "p"], float("nan"))
-    value = _value(table) if table.sums.size else float("nan")
-    n_supports, n_exams = table.sums.shape[1:]
-    return Estimate(value=value, n_exams=n_exams, n_supports=n_supports, **unknown)
 
 
 def _draw_counts(n: int, n_boot: int, *, rng: np.random.Generator) -> np.ndarray:

@@ -27,8 +27,7 @@ def kept_labels(sweep: Sweep) -> pd.DataFrame:
     for key, run in sweep.runs.items():
         if run.node.stage != "pseudo" or not run.is_done:
             continue
-        done = sweep.result(run)
-        teacher = sweep.runs[run.node.upstream["teacher"]].node
+        done, teacher = sweep.result(run), sweep.runs[run.node.upstream["teacher"]].node
         dice = done["true_dice"]
         rows.append(
             {

@@ -18,6 +18,7 @@ TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
 """Images per trimester of the HC18 training set (van den Heuvel et al. 2018), 999 in all."""
 
 MEASURES = ["dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]
+"""Columns of per_image.csv."""
 SUMMARY = ["n_images", "n_exams", "n_not_found", "n_not_fitted", "dice_mean", "dice_median"]
 SUMMARY += ["dice_low", "dice_high", "dice_share_below_090", "dice_256_mean"]
 SUMMARY += ["hausdorff_mm_mean", "hc_err_mm_mean"]
@@ -102,21 +103,19 @@ def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
     Raises:
         ValueError: If a key other than the draw differs within one trial, cohort and prompt.
     """
-    where = _SCORED
-    rest = [key for key in KEYS if key not in where]
+    rest = [key for key in KEYS if key not in _SCORED]
     rows = with_defaults(per_image)
-    varying = rows.groupby(where, sort=False)[rest].nunique(dropna=False).max()
+    varying = rows.groupby(_SCORED, sort=False)[rest].nunique(dropna=False).max()
     if (varying > 1).any():
         raise ValueError(f"per_image: {list(varying.index[varying > 1])} differ within a trial")
-    for name in ("found", "fitted"):
-        if name not in rows:
-            rows[name] = np.nan
-        # True and False beside absent values make a column of text or objects.
-        rows[name] = rows[name].map({True: 1.0, False: 0.0, "True": 1.0, "False": 0.0})
+    shares = ["found", "fitted"]
+    # True and False beside absent values make a column of text or objects.
+    numbers = {True: 1.0, False: 0.0, "True": 1.0, "False": 0.0}
+    rows[shares] = rows.reindex(columns=shares).apply(lambda values: values.map(numbers))
     carried = dict.fromkeys([*rest, "exam_id", "trimester"], "first")
-    averaged = dict.fromkeys([*MEASURES, "found", "fitted"], "mean")
-    grouped = rows.groupby([*where, "sample_id"], sort=False, as_index=False)
-    return grouped.agg({**carried, **averaged})
+    averaged = dict.fromkeys([*MEASURES, *shares], "mean")
+    grouped = rows.groupby([*_SCORED, "sample_id"], sort=False, as_index=False)
+    return grouped.agg(carried | averaged)
 
 
 def aggregate(per_image: pd.DataFrame, *, n_boot: int = 2000) -> pd.DataFrame:
@@ -130,10 +129,9 @@ def aggregate(per_image: pd.DataFrame, *, n_boot: int = 2000) -> pd.DataFrame:
         input gives the columns alone.
     """
     rows = []
-    images = average_draws(per_image)
-    for _, part in images.groupby(_SCORED, sort=False):
-        keys = {key: part[key].iloc[0] for key in KEYS}
-        rows.append(keys | {"status": "done", "reason": ""} | summarise(part, n_boot=n_boot))
+    for _, part in average_draws(per_image).groupby(_SCORED, sort=False):
+        keys = part.iloc[0][KEYS].to_dict() | {"status": "done", "reason": ""}
+        rows.append(keys | summarise(part, n_boot=n_boot))
     return pd.DataFrame(rows, columns=[*KEYS, "status", "reason", *SUMMARY])
 
 
@@ -148,13 +146,12 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot)
     weighted, missing = trimester_weighted_mean(dice, images["trimester"])
     weighted_low, weighted_high = weighted_interval(images, n_boot=n_boot)
+    lacking = (
+        int((images[name] < 1).sum()) if images[name].notna().any() else float("nan")
+        for name in ("found", "fitted")
+    )
     numbers = (
-        len(images),
-        exams.nunique(),
-        *(
-            int((images[name] < 1).sum()) if images[name].notna().any() else float("nan")
-            for name in ("found", "fitted")
-        ),
+        *(len(images), exams.nunique(), *lacking),
         *(dice.mean(), dice.median(), low, high, (dice < 0.9).mean()),
         *images[["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]].mean(),
         images["hc_abs_err_mm"].quantile(0.95),
@@ -197,20 +194,20 @@ def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFram
     bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
     is_whole, places = known["prompt"].isna(), bare[where].drop_duplicates()
     spread = places.merge(known[is_whole].drop(columns=where[1:]), on="trial_id")
-    parts = [part for part in (spread, known[~is_whole]) if len(part)]
-    known = pd.concat(parts, ignore_index=True) if parts else spread
+    known = _stacked(spread, known[~is_whole])
     done = bare.merge(known, on=where, how="left", validate="many_to_one")
-    done["status"] = done["status"].fillna("done")
-    done["reason"] = done["reason"].fillna("")
+    done = done.fillna({"status": "done", "reason": ""})
     is_scored = pd.MultiIndex.from_frame(trials[where]).isin(pd.MultiIndex.from_frame(places))
     is_known = trials["trial_id"].isin(places["trial_id"])
-    absent = trials[~np.where(is_whole, is_known, is_scored)]
-    if done.empty:
-        rows = absent.reindex(columns=list(dict.fromkeys([*done.columns, *absent.columns])))
-    else:
-        rows = pd.concat([done, absent], ignore_index=True) if len(absent) else done
+    rows = _stacked(done, trials[~np.where(is_whole, is_known, is_scored)])
     first = ["trial_id", "status", "reason", *KEYS[1:]]
     return with_defaults(rows)[first + [name for name in rows.columns if name not in first]]
+
+
+def _stacked(above: pd.DataFrame, below: pd.DataFrame) -> pd.DataFrame:
+    """Two tables as one with the columns of both; an empty one decides no column's type."""
+    rows = pd.concat([part for part in (above, below) if len(part)] or [above], ignore_index=True)
+    return rows.reindex(columns=list(dict.fromkeys([*above.columns, *below.columns])))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
