@@ -25,7 +25,7 @@ FAULTS = {
     "utf16": (GOOD.encode("utf-16"), "not UTF-8"),
     "more fields": (GOOD + REAL.replace("\n", ",1\n"), "not readable as CSV"),
     "all more fields": (HEADER + REAL.replace("\n", ",1\n"), "more fields than its header"),
-    "fewer fields": (GOOD.replace(",0.8,2.0\n", ",0.8\n", 1), "row 1 has 19 fields instead of"),
+    "fewer fields": (GOOD.replace(",0.8,2.0\n", ",0.8\n", 1), "row 1 has 22 fields instead of"),
     "open quote": (GOOD + '"\n', "not readable as CSV"),
     "column twice": (GOOD.replace("n_exams", "seed"), "no column n_exams"),
     "two of one": (GOOD.replace("hausdorff_mm_mean", "seed"), "column seed stands twice"),

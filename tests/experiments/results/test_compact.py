@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from results_parts import ROW
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
@@ -15,22 +16,19 @@ from experiments.results.paper import compare_paper
 
 
 def row(condition, n_real, support, value):
-    return {
+    return ROW | {
         "trial_id": f"{condition}-{n_real}-{support}",
-        "status": "done",
         "condition": condition,
-        "real_fraction": np.nan,
         "n_real": n_real,
-        "n_generator_labels": 0,
         "support": support,
-        "seed": 0,
         "generator_seed": 0,
-        "fold": 0,
-        "test_cohort": "hc18",
-        "prompt": "whole_image",
         "n_exams": 9,
         "dice_trimester_weighted_mean": value,
     }
+
+
+def table(rows, *, measure="dice_weighted", format_name="markdown"):
+    return compact_tables(rows, measure=measure, format_name=format_name)
 
 
 RESULTS = pd.DataFrame(
@@ -44,14 +42,14 @@ RESULTS = pd.DataFrame(
 
 
 def test_cells_are_mean_and_deviation_and_the_best_is_bold():
-    markdown = compact_tables(RESULTS, measure="dice_weighted", format_name="markdown")
+    markdown = table(RESULTS)
     assert "| condition | 5 images | 20 images |" in markdown
     assert "| real only | 82.0 ± 2.8 | **92.0** |" in markdown  # SD of 80 and 84, n - 1
     assert "| strong augmentation | **90.0** | – |" in markdown
-    latex = compact_tables(RESULTS, measure="dice_weighted", format_name="latex")
+    latex = table(RESULTS, format_name="latex")
     assert "real only & 82.0 $\\pm$ 2.8 & \\textbf{92.0} \\\\" in latex
     assert latex.count("\\toprule") == latex.count("\\bottomrule") == 1
-    plain = compact_tables(RESULTS, measure="dice_weighted", format_name="csv").splitlines()
+    plain = table(RESULTS, format_name="csv").splitlines()
     assert plain[0] == "test_cohort,prompt,measure,condition,5 images,20 images"
     assert plain[1] == "hc18,whole_image,trimester-weighted Dice %,real only,82.0 ± 2.8,92.0"
 
@@ -60,7 +58,7 @@ def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():
     known = RESULTS.assign(dice_mean=0.5)
     bare = known.assign(test_cohort="es", dice_trimester_weighted_mean=np.nan)
     bare["dice_mean"] = [0.70, 0.74, 0.80, 0.81]
-    text = compact_tables(pd.concat([known, bare]), measure="dice_weighted", format_name="markdown")
+    text = table(pd.concat([known, bare]))
     first, second = text.split("### es, ")
     assert "trimester-weighted Dice %, 9 exams" in first
     assert "| real only | 82.0 ± 2.8 | **92.0** |" in first
@@ -68,7 +66,7 @@ def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():
         "whole-image prompt: Dice % (plain mean: no trimester is known), 9 exams"
     )
     assert "| real only | 72.0 ± 2.8 | **81.0** |" in second
-    alone = compact_tables(bare, measure="dice_weighted", format_name="csv").splitlines()
+    alone = table(bare, format_name="csv").splitlines()
     assert alone[2].startswith("es,whole_image,Dice % (plain mean: no trimester is known),strong")
     # Another measure is not replaced, and neither is nothing by nothing.
     for empty in (known.assign(hc_abs_err_mm_mean=np.nan), bare.assign(dice_mean=np.nan)):
@@ -81,7 +79,7 @@ def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
     other = RESULTS.iloc[[1]].assign(trial_id="real-5-1-more-steps")
     both = pd.concat([RESULTS, other])
     with pytest.raises(InputError, match="real-5-1 and real-5-1-more-steps: one cell"):
-        compact_tables(both, measure="dice_weighted", format_name="markdown")
+        table(both)
     # Controls have no support; folds of one model are no second setting.
     level = RESULTS.iloc[[0]].assign(trial_id="z", condition="zero_shot", n_real=0, support=np.nan)
     with pytest.raises(InputError, match="z and z2"):
@@ -91,9 +89,7 @@ def test_sweeps_of_other_settings_are_not_averaged_into_one_cell():
             format_name="csv",
         )
     folds = RESULTS.iloc[[1]].assign(trial_id="real-5-1-f1", fold=1)
-    text = compact_tables(
-        pd.concat([RESULTS, folds]), measure="dice_weighted", format_name="markdown"
-    )
+    text = table(pd.concat([RESULTS, folds]))
     assert "| real only | 82.0 ± 2.8 |" in text
 
 
@@ -109,14 +105,14 @@ FOLDS = pd.DataFrame(
 
 
 def test_folds_weigh_by_their_images_and_their_exams_add_up():
-    text = compact_tables(FOLDS, measure="dice_weighted", format_name="markdown")
+    text = table(FOLDS)
     # (50 x 71 + 100 x 95) / 150 = 87.0, and 89.0 and 91.0.
     assert "| real only | **89.0 ± 2.0** |" in text
     assert "trimester-weighted Dice %, 60 exams" in text
     assert "over 3 models a cell (supports and seeds)" in text
     # The folds of another cohort test the same images.
     same = FOLDS.assign(test_images="all", test_cohort="es", prompt="jittered_box")
-    text = compact_tables(same, measure="dice_weighted", format_name="markdown")
+    text = table(same)
     assert "trimester-weighted Dice %, 30 exams" in text
     found = compare_paper(FOLDS.assign(test_cohort="es", prompt="jittered_box"))
     ours = found.dropna(subset=["ours"]).iloc[0]
@@ -126,14 +122,14 @@ def test_folds_weigh_by_their_images_and_their_exams_add_up():
 
 def test_a_fold_without_the_measure_does_not_count():
     rows = FOLDS.assign(dice_trimester_weighted_mean=[0.71, np.nan, 0.71, 0.98, 0.71, np.nan])
-    text = compact_tables(rows, measure="dice_weighted", format_name="csv")
+    text = table(rows, format_name="csv")
     # 71.0 twice, and (50 x 71 + 100 x 98) / 150.
     assert text.splitlines()[-1].endswith(",77.0 ± 10.4")
 
 
 def test_one_is_written_as_one():
     rows = pd.concat([RESULTS.assign(n_exams=1), RESULTS.head(1).assign(status="failed")])
-    text = compact_tables(rows.drop(1), measure="dice_weighted", format_name="markdown")
+    text = table(rows.drop(1))
     assert "trimester-weighted Dice %, 1 exam\n" in text
     assert "over 1 model a cell" in text
     assert "Left out, as failed or not done: 1 trial." in text
@@ -142,7 +138,7 @@ def test_one_is_written_as_one():
 def test_a_support_of_many_seeds_counts_once_in_a_cell():
     seeds = [row("real", 5, 0, 0.95) | {"trial_id": f"s{seed}", "seed": seed} for seed in range(3)]
     rows = pd.DataFrame([*seeds, row("real", 5, 1, 0.80)])
-    text = compact_tables(rows, measure="dice_weighted", format_name="csv")
+    text = table(rows, format_name="csv")
     assert text.splitlines()[-1].endswith(",87.5 ± 7.5")
 
 
@@ -211,6 +207,6 @@ def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
 def test_a_block_of_controls_alone_says_so():
     level = RESULTS.iloc[[0]].assign(trial_id="box", condition="box_only", n_real=0, support=np.nan)
     both = pd.concat([RESULTS, level.assign(prompt="jittered_box")])
-    markdown = compact_tables(both, measure="dice_weighted", format_name="markdown")
+    markdown = table(both)
     assert "| condition | controls only |" in markdown
     assert "| box only (no image) | 80.0 |" in markdown

@@ -2,9 +2,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from test_tables import KEYS
 
 from datamodules.errors import InputError
-from experiments.results.rows import KEYS, combine_results, read_rows, with_defaults
+from experiments.results.rows import KEYS as SHARED
+from experiments.results.rows import combine_results, read_rows, with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.statistics import (
     add_trials,
@@ -19,30 +21,9 @@ from experiments.results.statistics import (
 
 def image_rows(dice, *, trial_id="t1", condition="real", **changes):
     """Rows of per_image.csv: `dice` maps sample id to Dice; the exam is the part before `_`."""
-    base = {
-        "trial_id": trial_id,
-        "condition": condition,
-        "segmenter": "sam",
-        "generator": "",
-        "pair_labels": "",
-        "real_fraction": 0.1,
-        "n_real": 40,
-        "n_generator_labels": 0,
-        "n_val_labels": 0,
-        "n_total_labels": 40,
-        "support": 0,
-        "seed": 0,
-        "generator_seed": np.nan,
-        "test_cohort": "hc18",
-        "prompt": "whole_image",
-        "draw": 0,
-        "trimester": 2,
-        "hausdorff_mm": 2.0,
-        "hc_pred_mm": 180.0,
-        "hc_ref_mm": 182.0,
-        "hc_err_mm": -2.0,
-        "hc_abs_err_mm": 2.0,
-    } | changes
+    base = KEYS | {"trial_id": trial_id, "condition": condition, "n_val_labels": 0}
+    base |= {"n_total_labels": 40, "test_cohort": "hc18", "prompt": "whole_image", "draw": 0}
+    base |= {"trimester": 2, "hausdorff_mm": 2.0, "hc_err_mm": -2.0, "hc_abs_err_mm": 2.0} | changes
     return pd.DataFrame(
         [
             base | {"sample_id": s, "exam_id": s.split("_")[0], "dice": d, "dice_256": d - 0.01}
@@ -263,7 +244,7 @@ def test_files_without_folds_are_fold_zero(tmp_path):
     old.to_csv(tmp_path / "old.csv", index=False)
     read = read_rows(tmp_path / "old.csv")
     assert read["fold"].tolist() == [0]
-    assert set(KEYS) <= set(read.columns)
+    assert set(SHARED) <= set(read.columns)
     unknown = with_defaults(pd.DataFrame({"fold": [2.0, np.nan]}))
     assert unknown["fold"].tolist() == [2, 0]
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import yaml
+from results_parts import ROW
 
 from experiments.plan.nodes import Node
 from experiments.results.compact import compact_tables, read_results
@@ -12,26 +13,11 @@ from experiments.results.outputs import add_stages
 
 
 def rows(condition, values, *, trial="", test_images, **changes):
-    made = {
-        "trial_id": trial or f"{condition}-{test_images}",
-        "status": "done",
-        "condition": condition,
-        "segmenter": "" if condition == "mean_mask" else "unet",
-        "generator": "",
-        "pair_labels": "",
-        "real_fraction": None,
-        "n_real": 0 if condition == "mean_mask" else 5,
-        "n_generator_labels": 0,
-        "support": None if condition == "mean_mask" else 0,
-        "seed": 0,
-        "generator_seed": 0,
-        "fold": 0,
-        "test_cohort": "hc18",
-        "prompt": "whole_image",
-        "output": "ellipse",
-        "n_exams": 6,
-        "test_images": test_images,
-    }
+    made = ROW | {"condition": condition, "segmenter": "unet", "support": 0, "generator_seed": 0}
+    if condition == "mean_mask":
+        made |= {"segmenter": "", "n_real": 0, "support": None}
+    made |= {"trial_id": trial or f"{condition}-{test_images}", "test_images": test_images}
+    made |= {"output": "ellipse", "n_exams": 6}
     return [made | {"dice_mean": value} | changes for value in values]
 
 
