@@ -87,10 +87,8 @@ def series_label(keys: Mapping, *, shown: Sequence[str]) -> str:
 
 
 def baseline_rows(rows: pd.DataFrame, keys: Mapping, *, baseline: str) -> pd.DataFrame:
-    """Rows of one cohort, prompt and amount that the series of `keys` is compared with.
-
-    They share each axis of the series or depend on none. Where the series itself depends on none
-    but the baseline does, it is the baseline's first value.
+    """Rows of one cohort, prompt and amount that the series of `keys` is compared with: they share
+    each axis of it, or depend on none. An axis that only the baseline has is at its first value.
     """
     found = rows[rows["condition"] == baseline]
     for name in AXES:

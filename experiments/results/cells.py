@@ -1,8 +1,7 @@
 """The numbers of a table: the trials of each cell averaged.
 
-A cell is a cohort, prompt, amount, series (segmenter, condition, generator) and label counts.
-A model is what was trained with one support, seed and generator seed; with cross-testing the trials
-of its folds test different exams, so their images are pooled before anything is averaged.
+A cell is a cohort, prompt, amount, series and label counts. A model is what was trained with one
+support, seed and generator seed; its folds test different exams, so their images are pooled first.
 """
 
 import math
@@ -45,17 +44,14 @@ _AVERAGES += ["trial_dice", "n_exams", "trimesters_missing"]
 def cells(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
     """Average the done trials of each cell.
 
-    A cell of one trial shows that trial's row. In a cell of several models, numbers are means over
-    supports of the means over each support's models, so that no support counts more for having
-    more seeds; each `_sd` is the standard deviation (n - 1) over models, and the intervals resample
-    exams and supports at once (exams alone where there is one support).
-
-    Without per_image a cell of several trials has no interval, and one of several folds no number.
+    Numbers are means over supports of the means over each support's models, so that no support
+    counts more for having more seeds; each `_sd` is the standard deviation (n - 1) over models, and
+    the intervals of several models resample exams and supports at once (exams alone where there is
+    one support). Without per_image they are NaN, and so is a model of several folds.
 
     Returns:
-        A row per cell: test_cohort, prompt, amount, segmenter, condition, generator, choice,
-        n_val_labels; the counts of `_COUNTS`; the columns of `MEASURES` and their `spread_column`,
-        the intervals, trial_dice (of each model), n_exams, trimesters_missing.
+        A row per cell: test_cohort, prompt, amount, the columns of `SERIES`, n_val_labels, the
+        counts of `_COUNTS`, and the columns of `_AVERAGES`; trial_dice is of each model.
     """
     done = with_amounts(results[results["status"] == "done"])
     done = done.assign(generator_key=own_labels(done))
@@ -88,9 +84,9 @@ def model_means(rows: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str]
         by: Columns that tell models apart beside `MODEL`.
 
     Returns:
-        A row per model in order of appearance: `by`, `MODEL`, the columns, n_real (the least of
-        its folds), n_trials (its folds) and n_exams, where images that several folds tested count
-        once. Folds of files without n_images weigh alike.
+        A row per model: `by`, `MODEL`, the columns, n_real (the least of its folds), n_trials (its
+        folds) and n_exams, where images that several folds tested count once. Folds of files
+        without n_images weigh alike.
     """
     keys = [*by, *MODEL]
     own = [rows[name] for name in keys]
@@ -112,8 +108,7 @@ def cell_means(rows: pd.DataFrame, columns: Sequence[str], *, by: Sequence[str])
     """Average the models of `model_means` within supports, then the supports.
 
     Returns:
-        A row per cell in order of appearance: `by`, the columns, n_real (the least), n_trials (the
-        sum) and n_exams (the most).
+        A row per cell: `by`, the columns, n_real (least), n_trials (sum) and n_exams (most).
     """
     models = model_means(rows, columns, by=by)
     merged = dict.fromkeys(columns, "mean") | {"n_real": "min", "n_trials": "sum", "n_exams": "max"}

@@ -30,11 +30,7 @@ _ROUNDING = 1e-9
 
 
 def parse(path: Path, *, dtypes: Mapping[str, str], n_rows: int | None = None) -> pd.DataFrame:
-    """Read a CSV, or its first rows, as it is.
-
-    Raises:
-        InputError: If it is empty, not UTF-8 or no CSV.
-    """
+    """Read a CSV, or its first rows, as it is; refuse (InputError) an empty one, no UTF-8 or no CSV."""
     try:
         rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""], nrows=n_rows)
     except pd.errors.EmptyDataError:
@@ -103,9 +99,8 @@ def check_rows(rows: pd.DataFrame, path: Path) -> None:
 def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], source: str) -> None:
     """Refuse (InputError) two files that score one model on the same images differently.
 
-    Rows that do not name their images are not compared: these may be others. A trial's id names its
-    fit alone: where the two rows name two scores, one fit was scored under two settings (as closer
-    looks of a U-Net), and both files are right.
+    Rows that do not name their images are not compared. A trial's id names its fit alone: where two
+    rows name two scores, one fit was scored under two settings, and both files are right.
 
     Args:
         first: Rows of the files before, with their paths as `source`.

@@ -1,5 +1,4 @@
-"""What choosing the labelled images buys: each choice against the first one, on the same test
-images, beside what the conditions buy.
+"""What choosing the labelled images buys: each choice against the first one.
 
 A support of one choice has nothing in common with the same number of another, so trials are not
 paired: per test image, the means over supports and seeds are.
@@ -88,9 +87,8 @@ def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -
     condition, segmenter, generator and amount that both have.
 
     Returns:
-        A row a comparison: cohort, prompt, amount, the columns of `SERIES`, against, n_real,
-        real_fraction, measure (dice), the numbers of `unpaired_contrast`, level and min_effect; not
-        adjusted for their number. No rows with a single choice.
+        Rows as of `contrasts.contrast_family`, with `against` for the first choice; not adjusted
+        for their number. No rows with a single choice.
     """
     frame = _trained(per_image)
     present = list(dict.fromkeys(frame["choice"]))
@@ -118,17 +116,11 @@ def choice_table(
 ) -> tuple[str, pd.DataFrame]:
     """Write choice x condition as text: mean Dice at each amount, and the difference to random.
 
-    It is of the first cohort, and of the leak-free prompt where that was scored.
-
-    Args:
-        per_image: Rows of per_image.csv.
-        contrasts: Of `choice_contrasts`.
-        shown: Axes of which there are several values.
-
     Returns:
-        Cohort and prompt in words; choice, the other axes shown, condition, and a column an amount:
-        `93.7`, and for other choices than the first `94.9 (+1.2 [0.1, 2.3])`, without the bracket
-        where one exam gives no interval. No rows with a single choice.
+        Cohort (the first) and prompt (leak-free where that was scored) in words; and rows of
+        choice, the other axes shown, condition, and a column an amount: `93.7`, and for other
+        choices than the first `94.9 (+1.2 [0.1, 2.3])`, without the bracket where one exam gives no
+        interval. No rows with a single choice.
     """
     if contrasts.empty:
         return "", pd.DataFrame()

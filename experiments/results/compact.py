@@ -1,7 +1,6 @@
-"""Compact tables for a publication: a row a condition, a column an amount, mean ± SD over models.
+"""Compact tables of several results.csv: a row a condition, a column an amount, mean ± SD.
 
-Several results.csv become one table; a trial that stands in two of them counts once. What was
-tested on different images is tabled apart.
+A trial that stands in two files counts once. What was tested on different images is tabled apart.
 """
 
 from collections import Counter
@@ -54,7 +53,7 @@ def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> 
     """Write the tables of all cohorts and prompts as one text.
 
     Raises:
-        InputError: If the measure is unknown or has no value, or nothing is done.
+        InputError: If the measure is unknown or has no value, or as `compact_blocks` does.
     """
     shown = WORDS[one_of(measure, tuple(WORDS), option="--measure")]
     results = with_test_sets(with_amounts(results))
@@ -71,9 +70,9 @@ def compact_blocks(results: pd.DataFrame, *, shown: Measure) -> list[Block]:
 
     Returns:
         A block per cohort, set of test images and prompt in order of appearance, the sweeps named
-        in its title where a cohort has several sets. A control, which has no amount,
-        stands in every column and is never the best. The SD (n - 1) is absent with one model. A
-        block without any trimester shows plain Dice for weighted Dice, and its title says so.
+        in its title where a cohort has several sets. A control, which has no amount, stands in
+        every column and is never the best. A block without any trimester shows plain Dice for
+        weighted Dice, and its title says so.
 
     Raises:
         InputError: If nothing is done, nothing has this measure, or two trials of one cell differ

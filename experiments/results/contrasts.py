@@ -49,11 +49,9 @@ def paired_contrast(
 
     Returns:
         mean: over images (and supports) of the paired differences, in the unit of the measure;
-        low, high: interval over exams x supports, over exams alone where n_supports is 1, NaN with
-        one exam; p: two-sided t-test with the two-way clustered standard error, not adjusted;
-        n_images, n_exams, n_supports; n_trials: pairs of trials of one support and seed, the folds
-        of a pair counted once; sd_trials: standard deviation of the mean difference between those
-        pairs, NaN for one pair.
+        low, high, p, n_exams, n_supports: of `crossed_bootstrap`; n_images; n_trials: pairs of
+        trials of one support and seed, the folds of a pair counted once; sd_trials: standard
+        deviation of the mean difference between those pairs, NaN for one pair.
 
     Raises:
         NoPairError: If no image was scored under both with the same fold, support and seed.
@@ -160,11 +158,7 @@ def all_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> C
 
 
 def comparisons(family: pd.DataFrame, *, rivals: bool = False) -> pd.DataFrame:
-    """Take the rows of `contrast_family` that are Dice against the baseline, by n_real; on request
-    those against rivals as well.
-
-    p_holm counts the primary contrast's other measure too. Without a comparison: no rows.
-    """
+    """Take the contrasts that are Dice against the baseline, or on request rivals, by n_real."""
     if family.empty:
         return family
     counts = (family["baseline"] == family["base"]) | (rivals & (family["role"] == "rival"))
@@ -263,11 +257,9 @@ def _row(
 
 
 def verdict(row: pd.Series) -> str:
-    """Classify a contrast by mean, low, high and, if it is there, min_effect, all in one unit: as
-    raised, lowered, not shown or no interval.
+    """Classify a contrast: raised, lowered (whatever is better), not shown, no interval.
 
-    Not shown: the interval holds zero or the difference is smaller than the minimum effect. Raised
-    or lowered means worse or better for an error.
+    Not shown: the interval holds zero or the difference is smaller than the minimum effect.
     """
     if not np.isfinite([row["low"], row["high"]]).all():
         return "no interval"
@@ -283,9 +275,7 @@ def is_too_small(row: pd.Series) -> bool:
 
 
 def is_surely_small(row: pd.Series) -> bool:
-    """Whether `is_too_small` holds for all of the interval: only then may words say that the
-    difference is too small, and not its estimate alone.
-    """
+    """Whether `is_too_small` holds for all of the interval, and not for the estimate alone."""
     return is_too_small(row) and bool(max(abs(row["low"]), abs(row["high"])) < row["min_effect"])
 
 

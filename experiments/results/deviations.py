@@ -18,9 +18,6 @@ Row = tuple[str, str, str]
 def deviations(config: ExperimentConfig) -> list[str]:
     """Say where a recipe leaves the paper's protocol, a sentence a point.
 
-    Returns:
-        Sentences in the order training, data, synthesis, evaluation.
-
     Source: the method section of arXiv 2506.23664 and the authors' published code.
     """
     rows = [*_training(config), *_data(config), *_synthesis(config), *_evaluation(config)]

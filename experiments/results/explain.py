@@ -95,8 +95,7 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
     """Rows of a cell of results.csv, named as for `explain_cell`.
 
     Raises:
-        InputError: For a part that no row has (the nearest one is named), or where an axis that
-            was left out has several values.
+        InputError: For a part that no row has, or where an axis left out has several values.
     """
     words = cell.split("/")
     # A choice may stand last, whatever axes before it are left out.
@@ -157,10 +156,7 @@ def _numbers(row: pd.Series) -> list[str]:
 def _runs(
     store: RunStore, key: str, *, role: str, commands: dict[str, int], seen: set[str]
 ) -> list[str]:
-    """Name a run and, indented, what it was made from; a run that stood before is only named.
-
-    `commands` gathers each command once with its number, `seen` the runs.
-    """
+    """Name a run and, indented, what it was made from; a run that stood before is only named."""
     run_dir = store.run_dir(*key.split("/"))
     if key in seen:
         return [f"{role}: {run_dir} (above)"]

@@ -1,8 +1,7 @@
 """The box figure: how much of a score comes from the prompt's box alone?
 
-One fitted SAM, the ellipse inscribed in the box (no pixel read) and the constant mean mask are
-scored under increasing box jitter. What needs no reference, the whole image as a prompt and the
-model's own predicted box, stands beside them as levels.
+One fitted SAM, the ellipse inscribed in the box and the constant mean mask are scored under
+increasing box jitter; what needs no reference stands beside them as levels.
 """
 
 import math
@@ -46,9 +45,9 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
             (empty or absent without a pixel size).
 
     Returns:
-        A row per what, prompt, jitter_px, trimester (0 for all) and measure: value, low, high (per
-        cent for Dice, mm for ADF; the interval is NaN with fewer than two exams), n_images,
-        n_exams. Groups without a value are absent; empty input gives no row.
+        A row per what, prompt, jitter_px, trimester (0 for all) and measure that has a value:
+        value, low, high (per cent for Dice, mm for ADF; NaN interval with fewer than two exams),
+        n_images, n_exams.
     """
     columns = ["what", "prompt", "jitter_px", "trimester", "measure"]
     columns += ["value", "low", "high", "n_images", "n_exams"]
@@ -75,8 +74,8 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
 def figure_box(rows: pd.DataFrame) -> Figure:
     """Draw Dice and ADF (rows) against the box's jitter, for all and by trimester (columns).
 
-    Bars are 95 % intervals over exams. ADF is absent where no image has a pixel size, trimesters
-    where none is known. Jitters are evenly spaced, not to scale.
+    ADF is absent where no image has a pixel size, trimesters where none is known. Jitters are
+    evenly spaced, not to scale.
     """
     points = box_points(rows)
     places = {jitter: k for k, jitter in enumerate(sorted(points["jitter_px"].dropna().unique()))}

@@ -40,8 +40,6 @@ def paper_ledger() -> pd.DataFrame:
 
     Returns:
         panel, condition (our names), n_real, n_generator_labels, n_total_labels, dice (per cent).
-
-    Source: arXiv 2506.23664: the generator is fitted on 60 pairs; numbers as in `paper_reference`.
     """
     rows = paper_reference()
     rows = rows[rows["panel"].isin(PAPER_PANELS) & rows["condition"].isin([_BASELINE, _SYNTHESIS])]
@@ -54,12 +52,7 @@ def paper_ledger() -> pd.DataFrame:
 
 
 def our_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Take the rows of our panel: the first cohort under its first prompt, whole image if there.
-
-    Returns:
-        Rows of `curve_points` with x the total labels; NaN where those are unknown. Empty where
-        nothing is done.
-    """
+    """Rows of `curve_points` by total labels, NaN where unknown: the first cohort and prompt."""
     points = curve_points(results, per_image=per_image, x="n_total_labels")
     if points.empty:
         return points
@@ -69,10 +62,7 @@ def our_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) 
 
 
 def figure_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
-    """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed.
-
-    Rows whose total is unknown are not drawn; the left panel names their conditions.
-    """
+    """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed."""
     ours = our_ledger(results, per_image=per_image)
     return draw_panels([[_our_panel(ours), _paper_panel()]], size_in=(4.7, 4.0))
 

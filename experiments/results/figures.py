@@ -32,9 +32,8 @@ def curve_points(
     """Compute what `figure_amounts` draws.
 
     Returns:
-        A row per cell, x ascending: test_cohort, prompt, segmenter, condition, generator,
-        real_fraction, x (images), y (Dice), low, high (per cent; the interval of the table), trials
-        (per cent, each trial).
+        A row per cell, x (images) ascending: test_cohort, prompt, the columns of `SERIES`,
+        real_fraction, x, and in per cent y (Dice), low, high, trials (each model).
     """
     summary = cells(results, per_image=per_image)
     stem = "n_total" if x == "n_total_labels" else "n_real"
@@ -51,10 +50,9 @@ def curve_points(
 def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
     """Draw Dice against the amount of real data: a panel per cohort (row) and prompt (column).
 
-    One line per series with 95 % intervals, and a dot per trial where a cell has several. Two
-    segmenters have lines of two kinds, more have a row of panels each; choices of images differ by
-    their lines too, generators by the fill of their marks. A prompt under which controls alone were
-    scored has no panel, unless that is all there is; a panel without a curve says so in its title.
+    One line per series with 95 % intervals, and a dot per trial where a cell has several. More than
+    two segmenters have a row of panels each. A prompt under which controls alone were scored has no
+    panel, unless that is all there is; a panel without a curve says so in its title.
     """
     points = curve_points(results, per_image=per_image)
     present = set(points["test_cohort"])
@@ -158,7 +156,7 @@ def _tick_names(lines: pd.DataFrame, *, x: Amount) -> dict[float, str]:
 def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str) -> Figure:
     """Draw mean Dice per trimester and series at the smallest and the largest amount.
 
-    Bars would hide that Dice does not start at zero: points with 95 % intervals over exams. Several
+    Points with 95 % intervals over exams: bars would hide that Dice does not start at zero. Several
     segmenters have a row of panels each.
     """
     rows = with_amounts(per_image)

@@ -132,11 +132,10 @@ def finding(
 ) -> list[str]:
     """Write the sentences at the head of the report, the main one first.
 
-    The primary contrast leads where there is one, then which segmenter is ahead where there are
-    several, then what choosing the images changed. The rest speaks of one cohort (the first) under
-    the leak-free prompt where that was scored: the synthetic conditions at the smallest amount (but
-    for the primary contrast, which was said), the count over all amounts, the control without an
-    image, and what limits the reading.
+    The primary contrast leads, then which segmenter is ahead, then what choosing the images
+    changed. The rest speaks of the first cohort under the leak-free prompt where that was scored:
+    the synthetic conditions at the smallest amount (but for the primary contrast, which was said),
+    the count over all amounts, the control without an image, and what limits the reading.
     """
     results, compared = with_defaults(results), comparisons(contrasts.family)
     shown = axes.shown_axes(results)
@@ -211,8 +210,7 @@ def _comparison_sentences(
 def best_trial(per_image: pd.DataFrame) -> pd.DataFrame:
     """Rows of the first trial of the series with the best mean Dice at the largest amount.
 
-    Args:
-        per_image: Rows of one cohort, prompt and output, without controls; at least one.
+    `per_image` is of one cohort, prompt and output, without controls; at least one row.
     """
     named = with_amounts(per_image)
     largest = named[named["amount"] == named.loc[named["n_real"].idxmax(), "amount"]]
@@ -224,11 +222,9 @@ def best_trial(per_image: pd.DataFrame) -> pd.DataFrame:
 def pick_cases(per_image: pd.DataFrame, *, n: int = 2) -> pd.DataFrame:
     """Choose the median, worst and best images of one trial, cohort and prompt by Dice.
 
-    Draws are averaged per image; ties are broken by sample id; no image is chosen twice.
-
     Returns:
-        sample_id, dice, trimester, which (median, worst, best), in this order, by Dice within
-        each; at most 3 n rows.
+        sample_id, dice, trimester, which (median, worst, best), in this order, by Dice and sample
+        id within each; at most 3 n rows, no image twice.
     """
     images = (
         per_image.groupby("sample_id").agg({"dice": "mean", "trimester": "first"}).reset_index()

@@ -59,15 +59,13 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     """Join our cells with the paper's of the same panel, condition and number of real images.
 
     Args:
-        results: Rows of results.csv; of a cell the folds of a model are averaged, weighted by their
-            images, then the models of a support, then supports.
+        results: Rows of results.csv.
         train_cohort: What the sweep trained on: HC18 or ES in the paper's words.
 
     Returns:
         panel, condition, segmenter, generator, choice ("" where only the paper has a number),
         n_real, paper and ours (mean Dice at 256, per cent, NaN where one is missing), n_trials,
-        n_exams; panels that only the paper has under this train cohort are kept, so that the reader
-        sees what was not repeated.
+        n_exams. Panels that only the paper has are kept: they show what was not repeated.
     """
     rows = with_amounts(results)
     done = rows[(rows["status"] == "done") & (rows["prompt"] == "jittered_box")]
@@ -168,8 +166,7 @@ def write_comparison(
 
     Returns:
         Whether anything was written: the paper must have trained on this cohort, and a trial of
-        ours must have been scored under the jittered box. A test cohort that the paper does not
-        know is a panel of its own.
+        ours must have been scored under the jittered box.
     """
     compared = compare_paper(results, train_cohort=train_cohort)
     trained = compared[~compared["condition"].isin(BOX_ALONE)]

@@ -18,14 +18,12 @@ def overlay_contours(
 ) -> NDArray[np.uint8]:
     """Draw the outlines of masks over an image, later ones on top.
 
-    A line is 1 px wide per 200 px of the image's longest side, at least 1.
-
     Args:
         image: (H, W) grey or (H, W, 3) RGB, not changed.
         masks: (H, W) mask, non-zero inside, and its RGB colour; an empty mask draws nothing.
 
     Returns:
-        (H, W, 3) RGB.
+        (H, W, 3) RGB; a line is 1 px wide per 200 px of the longest side.
 
     Raises:
         ValueError: If a mask has another size than the image.

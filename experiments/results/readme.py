@@ -34,8 +34,8 @@ def find_block(path: Path, *, kind: str, name: str = "") -> tuple[list[str], int
     """Lines of a file, and which of them are the markers of a block: see `replace_block`.
 
     Raises:
-        InputError: If the file is missing or no UTF-8, or has no such lines, or several, or
-            another block begins before this one ends.
+        InputError: If the file is missing or no UTF-8, or where text would be lost: it has no such
+            lines, or several, or another block begins before this one ends.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file; give a Markdown file with the markers")

@@ -133,10 +133,8 @@ def status_line(results: pd.DataFrame) -> str:
 def difference_tables(
     contrasts: Contrasts, *, shown: Sequence[str] = ()
 ) -> dict[str, list[dict[str, object]]]:
-    """Write contrasts as rows of text under titles: one table per cohort and prompt, leak-free
-    prompt first, then one of the segmenters; without any contrast there is none.
-
-    The primary contrast and its other measure stand first in the table of their place.
+    """Write contrasts as rows of text under titles: a table per cohort and prompt, leak-free prompt
+    first and in it the primary contrast, then one of the segmenters.
     """
     tables, first = {}, primary_rows(contrasts.family)
     others = comparisons(contrasts.family, rivals=True)
@@ -200,8 +198,8 @@ def budgets(results: pd.DataFrame) -> pd.DataFrame:
     """List the label budget of each condition by number of real images, each budget once.
 
     Returns:
-        condition, n_real, n_generator_labels, n_val_labels, n_total_labels (distinct ones), and
-        n_more: those that only the generator saw.
+        condition, n_real, n_generator_labels, n_val_labels, n_total_labels, and n_more: those that
+        only the generator saw.
     """
     columns = ["n_real", "condition", "n_generator_labels", "n_val_labels", "n_total_labels"]
     rows = results.loc[~is_control(results), columns].drop_duplicates()

@@ -92,9 +92,7 @@ def _kind_of(reason: str) -> str:
 def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     """Dice downstream of the gate, of no gate, and of a random subset of the gate's size.
 
-    Returns:
-        A row per cohort, prompt, amount and condition where a sweep has both the gate and another
-        choice of candidates; else no rows.
+    No rows where a sweep does not have both the gate and another choice of candidates.
     """
     rows = with_amounts(results)
     done = rows[rows["status"] == "done"]

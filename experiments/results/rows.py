@@ -123,9 +123,9 @@ def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
         not pending by another.
 
     Raises:
-        InputError: If a file has other columns than the first one: a column that is absent in one
-            would look like numbers that could not be computed; if it has no rows, or other scores
-            of one trial on the same images.
+        InputError: If a file has no rows, other columns than the first one (an absent one would
+            look like numbers that could not be computed), or other scores of one trial on the same
+            images.
     """
     frames, where = [], ["trial_id", "test_cohort", "prompt"]
     scored = [*where, "output", TESTED]

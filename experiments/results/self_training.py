@@ -13,12 +13,7 @@ TRUE_DICE = "true Dice (reported, never used)"
 
 
 def kept_labels(sweep: Sweep) -> pd.DataFrame:
-    """A row per finished set of pseudo-labels, in the order of the plan; no rows without any.
-
-    Returns:
-        Text cells: teacher, support, round, unlabelled, kept, kept of trimester 1 to 3, mean
-        agreement, and `TRUE_DICE`, which the annotations give afterwards and nothing reads.
-    """
+    """A row of text per finished set of pseudo-labels, in the order of the plan."""
     supports: dict[str, list[str]] = {}
     for spec in sweep.plan.trials:
         for key in _behind(sweep, spec.fit_key) if spec.fit_key else ():

@@ -25,8 +25,7 @@ def spread_table(per_image: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Text cells, Dice in per cent, a row per cell: cohort, prompt, condition, the axes of which
         there are several values, real, mean (of the model means), and for each drawn axis "SD over
-        supports" with the number of values in brackets, "" where there is one. No rows for empty
-        input.
+        supports" with the number of values in brackets, "" where there is one.
     """
     frame = with_amounts(per_image).dropna(subset=["dice"])
     frame = frame.assign(generator_key=own_labels(frame))

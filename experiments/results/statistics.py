@@ -97,8 +97,7 @@ def trimester_weighted_mean(
 def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
     """Average the prompt draws of each image: a row per trial, cohort, prompt, output and image.
 
-    `found` becomes the share of draws with a prediction and `fitted` that of draws with an ellipse,
-    NaN where the file does not say.
+    `found` and `fitted` become shares of the draws, NaN where the file does not say.
 
     Raises:
         ValueError: If a key other than the draw differs within one trial, cohort and prompt.
@@ -121,9 +120,6 @@ def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
 def aggregate(per_image: pd.DataFrame, *, n_boot: int = 2000) -> pd.DataFrame:
     """Turn per_image rows into the rows of results.csv that can be computed from them.
 
-    Draws are averaged per image first; means, medians and shares are then over images, intervals
-    over exams. mm columns are NaN where no image has a pixel size.
-
     Returns:
         A row per trial, cohort, prompt and output in order of appearance; `status` is done. Empty
         input gives the columns alone.
@@ -139,8 +135,8 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
     """Compute the columns of `SUMMARY` over images of one model (or the folds of one).
 
     `images` are from `average_draws`, each once; not empty. n_not_found counts those with an empty
-    prediction in any draw, n_not_fitted those without an ellipse (NaN if not recorded);
-    trimesters_missing names absent ones ("1,3"); shares and Dice are in [0, 1].
+    prediction in any draw, n_not_fitted those without an ellipse (NaN if not recorded). mm columns
+    are NaN without a pixel size; trimesters_missing names absent ones ("1,3").
     """
     dice, exams = images["dice"], images["exam_id"]
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot)
@@ -164,8 +160,7 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
 def weighted_interval(images: pd.DataFrame, *, n_boot: int = 2000) -> tuple[float, float]:
     """Interval of the trimester-weighted mean Dice over exams and, with several, supports.
 
-    `images` are dice, exam_id, trimester and support, a row per image and support. Gives (low,
-    high) in [0, 1] from `crossed_bootstrap`; NaN with fewer than two exams.
+    `images` are dice, exam_id, trimester and support, a row per image and support.
     """
     found = crossed_bootstrap(
         images["dice"],
@@ -181,11 +176,10 @@ def weighted_interval(images: pd.DataFrame, *, n_boot: int = 2000) -> tuple[floa
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
     """Complete the aggregated rows by what only the runner knows.
 
-    `trials` are a row per trial: trial_id, status (done, failed, pending...), reason, steps,
-    seconds, peak_memory_mib and the trial's keys; or one per cohort and prompt of a trial that is
-    scored in part. Gives the rows of results.csv: what has no image row keeps one row without
-    numbers, its cohort and prompt empty where that is the whole trial; a row of `aggregate` without
-    an entry in `trials` (box_only) stays done.
+    `trials` has a row per trial: trial_id, status, reason, steps, seconds, peak_memory_mib and the
+    trial's keys; or one per cohort and prompt of a trial that is scored in part. What has no image
+    row keeps one row without numbers, its cohort and prompt empty where that is the whole trial; a
+    row of `aggregate` without an entry in `trials` (box_only) stays done.
     """
     where = ["trial_id", "test_cohort", "prompt"]
     trials = trials.reindex(columns=list(dict.fromkeys([*where, *trials.columns])))

@@ -34,7 +34,6 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
         Text cells, Dice in per cent, two rows for each series that has several trials on the same
         images, at the largest amount where it has them: condition, the axes of which there are
         several values, real, students, "agreement with", all, and the trimesters that are known.
-        No rows without any such series.
     """
     rows = with_amounts(per_image[~is_control(per_image)]).dropna(subset=["dice"])
     prompt = next((prompt for prompt in _PROMPTS if prompt in set(rows["prompt"])), None)

@@ -124,8 +124,7 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
 
     Rows go by amount, segmenter and condition; the controls close their block. A trial that failed
     or waits is a row of every block it would have been in, or of all blocks where it names no
-    cohort. Segmenter, generator and choice of images have a column where the results
-    hold several.
+    cohort. An axis has a column where the results hold several values.
     """
     results = with_defaults(results)
     summary = cells(results, per_image=per_image).assign(note="")

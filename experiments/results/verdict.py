@@ -29,15 +29,9 @@ _P_BELOW = 0.05
 
 
 def verdict_sentences(contrasts: Contrasts, results: pd.DataFrame) -> list[str]:
-    """Say what the comparison that counts found: the primary one, or else the first of conditions,
-    or else the first of choices of the labelled images.
-
-    Args:
-        contrasts: Of `all_contrasts`.
-        results: Rows of results.csv, those that are not done among them.
-
-    Returns:
-        Three sentences, or one that says why there is nothing to compare.
+    """Say in three sentences what the comparison that counts found: the primary one, or else the
+    first of conditions, or else the first of choices of the labelled images; or in one why there is
+    nothing to compare.
     """
     row = leading_row(contrasts)
     if row is not None:
