@@ -30,7 +30,7 @@ _ROUNDING = 1e-9
 
 
 def parse(path: Path, *, dtypes: Mapping[str, str], n_rows: int | None = None) -> pd.DataFrame:
-    """Read a CSV, or its first rows, as it is; refuse (InputError) an empty one, no UTF-8 or no CSV."""
+    """Read a CSV, or its first rows; refuse (InputError) an empty one, no UTF-8 or no CSV."""
     try:
         rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""], nrows=n_rows)
     except pd.errors.EmptyDataError:

@@ -4,7 +4,6 @@ One fitted SAM, the ellipse inscribed in the box and the constant mean mask are 
 increasing box jitter; what needs no reference stands beside them as levels.
 """
 
-import math
 from itertools import product
 from pathlib import Path
 
@@ -49,8 +48,6 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
         value, low, high (per cent for Dice, mm for ADF; NaN interval with fewer than two exams),
         n_images, n_exams.
     """
-    columns = ["what", "prompt", "jitter_px", "trimester", "measure"]
-    columns += ["value", "low", "high", "n_images", "n_exams"]
     scored = ["what", "prompt", "jitter_px"]
     # A column of nothing but blanks is read as text or objects; one of mm may be absent.
     typed = rows.reindex(columns=rows.columns.union(list(MEASURES), sort=False)).assign(
@@ -68,7 +65,8 @@ def box_points(rows: pd.DataFrame) -> pd.DataFrame:
                 numbers = [factor * value for value in (known[measure].mean(), *ends)]
                 counts = [len(known), known["exam_id"].nunique()]
                 made.append([*where, trimester, measure, *numbers, *counts])
-    return pd.DataFrame(made, columns=columns)
+    numbers = ["value", "low", "high", "n_images", "n_exams"]
+    return pd.DataFrame(made, columns=[*scored, "trimester", "measure", *numbers])
 
 
 def figure_box(rows: pd.DataFrame) -> Figure:
@@ -102,20 +100,22 @@ def figure_box(rows: pd.DataFrame) -> Figure:
 def _curves(points: pd.DataFrame) -> list[Curve]:
     curves = []
     for (what, prompt), (label, color, marker, dashes) in _LINES.items():
-        own = points[(points["what"] == what) & (points["prompt"] == prompt)]
-        style = {"color": color, "marker": marker, "linestyle": dashes}
-        jittered = own.dropna(subset=["x"]).sort_values("x")
+        own = points[(points["what"] == what) & (points["prompt"] == prompt)].sort_values("x")
         if len(own):
-            shown = own[["y"]] if jittered.empty else jittered
+            shown = own[["y"]] if own["x"].isna().all() else own
+            style = {"color": color, "marker": marker, "linestyle": dashes}
             curves.append(Curve(label=label, points=shown, style=style))
     return curves
 
 
 def table_box(rows: pd.DataFrame) -> str:
     """Write the numbers behind the figure as Markdown, with what they say of the headline."""
-    points = box_points(rows)
-    points["text"] = [_cell(row) for _, row in points.iterrows()]
-    index = ["what", "prompt", "jitter_px"]
+    points, texts = box_points(rows), []
+    for _, row in points.iterrows():
+        digits = 1 if row["measure"] == "dice" else 2
+        value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
+        texts.append(value if pd.isna(row["low"]) else f"{value} [{low}, {high}]")
+    points, index = points.assign(text=texts), ["what", "prompt", "jitter_px"]
     wide = points.pivot(index=index, columns=["measure", "trimester"], values="text")
     wide = wide.sort_index(axis="columns").fillna("–")
     wide.columns = [
@@ -138,33 +138,28 @@ def table_box(rows: pd.DataFrame) -> str:
     return "\n".join([*lines, "", *bullets([*_verdicts(points), *notes]), ""])
 
 
-def _cell(row: pd.Series) -> str:
-    digits = 1 if row["measure"] == "dice" else 2
-    value, low, high = (f"{row[name]:.{digits}f}" for name in ("value", "low", "high"))
-    return value if pd.isna(row["low"]) else f"{value} [{low}, {high}]"
-
-
 def _verdicts(points: pd.DataFrame) -> list[str]:
     """Say how much of the Dice under the paper's box the box alone gives, as far as it is known."""
     dice = points[(points["measure"] == "dice") & (points["trimester"] == 0)]
-    value = dice.groupby(["what", "prompt"])["value"].first()
-    whole, own = (value.get(("model", name)) for name in ("whole_image", "predicted_box"))
-    wide = dice[dice["prompt"] == "jittered_box"].pivot(
-        index="jitter_px", columns="what", values="value"
-    )
-    wide = wide.reindex(columns=["model", "ellipse"])
-    said, model = [], wide["model"].get(float(PAPER_JITTER_PX), math.nan)
-    shares = [
-        f"{jitter:.0f} px {row['ellipse']:.1f} of {row['model']:.1f} % ({_box_alone(**row)})"
-        for jitter, row in wide.dropna().iterrows()
-    ]
+    value = dice.set_index(["what", "prompt", "jitter_px"])["value"].to_dict()
+    of_model = {key[1:]: x for key, x in value.items() if key[0] == "model"}
+    jittered = {px: x for (prompt, px), x in of_model.items() if prompt == "jittered_box"}
+    levels = {prompt: x for (prompt, _), x in of_model.items()}
+    whole, own = levels.get("whole_image"), levels.get("predicted_box")
+    said, model = [], jittered.get(PAPER_JITTER_PX)
+    shares = []
+    for px, both in jittered.items():
+        ellipse = value.get(("ellipse", "jittered_box", px))
+        if ellipse is not None:
+            words = _box_alone(model=both, ellipse=ellipse)
+            shares.append(f"{px:.0f} px {ellipse:.1f} of {both:.1f} % ({words})")
     if shares:
         said.append(
             "Of the model's Dice under the reference's box, what the ellipse in the same box "
             f"gives, which reads no pixel, by jitter ({PAPER_JITTER_PX} px is about the paper's): "
             f"{'; '.join(shares)}."
         )
-    if whole is not None and pd.notna(model):
+    if whole is not None and model is not None:
         said.append(
             f"Without a box (whole image) the same model has {whole:.1f} %: the box from "
             f"the reference is worth {model - whole:+.1f} points."

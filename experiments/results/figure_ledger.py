@@ -4,7 +4,6 @@ A row with synthetic pairs has used the labels of its generator and its gate as 
 a curve that stood above the other may only stand further to the right.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -51,37 +50,31 @@ def paper_ledger() -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def our_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Rows of `curve_points` by total labels, NaN where unknown: the first cohort and prompt."""
+def _our_ledger(
+    results: pd.DataFrame, per_image: pd.DataFrame | None
+) -> tuple[pd.DataFrame, list[str], str]:
+    """Rows of `curve_points` by total labels, NaN where unknown, of the first cohort and prompt;
+    the axes of which they hold several values; and where that is, in words.
+    """
     points = curve_points(results, per_image=per_image, x="n_total_labels")
     if points.empty:
-        return points
+        return points, [], ""
     cohort, prompt, _ = next(axes.each_place(results[results["status"] == "done"]))
-    own = (points["test_cohort"] == cohort) & (points["prompt"] == prompt)
-    return points[own].reset_index(drop=True)
+    points = points[(points["test_cohort"] == cohort) & (points["prompt"] == prompt)]
+    shown = axes.shown_axes(points)
+    return points, shown, f"{cohort}, {axes.prompt_label(prompt, shown=shown)}"
 
 
 def figure_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:
     """Draw Dice against total labels: ours per condition, and the paper's curves re-indexed."""
-    ours = our_ledger(results, per_image=per_image)
-    return draw_panels([[_our_panel(ours), _paper_panel()]], size_in=(4.7, 4.0))
-
-
-def _our_panel(points: pd.DataFrame) -> Panel:
-    if points.empty:
-        return Panel(title="ours: no trial has finished")
-    shown, order = axes.shown_axes(points), axes.orders(points)
-    title = f"ours: {_where(points, shown=shown)}"
+    points, shown, where = _our_ledger(results, per_image)
+    title = f"ours: {where or 'no trial has finished'}"
     unknown = in_order(points.loc[~axes.is_control(points) & points["x"].isna(), "condition"])
     if unknown:
-        names = ", ".join(condition_label(name) for name in unknown)
-        title += f"; not drawn, total labels unknown: {names}"
-    return amount_panel(points, title=title, order=order, shown=shown, x="n_total_labels")
-
-
-def _where(points: pd.DataFrame, *, shown: Sequence[str]) -> str:
-    first = points.iloc[0]
-    return f"{first['test_cohort']}, {axes.prompt_label(first['prompt'], shown=shown)}"
+        title += f"; not drawn, total labels unknown: {', '.join(map(condition_label, unknown))}"
+    order = axes.orders(points)
+    ours = amount_panel(points, title=title, order=order, shown=shown, x="n_total_labels")
+    return draw_panels([[ours, _paper_panel()]], size_in=(4.7, 4.0))
 
 
 def _paper_panel() -> Panel:
@@ -106,21 +99,17 @@ def _paper_panel() -> Panel:
 
 def table_ledger(results: pd.DataFrame, per_image: pd.DataFrame | None = None) -> str:
     """Write the numbers behind the figure as Markdown, in the order of their total labels."""
-    ours = our_ledger(results, per_image=per_image)
-    shown = [] if ours.empty else axes.shown_axes(ours)
+    ours, shown, where = _our_ledger(results, per_image)
     rows = []
     for _, row in ours.iterrows():
         interval = f" [{row['low']:.1f}, {row['high']:.1f}]" if pd.notna(row["low"]) else ""
+        total = "unknown" if pd.isna(row["x"]) else f"{row['x']:.0f}"
         label = axes.series_label(row, shown=shown)
-        source = f"ours, {_where(ours, shown=shown)}"
-        rows.append((source, label, row["x"], f"{row['y']:.1f}{interval}"))
+        rows.append((f"ours, {where}", label, total, f"{row['y']:.1f}{interval}"))
     for _, row in paper_ledger().sort_values("n_total_labels", kind="stable").iterrows():
-        label = condition_label(row["condition"])
-        source = f"paper, {row['panel'].replace('->', ' to ')}"
-        rows.append((source, label, row["n_total_labels"], f"{row['dice']:.1f}"))
+        label, source = condition_label(row["condition"]), row["panel"].replace("->", " to ")
+        rows.append((f"paper, {source}", label, str(row["n_total_labels"]), f"{row['dice']:.1f}"))
     text = pd.DataFrame(rows, columns=["source", "condition", "total labels", "Dice %"])
-    total = text["total labels"].map(lambda n: "unknown" if pd.isna(n) else f"{n:.0f}")
-    text = text.assign(**{"total labels": total})
     lines = markdown_table(text, left=["source", "condition"])
     return "\n".join([*lines, "", *bullets([*_verdicts(), *NOTES]), ""])
 

@@ -71,18 +71,14 @@ def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = No
                 here = points[(points["test_cohort"] == cohort) & (points["prompt"] == prompt)]
                 if segmenter:
                     here = here[here["segmenter"].isin(["", segmenter])]
-                head = [cohort] * (len(cohorts) > 1) + [segmenter] * is_split
-                words = axes.prompt_label(prompt, shown=shown) + _why_no_curve(here)
-                title = ", ".join([*head, words]) if len(points) else "no trial has finished"
+                words = [cohort] * (len(cohorts) > 1) + [segmenter] * is_split
+                words.append(axes.prompt_label(prompt, shown=shown))
+                if axes.is_control(here).all():
+                    words.append("not scored" if here.empty else "controls only")
+                title = ", ".join(words) if len(points) else "no trial has finished"
                 row.append(amount_panel(here, title=title, order=order, shown=named))
             grid.append(row)
     return draw_panels(grid)
-
-
-def _why_no_curve(points: pd.DataFrame) -> str:
-    if points.empty:
-        return ", not scored"
-    return ", controls only" if axes.is_control(points).all() else ""
 
 
 def amount_panel(
@@ -146,10 +142,10 @@ def level_names(points: pd.DataFrame, *, shown: Sequence[str]) -> list[str]:
 
 def _tick_names(lines: pd.DataFrame, *, x: Amount) -> dict[float, str]:
     """The amounts themselves, with the share above the count."""
-    names = {place: f"{place:.0f}" for place in sorted(set(lines["x"]))}
-    shares = lines.dropna(subset=["real_fraction"]) if x == "n_real" else lines.iloc[:0]
-    for place, share in zip(shares["x"], shares["real_fraction"], strict=True):
-        names[place] = f"{100 * share:.4g} %\n{place:.0f}"
+    names = {}
+    for place, share in lines[["x", "real_fraction"]].sort_values("x").itertuples(index=False):
+        has_share = x == "n_real" and pd.notna(share)
+        names[place] = (f"{100 * share:.4g} %\n" if has_share else "") + f"{place:.0f}"
     return names
 
 
@@ -199,9 +195,9 @@ def _trimester_curves(images: pd.DataFrame, *, order: Mapping, shown: Sequence[s
         means = own.groupby(["sample_id", "exam_id", "trimester"], as_index=False)["dice"].mean()
         points = []
         for trimester, part in means.groupby("trimester"):
-            ends = cluster_bootstrap_ci(part["dice"], part["exam_id"])
+            dice = part["dice"].mean(), *cluster_bootstrap_ci(part["dice"], part["exam_id"])
             place = trimester + step * (k - (len(series) - 1) / 2)
-            points.append([place, *(100 * value for value in (part["dice"].mean(), *ends))])
+            points.append([place, *(100 * value for value in dice)])
         table = pd.DataFrame(points, columns=["x", "y", "low", "high"])
         style = series_style(keys, order=order) | {"linestyle": "", "markersize": 5}
         curves.append(Curve(label=axes.series_label(keys, shown=shown), points=table, style=style))

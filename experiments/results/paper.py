@@ -97,10 +97,9 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
         theirs = own.drop_duplicates("n_real").set_index("n_real")["paper"].dropna()
         sources = [("paper", theirs, "")]
         for keys, part in each_series(own.dropna(subset=["ours"])):
-            named = (axis_label(name, keys[name]) for name in shown if keys[name])
-            source = ", ".join(["ours", *named])
+            named = [axis_label(name, keys[name]) for name in shown if keys[name]]
             exams = f"{part['n_exams'].max():.0f}"
-            sources.append((source, part.set_index("n_real")["ours"], exams))
+            sources.append((", ".join(["ours", *named]), part.set_index("n_real")["ours"], exams))
         head = {"panel": panel.replace("->", " to "), "condition": condition_label(condition)}
         for source, found, exams in sources:
             if condition in BOX_ALONE and len(found):
@@ -109,22 +108,15 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
             rows += [head | {"source": source, "exams": exams} | cells] if len(found) else []
     text = pd.DataFrame(rows)
     lines = markdown_table(text.replace("", "–"), left=["panel", "condition", "source"])
-    notes = [*NOTES, *_other_test_sets(compared), *deviations]
+    known = set(paper_reference()["panel"])
+    others = [panel for panel in dict.fromkeys(compared["panel"]) if panel not in known]
+    alone = "another test set, which the paper has no number for; it stands beside the paper's "
+    alone += "panels and is not compared with them."
+    notes = [*NOTES, *(f"{name.replace('->', ' to ')}: {alone}" for name in others), *deviations]
     markdown = "\n".join([*lines, "", *bullets(notes), ""])
     caption = "Mean Dice (%) at 256x256 under the jittered box by real images, the paper's and ours"
     latex = latex_table(text, caption=caption, label="tab:paper")
     return markdown, "\n".join([latex.rstrip("\n"), *latex_notes(notes), ""])
-
-
-def _other_test_sets(compared: pd.DataFrame) -> list[str]:
-    """Name the panels that are ours alone."""
-    known = set(paper_reference()["panel"])
-    own = [panel for panel in dict.fromkeys(compared["panel"]) if panel not in known]
-    return [
-        f"{panel.replace('->', ' to ')}: another test set, which the paper has no number for; it "
-        "stands beside the paper's panels and is not compared with them."
-        for panel in own
-    ]
 
 
 def figure_paper(compared: pd.DataFrame) -> Figure:
