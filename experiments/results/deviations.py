@@ -86,29 +86,25 @@ def _synthesis(config: ExperimentConfig) -> list[Row]:
         return []
     labels = counted(synthesis.generator_count, "labelled image")
     drawn = counted(synthesis.n_candidates, "candidate")
+    extracted = "with outlines extracted from its pictures"
     labelled = "each labelled by the ellipse that it was conditioned on"
     if PAPER_CONDITIONS["synthesis"] in config.sweep.condition and is_imported:
-        count = synthesis.folder_labels
         known = "an unknown number of labelled images"
-        known = known if count is None else counted(count, "labelled image")
+        if synthesis.folder_labels is not None:
+            known = counted(synthesis.folder_labels, "labelled image")
         made = f"unknown: pairs are imported from a folder, whose maker saw {known}"
-    elif isinstance(stable := config.generator_named(), StableDiffusionConfig):
-        height, width = stable.size_hw
-        if stable.route == "sd_in_channel":
-            labelled = "with outlines extracted from its pictures"
-        made = (
-            f"Stable Diffusion with LoRA of rank {stable.lora_rank} at {height}x{width} on "
-            f"{labels} ({stable.route}), of {drawn}, {labelled}"
-        )
     else:
-        height, width = config.generator_named().size_hw
-        made = (
-            f"a pixel diffusion model of {height}x{width}, fitted from scratch on {labels}, of "
-            f"{drawn}, {labelled}"
-        )
+        generator = config.generator_named()
+        size = "{}x{}".format(*generator.size_hw)
+        made = f"a pixel diffusion model of {size}, fitted from scratch on {labels}"
+        if isinstance(generator, StableDiffusionConfig):
+            made = f"Stable Diffusion with LoRA of rank {generator.lora_rank} at {size} on {labels}"
+            made += f" ({generator.route})"
+            labelled = extracted if generator.route == "sd_in_channel" else labelled
+        made += f", of {drawn}, {labelled}"
     gate = "an automatic gate" if config.gate.enabled and not is_imported else "none"
     theirs = "Stable Diffusion 1.5 with LoRA at 512x512 on 60 labelled images (20 a trimester), "
-    theirs += "with outlines extracted from its pictures"
+    theirs += extracted
     rows = [
         ("Generator", made, theirs),
         ("Check of the pairs", gate, "correction by hand, and 495 of 500 are kept"),

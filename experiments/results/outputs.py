@@ -192,11 +192,13 @@ def write_shown(
 
 def _last_screen(sweep: Sweep, console: Console, *, folder: Path, finding_text: str) -> None:
     relative = os.path.relpath(folder)
-    done = sum(run.state == "done" for run in sweep.runs.values())
-    seconds = sum(run.seconds for run in sweep.runs.values())
-    is_whole = all(run.is_done for run in sweep.runs.values())
-    nothing = "nothing was left to do" if is_whole else "no stage was finished"
-    work = f"{counted(done, 'stage')} in {clock(seconds)} of work" if done else nothing
+    runs = sweep.runs.values()
+    work = "no stage was finished"
+    if done := sum(run.state == "done" for run in runs):
+        seconds = sum(run.seconds for run in runs)
+        work = f"{counted(done, 'stage')} in {clock(seconds)} of work"
+    elif all(run.is_done for run in runs):
+        work = "nothing was left to do"
     lines = [
         finding_text,
         "",

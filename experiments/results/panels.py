@@ -158,12 +158,13 @@ def _set_x_axis(axis: Axes, panel: Panel, *, x: Sequence[float]) -> None:
         low, high = min(x), max(x)
         pad = max(0.06 * (high - low), 0.4)
         axis.set_xlim((low / 1.25, high * 1.25) if panel.is_log_x else (low - pad, high + pad))
-    ends = [scale(end) for end in axis.get_xlim()]
+    start, end = map(scale, axis.get_xlim())
     kept: list[float] = []
     for tick in reversed(panel.ticks):
-        if not kept or scale(kept[-1]) - scale(tick) >= 0.08 * (ends[1] - ends[0]):
+        if not kept or scale(kept[-1]) - scale(tick) >= 0.08 * (end - start):
             kept.append(tick)
-    axis.set_xticks(kept[::-1], [panel.ticks[tick] for tick in kept[::-1]])
+    kept.reverse()
+    axis.set_xticks(kept, [panel.ticks[tick] for tick in kept])
     axis.set_xticks([], minor=True)
 
 

@@ -65,31 +65,23 @@ def gather(
 
 
 def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
-    curve = "Dice against the number of real images; bars are 95 % intervals over exams, and over "
-    curve += "supports too where a point has several."
-    figures, cohort = [Picture(image=figure_png, caption=curve)], sweep.data.name
-    prompt = shown_prompt(
-        per_image[per_image["trimester"].notna()],
-        prompts=sweep.config.evaluation.prompts,
-        test_cohort=cohort,
-    )
+    caption = "Dice against the number of real images; bars are 95 % intervals over exams, and "
+    caption += "over supports too where a point has several."
+    figures = [Picture(image=figure_png, caption=caption)]
+    where = {"prompts": sweep.config.evaluation.prompts, "test_cohort": sweep.data.name}
+    prompt = shown_prompt(per_image[per_image["trimester"].notna()], **where)
     if prompt is not None:
-        image = png_bytes(figure_trimesters(per_image, prompt=prompt, test_cohort=cohort))
-        caption = (
-            "Dice by trimester at the smallest and the largest amount; bars are 95 % intervals "
-        )
-        caption += "over exams alone, for these trained models."
-        figures.append(Picture(image=image, caption=caption))
+        drawn = figure_trimesters(per_image, prompt=prompt, test_cohort=sweep.data.name)
+        caption = "Dice by trimester at the smallest and the largest amount; bars are 95 % "
+        caption += "intervals over exams alone, for these trained models."
+        figures.append(Picture(image=png_bytes(drawn), caption=caption))
     return figures
 
 
 def shown_prompt(
     per_image: pd.DataFrame, *, prompts: Sequence[str], test_cohort: str
 ) -> str | None:
-    """The first prompt, in the order given, under which a trained model was scored on a cohort.
-
-    One that controls alone were scored under has nothing to show; None where there is none.
-    """
+    """The first prompt, in the order given, under which a trained model was scored on a cohort."""
     rows = per_image[~is_control(per_image) & (per_image["test_cohort"] == test_cohort)]
     return next((prompt for prompt in prompts if prompt in set(rows["prompt"])), None)
 
@@ -107,12 +99,9 @@ def _agreement(sweep: Sweep, per_image: pd.DataFrame) -> pd.DataFrame:
 
 def _predicted(sweep: Sweep, key: str, prompt: str, sample_id: str) -> np.ndarray:
     """A prediction as it is scored: a mask uint8 (H, W), or the filled ellipse fitted to it."""
-    size_hw = sweep.data.rows[sample_id].size_hw
-    run_dir, which = sweep.run_dir(sweep.runs[key]), {"prompt": prompt, "sample_id": sample_id}
-    predicted = read_prediction(run_dir, **which, size_hw=size_hw)
-    if sweep.config.evaluation.output == "ellipse":
-        _, predicted = filled_ellipse(predicted)
-    return predicted
+    run_dir, size_hw = sweep.run_dir(sweep.runs[key]), sweep.data.rows[sample_id].size_hw
+    mask = read_prediction(run_dir, prompt=prompt, sample_id=sample_id, size_hw=size_hw)
+    return filled_ellipse(mask)[1] if sweep.config.evaluation.output == "ellipse" else mask
 
 
 def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[Picture]], str]:
@@ -125,23 +114,21 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     here = best_trial(per_image[scored & ~is_control(per_image)])
     spec = next(s for s in sweep.plan.trials if s.id == here["trial_id"].iloc[0])
     groups: dict[str, list[Picture]] = {}
-    key = spec.score_keys[cohort, prompt]
     for _, case in pick_cases(here).iterrows():
         sample = sweep.data.samples[case["sample_id"]]
-        annotation = annotation_of(sample)
-        predicted = _predicted(sweep, key, prompt, sample.sample_id)
-        outlines = [(annotation.mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
+        predicted = _predicted(sweep, spec.score_keys[cohort, prompt], prompt, sample.sample_id)
+        outlines = [(annotation_of(sample).mask, REFERENCE_RGB), (predicted, PREDICTION_RGB)]
         picture = Picture(
             image=overlay_contours(image_of(sample), outlines),
             caption=f"{sample.sample_id}: Dice {100 * case['dice']:.1f} %",
         )
         groups.setdefault(case["which"].capitalize(), []).append(picture)
     shown = shown_axes(per_image)
-    words = prompt_label(prompt, shown=shown)
-    label = series_label(here.iloc[0], shown=shown)
-    images = f"{counted(spec.n_real, 'real image')} (support {spec.support})"
-    which = f"{label}, {images}, {cohort}, {words}"
-    return groups, f"The best mean Dice at the largest amount: {which}."
+    return groups, (
+        f"The best mean Dice at the largest amount: {series_label(here.iloc[0], shown=shown)}, "
+        f"{counted(spec.n_real, 'real image')} (support {spec.support}), {cohort}, "
+        f"{prompt_label(prompt, shown=shown)}."
+    )
 
 
 def _data_facts(sweep: Sweep) -> dict[str, str]:
@@ -163,16 +150,14 @@ def _data_summary(sweep: Sweep) -> pd.DataFrame:
     parts |= {f"test: {name}": ids for name, ids in sweep.data.view.cohorts.items()}
     for name, ids in parts.items():
         samples = [sweep.data.samples[sample_id] for sample_id in ids]
-        row = {"part": name, "images": len(samples), "exams": len({s.exam_id for s in samples})}
         counts = Counter(trimester(sample.hc_mm) for sample in samples)
+        row = {"part": name, "images": len(samples), "exams": len({s.exam_id for s in samples})}
         rows.append(row | {f"trimester {number}": counts[number] for number in (1, 2, 3)})
     return pd.DataFrame(rows)
 
 
 def _protocol(sweep: Sweep) -> list[str]:
-    """How images are ordered, how long each segmenter is trained, what chooses its weights, and how
-    pairs are mixed in.
-    """
+    """How images are ordered, segmenters trained, their weights chosen, and pairs mixed in."""
     config, names = sweep.config, sweep.config.segmenter_names()
     segmenters, lines = {name: config.segmenter_named(name) for name in names}, []
     if DEFAULT in config.sweep.choice:
@@ -185,18 +170,18 @@ def _protocol(sweep: Sweep) -> list[str]:
         length = f"{settings.steps} optimiser steps"
         if settings.epochs is not None:
             length = f"{settings.epochs} passes over its images, so more steps with more,"
-        n_val = len(sweep.data.view.split.val)
-        lines.append(
-            f"{whose} takes {length} of {settings.batch_size} images and its last weights count; "
-            "no validation label chooses anything."
-            if settings.early_stopping_patience is None
-            else f"{whose} may stop early on {n_val} validation images, which the table counts."
-        )
+        says = f"takes {length} of {settings.batch_size} images and its last weights count; no "
+        says += "validation label chooses anything."
+        if settings.early_stopping_patience is not None:
+            n_val = len(sweep.data.view.split.val)
+            says = f"may stop early on {n_val} validation images, which the table counts."
+        lines.append(f"{whose} {says}")
     if any(run.node.stage == "gate" for run in sweep.runs.values()):
         shares = sorted({s.synthetic_share for s in segmenters.values() if s.epochs is None})
-        said = " or ".join(f"{share:.0%}" for share in shares)
         mixture = "Real images and synthetic pairs are drawn from one pool."
-        mixture = f"Synthetic pairs fill {said} of each batch." if shares else mixture
+        if shares:
+            said = " or ".join(f"{share:.0%}" for share in shares)
+            mixture = f"Synthetic pairs fill {said} of each batch."
         generators = [config.generator_named(name) for name in config.generator_names()]
         outlines = "drawn from the ellipses of the generator's own labelled images"
         if all(getattr(settings, "draws_outlines", False) for settings in generators):

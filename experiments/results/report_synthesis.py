@@ -21,9 +21,7 @@ from experiments.results.rows import with_amounts
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.stages.fidelity_table import fidelity_rows
 
-N_PAIRS = 6
-N_REJECTED = 8
-N_COPIES = 3
+_N_PAIRS, _N_REJECTED, _N_COPIES = 6, 8, 3
 
 
 def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
@@ -35,12 +33,11 @@ def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
 
 def _pair_picture(folder: Path, pair: SyntheticPair, *, caption: str | None = None) -> Picture:
     image_path, mask_path = pair_paths(folder, pair.sample_id)
-    mask, agreement = read_annotation(mask_path).mask, pair.gate.get("agreement")
-    picture = overlay_contours(read_image(image_path), [(mask, REFERENCE_RGB)])
+    outline = (read_annotation(mask_path).mask, REFERENCE_RGB)
     if caption is None:
-        agreed = "" if agreement is None else f", agreement {agreement:.2f}"
-        caption = pair.sample_id + agreed
-    return Picture(image=picture, caption=caption)
+        agreement = pair.gate.get("agreement")
+        caption = pair.sample_id + ("" if agreement is None else f", agreement {agreement:.2f}")
+    return Picture(image=overlay_contours(read_image(image_path), [outline]), caption=caption)
 
 
 def _couple(
@@ -66,18 +63,20 @@ def candidates(sweep: Sweep) -> list[dict[str, Any]]:
         n_kept = len(read_metadata(folder / "metadata.jsonl"))
         source = sweep.store.root / "store" / run.node.upstream["candidates"]
         # One of each kind of reason first, so that the pictures show what the counts say.
-        kinds = [_kind_of(pair.reasons[0]) for pair in rejected]
-        order = sorted(range(len(rejected)), key=lambda i, k=kinds: (k[:i].count(k[i]), i))
+        counts, ranked = Counter[str](), []
+        for pair in rejected:
+            kind = _kind_of(pair.reasons[0])
+            ranked.append((counts[kind], pair))
+            counts[kind] += 1
+        shown = [pair for _, pair in sorted(ranked, key=lambda each: each[0])[:_N_REJECTED]]
         found.append(
             {
                 "name": run.node.label,
                 "n_made": n_kept + len(rejected),
                 "n_kept": n_kept,
-                # The first reason of each candidate.
-                "reasons": dict(Counter(kinds)),
+                "reasons": dict(counts),
                 "rejected": [
-                    _pair_picture(source, rejected[i], caption="; ".join(rejected[i].reasons))
-                    for i in order[:N_REJECTED]
+                    _pair_picture(source, pair, caption="; ".join(pair.reasons)) for pair in shown
                 ],
             }
         )
@@ -120,12 +119,9 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
 
 def _with_another_gate(present: Iterable[str]) -> list[str]:
     """Conditions that are there beside another one that differs from them by its gate alone."""
-    groups: dict[str, list[str]] = {}
-    for name in dict.fromkeys(present):
-        if name in CONDITIONS and CONDITIONS[name].factors.is_generated:
-            factors = replace(CONDITIONS[name].factors, gate="on")
-            groups.setdefault(repr(factors), []).append(name)
-    return [name for names in groups.values() if len(names) > 1 for name in names]
+    rows = {name: CONDITIONS[name].factors for name in present if name in CONDITIONS}
+    gated = {n: repr(replace(row, gate="on")) for n, row in rows.items() if row.is_generated}
+    return [name for name in gated if [*gated.values()].count(gated[name]) > 1]
 
 
 def fidelity_views(sweep: Sweep) -> list[dict[str, Any]]:
@@ -138,7 +134,7 @@ def fidelity_views(sweep: Sweep) -> list[dict[str, Any]]:
         couples = [
             _couple(folder, known[near["sample_id"]], samples[near["train_id"]],
                     measured=f"distance {near['distance']:.3g}")
-            for near in summary["nearest_pairs"]["pixels"]["synthetic"][:N_COPIES]
+            for near in summary["nearest_pairs"]["pixels"]["synthetic"][:_N_COPIES]
             if near["sample_id"] in known and near["train_id"] in samples
         ]  # fmt: skip
         view = {"name": run.node.label, "rows": fidelity_rows(summary), "nearest": couples}
@@ -148,16 +144,17 @@ def fidelity_views(sweep: Sweep) -> list[dict[str, Any]]:
 
 def sample_pairs(sweep: Sweep) -> list[Picture]:
     """Some accepted pairs of the first generator, or of the pairs that others made."""
+    folders = [sweep.run_dir(run) for run in _done(sweep, "gate", "import_pairs")[:1]]
     return [
         _pair_picture(folder, pair)
-        for folder in [sweep.run_dir(run) for run in _done(sweep, "gate", "import_pairs")[:1]]
-        for pair in read_metadata(folder / "metadata.jsonl")[:N_PAIRS]
+        for folder in folders
+        for pair in read_metadata(folder / "metadata.jsonl")[:_N_PAIRS]
     ]
 
 
 def real_pairs(sweep: Sweep) -> list[Picture]:
     """Some real images of the train part."""
-    return [outlined(sweep.data.samples[name]) for name in sweep.data.view.split.train[:N_PAIRS]]
+    return [outlined(sweep.data.samples[name]) for name in sweep.data.view.split.train[:_N_PAIRS]]
 
 
 def near_copies(sweep: Sweep) -> tuple[list[tuple[Picture, Picture]], str]:
@@ -169,7 +166,7 @@ def near_copies(sweep: Sweep) -> tuple[list[tuple[Picture, Picture]], str]:
         return [], ""
     folder, couples = sweep.run_dir(gates[0]), []
     kept = read_metadata(folder / "metadata.jsonl")
-    for pair in sorted(kept, key=lambda pair: -pair.gate["similarity"])[:N_COPIES]:
+    for pair in sorted(kept, key=lambda pair: -pair.gate["similarity"])[:_N_COPIES]:
         real = sweep.data.samples[pair.gate["nearest"]]
         near = f"correlation {pair.gate['similarity']:.2f}"
         couples.append(_couple(folder, pair, real, measured=near))
