@@ -82,11 +82,10 @@ def test_the_table_compares_at_equal_labels(tmp_path):
     )
     assert "| paper, HC18 to AF | + synthetic | 65 | 94.4 |" in text
     assert "| ours, hc18, whole-image prompt | real only | 45 | 80.0 [" in text
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write_ledger(results, tmp_path / name, per_image=per_image)
-    for name in ("figure_ledger.png", "figure_ledger.pdf", "table_ledger.md"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    write_ledger(results, tmp_path, per_image=per_image)
+    assert (tmp_path / "table_ledger.md").read_text() == text
+    for name in ("figure_ledger.png", "figure_ledger.pdf"):
+        assert (tmp_path / name).stat().st_size > 0
 
 
 def test_nothing_done_still_shows_the_papers_side():

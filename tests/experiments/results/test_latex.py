@@ -3,7 +3,7 @@
 import pandas as pd
 from test_tables import scores
 
-from experiments.results.latex import latex_cell, to_latex
+from experiments.results.latex import to_latex
 from experiments.results.statistics import aggregate
 from experiments.results.tables import blocks
 
@@ -102,9 +102,3 @@ def test_one_row_is_plain():
     assert "pm" not in text
     assert "S[table-format=2.1]" in text
     assert text.endswith("\\noindent As it is.\\par\n}\n")
-
-
-def test_cells_are_escaped_once():
-    assert latex_cell("5 % & more", is_best=False) == "5 \\% \\& more"
-    assert latex_cell("1 ± 2", is_best=True) == "\\textbf{1 $\\pm$ 2}"
-    assert latex_cell("", is_best=True) == "--"

@@ -54,7 +54,10 @@ def test_intervals_are_headed_by_their_level():
     at = StatisticsConfig(primary=ContrastConfig(enabled=False), level=0.9)
     for rows in difference_tables(all_contrasts(per_image, statistics=at)).values():
         assert "90 % CI" in rows[0]
-    assert "<th>90 % CI</th>" in page_of(results, per_image, statistics=at)
+    page = page_of(results, per_image, statistics=at)
+    assert "<th>90 % CI</th>" in page
+    assert "90 % interval</th>" in page
+    assert "95 % interval</th>" not in page
 
 
 def strip_of(*points, controls):

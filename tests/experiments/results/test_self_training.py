@@ -34,21 +34,11 @@ class Taught(Sweep):
         return node.key
 
     def trial(self, fit_key, *, support):
-        counts = dict.fromkeys(("seed", "generator_seed", "fold", "n_val_labels"), 0)
-        counts |= {
-            "real_fraction": None,
-            "n_real": 20,
-            "n_generator_labels": 0,
-            "n_total_labels": 20,
-        }
+        counts = {"real_fraction": None, "n_real": 20, "n_total_labels": 20, "support": support}
+        counts |= dict.fromkeys(("n_generator_labels", "n_val_labels"), 0)
+        counts |= dict.fromkeys(("seed", "generator_seed", "fold"), 0)
         self.plan.trials.append(
-            TrialSpec(
-                **counts,
-                condition="self_training",
-                support=support,
-                fit_key=fit_key,
-                score_keys={},
-            )
+            TrialSpec(**counts, condition="self_training", fit_key=fit_key, score_keys={})
         )
 
 

@@ -1,3 +1,5 @@
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,9 +63,8 @@ def test_interval_weighs_exams_by_their_images():
 
 def test_interval_is_seeded_and_its_edge_cases_are_named():
     values, groups = [0.1, 0.5, 0.9, 0.3], ["a", "b", "c", "c"]
-    assert cluster_bootstrap_ci(values, groups, seed=7) == cluster_bootstrap_ci(
-        values, groups, seed=7
-    )
+    first, second = (cluster_bootstrap_ci(values, groups, seed=7) for _ in range(2))
+    assert first == second
     assert np.isnan(cluster_bootstrap_ci([0.5, 0.7], ["a", "a"], seed=0)).all()
     assert np.isnan(cluster_bootstrap_ci([], [], seed=0)).all()
     with pytest.raises(ValueError, match="not finite"):
@@ -84,19 +85,17 @@ def test_coverage_of_the_interval_is_near_its_level():
     assert 0.90 <= hits / 300 <= 0.98  # images instead of exams would give about 0.84
 
 
-def test_trimester_weights_are_the_shares_of_hc18():
-    value, missing = trimester_weighted_mean([0.6, 0.8, 0.9, 0.5], [1, 1, 2, 3])
-    assert value == pytest.approx((165 * 0.7 + 693 * 0.9 + 141 * 0.5) / 999)
-    assert missing == ()
-
-
-def test_absent_trimester_is_named_and_the_rest_renormalised():
-    value, missing = trimester_weighted_mean([0.7, 0.9, 0.1], [1, 2, np.nan])
-    assert value == pytest.approx((165 * 0.7 + 693 * 0.9) / (165 + 693))
-    assert missing == (3,)
-    value, missing = trimester_weighted_mean([0.7], [np.nan])
-    assert np.isnan(value)
-    assert missing == (1, 2, 3)
+@pytest.mark.parametrize(
+    ("values", "trimesters", "mean", "missing"),
+    [
+        ([0.6, 0.8, 0.9, 0.5], [1, 1, 2, 3], (165 * 0.7 + 693 * 0.9 + 141 * 0.5) / 999, ()),
+        ([0.7, 0.9, 0.1], [1, 2, np.nan], (165 * 0.7 + 693 * 0.9) / (165 + 693), (3,)),
+        ([0.7], [np.nan], np.nan, (1, 2, 3)),
+    ],
+)
+def test_trimester_weights_are_the_shares_of_hc18(values, trimesters, mean, missing):
+    found = trimester_weighted_mean(values, trimesters)
+    assert found == (pytest.approx(mean, nan_ok=True), missing)
 
 
 def test_aggregate_averages_draws_per_image_first():
@@ -268,21 +267,12 @@ def test_results_of_one_version_combine_and_others_are_refused(tmp_path):
 
 def test_spreads_hold_the_other_axes():
     # Dice 0.5 + 0.1 support + 0.02 seed + 0.01 draw: every axis has its own spread.
-    rows = pd.concat(
-        [
-            image_rows(
-                {"a_1": 0.5 + shift, "b_1": 0.7 + shift},
-                trial_id=f"t{support}{seed}",
-                support=support,
-                seed=seed,
-                draw=draw,
-            )
-            for support in (0, 1)
-            for seed in (0, 1, 2)
-            for draw in (0, 1)
-            for shift in [0.1 * support + 0.02 * seed + 0.01 * draw]
-        ]
-    )
+    parts = []
+    for support, seed, draw in product((0, 1), (0, 1, 2), (0, 1)):
+        shift = 0.1 * support + 0.02 * seed + 0.01 * draw
+        keys = {"trial_id": f"t{support}{seed}", "support": support, "seed": seed, "draw": draw}
+        parts.append(image_rows({"a_1": 0.5 + shift, "b_1": 0.7 + shift}, **keys))
+    rows = pd.concat(parts)
     (text,) = spread_table(rows).to_dict("records")
     assert (text["condition"], text["real"], text["mean"]) == ("real only", "10 %", "67.5")
     assert text["SD over supports"] == "7.07 (2)"  # 0.1 / sqrt(2)

@@ -93,9 +93,6 @@ def test_students_that_share_the_boxes_of_the_annotation_are_not_compared():
         return square(0, 10)
 
     assert agreement_table(boxes, mask_of=mask_of).empty
-    own = two.assign(prompt="predicted_box")
-    assert agreement_table(pd.concat([boxes, own]), mask_of=mask_of)["all"].tolist() == [
-        "100.0",
-        "85.0",
-    ]
+    both = pd.concat([boxes, two.assign(prompt="predicted_box")])
+    assert agreement_table(both, mask_of=mask_of)["all"].tolist() == ["100.0", "85.0"]
     assert set(read) == {"predicted_box"}

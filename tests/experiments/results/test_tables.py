@@ -74,20 +74,13 @@ def sweep():
         rows.append(scores([0.95, 0.96, 0.94], trial_id="r2", prompt=prompt, **many))
     rows.append(scores([0.88, 0.89, 0.87], trial_id="box", prompt="jittered_box", **box))
     per_image = pd.concat(rows, ignore_index=True)
-    listed = [("r1", "done", ""), ("s1", "done", ""), ("r2", "done", "")]
-    trials = [
-        with_total(KEYS | {"trial_id": name, "status": status, "reason": why, "steps": 300})
-        for name, status, why in listed
-    ]
-    late = {"real_fraction": 1.0, "n_real": 400, "steps": 0} | made
-    trials.append(
-        with_total(
-            KEYS | late | {"trial_id": "s2", "status": "failed", "reason": "loss | NaN at step_7"}
-        )
-    )
+    done = {"status": "done", "reason": "", "steps": 300}
+    late = {"trial_id": "s2", "real_fraction": 1.0, "n_real": 400, "steps": 0} | made
+    late |= {"status": "failed", "reason": "loss | NaN at step_7"}
     waiting = {"trial_id": "w", "status": "pending", "reason": "", "condition": "weak"}
-    trials.append(with_total(KEYS | waiting))
-    frame = pd.DataFrame(trials).assign(seconds=10.0, peak_memory_mib=500.0)
+    trials = [*({"trial_id": name} | done for name in ("r1", "s1", "r2")), late, waiting]
+    frame = pd.DataFrame([with_total(KEYS | trial) for trial in trials])
+    frame = frame.assign(seconds=10.0, peak_memory_mib=500.0)
     return add_trials(aggregate(per_image), trials=frame), per_image
 
 

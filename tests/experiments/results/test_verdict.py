@@ -137,16 +137,6 @@ def test_levels_are_of_the_trials_that_every_row_has_done():
     assert "no trial (support and seed) in common" in note
 
 
-def test_the_heading_names_the_level_of_the_interval():
-    results, per_image = sweep()
-    at = StatisticsConfig(primary=ContrastConfig(enabled=False), level=0.9)
-    table, _ = comparison_table(
-        all_contrasts(per_image, statistics=at), results, per_image=per_image
-    )
-    assert "90 % interval" in table
-    assert "95 % interval" not in table
-
-
 def test_without_real_pairs_alone_the_primary_baseline_is_the_one_that_all_are_compared_with():
     _, per_image = sweep()
     renamed = per_image.replace({"condition": {"real": "strong"}})
