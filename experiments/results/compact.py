@@ -15,18 +15,11 @@ from datamodules.allowed import one_of
 from datamodules.errors import InputError
 from experiments.config.conditions import condition_label
 from experiments.config.words import counted
-from experiments.results import axes
+from experiments.results import axes, checked
 from experiments.results.cells import MODEL, mean_over_supports, model_means
-from experiments.results.checked import check_header
 from experiments.results.latex import latex_notes, latex_table
 from experiments.results.measures import MEASURES, WORDS, Measure
-from experiments.results.rows import (
-    SOURCE,
-    TESTED,
-    choose_output,
-    combine_results,
-    with_amounts,
-)
+from experiments.results.rows import SOURCE, TESTED, choose_output, read_rows, with_amounts
 from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
 from experiments.results.text import Block, counted_span, to_markdown
 from experiments.store.layout import check_sweep
@@ -35,9 +28,18 @@ from experiments.store.layout import check_sweep
 def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFrame:
     """Read results.csv files into one table, of each the rows of one output.
 
+    Returns:
+        The rows in order, with the file of each as `source`; what a trial scored on some images
+        comes from the first file that has it, and a trial that one file has done is not pending
+        by another.
+
     Raises:
-        InputError: For a path that is missing or no whole results.csv, or files that do not fit.
+        InputError: For a path that is missing or no whole results.csv; if a file has other columns
+            than the first one (an absent one would look like numbers that could not be computed),
+            or other scores of one trial on the same images.
     """
+    where = ["trial_id", "test_cohort", "prompt"]
+    scored, frames = [*where, "output", TESTED], []
     for path in paths:
         if path.suffix != ".csv":
             raise InputError(f"{path}: not a .csv; give either one recipe or results.csv files")
@@ -45,8 +47,25 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
             raise InputError(f"{path}: no such file; give the results.csv of a finished sweep")
         # Before its columns, which a newer version may name otherwise.
         check_sweep(path.parent)
-        check_header(path)
-    return choose_output(combine_results(paths), output)
+        checked.check_header(path)
+        rows = read_rows(path).assign(**{SOURCE: str(path)})
+        if rows.empty:
+            raise InputError(f"{path}: no rows; {checked.AGAIN}")
+        odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)
+        if odd:
+            raise InputError(
+                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
+                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
+            )
+        for earlier in frames:
+            checked.check_agree(earlier, rows, keys=scored, source=SOURCE)
+        frames.append(rows)
+    found = pd.concat(frames, ignore_index=True).drop_duplicates(scored, ignore_index=True)
+    is_done, places = found["status"] == "done", pd.MultiIndex.from_frame(found[where])
+    # A row that names no cohort and prompt is of a whole trial.
+    is_elsewhere = found["trial_id"].isin(found["trial_id"][is_done]) & found["prompt"].isna()
+    is_elsewhere |= places.isin(places[is_done])
+    return choose_output(found[is_done | ~is_elsewhere], output)
 
 
 def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> str:

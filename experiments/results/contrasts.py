@@ -57,7 +57,13 @@ def paired_contrast(
         NoPairError: If no image was scored under both with the same fold, support and seed.
         ValueError: If a difference is infinite.
     """
-    paired = _paired(rows, baseline, measure=measure)
+    pair = ["fold", "support", "seed", "sample_id", "exam_id"]
+    # A trial without a support or seed cannot be paired with one that has them, but with its like.
+    own, base = (
+        with_defaults(part).fillna({"support": -1, "seed": -1}).groupby(pair)[measure].mean()
+        for part in (rows, baseline)
+    )
+    paired = (own - base).dropna().rename("d").reset_index()
     if paired.empty:
         raise NoPairError("no image was scored under both with the same fold, support and seed")
     trial_means = paired.groupby(["support", "seed"])["d"].mean()
@@ -71,20 +77,6 @@ def paired_contrast(
         "n_trials": len(trial_means),
         "sd_trials": float(trial_means.std(ddof=1)),
     }
-
-
-def _paired(rows: pd.DataFrame, baseline: pd.DataFrame, *, measure: str) -> pd.DataFrame:
-    pair = ["fold", "support", "seed", "sample_id", "exam_id"]
-    # A trial without a support or seed cannot be paired with one that has them, but with its like.
-    first, second = (
-        with_defaults(part)
-        .fillna({"support": -1, "seed": -1})
-        .groupby(pair, as_index=False)[measure]
-        .mean()
-        for part in (baseline, rows)
-    )
-    merged = first.merge(second, on=pair, suffixes=("_0", "_1"))
-    return merged.assign(d=merged[f"{measure}_1"] - merged[f"{measure}_0"]).dropna(subset=["d"])
 
 
 def contrast_family(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -166,17 +165,13 @@ def _runs(
         return [*lines, "  manifest.json is missing or cannot be read"]
     number = commands.setdefault(str(manifest.get("command", "unknown")), len(commands) + 1)
     done = read_sealed(run_dir / "DONE.json")
-    lines.append(f"  {_made(manifest, done)}; command {number}")
+    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
+    took = clock(done["seconds"]) if done else "not finished"
+    code = f"{'commit' if manifest.get('git_sha') else 'code'} {code_name(manifest)}"
+    lines.append(f"  {manifest['label']}; {code}; started {started}, {took}; command {number}")
     if key.startswith("pseudo/") and done is not None:
         lines.append(f"  {kept_sentence(done)}")
     for name, upstream in sorted(manifest["upstream"].items(), key=lambda item: item[0] != "fit"):
         below = _runs(store, upstream, role=name, commands=commands, seen=seen)
         lines += ["  " + line for line in below]
     return lines
-
-
-def _made(manifest: dict[str, Any], done: dict[str, Any] | None) -> str:
-    started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
-    took = f", {clock(done['seconds'])}" if done else ", not finished"
-    code = f"{'commit' if manifest.get('git_sha') else 'code'} {code_name(manifest)}"
-    return "; ".join([manifest["label"], code, f"started {started}{took}"])

@@ -37,8 +37,7 @@ _RC_PARAMS = {
 _LINE = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
 _UNKNOWN = ("#b8a400", "8")
 _LINES = ("-", "--", "-.", ":")
-"""Of the first segmenter of a figure, the second...; with several choices of images, of each
-choice of the first segmenter, then of the second..."""
+"""Of each choice of images of the first segmenter of a figure, then of the second..."""
 _FILLS = ("full", "none", "left", "right", "bottom", "top")
 """Of the markers of the first generator of a figure, the second..."""
 _LEGEND_IN, _LEGEND_NAME_IN = 0.24, 2.3
@@ -132,15 +131,14 @@ def _draw_curves(axis: Axes, panel: Panel) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
     lines = [curve for curve in panel.curves if "x" in curve.points]
     for curve in lines:
-        points, style = curve.points, {**_LINE, **curve.style}
-        bars = None
+        points, bars = curve.points, None
         if "low" in points:
             bars = np.array([points["y"] - points["low"], points["high"] - points["y"]])
             bars = np.nan_to_num(bars).clip(min=0)
-        axis.errorbar(points["x"], points["y"], bars, label=curve.label, **style)
+        axis.errorbar(points["x"], points["y"], bars, label=curve.label, **{**_LINE, **curve.style})
         for x, each in zip(points["x"], points.get("trials", ()), strict=False):
             if len(each) > 1:
-                axis.scatter([x] * len(each), each, s=7, color=style["color"], alpha=0.5)
+                axis.scatter([x] * len(each), each, s=7, color=curve.style["color"], alpha=0.5)
     _set_x_axis(axis, panel, x=[x for curve in lines for x in curve.points["x"]])
     low, high = axis.get_ylim()
     reach = high - low if lines and not panel.is_log_y else math.inf

@@ -87,7 +87,6 @@ def shown_prompt(
 
 
 def _agreement(sweep: Sweep, per_image: pd.DataFrame) -> pd.DataFrame:
-    """Of the students with each other and with the annotation, on the main cohort's test images."""
     cohort = sweep.data.name
     specs = {spec.id: spec for spec in sweep.plan.trials}
 

@@ -1,10 +1,8 @@
 """The rows of results.csv and per_image.csv: their shared columns, and how files are read."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
@@ -112,53 +110,6 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
         generator=is_made.map({True: "pixel", False: ""}),
         pair_labels=condition.map(pair_labels),
     )
-
-
-def combine_results(paths: Sequence[Path]) -> pd.DataFrame:
-    """Read several files of one kind (all results.csv or all per_image.csv) into one table.
-
-    Returns:
-        The rows of all files in order, with the file of each as `source`; what a trial scored on
-        some images comes from the first file that has it, and a trial that one file has done is
-        not pending by another.
-
-    Raises:
-        InputError: If a file has no rows, other columns than the first one (an absent one would
-            look like numbers that could not be computed), or other scores of one trial on the same
-            images.
-    """
-    frames, where = [], ["trial_id", "test_cohort", "prompt"]
-    scored = [*where, "output", TESTED]
-    known: set[tuple[str, ...]] = set()
-    for path in paths:
-        rows = read_rows(path).assign(**{SOURCE: str(path)})
-        if rows.empty:
-            raise InputError(f"{path}: no rows; {checked.AGAIN}")
-        odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)
-        if odd:
-            raise InputError(
-                f"{path}: its columns differ from those of {paths[0]} ({', '.join(sorted(odd))}); "
-                "write both again with one version (`sonosweep report RECIPE`), or table them apart"
-            )
-        if {"dice_mean", "status"} <= set(rows.columns):
-            for earlier in frames:
-                checked.check_agree(earlier, rows, keys=scored, source=SOURCE)
-        keys = rows.reindex(columns=scored)
-        places = list(keys.fillna("").itertuples(index=False, name=None))
-        frames.append(rows[[place not in known for place in places]])
-        known |= set(places)
-    found = pd.concat(frames, ignore_index=True)
-    if "status" not in found:
-        return found
-    is_done = found["status"] == "done"
-    places = pd.MultiIndex.from_frame(found[where])
-    # A row that names no cohort and prompt is of a whole trial.
-    elsewhere = np.where(
-        found["prompt"].isna(),
-        found["trial_id"].isin(set(found.loc[is_done, "trial_id"])),
-        places.isin(places[is_done]),
-    )
-    return found[is_done | ~elsewhere].reset_index(drop=True)
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

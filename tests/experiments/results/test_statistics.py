@@ -7,8 +7,9 @@ from scipy import stats
 from test_tables import KEYS
 
 from datamodules.errors import InputError
+from experiments.results.compact import read_results
 from experiments.results.rows import KEYS as SHARED
-from experiments.results.rows import combine_results, read_rows, with_defaults
+from experiments.results.rows import read_rows, with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.statistics import (
     add_trials,
@@ -254,12 +255,12 @@ def test_results_of_one_version_combine_and_others_are_refused(tmp_path):
     paths = [tmp_path / name for name in ("a.csv", "b.csv", "c.csv")]
     first.to_csv(paths[0], index=False)
     pd.concat([first.assign(dice_mean=0.0), second]).to_csv(paths[1], index=False)
-    found = combine_results(paths[:2])
+    found = read_results(paths[:2])
     assert found["trial_id"].tolist() == ["t1", "t2"]
     assert found["dice_mean"].tolist() == pytest.approx([0.85, 0.65])  # t1 from the first file
     second.drop(columns="n_not_found").assign(extra=1).to_csv(paths[2], index=False)
     with pytest.raises(InputError) as refused:
-        combine_results([paths[0], paths[2]])
+        read_results([paths[0], paths[2]])
     assert str(paths[2]) in str(refused.value)
     assert "(extra, n_not_found)" in str(refused.value)
     assert "\n" not in str(refused.value)
