@@ -25,10 +25,8 @@ from experiments.results.contrasts import (
 )
 from experiments.results.rows import with_amounts, with_defaults
 
-FEW_EXAMS = 20
-"""Below this many exams an interval is a rough guide."""
-FEW_SUPPORTS = 5
-"""Likewise of supports."""
+_FEW_EXAMS, _FEW_SUPPORTS = 20, 5
+"""Below these an interval is a rough guide."""
 _MEASURES = {"dice": "Dice", "hc_abs_err_mm": "HC error"}
 
 
@@ -191,9 +189,8 @@ def _comparison_sentences(
         )
     if sentences:
         sentences[0] = f"{where}: {sentences[0][0].lower()}{sentences[0][1:]}"
-    n_exams, n_supports = smallest["n_exams"].min(), smallest["n_supports"].min()
-    is_few = {"exams": n_exams < FEW_EXAMS, "supports": 1 < n_supports < FEW_SUPPORTS}
-    few = [name for name in is_few if is_few[name]]
+    few = ["exams"] if smallest["n_exams"].min() < _FEW_EXAMS else []
+    few += ["supports"] if 1 < smallest["n_supports"].min() < _FEW_SUPPORTS else []
     if few:
         sentences.append(f"So few {' and '.join(few)} make the interval a rough guide only.")
     pairs = int(smallest["n_trials"].min())

@@ -179,12 +179,14 @@ def _block(
                 spreads[one.heading] = [_number(sd, one.digits) for sd in sds]
             printed = pd.Series([round(v * one.factor, one.digits) for v in numbers[one.column]])
             best[one.heading] = _best(printed, groups=groups, is_better_high=one.is_better_high)
+    title = f"{where[0]}, {axes.prompt_label(where[1], shown=shown)}"
+    title += ", controls only" if all(controls) else ""
     stem = "dice_trimester_weighted" if "weighted 95 % CI" in kept else "dice"
     ends = {end: 100 * numbers[f"{stem}_{end}"].astype(float) for end in ("mean", "low", "high")}
     return Block(
         test_cohort=where[0],
         prompt=where[1],
-        title=_title(where, shown=shown, has_controls_only=bool(records) and all(controls)),
+        title=title if where[0] else "no trial has finished",
         rows=kept,
         heads=[name for name in LABELS if name in kept],
         notes=tuple(row["note"] for row in records),
@@ -198,13 +200,6 @@ def _block(
         headline="Dice %" if stem == "dice" else "weighted Dice %",
         points=pd.DataFrame(ends),
     )
-
-
-def _title(where: tuple[str, str], *, shown: Sequence[str], has_controls_only: bool) -> str:
-    cohort, prompt = where
-    title = f"{cohort}, {axes.prompt_label(prompt, shown=shown)}"
-    title += ", controls only" if has_controls_only else ""
-    return title if cohort else "no trial has finished"
 
 
 def _best(values: pd.Series, *, groups: pd.Series, is_better_high: bool) -> pd.Series:

@@ -181,9 +181,12 @@ def test_the_primary_contrast_is_of_the_first_segmenter():
 
 def test_findings_name_the_segmenter_and_say_which_is_ahead():
     results, per_image = crossed()
-    sentences = finding(
-        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
-    )
+
+    def sentences_of(results, per_image):
+        found = all_contrasts(per_image, statistics=PLAIN)
+        return finding(found, results=results, per_image=per_image)
+
+    sentences = sentences_of(results, per_image)
     assert sentences[0] == (
         "On hc18, without a prompt (the whole image), with 40 real images and real pairs alone: "
         "segmenter unet instead of sam raised Dice by 4.0 points (95 % CI 4.0 to 4.0, 6 exams)."
@@ -196,14 +199,10 @@ def test_findings_name_the_segmenter_and_say_which_is_ahead():
     results, per_image = crossed(segmenters=("unet", "sam"))
     is_sam = per_image["segmenter"] == "sam"
     per_image.loc[is_sam, "dice"] -= 0.06
-    (first, *_) = finding(
-        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
-    )
+    first = sentences_of(results, per_image)[0]
     assert "segmenter sam instead of unet lowered Dice by 2.0 points (95 % CI −2.0 to −2.0" in first
     per_image.loc[is_sam, "dice"] += [0.0, 0.05] * (is_sam.sum() // 2)
-    (first, *_) = finding(
-        all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image
-    )
+    first = sentences_of(results, per_image)[0]
     assert "segmenter sam instead of unet changed Dice by +0.5 points (" in first
     assert first.endswith("not shown.")
 
@@ -273,14 +272,9 @@ def test_the_gate_is_compared_within_a_segmenter():
 def old_file(path):
     """A file of the version in which a U-Net was a condition."""
     rows = [scores([0.8, 0.9], trial_id="r"), scores([0.8, 0.9], trial_id="u", condition="unet")]
-    for name, labels in (
-        ("synthetic", 60),
-        ("synthetic_same_budget", 40),
-        ("real_resized", 60),
-        ("warp", 0),
-        ("box_only", 0),
-    ):
-        rows.append(scores([0.8, 0.9], trial_id=name, condition=name, n_generator_labels=labels))
+    labels = {"synthetic": 60, "synthetic_same_budget": 40, "real_resized": 60, "warp": 0}
+    for name, count in (labels | {"box_only": 0}).items():
+        rows.append(scores([0.8, 0.9], trial_id=name, condition=name, n_generator_labels=count))
     frame = aggregate(pd.concat(rows)).drop(columns=["segmenter", "generator", "pair_labels"])
     frame.to_csv(path, index=False)
     return frame

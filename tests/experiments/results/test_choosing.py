@@ -156,11 +156,8 @@ def test_table_sentence_columns_and_lines_name_the_choice(per_image):
     assert any(note.startswith("by size (oracle): ") for note in footnotes(results))
     points = curve_points(results, per_image=per_image)
     assert points.groupby(["condition", "choice"]).size().tolist() == [2] * 4
-    order = {
-        "segmenter": ["", "sam", "unet"],
-        "generator": [""],
-        "choice": ["", "random", "by_size"],
-    }
+    order = {"segmenter": ["", "sam", "unet"], "generator": [""]}
+    order |= {"choice": ["", "random", "by_size"]}
     keys = {"condition": "real", "generator": ""}
     lines = {
         series_style(keys | {"segmenter": s, "choice": c}, order=order)["linestyle"]

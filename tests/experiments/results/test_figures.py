@@ -242,12 +242,8 @@ def test_paper_reference_is_complete():
     assert rows.groupby(["panel", "condition"]).size().eq(7).all()
     assert set(rows["condition"]) == {"real", "weak", "strong", "synthetic"}
     first = rows[(rows["panel"] == "HC18->ES") & (rows["n_real"] == 5)].set_index("condition")
-    assert first["dice"].to_dict() == {
-        "real": 0.905,
-        "synthetic": 0.947,
-        "weak": 0.902,
-        "strong": 0.915,
-    }
+    dice = {"real": 0.905, "synthetic": 0.947, "weak": 0.902, "strong": 0.915}
+    assert first["dice"].to_dict() == dice
     assert rows["dice"].between(0.78, 0.962).all()
 
 

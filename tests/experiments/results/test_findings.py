@@ -101,9 +101,8 @@ def test_points_keep_the_sign_and_small_values():
 
 def test_finding_tells_budget_control_failures_and_limits():
     results, per_image = sweep()
-    text = " ".join(
-        finding(all_contrasts(per_image, statistics=PLAIN), results=results, per_image=per_image)
-    )
+    found = all_contrasts(per_image, statistics=PLAIN)
+    text = " ".join(finding(found, results=results, per_image=per_image))
     assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
     assert "(their generator saw 60 labelled images more) raised" in text
@@ -112,10 +111,9 @@ def test_finding_tells_budget_control_failures_and_limits():
     assert "already scores 88.0 % Dice" in text
     assert "1 of 5 trials failed" in text
     empty = per_image.iloc[:0]
-    nothing = finding(
-        all_contrasts(empty, statistics=PLAIN), results=results.iloc[:0], per_image=empty
-    )
-    assert nothing == []  # the lead sentence says why
+    nothing = all_contrasts(empty, statistics=PLAIN)
+    # The lead sentence says why.
+    assert finding(nothing, results=results.iloc[:0], per_image=empty) == []
 
 
 def test_prompt_order_keeps_others_last():
