@@ -166,7 +166,7 @@ def bench_generator(bench: Bench, found: Found) -> None:
         latents, embeddings = encode()
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (batch,), device=bench.device)
-        alpha = module.network.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        alpha = module.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
         output = module.unet(noisy, timesteps, encoder_hidden_states=embeddings).sample
         update((output - noise).square().mean())
