@@ -52,10 +52,9 @@ class Nodes:
     def __init__(self, config: ExperimentConfig, data: DataView) -> None:
         self.config, self.data = config, data
         self.nodes: dict[str, Node] = {}
+        # Settings of a segmenter and of a generator by the names of their blocks.
         self.settings = cache(config.segmenter_named)
-        """Settings of a segmenter by its block's name."""
         self.generator = cache(config.generator_named)
-        """Settings of a generator by its block's name."""
         self._order = cache(self._order_of)
 
     def add(self, node: Node) -> str:
@@ -173,20 +172,16 @@ class Nodes:
     ) -> str:
         """The stage that fits the cell's segmenter on these images and pairs."""
         segmenter, settings = cell.segmenter, self.settings(cell.segmenter)
-        sets = [] if pairs is None else pairs.sets
-        roles = list(zip(EMBEDDINGS_OF, sets, strict=False))
-        repeats = factors.pairs == "repeat"
-        hashed = settings.hashed()
-        if pairs is None and not repeats:
-            hashed.pop("synthetic_share", None)
-        val = self.validation(cell)
+        sets, repeats = [] if pairs is None else pairs.sets, factors.pairs == "repeat"
         content: dict[str, Any] = {
-            "segmenter": hashed,
+            "segmenter": settings.hashed(),
             "images": self.contents(ids),
-            "val": self.contents(val),
+            "val": self.contents(self.validation(cell)),
             "seed": cell.seed,
             "repeat_real": repeats,
         }
+        if pairs is None and not repeats:
+            content["segmenter"].pop("synthetic_share", None)
         if factors.at_most is not None:
             content["at_most"] = factors.at_most
         if factors.order != "drawn":
@@ -194,50 +189,25 @@ class Nodes:
         weights_id = self.weights_id(segmenter)
         if weights_id is not None:
             content["weights_sha256"] = weights_id
-        upstream = {}
-        features = settings.cache == "features"
-        of = {"segmenter": segmenter, "features": features}
-        augments = factors.augment != "none"
-        is_strong, augment = factors.augment == "strong", self.config.augment
-        moderate_end = augment.moderate_end if is_strong else 0
-        extra = sorted({*factors.extra, *(augment.extra if is_strong else ())})
-        if augments and (settings.cache is None or self.config.augment.n_views is None):
-            content["augment"] = {"strength": factors.augment, "version": AUGMENT_VERSION}
-            if factors.without:
-                content["augment"]["without"] = sorted(factors.without)
-            if extra:
-                content["augment"]["extra"] = extra
-            if moderate_end:
-                content["augment"]["moderate_end"] = moderate_end
+        upstream: dict[str, str] = {}
+        augment = self._augment(factors)
+        if augment and (settings.cache is None or self.config.augment.n_views is None):
+            content["augment"] = augment
             if settings.cache is not None:
-                content["encoder"] = self.encoder(**of)
+                features = settings.cache == "features"
+                content["encoder"] = self.encoder(segmenter, features=features)
         elif settings.cache is not None:
-            upstream["embeddings"] = self.embed(ids, what="train images", **of)
-            if val:
-                upstream["val_embeddings"] = self.embed(val, what="validation images", **of)
-            for name, value in (("without", factors.without), ("extra", extra)):
-                if value:
-                    raise InputError(
-                        f"condition {cell.condition}: {name}={value} needs views that are made "
-                        "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
-                    )
-            if moderate_end:
-                raise InputError(
-                    f"augment.moderate_end={moderate_end}: embedded views are "
-                    "drawn in any order; set augment.n_views=null, or sweep.segmenter=[unet]"
-                )
-            if augments:
-                upstream["views"] = self.embed(
-                    ids, what="train images", strength=factors.augment, **of
-                )
-            for role, each in roles:
-                upstream[EMBEDDINGS_OF[role]] = self.embed_pairs(each, **of)
-        for role, each in roles:
-            upstream[role] = each.key
+            upstream = self._embedded(cell, ids=ids, sets=sets, augment=augment)
+        upstream |= {role: each.key for role, each in zip(EMBEDDINGS_OF, sets, strict=False)}
         name = cell.condition if segmenter in UNNAMED else f"{segmenter} {cell.condition}"
         name += "" if cell.generator in ("", "pixel") else f" {cell.generator}"
-        n_pairs = sum(min(each.n, factors.at_most or each.n) for each in sets)
         title = f"{name}, {len(ids)} images, seed {cell.seed}"
+        steps = settings.steps
+        if settings.epochs is not None:
+            # The most that they can be, for a gate may refuse pairs.
+            n_pairs = sum(min(each.n, factors.at_most or each.n) for each in sets)
+            n_items = len(ids) * (2 if repeats else 1) + n_pairs
+            steps = settings.epochs * math.ceil(n_items / settings.batch_size)
         node = Node(
             stage="fit",
             content=content,
@@ -245,14 +215,40 @@ class Nodes:
             label=f"fit {title}",
             title=title,
             slug=name.replace(" ", "-"),
-            steps=_steps(settings, len(ids) * (2 if repeats else 1) + n_pairs),
+            steps=steps,
             segmenter=segmenter,
         )
         return self.add(node)
 
+    def _augment(self, factors: ConditionConfig) -> dict[str, Any]:
+        """What a fit hashes of augmentation that is made as images are drawn; empty for none."""
+        if factors.augment == "none":
+            return {}
+        found: dict[str, Any] = {"strength": factors.augment, "version": AUGMENT_VERSION}
+        extra, more = set(factors.extra), {"without": sorted(factors.without)}
+        if factors.augment == "strong":
+            extra |= set(self.config.augment.extra)
+            more["moderate_end"] = self.config.augment.moderate_end
+        more["extra"] = sorted(extra)
+        return found | {name: value for name, value in more.items() if value}
 
-def _steps(settings: Any, n_items: int) -> int:
-    """Steps of a fit; under `epochs` the most that they can be, for a gate may refuse pairs."""
-    if settings.epochs is None:
-        return settings.steps
-    return settings.epochs * math.ceil(n_items / settings.batch_size)
+    def _embedded(
+        self, cell: Cell, *, ids: list[str], sets: list[Pairs], augment: dict[str, Any]
+    ) -> dict[str, str]:
+        """What a fit reads instead of images, by role."""
+        for name in ("without", "extra", "moderate_end"):
+            if name in augment:
+                raise InputError(
+                    f"condition {cell.condition}: {name}={augment[name]} needs views that are made "
+                    "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                )
+        features = self.settings(cell.segmenter).cache == "features"
+        of, what = {"segmenter": cell.segmenter, "features": features}, "train images"
+        found = {"embeddings": self.embed(ids, what=what, **of)}
+        if val := self.validation(cell):
+            found["val_embeddings"] = self.embed(val, what="validation images", **of)
+        if augment:
+            found["views"] = self.embed(ids, what=what, strength=augment["strength"], **of)
+        for role, each in zip(EMBEDDINGS_OF.values(), sets, strict=False):
+            found[role] = self.embed_pairs(each, **of)
+        return found

@@ -24,7 +24,6 @@ def make_plan(config: ExperimentConfig, data: DataView) -> Plan:
     trials: list[TrialSpec] = []
     nodes = Nodes(config, data)
     for fold in config.sweep.fold:
-        _check_generator_count(config, n_train=len(data.folds[fold].train))
         trials += _grid(nodes, fold=fold)
     for fold in config.sweep.fold:
         trials += _controls(nodes, fold=fold)
@@ -66,8 +65,10 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
         (fraction, amount_from_fraction(fraction, n_train=n_train))
         for fraction in grid.real_fraction
     ]
-    for count in grid.real_count:
-        amounts.append((None, check_count(count, n_train=n_train, key="sweep.real_count")))
+    amounts += [
+        (None, check_count(count, n_train=n_train, key="sweep.real_count"))
+        for count in grid.real_count
+    ]
     for count, n in Counter(count for _, count in amounts).items():
         if n > 1:
             raise InputError(
@@ -123,68 +124,61 @@ def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _check_generator_count(config: ExperimentConfig, *, n_train: int) -> None:
-    factors = [config.condition(name) for _, name in config.arms()]
-    if any(f.labels == "fixed" for f in factors) and config.synthesis.folder is None:
-        check_count(
-            config.synthesis.generator_count, n_train=n_train, key="synthesis.generator_count"
-        )
-
-
 def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
-    config, trials = nodes.config, []
+    """The trials of a fold: one a generator and its seed, where a cell's pairs differ with them."""
+    config, grid, trials = nodes.config, nodes.config.sweep, []
     n_train = len(nodes.data.folds[fold].train)
-    grid, amounts = config.sweep, _amounts(config, n_train=n_train)
-    for (segmenter, condition), (fraction, count), choice, support, seed in product(
-        config.arms(), amounts, grid.choice, grid.support, grid.seed
+    if config.synthesis.folder is None and any(
+        config.condition(name).labels == "fixed" for _, name in config.arms()
     ):
-        has_unlabelled = count < n_train or nodes.data.unlabelled
-        if config.condition(condition).uses_unlabelled and not has_unlabelled:
+        n, key = config.synthesis.generator_count, "synthesis.generator_count"
+        check_count(n, n_train=n_train, key=key)
+    for (segmenter, condition), (fraction, count), choice, support, seed in product(
+        config.arms(), _amounts(config, n_train=n_train), grid.choice, grid.support, grid.seed
+    ):
+        factors = config.condition(condition)
+        if factors.uses_unlabelled and count == n_train and not nodes.data.unlabelled:
             continue
-        cell = Cell(
-            condition=condition,
-            segmenter=segmenter,
-            real_fraction=fraction,
-            n_real=count,
-            choice=choice,
-            support=support,
-            seed=seed,
-            fold=fold,
-        )
-        trials += _trials(nodes, cell)
+        generators = config.generator_names() if factors.has_generator else [""]
+        generator_seeds = grid.generator_seed if factors.is_generated else [0]
+        found: dict[str | None, TrialSpec] = {}
+        for generator, generator_seed in product(generators, generator_seeds):
+            cell = Cell(
+                condition=condition,
+                segmenter=segmenter,
+                generator=generator,
+                real_fraction=fraction,
+                n_real=count,
+                choice=choice,
+                support=support,
+                seed=seed,
+                generator_seed=generator_seed,
+                fold=fold,
+            )
+            trial = _trial(nodes, cell)
+            # Pairs that no generator made, such as a folder's, are the same for each of them.
+            found.setdefault(trial.fit_key, trial)
+        trials += found.values()
     return trials
 
 
-def _trials(nodes: Nodes, cell: Cell) -> list[TrialSpec]:
-    """The trials of a cell: one a generator and its seed, where its pairs differ with them."""
-    config, factors = nodes.config, nodes.config.condition(cell.condition)
-    generators = config.generator_names() if factors.has_generator else [""]
-    seeds = config.sweep.generator_seed if factors.is_generated else [0]
-    found: dict[str | None, TrialSpec] = {}
-    for generator, seed in product(generators, seeds):
-        trial = _trial(nodes, replace(cell, generator=generator, generator_seed=seed))
-        # Pairs that no generator made, such as a folder's, are the same for each of them.
-        found.setdefault(trial.fit_key, trial)
-    return list(found.values())
-
-
 def _trial(nodes: Nodes, cell: Cell) -> TrialSpec:
-    config, factors = nodes.config, nodes.config.condition(cell.condition)
-    ids, pairs = nodes.images_of(cell), pairs_of(nodes, factors, cell=cell)
-    n_generator: int | None = len(pairs.label_ids) if pairs else 0
-    n_total: int | None = len({*ids, *(pairs.label_ids if pairs else [])})
+    factors, ids = nodes.config.condition(cell.condition), nodes.images_of(cell)
+    pairs = pairs_of(nodes, factors, cell=cell)
+    n_val, label_ids = len(nodes.validation(cell)), pairs.label_ids if pairs else []
+    n_generator: int | None = len(label_ids)
+    n_total: int | None = len({*ids, *label_ids}) + n_val
     if pairs is not None and pairs.is_foreign:
-        cell, n_generator = replace(cell, generator=""), config.synthesis.folder_labels
+        cell, n_generator = replace(cell, generator=""), nodes.config.synthesis.folder_labels
         # Whether its maker's images are among ours is not known: the sum is the safe count.
-        n_total = None if n_generator is None else cell.n_real + n_generator
+        n_total = None if n_generator is None else cell.n_real + n_generator + n_val
     fit_key = nodes.fit(factors, cell=cell, ids=ids, pairs=pairs)
-    n_val = len(nodes.validation(cell))
     return TrialSpec(
         **vars(cell),
         pair_labels=factors.labels if factors.has_generator else "",
         n_generator_labels=n_generator,
         n_val_labels=n_val,
-        n_total_labels=None if n_total is None else n_total + n_val,
+        n_total_labels=n_total,
         n_unlabelled=len(pairs.unlabelled_ids) if pairs else 0,
         fit_key=fit_key,
         score_keys=scores(nodes, fit_key, segmenter=cell.segmenter, fold=cell.fold),

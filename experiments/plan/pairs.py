@@ -11,11 +11,6 @@ from experiments.plan.nodes import Cell, Node
 from experiments.plan.scores import embed_test
 from lightning_modules.generators.table import row_of
 
-NOT_DRAWN_BY = ("generator", "folder", "folder_labels", "generator_count", "generator_support")
-NOT_DRAWN_BY += ("fidelity",)
-"""Settings of `synthesis` that say which generator there is, or what is measured afterwards;
-drawing reads the others."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
@@ -71,26 +66,23 @@ def _generator(nodes: Nodes, source: _Source) -> str:
 def _drawing(nodes: Nodes, generator: str) -> dict[str, Any]:
     """What drawing depends on beside the generator's weights."""
     settings = nodes.generator(generator)
-    synthesis = asdict(nodes.config.synthesis)
-    for key in NOT_DRAWN_BY:
-        del synthesis[key]
-    if not synthesis["balance_sizes"]:
-        # Not named, so that what was drawn before there was a choice is found.
-        del synthesis["balance_sizes"]
+    synthesis = nodes.config.synthesis
+    drawn_by = {"n_candidates": synthesis.n_candidates, "image_hw": list(synthesis.image_hw)}
+    if synthesis.balance_sizes:
+        # Else not named, so that what was drawn before there was a choice is found.
+        drawn_by["balance_sizes"] = True
     sampler = asdict(nodes.config.sampler_of(settings))
     del sampler["batch_size"]
-    row = row_of(settings)
     if not hasattr(settings, "sampler"):
-        return {"synthesis": synthesis | {"sampler": sampler}}
-    del synthesis["sampler"]
-    found = {"synthesis": synthesis, row.content_key: {"sampler": sampler}}
+        return {"synthesis": drawn_by | {"sampler": sampler}}
+    found = {"synthesis": drawn_by, row_of(settings).content_key: {"sampler": sampler}}
     if settings.draws_outlines:
         found["extractor"] = asdict(nodes.config.extractor)
     return found
 
 
 def _candidates(nodes: Nodes, source: _Source) -> Pairs:
-    n, cell, pseudo = nodes.config.synthesis.n_candidates, source.cell, source.pseudo
+    n, cell = nodes.config.synthesis.n_candidates, source.cell
     node = Node(
         stage="synthesize",
         content={**_drawing(nodes, cell.generator), "seed": cell.generator_seed},
@@ -104,7 +96,7 @@ def _candidates(nodes: Nodes, source: _Source) -> Pairs:
         n=n,
         what=f"candidates ({source.words})",
         label_ids=source.ids,
-        unlabelled_ids=[] if pseudo is None else pseudo.unlabelled_ids,
+        unlabelled_ids=[] if source.pseudo is None else source.pseudo.unlabelled_ids,
     )
 
 
@@ -193,17 +185,14 @@ def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], cell:
 
 def pairs_of(nodes: Nodes, factors: ConditionConfig, *, cell: Cell) -> Pairs | None:
     """The pairs that a condition adds to its real images; None for none."""
-    if PAIRS[factors.pairs].stage is None and not factors.is_generated and not factors.is_pseudo:
-        return None
     pseudo = None
     if factors.uses_unlabelled:
         pseudo = pseudo_labels(nodes, rounds=factors.rounds, cell=cell)
-    if not factors.is_pseudo:
-        return _other_pairs(nodes, factors, cell=cell, pseudo=pseudo)
-    if not factors.is_generated:
+    if not factors.is_generated and PAIRS[factors.pairs].stage is None:
         return pseudo
-    unlabelled = pseudo if factors.images == "unlabelled" else None
-    return replace(pseudo, beside=_other_pairs(nodes, factors, cell=cell, pseudo=unlabelled))
+    seen = pseudo if factors.images == "unlabelled" else None
+    made = _other_pairs(nodes, factors, cell=cell, pseudo=seen)
+    return replace(pseudo, beside=made) if factors.is_pseudo else made
 
 
 def pseudo_labels(nodes: Nodes, *, rounds: int, cell: Cell) -> Pairs:

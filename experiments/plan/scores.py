@@ -12,13 +12,14 @@ from lightning_modules.segmenters.table import row_of
 def box(nodes: Nodes, fit_key: str, *, ids: list[str], segmenter: str, fold: int) -> str:
     """The stage that scores one fitted model under increasing box jitter."""
     test = list(nodes.data.folds[fold].test)
-    cached = _cached_test(nodes, segmenter, cohort=nodes.data.name, fold=fold)
+    cohort, cache = nodes.data.name, nodes.settings(segmenter).cache
+    cached = _cached_test(nodes, cache, cohort=cohort, segmenter=segmenter, fold=fold)
     node = Node(
         stage="box",
         content={
             "images": nodes.contents(ids),
             "test": nodes.references(test),
-            "cohort": nodes.data.name,
+            "cohort": cohort,
             "jitter_draws": nodes.config.evaluation.jitter_draws,
             **nodes.predicting(fit_key, segmenter=segmenter),
         },
@@ -40,10 +41,9 @@ def embed_test(
 
 
 def _cached_test(
-    nodes: Nodes, segmenter: str, *, cohort: str, fold: int, is_fitted: bool = True
+    nodes: Nodes, cache: str | None, *, cohort: str, segmenter: str, fold: int
 ) -> dict[str, str]:
     """The input that spares the encoder, by role; none where a trial has an encoder of its own."""
-    cache = nodes.settings(segmenter).cache if is_fitted else "embedding"
     if cache is None:
         return {}
     features = cache == "features"
@@ -76,22 +76,23 @@ def scores(
     nodes: Nodes, fit_key: str | None, *, segmenter: str, fold: int
 ) -> dict[tuple[str, str], str]:
     """Stages that score a fitted model, or the bare backbone, by cohort and prompt."""
-    takes_prompt = row_of(nodes.settings(segmenter)).takes_prompt
-    prompts = nodes.config.evaluation.prompts if takes_prompt else ["whole_image"]
-    is_fitted = fit_key is not None
-    what = nodes.nodes[fit_key].title if is_fitted else "zero-shot"
+    settings = nodes.settings(segmenter)
+    prompts = ["whole_image"]
+    if row_of(settings).takes_prompt:
+        prompts = nodes.config.evaluation.prompts
+    if fit_key is None:
+        what, fitted, cache = "zero-shot", {}, "embedding"
+        own = {"encoder": nodes.encoder(segmenter)}
+    else:
+        what, fitted, cache = nodes.nodes[fit_key].title, {"fit": fit_key}, settings.cache
+        own = nodes.predicting(fit_key, segmenter=segmenter)
     keys = {}
     for cohort, prompt, content in _tested(nodes, prompts, fold=fold):
-        cached = _cached_test(nodes, segmenter, cohort=cohort, fold=fold, is_fitted=is_fitted)
+        cached = _cached_test(nodes, cache, cohort=cohort, segmenter=segmenter, fold=fold)
         node = Node(
             stage="score",
-            content=content
-            | (
-                nodes.predicting(fit_key, segmenter=segmenter)
-                if is_fitted
-                else {"encoder": nodes.encoder(segmenter)}
-            ),
-            upstream={"fit": fit_key, **cached} if is_fitted else cached,
+            content=content | own,
+            upstream=fitted | cached,
             label=f"score {what} on {cohort}, {prompt}",
             steps=len(content["test"]) * content["evaluation"].get("jitter_draws", 1),
             segmenter=segmenter,

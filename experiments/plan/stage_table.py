@@ -6,9 +6,9 @@ Keys of facts are dotted: `content.` is what a run is made from, `config.` the c
 
 import json
 import math
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from experiments.plan.box_passes import PASSES
@@ -59,8 +59,7 @@ class StageRow:
 
     def load(self) -> Callable[[Any], dict[str, Any]]:
         """Import its function."""
-        module, name = self.run.split(":")
-        return getattr(import_module(module), name)
+        return pkgutil.resolve_name(self.run)
 
     def units_of(self, **facts: Any) -> int:
         """Units of work of a finished run, from its `content`, `config` and `result`; 0 where

@@ -170,7 +170,7 @@ def test_a_moderate_end_is_another_fit_of_strong_augmentation_alone_and_not_of_e
     content = after.nodes[after.grid[1].fit_key].content
     assert content["augment"].pop("moderate_end") == 0.3
     assert content == before.nodes[strong.fit_key].content
-    with pytest.raises(InputError, match=r"augment\.moderate_end=0\.3: .*augment\.n_views=null"):
+    with pytest.raises(InputError, match=r"moderate_end=0\.3 needs views.*augment\.n_views=null"):
         plan("sweep.segmenter=[sam]", *own, end)
     with pytest.raises(InputError, match=r"augment\.moderate_end=1\.5"):
         plan(unet, *own, "augment.moderate_end=1.5")
