@@ -89,7 +89,7 @@ CASES = {
     ),
     "finetune": Case(
         "a decoder fine-tune at 5 to 1,000 images, and many on the same images",
-        "finetune:bench_finetune",
+        "composed:bench_finetune",
         EVERY_STEP,
         "the stages `embed` and `fit`",
         LOGITS,
@@ -123,7 +123,7 @@ CASES = {
     ),
     "evaluation": Case(
         "scoring under five boxes",
-        "evaluation:bench_evaluation",
+        "composed:bench_evaluation",
         "an encoder pass for every box",
         "the stages `embed` and `score`",
         LOGITS,
@@ -169,7 +169,7 @@ CASES = {
     ),
     "ablation": Case(
         "the whole 7-amount x 4-condition ablation",
-        "ablation:bench_ablation",
+        "composed:bench_ablation",
         EVERY_STEP,
         "fits on embeddings that they share",
         LOGITS,

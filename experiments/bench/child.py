@@ -80,12 +80,16 @@ def measured(child: ProcessPoolExecutor, function: str, /, **given: Any) -> Answ
 
 
 def timed(work: Callable[[], object], *, device: str) -> Seconds:
-    """Seconds of a call; a GPU works on after its call came back, and that counts."""
+    """Seconds of a call, or those that it gives back.
+
+    A GPU works on after its call came back, and that counts.
+    """
     _wait(device)
     started, processor = time.perf_counter(), time.process_time()
-    work()
+    found = work()
     _wait(device)
-    return Seconds(time.perf_counter() - started, time.process_time() - processor)
+    whole = Seconds(time.perf_counter() - started, time.process_time() - processor)
+    return found if isinstance(found, Seconds) else whole
 
 
 @contextlib.contextmanager

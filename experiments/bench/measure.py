@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -167,7 +167,7 @@ class Bench:
         return folder
 
     def images(self, n: int) -> list[str]:
-        """The first images."""
+        """Ids of the first so many images."""
         return sorted(sample.sample_id for sample in read_hc18(self.root()))[:n]
 
 
@@ -195,10 +195,12 @@ class Found:
         timings = [Timing(label=way.label, unit=way.unit, units=way.units) for way in ways]
         for number in range(-1 if warm_up else 0, repeats or self.sizes["repeats"]):
             for way, timing in zip(ways, timings, strict=True):
-                wall_s, cpu_s = self._once(way, number)
+                # What an earlier call left behind is not this one's to clear away.
+                gc.collect()
+                seconds = timed(partial(way.call, number), device=self.bench.device)
                 if number >= 0:
-                    timing.wall_s.append(wall_s)
-                    timing.cpu_s.append(cpu_s)
+                    timing.wall_s.append(seconds.wall_s)
+                    timing.cpu_s.append(seconds.cpu_s)
         self.timings += timings
         for way, timing in zip(ways, timings, strict=True):
             if way.flops:
@@ -209,15 +211,8 @@ class Found:
                 self.value(label, way.flops / seconds / peak / 1e7, "%", formula=formula)
             if way.ratio:
                 both = timings[0].per_unit_s, timing.per_unit_s
-                self.ratio(way.ratio, *both, how="measured", target=way.target)
+                self.ratio(way.ratio, *both, way.target, how="measured")
         return timings
-
-    def _once(self, way: Way, number: int) -> Seconds:
-        # What an earlier call left behind is not this one's to clear away.
-        gc.collect()
-        given: list[object] = []
-        whole = timed(lambda: given.append(way.call(number)), device=self.bench.device)
-        return given[0] if isinstance(given[0], Seconds) else whole
 
     def value(
         self, label: str, value: float, unit: str, *, how: How = "measured", formula: str = ""
@@ -229,7 +224,13 @@ class Found:
         self.values.append(entry | {"at_most": bound, "reached": reached})
 
     def ratio(
-        self, label: str, published_s: float, ours_s: float, *, how: How, target: str
+        self,
+        label: str,
+        published_s: float,
+        ours_s: float,
+        target: str = "",
+        *,
+        how: How = "composed",
     ) -> None:
         """Add the published way beside ours, in seconds for the same work."""
         bound = CASES[self.name].target(target, device=self.bench.device)

@@ -33,17 +33,14 @@ def bench_startup(bench: Bench, found: Found) -> None:
     (alone,) = found.measure(
         Way("imports of a script a trial", script, unit="process"), warm_up=False
     )
-    trial_s, formula = (
-        STAGES_A_TRIAL * gap.per_unit_s,
-        f"{STAGES_A_TRIAL} stages x the median {GAP}",
-    )
-    label = "the sweep's own time a trial"
+    label, trial_s = "the sweep's own time a trial", STAGES_A_TRIAL * gap.per_unit_s
+    formula = f"{STAGES_A_TRIAL} stages x the median {GAP}"
     found.value(label, trial_s, "s", how="composed", formula=formula)
     formula = "before the first stage and after the last: imports, data, plan, tables, figures, "
     once_s = whole.wall_s[0] - window_s
     found.value("the sweep's own time once", once_s, "s", formula=f"{formula}report")
     label = "start of a trial: a process of its own"
-    found.ratio(label, alone.per_unit_s, trial_s, how="measured", target="")
+    found.ratio(label, alone.per_unit_s, trial_s, how="measured")
 
 
 def stage_gaps(root: Path) -> tuple[list[float], float]:

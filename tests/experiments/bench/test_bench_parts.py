@@ -11,12 +11,11 @@ from folder_parts import write_hc18_folder
 
 from datamodules.errors import InputError
 from datamodules.samples import read_hc18
-from experiments.bench.ablation import PAPER_AMOUNTS, n_embeddings
 from experiments.bench.cases import CASES, Case, Target
 from experiments.bench.child import Seconds, measured, run_program, start_child
+from experiments.bench.composed import PAPER_AMOUNTS, Parts, n_embeddings, steps_of
 from experiments.bench.data import prepared
 from experiments.bench.encoder import encoder_flops
-from experiments.bench.finetune import Parts, steps_of
 from experiments.bench.measure import Bench, Found, Line, Timing, Way, line_through
 from experiments.bench.published import PublishedSam
 from experiments.bench.startup import stage_gaps
@@ -62,7 +61,7 @@ def test_medians_ratios_targets_and_shares_of_the_peak_by_hand(monkeypatch):
     assert called == [(way, number) for number in (-1, 0, 1, 2) for way in (0, 1)]
     found.value("a value", 2.0, "GiB")
     found.value("another", 2.1, "GiB")
-    found.ratio("composed", 12.0, 3.0, how="composed", target="it")
+    found.ratio("composed", 12.0, 3.0, "it")
     content = found.as_json()
     assert content == json.loads(json.dumps(content))
     theirs, ours = content["timings"]
@@ -91,9 +90,9 @@ def test_fine_tunes_by_hand():
     assert [steps_of(n) for n in (0, 5, 7, 50, 500)] == [0, 20, 40, 200, 2000]
     published, fit = Line(fixed_s=2.0, per_unit_s=10.0), Line(fixed_s=3.0, per_unit_s=0.5)
     embed = Line(fixed_s=1.0, per_unit_s=2.0)
-    parts = Parts(label="a", backbone="tiny", published=published, fit=fit, embed=embed)
-    assert parts.seconds(50) == (2 + 200 * 10, (1 + 50 * 2) + (3 + 200 * 0.5))
-    assert parts.seconds(50, n_trials=3) == (3 * 2002, (1 + 50 * 2) + 3 * (3 + 200 * 0.5))
+    parts = Parts(label="a", backbone="tiny", published=published, ours=fit, embed=embed)
+    assert parts.fine_tunes(50) == (2 + 200 * 10, (1 + 50 * 2) + (3 + 200 * 0.5))
+    assert parts.fine_tunes(50, n_trials=3) == (3 * 2002, (1 + 50 * 2) + 3 * (3 + 200 * 0.5))
 
 
 @pytest.mark.parametrize(
