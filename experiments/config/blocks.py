@@ -5,22 +5,16 @@ A block starts from the section of its kind (`segmenter` for `sam`, `unet`, `gen
 kind is a block without changes. Torch-free.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from datamodules.allowed import nearest
 from experiments.config.escaping import escaped
-
-
-class KindRow(Protocol):
-    """What is read of a row of a table of kinds."""
-
-    settings: type
-    section: str | None
+from experiments.config.names import check_known
 
 
 def block_kind(
@@ -32,18 +26,12 @@ def block_kind(
         ValueError: If neither a block nor a kind has the name, or a block names no known kind.
     """
     if name not in blocks:
-        if name in kinds:
-            return name
-        axis = f"sweep.{where.removesuffix('s')}"
-        raise ValueError(unknown_name(name, known=[*blocks, *kinds], what=axis))
+        check_known([name], known=[*blocks, *kinds], key=f"sweep.{where.removesuffix('s')}")
+        return name
     kind = blocks[name].get("kind", name if name in kinds else None)
-    if kind not in kinds:
-        missing = f"{where}.{name}: say its kind, one of {', '.join(kinds)}"
-        raise ValueError(
-            missing
-            if kind is None
-            else unknown_name(str(kind), known=kinds, what=f"{where}.{name}.kind")
-        )
+    if kind is None:
+        raise ValueError(f"{where}.{name}: say its kind, one of {', '.join(kinds)}")
+    check_known([kind], known=kinds, key=f"{where}.{name}.kind")
     if name in kinds and kind != name:
         raise ValueError(f"{where}.{name}: kind={kind}, but {name} is a kind; use another name")
     return kind
@@ -53,7 +41,7 @@ def block_settings(
     name: str,
     *,
     blocks: Mapping[str, Mapping[str, Any]],
-    kinds: Mapping[str, KindRow],
+    kinds: Mapping[str, Any],
     sections: Any,
     where: str,
 ) -> Any:
@@ -83,8 +71,3 @@ def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
         raise ValueError(f"{where}: " + " ".join(str(error).split("\n", 1)[0].split())) from error
     except ValueError as error:
         raise ValueError(f"{where}.{error}") from error
-
-
-def unknown_name(name: str, *, known: Iterable[str], what: str) -> str:
-    """One line on an unknown name, with the nearest known one."""
-    return f"{what}={name}: unknown; {nearest(name, dict.fromkeys(known))}"

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.allowed import nearest
+from datamodules.allowed import at_least
 from datamodules.config import AUGMENT_EXTRAS, AUGMENT_PARTS
+from experiments.config.names import check_known
 
 LabelSource = Literal["own", "fixed"]
 PairOrder = Literal["drawn", "hardest"]
@@ -91,52 +92,38 @@ class ConditionConfig:
 
     def __post_init__(self) -> None:
         """Refuse factors that nothing would read, or that contradict each other."""
-        if self.pairs not in PAIRS:
-            raise ValueError(f"pairs={self.pairs}: unknown; {nearest(str(self.pairs), PAIRS)}")
+        check_known([self.pairs], known=PAIRS, key="pairs")
+        check_known(self.without, known=AUGMENT_PARTS, key="without")
+        check_known(self.extra, known=AUGMENT_EXTRAS, key="extra")
+        at_least(1).check(self, "at_most")
+        pairs = f"pairs={self.pairs}"
         if self.gate != "on" and not self.is_generated:
-            raise ValueError(f"gate={self.gate}: pairs={self.pairs} pass no gate; leave it out")
+            self._refuse("gate", f"{pairs} pass no gate; leave it out")
         if self.labels != "own" and not self.has_generator:
-            raise ValueError(
-                f"labels={self.labels}: pairs={self.pairs} are made from the trial's own labels"
-            )
+            self._refuse("labels", f"{pairs} are made from the trial's own labels")
         if self.pairs == "repeat" and self.augment != "none":
-            raise ValueError("pairs=repeat is the control of unchanged images; use augment=none")
-        if self.at_most is not None and self.at_most < 1:
-            raise ValueError(f"at_most={self.at_most}: must be at least 1, or null for all")
+            self._refuse("augment", "pairs=repeat is the control of unchanged images; use none")
         if self.at_most is not None and not self.makes_pairs:
-            raise ValueError(f"at_most={self.at_most}: pairs={self.pairs} makes none; leave it out")
-        if self.order != "drawn" and (self.at_most is None or self.gate != "on"):
-            raise ValueError(f"order={self.order}: needs at_most and gate=on")
+            self._refuse("at_most", f"{pairs} makes none; leave it out")
         if self.order != "drawn" and not self.is_generated:
-            raise ValueError(f"order={self.order}: pairs={self.pairs} pass no gate; leave it out")
-        self._check_operations()
-        self._check_unlabelled()
-
-    def _check_operations(self) -> None:
-        for factor, known in (("without", AUGMENT_PARTS), ("extra", AUGMENT_EXTRAS)):
-            given = getattr(self, factor)
-            for name in given:
-                if name not in known:
-                    raise ValueError(f"{factor}={name}: unknown; {nearest(str(name), known)}")
-            if given and self.augment == "none":
-                raise ValueError(f"{factor}={given}: augment=none has no parts; leave it out")
-
-    def _check_unlabelled(self) -> None:
+            self._refuse("order", f"{pairs} pass no gate; leave it out")
+        if self.order != "drawn" and (self.at_most is None or self.gate != "on"):
+            self._refuse("order", "needs at_most and gate=on")
+        for factor in ("without", "extra"):
+            if getattr(self, factor) and self.augment == "none":
+                self._refuse(factor, "augment=none has no parts; leave it out")
         if self.images == "unlabelled" and not self.is_generated:
-            raise ValueError(
-                f"images={self.images}: pairs={self.pairs} fit no generator; leave it out"
-            )
+            self._refuse("images", f"{pairs} fit no generator; leave it out")
         if self.uses_unlabelled and self.labels != "own":
-            raise ValueError(
-                f"labels={self.labels}: unlabelled images get their labels from the trial's own "
-                "student; use labels=own"
-            )
+            why = "unlabelled images get their labels from the trial's own student; use labels=own"
+            self._refuse("labels", why)
         if self.uses_unlabelled and self.rounds < 1:
-            raise ValueError(f"rounds={self.rounds}: unlabelled images need at least 1")
+            self._refuse("rounds", "unlabelled images need at least 1")
         if not self.uses_unlabelled and self.rounds != 0:
-            raise ValueError(
-                f"rounds={self.rounds}: pairs={self.pairs} use no unlabelled image; leave it out"
-            )
+            self._refuse("rounds", f"{pairs} use no unlabelled image; leave it out")
+
+    def _refuse(self, factor: str, why: str) -> None:
+        raise ValueError(f"{factor}={getattr(self, factor)}: {why}")
 
     @property
     def has_pairs(self) -> bool:

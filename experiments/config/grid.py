@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.allowed import above, at_least, nearest
+from datamodules.allowed import above, at_least
 from datamodules.choices import CHOICES
+from experiments.config.names import check_known, check_lists
 
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
 Output = Literal["ellipse", "mask"]
@@ -85,22 +86,11 @@ class GridConfig:
         counts = ("real_count", "workers", "per_device", "max_failures")
         at_least(1).check(self, *counts, section="sweep")
         at_least(0).check(self, "retries", section="sweep")
-        drawn = ("choice", "support", "seed", "generator_seed", "fold")
-        for name in ("condition", "segmenter", *drawn):
-            values = getattr(self, name)
-            if not values:
-                raise ValueError(f"sweep.{name}: give at least one value")
-        for name in (*AXES[:3], *drawn):
-            values = getattr(self, name)
-            if len(set(values)) != len(values):
-                raise ValueError(f"sweep.{name}={values}: a value is listed twice")
-        for name in self.choice:
-            if name not in CHOICES:
-                raise ValueError(f"sweep.choice={name}: unknown; {nearest(name, CHOICES)}")
-        if any(device < 0 for device in self.devices) or len(set(self.devices)) != len(
-            self.devices
-        ):
-            raise ValueError(f"sweep.devices={self.devices}: different ids from 0 on")
+        axes = ("condition", "segmenter", "choice", "support", "seed", "generator_seed", "fold")
+        check_lists(self, *axes, section="sweep")
+        check_lists(self, "generator", "devices", section="sweep", may_be_empty=True)
+        check_known(self.choice, known=CHOICES, key="sweep.choice")
+        at_least(0).check(self, "devices", section="sweep", hint="ids of GPUs")
 
 
 @dataclass(kw_only=True)
@@ -119,10 +109,6 @@ class EvaluationConfig:
     backbone as it is before any training."""
 
     def __post_init__(self) -> None:
-        if not self.prompts:
-            raise ValueError("evaluation.prompts: give at least one value")
+        check_lists(self, "prompts", section="evaluation")
+        check_lists(self, "controls", section="evaluation", may_be_empty=True)
         at_least(1).check(self, "jitter_draws", section="evaluation")
-        if len(set(self.prompts)) != len(self.prompts):
-            raise ValueError(f"evaluation.prompts={self.prompts}: a prompt is listed twice")
-        if len(set(self.controls)) != len(self.controls):
-            raise ValueError(f"evaluation.controls={self.controls}: a control is listed twice")

@@ -94,22 +94,23 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         typed = OmegaConf.merge(schema, OmegaConf.create(merged))
     except OmegaConfBaseException as error:
         raise InputError(_explain(error)) from error
+    # Section by section, so that the section's own message gets the section's name in front.
     for name, section in _sections(typed):
-        # Section by section, so that the section's own message gets the section's name in front.
-        try:
-            OmegaConf.to_object(section)
-        except OmegaConfBaseException as error:
-            raise InputError(_explain(error)) from error
-        except ValueError as error:
-            message = _one_line(error)
-            prefix = "" if message.startswith(name) else f"{name}."
-            raise InputError(prefix + message) from error
+        _checked(section, name)
+    return _checked(typed)
+
+
+def _checked(typed: Any, section: str = "") -> Any:
+    """The dataclass of typed settings; InputError for what it refuses."""
     try:
         return OmegaConf.to_object(typed)
     except OmegaConfBaseException as error:
         raise InputError(_explain(error)) from error
     except ValueError as error:
-        raise InputError(_one_line(error)) from error
+        message = _one_line(error)
+        raise InputError(
+            message if message.startswith(section) else f"{section}.{message}"
+        ) from error
 
 
 def _sections(typed: Any) -> Iterator[tuple[str, Any]]:

@@ -1,5 +1,6 @@
 """The schema of a recipe. Torch-free, so that a wrong key is refused at once."""
 
+import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,9 +10,10 @@ from datamodules.choices import CHOICES
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.config_outline import ExtractorConfig
 from datamodules.errors import InputError
-from experiments.config.blocks import block_settings, unknown_name
+from experiments.config.blocks import block_settings
 from experiments.config.conditions import CONDITIONS, CONTROLS, ConditionConfig
 from experiments.config.grid import EvaluationConfig, GridConfig, Prompt
+from experiments.config.names import check_known
 from experiments.config.running import SlurmConfig, StoreConfig, TrainerConfig, WandbConfig
 from experiments.config.statistics import StatisticsConfig
 from experiments.config.synthesis import (
@@ -145,20 +147,14 @@ class ExperimentConfig:
             self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
         for name in self.statistics.rivals:
             self.condition(name, where="statistics.rivals")
-        if primary.prompt not in get_args(Prompt):
-            raise ValueError(
-                f"statistics.primary.prompt={primary.prompt}: use one of "
-                f"{', '.join(get_args(Prompt))}"
-            )
+        check_known([primary.prompt], known=get_args(Prompt), key="statistics.primary.prompt")
         # Not the first one with results: it must stay where a segmenter failed.
         primary.segmenter = primary.segmenter or self.sweep.segmenter[0]
         primary.generator = primary.generator or self.generator_names()[0]
         primary.choice = primary.choice or self.sweep.choice[0]
         self.segmenter_named(primary.segmenter)
         self.generator_named(primary.generator)
-        if primary.choice not in CHOICES:
-            where = "statistics.primary.choice"
-            raise ValueError(unknown_name(primary.choice, known=CHOICES, what=where))
+        check_known([primary.choice], known=CHOICES, key="statistics.primary.choice")
 
     def _check_guidance(self, name: str) -> None:
         settings = self.generator_named(name)
@@ -192,8 +188,7 @@ class ExperimentConfig:
         """Factors of a condition; ValueError if neither the table nor the recipe has it."""
         if name in self.conditions:
             return self.conditions[name]
-        if name not in CONDITIONS:
-            raise ValueError(unknown_name(name, known=[*CONDITIONS, *self.conditions], what=where))
+        check_known([name], known=[*CONDITIONS, *self.conditions], key=where)
         return CONDITIONS[name].factors
 
     def segmenter_named(self, name: str = "") -> Any:
@@ -303,12 +298,4 @@ class ExperimentConfig:
 
 def resolved(config: ExperimentConfig) -> dict[str, Any]:
     """The config as plain JSON types."""
-    return _plain(asdict(config))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    return json.loads(json.dumps(asdict(config), default=str))

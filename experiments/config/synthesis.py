@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from datamodules.allowed import above, at_least, between, nearest
+from datamodules.allowed import above, at_least, between
 from datamodules.config import AUGMENT_EXTRAS
 from experiments.config.conditions import Augmentation
+from experiments.config.names import check_known
 from lightning_modules.generators.pixel.config import SamplerConfig
 from lightning_modules.prompt_protocol import PromptProtocol
 
@@ -140,8 +141,5 @@ class AugmentConfig:
         hint = "the image and one augmented view; null augments every draw anew"
         at_least(2).check(self, "n_views", section="augment", hint=hint)
         between(0, 1).check(self, "moderate_end", section="augment")
-        for name in self.extra:
-            if name not in AUGMENT_EXTRAS:
-                hint = nearest(str(name), AUGMENT_EXTRAS)
-                raise ValueError(f"augment.extra={name}: unknown; {hint}")
+        check_known(self.extra, known=AUGMENT_EXTRAS, key="augment.extra")
         at_least(2).check(self, "max_per_trial", section="augment", hint="for no limit")

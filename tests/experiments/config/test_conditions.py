@@ -41,7 +41,7 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
         ({"pairs": "wrap"}, "pairs=wrap: unknown; did you mean warp"),
         ({"pairs": "warp", "gate": "off"}, "pass no gate"),
         ({"pairs": "warp", "labels": "fixed"}, "trial's own labels"),
-        ({"pairs": "repeat", "augment": "weak"}, "augment=none"),
+        ({"pairs": "repeat", "augment": "weak"}, "augment=weak: pairs=repeat is the control"),
         ({"pairs": "warp", "at_most": 0}, "at_most=0: must be at least 1"),
         ({"pairs": "pseudo", "rounds": 1, "at_most": 9}, "at_most=9: pairs=pseudo makes none"),
         ({"at_most": 9}, "at_most=9: pairs=none makes none"),

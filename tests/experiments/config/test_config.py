@@ -159,7 +159,7 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("statistics.primary.prompt=no_box", ["statistics.primary.prompt=no_box", "tight_box"]),
         ("trainer.devices=0", ["trainer.devices=0"]),
         ("trainer.devices=3", ["trainer.devices=3", "segmenter.batch_size=4"]),
-        ("sweep.devices=[0,0]", ["sweep.devices=[0, 0]", "different"]),
+        ("sweep.devices=[0,0]", ["sweep.devices=[0, 0]", "twice"]),
         ("sweep.per_device=0", ["sweep.per_device=0"]),
         ("sweep.retries=-1", ["sweep.retries=-1"]),
         ("slurm.time_min=0", ["slurm.time_min=0"]),
