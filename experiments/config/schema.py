@@ -147,14 +147,17 @@ class ExperimentConfig:
             self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
         for name in self.statistics.rivals:
             self.condition(name, where="statistics.rivals")
-        check_known([primary.prompt], known=get_args(Prompt), key="statistics.primary.prompt")
         # Not the first one with results: it must stay where a segmenter failed.
         primary.segmenter = primary.segmenter or self.sweep.segmenter[0]
         primary.generator = primary.generator or self.generator_names()[0]
         primary.choice = primary.choice or self.sweep.choice[0]
-        self.segmenter_named(primary.segmenter)
-        self.generator_named(primary.generator)
-        check_known([primary.choice], known=CHOICES, key="statistics.primary.choice")
+        for key, known in (
+            ("prompt", get_args(Prompt)),
+            ("segmenter", [*self.segmenters, *SEGMENTERS]),
+            ("generator", [*self.generators, *GENERATORS]),
+            ("choice", CHOICES),
+        ):
+            check_known([getattr(primary, key)], known=known, key=f"statistics.primary.{key}")
 
     def _check_guidance(self, name: str) -> None:
         settings = self.generator_named(name)

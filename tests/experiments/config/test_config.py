@@ -156,6 +156,8 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("sweep.fold=[1]", ["sweep.fold=1", "split.n_folds=1", "folds 0 to 0"]),
         ("sweep.fold=[0,0]", ["sweep.fold", "twice"]),
         ("statistics.primary.condition=magic", ["statistics.primary.condition=magic", "warp"]),
+        ("statistics.primary.segmenter=smu", ["statistics.primary.segmenter=smu", "sam"]),
+        ("statistics.primary.generator=pixl", ["statistics.primary.generator=pixl", "pixel"]),
         ("statistics.primary.prompt=no_box", ["statistics.primary.prompt=no_box", "tight_box"]),
         ("trainer.devices=0", ["trainer.devices=0"]),
         ("trainer.devices=3", ["trainer.devices=3", "segmenter.batch_size=4"]),
