@@ -1,9 +1,7 @@
 """The conditions: what a trial is trained on beside its real images. One row each; torch-free.
 
-What makes pairs is a row of a table of its own, `PAIRS`, which stands before.
-
-A condition is a few factors. Nothing else in the code asks for a condition's name: what it needs to
-know is a factor here, and a recipe may compose conditions of its own from the same factors
+Nothing else in the code asks for a condition's name: what it needs to know is a factor here, and a
+recipe may compose conditions of its own from the same factors
 (`conditions: {warp_strong: {pairs: warp, augment: strong}}`).
 """
 
@@ -28,8 +26,7 @@ class PairSource:
     """What makes the pairs that a condition adds."""
 
     stage: str | None = None
-    """The stage that makes them of labelled images alone; None where a generator does, or nothing
-    is made."""
+    """The stage that makes them of labelled images alone; None where none does."""
     called: str = ""
     """What labels of stages call them."""
     is_generated: bool = False
@@ -69,26 +66,23 @@ class ConditionConfig:
     """Which of the generator's candidates are taken: those that pass the gate, all, or as many at
     random as the gate keeps."""
     at_most: int | None = None
-    """The most of those pairs that are used, the first ones; None: all. For a curve over their
-    number."""
+    """The most of those pairs that are used, the first ones; None: all."""
     order: PairOrder = "drawn"
-    """Which of them come first: as they were drawn, or those on whose label the gate's judge
-    agrees least."""
+    """Which come first: as they were drawn, or those on whose label the gate's judge agrees
+    least."""
     augment: Augmentation = "none"
-    """How strongly training images are augmented; added pairs too, but for those whose embeddings
-    are cached."""
+    """How strongly training images are augmented, and added pairs whose embeddings are not
+    cached."""
     without: list[str] = field(default_factory=list)
-    """Operations that the augmentation leaves out, for an ablation; names of
-    `AUGMENT_PARTS`."""
+    """Operations, of `AUGMENT_PARTS`, that the augmentation leaves out."""
     extra: list[str] = field(default_factory=list)
-    """Operations that it has besides, for small heads; names of `AUGMENT_EXTRAS`."""
+    """Operations, of `AUGMENT_EXTRAS`, that it has besides."""
     images: ImageSource = "labelled"
     """What a generator is fitted on: the trial's labelled images, or these and the unlabelled ones
     with the labels of a teacher."""
     rounds: int = 0
-    """Rounds of self-training behind the labels of a teacher. The teacher of round 1 is the
-    trial's own student under `strong`; that of each later round is the student which learned from
-    the labels of the round before. 0 where no unlabelled image is used."""
+    """Rounds of self-training behind those labels: the first teacher is the trial's own student
+    under `strong`, each later one the student of the round before. 0: no unlabelled image."""
 
     def __post_init__(self) -> None:
         """Refuse factors that nothing would read, or that contradict each other."""

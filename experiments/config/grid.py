@@ -10,18 +10,8 @@ from experiments.config.names import check_known, check_lists
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
 Output = Literal["ellipse", "mask"]
 Control = Literal["box_only", "mean_mask", "zero_shot"]
-AXES = (
-    "condition",
-    "segmenter",
-    "generator",
-    "real_count",
-    "real_fraction",
-    "choice",
-    "support",
-    "seed",
-    "generator_seed",
-    "fold",
-)
+AXES = ("condition", "segmenter", "generator", "real_count", "real_fraction")
+AXES += ("choice", "support", "seed", "generator_seed", "fold")
 """Axes of the grid that one trial is named by."""
 
 
@@ -53,9 +43,8 @@ class GridConfig:
     real_count: list[int] = field(default_factory=list)
     """Amounts as numbers of images."""
     choice: list[str] = field(default_factory=lambda: ["random"])
-    """How the labelled images are chosen: `random`, `by_pixel_size` (spread over its quantiles),
-    `coverage` (images unlike each other), or the oracle `by_size` (spread over the head
-    circumference, which reads labels)."""
+    """How the labelled images are chosen, a row of `datamodules.choices`: `random`,
+    `by_pixel_size`, `coverage`, or the oracle `by_size`, which reads labels."""
     support: list[int] = field(default_factory=lambda: [0])
     """Which images are drawn: each number is another nested order of a choice."""
     seed: list[int] = field(default_factory=lambda: [0])
@@ -69,8 +58,8 @@ class GridConfig:
     workers: int = 1
     """Stages that run at the same time, each in a process of its own."""
     devices: list[int] = field(default_factory=list)
-    """Ids of the GPUs to run on, one stage each (`trainer.devices` ids a stage where that is more);
-    they stand in for `workers`. Empty: the CPU, or the GPU that is there."""
+    """Ids of the GPUs to run on instead of `workers`, `trainer.devices` of them a stage. Empty: the
+    CPU, or the GPU that is there."""
     per_device: int = 1
     """Stages at the same time on each of `devices`."""
     retries: int = 1
@@ -102,8 +91,8 @@ class EvaluationConfig:
     jitter_draws: int = 3
     """Fixed draws of the jittered box, the same for every trial."""
     output: Output = "ellipse"
-    """Which scores the tables, contrasts, figures, report and W&B show: of the ellipse fitted to
-    each predicted mask, or of the mask as it is. Both are always in results.csv."""
+    """Which scores are shown: of the ellipse fitted to each predicted mask, or of the mask as it
+    is. Both are always in results.csv."""
     controls: list[Control] = field(default_factory=lambda: ["box_only", "mean_mask", "zero_shot"])
     """Rows beside the trials: the ellipse in the box, the mean mask of the train part, and the
     backbone as it is before any training."""

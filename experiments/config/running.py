@@ -1,6 +1,4 @@
-"""Where and how stages run: nothing here changes what they compute, but for parts of a U-Net's
-batch. Torch-free.
-"""
+"""Where and how stages run. Torch-free."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,23 +17,20 @@ class TrainerConfig:
     """Devices that a segmenter's or a generator's training is spread over, by DDP; the batch stays
     as large as it is, shared between them. Other stages use one."""
     batch_parts: int = 1
-    """Parts in which a batch is computed, one after the other, to save memory: gradients add up
-    over them, and the optimiser's step is the same, but for the U-Net's: its batch normalisation
-    takes its statistics over each part. The next smaller divisor of a batch is taken; where memory
-    still runs out, a stage takes more by itself."""
+    """Parts in which a batch is computed, one after the other, to save memory: the optimiser's step
+    is the same, but for the U-Net's batch normalisation, whose statistics are each part's. The next
+    smaller divisor of a batch is taken; where memory still runs out, a stage takes more."""
     threads: int | None = None
     """CPU threads of a stage; null shares the cores between `sweep.workers`."""
     num_workers: int = 0
     """Loader processes of a stage."""
     checkpoint_every: int = 100
-    """Optimiser steps between checkpoints. A trial that may stop early keeps one after each of its
-    validations instead."""
+    """Optimiser steps between checkpoints; with early stopping it is each validation instead."""
     checkpoint_s: float = 10.0
-    """Least seconds between checkpoints, which a GPU would else spend its time on; a kill loses at
-    most this much and `checkpoint_every` steps."""
+    """Least seconds between checkpoints; a kill loses this much and `checkpoint_every` steps."""
     resident_gib: float = 8.0
-    """Memory of a GPU for a stage's training items, GiB: where they take no more, they are moved
-    there once and not batch by batch. On a CPU nothing is kept."""
+    """Memory of a GPU, GiB, that a stage's training items may take: they are then moved there once
+    and not batch by batch."""
 
     def __post_init__(self) -> None:
         from_1 = ("devices", "batch_parts", "threads", "checkpoint_every")
@@ -57,8 +52,8 @@ class SlurmConfig:
     time_min: int = 120
     """Time limit of a job, minutes; a job that is ended by it continues in another one."""
     grace_s: int = 120
-    """Seconds before the time limit at which a job is asked to write a checkpoint and end; SLURM
-    may ask up to a minute earlier."""
+    """Seconds before that limit at which a job is asked to write a checkpoint and end; SLURM may
+    ask up to a minute earlier."""
     mem_gb: int = 16
     """Memory of a job, GB."""
     cpus: int = 4

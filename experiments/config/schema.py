@@ -104,12 +104,10 @@ class ExperimentConfig:
         if self.name == "store" or self.name.startswith("."):
             raise ValueError(f"name={self.name!r}: reserved; choose another name")
         self._check_arms()
+        n = self.split.n_folds
         for fold in self.sweep.fold:
-            if not 0 <= fold < max(1, self.split.n_folds):
-                raise ValueError(
-                    f"sweep.fold={fold}: split.n_folds={self.split.n_folds} has folds "
-                    f"0 to {max(1, self.split.n_folds) - 1}"
-                )
+            if not 0 <= fold < n:
+                raise ValueError(f"sweep.fold={fold}: split.n_folds={n} has folds 0 to {n - 1}")
         self._check_devices()
 
     def _check_arms(self) -> None:
@@ -143,15 +141,15 @@ class ExperimentConfig:
         for name in self.generator_names():
             self._check_guidance(name)
         primary = self.statistics.primary
-        for key in ("condition", "baseline"):
-            self.condition(getattr(primary, key), where=f"statistics.primary.{key}")
-        for name in self.statistics.rivals:
-            self.condition(name, where="statistics.rivals")
+        conditions = [*CONDITIONS, *self.conditions]
+        check_known(self.statistics.rivals, known=conditions, key="statistics.rivals")
         # Not the first one with results: it must stay where a segmenter failed.
         primary.segmenter = primary.segmenter or self.sweep.segmenter[0]
         primary.generator = primary.generator or self.generator_names()[0]
         primary.choice = primary.choice or self.sweep.choice[0]
         for key, known in (
+            ("condition", conditions),
+            ("baseline", conditions),
             ("prompt", get_args(Prompt)),
             ("segmenter", [*self.segmenters, *SEGMENTERS]),
             ("generator", [*self.generators, *GENERATORS]),
@@ -187,11 +185,11 @@ class ExperimentConfig:
         """Generators of the sweep, by their blocks."""
         return self.sweep.generator or [self.synthesis.generator]
 
-    def condition(self, name: str, *, where: str = "sweep.condition") -> ConditionConfig:
+    def condition(self, name: str) -> ConditionConfig:
         """Factors of a condition; ValueError if neither the table nor the recipe has it."""
         if name in self.conditions:
             return self.conditions[name]
-        check_known([name], known=[*CONDITIONS, *self.conditions], key=where)
+        check_known([name], known=[*CONDITIONS, *self.conditions], key="sweep.condition")
         return CONDITIONS[name].factors
 
     def segmenter_named(self, name: str = "") -> Any:
@@ -253,12 +251,12 @@ class ExperimentConfig:
         return min(self.sampler_of(settings).batch_size for settings in drawn)
 
     def _check_devices(self) -> None:
-        each, grid = self.trainer.devices, self.sweep
-        names = self.segmenter_names()
-        trained = {self.section_of(name): self.segmenter_named(name) for name in names}
-        conditions = [self.condition(name) for _, name in self.arms()]
-        if any(factors.is_generated and factors.gate != "off" for factors in conditions):
-            trained["gate.judge"] = self.judge()
+        each, grid, trained = self.trainer.devices, self.sweep, {}
+        for name, condition in self.arms():
+            trained[self.section_of(name)] = self.segmenter_named(name)
+            factors = self.condition(condition)
+            if factors.is_generated and factors.gate != "off":
+                trained["gate.judge"] = self.judge()
         for section, settings in trained.items():
             if each > 1 and not segmenter_row(settings).spreads:
                 raise ValueError(

@@ -1,7 +1,7 @@
-"""The recipe that a sweep keeps, `<store.root>/<name>/config.yaml`, and its relative paths.
+"""The recipe that a sweep keeps, `<store.root>/<name>/config.yaml`.
 
-They are relative to the folder that the sweep ran in. Its first line is a hash of the others, so
-that a cut file is not taken for a short recipe. Torch-free.
+Its paths are relative to the folder that the sweep ran in; its first line is a hash of the others,
+so that a cut file is not taken for a short recipe. Torch-free.
 """
 
 import os

@@ -17,9 +17,8 @@ class SynthesisConfig:
     """Which generator is fitted on what, and how many pairs it makes."""
 
     generator: str = "pixel"
-    """Generator of a sweep whose `sweep.generator` is empty: `pixel`, from scratch, set by the
-    section `generator`; `stable_diffusion`, a pretrained model with LoRA, set by the section
-    `stable_diffusion`, whose base model is fetched by name or yours; or a block of `generators`."""
+    """Generator of a sweep whose `sweep.generator` is empty: `pixel`, from scratch;
+    `stable_diffusion`, a pretrained model with LoRA; or a block of `generators`."""
     generator_count: int = 60
     """Labelled images that the generator of `synthetic` sees (the paper: 60)."""
     generator_support: int = 0
@@ -70,8 +69,7 @@ class GateConfig:
     """Whether candidates are refused at all; what is measured is recorded either way."""
     judge: dict[str, Any] = field(default_factory=dict)
     """The segmenter that judges, fitted on exactly the generator's images: a block as in
-    `segmenters`, the same whatever segmenters the sweep has. Empty is a SAM of which the decoder
-    is tuned, by the settings of the section `segmenter`."""
+    `segmenters`. Empty is the section `segmenter` with its decoder tuned."""
     judge_augment: Augmentation = "none"
     """How strongly the judge's training images are augmented."""
     prompt: PromptProtocol = "whole_image"
@@ -80,8 +78,7 @@ class GateConfig:
     """Dice between label and segmenter must reach this quantile of the same Dice on the real ones,
     less the slack below."""
     agreement_slack: float = 0.1
-    """Taken off that quantile: the segmenter was fitted on those images, and fits them the
-    better the fewer they are."""
+    """Taken off that quantile: the segmenter was fitted on those images."""
     min_agreement: float | None = None
     """A limit for that Dice to use instead of the quantile."""
     intensity_quantile: float = 0.01
@@ -89,8 +86,8 @@ class GateConfig:
     intensity_slack: float = 0.25
     """Widening of the intensity range on either side, as a share of its width."""
     copy_quantile: float = 0.99
-    """A candidate more similar to a real image than this quantile of the similarities between
-    each real image and its nearest neighbour of another exam is a near-copy."""
+    """A near-copy is more similar to a real image than this quantile of the similarities of real
+    images to their nearest neighbours of other exams."""
     copy_min_correlation: float = 0.7
     """Below this similarity nothing is a near-copy, however few real images set the quantile."""
 
@@ -106,18 +103,17 @@ class AugmentConfig:
     """Augmented views of the real images, embedded once."""
 
     n_views: int | None = 8
-    """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones. A draw of
-    the training takes one by a hash of (seed, draw). null: every draw is augmented and encoded
-    anew."""
+    """Views an image has in `weak` and `strong`: itself and n_views - 1 augmented ones, embedded
+    once. null: every draw is augmented and encoded anew."""
     max_per_trial: int | None = 400
-    """Views that a trial's images have together: with many images each has fewer than n_views, but
-    at least 2. null: no limit."""
+    """Most views of a trial's images together: of many images each has fewer than n_views, but at
+    least 2. null: no limit."""
     moderate_end: float = 0.0
-    """Share of a fit's steps, at its end, in which strong augmentation is moderate: about half as
-    strong. Not with embedded views, which are drawn in any order."""
+    """Share of a fit's steps, at its end, in which strong augmentation is about half as strong. Not
+    with embedded views, which are drawn in any order."""
     extra: list[str] = field(default_factory=list)
-    """Operations that strong augmentation has besides, in students, teachers and judges alike;
-    names of `AUGMENT_EXTRAS`. Not with embedded views."""
+    """Operations, of `AUGMENT_EXTRAS`, that strong augmentation has besides, in students, teachers
+    and judges alike. Not with embedded views."""
 
     def views_at(self, n_images: int) -> int | None:
         """Views each image of a trial with so many has, itself among them; None: drawn anew."""
@@ -126,11 +122,7 @@ class AugmentConfig:
         return min(self.n_views, max(2, self.max_per_trial // max(1, n_images)))
 
     def augmented_views(self, amounts: Sequence[int]) -> int:
-        """Different augmented views, images themselves not counted, that nested amounts need.
-
-        The images of an amount are among those of any larger one, and the views of a larger amount
-        are among those of any smaller one.
-        """
+        """Different augmented views, images themselves not counted, that nested amounts need."""
         total, before = 0, 0
         for n_images in sorted(set(amounts)):
             total += (n_images - before) * ((self.views_at(n_images) or 1) - 1)
