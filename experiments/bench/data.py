@@ -30,16 +30,14 @@ def bench_data(bench: Bench, found: Found) -> None:
     def prepare_anew(number: int) -> None:
         prepared(samples, side=side, folder=folder / str(number))
 
-    files_s, arrays_s, once_s = (
-        timing.per_unit_s
-        for timing in found.measure(
-            Way("PNG files, image and ellipse fit", from_files, n),
-            Way("prepared arrays", from_arrays, n_reads, ratio="a training item", target="item"),
-            Way("preparing, once", prepare_anew, n),
-        )
+    files, arrays, once = found.measure(
+        Way("PNG files, image and ellipse fit", from_files, n),
+        Way("prepared arrays", from_arrays, n_reads, ratio="a training item", target="item"),
+        Way("preparing, once", prepare_anew, n),
     )
-    gained, label = files_s - arrays_s, "reads of an image after which preparing has paid"
-    reads = once_s / gained if gained > 0 else float("inf")
+    gained_s = files.per_unit_s - arrays.per_unit_s
+    reads = once.per_unit_s / gained_s if gained_s > 0 else float("inf")
+    label = "reads of an image after which preparing has paid"
     formula = "preparing / (from files - from arrays), seconds an image"
     found.value(label, reads, "reads", how="composed", formula=formula)
     formula, mib = f"1000 x (image + mask) x {side}^2 B", 1000 * 2 * side**2 / 2**20

@@ -1,6 +1,5 @@
 """Stable Diffusion with random weights: drawing in batches, and a LoRA step on cached latents."""
 
-import functools
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from lightning_modules.generators.stable_diffusion.config import (
 from lightning_modules.generators.stable_diffusion.latents import LatentBank
 from lightning_modules.generators.stable_diffusion.module import StableDiffusionModule
 from lightning_modules.generators.stable_diffusion.sampling import decode_latents, draw_latents
+from lightning_modules.noise import alphas_sigmas
 
 GUIDANCE, N_TOKENS, LORA_RANK = 7.5, 77, 16
 SMALL: tuple[dict[str, Any], ...] = (
@@ -46,15 +46,13 @@ SMALL: tuple[dict[str, Any], ...] = (
 
 def make_base(bench: Bench) -> tuple[Base, tuple[int, int]]:
     """Networks in eval mode, their random weights the same on every call; the size of an image."""
-    small = ({},) * 3 if bench.is_gpu else SMALL
-    settings = (UNET_SETTINGS, VAE_SETTINGS, TEXT_SETTINGS)
-    unet, vae, text = (of | less for of, less in zip(settings, small, strict=True))
+    unet, vae, text = ({}, {}, {}) if bench.is_gpu else SMALL
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = [
-            UNet2DConditionModel(**unet).requires_grad_(False),
-            AutoencoderKL(**vae),
-            CLIPTextModel(CLIPTextConfig(**text)),
+            UNet2DConditionModel(**UNET_SETTINGS | unet).requires_grad_(False),
+            AutoencoderKL(**VAE_SETTINGS | vae),
+            CLIPTextModel(CLIPTextConfig(**TEXT_SETTINGS | text)),
         ]
     networks = [network.eval().to(bench.device) for network in networks]
     base = Base(*networks, tokenizer=None, scheduler_config=SCHEDULER_SETTINGS, id="random")
@@ -83,16 +81,16 @@ def bench_sampling(bench: Bench, found: Found) -> None:
     )
     pipeline.set_progress_bar_config(disable=True)
 
-    plain = functools.partial(
-        pipeline,
-        height=height,
-        width=width,
-        prompt_embeds=prompts[:1],
-        negative_prompt_embeds=empty,
-        num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
-        output_type="pt",
-    )
+    def plain(_: int) -> None:
+        pipeline(
+            height=height,
+            width=width,
+            prompt_embeds=prompts[:1],
+            negative_prompt_embeds=empty,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            output_type="pt",
+        )
 
     def ours(n: int, *, guidance: float = GUIDANCE) -> None:
         sampler = StableDiffusionSamplerConfig(
@@ -126,7 +124,7 @@ def bench_sampling(bench: Bench, found: Found) -> None:
     )
     plainly = Way(f"{many.label}, without guidance", lambda _: ours(batch, guidance=1.0), batch)
     found.measure(
-        Way("published: diffusers' pipeline, batch 1", lambda _: plain()),
+        Way("published: diffusers' pipeline, batch 1", plain),
         Way("ours, batch 1", lambda _: ours(1)),
         many,
         *([plainly] if bench.is_gpu else []),
@@ -166,8 +164,8 @@ def bench_generator(bench: Bench, found: Found) -> None:
         latents, embeddings = encode()
         noise = torch.randn_like(latents)
         timesteps = torch.randint(0, 1000, (batch,), device=bench.device)
-        alpha = module.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
+        alpha, sigma = alphas_sigmas(module.alphas_cumprod, timesteps)
+        noisy = alpha * latents + sigma * noise
         output = module.unet(noisy, timesteps, encoder_hidden_states=embeddings).sample
         update((output - noise).square().mean())
 
@@ -184,8 +182,8 @@ def bench_generator(bench: Bench, found: Found) -> None:
             Way("ours: latents and prompts cached", ours, batch, ratio=label),
             Way("encoding image and prompt, once", lambda _: encode(), batch),
         )
-    label, share = "share of the published step that encoding takes", encoding.per_unit_s
-    share *= 100 / theirs.per_unit_s
+    share = 100 * encoding.per_unit_s / theirs.per_unit_s
+    label = "share of the published step that encoding takes"
     found.value(label, share, "%", how="composed", formula="encoding / a published step")
 
 

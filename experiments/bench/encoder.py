@@ -71,30 +71,30 @@ def _measure(
             f"{peaks['bf16']:.3g} GFLOP/s in bf16 and {peaks['fp32']:.3g} in fp32, so bf16 cannot "
             "pay and a target for it is not reached here."
         )
-    for precision in precisions:
-        call, more = _pass(fast, image, precision), {"target": f"{backbone} {precision}"}
-        more |= {"ratio": f"{name}, {precision}", "precision": precision}
-        ways.append(Way(f"{backbone} {how}, {precision}", call, batch, **more))
+    ways += [
+        Way(
+            f"{backbone} {how}, {precision}",
+            _pass(fast, image, precision),
+            batch,
+            ratio=f"{name}, {precision}",
+            target=f"{backbone} {precision}",
+            precision=precision,
+        )
+        for precision in precisions
+    ]
     if is_vit and bench.device == "cuda":
         call = _pass(torch.compile(copy.deepcopy(fast)), image, "bf16")
         ways.append(Way(f"{backbone} {how}, bf16, compiled", call, batch, precision="bf16"))
-    ways = [replace(way, flops=flops) for way in ways]
     repeats = found.sizes["vit_repeats" if is_vit else "repeats"]
-    timings = found.measure(*ways, repeats=repeats)
-    seconds = [timing.per_unit_s for timing in timings]
+    timings = found.measure(*(replace(way, flops=flops) for way in ways), repeats=repeats)
     fastest = min(timings[len(libraries) :], key=lambda timing: timing.per_unit_s)
-    published = dict(zip(libraries, seconds, strict=False))
-    found.facts[backbone] = Passes(published, seconds[0], fastest)
+    published = {who: t.per_unit_s for who, t in zip(libraries, timings, strict=False)}
+    found.facts[backbone] = Passes(published, timings[0].per_unit_s, fastest)
 
 
 def _pass(encoder: nn.Module, image: torch.Tensor, precision: str) -> Callable[[int], torch.Tensor]:
-    def call(_: int) -> torch.Tensor:
-        is_half = precision == "bf16"
-        half = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=is_half)
-        with torch.no_grad(), half:
-            return encoder(image)
-
-    return call
+    half = torch.autocast(image.device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return half(torch.no_grad()(lambda _: encoder(image)))
 
 
 def encoder_flops(encoder: nn.Module, *, side_px: int) -> float:

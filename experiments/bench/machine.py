@@ -8,11 +8,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def bench_machine(bench: Bench, found: Found) -> None:
-    """Peak of the matrix product in fp32 and bf16, and of copying memory.
-
-    A square product of side n takes 2 n^3 operations; a copy of b bytes reads b and writes b. The
-    fastest repeat counts: whatever else runs makes a peak no lower.
-    """
+    """Peak of the matrix product in fp32 and bf16, and of copying memory, by the fastest repeat."""
     n_bytes = found.sizes["bytes"]
     source = torch.ones(n_bytes, dtype=torch.uint8, device=bench.device)
     target = torch.zeros_like(source)

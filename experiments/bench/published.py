@@ -1,8 +1,8 @@
 """The published way to fine-tune and to score SAM, in our own words on segment_anything.
 
-Every step reads its PNG files and runs the image encoder, image by image, in fp32, with the
-network as segment_anything builds it; so does every box of an evaluation. A child calls the
-functions below by name: each builds what the work needs, and gives the work back to be timed.
+Every step and every box of an evaluation reads its PNG files and runs segment_anything's encoder,
+image by image, in fp32. A child calls the functions at the end by name: each builds what the work
+needs, and gives the work back to be timed.
 """
 
 import functools
@@ -105,10 +105,9 @@ def read_item(sample: Sample, *, side: int, factor: int = 1) -> dict[str, np.nda
     The image has `factor` pixels per pixel of the frame.
     """
     image = image_of(sample)
-    annotation = annotation_of(sample)
     frame = place(image.shape, frame_hw=(side, side), mode="pad")
     pixels = image_to_frame(image, enlarge(frame, factor)).astype(np.float32) / 255.0
-    mask = mask_to_frame(annotation.mask, frame).astype(np.float32)
+    mask = mask_to_frame(annotation_of(sample).mask, frame).astype(np.float32)
     return {"image": pixels[None], "mask": mask[None], "valid_hw": np.array(frame.valid_hw)}
 
 

@@ -29,16 +29,15 @@ def bench_startup(bench: Bench, found: Found) -> None:
     gaps, window_s = stage_gaps(bench.work / "startup")
     gap = Timing(label=GAP, unit="stage", wall_s=gaps)
     found.timings.append(gap)
-    script = lambda _: run_program(["-c", IMPORTS])  # noqa: E731
-    (alone,) = found.measure(
-        Way("imports of a script a trial", script, unit="process"), warm_up=False
-    )
+    imports = lambda _: run_program(["-c", IMPORTS])  # noqa: E731
+    script = Way("imports of a script a trial", imports, unit="process")
+    (alone,) = found.measure(script, warm_up=False)
     label, trial_s = "the sweep's own time a trial", STAGES_A_TRIAL * gap.per_unit_s
     formula = f"{STAGES_A_TRIAL} stages x the median {GAP}"
     found.value(label, trial_s, "s", how="composed", formula=formula)
-    formula = "before the first stage and after the last: imports, data, plan, tables, figures, "
-    once_s = whole.wall_s[0] - window_s
-    found.value("the sweep's own time once", once_s, "s", formula=f"{formula}report")
+    what = "imports, data, plan, tables, figures, report"
+    formula, once_s = f"before the first stage and after the last: {what}", whole.wall_s[0]
+    found.value("the sweep's own time once", once_s - window_s, "s", formula=formula)
     label = "start of a trial: a process of its own"
     found.ratio(label, alone.per_unit_s, trial_s, how="measured")
 

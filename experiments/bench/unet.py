@@ -116,15 +116,13 @@ class PlainItems(Dataset):
     def __getitem__(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and mask, float32 (1, h, w)."""
         sample = self.samples[number % len(self.samples)]
-        image = image_of(sample)
-        mask = annotation_of(sample).mask
+        image, mask = image_of(sample), annotation_of(sample).mask
         frame = place(image.shape, frame_hw=self.size_hw, mode="squash")
-        pair = (
+        image, mask = self.augment(
             tv_tensors.Image(torch.from_numpy(image_to_frame(image, frame))[None]),
             tv_tensors.Mask(torch.from_numpy(mask_to_frame(mask, frame))[None]),
         )
-        moved, moved_mask = self.augment(*pair)
-        return moved.float() / 255, moved_mask.float()
+        return image.float() / 255, mask.float()
 
 
 class PlainUnet(L.LightningModule):
