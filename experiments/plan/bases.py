@@ -1,7 +1,6 @@
 """Base models on the hub that a recipe names by a branch: held to a commit before ids are made."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -28,6 +27,7 @@ def pin_bases(config: ExperimentConfig, *, asks_hub: bool) -> list[str]:
     """
     if not any(config.condition(name).is_generated for _, name in config.arms()):
         return []
+    # All of them first: a block starts from the section, which is changed below.
     named = {name: config.generator_named(name) for name in config.generator_names()}
     begun, notes = _begun_with(config), []
     for name, settings in named.items():
@@ -39,14 +39,12 @@ def pin_bases(config: ExperimentConfig, *, asks_hub: bool) -> list[str]:
         commit = begun.get(model) if revision is None else None
         if commit is not None:
             notes.append(f"{model}: commit {commit}, with which this sweep began")
-        elif asks_hub:
-            commit = hub_commit(model, revision=revision)
         else:
-            commit = cached_commit(model, revision=revision)
+            ask = hub_commit if asks_hub else cached_commit
+            commit = ask(model, revision=revision)
         if commit is None:
             notes.append(f"{model}: the sweep asks the hub for its commit when it starts")
-            continue
-        if name in config.generators:
+        elif name in config.generators:
             config.generators[name]["revision"] = commit
         else:
             settings.revision = commit
@@ -63,7 +61,6 @@ def _begun_with(config: ExperimentConfig) -> dict[str, str]:
     if not isinstance(kept, dict):
         return {}
     section = kept.get("stable_diffusion") or {}
-    blocks: list[dict[str, Any]] = [section]
-    blocks += [{**section, **block} for block in (kept.get("generators") or {}).values()]
+    blocks = [section, *({**section, **each} for each in (kept.get("generators") or {}).values())]
     pairs = [(block.get("base_model"), block.get("revision")) for block in blocks]
     return {str(model): commit for model, commit in pairs if model and is_commit(commit)}

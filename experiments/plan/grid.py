@@ -39,8 +39,7 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
     Raises:
         InputError: If no segmenter of the recipe takes a prompt.
     """
-    nodes = Nodes(config, data)
-    fold = config.sweep.fold[0]
+    nodes, fold = Nodes(config, data), config.sweep.fold[0]
     trials = [t for t in _grid(nodes, fold=fold) if config.takes_prompt(t.segmenter)]
     if not trials:
         raise InputError("sweep.segmenter: the box figure needs one that takes a box; add sam")
@@ -49,14 +48,7 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
         (t for t in trials if t.condition == preferred),
         key=lambda t: (t.n_real, -t.support, -t.seed),
     )
-    key = box(
-        nodes,
-        chosen.fit_key,
-        ids=nodes.images_of(chosen),
-        segmenter=chosen.segmenter,
-        fold=fold,
-    )
-    return Plan(nodes=nodes.nodes, trials=[chosen]), key
+    return Plan(nodes=nodes.nodes, trials=[chosen]), box(nodes, chosen)
 
 
 def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | None, int]]:
@@ -186,37 +178,29 @@ def _trial(nodes: Nodes, cell: Cell) -> TrialSpec:
 
 
 def _controls(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
-    made, n_train = [], len(nodes.data.folds[fold].train)
-    for control in nodes.config.evaluation.controls:
-        if control == "zero_shot":
-            made += _zero_shot(nodes, fold=fold)
-        elif keys := controls(nodes, control, fold=fold):
-            made.append(
-                TrialSpec(
-                    condition=control,
-                    segmenter="",
-                    choice="",
-                    fold=fold,
-                    n_total_labels=n_train if control == "mean_mask" else 0,
-                    score_keys=keys,
-                )
-            )
-    return made
-
-
-def _zero_shot(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
-    """Each pretrained segmenter as it is before any training; blocks of one encoder are one."""
+    """Controls without a network, and each pretrained segmenter as it is before any training."""
     found: dict[str, TrialSpec] = {}
-    for segmenter in nodes.config.segmenter_names():
-        if row_of(nodes.settings(segmenter)).has_zero_shot:
-            keys = scores(nodes, None, segmenter=segmenter, fold=fold)
+    n_train = len(nodes.data.folds[fold].train)
+    for control in nodes.config.evaluation.controls:
+        segmenters = [""]
+        if control == "zero_shot":
+            names = nodes.config.segmenter_names()
+            segmenters = [name for name in names if row_of(nodes.settings(name)).has_zero_shot]
+        for segmenter in segmenters:
+            if segmenter:
+                keys = scores(nodes, None, segmenter=segmenter, fold=fold)
+            else:
+                keys = controls(nodes, control, fold=fold)
+            if not keys:
+                continue
             spec = TrialSpec(
-                condition="zero_shot",
+                condition=control,
                 segmenter=segmenter,
                 choice="",
                 fold=fold,
-                n_total_labels=0,
+                n_total_labels=n_train if control == "mean_mask" else 0,
                 score_keys=keys,
             )
+            # Blocks of one encoder are one.
             found.setdefault(min(keys.values()), spec)
     return list(found.values())

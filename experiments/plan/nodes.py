@@ -26,8 +26,8 @@ class Node:
     slug: str = ""
     """What names of W&B runs call it; empty for the stage's own name."""
     segmenter: str = ""
-    """The segmenter's block whose settings it reads, where it reads some; `config.schema.JUDGE` for
-    the gate's own. Not hashed: what it reads of them is in `content`."""
+    """The segmenter's block whose settings it reads, or `config.schema.JUDGE`. Not hashed: what it
+    reads of them is in `content`."""
     generator: str = ""
     """The generator's block, likewise."""
     steps: int = 0
@@ -36,14 +36,8 @@ class Node:
     @property
     def id(self) -> str:
         """16 hexadecimal digits."""
-        return content_key(
-            {
-                "stage": self.stage,
-                "version": STAGES[self.stage].version,
-                "content": self.content,
-                "upstream": self.upstream,
-            }
-        )
+        hashed = {"stage": self.stage, "version": STAGES[self.stage].version}
+        return content_key(hashed | {"content": self.content, "upstream": self.upstream})
 
     @property
     def key(self) -> str:
@@ -59,7 +53,7 @@ class Cell:
     segmenter: str = "sam"
     """Its segmenter's block; "" where none is in it."""
     generator: str = ""
-    """Its generator's block; "" where its condition has none."""
+    """Likewise."""
     real_fraction: float | None = None
     n_real: int = 0
     choice: str = DEFAULT_CHOICE
@@ -89,7 +83,7 @@ class TrialSpec(Cell):
 
     @property
     def is_control(self) -> bool:
-        """Whether it is a row beside the grid: no image, or nothing fitted."""
+        """Whether it is a row beside the grid."""
         return self.fit_key is None
 
     @property

@@ -20,7 +20,7 @@ from experiments.store.plan_file import (
 
 def planned(plan: Plan) -> PlanFile:
     """What `plan.json` holds of a plan."""
-    stages = tuple(
+    stages = [
         PlannedStage(
             key=key,
             label=node.label,
@@ -29,12 +29,10 @@ def planned(plan: Plan) -> PlanFile:
             upstream=tuple(dict.fromkeys(node.upstream.values())),
         )
         for key, node in plan.nodes.items()
-    )
+    ]
     names = [field.name for field in fields(PlannedTrial)]
-    trials = tuple(
-        PlannedTrial(**{name: getattr(spec, name) for name in names}) for spec in plan.trials
-    )
-    return PlanFile(stages=stages, trials=trials)
+    trials = [PlannedTrial(**{name: getattr(spec, name) for name in names}) for spec in plan.trials]
+    return PlanFile(stages=tuple(stages), trials=tuple(trials))
 
 
 def record_plan(folder: Path, plan: Plan) -> str | None:
@@ -43,8 +41,7 @@ def record_plan(folder: Path, plan: Plan) -> str | None:
     Box figures made since are kept: no grid has their stage. NewerLayoutError where a newer version
     wrote the old one.
     """
-    new = planned(plan)
-    old = _known_plan(folder)
+    new, old = planned(plan), _known_plan(folder)
     if old is not None:
         extra = [s for s in old.stages if s.stage == OUTSIDE_THE_GRID and s.key not in new.keys]
         kept = [stage for stage in extra if new.keys.issuperset(stage.upstream)]

@@ -5,19 +5,20 @@ from typing import Any
 
 from experiments.plan.box_passes import PASSES
 from experiments.plan.fits import Nodes
-from experiments.plan.nodes import Node
+from experiments.plan.nodes import Node, TrialSpec
 from lightning_modules.segmenters.table import row_of
 
 
-def box(nodes: Nodes, fit_key: str, *, ids: list[str], segmenter: str, fold: int) -> str:
-    """The stage that scores one fitted model under increasing box jitter."""
+def box(nodes: Nodes, trial: TrialSpec) -> str:
+    """The stage that scores the model of a trial under increasing box jitter."""
+    fit_key, segmenter, fold = trial.fit_key, trial.segmenter, trial.fold
     test = list(nodes.data.folds[fold].test)
     cohort, cache = nodes.data.name, nodes.settings(segmenter).cache
     cached = _cached_test(nodes, cache, cohort=cohort, segmenter=segmenter, fold=fold)
     node = Node(
         stage="box",
         content={
-            "images": nodes.contents(ids),
+            "images": nodes.contents(nodes.images_of(trial)),
             "test": nodes.references(test),
             "cohort": cohort,
             "jitter_draws": nodes.config.evaluation.jitter_draws,

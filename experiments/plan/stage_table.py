@@ -39,13 +39,13 @@ class StageRow:
     first_guess_s: float
     """Seconds a unit of work before any was measured: two CPU cores and LiteMedSAM."""
     units: tuple[str | int, ...] = ()
-    """Units of work of a finished run, as `Node.steps` counts them: the product of these facts as
-    far as they are there, a list by its length; without any named, 1."""
+    """Units of work of a finished run, as `Node.steps` counts them: the product of those of these
+    facts that are there, a list by its length; 1 where none is named."""
     traits: tuple[str, ...] = ()
     """Facts that the time of one unit depends on."""
     batch: tuple[str, ...] = ()
     """Facts of which the first that is there is the size of its batch, which is computed in parts
-    where memory runs out; none where nothing can be made less."""
+    where memory runs out."""
     artefact: Artefact | None = None
     is_distributed: bool = False
     """Whether `trainer.devices` spreads it over several devices; the others take the first one."""
@@ -54,16 +54,14 @@ class StageRow:
     is_embedding: bool = False
     """Whether its images are embedded once for all stages, and no work where they have been."""
     is_preloaded: bool = True
-    """Whether the server that forks the stages imports it beforehand; not where its libraries
-    take seconds that no other stage should pay."""
+    """Whether the server that forks the stages imports it beforehand."""
 
     def load(self) -> Callable[[Any], dict[str, Any]]:
         """Import its function."""
         return pkgutil.resolve_name(self.run)
 
     def units_of(self, **facts: Any) -> int:
-        """Units of work of a finished run, from its `content`, `config` and `result`; 0 where
-        nothing says."""
+        """Units of work of a finished run by its facts; 0 where none of them says."""
         found = [key if isinstance(key, int) else value_at(facts, key) for key in self.units]
         counts = [len(f) if isinstance(f, list | tuple) else f for f in found if f is not None]
         return math.prod(counts) if counts or not self.units else 0
