@@ -15,8 +15,8 @@ from experiments.doctor.checks import Check, ask
 STAGE_GIB = 2.0
 """Memory of a stage. The largest one of an ablation on HC18 with LiteMedSAM took 1.6 GiB."""
 ENOUGH_SHARED_MIB, LEAST_SHARED_MIB = 256, 8
-"""Memory that loader processes hand batches over by. Two of them hold four at once: four of eight
-images with masks at 256x256 take 16 MiB, with embeddings of LiteMedSAM 80 MiB."""
+"""Memory that loader processes hand batches over by: four batches of eight images with masks at
+256x256 take 16 MiB, with embeddings of LiteMedSAM 80 MiB."""
 PROBE_TIMEOUT_S = 120.0
 """A first import of torch takes tens of seconds from a network disk or beside busy programs."""
 # Segmenters import torchvision, which fails beside a torch of another build. No memory is taken
@@ -68,14 +68,7 @@ def _version(name: str) -> str | None:
 def cgroup_limits(
     *, base: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> tuple[float, float]:
-    """Cores and bytes that control groups (version 2) leave this process, inf for no limit.
-
-    psutil and os tell what the machine has.
-
-    Args:
-        base: Where the groups are mounted.
-        own: The file that says which group the process is in.
-    """
+    """Cores and bytes that control groups (version 2) leave this process, inf for no limit."""
 
     def numbers(file: Path) -> list[int]:
         words = file.read_text().split() if file.is_file() else []
@@ -107,13 +100,13 @@ def check_cores(config: ExperimentConfig) -> Check:
     if config.sweep.launcher != "local":
         return Check("ok", text, facts=facts)
     stages, threads, remedies = len(slots_of(config)), threads_of(config), []
-    text += f"; stages at once: {stages}, threads each: {threads}"
-    text += f", {STAGE_GIB * stages:.0f} GiB for all"
+    need_gib = STAGE_GIB * stages
+    text += f"; stages at once: {stages}, threads each: {threads}, {need_gib:.0f} GiB for all"
     if stages > cores and not config.sweep.devices:
         remedies.append(f"sweep.workers={cores} trainer.threads=1")
     elif threads * stages > cores:
         remedies.append(f"trainer.threads={max(1, cores // stages)}")
-    if free_gib < STAGE_GIB * stages:
+    if free_gib < need_gib:
         remedies.append("for the memory fewer sweep.workers or sweep.per_device")
     if config.trainer.num_workers and Path("/dev/shm").is_dir():
         shared_mib = shutil.disk_usage("/dev/shm").free / 2**20

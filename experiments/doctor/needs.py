@@ -25,14 +25,15 @@ def check_weights(config: ExperimentConfig) -> Check:
     offline = config.offline or is_offline()
     blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
     blocks |= {name: config.generator_named(name) for name in config.generator_names()}
-    found = {}
+    checks = {}
     for name, settings in blocks.items():
         try:
-            found[name] = _weights_of(settings, offline=offline)
+            check = _weights_of(settings, offline=offline)
         except WeightsError as error:
             check = refused(error)
-            found[name] = replace(check, text=f"missing, {check.text}")
-    checks = {name: check for name, check in found.items() if check is not None}
+            check = replace(check, text=f"missing, {check.text}")
+        if check is not None:
+            checks[name] = check
     marks = {check.mark for check in checks.values()} | {"ok"}
     remedies = dict.fromkeys(check.remedy for check in checks.values() if check.remedy)
     return Check(
@@ -56,26 +57,28 @@ def _weights_of(settings: Any, *, offline: bool) -> Check | None:
     from lightning_modules.segmenters.unet.pretrained import find_encoder_weights, is_carried
     from lightning_modules.weights_table import WEIGHTS, verify_cached
 
-    if isinstance(settings, UnetConfig) and is_carried(settings):
-        return _present(find_encoder_weights())
-    if isinstance(settings, UnetConfig) and settings.encoder_weights is not None:
-        # Nothing tells whether they lie in the cache.
-        text = f"{settings.encoder_weights} from the network fetchable"
-        remedy = "have them downloaded once where there is a network"
-        return Check("warn", text, remedy, {"found": "fetchable"})
-    if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
-        return _present(find_lite_weights(settings.weights_path))
-    if isinstance(settings, SegmenterConfig) and settings.backbone in WEIGHTS:
-        row = WEIGHTS[settings.backbone]
-        try:
-            path = find_weights(settings.backbone, settings.weights_path)
-            if settings.weights_path is None:
-                verify_cached(settings.backbone)
-        except MissingWeightsError as error:
-            return _absent(f"{row.file} ({row.size_text})", fetch=error.name, offline=offline)
-        return _present(path)
-    is_stable = isinstance(settings, StableDiffusionConfig)
-    return _base_of(settings, offline=offline) if is_stable else None
+    match settings:
+        case UnetConfig() if is_carried(settings):
+            return _present(find_encoder_weights())
+        case UnetConfig(encoder_weights=str(name)):
+            # Nothing tells whether they lie in the cache.
+            remedy = "have them downloaded once where there is a network"
+            facts = {"found": "fetchable"}
+            return Check("warn", f"{name} from the network fetchable", remedy, facts)
+        case SegmenterConfig(backbone="lite"):
+            return _present(find_lite_weights(settings.weights_path))
+        case SegmenterConfig(backbone=name) if name in WEIGHTS:
+            try:
+                path = find_weights(name, settings.weights_path)
+                if settings.weights_path is None:
+                    verify_cached(name)
+            except MissingWeightsError as error:
+                what = f"{WEIGHTS[name].file} ({WEIGHTS[name].size_text})"
+                return _absent(what, fetch=error.name, offline=offline)
+            return _present(path)
+        case StableDiffusionConfig():
+            return _base_of(settings, offline=offline)
+    return None
 
 
 def _base_of(settings: Any, *, offline: bool) -> Check:
