@@ -1,8 +1,7 @@
 """Work in another process: functions that a child calls for us, and programs. Torch-free.
 
 A sweep's stages keep freed memory (`GLIBC_TUNABLES`), which is one of our fast paths; the published
-way runs as a plain script does, which gives the pages of every large tensor back and fetches them
-again.
+way runs as a plain script does.
 """
 
 import contextlib

@@ -32,7 +32,7 @@ def weights_of(bench: Bench, backbone: Backbone) -> str | None:
 def common_overrides(bench: Bench, *, name: str, backbone: Backbone | None = None) -> list[str]:
     """Settings of every trial here: data, split, backbone, batch, and a store below the bench's."""
     backbone = backbone or bench.backbone
-    n_images, n_test = bench.pick(("null", 3), (24, 6), (24, 6))
+    n_images, n_test = ("null", 3) if bench.quick else (24, 6)
     accelerator, precision = ("gpu", "bf16") if bench.device == "cuda" else ("cpu", "fp32")
     words = (
         f"data.subset.n_images={n_images} data.subset.name=bench split.test={n_test} split.val=1 "
@@ -69,10 +69,7 @@ class TrialStages:
     def run(self, stage: str, *, last: bool = False, n: int | None = None) -> Seconds:
         """Run a stage anew as its worker does, in this process, from its manifest to its marker.
 
-        Args:
-            stage: Its kind.
-            last: The last one of its kind in the plan instead of the first.
-            n: The first so many of the images that it embeds or tests; None for all.
+        It is the first or `last` one of its kind in the plan, on the first `n` of its images.
         """
         node = [node for node in self.plan.nodes.values() if node.stage == stage][-1 if last else 0]
         if n is not None:

@@ -17,14 +17,9 @@ from experiments.config.escaping import escaped
 from experiments.config.names import check_known
 
 
-def block_kind(
+def _kind_of(
     name: str, *, blocks: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, Any], where: str
 ) -> str:
-    """Kind of the block of a name on an axis; `where` is the recipe's key of the blocks.
-
-    Raises:
-        ValueError: If neither a block nor a kind has the name, or a block names no known kind.
-    """
     if name not in blocks:
         check_known([name], known=[*blocks, *kinds], key=f"sweep.{where.removesuffix('s')}")
         return name
@@ -47,18 +42,18 @@ def block_settings(
 ) -> Any:
     """Settings of the block of a name: those of its kind's section, changed by what it says.
 
+    `sections` has them as attributes, and `where` is the recipe's key of the blocks.
+
     Raises:
-        ValueError: As `block_kind`; or a key or value that the kind's settings do not take.
+        ValueError: An unknown name or kind, or a key or value that the settings do not take.
     """
-    kind = block_kind(name, blocks=blocks, kinds=kinds, where=where)
-    row = kinds[kind]
+    row = kinds[_kind_of(name, blocks=blocks, kinds=kinds, where=where)]
     start = row.settings() if row.section is None else getattr(sections, row.section)
     changes = {key: value for key, value in blocks.get(name, {}).items() if key != "kind"}
-    return changed(start, changes, where=f"{where}.{name}") if changes else start
+    return _changed(start, changes, where=f"{where}.{name}") if changes else start
 
 
-def changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
-    """A dataclass of settings with some of them changed, checked as a recipe is (ValueError)."""
+def _changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
     known = [each.name for each in fields(start)]
     for key in changes:
         if key not in known:

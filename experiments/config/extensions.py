@@ -12,8 +12,6 @@ def import_extensions(
     names: Sequence[str], *, where: str = "the command line", folder: Path | None = None
 ) -> None:
     """Import modules, from a folder (default: the working one) too; InputError if one fails."""
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise InputError(f"{where}: extensions={names}: a list of modules is needed")
     # Console scripts do not look here by themselves.
     place = str(folder or Path.cwd())
     if names and (folder or "" not in sys.path) and place not in sys.path:

@@ -20,11 +20,7 @@ from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
 from experiments.config.stored import check_seal, find_stored, rebase, root_of
 
-PAPER_EVALUATION: dict[str, Any] = {
-    "prompts": ["jittered_box"],
-    "jitter_draws": 5,
-    "output": "mask",
-}
+PAPER_EVALUATION = {"prompts": ["jittered_box"], "jitter_draws": 5, "output": "mask"}
 """Keys of `evaluation` under `compat: paper`."""
 
 
@@ -72,9 +68,9 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
         merged = loaded
+        _check(merged, ExperimentConfig, where=f"{path}: ")
         ran_in = rebase(merged, path)
         import_extensions(merged.get("extensions", []), where=str(path), folder=ran_in)
-        _check(merged, ExperimentConfig, where=f"{path}: ")
     if any(override.replace(" ", "") == "compat=paper" for override in overrides):
         # Asked for on the command line, it stands above what the recipe says.
         for key in PAPER_EVALUATION:
@@ -86,8 +82,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     read_old_condition(merged)
     schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
     # Checked, the defaults name their own first of these axes; the recipe's are to come.
-    for name in ("segmenter", "generator", "choice"):
-        schema.statistics.primary[name] = None
+    schema.statistics.primary.update(segmenter=None, generator=None, choice=None)
     if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
         merged["sweep"]["real_fraction"] = []
     try:
@@ -191,15 +186,6 @@ class _RecipeYaml(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-class _TextYaml(_RecipeYaml):
-    """YAML in which every single value but `null` is a text."""
-
-    yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, pattern) for tag, pattern in found if tag.endswith(":null")]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 def _set_override(merged: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -244,10 +230,11 @@ def _read_value(text: str, kind: Any) -> Any:
     is_quoted = text[0] in "'\"" and text[-1] == text[0] and len(text) > 1
     if kind is str or set(get_args(kind)) == {str, NoneType}:
         if is_quoted:
-            return str(yaml.load(text, Loader=_TextYaml))
+            return yaml.load(text, Loader=yaml.BaseLoader)
         return None if text == "null" and kind is not str else text
     if get_origin(kind) is list and get_args(kind) == (str,):
-        return yaml.load(text, Loader=_TextYaml)
+        # To this loader every single value is a text.
+        return yaml.load(text, Loader=yaml.BaseLoader)
     value = yaml.load(text, Loader=_RecipeYaml)
     # Of a block's keys the type is not known: a text at least is not cut at a ` #`.
     return text if isinstance(value, str) and kind is Any and not is_quoted else value

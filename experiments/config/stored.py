@@ -70,7 +70,7 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
         return None
     # The plan is written beside it; a sweep that was copied elsewhere has another root.
     is_kept = (folder / "plan.json").is_file()
-    store = merged.get("store") or {}
+    store = merged.get("store", {})
     root = Path(str(store.get("root", "runs")))
     ran_in = None
     if not root.is_absolute() and ".." not in root.parts:
@@ -108,7 +108,7 @@ def _change_paths(
         return change(folder) if name is None else f"{name}={change(folder)}"
 
     for section, key in _PLACES:
-        if isinstance(settings.get(section), dict) and key in settings[section]:
+        if key in settings.get(section, {}):
             settings[section][key] = changed(settings[section][key])
     blocks = [settings]
     while blocks:

@@ -17,9 +17,7 @@ MODES |= {"disabled": "disabled"}
 
 
 def server_url() -> str:
-    """W&B's server: that of WANDB_BASE_URL, else of the settings that `wandb login --host` writes,
-    else the public one.
-    """
+    """W&B's server: WANDB_BASE_URL's, or that of `wandb login --host`, or the public one."""
     found = [os.environ.get("WANDB_BASE_URL"), *(_said(f, "base_url") for f in _settings_files())]
     return next(filter(None, found), "https://api.wandb.ai")
 
@@ -36,9 +34,7 @@ def server_answers() -> bool:
 
 
 def is_logged_in() -> bool:
-    """Whether a key for W&B's server, or a file with its token, is in the environment, or a key in
-    ~/.netrc or the file that NETRC names.
-    """
+    """Whether the environment, or ~/.netrc or what NETRC names, has a key or a token for W&B."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     # As W&B does: under the server's name and port, and in a file that others may read too, which
