@@ -38,8 +38,8 @@ class GridConfig:
     `generators`. Empty takes `synthesis.generator`."""
     also: list[ArmConfig] = field(default_factory=list)
     """Single pairs of a segmenter and a condition beside the full cross of the two axes."""
-    real_fraction: list[float] = field(default_factory=list)
-    """Amounts as shares of the train part, in (0, 1]."""
+    real_fraction: list[float] = field(default_factory=lambda: [1.0])
+    """Amounts as shares of the train part, in (0, 1]; with `real_count` none by default."""
     real_count: list[int] = field(default_factory=list)
     """Amounts as numbers of images."""
     choice: list[str] = field(default_factory=lambda: ["random"])

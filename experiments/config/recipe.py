@@ -15,7 +15,6 @@ from omegaconf.errors import OmegaConfBaseException
 from datamodules.errors import InputError
 from experiments.config.escaping import escaped
 from experiments.config.extensions import import_extensions
-from experiments.config.grid import GridConfig
 from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
 from experiments.config.stored import check_seal, find_stored, rebase, root_of
@@ -80,13 +79,10 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
     apply_compat(merged)
     import_extensions(merged.get("extensions", []))
     read_old_condition(merged)
-    schema = OmegaConf.structured(ExperimentConfig(sweep=GridConfig(real_fraction=[1.0])))
-    # Checked, the defaults name their own first of these axes; the recipe's are to come.
-    schema.statistics.primary.update(segmenter=None, generator=None, choice=None)
     if merged.get("sweep", {}).get("real_count") and "real_fraction" not in merged["sweep"]:
         merged["sweep"]["real_fraction"] = []
     try:
-        typed = OmegaConf.merge(schema, OmegaConf.create(merged))
+        typed = OmegaConf.merge(OmegaConf.structured(ExperimentConfig), OmegaConf.create(merged))
     except OmegaConfBaseException as error:
         raise InputError(_explain(error)) from error
     # Section by section, so that the section's own message gets the section's name in front.
