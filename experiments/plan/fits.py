@@ -20,7 +20,7 @@ UNNAMED = ("", "sam", JUDGE)
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """The pairs that a condition adds: the stage that made them, and whose labels they hold."""
+    """A set of pairs that a condition adds: the stage that made it, and whose labels it holds."""
 
     key: str
     embedded: str = ""
@@ -33,17 +33,10 @@ class Pairs:
     is_foreign: bool = False
     unlabelled_ids: list[str] = field(default_factory=list)
     """Unlabelled images behind them."""
-    beside: "Pairs | None" = None
-    """A second set, which fills as many places of each batch as this one."""
-
-    @property
-    def sets(self) -> list["Pairs"]:
-        """The one set, or both."""
-        return [self] if self.beside is None else [self, self.beside]
 
 
 EMBEDDINGS_OF = {"pairs": "pair_embeddings", "more_pairs": "more_pair_embeddings"}
-"""Role of a set of pairs in a fit, and of its embeddings."""
+"""Role of a set of pairs in a fit, and of its embeddings. Two fill as many places of a batch."""
 
 
 class Nodes:
@@ -168,11 +161,11 @@ class Nodes:
         return self.add(node)
 
     def fit(
-        self, factors: ConditionConfig, *, cell: Cell, ids: list[str], pairs: Pairs | None
+        self, factors: ConditionConfig, *, cell: Cell, ids: list[str], sets: Sequence[Pairs] = ()
     ) -> str:
-        """The stage that fits the cell's segmenter on these images and pairs."""
+        """The stage that fits the cell's segmenter on these images and sets of pairs."""
         segmenter, settings = cell.segmenter, self.settings(cell.segmenter)
-        sets, repeats = [] if pairs is None else pairs.sets, factors.pairs == "repeat"
+        repeats = factors.pairs == "repeat"
         content: dict[str, Any] = {
             "segmenter": settings.hashed(),
             "images": self.contents(ids),
@@ -180,7 +173,7 @@ class Nodes:
             "seed": cell.seed,
             "repeat_real": repeats,
         }
-        if pairs is None and not repeats:
+        if not sets and not repeats:
             content["segmenter"].pop("synthetic_share", None)
         if factors.at_most is not None:
             content["at_most"] = factors.at_most
@@ -233,7 +226,7 @@ class Nodes:
         return found | {name: value for name, value in more.items() if value}
 
     def _embedded(
-        self, cell: Cell, *, ids: list[str], sets: list[Pairs], augment: dict[str, Any]
+        self, cell: Cell, *, ids: list[str], sets: Sequence[Pairs], augment: dict[str, Any]
     ) -> dict[str, str]:
         """What a fit reads instead of images, by role."""
         for name in ("without", "extra", "moderate_end"):

@@ -156,22 +156,22 @@ def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
 
 def _trial(nodes: Nodes, cell: Cell) -> TrialSpec:
     factors, ids = nodes.config.condition(cell.condition), nodes.images_of(cell)
-    pairs = pairs_of(nodes, factors, cell=cell)
-    n_val, label_ids = len(nodes.validation(cell)), pairs.label_ids if pairs else []
+    sets, n_val = pairs_of(nodes, factors, cell=cell), len(nodes.validation(cell))
+    label_ids = {sample_id for each in sets for sample_id in each.label_ids}
     n_generator: int | None = len(label_ids)
-    n_total: int | None = len({*ids, *label_ids}) + n_val
-    if pairs is not None and pairs.is_foreign:
+    n_total: int | None = len(label_ids.union(ids)) + n_val
+    if any(each.is_foreign for each in sets):
         cell, n_generator = replace(cell, generator=""), nodes.config.synthesis.folder_labels
         # Whether its maker's images are among ours is not known: the sum is the safe count.
         n_total = None if n_generator is None else cell.n_real + n_generator + n_val
-    fit_key = nodes.fit(factors, cell=cell, ids=ids, pairs=pairs)
+    fit_key = nodes.fit(factors, cell=cell, ids=ids, sets=sets)
     return TrialSpec(
         **vars(cell),
         pair_labels=factors.labels if factors.has_generator else "",
         n_generator_labels=n_generator,
         n_val_labels=n_val,
         n_total_labels=n_total,
-        n_unlabelled=len(pairs.unlabelled_ids) if pairs else 0,
+        n_unlabelled=len({sample_id for each in sets for sample_id in each.unlabelled_ids}),
         fit_key=fit_key,
         score_keys=scores(nodes, fit_key, segmenter=cell.segmenter, fold=cell.fold),
     )

@@ -106,7 +106,7 @@ def _gated(nodes: Nodes, source: _Source) -> Pairs:
     config, ids, candidates = nodes.config, source.ids, _candidates(nodes, source)
     cell = replace(source.cell, condition="real", segmenter=JUDGE, seed=0, generator="")
     factors = ConditionConfig(augment=config.gate.judge_augment)
-    judge = nodes.fit(factors, cell=cell, ids=ids, pairs=None)
+    judge = nodes.fit(factors, cell=cell, ids=ids)
     upstream = {"candidates": candidates.key, "segmenter": judge, **source.upstream}
     if nodes.settings(JUDGE).cache == "embedding":
         upstream |= {
@@ -183,29 +183,30 @@ def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], cell:
     return Pairs(key=key, n=n, what=what, label_ids=ids)
 
 
-def pairs_of(nodes: Nodes, factors: ConditionConfig, *, cell: Cell) -> Pairs | None:
-    """The pairs that a condition adds to its real images; None for none."""
-    pseudo = None
+def pairs_of(nodes: Nodes, factors: ConditionConfig, *, cell: Cell) -> list[Pairs]:
+    """The sets of pairs that a condition adds to its real images."""
+    pseudo, sets = None, []
     if factors.uses_unlabelled:
         pseudo = pseudo_labels(nodes, rounds=factors.rounds, cell=cell)
-    if not factors.is_generated and PAIRS[factors.pairs].stage is None:
-        return pseudo
-    seen = pseudo if factors.images == "unlabelled" else None
-    made = _other_pairs(nodes, factors, cell=cell, pseudo=seen)
-    return replace(pseudo, beside=made) if factors.is_pseudo else made
+    if factors.is_pseudo:
+        sets.append(pseudo)
+    if factors.is_generated or PAIRS[factors.pairs].stage is not None:
+        seen = pseudo if factors.images == "unlabelled" else None
+        sets.append(_other_pairs(nodes, factors, cell=cell, pseudo=seen))
+    return sets
 
 
 def pseudo_labels(nodes: Nodes, *, rounds: int, cell: Cell) -> Pairs:
     """The trial's unlabelled images with the labels of its teacher of a round."""
     ids, unlabelled = nodes.images_of(cell), nodes.unlabelled(cell)
     # Written out, so that teachers are the trials `strong` and `self_training` of the same images.
-    student, factors, before = "strong", ConditionConfig(augment="strong"), None
+    student, factors, before = "strong", ConditionConfig(augment="strong"), []
     if rounds > 1:
         student = "self_training" if rounds == 2 else f"self_training_{rounds - 1}"
         factors = ConditionConfig(pairs="pseudo", augment="strong", rounds=rounds - 1)
-        before = pseudo_labels(nodes, rounds=rounds - 1, cell=cell)
+        before = [pseudo_labels(nodes, rounds=rounds - 1, cell=cell)]
     teaching = replace(cell, condition=student, generator="")
-    teacher = nodes.fit(factors, cell=teaching, ids=ids, pairs=before)
+    teacher = nodes.fit(factors, cell=teaching, ids=ids, sets=before)
     by = nodes.nodes[teacher].title
     node = Node(
         stage="pseudo",
