@@ -97,7 +97,8 @@ class ConditionConfig:
             self._refuse("labels", f"{pairs} are made from the trial's own labels")
         if self.pairs == "repeat" and self.augment != "none":
             self._refuse("augment", "pairs=repeat is the control of unchanged images; use none")
-        if self.at_most is not None and not self.makes_pairs:
+        makes_none = self.is_pseudo or not (self.is_generated or PAIRS[self.pairs].stage)
+        if self.at_most is not None and makes_none:
             self._refuse("at_most", f"{pairs} makes none; leave it out")
         if self.order != "drawn" and not self.is_generated:
             self._refuse("order", f"{pairs} pass no gate; leave it out")
@@ -120,16 +121,6 @@ class ConditionConfig:
         raise ValueError(f"{factor}={getattr(self, factor)}: {why}")
 
     @property
-    def has_pairs(self) -> bool:
-        """Whether part of each batch is filled with something else than the real images."""
-        return self.pairs != "none"
-
-    @property
-    def makes_pairs(self) -> bool:
-        """Whether all of its pairs are made, and none is an image with a teacher's label."""
-        return (self.is_generated or PAIRS[self.pairs].stage is not None) and not self.is_pseudo
-
-    @property
     def is_generated(self) -> bool:
         """Whether a generator is fitted for it."""
         return PAIRS[self.pairs].is_generated
@@ -138,6 +129,11 @@ class ConditionConfig:
     def has_generator(self) -> bool:
         """Whether its pairs differ with the generator, be it only by its size."""
         return PAIRS[self.pairs].has_generator
+
+    @property
+    def pair_labels(self) -> str:
+        """Whose labels a generator's pairs come from: own, fixed, or "" without a generator."""
+        return self.labels if self.has_generator else ""
 
     @property
     def draws_outlines(self) -> bool:
@@ -171,11 +167,6 @@ class ConditionRow:
     """In figures; what colour-blind readers may take for one another has another one."""
     note: str = ""
     """Below a table, where the label does not say enough."""
-
-    @property
-    def pair_labels(self) -> str:
-        """Whose labels a generator's pairs come from: own, fixed, or "" without a generator."""
-        return self.factors.labels if self.factors.has_generator else ""
 
 
 def _row(

@@ -127,7 +127,7 @@ class ExperimentConfig:
         for segmenter, condition in self.arms():
             settings, factors = self.segmenter_named(segmenter), self.condition(condition)
             n_pairs = round(settings.synthetic_share * settings.batch_size)
-            if factors.has_pairs and settings.epochs is None and n_pairs == 0:
+            if factors.pairs != "none" and settings.epochs is None and n_pairs == 0:
                 raise ValueError(
                     f"{self.section_of(segmenter)}.synthetic_share={settings.synthetic_share}: no "
                     f"image of a batch of {settings.batch_size}; raise it, or leave the conditions "

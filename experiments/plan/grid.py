@@ -167,7 +167,7 @@ def _trial(nodes: Nodes, cell: Cell) -> TrialSpec:
     fit_key = nodes.fit(factors, cell=cell, ids=ids, sets=sets)
     return TrialSpec(
         **vars(cell),
-        pair_labels=factors.labels if factors.has_generator else "",
+        pair_labels=factors.pair_labels,
         n_generator_labels=n_generator,
         n_val_labels=n_val,
         n_total_labels=n_total,

@@ -100,7 +100,8 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
             f"{path}: older file; segmenter and generator are derived from condition",
             file=sys.stderr,
         )
-    pair_labels = {n: row.pair_labels for n, row in CONDITIONS.items() if row.pair_labels}
+    labels = {name: row.factors.pair_labels for name, row in CONDITIONS.items()}
+    pair_labels = {name: whose for name, whose in labels.items() if whose}
     without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
     condition, is_unet = rows["condition"], rows["condition"] == "unet"
     is_made = condition.isin(pair_labels) & (rows["n_generator_labels"] > 0)

@@ -32,7 +32,7 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
     assert (equal.labels, equal.augment) == ("own", "strong")
     assert CONDITIONS["real_resized"].factors.has_generator
     assert not CONDITIONS["real_resized"].factors.is_generated
-    assert not CONDITIONS["strong"].factors.has_pairs
+    assert CONDITIONS["strong"].factors.pairs == "none"
 
 
 @pytest.mark.parametrize(
