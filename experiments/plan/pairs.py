@@ -11,6 +11,11 @@ from experiments.plan.nodes import Cell, Node
 from experiments.plan.scores import embed_test
 from lightning_modules.generators.table import row_of
 
+_NOT_DRAWN_BY = ("generator", "folder", "folder_labels", "generator_count", "generator_support")
+_NOT_DRAWN_BY += ("fidelity",)
+"""Settings of `synthesis` that say which generator there is, or what is measured afterwards;
+drawing reads the others, a new one too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Source:
@@ -66,16 +71,18 @@ def _generator(nodes: Nodes, source: _Source) -> str:
 def _drawing(nodes: Nodes, generator: str) -> dict[str, Any]:
     """What drawing depends on beside the generator's weights."""
     settings = nodes.generator(generator)
-    synthesis = nodes.config.synthesis
-    drawn_by = {"n_candidates": synthesis.n_candidates, "image_hw": list(synthesis.image_hw)}
-    if synthesis.balance_sizes:
-        # Else not named, so that what was drawn before there was a choice is found.
-        drawn_by["balance_sizes"] = True
+    synthesis = asdict(nodes.config.synthesis)
+    for key in _NOT_DRAWN_BY:
+        del synthesis[key]
+    if not synthesis["balance_sizes"]:
+        # Not named, so that what was drawn before there was a choice is found.
+        del synthesis["balance_sizes"]
     sampler = asdict(nodes.config.sampler_of(settings))
     del sampler["batch_size"]
     if not hasattr(settings, "sampler"):
-        return {"synthesis": drawn_by | {"sampler": sampler}}
-    found = {"synthesis": drawn_by, row_of(settings).content_key: {"sampler": sampler}}
+        return {"synthesis": synthesis | {"sampler": sampler}}
+    del synthesis["sampler"]
+    found = {"synthesis": synthesis, row_of(settings).content_key: {"sampler": sampler}}
     if settings.draws_outlines:
         found["extractor"] = asdict(nodes.config.extractor)
     return found
