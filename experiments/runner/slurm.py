@@ -29,7 +29,7 @@ from experiments.runner.slurm_queue import (
     read_queue,
 )
 from experiments.stages.context import StageContext
-from experiments.store.runs import RunStore, hold
+from experiments.store.runs import hold
 
 GIVE_UP_AFTER_S = 3600.0
 """How long squeue may fail, and a batch be refused for the moment, before that is an error. A limit
@@ -63,19 +63,14 @@ class SlurmLauncher:
                 "on a login node of the cluster, or leave sweep.launcher out to run here"
             )
         self._config, self._settings, self._say = config, config.slurm, say
-        root = os.path.abspath(config.store.root)  # noqa: PTH100 - resolve would follow links
-        self._store = RunStore(Path(root))
-        self.folder = self._store.sweep_dir(config.name) / "slurm"
+        self._root = Path(os.path.abspath(config.store.root))  # noqa: PTH100 - follows no links
+        self.folder = self._root / config.name / "slurm"
         self.poll_s = min(1.0, self._settings.poll_s)
         self._array_size = min(self._settings.array_size, max_array_size() or sys.maxsize)
-        self._jobs: dict[str, list[SlurmJob]] = {}
-        """Jobs by the name of their batch."""
         self._batches: dict[str, Batch] = {}
-        self._unsent: dict[str, float] = {}
-        """Batches that were refused for the moment, and since when."""
+        """By name."""
         self._stuck: set[str] = set()
         """Jobs that could not start by themselves at the last look, which was said."""
-        self._has_sent = False
         self._next_look = self._next_try = 0.0
         self._failing_since: float | None = None
 
@@ -83,11 +78,8 @@ class SlurmLauncher:
         """Take up the jobs that an earlier start of the sweep left in the queue, by their stages.
 
         A batch that was just being sent when the sweep was killed is cancelled: its jobs may lack
-        what they need. So are jobs that have not begun and name a stage that is not among `known`:
-        they read the recipe when they begin, and would refuse the whole chain.
-
-        Args:
-            known: Keys of all stages of the recipe; None for any.
+        what they need. So are jobs that have not begun and name a stage that is not among `known`,
+        the keys of the recipe's stages: they would refuse the whole chain when they read it.
 
         Raises:
             InputError: If the queue cannot be asked.
@@ -96,38 +88,43 @@ class SlurmLauncher:
         adopted: dict[str, Job] = {}
         # The process that sends holds the folder: a batch without an id was never fully sent.
         with hold(self.folder):
-            batches = read_ledger(self.folder)
             try:
-                queue = read_queue([batch.name for batch in batches])
-                here = {key: seen for key, seen in queue.items() if seen.state not in ENDED}
-                unknown = {batch.name for batch in batches if batch.job_id is None}
-                broken = {key.split("_")[0] for key, seen in here.items() if seen.name in unknown}
-                if broken:
-                    cancel(*sorted(broken))
-                if known is not None:
-                    self._cancel_old(batches, here=here, known=known)
+                left = self._left_in_queue(read_ledger(self.folder), known=known)
             except SlurmError as error:
                 raise InputError(
                     f"sweep.launcher=slurm: {error}; {self.folder / 'jobs.json'} names jobs that "
                     "may still run, try again when SLURM answers"
                 ) from error
-            for batch in batches:
-                if batch.job_id is not None:
-                    adopted |= self._adopt(batch, here=here)
+            for job_id, (batch, chain) in left.items():
+                job = self._job(chain)
+                job.job_id = job_id
+                batch.jobs.append(job)
+                self._batches[batch.name] = batch
+                adopted |= dict.fromkeys(chain, job)
             write_ledger(self.folder, list(self._batches.values()))
         return adopted
 
-    def _cancel_old(
-        self, batches: Sequence[Batch], *, here: dict[str, Seen], known: Collection[str]
-    ) -> None:
-        """End the jobs that wait for stages which the recipe has no more, and take them out."""
+    def _left_in_queue(
+        self, batches: Sequence[Batch], *, known: Collection[str] | None
+    ) -> dict[str, tuple[Batch, list[str]]]:
+        """Batch and stages of each job that is left, after cancelling what is not to run."""
+        queue = read_queue([batch.name for batch in batches])
+        here = {key: seen for key, seen in queue.items() if seen.state not in ENDED}
+        unsent = {batch.name for batch in batches if batch.job_id is None}
+        broken = {key.split("_")[0] for key, seen in here.items() if seen.name in unsent}
+        if broken:
+            cancel(*sorted(broken))
+        left = {
+            job_id: (batch, chain)
+            for batch in batches
+            for job_id, chain in batch.chains().items()
+            if job_id in here and here[job_id].name == batch.name
+        }
         old = [
             job_id
-            for batch in batches
-            if batch.job_id is not None
-            for number, chain in enumerate(batch.stages)
-            if (job_id := batch.id_of(number)) in here
-            and here[job_id][:2] == (batch.name, "PENDING")
+            for job_id, (_, chain) in left.items()
+            if here[job_id].state == "PENDING"
+            and known is not None
             and not set(chain).issubset(known)
         ]
         if old:
@@ -135,26 +132,12 @@ class SlurmLauncher:
             cancel(*old)
             n_jobs = counted(len(old), "job")
             self._say(f"cancelled in SLURM's queue: {n_jobs} of stages that the recipe has no more")
-        for job_id in old:
-            del here[job_id]
-
-    def _adopt(self, batch: Batch, *, here: dict[str, Seen]) -> dict[str, Job]:
-        jobs: dict[str, Job] = {}
-        for number, chain in enumerate(batch.stages):
-            job_id = batch.id_of(number)
-            if job_id in here and here[job_id].name == batch.name:
-                job = self._job(batch, chain)
-                job.sent_as(job_id)
-                self._jobs.setdefault(batch.name, []).append(job)
-                self._batches[batch.name] = batch
-                jobs |= dict.fromkeys(chain, job)
-                self._has_sent = True
-        return jobs
+        return {job_id: found for job_id, found in left.items() if job_id not in old}
 
     def free(self) -> int:
         """Jobs of `slurm.max_jobs` that are not in the queue."""
         self.look()
-        return self._settings.max_jobs - len(self._alive())
+        return self._settings.max_jobs - sum(len(each.alive) for each in self._batches.values())
 
     def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
         """Send jobs as one array, or as few as their number allows.
@@ -165,26 +148,24 @@ class SlurmLauncher:
         started: list[Job] = []
         for first in range(0, len(jobs), self._array_size):
             part = jobs[first : first + self._array_size]
-            chains = [[context.node.key for context in chain] for chain in part]
-            batch = Batch(name=self._new_name(), stages=chains)
             for chain in part:
                 for context in chain:
                     context.run_dir.mkdir(parents=True, exist_ok=True)
                 # The job's own words follow, so this must be there before it starts.
                 chain[0].status().update("in the queue", done=0, total=0)
-            self._batches[batch.name] = batch
-            self._jobs[batch.name] = [self._job(batch, chain) for chain in chains]
-            started += self._jobs[batch.name]
+            chains = [[context.node.key for context in chain] for chain in part]
+            batch = self._batch(chains, list(map(self._job, chains)))
+            started += batch.jobs
             self._send(batch)
         return started
 
     def leave(self, jobs: Sequence[Job]) -> str:
         """Leave the jobs in the queue, and say how they are ended."""
-        left = [job for job in self._alive() if job in jobs and job.job_id is not None]
-        if not left:
+        left = {each.job_id: len({*each.alive} & {*jobs}) for each in self._in_queue()}
+        arrays, n = [job_id for job_id, n_left in left.items() if n_left], sum(left.values())
+        if not arrays:
             return ""
-        arrays = dict.fromkeys(str(job.job_id).split("_")[0] for job in left)
-        n_jobs = "1 job stays" if len(left) == 1 else f"{len(left)} jobs stay"
+        n_jobs = "1 job stays" if n == 1 else f"{n} jobs stay"
         return (
             f"{n_jobs} in SLURM's queue, and the same command takes up what is left of them; "
             f"to end them: scancel {' '.join(arrays)}"
@@ -200,32 +181,24 @@ class SlurmLauncher:
         if now < self._next_look:
             return
         self._next_look = now + self._settings.poll_s
-        if self._unsent and now >= self._next_try:
-            for name in list(self._unsent):
-                # A batch whose sending timed out may have been taken, without what its jobs need.
-                with contextlib.suppress(SlurmError):
-                    cancel(f"--name={name}")
-                self._send(self._batches[name])
-                if name in self._unsent:
-                    # What stops this one stops the others.
-                    break
-        alive = self._alive()
-        asked = time.monotonic()
+        if now >= self._next_try:
+            self._send_again()
         try:
-            queue = read_queue({job.name for job in alive if job.job_id is not None})
+            queue = read_queue({batch.name for batch in self._in_queue()})
         except SlurmError as error:
-            self._failing_since = asked if self._failing_since is None else self._failing_since
-            if asked - self._failing_since > GIVE_UP_AFTER_S:
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            if now - self._failing_since > GIVE_UP_AFTER_S:
                 raise InputError(
                     f"sweep.launcher=slurm: {error}, for {GIVE_UP_AFTER_S / 60:.0f} minutes; the "
                     "jobs are left alone, the same command takes them up again"
                 ) from error
             return
         self._failing_since = None
-        for job in alive:
-            seen = queue.get(str(job.job_id))
-            # SLURM may count from 1 again: an id alone is not enough.
-            job.look(seen if seen and seen.name == job.name else None, asked=asked)
+        for batch in self._in_queue():
+            for job in batch.alive:
+                seen = queue.get(str(job.job_id))
+                # SLURM may count from 1 again: an id alone is not enough.
+                job.look(seen if seen and seen.name == batch.name else None)
         self._say_stuck({key: seen for key, seen in queue.items() if seen.is_stuck})
 
     def _say_stuck(self, stuck: dict[str, Seen]) -> None:
@@ -240,72 +213,84 @@ class SlurmLauncher:
             )
         self._stuck = set(stuck)
 
-    def _alive(self) -> list[SlurmJob]:
-        return [job for jobs in self._jobs.values() for job in jobs if job.end is None]
+    def _in_queue(self) -> list[Batch]:
+        """Batches that were sent and of which some jobs have not ended."""
+        return [each for each in self._batches.values() if each.job_id is not None and each.alive]
 
-    def _new_name(self) -> str:
-        return f"{self._config.name}-{secrets.token_hex(4)}"
+    def _refused(self) -> list[Batch]:
+        """Batches that are to be sent again."""
+        return [each for each in self._batches.values() if each.refused_since is not None]
 
-    def _job(self, batch: Batch, chain: Sequence[str]) -> SlurmJob:
-        run_dirs = [self._store.root / "store" / key for key in chain]
+    def _batch(self, stages: list[list[str]], jobs: list[SlurmJob]) -> Batch:
+        name = f"{self._config.name}-{secrets.token_hex(4)}"
+        self._batches[name] = Batch(name=name, stages=stages, jobs=jobs)
+        return self._batches[name]
+
+    def _job(self, chain: Sequence[str]) -> SlurmJob:
+        run_dirs = [self._root / "store" / key for key in chain]
         # A folder shared over a network shows what a node wrote after a while: by NFS's defaults
         # after up to 60 s (acdirmax), and this is 75.
         settle_s = 5 * self._settings.poll_s
-        return SlurmJob(name=batch.name, run_dirs=run_dirs, ask=self.look, settle_s=settle_s)
+        return SlurmJob(run_dirs=run_dirs, ask=self.look, settle_s=settle_s)
 
     def _send(self, batch: Batch) -> None:
         """Give a batch to the cluster, and write it down before and after."""
+        refusal = ""
         with hold(self.folder):
             self._write_down(batch)
             try:
                 batch.job_id = self._submit(batch)
             except SlurmError as error:
-                self._write_down(None)
-                self._refused(batch, str(error))
-                return
-            self._write_down(batch)
-        self._has_sent = True
-        self._unsent.pop(batch.name, None)
-        for number, job in enumerate(self._jobs[batch.name]):
-            job.sent_as(batch.id_of(number))
+                refusal = str(error)
+            self._write_down()
+        if refusal:
+            self._take_refusal(batch, refusal)
+            return
+        batch.refused_since = None
+        for job, job_id in zip(batch.jobs, batch.chains(), strict=True):
+            job.job_id = job_id
 
-    def _write_down(self, batch: Batch | None) -> None:
+    def _send_again(self) -> None:
+        for batch in self._refused():
+            # A batch whose sending timed out may have been taken, without what its jobs need.
+            with contextlib.suppress(SlurmError):
+                cancel(f"--name={batch.name}")
+            self._send(batch)
+            if batch.refused_since is not None:
+                # What stops this one stops the others.
+                break
+
+    def _write_down(self, *sending: Batch) -> None:
         """Write our batches that may be in the queue, and those of a sweep beside this one."""
         others = [each for each in read_ledger(self.folder) if each.name not in self._batches]
-        names = {job.name for job in self._alive() if job.job_id is not None}
-        ours = [self._batches[name] for name in self._batches if name in names]
-        write_ledger(self.folder, [*others, *ours, *([batch] if batch else [])])
+        write_ledger(self.folder, [*others, *self._in_queue(), *sending])
 
-    def _refused(self, batch: Batch, words: str) -> None:
-        now, is_new = time.monotonic(), batch.name not in self._unsent
+    def _take_refusal(self, batch: Batch, words: str) -> None:
+        now, is_new = time.monotonic(), batch.refused_since is None
         is_limit = LIMIT in words.lower()
-        is_passing = any(word in words.lower() for word in PASSING)
+        is_passing = is_limit or any(word in words.lower() for word in PASSING)
+        has_sent = any(each.job_id is not None for each in self._batches.values())
         # What else stops the first one, the user can fix best now.
-        if not self._has_sent and is_new and not is_limit:
+        if is_new and not has_sent and not is_limit:
             raise InputError(f"sweep.launcher=slurm: {words}")
-        if (is_limit or is_passing) and not self._unsent:
+        if is_passing and not self._refused():
             self._say(f"SLURM takes no more jobs for now ({words}); they are sent when it does")
-        since = self._unsent.setdefault(batch.name, now)
+        since = now if is_new else batch.refused_since
         if is_limit or (is_passing and now - since < GIVE_UP_AFTER_S):
-            self._next_try = now + RETRY_S
+            batch.refused_since, self._next_try = since, now + RETRY_S
             if is_limit and len(batch.stages) > 1:
                 self._halve(batch)
             return
-        del self._unsent[batch.name]
-        for job in self._jobs[batch.name]:
-            job.refused(words)
+        batch.refused_since = None
+        for job in batch.jobs:
+            job.end_as(f"its job was refused: {words}", was_killed=False)
 
     def _halve(self, batch: Batch) -> None:
         """Make two of a batch that was refused as a whole: for a part of it there may be room."""
         half = len(batch.stages) // 2
-        rest = Batch(name=self._new_name(), stages=batch.stages[half:])
-        batch.stages = batch.stages[:half]
-        jobs = self._jobs[batch.name]
-        self._jobs[batch.name], self._jobs[rest.name] = jobs[:half], jobs[half:]
-        for job in jobs[half:]:
-            job.name = rest.name
-        self._batches[rest.name] = rest
-        self._unsent[rest.name] = self._unsent[batch.name]
+        rest = self._batch(batch.stages[half:], batch.jobs[half:])
+        batch.stages, batch.jobs = batch.stages[:half], batch.jobs[:half]
+        rest.refused_since = batch.refused_since
 
     def _submit(self, batch: Batch) -> str:
         """Send a batch; gives the id of the array or of the one job."""
@@ -332,8 +317,8 @@ class SlurmLauncher:
         """What the interpreter is given to run the stages of a job."""
         config_path = self.folder.parent / "config.yaml"
         chosen = [word for key in chain for word in ("--stage", key)]
-        here = [f"store.root={self._store.root}", "sweep.launcher=local", "sweep.workers=1"]
-        here.append("sweep.devices=[]")
+        here = [f"store.root={self._root}", "sweep.launcher=local"]
+        here += ["sweep.workers=1", "sweep.devices=[]"]
         if self._config.trainer.threads is None:
             here.append(f"trainer.threads={self._settings.cpus}")
         return ["-m", "experiments", "trial", str(config_path), *chosen, *here]

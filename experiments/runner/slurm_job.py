@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,8 +36,6 @@ class _End(NamedTuple):
 class SlurmJob:
     """Stages that one job of the cluster runs, one after the other."""
 
-    name: str
-    """Job name of its batch."""
     run_dirs: Sequence[Path]
     """Where its stages leave their markers."""
     ask: Callable[[], None]
@@ -48,30 +46,23 @@ class SlurmJob:
     """SLURM's id; None as long as the cluster has not taken it."""
     end: _End | None = None
     """How SLURM ended it; its markers may still be on their way."""
-    _sent: float = 0.0
     _returning: bool = False
 
-    def sent_as(self, job_id: str) -> None:
-        """The cluster has taken it."""
-        self.job_id, self._sent = job_id, time.monotonic()
-
-    def refused(self, words: str) -> None:
-        """The cluster does not take it."""
-        self._ended(f"its job was refused: {words}", was_killed=False)
-
-    def look(self, seen: Seen | None, *, asked: float) -> None:
-        """Take in what squeue said, asked at that time; None where it did not name the job."""
-        if self.job_id is None or self.end is not None or asked < self._sent:
-            return
+    def look(self, seen: Seen | None) -> None:
+        """Take in what squeue said of it while it was alive; None where it was not named."""
         if seen is None:
-            self._ended(f"its job {self.job_id} has left the queue", was_killed=True)
+            self.end_as(f"its job {self.job_id} has left the queue", was_killed=True)
         elif seen.state not in ENDED:
             self._returning = False
         elif seen.state in RETURNING and not self._returning:
             # At the next look it is over, or waits to run again.
             self._returning = True
         else:
-            self._ended(_words(self.job_id, seen), was_killed=_was_killed(seen))
+            self.end_as(_words(str(self.job_id), seen), was_killed=_was_killed(seen))
+
+    def end_as(self, words: str, *, was_killed: bool) -> None:
+        """It has ended, or was not taken."""
+        self.end = _End(words, was_killed, time.monotonic())
 
     def ended(self) -> str | None:
         """How it ended, in words; None while it may still run or leave a marker."""
@@ -85,9 +76,6 @@ class SlurmJob:
     def was_killed(self) -> bool:
         """Whether a limit, a preemption or a lost node ended it."""
         return self.end is not None and self.end.was_killed
-
-    def _ended(self, words: str, *, was_killed: bool) -> None:
-        self.end = _End(words, was_killed, time.monotonic())
 
     def _is_settled(self) -> bool:
         """Whether its markers say all: each stage is done, or one has failed."""
@@ -131,10 +119,23 @@ class Batch:
     """`stage/id` of each job, one after the other."""
     job_id: str | None = None
     """SLURM's id of the array, or of the one job; None while it is being sent."""
+    jobs: list[SlurmJob] = field(default_factory=list)
+    """Those of them that this process waits for, in their order."""
+    refused_since: float | None = None
+    """When it was first refused for the moment; None where it was not."""
 
-    def id_of(self, number: int) -> str:
-        """SLURM's id of one of its jobs, as squeue shows it; an array of one job is none."""
-        return f"{self.job_id}_{number}" if len(self.stages) > 1 else str(self.job_id)
+    def chains(self) -> dict[str, list[str]]:
+        """Stages by SLURM's id of their job, as squeue shows it; an array of one job is none."""
+        if self.job_id is None:
+            return {}
+        if len(self.stages) == 1:
+            return {self.job_id: self.stages[0]}
+        return {f"{self.job_id}_{number}": chain for number, chain in enumerate(self.stages)}
+
+    @property
+    def alive(self) -> list[SlurmJob]:
+        """Jobs that have not ended."""
+        return [job for job in self.jobs if job.end is None]
 
 
 def read_ledger(folder: Path) -> list[Batch]:
@@ -156,7 +157,8 @@ def read_ledger(folder: Path) -> list[Batch]:
 
 def write_ledger(folder: Path, batches: Sequence[Batch]) -> None:
     """Write what may be in the queue; the caller holds the folder."""
-    write_json(folder / "jobs.json", {"batches": [asdict(batch) for batch in batches]})
+    kept = [{"name": each.name, "stages": each.stages, "job_id": each.job_id} for each in batches]
+    write_json(folder / "jobs.json", {"batches": kept})
 
 
 def refuse_queued(folder: Path) -> None:
