@@ -1,10 +1,10 @@
 """Where stages run: processes of this machine, one a slot. Torch-free."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -100,45 +100,54 @@ class LocalLauncher:
             started.append(self._busy[number])
         return started
 
-    def leave(self, jobs: Sequence[Job]) -> str:
+    def leave(self, jobs: "Sequence[_ProcessJob]") -> str:
         """End all, after time to write a checkpoint."""
-        running = [job for job in self._busy.values() if job in jobs]
-        for job in running:
-            job.stop()
-        for job in running:
-            job.kill(after_s=self.stop_grace_s)
+        for job in jobs:
+            # A command's first process tells the others.
+            job.process.terminate()
+        for job in jobs:
+            job.process.join(self.stop_grace_s)
+            if job.process.exitcode is None:
+                job.process.kill()
+                job.process.join()
         return ""
 
-    def _process(
-        self, context: StageContext, devices: Sequence[int]
-    ) -> "BaseProcess | subprocess.Popen":
+    def _process(self, context: StageContext, devices: Sequence[int]) -> "BaseProcess | _Command":
         row = STAGES[context.node.stage]
         if self._config.trainer.devices > 1 and row.is_distributed:
             return _command(context, threads=self.threads, devices=devices)
-        is_first = self._spawner is None
-        if self._spawner is None:
-            self._spawner = _forkserver()
+        spawner = self._spawner or _forkserver()
         arguments = (context, row, self.threads, device_environment(devices[:1]))
-        process = self._spawner.Process(target=run_node, args=arguments)
-        if is_first:
+        process = spawner.Process(target=run_node, args=arguments)
+        if self._spawner is None:
+            self._spawner = spawner
             start_first(process)
         else:
             process.start()
         return process
 
 
+class _Command(subprocess.Popen):
+    """A command by the names of a `BaseProcess`; the processes of all its devices end together."""
+
+    exitcode = property(subprocess.Popen.poll)
+
+    def join(self, timeout: float | None = None) -> None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout)
+
+    def kill(self) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+
+
 class _ProcessJob:
-    """A forked process, or a command, whose processes of all devices end together."""
+    """A process, and how it ended."""
 
-    def __init__(self, process: "BaseProcess | subprocess.Popen") -> None:
-        self._process = process
-
-    def _code(self) -> int | None:
-        process = self._process
-        return process.exitcode if isinstance(process, BaseProcess) else process.poll()
+    def __init__(self, process: BaseProcess | _Command) -> None:
+        self.process = process
 
     def ended(self) -> str | None:
-        code = self._code()
+        code = self.process.exitcode
         if code is None:
             return None
         if code < 0:
@@ -149,41 +158,22 @@ class _ProcessJob:
 
     @property
     def was_killed(self) -> bool:
-        code = self._code()
+        code = self.process.exitcode
         return code is not None and (code < 0 or code == STOPPED)
 
-    def stop(self) -> None:
-        """Ask it to write a checkpoint and end; a command's first process tells the others."""
-        self._process.terminate()
 
-    def kill(self, *, after_s: float) -> None:
-        """Wait that long for its end, then end it."""
-        end = time.monotonic() + after_s
-        while self._code() is None and time.monotonic() < end:
-            time.sleep(0.02)
-        if self._code() is None:
-            if isinstance(self._process, BaseProcess):
-                self._process.kill()
-            else:
-                os.killpg(self._process.pid, signal.SIGKILL)
-        while self._code() is None:
-            time.sleep(0.02)
-
-
-def _command(
-    context: StageContext, *, threads: int, devices: Sequence[int]
-) -> "subprocess.Popen[bytes]":
+def _command(context: StageContext, *, threads: int, devices: Sequence[int]) -> _Command:
     """A command of its own: Lightning starts it once more for every further device."""
     context.run_dir.mkdir(parents=True, exist_ok=True)
     write_request(context)
     # Modules of a user's own are found where they are here.
     path = os.pathsep.join(filter(None, [str(ROOT), *sys.path]))
     words = ["-m", "experiments.runner.distributed", str(context.run_dir), str(threads)]
-    # A group of its own: the processes of all devices end together.
-    return subprocess.Popen(
+    return _Command(
         [sys.executable, *words],
         env={**os.environ, **device_environment(devices), "PYTHONPATH": path},
         stdin=subprocess.DEVNULL,
+        # A group, which `kill` ends.
         start_new_session=True,
     )
 

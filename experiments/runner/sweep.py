@@ -26,6 +26,7 @@ from experiments.store.runs import (
     FailureKind,
     RunStore,
     damage,
+    is_done,
     read_failure,
     read_status,
 )
@@ -85,14 +86,14 @@ class Sweep:
         root = os.path.abspath(config.store.root)  # noqa: PTH100 - resolve would follow links
         self.store = RunStore(root)
         self.launcher: Launcher = launcher or LocalLauncher(config)
-        parts = config.trainer.batch_parts
         self.damaged: list[str] = []
         """Files of finished stages that are not what was written, with what is wrong."""
         self.runs: dict[str, NodeRun] = {}
         for key, node in plan.nodes.items():
-            state: State = "reused" if self._is_sound(node) else "waiting"
-            fitting = parts_within(parts, limit=self._batch_size(node))
-            self.runs[key] = NodeRun(node=node, state=state, batch_parts=fitting)
+            parts = parts_within(config.trainer.batch_parts, limit=self._batch_size(node))
+            run = self.runs[key] = NodeRun(node=node, batch_parts=parts)
+            if not self._is_damaged(run) and is_done(self.run_dir(run)):
+                run.state = "reused"
         self.halted = ""
         """Why no more is started; empty while all goes well."""
         self._failures_in_row: list[NodeRun] = []
@@ -103,26 +104,27 @@ class Sweep:
         self._compared: set[str] = set()
         """Stages all of whose files were compared with what they were."""
 
-    def _is_sound(self, node: Node) -> bool:
-        """Whether a stage is done and what tables are made from is what it wrote; else a line."""
-        return not self._is_damaged(node) and self.store.is_done(node.stage, node.id)
-
-    def _is_damaged(self, node: Node, *, names: Sequence[str] | None = READ_FOR_TABLES) -> bool:
-        run_dir = self.store.run_dir(node.stage, node.id)
+    def _is_damaged(self, run: NodeRun, *, names: Sequence[str] | None = READ_FOR_TABLES) -> bool:
+        """Whether a stage that was done has a file that is not what it wrote; if so, in a line."""
+        run_dir = self.run_dir(run)
         found = damage(run_dir, names=names)
         if found is not None:
             self.damaged.append(str(run_dir / found))
-            self.say(f"{node.label}: {run_dir / found}, so it is to be made again")
+            self.say(f"{run.node.label}: {run_dir / found}, so it is to be made again")
         return found is not None
 
-    def _check_inputs(self, run: NodeRun) -> None:
-        """Compare all files of the inputs that were there before; a damaged one is made again."""
+    def _has_sound_inputs(self, run: NodeRun) -> bool:
+        """Whether its inputs are there. All files of those that were there before are compared,
+        once; a damaged one is made again."""
+        if not self._has_inputs(run):
+            return False
         for key in run.node.upstream.values():
             made = self.runs[key]
             if made.state == "reused" and key not in self._compared:
                 self._compared.add(key)
-                if self._is_damaged(made.node, names=None):
+                if self._is_damaged(made, names=None):
                     made.state = "waiting"
+        return self._has_inputs(run)
 
     def run_dir(self, run: NodeRun) -> Path:
         """Directory of a stage."""
@@ -142,7 +144,7 @@ class Sweep:
         for run in self.runs.values():
             if run.state != "waiting":
                 continue
-            failure = read_failure(self.store.run_dir(run.node.stage, run.node.id))
+            failure = read_failure(self.run_dir(run))
             if failure is not None and failure.kind in kinds:
                 run.state, run.reason = "failed", failure.reason
             else:
@@ -152,12 +154,9 @@ class Sweep:
     def run(self, on_change: Callable[[], None]) -> None:
         """Run what is not done. One stage's failure stops nothing but what needs its result.
 
-        `on_change` is called several times a second, to draw.
-
-        Raises:
-            SweepInterruptedError: After SIGINT or SIGTERM; the stages were given time to write a
-                checkpoint, or continue where their launcher leaves them.
-            InputError: The store is not there any more.
+        `on_change` is called several times a second, to draw. SweepInterruptedError after SIGINT or
+        SIGTERM: the stages were given time to write a checkpoint, or continue where their launcher
+        leaves them. InputError where the store is not there any more.
         """
         self.store.root.mkdir(parents=True, exist_ok=True)
         place, self._code = self.store.root.stat(), code_state()
@@ -188,14 +187,13 @@ class Sweep:
 
     def _require_store(self, place: os.stat_result) -> None:
         """Stop before the empty folder below a lost mount is filled with results."""
-        is_there = False
         with contextlib.suppress(OSError):
-            is_there = os.path.samestat(self.store.root.stat(), place)
-        if not is_there:
-            raise InputError(
-                f"store.root={self.store.root}: the folder is gone, or is another one than at the "
-                "start (a lost mount?); restore it, and the same command continues"
-            )
+            if os.path.samestat(self.store.root.stat(), place):
+                return
+        raise InputError(
+            f"store.root={self.store.root}: the folder is gone, or is another one than at the "
+            "start (a lost mount?); restore it, and the same command continues"
+        )
 
     def _ask_stop(self, *_: object) -> None:
         self._stop = True
@@ -213,9 +211,8 @@ class Sweep:
         for run in self.runs.values():
             if len(chains) >= free:
                 break
-            if run.state == "waiting" and self._has_inputs(run):
-                self._check_inputs(run)
-            if run.state == "waiting" and run.node.key not in taken and self._has_inputs(run):
+            is_free = run.state == "waiting" and run.node.key not in taken
+            if is_free and self._has_sound_inputs(run):
                 chains.append(self._chain(run, taken=taken))
                 taken |= {each.node.key for each in chains[-1]}
         if not chains:
@@ -255,12 +252,13 @@ class Sweep:
             run.reason = f"{broken[0].node.label}: {broken[0].reason}"
 
     def _context(self, run: NodeRun) -> StageContext:
-        run_dir = self.store.run_dir(run.node.stage, run.node.id)
+        run_dir = self.run_dir(run)
         # What an earlier attempt left must not be taken for this one's.
         for name in ("status.json", "FAILED.json"):
             (run_dir / name).unlink(missing_ok=True)
         if damage(run_dir, names=None) is not None:
             (run_dir / DONE_NAME).unlink(missing_ok=True)
+        tags = [spec.tags for spec in self.plan.trials if run.node.key in spec.keys]
         return StageContext(
             config=self.config,
             node=run.node,
@@ -270,26 +268,22 @@ class Sweep:
             rows=self.data.rows,
             content=self.data.view.content,
             sweep=self.config.name,
-            tags=self._tags(run.node),
+            # Of the trials that this stage is a part of.
+            tags=tuple(sorted({self.data.name}.union(*tags))),
             code=self._code,
             batch_parts=run.batch_parts,
         )
 
-    def _tags(self, node: Node) -> tuple[str, ...]:
-        """Conditions, amounts, segmenters and generators of the trials that this stage is."""
-        tags = [spec.tags for spec in self.plan.trials if node.key in spec.keys]
-        return tuple(sorted({self.data.name}.union(*tags)))
-
     def _collect(self) -> None:
         for run in self._running():
-            run_dir = self.store.run_dir(run.node.stage, run.node.id)
+            run_dir = self.run_dir(run)
             status = read_status(run_dir)
             if status is not None:
                 run.what, run.done, run.total = status["what"], status["done"], status["total"]
             # In this order: a marker that was written before the end is then always seen.
             ended = run.job.ended() if run.job is not None else "it was never started"
             # The marker decides: a process that was told to stop may well exit with 0.
-            if self.store.is_done(run.node.stage, run.node.id):
+            if is_done(run_dir):
                 run.state, run.reason = "done", ""
                 self._failures_in_row.clear()
             elif ended is not None and not self._has_inputs(run):
