@@ -279,7 +279,7 @@ class Sweep:
             run_dir = self.run_dir(run)
             status = read_status(run_dir)
             if status is not None:
-                run.what, run.done, run.total = status["what"], status["done"], status["total"]
+                run.what, run.done, run.total, _ = status
             # In this order: a marker that was written before the end is then always seen.
             ended = run.job.ended() if run.job is not None else "it was never started"
             # The marker decides: a process that was told to stop may well exit with 0.

@@ -13,6 +13,7 @@ from experiments.store.layout import STORE_LAYOUT, check_version, version_path
 
 LOCK_NAME = ".lock"
 TRIALS_LOCK = ".trials"
+"""In the store: trials without a sweep's folder run on it."""
 
 
 def claim_store(root: Path) -> None:
@@ -24,45 +25,33 @@ def claim_store(root: Path) -> None:
         write_json(path, {"layout": STORE_LAYOUT})
 
 
-def use_sweep(folder: Path) -> AbstractContextManager[None]:
-    """Say that a sweep is in use, by one of several maybe, until the block or process ends."""
-    return _share(folder / LOCK_NAME)
-
-
-def use_store(root: Path) -> AbstractContextManager[None]:
-    """Say that trials without a sweep's folder run on a store, until the block or process ends."""
-    return _share(root / "store" / TRIALS_LOCK)
-
-
 @contextmanager
-def _share(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+def use_sweep(folder: Path, *, lock: str = LOCK_NAME) -> Iterator[None]:
+    """Say that a sweep is in use, by one of several maybe, until the block or process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / lock).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
-def is_held(run_dir: Path) -> bool:
-    """Whether a process holds a run directory; also where that cannot be found out."""
-    return not _takes(run_dir / LOCK_NAME, fcntl.LOCK_SH)
+def use_store(root: Path) -> AbstractContextManager[None]:
+    """The same of a store that trials without a sweep's folder run on."""
+    return use_sweep(root / "store", lock=TRIALS_LOCK)
 
 
-def is_used(folder: Path) -> bool:
-    """Whether a process runs a sweep; also where that cannot be found out."""
-    return _is_shared(folder / LOCK_NAME)
-
-
-def has_trials(root: Path) -> bool:
-    """Whether `use_store` holds in some process; also where that cannot be found out."""
-    return _is_shared(root / "store" / TRIALS_LOCK)
-
-
-def _is_shared(path: Path) -> bool:
+def is_used(folder: Path, *, lock: str = LOCK_NAME) -> bool:
+    """Whether `use_sweep` holds in some process; also where that cannot be found out."""
+    path = folder / lock
     if _takes(path, fcntl.LOCK_EX):
         return False
     # Another one may have been asking just then, which takes microseconds.
     time.sleep(0.02)
     return not _takes(path, fcntl.LOCK_EX)
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process holds a run directory; also where that cannot be found out."""
+    return not _takes(run_dir / LOCK_NAME, fcntl.LOCK_SH)
 
 
 def _takes(path: Path, kind: int) -> bool:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
-from experiments.store.guard import has_trials, is_held, is_used
+from experiments.store.guard import TRIALS_LOCK, is_held, is_used
 from experiments.store.layout import PLAN_NAME, NewerLayoutError
 from experiments.store.plan_file import PlanFile, read_plan
 from experiments.store.runs import (
@@ -136,7 +136,7 @@ def take_inventory(root: Path) -> Inventory:
         root=root,
         artefacts=(*runs, *_embeddings(store, indexes=indexes), *_prepared(store)),
         sweeps=sweeps,
-        has_trials=has_trials(root),
+        has_trials=is_used(store, lock=TRIALS_LOCK),
         open_embeds=frozenset(is_open),
         half_removed=tuple(half_removed),
         foreign=tuple(foreign),

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from datamodules.embeddings import INDEX_NAME, EmbeddingStore, first_absent
 from datamodules.errors import InputError
@@ -36,16 +36,6 @@ READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.j
 """Files of a run that a sweep's outputs are made from."""
 _UNNAMED = (DONE_NAME, "FAILED.json", "log.txt", "status.json", "wandb", "checkpoints")
 """What no marker names: it is no result, or comes and goes."""
-STAGE_NAMES = frozenset(
-    (
-        *("embed", "generator", "synthesize", "pseudo", "import_pairs", "warp", "phantom"),
-        *("resize", "gate", "subset", "fit", "score", "control", "fidelity", "box"),
-        # Of before there were kinds of segmenters.
-        "fit_unet",
-    )
-)
-"""Stages of this and earlier versions: `plan.stage_table.STAGES`, which may not be imported here.
-Of a stage that an extension adds, its manifests say so."""
 _OWN_NAMES = (".lock", DONE_NAME, "FAILED.json", "log.txt", "status.json")
 """Of these a run has one from its first moment, before its manifest."""
 
@@ -79,19 +69,16 @@ def is_run_key(key: object) -> bool:
 
 
 def is_stage_folder(folder: Path, run_dirs: Iterable[Path]) -> bool:
-    """Whether a folder holds runs of a stage: it has the name of one, or a manifest names it."""
-    return folder.name in STAGE_NAMES or any(
-        (read_object(run_dir / MANIFEST_NAME) or {}).get("stage") == folder.name
-        for run_dir in run_dirs
-    )
+    """Whether a folder holds runs of a stage: the manifest of one names it."""
+    manifests = (read_object(run_dir / MANIFEST_NAME) or {} for run_dir in run_dirs)
+    return any(manifest.get("stage") == folder.name for manifest in manifests)
 
 
 def is_run(run_dir: Path) -> bool:
     """Whether a directory of a stage is a run's: one that was stopped early has no manifest."""
-    if (run_dir / MANIFEST_NAME).is_file():
-        return True
     has_id = re.fullmatch(r"[0-9a-f]{16}", run_dir.name) is not None
-    return has_id and any((run_dir / name).is_file() for name in _OWN_NAMES)
+    own = (MANIFEST_NAME, *(_OWN_NAMES if has_id else ()))
+    return any((run_dir / name).is_file() for name in own)
 
 
 def upstream_of(run_dir: Path) -> set[str]:
@@ -136,8 +123,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
 def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> str | None:
     """What is wrong with a finished run, in a few words; None where nothing is, or no marker is.
 
-    Of its files those of `names` are compared, with None all; a run of before names none, and its
-    manifest needs to be readable.
+    Of its files those of `names` are compared, with None all and the embeddings that it names.
     """
     if not (run_dir / DONE_NAME).exists():
         return None
@@ -147,15 +133,13 @@ def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> s
     facts = marker.get(FILES, {})
     chosen = facts if names is None else {name: facts[name] for name in names if name in facts}
     found = damaged_file(run_dir, chosen)
-    is_unread = MANIFEST_NAME not in facts and (run_dir / MANIFEST_NAME).exists()
     if found is None and names is None:
-        shared = EmbeddingStore(run_dir.parents[1] / "embeddings")
-        key = first_absent(run_dir, store=shared)
-        found = (
-            f"{INDEX_NAME} names the embedding {key}, which is missing or damaged" if key else None
-        )
-    if found is None and is_unread and read_object(run_dir / MANIFEST_NAME) is None:
-        found = f"{MANIFEST_NAME} cannot be read"
+        key = first_absent(run_dir, store=EmbeddingStore(run_dir.parents[1] / "embeddings"))
+        found = key and f"{INDEX_NAME} names the embedding {key}, which is missing or damaged"
+    manifest = run_dir / MANIFEST_NAME
+    # A marker of before names no files.
+    if found is None and MANIFEST_NAME not in facts and manifest.exists():
+        found = None if read_object(manifest) else f"{MANIFEST_NAME} cannot be read"
     return found
 
 
@@ -195,7 +179,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def write_started(run_dir: Path, manifest: dict[str, Any]) -> None:
     """Write the manifest and forget an earlier failure."""
-    write_json(run_dir / "manifest.json", manifest)
+    write_json(run_dir / MANIFEST_NAME, manifest)
     (run_dir / "FAILED.json").unlink(missing_ok=True)
 
 
@@ -206,7 +190,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
     check_run(run_dir)
-    path = run_dir / "manifest.json"
+    path = run_dir / MANIFEST_NAME
     if not path.is_file():
         raise InputError(
             f"{run_dir}: manifest.json is missing, so this is no run; give a directory such as "
@@ -222,21 +206,21 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
-    """Put everything in the directory on the disk, then mark it done and say what the files are.
-
-    Raises:
-        ValueError: For a result that JSON cannot hold.
+    """Put everything in the directory on the disk, then mark it done and say what the files are;
+    ValueError for a result that JSON cannot hold.
     """
     names = []
     for path in sorted(run_dir.rglob("*")):
         parts = path.relative_to(run_dir).parts
         # W&B's own files come and go while it runs; they are a view, not a result.
-        if "wandb" not in parts:
-            with contextlib.suppress(FileNotFoundError):
-                make_readable(path)
-                fsync_path(path)
-                is_result = parts[0] not in _UNNAMED and not parts[-1].startswith(".")
-                names += ["/".join(parts)] if is_result and path.is_file() else []
+        if "wandb" in parts:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            make_readable(path)
+            fsync_path(path)
+            is_result = parts[0] not in _UNNAMED and not path.name.startswith(".")
+            if is_result and path.is_file():
+                names.append("/".join(parts))
     write_json(run_dir / DONE_NAME, sealed({**result, FILES: file_facts(run_dir, names)}))
 
 
@@ -275,8 +259,18 @@ def read_failure(run_dir: Path) -> Failure | None:
     return Failure(reason=reason, kind=content.get("kind", "error"))
 
 
+class Status(NamedTuple):
+    """What a running stage does, and how far it is."""
+
+    what: str
+    done: int
+    total: int
+    time: float
+    """When it said so, seconds since 1970."""
+
+
 class StatusFile:
-    """`status.json` of a running stage: what it does and how far it is, at most twice a second."""
+    """`status.json` of a running stage, written at most twice a second."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / "status.json"
@@ -289,11 +283,13 @@ class StatusFile:
             return
         self._last = now
         temporary = self._path.with_suffix(f".{os.getpid()}")
-        text = json.dumps({"what": what, "done": done, "total": total, "time": time.time()})
-        temporary.write_text(text)
+        temporary.write_text(json.dumps(Status(what, done, total, time.time())._asdict()))
         temporary.replace(self._path)
 
 
-def read_status(run_dir: Path) -> dict[str, Any] | None:
+def read_status(run_dir: Path) -> Status | None:
     """The latest status of a run, or None."""
-    return read_object(run_dir / "status.json")
+    try:
+        return Status(**read_object(run_dir / "status.json") or {})
+    except TypeError:
+        return None

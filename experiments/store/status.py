@@ -6,7 +6,6 @@ Other processes write while this reads: whatever is missing or half written coun
 import functools
 import itertools
 import os
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from rich.ansi import AnsiDecoder
 from rich.console import Console
 from rich.text import Text
 
@@ -22,7 +22,7 @@ from experiments.config.words import counted
 from experiments.store.guard import is_held, is_used
 from experiments.store.layout import PLAN_NAME, check_version
 from experiments.store.plan_file import PlanFile, PlannedStage, PlannedTrial, read_plan
-from experiments.store.runs import DONE_NAME, damage, read_failure, read_status
+from experiments.store.runs import DONE_NAME, MANIFEST_NAME, damage, read_failure, read_status
 from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 
 State = Literal["done", "running", "failed", "blocked", "interrupted", "waiting"]
@@ -38,8 +38,6 @@ STYLES: dict[State, str] = {
 QUIET_S = 300.0
 """A running stage that has said nothing for longer is marked."""
 TAIL_BYTES = 16384
-_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,18 +184,14 @@ def last_lines(path: Path, *, count: int) -> tuple[str, ...]:
 
     A line that was written over by carriage returns, as progress bars do, is what was seen last.
     """
-    if count < 1:
-        return ()
     try:
         with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")
     except OSError:
         return ()
-    seen = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
-    plain = [_CONTROL.sub("", _ESCAPE.sub("", line)).rstrip() for line in seen]
-    return tuple([line for line in plain if line.strip()][-count:])
+    seen = (AnsiDecoder().decode_line(line.rstrip("\r")).plain.rstrip() for line in lines)
+    return tuple(line for line in seen if line)[-count:] if count else ()
 
 
 def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
@@ -213,18 +207,14 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     if failure is not None:
         tail = last_lines(log, count=n_lines)
         return made(state="failed", **asdict(failure), log=str(log), log_tail=tail)
-    if not held and not (run_dir / "manifest.json").is_file():
+    if not held and not (run_dir / MANIFEST_NAME).is_file():
         return made(state="waiting")
-    progress = read_status(run_dir) or {}
-    said = _number(progress.get("time"))
-    return made(
-        state="running" if held else "interrupted",
-        what=str(progress.get("what", "")),
-        done=int(_number(progress.get("done")) or 0),
-        total=int(_number(progress.get("total")) or 0),
-        age_s=None if said is None else max(0.0, time.time() - said),
-        log=str(log),
-    )
+    made = functools.partial(made, state="running" if held else "interrupted", log=str(log))
+    said = read_status(run_dir)
+    if said is None:
+        return made()
+    age_s = max(0.0, time.time() - said.time)
+    return made(what=said.what, done=said.done, total=said.total, age_s=age_s)
 
 
 def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
@@ -244,11 +234,6 @@ def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...
 def _counts(states: Iterable[State]) -> dict[State, int]:
     found = Counter(states)
     return {state: found[state] for state in STATES}
-
-
-def _number(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else None
 
 
 def print_status(status: SweepStatus, console: Console) -> None:

@@ -81,7 +81,7 @@ def begin(root: Path, key: str, *, log: str = "", status: dict | None = None) ->
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / ".lock").touch()
     (run_dir / "log.txt").write_text(log)
-    write_started(run_dir, {"label": key})
+    write_started(run_dir, {"stage": run_dir.parent.name})
     if status is not None:
         (run_dir / "status.json").write_text(json.dumps(status))
     return run_dir

@@ -204,8 +204,7 @@ def test_status_is_written_at_most_twice_a_second(run_dir, monkeypatch):
     ]:
         now[0] = moment
         status.update("steps", done=done, total=10)
-        found = read_status(run_dir)
-        assert (found["what"], found["done"], found["total"]) == ("steps", shown, 10)
+        assert read_status(run_dir)[:3] == ("steps", shown, 10)
     assert [path.name for path in run_dir.iterdir()] == ["status.json"]
 
 
