@@ -12,8 +12,8 @@ import re
 import shutil
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -75,15 +75,15 @@ class Selection:
         return is_named or (self.orphans and not artefact.sweeps)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass
 class Outcome:
     """What a selection comes to."""
 
-    removed: tuple[Artefact, ...] = ()
+    removed: list[Artefact]
     """What is removed, or would be."""
-    kept: tuple[tuple[Artefact, str], ...] = ()
+    kept: list[tuple[Artefact, str]]
     """What was asked for and stays, and why."""
-    left: tuple[Path, ...] = ()
+    left: list[Path]
     """What is out of use but could not be deleted yet."""
 
 
@@ -103,30 +103,25 @@ def choose(
     """Decide what a selection removes, and why the rest of it stays.
 
     `delete` removes what may go, and says why not where it cannot; by itself nothing goes.
-
-    Raises:
-        InputError: For a sweep or a stage that there is none of, for a named sweep that runs, and
-            where it is not known what some sweep, or a trial that runs, refers to.
+    InputError for a sweep or a stage that there is none of, for a named sweep that runs, and where
+    it is not known what some sweep, or a trial that runs, refers to.
     """
+    outcome = Outcome(removed=[], kept=[], left=[])
     if selection.is_empty:
-        return Outcome()
+        return outcome
     _check(inventory, selection)
-    now = time.time()
-    removed: list[Artefact] = []
-    kept: list[tuple[Artefact, str]] = []
-    gone: set[str] = set()
+    now, gone = time.time(), set()
     # Embeddings come after the stages: an index that goes no longer needs its files.
     for artefact in sorted(inventory.artefacts, key=lambda each: each.stage in SHARED):
-        if not selection.has(artefact, now=now):
-            continue
-        reason = _protected(artefact, inventory, sweeps=selection.sweeps, gone=gone)
-        reason = reason or delete(artefact)
-        if reason:
-            kept.append((artefact, reason))
-        else:
-            removed.append(artefact)
-            gone.add(artefact.key)
-    return Outcome(removed=tuple(removed), kept=tuple(kept))
+        if selection.has(artefact, now=now):
+            reason = _protected(artefact, inventory, sweeps=selection.sweeps, gone=gone)
+            reason = reason or delete(artefact)
+            if reason:
+                outcome.kept.append((artefact, reason))
+            else:
+                outcome.removed.append(artefact)
+                gone.add(artefact.key)
+    return outcome
 
 
 def remove(root: Path, selection: Selection) -> Outcome:
@@ -139,7 +134,7 @@ def remove(root: Path, selection: Selection) -> Outcome:
     try:
         with hold(store):
             inventory = take_inventory(root)
-            outgoing = list(inventory.half_removed)
+            outgoing = inventory.half_removed
             delete = functools.partial(_remove, store=store, outgoing=outgoing)
             outcome = choose(inventory, selection, delete=delete)
     except OSError as error:
@@ -149,31 +144,8 @@ def remove(root: Path, selection: Selection) -> Outcome:
         ) from error
     for path in outgoing:
         shutil.rmtree(path, ignore_errors=True)
-    return replace(outcome, left=tuple(path for path in outgoing if path.exists()))
-
-
-def clean_inventory(root: Path) -> Inventory:
-    """`take_inventory` of a store that there is, of this version; InputError for any other."""
-    if not (root / "store").is_dir():
-        raise InputError(f"{root}: holds no store; give --root, the store.root of your sweeps")
-    check_version(root)
-    return take_inventory(root)
-
-
-def orphans(inventory: Inventory) -> list[Artefact]:
-    """What no sweep refers to, as far as that is known.
-
-    Not among them are prepared images, which no plan names, and embeddings without an owner while
-    a stage is unfinished that may own them.
-    """
-    return [
-        each
-        for each in inventory.artefacts
-        if not each.sweeps
-        and each.state != "held"
-        and each.stage != PREPARED
-        and not inventory.possible_owners(each)
-    ]
+    outcome.left += [path for path in outgoing if path.exists()]
+    return outcome
 
 
 def _check(inventory: Inventory, selection: Selection) -> None:
@@ -207,7 +179,7 @@ def _protected(
     """Why something that was asked for stays; nothing where it may go."""
     others = sorted(artefact.sweeps.difference(sweeps))
     refer = f"sweep {others[0]} refers" if len(others) == 1 else f"sweeps {', '.join(others)} refer"
-    users, owners = artefact.users - gone, inventory.possible_owners(artefact) - gone
+    users, owners = artefact.users - gone, artefact.owners - gone
     # A stage that runs may be reading any of the shared files.
     is_read = artefact.stage in SHARED and inventory.is_in_use
     # Made by a sweep that runs, maybe: whatever has become of its plan, that may read it still.
@@ -244,16 +216,30 @@ def _remove(artefact: Artefact, *, store: Path, outgoing: list[Path]) -> str:
 
 
 def clean_command(root: Path, selection: Selection, *, yes: bool, console: Console) -> None:
-    """List a store, or what a selection would remove; remove it where that was said."""
-    inventory = clean_inventory(root)
+    """List a store, or what a selection would remove; remove it where that was said.
+
+    InputError for a store that there is not, or of a newer version.
+    """
+    if not (root / "store").is_dir():
+        raise InputError(f"{root}: holds no store; give --root, the store.root of your sweeps")
+    check_version(root)
+    inventory = take_inventory(root)
     if selection.is_empty:
         print_inventory(inventory, console)
         if yes:
             say(console, "nothing was removed: say what, with --orphans, --sweep or --stage")
-        _print_foreign(inventory, console)
-        return
-    outcome = remove(root, selection) if yes else choose(inventory, selection)
-    if yes:
+    else:
+        outcome = remove(root, selection) if yes else choose(inventory, selection)
+        _print_outcome(outcome, console, is_done=yes)
+    if inventory.foreign:
+        names = [path.relative_to(root).as_posix() for path in inventory.foreign]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        line = f"not ours, left alone: {', '.join(names[:NAMED])}{more}"
+        console.print(Text(line), soft_wrap=True)
+
+
+def _print_outcome(outcome: Outcome, console: Console, *, is_done: bool) -> None:
+    if is_done:
         say(console, f"removed {_summary(outcome.removed)}")
     else:
         for artefact in outcome.removed[:NAMED]:
@@ -263,8 +249,12 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
         say_more(console, len(outcome.removed))
         end = "; add --yes to do it" if outcome.removed else ""
         say(console, f"would remove {_summary(outcome.removed)}{end}")
-    _print_kept(outcome.kept, console)
-    _print_foreign(inventory, console)
+    reasons: dict[str, list[Artefact]] = defaultdict(list)
+    for artefact, reason in outcome.kept:
+        reasons[reason].append(artefact)
+    for reason, found in list(reasons.items())[:NAMED]:
+        say(console, f"kept {_summary(found)}: {reason}")
+    say_more(console, len(reasons), more=" for other reasons")
     for path in outcome.left:
         say(console, f"{path} is out of use but could not be deleted; the next clean tries again")
 
@@ -274,7 +264,7 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
     by_stage: dict[str, list[Artefact]] = defaultdict(list)
     for artefact in inventory.artefacts:
         by_stage[artefact.stage].append(artefact)
-    unreferenced, now = orphans(inventory), time.time()
+    unreferenced, now = inventory.orphans(), time.time()
     n_orphans = Counter(each.stage for each in unreferenced)
     columns = ("stage", "items", "size", "orphans", "last use")
     rows = [
@@ -301,24 +291,6 @@ def print_inventory(inventory: Inventory, console: Console) -> None:
     if inventory.half_removed:
         say(console, f"half removed: {len(inventory.half_removed)}; the next removal finishes it")
     say(console, "remove with --orphans, --sweep NAME, --stage STAGE, --older-than 30d, and --yes")
-
-
-def _print_kept(kept: Iterable[tuple[Artefact, str]], console: Console) -> None:
-    reasons: dict[str, list[Artefact]] = defaultdict(list)
-    for artefact, reason in kept:
-        reasons[reason].append(artefact)
-    for reason, found in list(reasons.items())[:NAMED]:
-        say(console, f"kept {_summary(found)}: {reason}")
-    say_more(console, len(reasons), more=" for other reasons")
-
-
-def _print_foreign(inventory: Inventory, console: Console) -> None:
-    """Name in one line what the program did not make."""
-    names = [path.relative_to(inventory.root).as_posix() for path in inventory.foreign]
-    if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        line = f"not ours, left alone: {', '.join(names[:NAMED])}{more}"
-        console.print(Text(line), soft_wrap=True)
 
 
 def _summary(artefacts: Sequence[Artefact]) -> str:

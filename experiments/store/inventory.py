@@ -4,8 +4,9 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from datamodules.embeddings import INDEX_NAME
 from datamodules.errors import InputError
 from experiments.store.guard import TRIALS_LOCK, is_held, is_used
 from experiments.store.layout import PLAN_NAME, NewerLayoutError
-from experiments.store.plan_file import PlanFile, read_plan
+from experiments.store.plan_file import read_plan
 from experiments.store.runs import (
     RESULTS_NAME,
     is_done,
@@ -52,6 +53,9 @@ class Artefact:
     """Sweeps whose plan or results refer to it."""
     users: frozenset[str] = frozenset()
     """Of an embedding: the stages, as `embed/id`, whose index names it."""
+    owners: frozenset[str] = frozenset()
+    """Of an embedding that no index names: unfinished stages, without an index yet, that may own
+    it."""
 
     @property
     def key(self) -> str:
@@ -63,8 +67,6 @@ class Artefact:
 class KnownSweep:
     """A sweep beside the store."""
 
-    plan: PlanFile | None
-    """None where it is missing or damaged."""
     keys: frozenset[str] | None
     """Stages that its plan and its results refer to; None where that is not known."""
     last_start: float
@@ -78,14 +80,12 @@ class Inventory:
 
     root: Path
     artefacts: tuple[Artefact, ...]
-    sweeps: dict[str, KnownSweep] = field(default_factory=dict)
-    has_trials: bool = False
+    sweeps: dict[str, KnownSweep]
+    has_trials: bool
     """Whether trials run that belong to no sweep: what they need is in no plan."""
-    open_embeds: frozenset[str] = frozenset()
-    """Stages that may own embeddings which no index names: they have written no index yet."""
-    half_removed: tuple[Path, ...] = ()
+    half_removed: list[Path]
     """What an earlier, interrupted removal left."""
-    foreign: tuple[Path, ...] = ()
+    foreign: list[Path]
     """Folders in the store that the program did not make: they are left alone."""
 
     @property
@@ -93,29 +93,29 @@ class Inventory:
         """Sweeps of which it is not known what they refer to."""
         return sorted(name for name, sweep in self.sweeps.items() if sweep.keys is None)
 
-    def possible_owners(self, artefact: Artefact) -> frozenset[str]:
-        """Unfinished stages that may own an embedding which no index names."""
-        is_open = artefact.stage == EMBEDDINGS and not artefact.users
-        return self.open_embeds if is_open else frozenset()
-
-    @property
+    @cached_property
     def running_since(self) -> float:
         """The earliest start of the sweeps that run now; infinite where none does."""
         starts = [sweep.last_start for sweep in self.sweeps.values() if sweep.is_used]
         return min(starts, default=math.inf)
 
-    @property
+    @cached_property
     def is_in_use(self) -> bool:
         """Whether a sweep or a stage runs on the store."""
-        is_led = any(sweep.is_used for sweep in self.sweeps.values())
-        return is_led or any(each.state == "held" for each in self.artefacts)
+        return self.running_since < math.inf or any(a.state == "held" for a in self.artefacts)
+
+    def orphans(self) -> list[Artefact]:
+        """What no sweep refers to, as far as that is known: neither prepared images, which no plan
+        names, nor embeddings that an unfinished stage may own.
+        """
+        free = [a for a in self.artefacts if not a.sweeps and not a.owners and a.state != "held"]
+        return [artefact for artefact in free if artefact.stage != PREPARED]
 
 
 def take_inventory(root: Path) -> Inventory:
     """Look at everything in a store and the sweeps beside it; links are not followed or counted.
 
-    Raises:
-        InputError: If a newer version wrote one of the sweeps, or its results cannot be read.
+    InputError if a newer version wrote one of the sweeps, or its results cannot be read.
     """
     store = root / "store"
     sweeps = _sweeps(root)
@@ -126,20 +126,16 @@ def take_inventory(root: Path) -> Inventory:
         run_dirs = _folders(folder)
         if is_stage_folder(folder, run_dirs):
             foreign += [run_dir for run_dir in run_dirs if not is_run(run_dir)]
-            runs += _runs(filter(is_run, run_dirs), sweeps=sweeps)
+            runs += [_run(run_dir, sweeps=sweeps) for run_dir in run_dirs if is_run(run_dir)]
         else:
             foreign.append(folder)
-    indexes = [(run, _index(run.paths[0])) for run in runs if run.stage == "embed"]
-    is_open = [run.key for run, keys in indexes if run.state != "done" or keys is None]
-    half_removed = [path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)]
     return Inventory(
         root=root,
-        artefacts=(*runs, *_embeddings(store, indexes=indexes), *_prepared(store)),
+        artefacts=(*runs, *_embeddings(store, runs=runs), *_prepared(store)),
         sweeps=sweeps,
         has_trials=is_used(store, lock=TRIALS_LOCK),
-        open_embeds=frozenset(is_open),
-        half_removed=tuple(half_removed),
-        foreign=tuple(foreign),
+        half_removed=[path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)],
+        foreign=foreign,
     )
 
 
@@ -159,19 +155,17 @@ def _sweeps(root: Path) -> dict[str, KnownSweep]:
         has_recipe = path.is_file() or (folder / "config.yaml").is_file()
         if folder.name == "store" or not (has_recipe or results.is_file()):
             continue
-        plan, last_start = None, 0.0
-        try:
-            plan, last_start = read_plan(folder), path.stat().st_mtime
-        except NewerLayoutError:
-            raise
-        except (InputError, FileNotFoundError):
-            pass
         # Results alone, as a report keeps them, need no plan.
-        is_known = plan is not None or not has_recipe
-        keys = _results_keys(root, folder) | (plan.keys if plan else set()) if is_known else None
+        keys, last_start = frozenset(), 0.0
+        if has_recipe:
+            try:
+                keys, last_start = read_plan(folder).keys, path.stat().st_mtime
+            except NewerLayoutError:
+                raise
+            except (InputError, FileNotFoundError):
+                keys = None
         found[folder.name] = KnownSweep(
-            plan=plan,
-            keys=None if keys is None else frozenset(keys),
+            keys=None if keys is None else keys | _results_keys(root, folder),
             last_start=last_start,
             is_used=is_used(folder),
         )
@@ -189,24 +183,23 @@ def _results_keys(root: Path, folder: Path) -> set[str]:
     return found
 
 
-def _runs(run_dirs: Iterable[Path], *, sweeps: dict[str, KnownSweep]) -> Iterator[Artefact]:
-    """Runs of one stage."""
-    for run_dir in run_dirs:
-        stage = run_dir.parent.name
-        key = f"{stage}/{run_dir.name}"
-        referring = frozenset(name for name, known in sweeps.items() if key in (known.keys or ()))
-        state: State = "done" if is_done(run_dir) else "unfinished"
-        used = [sweeps[name].last_start for name in referring]
-        made = _artefact(stage, run_dir, used=used)
-        yield replace(made, state="held" if is_held(run_dir) else state, sweeps=referring)
+def _run(run_dir: Path, *, sweeps: dict[str, KnownSweep]) -> Artefact:
+    stage = run_dir.parent.name
+    key = f"{stage}/{run_dir.name}"
+    referring = frozenset(name for name, known in sweeps.items() if key in (known.keys or ()))
+    state: State = "done" if is_done(run_dir) else "unfinished"
+    made = _artefact(stage, run_dir, used=[sweeps[name].last_start for name in referring])
+    return replace(made, state="held" if is_held(run_dir) else state, sweeps=referring)
 
 
-def _embeddings(
-    store: Path, *, indexes: list[tuple[Artefact, set[str] | None]]
-) -> Iterator[Artefact]:
+def _embeddings(store: Path, *, runs: Sequence[Artefact]) -> Iterator[Artefact]:
     """One artefact a key: the embedding, and the view that it is of."""
     users: dict[str, list[Artefact]] = {}
-    for run, keys in indexes:
+    is_open: set[str] = set()
+    for run in (run for run in runs if run.stage == "embed"):
+        keys = _index(run.paths[0])
+        if run.state != "done" or keys is None:
+            is_open.add(run.key)
         for key in keys or ():
             users.setdefault(key, []).append(run)
     for folder in _folders(store / EMBEDDINGS):
@@ -226,6 +219,7 @@ def _embeddings(
                 name=key,
                 sweeps=frozenset(name for run in using for name in run.sweeps),
                 users=frozenset(run.key for run in using),
+                owners=frozenset() if using else frozenset(is_open),
             )
 
 

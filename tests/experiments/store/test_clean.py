@@ -14,7 +14,7 @@ from store_parts import Held, begin, fail, finish, plan_sweep, run_command, stag
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
 from experiments.store import clean as clean_module
-from experiments.store.clean import Selection, clean_inventory, orphans, parse_age, remove
+from experiments.store.clean import Selection, parse_age, remove
 from experiments.store.guard import claim_store, use_store, use_sweep
 from experiments.store.inventory import take_inventory
 from experiments.store.plan_file import PlanFile
@@ -96,9 +96,9 @@ def used(root: Path, *sweeps: str, days_ago: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_a_store_that_is_missing_is_named(tmp_path):
-    with pytest.raises(InputError, match="holds no store; give --root"):
-        clean_inventory(tmp_path)
+def test_a_store_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    said = f"error: {tmp_path}: holds no store; give --root, the store.root of your sweeps\n"
+    assert run_command(monkeypatch, capsys, "clean", "--root", tmp_path) == (2, "", said)
 
 
 def test_what_the_program_did_not_make_stays(root, tmp_path, monkeypatch, capsys):
@@ -190,7 +190,7 @@ def test_unfinished_stages_stay_with_their_sweep_and_keep_what_they_may_own(root
     inventory = take_inventory(root)
     unfinished = {each.key for each in inventory.artefacts if each.state == "unfinished"}
     assert unfinished == {"embed/late", "fit/c", "fit/lost"}
-    assert "embeddings/ff-nobody" not in {each.key for each in orphans(inventory)}
+    assert "embeddings/ff-nobody" not in {each.key for each in inventory.orphans()}
     assert gone(root, orphans=True, stages=("fit",)) == {"fit/old", "fit/lost"}
     why = "embed/late is not finished and may use it"
     assert reasons(root, orphans=True) == {"embeddings/ff-nobody": why}
@@ -259,8 +259,8 @@ def test_an_interrupted_removal_leaves_no_stage_that_looks_complete(root):
     assert not (root / "store" / "fit" / "old").exists()
     (half,) = take_inventory(root).half_removed
     assert (half / "DONE.json").is_file()
-    assert remove(root, Selection(orphans=True, stages=("embed",))).left == ()
-    assert take_inventory(root).half_removed == ()
+    assert remove(root, Selection(orphans=True, stages=("embed",))).left == []
+    assert take_inventory(root).half_removed == []
 
 
 def test_what_may_not_be_renamed_is_one_line(root, monkeypatch):
