@@ -8,7 +8,7 @@ import itertools
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -125,10 +125,8 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
 
 
 def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:
-    """Read the state of a sweep, with so many lines of the log of each failed stage.
-
-    Raises:
-        InputError: If a newer version wrote the plan or the store, or the plan is damaged.
+    """Read the state of a sweep, with so many lines of the log of each failed stage; InputError if
+    a newer version wrote the plan or the store, or the plan is damaged.
     """
     root = folder.parent
     plan = read_plan(folder)
@@ -202,7 +200,9 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     if (run_dir / DONE_NAME).exists():
         # As a sweep that starts sees it: it makes again what tables could not be made from.
         found = None if held else damage(run_dir)
-        return made(state="done") if found is None else made(state="waiting", reason=found)
+        if found is None:
+            return made(state="done")
+        return made(state="waiting", reason=found, log=str(log))
     failure = None if held else read_failure(run_dir)
     if failure is not None:
         tail = last_lines(log, count=n_lines)
@@ -248,31 +248,33 @@ def print_status(status: SweepStatus, console: Console) -> None:
     say(console)
     _print_cells(status.cells, console)
     for state in ("running", "interrupted", "failed"):
-        stages = status.of(state)
-        if not stages:
-            continue
-        say(console)
-        say(console, f"{state}:", style=STYLES[state])
-        for stage in stages[:NAMED]:
-            say(console, f"  {stage.label}{_progress(stage)}")
-            if state == "failed":
-                _print_reason(stage, console)
-        say_more(console, len(stages), more="; --json names all" if state == "failed" else "")
-    _print_damaged(status, console)
+        _print_stages(f"{state}:", status.of(state), console, style=STYLES[state])
+    damaged = "damaged, to be made again:"
+    _print_stages(damaged, status.damaged, console, style=STYLES["failed"])
     if counts["failed"]:
         say(console, "\nonce the cause is fixed: sonosweep sweep ... --retry-failed")
     elif not status.is_running and (counts["interrupted"] or counts["waiting"]):
         say(console, "\nthe same sweep command continues from here")
 
 
-def _print_damaged(status: SweepStatus, console: Console) -> None:
-    if status.damaged:
-        say(console, "\ndamaged, to be made again:", style=STYLES["failed"])
-    for stage in status.damaged[:NAMED]:
-        say(console, f"  {stage.label}")
-        path = status.folder.parent / "store" / stage.key
-        console.print(Text(f"    {os.path.relpath(path)}: {stage.reason}"), soft_wrap=True)
-    say_more(console, len(status.damaged), more="; --json names all")
+def _print_stages(
+    head: str, stages: Sequence[StageStatus], console: Console, *, style: str
+) -> None:
+    if stages:
+        say(console)
+        say(console, head, style=style)
+    for stage in stages[:NAMED]:
+        say(console, f"  {stage.label}{_progress(stage)}")
+        # A path is copied whole, so it is not folded.
+        log = os.path.relpath(stage.log) if stage.log else ""
+        if stage.state == "failed":
+            say(console, f"    {stage.reason}", style=style)
+            console.print(Text(f"    {log}"), soft_wrap=True)
+        elif stage.reason:
+            console.print(Text(f"    {Path(log).parent}: {stage.reason}"), soft_wrap=True)
+        for line in stage.log_tail:
+            say(console, f"    | {line}", style="dim")
+    say_more(console, len(stages), more="; --json names all")
 
 
 def format_counts(counts: dict[State, int]) -> Text:
@@ -308,11 +310,3 @@ def _progress(stage: StageStatus) -> str:
     is_silent = stage.state == "running" and stage.age_s > QUIET_S
     said = f"{format_duration(stage.age_s)} ago{', silent since' if is_silent else ''}"
     return f": {stage.what} {stage.done}/{stage.total}, {said}"
-
-
-def _print_reason(stage: StageStatus, console: Console) -> None:
-    say(console, f"    {stage.reason}", style=STYLES["failed"])
-    # A path is copied whole, so it is not folded.
-    console.print(Text(f"    {os.path.relpath(stage.log)}"), soft_wrap=True)
-    for line in stage.log_tail:
-        say(console, f"    | {line}", style="dim")
