@@ -1,21 +1,28 @@
-"""What a unit of a stage's work costs: the median of the finished runs of a store. Torch-free.
+"""What a unit of a stage's work costs: the median of the finished runs of a store, else what was
+measured on a GPU, else a first guess. Torch-free.
 
 A run's `DONE.json` has the seconds of its last attempt, so one that was resumed looks faster than
-it is; medians are robust to a few of those.
+it is; medians are robust to a few of those. `experiments/reference/step_costs.csv` has steps of the
+paper's stages and where they were measured, `gpus.csv` the published ratios to other GPUs.
 """
 
+import csv
 import json
+import math
 import statistics
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from experiments.config.paths import REFERENCE
 from experiments.config.schema import ExperimentConfig, resolved
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
 from experiments.runner.gpus import device_kind
 from experiments.runner.launchers import slots_of, threads_of
 from experiments.store.provenance import machine
+from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
 Source = Literal["here", "elsewhere", "table", "first guess"]
 SOURCES: dict[Source, str] = {
@@ -27,14 +34,14 @@ SOURCES: dict[Source, str] = {
 """What a cost rests on, the surest first. Here: on this machine, by as many threads and devices."""
 RUNS_READ = 50
 """Runs of a stage that are read, the latest ones."""
-
-
-class Measured(NamedTuple):
-    """One finished run."""
-
-    traits: str
-    place: tuple[Any, ...]
-    seconds_per_unit: float
+MEASURED_GPU = "H200"
+LEAST = "generator_least"
+"""Row of a training step of whatever batch: the host bounds it."""
+_VIT_B = ("vit_b", "medsam")
+_UNET_GFLOP_PER_PX = 803 / (512 * 512)
+"""Of a pass of Stable Diffusion's UNet, counted at 512x512; at 384x576 it is 2 % less."""
+_BACKWARD = 2.08
+"""Arithmetic of a LoRA step by that of a forward pass (1,670 by 803 GFLOP)."""
 
 
 class Cost(NamedTuple):
@@ -46,6 +53,14 @@ class Cost(NamedTuple):
     """What a stage takes beside its units."""
 
 
+class _Measured(NamedTuple):
+    """One finished run."""
+
+    traits: str
+    place: tuple[Any, ...]
+    seconds_per_unit: float
+
+
 def n_slots(config: ExperimentConfig) -> int:
     """Stages that run at the same time under a recipe's settings."""
     is_slurm = config.sweep.launcher == "slurm"
@@ -53,35 +68,39 @@ def n_slots(config: ExperimentConfig) -> int:
 
 
 class Costs:
-    """Costs under a recipe's settings on this machine, from a store that may not be there yet."""
+    """Costs under a recipe's settings on this machine, from a store that may not be there yet; what
+    was never measured is as on `gpu`, one of `gpus`.
+    """
 
-    def __init__(self, root: Path, *, config: ExperimentConfig) -> None:
-        self._store, self._config = Path(root) / "store", resolved(config)
+    def __init__(self, root: Path, *, config: ExperimentConfig, gpu: str | None = None) -> None:
+        self._store, self._config, self._gpu = Path(root) / "store", config, gpu
+        self._resolved = resolved(config)
         devices = config.trainer.devices, device_kind(config)
         self._place = _place(machine(), threads_of(config), *devices)
-        self._runs: dict[str, list[Measured]] = {}
+        self._runs: dict[str, list[_Measured]] = {}
 
     def of(self, node: Node) -> Cost:
-        """What a unit costs: the median of like runs here, else elsewhere, else a first guess."""
+        """What a unit costs: the median of like runs here, or else the next best."""
         row, stage = STAGES[node.stage], node.stage
         if stage not in self._runs:
             markers = (self._store / stage).glob("*/DONE.json")
             latest = sorted((path.stat().st_mtime, path) for path in markers)[-RUNS_READ:]
             self._runs[stage] = [run for _, path in latest if (run := _read(path.parent))]
-        traits = row.traits_of(content=node.content, upstream=node.upstream, config=self._config)
+        traits = row.traits_of(content=node.content, upstream=node.upstream, config=self._resolved)
         alike = [run for run in self._runs[stage] if run.traits == traits]
         here = [run for run in alike if run.place == self._place]
-        if not alike:
-            return Cost(row.first_guess_s, "first guess")
-        rate = statistics.median(run.seconds_per_unit for run in here or alike)
-        return Cost(rate, "here" if here else "elsewhere")
+        if alike:
+            rate = statistics.median(run.seconds_per_unit for run in here or alike)
+            return Cost(rate, "here" if here else "elsewhere")
+        found = self._gpu and reference_cost(node, config=self._config, gpu=self._gpu)
+        return found or Cost(row.first_guess_s, "first guess")
 
     def forget(self, stage: str) -> None:
         """Read the runs of a stage again: one more was finished."""
         self._runs.pop(stage, None)
 
 
-def _read(run_dir: Path) -> Measured | None:
+def _read(run_dir: Path) -> _Measured | None:
     """A finished run; None where its files are not whole, or it did no unit of work."""
     try:
         result = json.loads((run_dir / "DONE.json").read_text())
@@ -89,7 +108,7 @@ def _read(run_dir: Path) -> Measured | None:
         row, content, config = STAGES[manifest["stage"]], manifest["content"], manifest["config"]
         units = row.units_of(content=content, config=config, result=result)
         devices = (manifest["threads"], manifest.get("devices", 1), manifest.get("device", "cpu"))
-        return Measured(
+        return _Measured(
             traits=row.traits_of(content=content, upstream=manifest["upstream"], config=config),
             place=_place(manifest["machine"], *devices),
             seconds_per_unit=float(result["seconds"]) / units,
@@ -100,3 +119,78 @@ def _read(run_dir: Path) -> Measured | None:
 
 def _place(found: Mapping[str, Any], *devices: Any) -> tuple[Any, ...]:
     return (*(found.get(key) for key in ("host", "cpu", "cores")), *devices)
+
+
+class Gpu(NamedTuple):
+    """A GPU of the table."""
+
+    name: str
+    ratio: float
+    """Time by that of the measured one, of what the GPU bounds."""
+    how: str
+    """Where its numbers come from, for people."""
+
+
+@lru_cache(maxsize=1)
+def gpus() -> dict[str, Gpu]:
+    """The GPUs of the table by name, the measured one first."""
+    rows = {row["gpu"]: row for row in _rows("gpus.csv")}
+    base, found = rows[MEASURED_GPU], {}
+    published = {"arithmetic": "tflops_bf16", "bandwidth": "bandwidth_gb_s"}
+    for name, row in rows.items():
+        ratio, part = max((float(base[k]) / float(row[k]), part) for part, k in published.items())
+        how = f"steps measured on {MEASURED_GPU}"
+        if name != MEASURED_GPU:
+            how += f", times {ratio:.2g}, the ratio of published {part}; nothing measured"
+        found[name] = Gpu(name, ratio, how)
+    return found
+
+
+def known_gpu(product: str) -> str | None:
+    """The table's name of a GPU that nvidia-smi names; None for one that it does not know."""
+    # A GH200 and a laptop's RTX 4090 are other chips.
+    words = [] if "Laptop" in product else product.split()
+    return next((name for name in gpus() if set(name.split()) <= set(words)), None)
+
+
+def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | None:
+    """Cost of a stage on a GPU of the table, scaled from what was measured to its own settings.
+
+    Returns:
+        None where nothing like it was measured: another backbone, a fit without embeddings or
+        one that trains the encoder, the pixel generator, a stage that the table does not have.
+    """
+    if node.stage in ("generator", "synthesize"):
+        settings = config.generator_named(node.generator)
+        if not isinstance(settings, StableDiffusionConfig):
+            return None
+        passes, least_s = settings.batch_size * _BACKWARD, float(_costs()[LEAST]["unit_s"])
+        if node.stage == "synthesize":
+            sampler, least_s = settings.sampler, 0.0
+            passes = sampler.num_inference_steps * (2 if sampler.guidance_scale > 1 else 1)
+        row, gflop = _costs()[node.stage], passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+        unit_s = gpus()[gpu].ratio * float(row["unit_s"]) * gflop / float(row["gflop"])
+        return Cost(max(unit_s, least_s), "table")
+    backbone = {
+        "embed": node.content.get("encoder", {}).get("backbone"),
+        "fit": node.content.get("segmenter", {}).get("backbone"),
+        "score": getattr(config.segmenter_named(node.segmenter), "backbone", None),
+    }.get(node.stage)
+    # Cached features leave half of the encoder to every step and score, which were not measured.
+    is_cached = "embeddings" in node.upstream
+    is_cached &= config.segmenter_named(node.segmenter).cache == "embedding"
+    if backbone not in _VIT_B or (node.stage != "embed" and not is_cached):
+        return None
+    row = _costs()[node.stage]
+    scale = gpus()[gpu].ratio if row["bound"] == "gpu" else 1.0
+    return Cost(scale * float(row["unit_s"]), "table", float(row["fixed_s"]))
+
+
+@lru_cache(maxsize=1)
+def _costs() -> dict[str, dict[str, str]]:
+    return {row["stage"]: row for row in _rows("step_costs.csv")}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    lines = (REFERENCE / name).read_text().splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))

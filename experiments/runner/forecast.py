@@ -15,10 +15,9 @@ from experiments.config.words import counted
 from experiments.plan.bases import pin_bases
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Plan
-from experiments.runner.costs import SOURCES, Source, n_slots
+from experiments.runner.costs import SOURCES, Source, gpus, n_slots
 from experiments.runner.gpus import device_kind
 from experiments.runner.progress import clock
-from experiments.runner.reference import gpus
 from experiments.runner.sweep import Sweep
 from experiments.runner.workload import Workload, makespan_s
 from experiments.stages.data import Data, load_data

@@ -8,9 +8,8 @@ from graphlib import TopologicalSorter
 
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
-from experiments.runner.costs import Cost, Costs, n_slots
+from experiments.runner.costs import Cost, Costs, known_gpu, n_slots
 from experiments.runner.gpus import device_kind, gpu_names
-from experiments.runner.reference import known_gpu, reference_cost
 from experiments.runner.sweep import FINISHED, Sweep
 
 START_S = 0.3
@@ -96,11 +95,11 @@ class Workload:
     """What a sweep still has to do, and how long it takes."""
 
     def __init__(self, sweep: Sweep, *, gpu: str | None = None) -> None:
-        """`gpu` is one of `runner.reference`, None for what this machine has."""
+        """`gpu` is one of `costs.gpus`, None for what this machine has."""
         if gpu is None and device_kind(sweep.config) == "cuda":
             gpu = next(filter(None, map(known_gpu, gpu_names())), None)
-        self._gpu, self._config, self._runs = gpu, sweep.config, sweep.runs
-        self._costs = Costs(sweep.store.root, config=sweep.config)
+        self._config, self._runs = sweep.config, sweep.runs
+        self._costs = Costs(sweep.store.root, config=sweep.config, gpu=gpu)
         self._known: dict[str, Cost] = {}
         # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
         self._learnt = {key for key, run in self._runs.items() if run.state == "reused"}
@@ -113,11 +112,7 @@ class Workload:
     def cost(self, key: str) -> Cost:
         """What a unit of a stage's work costs."""
         if key not in self._known:
-            node = self._runs[key].node
-            found, gpu = self._costs.of(node), self._gpu
-            if found.source == "first guess" and gpu is not None:
-                found = reference_cost(node, config=self._config, gpu=gpu) or found
-            self._known[key] = found
+            self._known[key] = self._costs.of(self._runs[key].node)
         return self._known[key]
 
     def tasks(self) -> dict[str, Task]:

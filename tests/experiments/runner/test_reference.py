@@ -9,8 +9,8 @@ from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
 from experiments.runner import memory
+from experiments.runner.costs import gpus, known_gpu, reference_cost
 from experiments.runner.memory import check_gpu_memory, training_gib
-from experiments.runner.reference import gpus, known_gpu, reference_cost
 from experiments.store.runs import write_done
 
 
