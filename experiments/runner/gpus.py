@@ -14,10 +14,8 @@ QUERY_TIMEOUT_S = 30.0
 
 
 def gpu_names() -> list[str]:
-    """Names of the GPUs that this process may use, in the order of their ids; may be empty.
-
-    A CUDA_VISIBLE_DEVICES that is set counts: id 0 is then its first entry.
-    """
+    """Names of the GPUs that this process may use, none maybe. Id 0 is the first of them: of those
+    that a CUDA_VISIBLE_DEVICES leaves."""
     return _asked("name")
 
 
@@ -43,13 +41,10 @@ def _asked(field: str) -> list[str]:
     visible = _visible()
     if visible is None:
         return lines
-    found = []
-    for entry in visible:
-        if entry.isdigit() and int(entry) >= len(lines):
-            break
-        # An entry may be a UUID, which is not asked for.
-        found.append(lines[int(entry)] if entry.isdigit() else entry)
-    return found
+    is_here = lambda entry: not entry.isdigit() or int(entry) < len(lines)  # noqa: E731
+    # An entry may be a UUID, which is not asked for.
+    known = itertools.takewhile(is_here, visible)
+    return [lines[int(entry)] if entry.isdigit() else entry for entry in known]
 
 
 def device_kind(config: ExperimentConfig) -> str:
@@ -62,11 +57,8 @@ def device_kind(config: ExperimentConfig) -> str:
 
 
 def check_devices(config: ExperimentConfig) -> None:
-    """Refuse GPUs that are not there, before anything is started.
-
-    Raises:
-        InputError: For an id beyond the machine's, more GPUs than it has, one asked for where there
-            is none, or settings that name no GPU or use none.
+    """Refuse (InputError), before anything is started, GPUs that are not there, and settings that
+    name no GPU or use none of those named.
     """
     wanted, trainer, shared = config.sweep.devices, config.trainer, config.sweep.per_device
     if shared > 1 and not wanted:
@@ -86,8 +78,9 @@ def check_devices(config: ExperimentConfig) -> None:
         raise InputError(f"{key}: this machine has no NVIDIA GPU that can be used; leave it out")
     missing = [device for device in wanted if device >= n]
     if missing:
-        what = f"there is no GPU {missing[0]}; this machine has {n}, use 0 to {n - 1}"
-        raise InputError(f"{key}: {what}")
+        raise InputError(
+            f"{key}: there is no GPU {missing[0]}; this machine has {n}, use 0 to {n - 1}"
+        )
     # Without any the training is spread over processes of the CPU.
     if not wanted and 0 < n < each:
         raise InputError(f"trainer.devices={each}: this machine has {counted(n, 'GPU')}")

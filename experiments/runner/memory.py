@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from datamodules.errors import InputError
 from experiments.config.running import TrainerConfig
 from experiments.config.schema import ExperimentConfig
-from experiments.plan.nodes import Node, Plan
+from experiments.plan.nodes import Plan
 from experiments.runner.gpus import device_kind, gpu_memory_gib, gpu_names
 from experiments.store.runs import RunStore
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
@@ -59,10 +58,8 @@ def held_gib(settings: StableDiffusionConfig, *, n_images: int, trainer: Trainer
 
 
 def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
-    """Refuse a generator that is still to be trained and does not fit the GPU.
-
-    Raises:
-        InputError: With what it takes, and settings that fit.
+    """Refuse (InputError) a generator that is still to be trained and does not fit the GPU, with
+    what it takes and settings that fit.
     """
     if config.sweep.launcher != "local" or device_kind(config) != "cuda":
         return
@@ -75,8 +72,12 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
     if not sizes:
         return
     have_gib, gpu = min(sizes)
-    waiting = [n for n in plan.nodes.values() if n.stage == "generator"]
-    for name, n_images in _most_images(waiting, store=store).items():
+    most_images: dict[str, int] = {}
+    for node in plan.nodes.values():
+        if node.stage == "generator" and not store.is_done(node.stage, node.id):
+            n_images = len(node.content.get("images", ()))
+            most_images[node.generator] = max(most_images.get(node.generator, 0), n_images)
+    for name, n_images in most_images.items():
         settings = config.generator_named(name)
         if not isinstance(settings, StableDiffusionConfig):
             continue
@@ -92,16 +93,6 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
                 f"{settings.size_hw[0]}x{settings.size_hw[1]}, and {gpu} has {have_gib:.1f}; "
                 + remedy
             )
-
-
-def _most_images(nodes: Sequence[Node], *, store: RunStore) -> dict[str, int]:
-    """The most labelled images that a training of each generator still to be done has."""
-    most: dict[str, int] = {}
-    for node in nodes:
-        if not store.is_done(node.stage, node.id):
-            n_images = len(node.content.get("images", ()))
-            most[node.generator] = max(most.get(node.generator, 0), n_images)
-    return most
 
 
 def _remedy(settings: StableDiffusionConfig, *, section: str, have_gib: float) -> str:

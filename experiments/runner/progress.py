@@ -67,9 +67,8 @@ class LiveProgress:
             if self._printed.get(key) != run.state and run.state != "waiting":
                 self._printed[key] = run.state
                 self._line(run)
-        now = time.monotonic()
-        if now - self._last_plain >= PLAIN_EVERY_S:
-            self._last_plain = now
+        if time.monotonic() - self._last_plain >= PLAIN_EVERY_S:
+            self._last_plain = time.monotonic()
             for run in self._sweep.runs.values():
                 if run.state == "running" and run.total:
                     self._line(run)
@@ -98,26 +97,22 @@ class LiveProgress:
             table.add_column(width=column, no_wrap=True, overflow="ellipsis")
         for run in shown:
             mark, style = MARKS[run.state]
-            bar: ProgressBar | Text = Text("")
-            if bars and run.state == "running" and run.total:
-                bar = ProgressBar(total=run.total, completed=run.done, width=BAR_WIDTH)
+            has_bar = bars and run.state == "running" and run.total
             table.add_row(
                 Text(mark, style=style),
                 Text(run.node.label, style="" if run.state != "waiting" else "dim"),
-                bar,
+                ProgressBar(total=run.total, completed=run.done, width=bars) if has_bar else "",
                 Text(_detail(run), style=style if run.state in ("failed", "blocked") else "dim"),
             )
         more = f"  and {counted(hidden, 'more stage')}" if hidden else ""
         return Group(head, table, Text(more, style="dim"))
 
     def _fitting(self, runs: list[NodeRun]) -> tuple[list[NodeRun], int]:
-        """As many stages as the terminal has rows for: broken and running ones before others."""
-        room = max(3, self._console.height - 4)
-        if len(runs) <= room:
-            return runs, 0
-        ranks = list(MARKS)
+        """As many stages as the terminal has rows for, running and failed ones before others, and
+        the number of those left out."""
+        room, ranks = max(3, self._console.height - 4), list(MARKS)
         kept = sorted(range(len(runs)), key=lambda i: ranks.index(runs[i].state))[:room]
-        return [runs[i] for i in sorted(kept)], len(runs) - room
+        return [runs[i] for i in sorted(kept)], len(runs) - len(kept)
 
 
 def _detail(run: NodeRun) -> str:

@@ -23,10 +23,8 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
 def socket_folder() -> str:
-    """The temporary folder, or a shorter one where its path is too long for a socket's.
-
-    Raises:
-        InputError: There is no short one that can be written.
+    """The temporary folder, or a shorter one where its path is too long for a socket's; InputError
+    where none can be written.
     """
     folder = tempfile.gettempdir()
     if len(os.fsencode(folder)) + ROOM <= LONGEST_ADDRESS:
@@ -104,7 +102,7 @@ def _kill_server() -> None:
 
 
 def _end_server() -> None:
-    if forkserver._forkserver._forkserver_pid is not None:
-        # By itself it would take seconds to unload torch.
-        _kill_server()
-        forkserver._forkserver._stop()
+    # By itself it would take seconds to unload torch.
+    _kill_server()
+    # Nothing where there is none.
+    forkserver._forkserver._stop()

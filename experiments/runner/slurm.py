@@ -80,9 +80,7 @@ class SlurmLauncher:
         A batch that was just being sent when the sweep was killed is cancelled: its jobs may lack
         what they need. So are jobs that have not begun and name a stage that is not among `known`,
         the keys of the recipe's stages: they would refuse the whole chain when they read it.
-
-        Raises:
-            InputError: If the queue cannot be asked.
+        InputError if the queue cannot be asked.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         adopted: dict[str, Job] = {}
@@ -140,10 +138,8 @@ class SlurmLauncher:
         return self._settings.max_jobs - sum(len(each.alive) for each in self._batches.values())
 
     def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
-        """Send jobs as one array, or as few as their number allows.
-
-        Raises:
-            InputError: If the very first one is refused.
+        """Send jobs as one array, or as few as their number allows; InputError if the very first
+        one is refused.
         """
         started: list[Job] = []
         for first in range(0, len(jobs), self._array_size):
@@ -172,10 +168,8 @@ class SlurmLauncher:
         )
 
     def look(self) -> None:
-        """Ask the queue for all jobs, unless that was just done.
-
-        Raises:
-            InputError: If it has not answered for an hour.
+        """Ask the queue for all jobs, unless that was just done; InputError if it has not answered
+        for an hour.
         """
         now = time.monotonic()
         if now < self._next_look:

@@ -139,10 +139,8 @@ class Batch:
 
 
 def read_ledger(folder: Path) -> list[Batch]:
-    """The batches that may be in the queue; none where nothing was sent.
-
-    Raises:
-        InputError: If the file is damaged.
+    """The batches that may be in the queue; none where nothing was sent. InputError if the file is
+    damaged.
     """
     path = folder / "jobs.json"
     try:
@@ -162,12 +160,10 @@ def write_ledger(folder: Path, batches: Sequence[Batch]) -> None:
 
 
 def refuse_queued(folder: Path) -> None:
-    """Refuse to touch what the jobs of a sweep read: they run without a process that leads them.
+    """Refuse (InputError) to touch what the jobs of a sweep read, which run without a process that
+    leads them: some are in the queue, or it cannot be asked.
 
     Nothing is known of them where SLURM's commands are not.
-
-    Raises:
-        InputError: Some are in the queue, or it cannot be asked.
     """
     batches = read_ledger(folder / "slurm")
     if not batches or missing_command() is not None:

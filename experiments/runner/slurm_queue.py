@@ -59,12 +59,8 @@ def in_one_line(words: str) -> str:
 
 
 def read_queue(names: Collection[str]) -> dict[str, Seen]:
-    """The jobs of these names by id, `12` or `12_3`, in one call, or none for no name.
-
-    Those that ended a while ago are left out.
-
-    Raises:
-        SlurmError: squeue failed, or does not answer.
+    """The jobs of these names by id, `12` or `12_3`, in one call, or none for no name; those that
+    ended a while ago are left out. SlurmError where squeue failed, or does not answer.
     """
     if not names:
         return {}
