@@ -16,7 +16,7 @@ from experiments.__main__ import main
 from experiments.config.recipe import load_config
 from experiments.plan.grid import make_plan
 from experiments.plan.nodes import Node, Plan
-from experiments.runner.forecast import WIDTH, Forecast, forecast, forecast_text
+from experiments.runner.forecast import WIDTH, forecast, forecast_text
 from experiments.runner.sweep import Sweep
 from experiments.runner.workload import START_S, Workload
 from experiments.stages.data import Data
@@ -58,7 +58,7 @@ def data_of() -> Data:
     return Data(name="hc18", samples={}, rows={}, view=make_data(), indices={})
 
 
-def of(root: Path, plan: Plan, *changes: str, retry_failed: bool = True) -> Forecast:
+def of(root: Path, plan: Plan, *changes: str, retry_failed: bool = True) -> dict:
     config = config_of(root, *changes)
     return forecast(config, data=data_of(), plan=plan, retry_failed=retry_failed)
 
@@ -81,11 +81,11 @@ def finish(root: Path, node: Node) -> None:
 )
 def test_times_by_hand(measured, workers, seconds, starts):
     found = of(measured, fan_out(), f"sweep.workers={workers}")
-    assert found.seconds == pytest.approx(seconds + starts * START_S)
-    assert found.at_once == workers
-    (fits,) = found.stages
-    assert (fits.source, fits.units) == ("here", 110)
-    assert fits.seconds == pytest.approx(110 + 4 * START_S)
+    assert found["seconds"] == pytest.approx(seconds + starts * START_S)
+    assert found["at_once"] == workers
+    (fits,) = found["stages"]
+    assert (fits["source"], fits["units"]) == ("here", 110)
+    assert fits["seconds"] == pytest.approx(110 + 4 * START_S)
 
 
 def test_what_is_done_costs_nothing(measured):
@@ -93,14 +93,16 @@ def test_what_is_done_costs_nothing(measured):
     first, *others = made.nodes.values()
     finish(measured, first)
     found = of(measured, made)
-    assert found.seconds == pytest.approx(50 + 2 * START_S)
-    assert [(s.total, s.done, s.to_do, s.units) for s in found.stages] == [(3, 1, 2, 50)]
+    assert found["seconds"] == pytest.approx(50 + 2 * START_S)
+    assert [[s[k] for k in ("total", "done", "to_do", "units")] for s in found["stages"]] == [
+        [3, 1, 2, 50]
+    ]
     for node in others:
         finish(measured, node)
     found = of(measured, made)
-    assert (found.seconds, found.stages[0].source) == (0, None)
+    assert (found["seconds"], found["stages"][0]["source"]) == (0, None)
     assert "nothing is left to do" in forecast_text(found)
-    assert of(measured, plan_of()).seconds == 0
+    assert of(measured, plan_of())["seconds"] == 0
 
 
 def test_what_failed_counts_as_the_sweep_takes_it(measured):
@@ -110,21 +112,21 @@ def test_what_failed_counts_as_the_sweep_takes_it(measured):
     run_dir.mkdir(parents=True)
     write_failed(run_dir, "ValueError: too bad")
     found = of(measured, made)
-    assert (found.left_out, found.seconds) == (0, pytest.approx(60 + 3 * START_S))
+    assert (found["left_out"], found["seconds"]) == (0, pytest.approx(60 + 3 * START_S))
     kept = of(measured, made, retry_failed=False)
-    assert (kept.left_out, kept.seconds) == (2, pytest.approx(10 + START_S))
+    assert (kept["left_out"], kept["seconds"]) == (2, pytest.approx(10 + START_S))
     assert "2 stages left out: they failed, or need one that did" in forecast_text(kept)
     # Another attempt may succeed after this kind: the sweep tries it again by itself.
     write_failed(run_dir, "no room", kind="disk_full")
     again = of(measured, made, retry_failed=False)
-    assert (again.left_out, again.seconds) == (0, pytest.approx(60 + 3 * START_S))
+    assert (again["left_out"], again["seconds"]) == (0, pytest.approx(60 + 3 * START_S))
 
 
 def test_how_the_estimate_was_made_is_said(measured, tmp_path_factory):
     assert "at once; by medians of runs here (fit)" in forecast_text(of(measured, chain()))
     found = of(tmp_path_factory.mktemp("empty"), chain())
     # 0.8 s a step is the first guess.
-    assert found.seconds == pytest.approx(48 + 3 * START_S)
+    assert found["seconds"] == pytest.approx(48 + 3 * START_S)
     assert "about 0:49 with 1 stage at once; by first guess (fit)" in forecast_text(found)
 
 
@@ -142,8 +144,8 @@ def test_what_is_shared_by_how_many_trials(tmp_path):
     made = make_plan(config, make_data())
     found = forecast(config, data=data_of(), plan=made)
     # Two amounts, three supports, two seeds; synthetic ones with two generators.
-    assert found.trials == {"real": 12, "synthetic": 24}
-    shared = {each.label: (each.stages, each.trials) for each in found.shared}
+    assert found["trials"] == {"real": 12, "synthetic": 24}
+    shared = {each["label"]: (each["stages"], each["trials"]) for each in found["shared"]}
     # Each of two generators, for twelve trials.
     assert shared["fit generator on 20 images"] == (2, 12)
     assert shared["synthesise 40 candidates (generator on 20 images)"] == (2, 12)
