@@ -84,6 +84,7 @@ def forecast(
         sweep.recall_failures(kinds=["error"])
     done = {key for key, run in sweep.runs.items() if run.state == "reused"}
     work, root = Workload(sweep), sweep.store.root
+    disk = shutil.disk_usage(next(filter(Path.is_dir, (root, *root.parents))))
     return {
         "name": config.name,
         "cohort": data.name,
@@ -104,8 +105,7 @@ def forecast(
         "elsewhere": _elsewhere(sweep),
         # Roughly what the store takes after the sweep, were it empty before.
         "disk_gib": disk_need_gib(config),
-        "free_gib": shutil.disk_usage(next(filter(Path.is_dir, (root, *root.parents)))).free
-        / 2**30,
+        "free_gib": disk.free / 2**30,
     }
 
 
@@ -115,6 +115,7 @@ def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[dict[str
     for stage in dict.fromkeys(node.stage for node in plan.nodes.values()):
         keys = [key for key, node in plan.nodes.items() if node.stage == stage]
         left = [key for key in keys if key in tasks]
+        sources = {work.cost(key).source for key in left}
         sums.append(
             {
                 "stage": stage,
@@ -125,9 +126,7 @@ def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[dict[str
                 "units": sum(work.units[key] for key in left),
                 "seconds": sum(tasks[key].seconds for key in left),
                 # The least sure one counts.
-                "source": max(
-                    (work.cost(k).source for k in left), key=sureness.index, default=None
-                ),
+                "source": max(sources, key=sureness.index, default=None),
             }
         )
     return sums

@@ -94,9 +94,8 @@ def test_what_is_done_costs_nothing(measured):
     finish(measured, first)
     found = of(measured, made)
     assert found["seconds"] == pytest.approx(50 + 2 * START_S)
-    assert [[s[k] for k in ("total", "done", "to_do", "units")] for s in found["stages"]] == [
-        [3, 1, 2, 50]
-    ]
+    (fits,) = found["stages"]
+    assert [fits[key] for key in ("total", "done", "to_do", "units")] == [3, 1, 2, 50]
     for node in others:
         finish(measured, node)
     found = of(measured, made)
