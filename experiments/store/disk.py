@@ -56,26 +56,21 @@ def disk_need_gib(config: ExperimentConfig) -> float:
     generators = [config.generator_named(name) for name in config.generator_names()]
     repeats = len(grid.fold) * len(grid.generator_seed) * len(generators)
     n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
-    own = {each.pairs for each in factors if each.labels == "own"}
-    # One a kind of image; of unlabelled ones, one a teacher.
-    drawing = [each for each in factors if each.is_generated and each.labels == "own"]
-    made = {(each.images, each.rounds if each.images == "unlabelled" else 0) for each in drawing}
+    own = [each for each in factors if each.labels == "own"]
+    # One a kind of image; of unlabelled ones, one a teacher and round.
+    made = {(f.images, f.rounds * (f.images == "unlabelled")) for f in own if f.is_generated}
     n_teachers = len(grid.seed) * len(config.segmenter_names())
     n_kinds = sum(n_teachers if images == "unlabelled" else 1 for images, _ in made)
-    n_own = n_amounts * n_supports * repeats * n_kinds
-    n_drawn = n_amounts * n_supports * len(grid.fold) * len(own & {"warp", "phantom"})
-    n_generators = n_shared + n_own
+    n_generators = n_shared + n_amounts * n_supports * repeats * n_kinds
+    n_drawing = len({each.pairs for each in own} & {"warp", "phantom"})
+    n_drawn = n_amounts * n_supports * len(grid.fold) * n_drawing
     n_pairs = (n_generators + n_drawn) * config.synthesis.n_candidates
     n_fits = n_amounts * n_supports * len(grid.seed) * len(grid.fold)
     fits_mib = n_fits * sum(_fit_mib(config.segmenter_named(segmenter)) for segmenter, _ in arms)
-    is_pixel = isinstance(generators[0], GeneratorConfig)
-    total_mib = (
-        EMBEDDING_MIB.get(backbone, 2.0) * (n_embedded + n_pairs)
-        + PAIR_MIB * n_pairs
-        + (GENERATOR_MIB if is_pixel else STABLE_MIB) * n_generators
-        + fits_mib
-    )
-    return total_mib / 1024
+    generator_mib = GENERATOR_MIB if isinstance(generators[0], GeneratorConfig) else STABLE_MIB
+    pairs_mib = PAIR_MIB * n_pairs + generator_mib * n_generators
+    embedded_mib = EMBEDDING_MIB.get(backbone, 2.0) * (n_embedded + n_pairs)
+    return (embedded_mib + pairs_mib + fits_mib) / 1024
 
 
 def _parts(config: ExperimentConfig) -> tuple[float, float, float]:

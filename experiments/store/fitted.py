@@ -27,10 +27,8 @@ def described(settings: Any) -> dict[str, Any]:
 
 
 def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
-    """The settings that a run's segmenter was fitted with.
-
-    Raises:
-        InputError: They are of another version, or an extension of the recipe is not there.
+    """The settings that a run's segmenter was fitted with; InputError if they are of another
+    version, or an extension of the recipe is not there.
     """
     # Its kind may be a row of theirs.
     import_extensions(manifest.get("config", {}).get("extensions", []), where=str(run_dir))

@@ -46,13 +46,6 @@ def check_version(root: Path) -> None:
         raise InputError(f"{path}: damaged ({error}); restore it, or remove it") from error
 
 
-def check_run(run_dir: Path) -> None:
-    """Refuse (InputError) a run of a newer store; a copy that lies elsewhere is of none."""
-    store = run_dir.resolve().parent.parent
-    if store.name == "store":
-        check_version(store.parent)
-
-
 def check_sweep(folder: Path) -> None:
     """Refuse (InputError) results that lie beside the plan, or the store, of a newer version.
 

@@ -25,23 +25,21 @@ PACKAGES = (
 )
 
 OWN = ("datamodules", "lightning_modules", "experiments")
-"""The packages of this distribution."""
 CODE_SUFFIXES = (".py", ".yaml", ".csv", ".j2")
-"""What decides what they do."""
+"""What decides what the packages of this distribution do."""
 
 
 def _git(*arguments: str) -> str | None:
     try:
-        return subprocess.run(
+        # A difference may hold anything.
+        return subprocess.check_output(
             ["git", *arguments],
             cwd=ROOT,
-            capture_output=True,
+            stderr=subprocess.DEVNULL,
             text=True,
-            # A difference may hold anything.
             errors="replace",
-            check=True,
             timeout=10,
-        ).stdout
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -64,9 +62,13 @@ def code_state() -> dict[str, str | None]:
     sha = diff = None
     if _git("ls-files", "--error-unmatch", "--", str(Path(__file__).resolve())) is not None:
         sha, diff = _git("rev-parse", "HEAD"), _git("diff", "HEAD", "--", ".")
-    lock = ROOT / "requirements.lock"
+    installed, lock = {}, ROOT / "requirements.lock"
+    if not sha:
+        paths = [p for name in OWN for p in (ROOT / name).rglob("*") if p.suffix in CODE_SUFFIXES]
+        files = sorted([p.relative_to(ROOT).as_posix(), file_sha256(p)] for p in paths)
+        installed["installed"] = f"{package_version('sonosweep')}, files {content_key(files)}"
     return {
-        **({} if sha else {"installed": f"{package_version('sonosweep')}, files {_files_hash()}"}),
+        **installed,
         "git_sha": sha.strip() if sha else None,
         "git_dirty_sha256": hashlib.sha256(diff.encode()).hexdigest()[:16] if diff else None,
         "lock_sha256": file_sha256(lock)[:16] if lock.exists() else None,
@@ -79,12 +81,6 @@ def code_name(facts: Mapping[str, Any]) -> str:
         return str(facts.get("installed", "unknown"))
     dirty = facts.get("git_dirty_sha256")
     return f"{facts['git_sha'][:10]} with changes {dirty}" if dirty else facts["git_sha"][:10]
-
-
-def _files_hash() -> str:
-    """Hash over the names and bytes of the packages' own files."""
-    paths = [p for name in OWN for p in (ROOT / name).rglob("*") if p.suffix in CODE_SUFFIXES]
-    return content_key(sorted([p.relative_to(ROOT).as_posix(), file_sha256(p)] for p in paths))
 
 
 @functools.cache
@@ -114,24 +110,20 @@ def used_gpu() -> dict[str, Any]:
 
 
 def provenance(code: Mapping[str, str | None] | None = None) -> dict[str, Any]:
-    """All of it, with package versions and the command.
+    """All of it, with package versions and the command, as a user can type it again.
 
-    Args:
-        code: `code_state` of the code that runs, where it is older than what is on the disk by
-            now; both are given then, that on the disk as `code_on_disk`.
+    `code` is the `code_state` of the code that runs; where it is older than what is on the disk by
+    now, that is given too, as `code_on_disk`.
     """
-    found = code_state()
-    changed = {} if code is None or code == found else {"code_on_disk": found}
+    on_disk = code_state()
+    running = on_disk if code is None else code
+    program = Path(sys.argv[0]).name
     return {
-        **(found if code is None else code),
-        **changed,
+        **running,
+        **({} if running == on_disk else {"code_on_disk": on_disk}),
         "machine": machine(),
         "versions": {package: package_version(package) for package in PACKAGES},
-        "command": _command(),
+        "command": shlex.join(
+            ["sonosweep" if program == "__main__.py" else program, *sys.argv[1:]]
+        ),
     }
-
-
-def _command() -> str:
-    """The command line, as a user can type it again."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["sonosweep" if name == "__main__.py" else name, *sys.argv[1:]])

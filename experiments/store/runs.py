@@ -20,16 +20,9 @@ from typing import Any, Literal, NamedTuple
 
 from datamodules.embeddings import INDEX_NAME, EmbeddingStore, first_absent
 from datamodules.errors import InputError
-from datamodules.integrity import (
-    FILES,
-    damaged_file,
-    file_facts,
-    read_object,
-    read_sealed,
-    sealed,
-)
+from datamodules.integrity import FILES, damaged_file, file_facts, read_object, read_sealed, sealed
 from datamodules.storage import fsync_path, make_readable, write_json
-from experiments.store.layout import check_run
+from experiments.store.layout import check_version
 
 DONE_NAME, MANIFEST_NAME, RESULTS_NAME = "DONE.json", "manifest.json", "results.csv"
 READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")
@@ -189,8 +182,10 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
-    check_run(run_dir)
-    path = run_dir / MANIFEST_NAME
+    store, path = run_dir.resolve().parents[1], run_dir / MANIFEST_NAME
+    # A copy that lies elsewhere is of no store.
+    if store.name == "store":
+        check_version(store.parent)
     if not path.is_file():
         raise InputError(
             f"{run_dir}: manifest.json is missing, so this is no run; give a directory such as "
@@ -229,10 +224,9 @@ FailureKind = Literal["error", "out_of_memory", "disk_full", "data_changed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why an attempt ended without a result."""
+    """Why an attempt ended without a result, in one line."""
 
     reason: str
-    """One line."""
     kind: FailureKind
     """`error` will come again; after the others another attempt may succeed."""
 
