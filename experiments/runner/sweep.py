@@ -179,7 +179,7 @@ class Sweep:
             # The signal has ended the server that was to fork a stage.
             raise SweepInterruptedError from None
         finally:
-            left = self.launcher.leave([run.job for run in self._running() if run.job is not None])
+            left = self.launcher.leave([run.job for run in self._running()])
             if left:
                 self.say(left)
             for number, handler in previous.items():
@@ -207,40 +207,38 @@ class Sweep:
                 self._block(run)
         if self.halted or self._is_paused():
             return
+        # A stage's own key is a hash over all of its images: those of the table are asked instead.
         free, chains, taken = self.launcher.free(), [], set()
-        for run in self.runs.values():
+        for key, run in self.runs.items():
             if len(chains) >= free:
                 break
-            is_free = run.state == "waiting" and run.node.key not in taken
-            if is_free and self._has_sound_inputs(run):
-                chains.append(self._chain(run, taken=taken))
-                taken |= {each.node.key for each in chains[-1]}
+            if run.state == "waiting" and key not in taken and self._has_sound_inputs(run):
+                chains.append(self._chain(key, taken=taken))
+                taken.update(chains[-1])
         if not chains:
             return
-        jobs = self.launcher.start([[self._context(run) for run in chain] for chain in chains])
-        for chain, job in zip(chains, jobs, strict=True):
-            for run in chain:
+        contexts = [[self._context(self.runs[key]) for key in chain] for chain in chains]
+        for chain, job in zip(chains, self.launcher.start(contexts), strict=True):
+            for run in map(self.runs.get, chain):
                 run.job, run.state, run.started = job, "running", time.monotonic()
 
     def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
         keys = run.node.upstream.values()
         return all(key in coming or self.runs[key].is_done for key in keys)
 
-    def _chain(self, first: NodeRun, *, taken: set[str]) -> list[NodeRun]:
+    def _chain(self, first: str, *, taken: set[str]) -> list[str]:
         """What goes into one job: the stage, and what waits for it alone but no other training."""
         chain = [first]
-        if self.launcher.chains:
-            # The plan's order has each stage after its inputs.
-            for run in self.runs.values():
-                coming = [each.node.key for each in chain]
-                if (
-                    run.state == "waiting"
-                    and not STAGES[run.node.stage].is_training
-                    and run.node.key not in taken
-                    and not {*run.node.upstream.values()}.isdisjoint(coming)
-                    and self._has_inputs(run, coming=coming)
-                ):
-                    chain.append(run)
+        # The plan's order has each stage after its inputs.
+        for key, run in self.runs.items() if self.launcher.chains else ():
+            if (
+                run.state == "waiting"
+                and not STAGES[run.node.stage].is_training
+                and key not in taken
+                and not {*run.node.upstream.values()}.isdisjoint(chain)
+                and self._has_inputs(run, coming=chain)
+            ):
+                chain.append(key)
         return chain
 
     def _block(self, run: NodeRun) -> None:
@@ -281,7 +279,7 @@ class Sweep:
             if status is not None:
                 run.what, run.done, run.total, _ = status
             # In this order: a marker that was written before the end is then always seen.
-            ended = run.job.ended() if run.job is not None else "it was never started"
+            ended = run.job.ended()
             # The marker decides: a process that was told to stop may well exit with 0.
             if is_done(run_dir):
                 run.state, run.reason = "done", ""
@@ -290,23 +288,22 @@ class Sweep:
                 # It stood behind its input in one job, and was never begun.
                 run.state = "waiting"
             elif ended is not None:
-                failure = read_failure(run_dir)
-                log = run_dir / "log.txt"
+                failure, log = read_failure(run_dir), run_dir / "log.txt"
                 # A job may have ended before the stage began.
                 unsaid = f"{ended}; see {log}" if log.exists() else ended
                 run.reason = failure.reason if failure else unsaid
                 again = self._again(run, failure, ended=ended)
-                if again is None:
-                    self._fail(run)
-                else:
+                if again:
                     run.state = "waiting"
                     self.say(f"{run.node.label}: {again}")
+                else:
+                    self._fail(run)
             if run.state != "running":
                 run.seconds, run.job = time.monotonic() - run.started, None
 
-    def _again(self, run: NodeRun, failure: Failure | None, *, ended: str) -> str | None:
-        """Why another attempt may succeed; None where it would not."""
-        was_killed = failure is None and run.job is not None and run.job.was_killed
+    def _again(self, run: NodeRun, failure: Failure | None, *, ended: str) -> str:
+        """Why another attempt may succeed; nothing where it would not."""
+        was_killed = failure is None and run.job.was_killed
         if was_killed and run.done > run.done_when_killed:
             # A job that a time limit ends again and again still gets further each time.
             run.n_killed, run.done_when_killed = 0, run.done
@@ -323,7 +320,7 @@ class Sweep:
         if failure is None and not was_killed:
             is_full = shutil.disk_usage(self.store.root).free < FULL_MIB * 2**20
         if not is_full:
-            return None
+            return ""
         self._paused = True
         return (
             f"the disk is full, the sweep pauses; free some of {self.store.root} and it continues, "

@@ -117,13 +117,11 @@ def provenance(code: Mapping[str, str | None] | None = None) -> dict[str, Any]:
     """
     on_disk = code_state()
     running = on_disk if code is None else code
-    program = Path(sys.argv[0]).name
+    program, *words = Path(sys.argv[0]).name, *sys.argv[1:]
     return {
         **running,
         **({} if running == on_disk else {"code_on_disk": on_disk}),
         "machine": machine(),
         "versions": {package: package_version(package) for package in PACKAGES},
-        "command": shlex.join(
-            ["sonosweep" if program == "__main__.py" else program, *sys.argv[1:]]
-        ),
+        "command": shlex.join(["sonosweep" if program == "__main__.py" else program, *words]),
     }
