@@ -20,9 +20,11 @@ def reason_of(error: BaseException) -> str:
     reason = _words(first)
     if len(chain) > 1 and _words(error) != reason:
         reason += f"; then {_words(error)}"
-    if any(_lacks_shared_memory(each) for each in chain):
-        reason += f"; {SHARED_MEMORY} holds {_shared_mib():.3g} MiB, too few for loader processes"
-        reason += ": enlarge it (containers: --shm-size=2g), or set trainer.num_workers=0"
+    if any(map(_lacks_shared_memory, chain)):
+        reason += (
+            f"; {SHARED_MEMORY} holds {_shared_mib():.3g} MiB, too few for loader processes: "
+            "enlarge it (containers: --shm-size=2g), or set trainer.num_workers=0"
+        )
     return reason
 
 

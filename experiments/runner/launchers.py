@@ -55,10 +55,8 @@ class Launcher(Protocol):
 
 
 def slots_of(config: ExperimentConfig) -> list[tuple[int, ...]]:
-    """The places of this machine for a job at a time, each with the ids of its GPUs.
-
-    They are `sweep.workers` without ids, for whatever the process sees, or the GPUs of
-    `sweep.devices`; with `sweep.per_device` above 1 one comes up that often, after all others.
+    """The places of this machine for a job at a time, each with the ids of its GPUs; without ids
+    for whatever the process sees. A GPU that several share comes up again after all others.
     """
     grid, each = config.sweep, config.trainer.devices
     if not grid.devices:
@@ -87,15 +85,13 @@ class LocalLauncher:
         self._spawner: ForkServerContext | None = None
 
     def free(self) -> int:
-        """Slots whose last job has ended."""
         self._busy = {i: job for i, job in self._busy.items() if job.ended() is None}
         return len(self.slots) - len(self._busy)
 
     def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
-        """Start one process a job; each job is one stage."""
         started: list[Job] = []
-        for (context,) in jobs:
-            number = next(i for i in range(len(self.slots)) if i not in self._busy)
+        free = (i for i in range(len(self.slots)) if i not in self._busy)
+        for (context,), number in zip(jobs, list(free), strict=False):
             self._busy[number] = _ProcessJob(self._process(context, self.slots[number]))
             started.append(self._busy[number])
         return started

@@ -35,13 +35,12 @@ def run_node(
     environment: Mapping[str, str],
     is_first: bool = True,
 ) -> None:
-    """Run a stage in a process made for it, with variables of its own; the process ends here.
+    """Run a stage in a process made for it, with variables of its own; the process ends here. One
+    that is not the first of its stage only shares in the training.
 
-    One that is not the first of its stage only shares in the training.
-
-    Everything that is printed goes to `log.txt` in the run's directory. A failure leaves
-    `FAILED.json` with its reason; the parent reads markers, never the exit code alone. A stage's
-    row from outside is in its parent's table alone, and so is handed over.
+    All that is printed goes to `log.txt`. A failure leaves `FAILED.json`: the parent reads markers,
+    never the exit code alone. A stage's row from outside is in the parent's table alone, and so is
+    handed over.
     """
     # Before torch first looks for a GPU.
     os.environ.update(environment)
@@ -105,11 +104,10 @@ def _run(context: StageContext, *, threads: int) -> int:
     run_dir, node = context.run_dir, context.node
     started, cpu_started = time.time(), time.process_time()
     try:
-        kind = {"segmenter": described(context.segmenter)} if node.segmenter else {}
         manifest = {
             **{key: getattr(node, key) for key in ("stage", "id", "label", "content", "upstream")},
             "config": resolved(context.config),
-            **kind,
+            **({"segmenter": described(context.segmenter)} if node.segmenter else {}),
             "sweep": context.sweep,
             "started": started,
             "threads": threads,

@@ -129,9 +129,10 @@ def take_inventory(root: Path) -> Inventory:
             runs += [_run(run_dir, sweeps=sweeps) for run_dir in run_dirs if is_run(run_dir)]
         else:
             foreign.append(folder)
+    prepared = _folders(store / PREPARED, hidden=True)
     return Inventory(
         root=root,
-        artefacts=(*runs, *_embeddings(store, runs=runs), *_prepared(store)),
+        artefacts=(*runs, *_embeddings(store, runs=runs), *map(_prepared, prepared)),
         sweeps=sweeps,
         has_trials=is_used(store, lock=TRIALS_LOCK),
         half_removed=[path for path in _entries(store) if path.name.startswith(REMOVED_PREFIX)],
@@ -223,10 +224,9 @@ def _embeddings(store: Path, *, runs: Sequence[Artefact]) -> Iterator[Artefact]:
             )
 
 
-def _prepared(store: Path) -> Iterator[Artefact]:
-    """Prepared images, and what interrupted writers left among them."""
-    for folder in _folders(store / PREPARED, hidden=True):
-        yield _artefact(TEMPORARY if folder.name.startswith(".") else PREPARED, folder)
+def _prepared(folder: Path) -> Artefact:
+    """Prepared images, or what an interrupted writer left among them."""
+    return _artefact(TEMPORARY if folder.name.startswith(".") else PREPARED, folder)
 
 
 def _artefact(stage: str, *paths: Path, used: Sequence[float] = ()) -> Artefact:

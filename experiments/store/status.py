@@ -35,6 +35,8 @@ STYLES: dict[State, str] = {
     "interrupted": "yellow",
     "waiting": "dim",
 }
+CELL = ("is_control", "segmenter", "condition", "generator", "choice", "n_real")
+"""What trials have in common that differ by their draws alone."""
 QUIET_S = 300.0
 """A running stage that has said nothing for longer is marked."""
 TAIL_BYTES = 16384
@@ -64,19 +66,6 @@ class StageStatus:
     """Last lines of the log of a failed stage."""
 
 
-@dataclass(frozen=True)
-class CellStatus:
-    """Trials that differ by their draws alone, counted by state."""
-
-    is_control: bool
-    segmenter: str
-    condition: str
-    generator: str
-    choice: str
-    n_real: int
-    trials: dict[State, int]
-
-
 @dataclass(frozen=True, kw_only=True)
 class SweepStatus:
     """State of a sweep; each count has all states."""
@@ -88,7 +77,8 @@ class SweepStatus:
     stages: tuple[StageStatus, ...]
     trials: dict[State, int]
     """Trials of the grid; the controls are in `cells` alone."""
-    cells: tuple[CellStatus, ...]
+    cells: list[dict[str, Any]]
+    """Trials of the same `CELL`, counted by state."""
 
     def of(self, *states: State) -> list[StageStatus]:
         """Stages in some states, in the plan's order."""
@@ -169,7 +159,7 @@ def as_json(status: SweepStatus) -> dict[str, Any]:
         "is_running": status.is_running,
         "stages": status.counts,
         "trials": status.trials,
-        "cells": [asdict(cell) for cell in status.cells],
+        "cells": status.cells,
         "running": [asdict(stage) for stage in status.of("running")],
         "failures": [asdict(stage) for stage in status.of("failed")],
         "interrupted": [asdict(stage) for stage in status.of("interrupted")],
@@ -217,18 +207,17 @@ def _stage(stage: PlannedStage, *, run_dir: Path, n_lines: int) -> StageStatus:
     return made(what=said.what, done=said.done, total=said.total, age_s=age_s)
 
 
-def _cells(plan: PlanFile, *, states: dict[str, State]) -> tuple[CellStatus, ...]:
-    """Cells by segmenter, condition, generator, choice in the plan's order, amounts ascending."""
-    cells: dict[tuple[bool, str, str, str, str, int], list[State]] = {}
+def _cells(plan: PlanFile, *, states: dict[str, State]) -> list[dict[str, Any]]:
+    """Controls last; names in the plan's order, amounts ascending."""
+    cells: dict[tuple[Any, ...], list[State]] = {}
     rank: dict[str, int] = {}
     for trial in plan.trials:
-        names = (trial.segmenter, trial.condition, trial.generator, trial.choice)
-        for name in names:
+        cell = tuple(getattr(trial, axis) for axis in CELL)
+        for name in cell[1:-1]:
             rank.setdefault(name, len(rank))
-        cell = (trial.is_control, *names, trial.n_real)
         cells.setdefault(cell, []).append(trial_state(trial, states))
-    ordered = sorted(cells, key=lambda cell: (cell[0], *(rank[n] for n in cell[1:5]), cell[5]))
-    return tuple(CellStatus(*cell, _counts(cells[cell])) for cell in ordered)
+    ordered = sorted(cells, key=lambda cell: (cell[0], *map(rank.get, cell[1:-1]), cell[-1]))
+    return [dict(zip(CELL, cell, strict=True), trials=_counts(cells[cell])) for cell in ordered]
 
 
 def _counts(states: Iterable[State]) -> dict[State, int]:
@@ -283,23 +272,23 @@ def format_counts(counts: dict[State, int]) -> Text:
     return Text(", ").join(parts) if parts else Text("none")
 
 
-def _print_cells(cells: tuple[CellStatus, ...], console: Console) -> None:
+def _print_cells(cells: list[dict[str, Any]], console: Console) -> None:
     """A row a cell; segmenters, generators and choices are named where there are several."""
     axes = [
         axis
         for axis in ("segmenter", "generator", "choice")
-        if len({getattr(cell, axis) for cell in cells} - {""}) > 1
+        if len({cell[axis] for cell in cells} - {""}) > 1
     ]
     axes.insert(axes.count("segmenter"), "condition")
     rows: list[list[str | Text]] = []
     shown: list[str] = []
     for cell in cells:
-        names = [getattr(cell, axis) for axis in axes]
+        names = [cell[axis] for axis in axes]
         # What stands in the row above is left out, from the left.
         same = itertools.takewhile(lambda both: both[0] == both[1], zip(shown, names, strict=False))
         n_same = len(list(same))
-        amount = "" if cell.is_control else str(cell.n_real)
-        rows.append([*[""] * n_same, *names[n_same:], amount, format_counts(cell.trials)])
+        amount = "" if cell["is_control"] else str(cell["n_real"])
+        rows.append([*[""] * n_same, *names[n_same:], amount, format_counts(cell["trials"])])
         shown = names
     print_table(console, [*axes, "images", "trials"], rows, numbers=("images",))
 
