@@ -12,11 +12,11 @@ from toy_recipe import TOY
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.grid import box_plan, make_plan
-from experiments.plan.nodes import Node, Plan
+from experiments.plan.nodes import Plan
 from experiments.plan.record import planned, record_plan, refuse_another
 from experiments.store.guard import claim_store, use_sweep
 from experiments.store.layout import NewerLayoutError, check_version
-from experiments.store.plan_file import PlanFile, plan_changes, read_plan, write_plan
+from experiments.store.plan_file import PlanFile, read_plan, write_plan
 
 
 @functools.cache
@@ -44,32 +44,35 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_a_plan_without_anything_is_a_plan(tmp_path):
-    write_plan(tmp_path, PlanFile(stages=(), trials=()))
-    assert read_plan(tmp_path) == PlanFile(stages=(), trials=())
+GONE = "; what is done of them stays in the store"
 
 
-def test_no_change_says_nothing(tmp_path):
-    assert record_plan(tmp_path, plan()) is None
-    assert record_plan(tmp_path, plan()) is None
-    assert plan_changes(planned(plan()), planned(plan())) is None
-
-
-def test_more_trials_are_new_and_nothing_else(tmp_path):
-    record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0]"))
-    change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
-    # The demo has three amounts, of which each gets a second seed.
-    assert change == "the recipe or its data changed: new trials: 3"
-
-
-def test_trials_that_left_the_recipe_are_counted(tmp_path):
-    record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[0,1]"))
-    change = record_plan(tmp_path, plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
-    assert change == (
-        "the recipe or its data changed: new trials: 3, trials no longer in the recipe: 3; what is "
-        "done of them stays in the store"
-    )
-    assert read_plan(tmp_path) == planned(plan("sweep.condition=[real]", "sweep.seed=[1,2]"))
+@pytest.mark.parametrize(
+    ("old", "new", "change"),
+    [
+        ("sweep.seed=[0]", "sweep.seed=[0]", None),
+        # There are three amounts, of which each has a seed more, less or another.
+        ("sweep.seed=[0]", "sweep.seed=[0,1]", "new trials: 3"),
+        ("sweep.seed=[0,1]", "sweep.seed=[0]", f"trials no longer in the recipe: 3{GONE}"),
+        (
+            "sweep.seed=[0,1]",
+            "sweep.seed=[1,2]",
+            f"new trials: 3, trials no longer in the recipe: 3{GONE}",
+        ),
+        # A jittered score for each amount.
+        (
+            "evaluation.jitter_draws=8",
+            "evaluation.jitter_draws=7",
+            f"new stages: 3, stages no longer in the recipe: 3{GONE}",
+        ),
+    ],
+)
+def test_a_changed_recipe_says_what_is_new_and_what_is_gone(tmp_path, old, new, change):
+    of = functools.partial(plan, "sweep.condition=[real]", "evaluation.controls=[]")
+    assert record_plan(tmp_path, of(old)) is None
+    said = record_plan(tmp_path, of(new))
+    assert said == (change and f"the recipe or its data changed: {change}")
+    assert read_plan(tmp_path) == planned(of(new))
 
 
 def test_only_the_plan_of_a_running_sweep_may_be_written_again(tmp_path):
@@ -83,27 +86,6 @@ def test_only_the_plan_of_a_running_sweep_may_be_written_again(tmp_path):
         with pytest.raises(InputError, match=r"toy runs now with another .*\(name=\.\.\.\)"):
             refuse_another(folder, other)
     refuse_another(folder, other)
-
-
-def test_trials_that_only_left_are_counted():
-    whole = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
-    fewer = dataclasses.replace(whole, trials=whole.trials[1:])
-    assert plan_changes(fewer, whole) == "the recipe or its data changed: new trials: 1"
-    assert plan_changes(whole, fewer) == (
-        "the recipe or its data changed: trials no longer in the recipe: 1; what is done of them "
-        "stays in the store"
-    )
-
-
-def test_the_same_trials_scored_otherwise_are_other_stages():
-    before = planned(plan("sweep.condition=[real]", "evaluation.controls=[]"))
-    words = ["sweep.condition=[real]", "evaluation.controls=[]", "evaluation.jitter_draws=7"]
-    change = plan_changes(before, planned(plan(*words)))
-    # A jittered score for each of the three amounts.
-    assert change == (
-        "the recipe or its data changed: new stages: 3, stages no longer in the recipe: 3; what is "
-        "done of them stays in the store"
-    )
 
 
 def test_a_box_figure_stays_a_part_of_its_sweep(tmp_path):
@@ -152,22 +134,17 @@ def test_a_plan_of_before_there_were_segmenters_to_choose_from(tmp_path):
     ]
 
 
-def test_a_stage_of_another_shape_is_damage(tmp_path):
-    write_plan(tmp_path, planned(plan()))
-    content = json.loads((tmp_path / "plan.json").read_text())
-    del content["nodes"][0]["label"]
-    (tmp_path / "plan.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="label"):
-        read_plan(tmp_path)
-
-
-@pytest.mark.parametrize("key", ["../fit", "fit/..", "fit/a0/x", "/fit/a0", "fit", 7])
-def test_a_stage_that_is_no_stage_and_id_is_damage(tmp_path, key):
+@pytest.mark.parametrize("key", ["../fit", "fit/..", "fit/a0/x", "/fit/a0", "fit", 7, None])
+def test_a_stage_of_another_shape_is_damage(tmp_path, key):
     folder = plan_sweep(tmp_path, "a", small_plan())
     content = json.loads((folder / "plan.json").read_text())
-    content["nodes"][0]["key"] = key
+    if key is None:
+        del content["nodes"][0]["label"]
+    else:
+        content["nodes"][0]["key"] = key
     (folder / "plan.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"plan.json: damaged \(.* is no stage/id\); .*report"):
+    what = "'label'" if key is None else "is no stage/id"
+    with pytest.raises(InputError, match=rf"plan.json: damaged \(.*{what}\); .*report"):
         read_plan(folder)
 
 
@@ -197,22 +174,19 @@ def test_a_newer_plan_is_neither_read_nor_written_over(tmp_path):
     assert (tmp_path / "plan.json").read_text() == text
 
 
-def test_a_store_is_marked_once(tmp_path):
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_store_is_marked_once(tmp_path, is_old):
+    """One that was made before there were versions is taken."""
+    if is_old:
+        (tmp_path / "store" / "fit" / "0123").mkdir(parents=True)
     check_version(tmp_path)
-    assert not (tmp_path / "store").exists()
+    assert (tmp_path / "store").exists() == is_old
     claim_store(tmp_path)
     path = tmp_path / "store" / "VERSION.json"
     assert json.loads(path.read_text()) == {"layout": 1}
     written = path.stat().st_mtime_ns
     claim_store(tmp_path)
     assert path.stat().st_mtime_ns == written
-
-
-def test_a_store_made_before_there_were_versions_is_taken(tmp_path):
-    (tmp_path / "store" / "fit" / "0123").mkdir(parents=True)
-    check_version(tmp_path)
-    claim_store(tmp_path)
-    assert (tmp_path / "store" / "VERSION.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -238,9 +212,3 @@ def test_a_newer_store_ends_the_command_with_one_line(tmp_path, hc18_folder, mon
     assert (code, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {runs / 'store' / 'VERSION.json'}: written by a newer sonosweep")
     assert [path.name for path in runs.iterdir()] == ["store"]
-
-
-def test_a_node_needs_no_upstream():
-    node = Node(stage="warp", content={"n": 1}, label="make", steps=1)
-    (stage,) = planned(Plan(nodes={node.key: node}, trials=[])).stages
-    assert stage.upstream == ()

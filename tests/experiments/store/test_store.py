@@ -1,6 +1,5 @@
 """Run directories: markers, locks that end with their holder, status."""
 
-import fcntl
 import json
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
 from experiments.store import runs as store_module
+from experiments.store.guard import is_held
 from experiments.store.runs import (
     RunStore,
     StatusFile,
@@ -57,22 +57,6 @@ def start_holder(run_dir):
     )
     assert holder.stdout.readline() == "held\n"
     return holder
-
-
-def is_free(run_dir):
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def test_paths(tmp_path):
-    store = RunStore(tmp_path / "runs")
-    assert store.run_dir("trial", "abc") == tmp_path / "runs" / "store" / "trial" / "abc"
-    assert store.sweep_dir("demo") == tmp_path / "runs" / "demo"
-    assert not (tmp_path / "runs").exists()
 
 
 def test_life_of_a_run(tmp_path, run_dir):
@@ -148,12 +132,12 @@ def test_a_result_that_is_not_json_leaves_no_marker(tmp_path, run_dir):
 def test_lock_is_released_when_its_holder_is_killed(run_dir):
     holder = start_holder(run_dir)
     try:
-        assert not is_free(run_dir)
+        assert is_held(run_dir)
         holder.send_signal(signal.SIGKILL)
         assert holder.wait(timeout=10) == -signal.SIGKILL
-        assert is_free(run_dir)
+        assert not is_held(run_dir)
         with hold(run_dir):
-            assert not is_free(run_dir)
+            assert is_held(run_dir)
     finally:
         holder.kill()
         holder.wait()
@@ -162,7 +146,7 @@ def test_lock_is_released_when_its_holder_is_killed(run_dir):
 def test_a_second_holder_waits(run_dir):
     holder = start_holder(run_dir)
     try:
-        assert not is_free(run_dir)
+        assert is_held(run_dir)
         threading.Timer(0.3, lambda: holder.communicate("go\n")).start()
         started = time.monotonic()
         with hold(run_dir):
@@ -176,17 +160,11 @@ def test_a_second_holder_waits(run_dir):
 def test_lock_ends_with_its_block_whatever_happens(tmp_path):
     folder = tmp_path / "store" / "trial" / "new"
     with hold(folder):  # the directory is made
-        assert not is_free(folder)
-    assert is_free(folder)
+        assert is_held(folder)
+    assert not is_held(folder)
     with pytest.raises(KeyError), hold(folder):
         raise KeyError
-    assert is_free(folder)
-
-
-def test_runs_are_locked_one_by_one(tmp_path):
-    with hold(tmp_path / "a"), hold(tmp_path / "b"):
-        assert not is_free(tmp_path / "a")
-    assert is_free(tmp_path / "a")
+    assert not is_held(folder)
 
 
 def test_status_is_written_at_most_twice_a_second(run_dir, monkeypatch):
@@ -291,8 +269,3 @@ def test_a_marker_of_before_stays_valid(tmp_path, run_dir):
     assert RunStore(tmp_path).result("trial", "abc") == {"dice": 0.5}
     (run_dir / "manifest.json").write_text('{"stage": ')
     assert damage(run_dir) == "manifest.json cannot be read"
-
-
-def test_a_damaged_status_is_no_status(run_dir):
-    (run_dir / "status.json").write_text('{"what": "st')
-    assert read_status(run_dir) is None
