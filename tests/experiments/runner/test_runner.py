@@ -49,15 +49,20 @@ def test_one_failure_blocks_what_needs_it_and_nothing_else(tmp_path):
     assert not sweep.halted
 
 
-def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch):
-    free = iter([10 * 2**20, 10 * 2**20, 2**40])
+@pytest.mark.parametrize(
+    ("free_mib", "first"),
+    # It may be too full for the reason.
+    [(10, ("disk_full", "OSError: no space")), (0, "nothing written")],
+)
+def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch, free_mib, first):
+    free = iter([free_mib * 2**20] * 2)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free, 2**40)))
     tries = []
 
     def act(context):
         tries.append(context.node.label)
-        return ("disk_full", "OSError: no space") if len(tries) == 1 else "done"
+        return first if len(tries) == 1 else "done"
 
     sweep, fake, lines = make_sweep(tmp_path, [node("a"), node("b")], act)
     sweep.run(lambda: None)
@@ -65,23 +70,6 @@ def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch):
     assert fake.started == [["a"], ["a"], ["b"]]
     assert "the disk is full, the sweep pauses" in lines[0]
     assert "continues" in lines[1]
-
-
-def test_a_disk_too_full_for_the_reason_pauses_too(tmp_path, monkeypatch):
-    free = iter([0, 0, 2**40])
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free, 2**40)))
-    tries = []
-
-    def act(context):
-        tries.append(context.node.label)
-        return "nothing written" if len(tries) == 1 else "done"
-
-    sweep, fake, lines = make_sweep(tmp_path, [node("a")], act)
-    sweep.run(lambda: None)
-    assert states(sweep) == {"a": "done"}
-    assert len(fake.started) == 2
-    assert "the disk is full, the sweep pauses" in lines[0]
 
 
 def test_a_chain_holds_what_follows_but_no_other_training(tmp_path):
@@ -157,9 +145,7 @@ def test_a_lost_store_ends_the_sweep_before_anything_is_written_elsewhere(tmp_pa
 
 def test_what_is_done_is_not_started(tmp_path):
     done, rest = node("done"), node("rest")
-    folder = tmp_path / "store" / done.key
-    folder.mkdir(parents=True)
-    write_done(folder, {"seconds": 1})
+    finish(tmp_path, done)
     sweep, fake, _ = make_sweep(tmp_path, [done, rest], lambda _: "done")
     sweep.run(lambda: None)
     assert fake.started == [["rest"]]
