@@ -21,17 +21,13 @@ def gpu_names() -> list[str]:
 
 def gpu_memory_gib() -> list[float | None]:
     """Memory of each GPU of `gpu_names`; None where nvidia-smi does not say."""
-    found = []
-    for text in _asked("memory.total"):
-        number, _, unit = text.partition(" ")
-        found.append(float(number) / 1024 if unit == "MiB" and number.isdigit() else None)
-    return found
+    return [float(mib) / 1024 if mib.isdigit() else None for mib in _asked("memory.total")]
 
 
 def _asked(field: str) -> list[str]:
     """A field of each visible GPU; of one that is named by its UUID, the UUID."""
     try:
-        words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+        words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
         listed = subprocess.check_output(
             words, stderr=subprocess.DEVNULL, text=True, timeout=QUERY_TIMEOUT_S
         )

@@ -55,11 +55,6 @@ class Selection:
     older_than_s: float | None = None
     """Only what was last used longer ago, seconds."""
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing is asked for."""
-        return self == Selection()
-
     def has(self, artefact: Artefact, *, now: float) -> bool:
         """Whether something is asked for, be it protected or not."""
         if self.stages and artefact.stage not in self.stages:
@@ -107,7 +102,7 @@ def choose(
     it is not known what some sweep, or a trial that runs, refers to.
     """
     outcome = Outcome(removed=[], kept=[], left=[])
-    if selection.is_empty:
+    if selection == Selection():
         return outcome
     _check(inventory, selection)
     now, gone = time.time(), set()
@@ -224,7 +219,7 @@ def clean_command(root: Path, selection: Selection, *, yes: bool, console: Conso
         raise InputError(f"{root}: holds no store; give --root, the store.root of your sweeps")
     check_version(root)
     inventory = take_inventory(root)
-    if selection.is_empty:
+    if selection == Selection():
         print_inventory(inventory, console)
         if yes:
             say(console, "nothing was removed: say what, with --orphans, --sweep or --stage")

@@ -1,6 +1,5 @@
 """Who uses a store right now, and which version made it. Nothing here waits or runs a stage."""
 
-import errno
 import fcntl
 import os
 import time
@@ -9,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from datamodules.storage import write_json
-from experiments.store.layout import STORE_LAYOUT, check_version, version_path
+from experiments.store.layout import STORE_LAYOUT, VERSION_NAME, check_version
 
 LOCK_NAME = ".lock"
 TRIALS_LOCK = ".trials"
@@ -19,7 +18,7 @@ TRIALS_LOCK = ".trials"
 def claim_store(root: Path) -> None:
     """`check_version`, and mark a store that has no version yet."""
     check_version(root)
-    path = version_path(root)
+    path = root / VERSION_NAME
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         write_json(path, {"layout": STORE_LAYOUT})
@@ -56,14 +55,10 @@ def is_held(run_dir: Path) -> bool:
 
 def _takes(path: Path, kind: int) -> bool:
     """Whether a lock is free; it is released at once."""
+    # A lock over a network needs a file that is open for writing; another user's may not be.
+    mode = os.O_RDWR if os.access(path, os.W_OK) else os.O_RDONLY
     try:
-        # A lock over a network needs a file that is open for writing; another user's may not be.
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            descriptor = os.open(path, os.O_RDONLY)
+        descriptor = os.open(path, mode)
     except (FileNotFoundError, NotADirectoryError):
         return True
     except OSError:

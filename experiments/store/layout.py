@@ -12,6 +12,7 @@ from datamodules.integrity import read_object
 STORE_LAYOUT = 1
 PLAN_LAYOUT = 1
 PLAN_NAME = "plan.json"
+VERSION_NAME = "store/VERSION.json"
 
 
 class NewerLayoutError(InputError):
@@ -30,14 +31,9 @@ def check_layout(content: Any, path: Path, *, known: int) -> None:
         )
 
 
-def version_path(root: Path) -> Path:
-    """The file in which a store says its version."""
-    return root / "store" / "VERSION.json"
-
-
 def check_version(root: Path) -> None:
     """Refuse (InputError) a store of a newer version; one without a version is of layout 1."""
-    path = version_path(root)
+    path = root / VERSION_NAME
     try:
         check_layout(json.loads(path.read_text()), path, known=STORE_LAYOUT)
     except (FileNotFoundError, NotADirectoryError):

@@ -82,7 +82,7 @@ def test_what_was_not_measured_has_no_cost(config):
     ],
 )
 def test_a_gpu_too_small_is_said_with_settings_that_fit(pretend, tmp_path, mib, words, said):
-    pretend("NVIDIA Small", memory=f"{mib} MiB")
+    pretend("NVIDIA Small", memory=str(mib))
     config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
     generator = node("generator")
     plan = Plan(nodes={generator.key: generator}, trials=[], notes=[])
@@ -115,7 +115,7 @@ def test_a_gpu_too_small_is_said_with_settings_that_fit(pretend, tmp_path, mib, 
 def test_items_that_stay_on_the_gpu_count_where_no_batch_can_be_split(
     pretend, tmp_path, n_images, words, is_refused
 ):
-    pretend("NVIDIA Small", memory="6144 MiB")
+    pretend("NVIDIA Small", memory="6144")
     config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
     generator = node("generator", content={"images": [[str(n), "hash"] for n in range(n_images)]})
     plan = Plan(nodes={generator.key: generator}, trials=[], notes=[])
