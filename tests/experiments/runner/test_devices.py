@@ -39,40 +39,38 @@ def test_what_the_user_hides_is_not_there(pretend, monkeypatch, visible, expecte
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("gpus", "overrides", "words"),
     [
-        (["sweep.devices=[0,2]"], r"there is no GPU 2; this machine has 2, use 0 to 1"),
-        (
-            ["trainer.devices=4", "trainer.accelerator=gpu", "sweep.workers=1"],
-            r"trainer.devices=4: this machine has 2 GPUs",
-        ),
-        (["trainer.devices=4", "sweep.workers=1"], r"trainer.devices=4: this machine has 2 GPUs"),
+        (2, "sweep.devices=[0,2]", r"there is no GPU 2; this machine has 2, use 0 to 1"),
+        (2, "trainer.devices=4 sweep.workers=1", r"trainer.devices=4: this machine has 2 GPUs"),
+        (2, "trainer.devices=4 sweep.workers=1 trainer.accelerator=gpu", r"machine has 2 GPUs"),
+        (0, "sweep.devices=[0]", r"sweep\.devices=\[0\]: this machine has no NVIDIA GPU"),
+        (0, "trainer.accelerator=gpu", r"trainer\.accelerator=gpu: .* has no NVIDIA GPU"),
+        # What would be passed over.
+        (2, "sweep.per_device=2", r"per_device=2: .* sweep\.devices, which names none"),
+        (2, "sweep.per_device=2 sweep.launcher=slurm", r"sweep\.per_device=2: .*leave it out"),
+        (2, "sweep.devices=[0] trainer.accelerator=cpu", r"trainer\.accelerator=cpu uses no GPU"),
     ],
 )
-def test_a_gpu_that_does_not_exist_is_refused(pretend, overrides, words):
-    pretend("a", "b")
+def test_gpus_that_are_not_there_or_not_used_are_refused(pretend, gpus, overrides, words):
+    pretend(*"ab"[:gpus], code=0 if gpus else 9)
     with pytest.raises(InputError, match=words):
-        check_devices(load_config(TOY, overrides))
-
-
-@pytest.mark.parametrize("override", ["sweep.devices=[0]", "trainer.accelerator=gpu"])
-def test_a_machine_without_gpus_is_named(pretend, override):
-    pretend(code=9)
-    with pytest.raises(InputError, match="has no NVIDIA GPU"):
-        check_devices(load_config(TOY, [override]))
+        check_devices(load_config(TOY, overrides.split()))
 
 
 @pytest.mark.parametrize(
-    "overrides",
+    ("gpus", "overrides"),
     [
-        *[[], ["sweep.devices=[0,1]", "sweep.per_device=2"], ["trainer.accelerator=cpu"]],
-        *[[f"trainer.devices={n}", "sweep.workers=1"] for n in (1, 2)],
-        ["trainer.devices=4", "sweep.workers=1", "trainer.accelerator=cpu"],
+        *[(2, ""), (2, "sweep.devices=[0,1] sweep.per_device=2"), (2, "trainer.accelerator=cpu")],
+        *[(2, f"trainer.devices={n} sweep.workers=1") for n in (1, 2)],
+        (2, "trainer.devices=4 sweep.workers=1 trainer.accelerator=cpu"),
+        # Spread over processes of the CPU.
+        (0, "trainer.devices=4 sweep.workers=1"),
     ],
 )
-def test_what_is_there_is_taken(pretend, overrides):
-    pretend("a", "b")
-    check_devices(load_config(TOY, overrides))
+def test_what_is_there_is_taken(pretend, gpus, overrides):
+    pretend(*"ab"[:gpus], code=0 if gpus else 9)
+    check_devices(load_config(TOY, overrides.split()))
 
 
 def test_the_outputs_of_a_sweep_need_none_of_its_gpus(pretend, hc18_folder, tmp_path):
@@ -83,28 +81,6 @@ def test_the_outputs_of_a_sweep_need_none_of_its_gpus(pretend, hc18_folder, tmp_
     prepare(config, Console(quiet=True), fetches=False)
     with pytest.raises(InputError, match="has no NVIDIA GPU"):
         prepare(config, Console(quiet=True))
-
-
-def test_a_training_may_be_spread_over_processes_of_a_cpu(pretend):
-    pretend(code=9)
-    check_devices(load_config(TOY, ["trainer.devices=4", "sweep.workers=1"]))
-
-
-@pytest.mark.parametrize(
-    ("overrides", "words"),
-    [
-        (["sweep.per_device=2"], r"sweep\.per_device=2: .* sweep\.devices, which names none"),
-        (["sweep.per_device=2", "sweep.launcher=slurm"], r"sweep\.per_device=2: .*leave it out"),
-        (
-            ["sweep.devices=[0]", "trainer.accelerator=cpu"],
-            r"sweep\.devices=\[0\]: trainer\.accelerator=cpu uses no GPU",
-        ),
-    ],
-)
-def test_what_would_be_passed_over_is_refused(pretend, overrides, words):
-    pretend("a", "b")
-    with pytest.raises(InputError, match=words):
-        check_devices(load_config(TOY, overrides))
 
 
 def test_a_process_is_held_to_its_devices(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_parts import Held
 
 from datamodules.embeddings import EmbeddingStore, write_index
 from datamodules.errors import InputError
@@ -35,7 +36,7 @@ from pathlib import Path
 from experiments.store.runs import hold
 with hold(Path(sys.argv[1])):
     print("held", flush=True)
-    sys.stdin.readline()
+    sys.stdin.read()
 """
 
 
@@ -44,19 +45,6 @@ def run_dir(tmp_path):
     folder = RunStore(tmp_path).run_dir("trial", "abc")
     folder.mkdir(parents=True)
     return folder
-
-
-def start_holder(run_dir):
-    """A process that holds the directory until it reads a line."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run_dir)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    assert holder.stdout.readline() == "held\n"
-    return holder
 
 
 def test_life_of_a_run(tmp_path, run_dir):
@@ -130,8 +118,11 @@ def test_a_result_that_is_not_json_leaves_no_marker(tmp_path, run_dir):
 
 
 def test_lock_is_released_when_its_holder_is_killed(run_dir):
-    holder = start_holder(run_dir)
+    words = [sys.executable, "-c", HOLDER, str(run_dir)]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    holder = subprocess.Popen(words, **pipe, text=True, cwd=ROOT)
     try:
+        assert holder.stdout.readline() == "held\n"
         assert is_held(run_dir)
         holder.send_signal(signal.SIGKILL)
         assert holder.wait(timeout=10) == -signal.SIGKILL
@@ -144,17 +135,10 @@ def test_lock_is_released_when_its_holder_is_killed(run_dir):
 
 
 def test_a_second_holder_waits(run_dir):
-    holder = start_holder(run_dir)
-    try:
-        assert is_held(run_dir)
-        threading.Timer(0.3, lambda: holder.communicate("go\n")).start()
-        started = time.monotonic()
-        with hold(run_dir):
-            assert time.monotonic() - started > 0.25
-        assert holder.wait(timeout=10) == 0
-    finally:
-        holder.kill()
-        holder.wait()
+    threading.Timer(0.3, Held(run_dir).__exit__).start()
+    started = time.monotonic()
+    with hold(run_dir):
+        assert time.monotonic() - started > 0.25
 
 
 def test_lock_ends_with_its_block_whatever_happens(tmp_path):
