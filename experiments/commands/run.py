@@ -30,7 +30,7 @@ from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
 from experiments.stages.data import Data, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
-from experiments.store.runs import RunStore, hold
+from experiments.store.runs import RunStore, hold, is_done
 from lightning_modules.errors import MissingWeightsError
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
 from lightning_modules.segmenters.sam.config import SegmenterConfig
@@ -132,7 +132,7 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
     """Bring a base model from the hub before anything runs that would wait for it."""
     store = RunStore(Path(config.store.root))
     asks = [node for node in plan.nodes.values() if "base_id" in node.content]
-    wanted = {n.generator for n in asks if not store.is_done(n.stage, n.id)}
+    wanted = {n.generator for n in asks if not is_done(store.run_dir(n.stage, n.id))}
     for name in sorted(wanted):
         settings = config.generator_named(name)
         base_model, revision = resolve_base(settings.base_model, revision=settings.revision)
@@ -145,8 +145,8 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
 def _cluster(config: ExperimentConfig, plan: Plan, console: Console) -> SlurmLauncher | None:
     """The launcher of a sweep on a cluster that has something left to do."""
     store = RunStore(Path(config.store.root))
-    is_done = all(store.is_done(node.stage, node.id) for node in plan.nodes.values())
-    if config.sweep.launcher != "slurm" or is_done:
+    run_dirs = [store.run_dir(node.stage, node.id) for node in plan.nodes.values()]
+    if config.sweep.launcher != "slurm" or all(map(is_done, run_dirs)):
         return None
     return SlurmLauncher(config, say=lambda line: say(console, line))
 

@@ -11,7 +11,7 @@ from experiments.config.running import TrainerConfig
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.nodes import Plan
 from experiments.runner.gpus import device_kind, gpu_memory_gib, gpu_names
-from experiments.store.runs import RunStore
+from experiments.store.runs import RunStore, is_done
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
 _GIB = 2**30
@@ -74,7 +74,7 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
     have_gib, gpu = min(sizes)
     most_images: dict[str, int] = {}
     for node in plan.nodes.values():
-        if node.stage == "generator" and not store.is_done(node.stage, node.id):
+        if node.stage == "generator" and not is_done(store.run_dir(node.stage, node.id)):
             n_images = len(node.content.get("images", ()))
             most_images[node.generator] = max(most_images.get(node.generator, 0), n_images)
     for name, n_images in most_images.items():

@@ -28,6 +28,7 @@ from experiments.store.runs import (
     damage,
     is_done,
     read_failure,
+    read_result,
     read_status,
 )
 
@@ -132,7 +133,7 @@ class Sweep:
 
     def result(self, run: NodeRun) -> dict[str, Any]:
         """What a stage that is done wrote in its marker."""
-        return self.store.result(run.node.stage, run.node.id)
+        return read_result(self.run_dir(run))
 
     @property
     def pending(self) -> int:

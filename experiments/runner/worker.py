@@ -20,9 +20,9 @@ from experiments.plan.stage_table import STAGES, StageRow
 from experiments.runner.failures import kind_of, reason_of
 from experiments.stages.context import StageContext
 from experiments.stages.planned import require_as_planned
+from experiments.store import runs
 from experiments.store.fitted import described
 from experiments.store.provenance import code_name, provenance, used_gpu
-from experiments.store.runs import discard_results, hold, write_done, write_failed, write_started
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a stage that was asked to stop, as a shell gives it."""
@@ -67,10 +67,10 @@ def run_held(context: StageContext, *, threads: int) -> int:
     from experiments.stages.wandb_run import finish
 
     waiting = context.status()
-    with hold(
+    with runs.hold(
         context.run_dir, on_wait=lambda: waiting.update("held by another sweep", done=0, total=0)
     ):
-        if context.store.is_done(context.node.stage, context.node.id):
+        if runs.is_done(context.run_dir):
             return 0
         code = _run(context, threads=threads)
         finish(exit_code=code)
@@ -90,7 +90,7 @@ def _share(context: StageContext, *, threads: int) -> int:
         # Lightning kills the first process for it, which then says nothing. Other errors here may
         # be of its own end.
         if kind_of(error, run_dir=context.run_dir) == "out_of_memory":
-            write_failed(context.run_dir, reason_of(error), kind="out_of_memory")
+            runs.write_failed(context.run_dir, reason_of(error), kind="out_of_memory")
     return 1
 
 
@@ -121,7 +121,7 @@ def _run(context: StageContext, *, threads: int) -> int:
                 f"the code has changed since the sweep began: this stage runs {code_name(facts)}, "
                 f"on the disk is {code_name(facts['code_on_disk'])}"
             )
-        write_started(run_dir, {**manifest, **facts})
+        runs.write_started(run_dir, {**manifest, **facts})
         result = STAGES[node.stage].load()(context)
         require_as_planned(context)
         # On Linux the unit is KiB. A forked process starts with what its parent had imported.
@@ -131,15 +131,15 @@ def _run(context: StageContext, *, threads: int) -> int:
             "cpu_seconds": round(time.process_time() - cpu_started, 2),
             "peak_memory_mib": round(peak, 1),
         }
-        write_done(run_dir, {**result, **used, **used_gpu()})
+        runs.write_done(run_dir, {**result, **used, **used_gpu()})
     except BaseException as error:
         traceback.print_exc()
         if isinstance(error, KeyboardInterrupt | SystemExit | InterruptedError):
             return STOPPED
         try:
             if isinstance(error, ChangedError):
-                discard_results(run_dir)
-            write_failed(run_dir, reason_of(error), kind=kind_of(error, run_dir=run_dir))
+                runs.discard_results(run_dir)
+            runs.write_failed(run_dir, reason_of(error), kind=kind_of(error, run_dir=run_dir))
         except OSError:
             # No room for the few bytes either: the sweep sees that by itself.
             traceback.print_exc()

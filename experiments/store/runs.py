@@ -34,7 +34,7 @@ _OWN_NAMES = (".lock", DONE_NAME, "FAILED.json", "log.txt", "status.json")
 
 
 class RunStore:
-    """Paths and markers below one root folder."""
+    """Paths below one root folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
@@ -46,14 +46,6 @@ class RunStore:
     def sweep_dir(self, name: str) -> Path:
         """Directory of a sweep's outputs."""
         return self.root / name
-
-    def is_done(self, stage: str, run_id: str) -> bool:
-        """Whether the run was finished, by a marker that can be read."""
-        return is_done(self.run_dir(stage, run_id))
-
-    def result(self, stage: str, run_id: str) -> dict[str, Any]:
-        """What the run wrote as its result; FileNotFoundError where it is not done."""
-        return read_result(self.run_dir(stage, run_id))
 
 
 def is_run_key(key: object) -> bool:

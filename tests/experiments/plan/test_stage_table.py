@@ -88,7 +88,7 @@ def test_a_stage_from_outside_runs_in_a_sweep(tmp_path):
     sweep = Sweep(config, data=data, plan=plan)
     sweep.run(lambda: None)
     assert {run.state for run in sweep.runs.values()} == {"done"}, sweep.runs
-    result = sweep.store.result("toy", second.id)
+    result = sweep.result(sweep.runs[second.key])
     assert result["count"] == 2
     # What every stage finds imported does not bring the slow libraries.
     preloaded = {row.run.split(":")[0] for row in STAGES.values() if row.is_preloaded}

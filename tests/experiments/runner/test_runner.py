@@ -200,7 +200,7 @@ def test_a_marker_that_cannot_be_read_is_a_stage_that_is_not_done(tmp_path, cont
     assert lines == [f"broken: {marker} cannot be read, so it is to be made again"]
     sweep.run(lambda: None)
     assert fake.started == [["broken"]]
-    assert sweep.store.result("fit", broken.id)["seconds"] == 0
+    assert sweep.result(sweep.runs[broken.key])["seconds"] == 0
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from experiments.store.runs import (
     StatusFile,
     damage,
     hold,
+    is_done,
     read_failure,
     read_manifest,
+    read_result,
     read_status,
     write_done,
     write_failed,
@@ -47,29 +49,26 @@ def run_dir(tmp_path):
     return folder
 
 
-def test_life_of_a_run(tmp_path, run_dir):
-    store = RunStore(tmp_path)
-    assert not store.is_done("trial", "abc")
+def test_life_of_a_run(run_dir):
+    assert not is_done(run_dir)
     write_started(run_dir, {"stage": "trial", "seed": 3})
     assert json.loads((run_dir / "manifest.json").read_text()) == {"stage": "trial", "seed": 3}
-    assert not store.is_done("trial", "abc")
+    assert not is_done(run_dir)
     with pytest.raises(FileNotFoundError):
-        store.result("trial", "abc")
+        read_result(run_dir)
     write_done(run_dir, {"dice": 0.875, "steps": 40})
-    assert store.is_done("trial", "abc")
-    assert store.result("trial", "abc") == {"dice": 0.875, "steps": 40}
-    assert not store.is_done("trial", "abd")
-    assert not store.is_done("control", "abc")
+    assert is_done(run_dir)
+    assert read_result(run_dir) == {"dice": 0.875, "steps": 40}
 
 
-def test_a_failure_is_one_line_and_cleared_on_restart(tmp_path, run_dir):
+def test_a_failure_is_one_line_and_cleared_on_restart(run_dir):
     assert read_failure(run_dir) is None
     write_failed(run_dir, "ValueError: first line\n  second\tline\n")
     assert read_failure(run_dir).reason == "ValueError: first line second line"
     assert json.loads((run_dir / "FAILED.json").read_text())["time"] == pytest.approx(
         time.time(), abs=60
     )
-    assert not RunStore(tmp_path).is_done("trial", "abc")
+    assert not is_done(run_dir)
     write_started(run_dir, {})
     assert read_failure(run_dir) is None
     write_started(run_dir, {"again": True})
@@ -110,10 +109,10 @@ def test_a_file_that_vanishes_meanwhile_does_not_matter(run_dir, monkeypatch):
     assert (run_dir / "DONE.json").is_file()
 
 
-def test_a_result_that_is_not_json_leaves_no_marker(tmp_path, run_dir):
+def test_a_result_that_is_not_json_leaves_no_marker(run_dir):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_done(run_dir, {"dice": float("nan")})
-    assert not RunStore(tmp_path).is_done("trial", "abc")
+    assert not is_done(run_dir)
     assert list(run_dir.iterdir()) == []
 
 
@@ -218,10 +217,10 @@ def test_a_run_of_a_newer_store_is_not_read(tmp_path, run_dir, monkeypatch):
 
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", ["per_image.csv", "manifest.json", "DONE.json"])
-def test_a_damaged_result_is_found(tmp_path, run_dir, name, how):
+def test_a_damaged_result_is_found(run_dir, name, how):
     finished(run_dir)
     DAMAGES[how](run_dir / name)
-    is_whole = RunStore(tmp_path).is_done("trial", "abc") and damage(run_dir) is None
+    is_whole = is_done(run_dir) and damage(run_dir) is None
     assert not is_whole
     if how != "missing" or name != "DONE.json":
         assert damage(run_dir).startswith(name)
@@ -246,10 +245,10 @@ def test_an_index_is_whole_while_its_embeddings_are(tmp_path, run_dir, how):
     assert "00ab" not in shared
 
 
-def test_a_marker_of_before_stays_valid(tmp_path, run_dir):
+def test_a_marker_of_before_stays_valid(run_dir):
     write_started(run_dir, {"stage": "score"})
     (run_dir / "DONE.json").write_text('{"dice": 0.5}')
     assert damage(run_dir) is None
-    assert RunStore(tmp_path).result("trial", "abc") == {"dice": 0.5}
+    assert read_result(run_dir) == {"dice": 0.5}
     (run_dir / "manifest.json").write_text('{"stage": ')
     assert damage(run_dir) == "manifest.json cannot be read"
