@@ -1,5 +1,6 @@
 """What a sweep would do, and about how long it would take: nothing is started or written here."""
 
+import functools
 import json
 import shutil
 import textwrap
@@ -32,6 +33,7 @@ from lightning_modules.segmenters.sam.weights import missing_weights_named
 from lightning_modules.weights_table import WEIGHTS
 
 WIDTH = 80
+_wrapped = functools.partial(textwrap.wrap, width=WIDTH, break_on_hyphens=False)
 MOST_LINES = 14
 """Lines that a list shows before it says how many more there are."""
 
@@ -215,7 +217,3 @@ def _time(found: dict[str, Any]) -> str:
     at_once = counted(found["at_once"], "stage")
     told = f"about {clock(found['seconds'])} with {at_once} at once; by {how}"
     return told if how else "nothing is left to do"
-
-
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal as format_bytes
 from rich.text import Text
 
 from datamodules.errors import InputError
@@ -30,14 +31,7 @@ from experiments.store.inventory import (
     take_inventory,
 )
 from experiments.store.runs import hold
-from experiments.store.screen import (
-    NAMED,
-    format_bytes,
-    format_duration,
-    print_table,
-    say,
-    say_more,
-)
+from experiments.store.screen import NAMED, format_duration, print_table, say, say_more
 
 _UNIT_S = {"h": 3600.0, "d": 86400.0, "w": 604800.0}
 

@@ -18,16 +18,6 @@ def format_duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} d"
 
 
-def format_bytes(n_bytes: float) -> str:
-    """Bytes in their largest decimal unit, as 940 B, 1.2 MB or 35 GB."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while n_bytes >= 999.5 and len(units) > 1:
-        n_bytes /= 1000
-        del units[0]
-    digits = 1 if units[0] != "B" and n_bytes < 9.95 else 0
-    return f"{n_bytes:.{digits}f} {units[0]}"
-
-
 def say(console: Console, *parts: str | Text, style: str = "") -> None:
     """Print a line as it is, folded at the console's width."""
     console.print(Text.assemble(*parts, style=style))

@@ -19,7 +19,6 @@ from experiments.store.guard import claim_store, use_store, use_sweep
 from experiments.store.inventory import take_inventory
 from experiments.store.plan_file import PlanFile
 from experiments.store.runs import hold
-from experiments.store.screen import format_bytes
 
 DAY_S = 86400.0
 OLD_VIEW = {"embeddings/v0/v0old.npy", "embeddings/v0/v0old.view.npy"}
@@ -306,10 +305,8 @@ def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys):
     assert files(root) != before
 
 
-def test_ages_and_sizes():
+def test_ages():
     assert [parse_age(text) for text in ("0d", "12h", "30d", "2w")] == [0, 43200, 2592000, 1209600]
     for text in ("30", "-1d", "1.5d"):
         with pytest.raises(InputError, match="write a number and h, d or w, as 30d"):
             parse_age(text)
-    texts = {999: "999 B", 1000: "1.0 kB", 12_345: "12 kB", 3.5e16: "35000 TB"}
-    assert {n_bytes: format_bytes(n_bytes) for n_bytes in texts} == texts
