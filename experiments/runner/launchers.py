@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
@@ -25,15 +25,19 @@ MALLOC_TUNABLES = (
 )
 
 
+class End(NamedTuple):
+    """How a job ended."""
+
+    words: str
+    was_killed: bool
+    """Whether a signal or the system ended it, so that the same may well work again."""
+
+
 class Job(Protocol):
     """Stages that were started together."""
 
-    def ended(self) -> str | None:
-        """How it ended, in words; None while it may still run."""
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether a signal or the system ended it, so that the same may well work again."""
+    def ended(self) -> End | None:
+        """How it ended; None while it may still run."""
 
 
 class Launcher(Protocol):
@@ -137,25 +141,18 @@ class _Command(subprocess.Popen):
 
 
 class _ProcessJob:
-    """A process, and how it ended."""
-
     def __init__(self, process: BaseProcess | _Command) -> None:
         self.process = process
 
-    def ended(self) -> str | None:
+    def ended(self) -> End | None:
         code = self.process.exitcode
         if code is None:
             return None
         if code < 0:
-            return f"its process was killed by {signal.Signals(-code).name}"
+            return End(f"its process was killed by {signal.Signals(-code).name}", was_killed=True)
         if code == STOPPED:
-            return "its process was asked to stop"
-        return f"its process ended with {code}"
-
-    @property
-    def was_killed(self) -> bool:
-        code = self.process.exitcode
-        return code is not None and (code < 0 or code == STOPPED)
+            return End("its process was asked to stop", was_killed=True)
+        return End(f"its process ended with {code}", was_killed=False)
 
 
 def _command(context: StageContext, *, threads: int, devices: Sequence[int]) -> _Command:

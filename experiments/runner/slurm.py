@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
 from experiments.config.words import counted
-from experiments.runner.launchers import Job
+from experiments.runner.launchers import End, Job
 from experiments.runner.slurm_job import Batch, SlurmJob, read_ledger, write_ledger
 from experiments.runner.slurm_queue import (
     ENDED,
@@ -277,7 +277,7 @@ class SlurmLauncher:
             return
         batch.refused_since = None
         for job in batch.jobs:
-            job.end_as(f"its job was refused: {words}", was_killed=False)
+            job.end_as(End(f"its job was refused: {words}", was_killed=False))
 
     def _halve(self, batch: Batch) -> None:
         """Make two of a batch that was refused as a whole: for a part of it there may be room."""

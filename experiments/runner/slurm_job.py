@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
 from experiments.config.words import counted
+from experiments.runner.launchers import End
 from experiments.runner.slurm_queue import ENDED, Seen, SlurmError, missing_command, read_queue
 from experiments.runner.worker import STOPPED
 
@@ -23,13 +23,6 @@ RETURNING = ("PREEMPTED", "NODE_FAIL", "BOOT_FAIL")
 """States that a job which SLURM queues again may show for a moment."""
 INTERRUPTED_CODES = (130, STOPPED)
 """Exit codes of our command when it was asked to stop."""
-
-
-class _End(NamedTuple):
-    words: str
-    was_killed: bool
-    at: float
-    """Time of the monotonic clock at which it was seen."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,38 +37,34 @@ class SlurmJob:
     """How long a marker may take from a node to here."""
     job_id: str | None = None
     """SLURM's id; None as long as the cluster has not taken it."""
-    end: _End | None = None
+    end: End | None = None
     """How SLURM ended it; its markers may still be on their way."""
+    _ended_at: float = 0.0
     _returning: bool = False
 
     def look(self, seen: Seen | None) -> None:
         """Take in what squeue said of it while it was alive; None where it was not named."""
         if seen is None:
-            self.end_as(f"its job {self.job_id} has left the queue", was_killed=True)
+            self.end_as(End(f"its job {self.job_id} has left the queue", was_killed=True))
         elif seen.state not in ENDED:
             self._returning = False
         elif seen.state in RETURNING and not self._returning:
             # At the next look it is over, or waits to run again.
             self._returning = True
         else:
-            self.end_as(_words(str(self.job_id), seen), was_killed=_was_killed(seen))
+            self.end_as(_end_of(str(self.job_id), seen))
 
-    def end_as(self, words: str, *, was_killed: bool) -> None:
+    def end_as(self, end: End) -> None:
         """It has ended, or was not taken."""
-        self.end = _End(words, was_killed, time.monotonic())
+        self.end, self._ended_at = end, time.monotonic()
 
-    def ended(self) -> str | None:
-        """How it ended, in words; None while it may still run or leave a marker."""
+    def ended(self) -> End | None:
+        """How it ended; None while it may still run or leave a marker."""
         self.ask()
         if self.end is None:
             return None
-        is_late = time.monotonic() - self.end.at > self.settle_s
-        return self.end.words if is_late or self.job_id is None or self._is_settled() else None
-
-    @property
-    def was_killed(self) -> bool:
-        """Whether a limit, a preemption or a lost node ended it."""
-        return self.end is not None and self.end.was_killed
+        is_late = time.monotonic() - self._ended_at > self.settle_s
+        return self.end if is_late or self.job_id is None or self._is_settled() else None
 
     def _is_settled(self) -> bool:
         """Whether its markers say all: each stage is done, or one has failed."""
@@ -90,23 +79,21 @@ class SlurmJob:
         return True
 
 
-def _was_killed(seen: Seen) -> bool:
-    """Whether the same may well work again: neither cancelled by hand, nor short of memory."""
+def _end_of(job_id: str, seen: Seen) -> End:
+    was_asked = seen.code in INTERRUPTED_CODES
+    # What was cancelled by hand, or short of memory, would not work again.
+    was_killed = seen.state not in ("CANCELLED", "OUT_OF_MEMORY")
     if seen.state in ("FAILED", "COMPLETED"):
-        return seen.code < 0 or seen.code in INTERRUPTED_CODES
-    return seen.state not in ("CANCELLED", "OUT_OF_MEMORY")
-
-
-def _words(job_id: str, seen: Seen) -> str:
-    if seen.code in INTERRUPTED_CODES:
-        return f"its job {job_id} was preempted, or near its time limit"
+        was_killed = was_asked or seen.code < 0
+    if was_asked:
+        return End(f"its job {job_id} was preempted, or near its time limit", was_killed)
     more = {
         "TIMEOUT": " (slurm.time_min)",
         "OUT_OF_MEMORY": " (raise slurm.mem_gb)",
         "CANCELLED": " (by scancel)",
     }.get(seen.state, f" (exit code {seen.code})" if seen.code else "")
     log = f"slurm/{job_id}_0_log.out in the sweep's folder"
-    return f"its job {job_id} ended as {seen.state}{more}, log {log}"
+    return End(f"its job {job_id} ended as {seen.state}{more}, log {log}", was_killed)
 
 
 @dataclass(kw_only=True)

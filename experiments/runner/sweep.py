@@ -15,7 +15,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.config.words import counted
 from experiments.plan.nodes import Node, Plan
 from experiments.plan.stage_table import STAGES
-from experiments.runner.launchers import Job, Launcher, LocalLauncher
+from experiments.runner.launchers import End, Job, Launcher, LocalLauncher
 from experiments.stages.context import StageContext
 from experiments.stages.data import Data
 from experiments.store.provenance import code_state
@@ -291,9 +291,9 @@ class Sweep:
             elif ended is not None:
                 failure, log = read_failure(run_dir), run_dir / "log.txt"
                 # A job may have ended before the stage began.
-                unsaid = f"{ended}; see {log}" if log.exists() else ended
+                unsaid = f"{ended.words}; see {log}" if log.exists() else ended.words
                 run.reason = failure.reason if failure else unsaid
-                again = self._again(run, failure, ended=ended)
+                again = self._again(run, failure, ended)
                 if again:
                     run.state = "waiting"
                     self.say(f"{run.node.label}: {again}")
@@ -302,15 +302,15 @@ class Sweep:
             if run.state != "running":
                 run.seconds, run.job = time.monotonic() - run.started, None
 
-    def _again(self, run: NodeRun, failure: Failure | None, *, ended: str) -> str:
+    def _again(self, run: NodeRun, failure: Failure | None, ended: End) -> str:
         """Why another attempt may succeed; nothing where it would not."""
-        was_killed = failure is None and run.job.was_killed
+        was_killed = failure is None and ended.was_killed
         if was_killed and run.done > run.done_when_killed:
             # A job that a time limit ends again and again still gets further each time.
             run.n_killed, run.done_when_killed = 0, run.done
         if was_killed and run.n_killed < self.config.sweep.retries:
             run.n_killed += 1
-            return f"{ended}; it continues from its checkpoint"
+            return f"{ended.words}; it continues from its checkpoint"
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
             parts = next_batch_parts(run.batch_parts, limit=self._batch_size(run.node))

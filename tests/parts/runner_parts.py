@@ -6,6 +6,7 @@ from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
+from experiments.runner.launchers import End
 from experiments.runner.sweep import Sweep
 from experiments.store.runs import write_done, write_failed
 
@@ -14,15 +15,15 @@ class FakeJob:
     """Does what the test says when it is first looked at, and has ended at the second look."""
 
     def __init__(self, contexts, act):
-        self.contexts, self.act, self.was_killed = contexts, act, False
-        self.words, self.is_over = None, False
+        self.contexts, self.act = contexts, act
+        self.end, self.is_over = None, False
 
     def ended(self):
-        if self.words is None:
-            self.words = self._act()
+        if self.end is None:
+            self.end = self._act()
             return None
         self.is_over = True
-        return self.words
+        return self.end
 
     def _act(self):
         for context in self.contexts:
@@ -31,16 +32,15 @@ class FakeJob:
             if outcome == "done":
                 write_done(context.run_dir, {"seconds": 0, "peak_memory_mib": 0})
             elif outcome == "nothing written":
-                return "its process ended with 1"
+                return End("its process ended with 1", was_killed=False)
             elif outcome == "killed":
-                self.was_killed = True
-                return "its process was killed by SIGKILL"
+                return End("its process was killed by SIGKILL", was_killed=True)
             else:
                 write_failed(context.run_dir, outcome[1], kind=outcome[0])
-                return "its process ended with 1"
+                return End("its process ended with 1", was_killed=False)
         # The markers tell, so nobody looks at it again.
         self.is_over = True
-        return "its process ended with 0"
+        return End("its process ended with 0", was_killed=False)
 
 
 class FakeLauncher:

@@ -98,8 +98,7 @@ def test_ends_after_which_the_same_job_may_succeed(fake, make, shown, was_killed
         fake.show(j101=state)
         look(launcher)
     time.sleep(0.01)
-    assert job.ended() == (words and f"its job 101 {words}".format(101))
-    assert job.was_killed is was_killed
+    assert job.ended() == (words and (f"its job 101 {words}".format(101), was_killed))
 
 
 def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, fake, make):
@@ -111,10 +110,15 @@ def test_an_end_waits_for_the_markers_of_all_stages_or_for_a_failure(tmp_path, f
     for each in (fit, score):
         assert both.ended() is None
         write_done(tmp_path / "store" / each.key, {"seconds": 1})
-    assert both.ended() == f"its job 101_0 ended as FAILED (exit code 1), {LOG.format('101_0')}"
+    assert (
+        both.ended().words == f"its job 101_0 ended as FAILED (exit code 1), {LOG.format('101_0')}"
+    )
     assert failed.ended() is None
     write_failed(tmp_path / "store" / other.key, "ValueError: no")
-    assert failed.ended() == f"its job 101_1 ended as FAILED (exit code 1), {LOG.format('101_1')}"
+    assert (
+        failed.ended().words
+        == f"its job 101_1 ended as FAILED (exit code 1), {LOG.format('101_1')}"
+    )
 
 
 def test_an_end_waits_for_as_long_as_nfs_may_hide_a_marker(fake, make):
@@ -282,7 +286,7 @@ def test_what_is_in_the_queue_is_counted_and_leaving_says_how_it_is_ended(fake, 
     # SLURM counts from 1 again: what has the number of ours is another's.
     (fake.folder / "queue").write_text("102 another-sweep RUNNING 0\n")
     look(launcher)
-    assert (jobs[2].end.words, jobs[2].was_killed) == ("its job 102 has left the queue", True)
+    assert jobs[2].end == ("its job 102 has left the queue", True)
 
 
 def test_a_sweep_sends_an_interrupted_stage_again_and_no_other(tmp_path, fake, make):

@@ -66,7 +66,7 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, monkeypatch
     subprocess.run(["scontrol", "requeue", jobs[0].job_id], check=True)
     subprocess.run(["scancel", "--batch", "--signal=KILL", jobs[1].job_id], check=True)
     wait_for(lambda: jobs[1].ended() is not None)
-    assert jobs[1].was_killed
+    assert jobs[1].ended().was_killed
     wait_for(lambda: answer("squeue", "-h", f"--jobs={jobs[0].job_id}", "-o", "%T") == "PENDING")
     launcher.look()
     assert jobs[0].ended() is None, "SLURM queues it again by itself"
@@ -78,7 +78,7 @@ def test_jobs_of_an_array_through_kill_requeue_and_restart(tmp_path, monkeypatch
     wait_for(lambda: n_starts(dirs[0]) == 2)
     (dirs[0] / "go").touch()
     wait_for(lambda: adopted[again.key].ended() is not None)
-    assert "COMPLETED" in adopted[again.key].ended()
+    assert "COMPLETED" in adopted[again.key].ended().words
     assert restarted.free() == config.slurm.max_jobs
 
 

@@ -33,8 +33,8 @@ def test_a_later_refusal_fails_its_stages_or_is_tried_again(fake, make, monkeypa
     fake.show(j101="RUNNING 0")
     refusal.write_text("sbatch: error: Requested node configuration\n")
     (job,) = start(launcher, [node("b")])
-    assert job.ended() == "its job was refused: sbatch: Requested node configuration"
-    assert not job.was_killed
+    refused = "its job was refused: sbatch: Requested node configuration"
+    assert job.ended() == (refused, False)
     assert launcher.free() == 64, "neither is in the queue"
 
 
