@@ -123,7 +123,7 @@ def remove(root: Path, selection: Selection) -> Outcome:
     try:
         with hold(store):
             inventory = take_inventory(root)
-            outgoing = inventory.half_removed
+            outgoing = [*inventory.half_removed]
             delete = functools.partial(_remove, store=store, outgoing=outgoing)
             outcome = choose(inventory, selection, delete=delete)
     except OSError as error:

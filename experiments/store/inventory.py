@@ -54,8 +54,7 @@ class Artefact:
     users: frozenset[str] = frozenset()
     """Of an embedding: the stages, as `embed/id`, whose index names it."""
     owners: frozenset[str] = frozenset()
-    """Of an embedding that no index names: unfinished stages, without an index yet, that may own
-    it."""
+    """Of an embedding that no index names: the unfinished stages, which may own it."""
 
     @property
     def key(self) -> str:
@@ -67,7 +66,7 @@ class Artefact:
 class KnownSweep:
     """A sweep beside the store."""
 
-    keys: frozenset[str] | None
+    keys: set[str] | None
     """Stages that its plan and its results refer to; None where that is not known."""
     last_start: float
     is_used: bool
@@ -157,7 +156,7 @@ def _sweeps(root: Path) -> dict[str, KnownSweep]:
         if folder.name == "store" or not (has_recipe or results.is_file()):
             continue
         # Results alone, as a report keeps them, need no plan.
-        keys, last_start = frozenset(), 0.0
+        keys, last_start = set(), 0.0
         if has_recipe:
             try:
                 keys, last_start = read_plan(folder).keys, path.stat().st_mtime
