@@ -123,8 +123,9 @@ def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> s
         found = key and f"{INDEX_NAME} names the embedding {key}, which is missing or damaged"
     manifest = run_dir / MANIFEST_NAME
     # A marker of before names no files.
-    if found is None and MANIFEST_NAME not in facts and manifest.exists():
-        found = None if read_object(manifest) else f"{MANIFEST_NAME} cannot be read"
+    is_unread = found is None and MANIFEST_NAME not in facts and manifest.exists()
+    if is_unread and read_object(manifest) is None:
+        found = f"{MANIFEST_NAME} cannot be read"
     return found
 
 
@@ -174,7 +175,7 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
     if not run_dir.is_dir():
         raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
-    store, path = run_dir.resolve().parents[1], run_dir / MANIFEST_NAME
+    store, path = run_dir.resolve().parent.parent, run_dir / MANIFEST_NAME
     # A copy that lies elsewhere is of no store.
     if store.name == "store":
         check_version(store.parent)
