@@ -37,9 +37,8 @@ def _asked(field: str) -> list[str]:
     visible = _visible()
     if visible is None:
         return lines
-    is_here = lambda entry: not entry.isdigit() or int(entry) < len(lines)  # noqa: E731
     # An entry may be a UUID, which is not asked for.
-    known = itertools.takewhile(is_here, visible)
+    known = itertools.takewhile(lambda x: not x.isdigit() or int(x) < len(lines), visible)
     return [lines[int(entry)] if entry.isdigit() else entry for entry in known]
 
 
