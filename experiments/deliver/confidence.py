@@ -1,7 +1,5 @@
 """How far a prediction can be believed, from the image and the prediction alone. Pure."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from datamodules.ellipse import Ellipse, rasterise
@@ -20,21 +18,6 @@ _MIN_SD = 2.0
 """Of the grey values, 0 to 255; an ultrasound image has 30 and more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """What is thought of one prediction."""
-
-    confidence: float
-    """In [0, 1], see `judge`."""
-    reason: str
-    """Why it is doubtful; "" where it is not."""
-
-    @property
-    def is_doubtful(self) -> bool:
-        """Whether a person should look before the numbers are used."""
-        return self.reason != ""
-
-
 def judge(
     image: np.ndarray,
     *,
@@ -43,7 +26,7 @@ def judge(
     ellipse: Ellipse | None,
     why: str = "no ellipse fits",
     runs_dice: float = 1.0,
-) -> Judgement:
+) -> tuple[float, str]:
     """Say how well mask, ellipse and a second view agree, and whether a head can look like that.
 
     Args:
@@ -55,8 +38,8 @@ def judge(
         runs_dice: Smallest Dice of the mask of several segmenters with that of one of them.
 
     Returns:
-        The smallest one of Dice(mask, ellipse), Dice(mask, second mask) and `runs_dice`, 0 without
-        an ellipse; and every reason to doubt it.
+        The confidence: the smallest one of Dice(mask, ellipse), Dice(mask, second mask) and
+        `runs_dice`, 0 without an ellipse; and every reason to doubt it, "" where there is none.
 
     Raises:
         ValueError: The shapes differ.
@@ -78,4 +61,4 @@ def judge(
             reasons.append(f"mask, ellipse and second view agree by {own:.3f} only")
         if runs_dice < MIN_CONFIDENCE:
             reasons.append(f"the runs agree by {runs_dice:.3f} only")
-    return Judgement(confidence=confidence, reason="; ".join(reasons))
+    return confidence, "; ".join(reasons)

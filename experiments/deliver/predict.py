@@ -1,8 +1,8 @@
 """`sonosweep predict`: a fitted segmenter applied to one's own images."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,42 +33,18 @@ from experiments.deliver.submission import fitted_ellipse
 from experiments.results.pictures import PREDICTION_RGB, encode_png, overlay_contours
 from experiments.store.runs import read_manifest
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What was found in one image; the fields are the columns of predictions.csv.
-
-    The ellipse and what follows from it are None where none fits, see `Ellipse`; what is in mm is
-    None without a pixel size too.
-    """
-
-    filename: str
-    """Of the image's file; of one frame of several, `NAME_frame3`."""
-    found: bool
-    """Whether the predicted mask gives an ellipse."""
-    center_x_px: float | None = None
-    center_y_px: float | None = None
-    semi_major_px: float | None = None
-    semi_minor_px: float | None = None
-    theta_rad: float | None = None
-    hc_px: float | None = None
-    """Circumference of the ellipse."""
-    pixel_size_mm: float | None = None
-    center_x_mm: float | None = None
-    center_y_mm: float | None = None
-    semi_major_mm: float | None = None
-    semi_minor_mm: float | None = None
-    hc_mm: float | None = None
-    """Head circumference."""
-    confidence: float = 0.0
-    """Agreement of mask, ellipse, second view and runs, in [0, 1]; see `confidence.judge`."""
-    doubtful: bool = True
-    """Whether a person should look before the numbers are used."""
-    reason: str = ""
-    """Why it is doubtful."""
-
-
-COLUMNS = tuple(field.name for field in fields(Prediction))
+_LENGTHS = ("center_x", "center_y", "semi_major", "semi_minor", "hc")
+COLUMNS = (
+    "filename",
+    "found",
+    *("center_x_px", "center_y_px", "semi_major_px", "semi_minor_px", "theta_rad", "hc_px"),
+    "pixel_size_mm",
+    *(f"{name}_mm" for name in _LENGTHS),
+    *("confidence", "doubtful", "reason"),
+)
+"""Of predictions.csv, and the keys of a prediction. The ellipse (see `Ellipse`) and its
+circumference, `hc`, are None where none fits; what is in mm is None without a pixel size too.
+"""
 
 
 def prediction_of_mask(
@@ -79,7 +55,7 @@ def prediction_of_mask(
     filename: str,
     pixel_size_mm: float | None,
     runs_dice: float = 1.0,
-) -> tuple[Prediction, np.ndarray]:
+) -> tuple[dict[str, Any], np.ndarray]:
     """Measure one predicted mask, and judge how far the numbers can be believed.
 
     Args:
@@ -91,29 +67,28 @@ def prediction_of_mask(
         runs_dice: How well several runs agree, see `confidence.judge`.
 
     Returns:
-        The ellipse and its circumference; without them for a mask that is empty or full or whose
-        contour gives no ellipse in the image. And the filled ellipse, or the mask without one.
+        A value for each of `COLUMNS`; and the filled ellipse, or the mask where none fits.
     """
     ellipse, why = fitted_ellipse(mask)
     views = {"mask": mask, "second_mask": second_mask, "runs_dice": runs_dice}
-    judgement = judge(image, **views, ellipse=ellipse, why=why)
-    known: dict[str, Any] = {
+    confidence, reason = judge(image, **views, ellipse=ellipse, why=why)
+    found = dict.fromkeys(COLUMNS) | {
         "filename": filename,
+        "found": ellipse is not None,
         "pixel_size_mm": pixel_size_mm,
-        "confidence": judgement.confidence,
-        "doubtful": judgement.is_doubtful,
-        "reason": judgement.reason,
+        "confidence": confidence,
+        "doubtful": reason != "",
+        "reason": reason,
     }
     if ellipse is None:
-        return Prediction(**known, found=False), mask
-    known |= {**asdict(ellipse), "hc_px": perimeter_px(ellipse)}
+        return found, mask
+    found |= {**asdict(ellipse), "hc_px": perimeter_px(ellipse)}
     if pixel_size_mm is not None:
-        lengths = ("center_x", "center_y", "semi_major", "semi_minor", "hc")
-        known |= {f"{name}_mm": known[f"{name}_px"] * pixel_size_mm for name in lengths}
-    return Prediction(**known, found=True), rasterise(ellipse, size_hw=mask.shape)
+        found |= {f"{name}_mm": found[f"{name}_px"] * pixel_size_mm for name in _LENGTHS}
+    return found, rasterise(ellipse, size_hw=mask.shape)
 
 
-def predictions_text(predictions: Sequence[Prediction]) -> str:
+def predictions_text(predictions: Sequence[Mapping[str, Any]]) -> str:
     """The text of predictions.csv: a header and one line an image, unknown numbers left empty."""
     table = pd.DataFrame(predictions, columns=COLUMNS)
     for name in ("found", "doubtful"):
@@ -180,12 +155,12 @@ def predict_command(
             "run_ids": [manifest.get("id") for manifest in manifests],
             "prompt": prompt if boxes is None else "given_box",
             "n_images": len(predictions),
-            "n_found": sum(p.found for p in predictions),
-            "not_found": {p.filename: p.reason for p in predictions if not p.found},
-            "doubtful": {p.filename: p.reason for p in predictions if p.doubtful},
+            "n_found": sum(p["found"] for p in predictions),
+            "not_found": {p["filename"]: p["reason"] for p in predictions if not p["found"]},
+            "doubtful": {p["filename"]: p["reason"] for p in predictions if p["doubtful"]},
             **facts_of(given, sizes, table=asked_sizes),
             "not_read": left,
-            "predictions": [asdict(p) for p in predictions],
+            "predictions": predictions,
         }
         write_json(folder / "summary.json", summary)
     return summary

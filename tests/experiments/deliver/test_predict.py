@@ -48,20 +48,19 @@ def measured(mask, *, pixel_size_mm):
 def test_measures_of_a_known_head():
     mask = rasterise(HEAD, size_hw=(54, 80))
     found = measured(mask, pixel_size_mm=0.5)
-    assert found.found
-    assert (found.doubtful, found.reason) == (False, "")
-    assert found.confidence > 0.98
-    assert found.center_x_mm == pytest.approx(0.5 * found.center_x_px)
-    assert found.semi_minor_mm == pytest.approx(0.5 * found.semi_minor_px)
-    assert found.center_x_px == pytest.approx(42.3, abs=0.1)
-    assert found.center_y_px == pytest.approx(25.6, abs=0.1)
-    assert found.semi_major_px == pytest.approx(20.5, abs=0.3)
-    assert found.semi_minor_px == pytest.approx(15.2, abs=0.3)
-    assert found.theta_rad == pytest.approx(2.6, abs=0.04)
-    assert found.hc_px == pytest.approx(perimeter_px(HEAD), rel=0.015)
-    assert found.hc_mm == pytest.approx(found.hc_px / 2)
+    assert (found["found"], found["doubtful"], found["reason"]) == (True, False, "")
+    assert found["confidence"] > 0.98
+    assert found["center_x_mm"] == pytest.approx(0.5 * found["center_x_px"])
+    assert found["semi_minor_mm"] == pytest.approx(0.5 * found["semi_minor_px"])
+    assert found["center_x_px"] == pytest.approx(42.3, abs=0.1)
+    assert found["center_y_px"] == pytest.approx(25.6, abs=0.1)
+    assert found["semi_major_px"] == pytest.approx(20.5, abs=0.3)
+    assert found["semi_minor_px"] == pytest.approx(15.2, abs=0.3)
+    assert found["theta_rad"] == pytest.approx(2.6, abs=0.04)
+    assert found["hc_px"] == pytest.approx(perimeter_px(HEAD), rel=0.015)
+    assert found["hc_mm"] == pytest.approx(found["hc_px"] / 2)
     unknown = measured(mask, pixel_size_mm=None)
-    assert [unknown.hc_mm, unknown.center_x_mm, unknown.semi_major_mm] == [None, None, None]
+    assert [unknown[name] for name in ("hc_mm", "center_x_mm", "semi_major_mm")] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -77,13 +76,13 @@ def test_degenerate_masks_have_a_reason_and_no_numbers(drawn, reason):
     mask = np.zeros((54, 80), np.uint8)
     mask[drawn] = 1
     found = measured(mask, pixel_size_mm=0.1)
-    assert reason in found.reason
-    assert not found.found
-    assert (found.doubtful, found.confidence) == (True, 0)
-    assert [found.center_x_px, found.hc_px, found.hc_mm] == [None, None, None]
+    assert reason in found["reason"]
+    assert not found["found"]
+    assert (found["doubtful"], found["confidence"]) == (True, 0)
+    assert [found[name] for name in ("center_x_px", "hc_px", "hc_mm")] == [None] * 3
     line = predictions_text([found]).splitlines()[1]
     # Empty cells, never a 0 that reads as a measurement.
-    assert line == f"a.png,false,,,,,,,0.100000,,,,,,0.000000,true,{found.reason}"
+    assert line == f"a.png,false,,,,,,,0.100000,,,,,,0.000000,true,{found['reason']}"
 
 
 def test_ellipse_outside_the_image_is_not_a_head():
@@ -92,7 +91,7 @@ def test_ellipse_outside_the_image_is_not_a_head():
     )
     mask = rasterise(above, size_hw=(54, 80))
     found = measured(mask, pixel_size_mm=None)
-    assert "centre outside the image (40.0, -3.7)" in found.reason
+    assert "centre outside the image (40.0, -3.7)" in found["reason"]
 
 
 def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_path):
