@@ -2,10 +2,9 @@
 
 import contextlib
 import csv
-import io
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -16,12 +15,11 @@ from rich.console import Console
 from datamodules.allowed import one_of
 from datamodules.annotation import image_of
 from datamodules.cohort import image_names, image_stem
-from datamodules.dicom import is_dicom_file, read_header
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.errors import InputError
 from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
-from datamodules.plausible import PIXEL_SIZE_RANGE_MM, require_pixel_size
+from datamodules.plausible import require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
 from datamodules.storage import new_folder, require_new, write_atomic
 from datamodules.synthetic import write_png
@@ -119,36 +117,34 @@ def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
         InputError: The first fault, with its row.
     """
     samples = read_hc18_test(test_root)
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
-    rows = _parse(text, label=str(path))
+    rows = _read_rows(path)
     expected = [sample.image_path.name for sample in samples]
-    wrong = _names_fault([row.filename for row in rows], expected=expected)
-    if wrong:
+    if wrong := _names_fault([row.filename for row in rows], expected=expected):
         raise InputError(f"{path}: {wrong}")
     for row, sample in zip(rows, samples, strict=True):
         size_hw = image_of(sample).shape
-        wrong = _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm)
-        if wrong:
+        if wrong := _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm):
             raise InputError(f"{path}: {row.filename}: {wrong}; correct the row")
     return rows
 
 
-def _parse(text: str, *, label: str) -> list[SubmissionRow]:
-    table = [[cell.strip() for cell in row] for row in csv.reader(io.StringIO(text)) if row]
+def _read_rows(path: Path) -> list[SubmissionRow]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            table = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
     header, *lines = table or [[]]
     if tuple(header) != COLUMNS:
-        raise InputError(f"{label}: the header is {','.join(header)!r}, not {','.join(COLUMNS)!r}")
+        raise InputError(f"{path}: the header is {','.join(header)!r}, not {','.join(COLUMNS)!r}")
     rows = []
     for number, cells in enumerate(lines, start=2):
         if len(cells) != len(COLUMNS):
-            raise InputError(f"{label}: row {number} has {len(cells)} cells, not {len(COLUMNS)}")
+            raise InputError(f"{path}: row {number} has {len(cells)} cells, not {len(COLUMNS)}")
         try:
             rows.append(SubmissionRow(cells[0], *map(_number, cells[1:])))
         except ValueError as error:
-            raise InputError(f"{label}: row {number} ({cells[0]}): {error}") from error
+            raise InputError(f"{path}: row {number} ({cells[0]}): {error}") from error
     return rows
 
 
@@ -210,9 +206,13 @@ def submit_command(
         folder = None if masks is None else stack.enter_context(new_folder(masks))
         # In the folder, so that nothing lies elsewhere should the command be killed.
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-        paths, samples = _images(test_root, is_submission=out is not None, scratch=scratch)
+        if out is None and (test_root / "image").is_dir():
+            samples, paths = {}, _cohort_images(test_root / "image", scratch=scratch)
+        else:
+            samples = {sample.sample_id: sample for sample in read_hc18_test(test_root)}
+            paths = {name: sample.image_path for name, sample in samples.items()}
         if out is not None:
-            _require_sizes(samples, test_root)
+            _require_sizes(samples.values(), test_root / HC18_CSV["test"])
         # Here, because it imports torch: a wrong path is refused before that.
         from experiments.deliver.inference import segmented
 
@@ -236,7 +236,7 @@ def submit_command(
     if masks is not None:
         console.print(f"{masks}: {len(paths)} masks", markup=False, soft_wrap=True)
     if out is not None:
-        _say_verdict(out, rows=rows, degenerate=degenerate, console=console)
+        print_verdict(out, n_rows=len(rows), n_left_out=len(degenerate), console=console)
 
 
 def write_submission(
@@ -256,52 +256,26 @@ def write_submission(
     write_atomic(path, submission_text(rows))
 
 
-def check_command(path: Path, *, test_root: Path, console: Console) -> None:
-    """What `sonosweep submit --check` does."""
-    rows = validate_submission(path, test_root)
-    _say_verdict(path, rows=rows, degenerate={}, console=console)
-
-
-def _say_verdict(
-    path: Path,
-    *,
-    rows: Sequence[SubmissionRow],
-    degenerate: Mapping[str, str],
-    console: Console,
-) -> None:
-    n = len(rows)
-    if degenerate:
-        verdict = f"{n} rows, {len(degenerate)} left out; this is not a valid submission"
-    elif n == N_CHALLENGE:
-        verdict = f"a valid submission of {n} rows"
+def print_verdict(path: Path, *, n_rows: int, n_left_out: int = 0, console: Console) -> None:
+    """Say whether a file whose rows are right is a submission to the challenge."""
+    if n_left_out:
+        verdict = f"{n_rows} rows, {n_left_out} left out; this is not a valid submission"
+    elif n_rows == N_CHALLENGE:
+        verdict = f"a valid submission of {n_rows} rows"
     else:
         own = f"the challenge's own test set has {N_CHALLENGE}"
-        verdict = f"{n} rows, valid for these test images; {own}"
+        verdict = f"{n_rows} rows, valid for these test images; {own}"
     console.print(f"{path}: {verdict}", markup=False, soft_wrap=True)
 
 
-def _images(
-    root: Path, *, is_submission: bool, scratch: Path
-) -> tuple[dict[str, Path], dict[str, Sample]]:
-    """Images by id, and HC18's samples by id; none of these for a cohort.
-
-    Frames of DICOM become PNG files of their own in `scratch`.
-    """
-    if is_submission or not (root / "image").is_dir():
-        samples = {sample.sample_id: sample for sample in read_hc18_test(root)}
-        return {name: sample.image_path for name, sample in samples.items()}, samples
-    paths = [root / "image" / name for name in image_names(root / "image")]
-    named = {image_stem(path): path for path in paths}
-    if not any(is_dicom_file(path) and read_header(path).n_frames > 1 for path in paths):
-        return named, {}
-    return {name: image.path for name, image in read_images(named, scratch).items()}, {}
+def _cohort_images(folder: Path, *, scratch: Path) -> dict[str, Path]:
+    """Images by name; frames of DICOM become PNG files of their own in `scratch`."""
+    paths = {image_stem(folder / name): folder / name for name in image_names(folder)}
+    return {name: image.path for name, image in read_images(paths, scratch).items()}
 
 
-def _require_sizes(samples: Mapping[str, Sample], root: Path) -> None:
-    """Raise InputError for a pixel size that cannot be right."""
-    for sample in samples.values():
-        mm = sample.pixel_size_mm
-        # The image's own size matters for large pixels alone.
-        size_hw = image_of(sample).shape if mm > PIXEL_SIZE_RANGE_MM[1] else (1, 1)
-        of = f"{root / HC18_CSV['test']}: {sample.image_path.name}"
-        require_pixel_size(mm, size_hw=size_hw, of=of)
+def _require_sizes(samples: Iterable[Sample], table: Path) -> None:
+    """Raise InputError for a pixel size of HC18's table that cannot be right."""
+    for sample in samples:
+        of = f"{table}: {sample.image_path.name}"
+        require_pixel_size(sample.pixel_size_mm, size_hw=image_of(sample).shape, of=of)
