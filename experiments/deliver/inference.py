@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from datamodules.annotation import read_image
 from datamodules.errors import InputError
 from experiments.config.grid import Prompt
-from experiments.deliver.confidence import VIEW_ZOOM, Box
+from experiments.deliver.confidence import Box
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
 from experiments.stages.image_logits import image_logits
 from experiments.store.fitted import settings_of_run
@@ -111,32 +111,29 @@ def segmented(
     runs: Sequence[Path],
     paths: Mapping[str, Path],
     *,
-    prompt: str,
+    prompt: Prompt,
     console: Console,
     boxes: Mapping[str, Box] | None = None,
-    has_second_view: bool = False,
-) -> Iterator[tuple[str, np.ndarray, np.ndarray | None, float]]:
+    view_zooms: Sequence[float] = (1.0,),
+) -> Iterator[tuple[str, list[np.ndarray], float]]:
     """`segment_together` by runs; shows how many, in place or by a line now and then in a log.
 
     Yields:
-        The name, the mask, the mask from the image at `VIEW_ZOOM`, mapped back (None unless
-        `has_second_view`), and how well the runs agree.
+        The name, the mask of each view, and how well the runs agree in the first.
     """
     with console.status("loading the segmenter"):
         takes_boxes = boxes is not None
         modules = [load_run(run, prompt=prompt, takes_boxes=takes_boxes) for run in runs]
+    views = [
+        segment_together(modules, paths, prompt=prompt, boxes=boxes, view_zoom=zoom)
+        for zoom in view_zooms
+    ]
     last = time.monotonic()
     with console.status("segmenting") as status:
-        asked = {"prompt": prompt, "boxes": boxes}
-        first = segment_together(modules, paths, **asked)
-        second: Iterator[np.ndarray | None] = (None for _ in paths)
-        if has_second_view:
-            again = segment_together(modules, paths, **asked, view_zoom=VIEW_ZOOM)
-            second = (mask for _, mask, _ in again)
-        pairs = zip(first, second, strict=True)
-        for done, ((name, mask, runs_dice), other) in enumerate(pairs, start=1):
+        for done, found in enumerate(zip(*views, strict=True), start=1):
             status.update(f"segmenting images {done}/{len(paths)}")
             if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
                 last = time.monotonic()
                 console.print(f"segmented {done} of {len(paths)} images")
-            yield name, mask, other, runs_dice
+            names, masks, runs_dice = zip(*found, strict=True)
+            yield names[0], list(masks), runs_dice[0]

@@ -16,7 +16,7 @@ from datamodules.any_image import find_images
 from datamodules.ellipse import perimeter_px, rasterise
 from datamodules.mask_folder import some_names
 from datamodules.storage import new_folder, require_new, write_atomic, write_json
-from experiments.deliver.confidence import judge
+from experiments.deliver.confidence import VIEW_ZOOM, judge
 from experiments.deliver.inputs import (
     PACKAGED,
     PROMPTS,
@@ -132,8 +132,9 @@ def predict_command(
 
         predictions = []
         grey = {name: image.path for name, image in given.items()}
-        asked = {"prompt": prompt, "boxes": boxes, "console": console, "has_second_view": True}
-        for name, mask, second, runs_dice in segmented(runs, grey, **asked):
+        asked = {"prompt": prompt, "boxes": boxes, "console": console}
+        views = segmented(runs, grey, **asked, view_zooms=(1.0, VIEW_ZOOM))
+        for name, (mask, second), runs_dice in views:
             image = read_image(grey[name])
             found, shape = prediction_of_mask(
                 mask,

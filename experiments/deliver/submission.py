@@ -216,7 +216,7 @@ def submit_command(
         # Here, because it imports torch: a wrong path is refused before that.
         from experiments.deliver.inference import segmented
 
-        for name, mask, *_ in segmented([run_dir], paths, prompt=prompt, console=console):
+        for name, (mask,), _ in segmented([run_dir], paths, prompt=prompt, console=console):
             ellipse, reason = fitted_ellipse(mask)
             if folder is not None:
                 filled = mask if ellipse is None else rasterise(ellipse, size_hw=mask.shape)
