@@ -1,7 +1,6 @@
 """The command `score`. Torch-free."""
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -73,9 +72,9 @@ def score(
             name=predictions.resolve().name if name is None else name,
             split=published,
             missing=missing,
+            notes=[*doubts(index), *notes],
             progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
         )
-        found = replace(found, notes=(*doubts(index), *notes, *found.notes))
         if folder is not None:
             write_score(found, folder)
     if as_json:

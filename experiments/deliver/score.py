@@ -48,8 +48,7 @@ class Score:
     name: str
     per_image: "pd.DataFrame"
     results: "pd.DataFrame"
-    """Two rows with the columns of a sweep's results.csv: the masks as they are, and the ellipses
-    fitted to them."""
+    """A row for each of `OUTPUTS`, with the columns of a sweep's results.csv."""
     split: SplitFile | None
     missing: tuple[str, ...] = ()
     """Images without a file, counted as empty predictions."""
@@ -63,7 +62,7 @@ class Score:
 
     def measures(self, output: str = "mask") -> dict[str, float]:
         """Columns of results.csv that exist for these data; no mm without pixel sizes."""
-        row = self.results.iloc[list(self.results["output"]).index(output)]
+        row = self.results.set_index("output").loc[output]
         return {name: float(row[name]) for name, *_ in _LINES if not np.isnan(row[name])}
 
 
@@ -89,6 +88,7 @@ def score_folder(
     name: str,
     split: SplitFile | None = None,
     missing: Literal["refuse", "empty"] = "refuse",
+    notes: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score the masks of a folder, and the ellipses fitted to them, at the size of the images.
@@ -100,6 +100,7 @@ def score_folder(
         split: Its test images are scored, of a cross-test those of every fold; all samples without
             one.
         missing: `empty` counts an image without a mask as an empty prediction, Dice 0.
+        notes: What is known of the samples, before what is found here.
         progress: Called with (images scored, images in all).
 
     Raises:
@@ -109,7 +110,7 @@ def score_folder(
     if split is not None:
         split.check_against(samples)
         chosen = {sample_id: chosen[sample_id] for sample_id in split.test_ids}
-    files, notes = find_masks(predictions, sample_ids=list(chosen), known=samples)
+    files, not_read = find_masks(predictions, sample_ids=list(chosen), known=samples)
     absent = tuple(sample_id for sample_id in chosen if sample_id not in files)
     if absent and missing == "refuse":
         raise InputError(
@@ -117,9 +118,9 @@ def score_folder(
             f"({some_names(absent)}); add them, name the images by --split, or count them as "
             "Dice 0 by --missing empty"
         )
-    rows, empty, no_head = _score_rows(chosen, files=files, progress=progress)
-    if outlines := _outlines(rows):
-        notes.append(
+    rows, named = _score_rows(chosen, files=files, progress=progress)
+    if outlines := named["outlines"]:
+        not_read.append(
             f"{len(outlines)} masks look like outlines, whose ellipses fit and whose areas do not "
             f"({some_names(outlines)}); a mask is a filled head"
         )
@@ -138,9 +139,9 @@ def score_folder(
         results=results,
         split=split,
         missing=absent,
-        empty=empty,
-        no_head=no_head,
-        notes=tuple(notes),
+        empty=tuple(named["empty"]),
+        no_head=tuple(named["no_head"]),
+        notes=(*notes, *not_read),
     )
 
 
@@ -149,13 +150,15 @@ def _score_rows(
     *,
     files: Mapping[str, Path],
     progress: Callable[[int, int], None] | None,
-) -> tuple[list[dict[str, Any]], tuple[str, ...], tuple[str, ...]]:
+) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+    """Rows of per_image.csv, and the images whose masks are `empty`, `no_head` or `outlines`."""
     # Here, because it imports torch: a wrong folder is refused before that.
     from experiments.stages.evaluation import Scorer
 
     scorer = Scorer(samples=samples, frame_hw=(256, 256), mode="pad")
-    rows, empty, no_head = [], [], []
-    for sample_id, sample in samples.items():
+    rows: list[dict[str, Any]] = []
+    named: dict[str, list[str]] = {"empty": [], "no_head": [], "outlines": []}
+    for done, (sample_id, sample) in enumerate(samples.items(), start=1):
         size_hw = image_of(sample).shape
         reference_hw = scorer.reference(sample_id).shape
         if reference_hw != size_hw:
@@ -163,38 +166,22 @@ def _score_rows(
                 f"{sample.annotation_path}: {reference_hw[1]}x{reference_hw[0]} px, but its image "
                 f"has {size_hw[1]}x{size_hw[0]}; export both at one size"
             )
-        predicted = np.zeros(size_hw, np.uint8)
+        mask = np.zeros(size_hw, np.uint8)
         if sample_id in files:
-            predicted = read_mask(files[sample_id], size_hw=size_hw)
-            if not predicted.any():
-                empty.append(sample_id)
-        found = scorer.rows(sample_id, predicted)
-        if predicted.any() and _is_no_head(predicted, rows=found):
-            no_head.append(f"{sample_id} ({_size(predicted)})")
+            mask = read_mask(files[sample_id], size_hw=size_hw)
+        own, ellipse = found = scorer.rows(sample_id, mask)
         rows += found
+        if sample_id in files and not mask.any():
+            named["empty"].append(sample_id)
+        elif mask.all():
+            named["no_head"].append(f"{sample_id} (the whole image)")
+        elif mask.any() and (own.get("hc_pred_mm") == 0 or not ellipse["fitted"]):
+            named["no_head"].append(f"{sample_id} ({mask.sum()} px)")
+        if ellipse["dice"] - own["dice"] > _OUTLINE_GAP:
+            named["outlines"].append(sample_id)
         if progress is not None:
-            progress(len(rows) // len(OUTPUTS), len(samples))
-    return rows, tuple(empty), tuple(no_head)
-
-
-def _outlines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Images whose mask misses most of the head that its own ellipse covers."""
-    dice: dict[str, dict[str, float]] = {}
-    for row in rows:
-        dice.setdefault(row["sample_id"], {})[row["output"]] = row["dice"]
-    return [name for name, of in dice.items() if of["ellipse"] - of["mask"] > _OUTLINE_GAP]
-
-
-def _is_no_head(mask: np.ndarray, *, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a mask fills the image, or gives no circumference in one of its rows."""
-    return bool(mask.all()) or any(
-        row.get("hc_pred_mm") == 0 or row.get("fitted") is False for row in rows
-    )
-
-
-def _size(mask: np.ndarray) -> str:
-    count = int(mask.sum())
-    return "the whole image" if count == mask.size else f"{count} px"
+            progress(done, len(samples))
+    return rows, named
 
 
 def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.DataFrame]":
@@ -267,8 +254,7 @@ def _n_not_fitted(score: Score) -> int:
 def _table(score: Score) -> list[list[str]]:
     """A label and a text for each of `OUTPUTS`, line by line."""
     row, measures = score.results.iloc[0], [score.measures(name) for name in OUTPUTS]
-    counts = (("images", row["n_images"]), ("exams", row["n_exams"]))
-    lines = [[label, *([f"{count:.0f}"] * len(OUTPUTS))] for label, count in counts]
+    lines = [[name, *([f"{row[f'n_{name}']:.0f}"] * len(OUTPUTS))] for name in ("images", "exams")]
     for name, label, factor, digits in _LINES:
         if name in measures[0]:
             lines.append([label, *(f"{each[name] * factor:.{digits}f}" for each in measures)])
@@ -276,33 +262,38 @@ def _table(score: Score) -> list[list[str]]:
 
 
 def _where(score: Score) -> str:
-    cohort = score.results.iloc[0]["test_cohort"]
-    if score.split is None:
+    cohort, split = score.results["test_cohort"].iloc[0], score.split
+    if split is None:
         return f"all annotated images of {cohort}"
-    split = score.split
     part = f"the test parts of all {len(split.folds)} folds" if split.folds else "the test part"
     return f"{part} of {cohort}, split {split.name} {split.version} (sha256 {split.sha256:.16})"
 
 
 def _sentences(score: Score) -> list[str]:
     """What the reader should know; the first ones name what was counted as empty."""
-    absent, known = score.results.iloc[0]["trimesters_missing"], score.measures()
-    missing, empty = ", ".join(score.missing), ", ".join(score.empty)
-    zero = "Dice 0, circumference 0 mm, Hausdorff distance the image's diagonal"
-    sentences = {
-        f"{len(score.missing)} images have no mask, counted as empty: {missing}": missing,
-        f"{len(score.empty)} masks are empty: {empty}": empty,
-        f"an empty prediction is never left out: {zero}": missing or empty,
-        f"{len(score.no_head)} masks are no heads: {', '.join(score.no_head)}; where no ellipse "
-        "fits the outline they count with a circumference of 0 mm": score.no_head,
-        f"no image of trimester {absent}; the other weights were scaled up": absent
-        and "dice_trimester_weighted_mean" in known,
-        f"{_n_not_fitted(score)} masks give no ellipse: their own scores stand in its column": (
-            _n_not_fitted(score)
-        ),
-        "no pixel sizes: measures in mm are absent": "hc_abs_err_mm_mean" not in known,
-    }
-    return [*score.notes, *(sentence for sentence, is_so in sentences.items() if is_so)]
+    absent, known = score.results["trimesters_missing"].iloc[0], score.measures()
+    not_fitted = _n_not_fitted(score)
+    said = list(score.notes)
+    if score.missing:
+        names = ", ".join(score.missing)
+        said.append(f"{len(score.missing)} images have no mask, counted as empty: {names}")
+    if score.empty:
+        said.append(f"{len(score.empty)} masks are empty: {', '.join(score.empty)}")
+    if score.missing or score.empty:
+        zero = "Dice 0, circumference 0 mm, Hausdorff distance the image's diagonal"
+        said.append(f"an empty prediction is never left out: {zero}")
+    if score.no_head:
+        said.append(
+            f"{len(score.no_head)} masks are no heads: {', '.join(score.no_head)}; where no "
+            "ellipse fits the outline they count with a circumference of 0 mm"
+        )
+    if absent and "dice_trimester_weighted_mean" in known:
+        said.append(f"no image of trimester {absent}; the other weights were scaled up")
+    if not_fitted:
+        said.append(f"{not_fitted} masks give no ellipse: their own scores stand in its column")
+    if "hc_abs_err_mm_mean" not in known:
+        said.append("no pixel sizes: measures in mm are absent")
+    return said
 
 
 def _markdown(score: Score) -> str:
