@@ -6,7 +6,6 @@ The layout stays the one of `synthesis.folder`, so an exported set is also an in
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +15,19 @@ import cv2
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
 from datamodules.storage import file_sha256, new_folder, write_atomic, write_json
-from datamodules.synthetic import SyntheticPair, pair_paths, read_metadata, write_origin
+from datamodules.synthetic import (
+    SyntheticPair,
+    pair_paths,
+    read_metadata,
+    write_metadata,
+    write_origin,
+)
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
 from experiments.store.runs import is_done, read_manifest, read_result
 from lightning_modules.generators.stable_diffusion.saved import CONFIG_NAME
-from lightning_modules.generators.stable_diffusion.weights import resolve_base
+from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
 
 METADATA = "metadata.jsonl"
 _DRAWN = "no image was acquired from a patient; textures are what the generator learned."
@@ -88,15 +93,10 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
         InputError: The run is no finished synthetic set, holds no pair or lacks a picture, or the
             runs that it was made from are not in the same store.
     """
-    pairs, store = _pairs(run_dir, stage=manifest["stage"]), run_dir.parents[1]
+    pairs = _pairs(run_dir, stage=manifest["stage"])
     lineage = _lineage(run_dir, manifest)
-    base = _base_model(lineage.get("generator"), store=store)
-    facts = {
-        **_facts(manifest, lineage=lineage, base=base, n_pairs=len(pairs)),
-        "sizes": [
-            f"{width} x {height} px (width x height)" for height, width in _sizes(run_dir, pairs)
-        ],
-    }
+    facts = _facts(manifest, lineage=lineage, n_pairs=len(pairs))
+    facts["sizes"] = [f"{w} x {h} px (width x height)" for h, w in _sizes(run_dir, pairs)]
     with new_folder(out) as folder:
         for pair in pairs:
             # No links: what leaves the store may be edited, the store may not.
@@ -104,8 +104,9 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
                 (folder / path).parent.mkdir(exist_ok=True)
                 shutil.copyfile(run_dir / path, folder / path)
         facts |= _write_rows(folder / METADATA, pairs)
-        _copy_origin(folder, generator=facts["generator"], store=store)
         facts["metadata_sha256"] = file_sha256(folder / METADATA)
+        if "generator" in lineage:
+            _copy_origin(folder, *lineage["generator"])
         write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
         write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
 
@@ -159,84 +160,73 @@ def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> list[tuple[int, ...
     return sorted(sizes)
 
 
-def _lineage(run_dir: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Manifests by stage of a set and of the runs behind it; a gate's has its `result` too.
+def _lineage(run_dir: Path, manifest: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
+    """Directory and manifest by stage, of a set and of the runs behind it.
 
     Raises:
         InputError: A run on the way is not in the store.
     """
-    store, manifests, todo = run_dir.resolve().parents[1], {}, [(run_dir, manifest)]
+    store, runs, todo = run_dir.resolve().parents[1], {}, [(run_dir, manifest)]
     while todo:
-        folder, found = todo.pop()
-        manifests[found["stage"]] = found
-        if found["stage"] == "gate" and is_done(folder):
-            found["result"] = read_result(folder)
+        folder, about = todo.pop()
+        runs[about["stage"]] = folder, about
         for role in _LINEAGE:
-            key = found.get("upstream", {}).get(role)
-            if key is not None and key.split("/")[0] not in manifests:
-                if not (store / key / "manifest.json").is_file():
-                    raise InputError(
-                        f"{store / key}: missing, and says what {run_dir} was made from; export "
-                        "from the store that made it"
-                    )
-                todo.append((store / key, read_manifest(store / key)))
-    return manifests
+            key = about.get("upstream", {}).get(role)
+            if key is None or key.split("/")[0] in runs:
+                continue
+            if not (store / key / "manifest.json").is_file():
+                raise InputError(
+                    f"{store / key}: missing, and says what {run_dir} was made from; export "
+                    "from the store that made it"
+                )
+            todo.append((store / key, read_manifest(store / key)))
+    return runs
 
 
 def _write_rows(path: Path, pairs: Sequence[SyntheticPair]) -> dict[str, Any]:
     """Write metadata.jsonl without the columns that no pair fills; the names of the others."""
-    rows = []
-    for pair in pairs:
-        image, mask = pair_paths(Path(), pair.sample_id)
-        rows.append(
-            {"file_name": image.as_posix(), "mask_file_name": mask.as_posix(), **asdict(pair)}
-        )
+    write_metadata(path, pairs)
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
     # Parquet, into which the hub turns it, has no column of empty objects.
-    empty = (None, {}, (), [])
-    columns = [column for column in rows[0] if any(row[column] not in empty for row in rows)]
-    lines = [json.dumps({column: row[column] for column in columns}) for row in rows]
+    columns = [name for name in rows[0] if any(row[name] not in (None, {}, []) for row in rows)]
+    lines = [json.dumps({name: row[name] for name in columns}) for row in rows]
     path.write_text("".join(line + "\n" for line in lines))
-    filled = [column for column in columns if all(row[column] is not None for row in rows)]
-    return {"columns": ", ".join(f"`{column}`" for column in columns), "filled": filled}
+    filled = [name for name in columns if all(row[name] is not None for row in rows)]
+    return {"columns": ", ".join(f"`{name}`" for name in columns), "filled": filled}
 
 
-def _copy_origin(folder: Path, *, generator: dict[str, Any] | None, store: Path) -> None:
-    """Say which images the generator saw, so that no sweep trains on the set and tests on them."""
-    if generator is None:
-        return
-    images = store / "generator" / str(generator["id"]) / GENERATOR / GENERATOR_IMAGES
+def _copy_origin(folder: Path, run_dir: Path, manifest: dict[str, Any]) -> None:
+    """Say which images a generator saw, so that no sweep trains on the set and tests on them."""
+    images = run_dir / GENERATOR / GENERATOR_IMAGES
     # Those of earlier versions have none.
     if images.is_file():
         seen = [row["pixels_sha256"] for row in json.loads(images.read_text())]
-        write_origin(folder, images_seen=seen, generator=str(generator["id"]))
+        write_origin(folder, images_seen=seen, generator=str(manifest["id"]))
 
 
-def _base_model(generator: dict[str, Any] | None, *, store: Path) -> str:
-    """The model that a Stable Diffusion started from; the default one for other generators."""
-    if generator is None:
-        return resolve_base(None)[0]
+def _base_model(run_dir: Path, manifest: dict[str, Any]) -> str:
+    """The model that a Stable Diffusion started from, without the path on this machine."""
     # What the run itself keeps: a sweep's block may say another one than the recipe's section.
-    path = store / "generator" / str(generator["id"]) / GENERATOR / CONFIG_NAME
     try:
-        return resolve_base(json.loads(path.read_text())["config"].get("base_model"))[0]
+        config = json.loads((run_dir / GENERATOR / CONFIG_NAME).read_text())["config"]
     except (OSError, ValueError, KeyError):
-        return resolve_base(generator["config"].get("stable_diffusion", {}).get("base_model"))[0]
+        config = manifest["config"].get("stable_diffusion", {})
+    base, _ = resolve_base(config.get("base_model"))
+    return base if is_hub_name(base) else Path(base).name
 
 
 def _facts(
-    manifest: dict[str, Any], *, lineage: dict[str, dict[str, Any]], base: str, n_pairs: int
+    manifest: dict[str, Any], *, lineage: dict[str, tuple[Path, dict[str, Any]]], n_pairs: int
 ) -> dict[str, Any]:
     """What card and Croissant say of a set beside its files."""
     stage = manifest["stage"]
-    images = [
-        found["content"]["images"] for found in lineage.values() if "images" in found["content"]
-    ]
-    labels = sorted({str(label) for label, *_ in images[0]}) if images else []
+    content = {name: about["content"] for name, (_, about) in lineage.items()}
+    seeds = {name: each["seed"] for name, each in content.items() if "seed" in each}
+    images = next((each["images"] for each in content.values() if "images" in each), [])
+    labels = sorted({str(label) for label, *_ in images})
     behind = {"config": manifest.get("config", {}), "content": {"images": [[i] for i in labels]}}
     made_by, what_is_synthetic = _STAGES[stage]
-    generator = lineage.get("generator")
-    # A name on the hub says where to get it; of a path on this machine the end is enough.
-    is_hub = base.count("/") == 1 and not base.startswith(("/", ".", "~"))
+    generator, gate = lineage.get("generator"), lineage.get("gate")
     return {
         "name": f"sonosweep-{stage}-{str(manifest['id'])[:8]}",
         "description": (
@@ -250,12 +240,8 @@ def _facts(
         "run": manifest,
         "day": datetime.fromtimestamp(manifest["started"], tz=UTC).date().isoformat(),
         "labels": labels,
-        "generator": generator,
-        "base_model": base if is_hub else Path(base).name,
-        "seeds": [
-            f"{stage} {found['content']['seed']}"
-            for stage, found in sorted(lineage.items())
-            if "seed" in found["content"]
-        ],
-        "gate": lineage.get("gate", {}).get("result"),
+        "generator": generator and generator[1],
+        "base_model": generator and _base_model(*generator),
+        "seeds": [f"{name} {seeds[name]}" for name in sorted(seeds)],
+        "gate": read_result(gate[0]) if gate and is_done(gate[0]) else None,
     }
