@@ -14,7 +14,7 @@ import cv2
 
 from datamodules.attribution import CC_BY_URL, HC18_LICENCE
 from datamodules.errors import InputError
-from datamodules.storage import file_sha256, new_folder, write_atomic, write_json
+from datamodules.storage import file_sha256, write_atomic, write_json
 from datamodules.synthetic import (
     SyntheticPair,
     pair_paths,
@@ -81,13 +81,13 @@ _RIGHTS = {
 }
 
 
-def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
+def export_dataset(run_dir: Path, manifest: dict[str, Any], folder: Path) -> None:
     """Write a synthetic set as image/, mask/, metadata.jsonl, README.md and croissant.json.
 
     Args:
         run_dir: Finished run of a stage that makes pairs, in its store.
         manifest: Its own.
-        out: Folder to write; there whole or not at all.
+        folder: Empty folder to fill.
 
     Raises:
         InputError: The run is no finished synthetic set, holds no pair or lacks a picture, or the
@@ -97,18 +97,17 @@ def export_dataset(run_dir: Path, manifest: dict[str, Any], out: Path) -> None:
     lineage = _lineage(run_dir, manifest)
     facts = _facts(manifest, lineage=lineage, n_pairs=len(pairs))
     facts["sizes"] = [f"{w} x {h} px (width x height)" for h, w in _sizes(run_dir, pairs)]
-    with new_folder(out) as folder:
-        for pair in pairs:
-            # No links: what leaves the store may be edited, the store may not.
-            for path in pair_paths(Path(), pair.sample_id):
-                (folder / path).parent.mkdir(exist_ok=True)
-                shutil.copyfile(run_dir / path, folder / path)
-        facts |= _write_rows(folder / METADATA, pairs)
-        facts["metadata_sha256"] = file_sha256(folder / METADATA)
-        if "generator" in lineage:
-            _copy_origin(folder, *lineage["generator"])
-        write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
-        write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
+    for pair in pairs:
+        # No links: what leaves the store may be edited, the store may not.
+        for path in pair_paths(Path(), pair.sample_id):
+            (folder / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(run_dir / path, folder / path)
+    facts |= _write_rows(folder / METADATA, pairs)
+    facts["metadata_sha256"] = file_sha256(folder / METADATA)
+    if "generator" in lineage:
+        _copy_origin(folder, *lineage["generator"])
+    write_json(folder / "croissant.json", json.loads(_rendered("croissant.json.j2", facts)))
+    write_atomic(folder / "README.md", _rendered("dataset_card.md.j2", facts))
 
 
 def _rendered(template: str, facts: dict[str, Any]) -> str:

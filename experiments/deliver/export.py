@@ -12,10 +12,10 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from datamodules.storage import new_folder, require_new
+from datamodules.storage import new_folder
 from experiments.deliver.dataset import export_dataset
 from experiments.deliver.sidecar import about_sam, write_sidecar
-from experiments.store.fitted import settings_of_run
+from experiments.store.fitted import GENERATOR, settings_of_run
 from experiments.store.runs import read_manifest
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import row_of
@@ -23,7 +23,6 @@ from lightning_modules.segmenters.table import row_of
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
-SAM_FILE = "sam.pth"
 CONV_IN = "conv_in.safetensors"
 LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 
@@ -31,27 +30,24 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 def export_command(run_dir: Path, *, format_name: str, out: Path, console: Console) -> None:
     """Write a run in one of `FORMATS`, as a folder that is there whole or not at all."""
     one_of(format_name, list(FORMATS), option="--format")
-    require_new(out)
-    manifest = read_manifest(run_dir)
-    with console.status("exporting"):
-        FORMATS[format_name](run_dir, manifest, out)
-    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    with new_folder(out) as folder, console.status("exporting"):
+        FORMATS[format_name](run_dir, read_manifest(run_dir), folder)
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console.print(f"{out}: {format_name}, {size / 2**20:.1f} MiB", markup=False, soft_wrap=True)
 
 
-def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+def _segment_anything(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """A bare state dict, as `sam_model_registry` loads it."""
     config, sam = _fitted_sam(run_dir, manifest)
     from lightning_modules.segmenters.sam.export import save_segment_anything
     from lightning_modules.segmenters.sam.tuning import merged_state_dict
 
-    with new_folder(out) as folder:
-        save_segment_anything(merged_state_dict(sam), folder / SAM_FILE)
-        about = about_sam(config, sam)
-        write_sidecar(folder, manifest, weights=folder / SAM_FILE, about=about)
+    weights = folder / "sam.pth"
+    save_segment_anything(merged_state_dict(sam), weights)
+    write_sidecar(folder, manifest, weights=weights, about=about_sam(config, sam))
 
 
-def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+def _transformers(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """A folder for transformers' `SamModel.from_pretrained`."""
     config, sam = _fitted_sam(run_dir, manifest, refused=("lite", "tiny"))
     from lightning_modules.segmenters.sam.export import save_transformers
@@ -59,23 +55,21 @@ def _transformers(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None
 
     # Of pixels in [0, 1]; segment_anything has them for 0..255.
     mean, std = ((values.flatten() / 255).tolist() for values in (sam.pixel_mean, sam.pixel_std))
-    with new_folder(out) as folder:
-        save_transformers(sam, merged_state_dict(sam), folder, image_mean=mean, image_std=std)
-        about = about_sam(config, sam)
-        write_sidecar(folder, manifest, weights=folder / "model.safetensors", about=about)
+    save_transformers(sam, merged_state_dict(sam), folder, image_mean=mean, image_std=std)
+    weights = folder / "model.safetensors"
+    write_sidecar(folder, manifest, weights=weights, about=about_sam(config, sam))
 
 
-def _lora(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+def _lora(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """LoRA weights for a diffusers pipeline's `load_lora_weights`."""
     generator, about = _stable_diffusion(run_dir, manifest)
-    with new_folder(out) as folder:
-        # The mask's channels are in a file of their own, where there are any.
-        for name in (*LORA_FILES, *(path.name for path in generator.glob(CONV_IN))):
-            shutil.copyfile(generator / name, folder / name)
-        write_sidecar(folder, manifest, weights=folder / LORA_FILES[0], about=about)
+    # The mask's channels are in a file of their own, where there are any.
+    for name in (*LORA_FILES, *(path.name for path in generator.glob(CONV_IN))):
+        shutil.copyfile(generator / name, folder / name)
+    write_sidecar(folder, manifest, weights=folder / LORA_FILES[0], about=about)
 
 
-def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+def _pipeline(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """A whole diffusers pipeline, for `from_pretrained`."""
     generator, about = _stable_diffusion(run_dir, manifest)
     from lightning_modules.generators.stable_diffusion.base import load_base
@@ -84,16 +78,15 @@ def _pipeline(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
 
     module = load_stable_diffusion(generator)
     base = load_base(module.config.base_model, revision=module.config.revision)
-    with new_folder(out) as folder:
-        save_pipeline(module, base, folder)
-        write_sidecar(folder, manifest, weights=generator / LORA_FILES[0], about=about)
+    save_pipeline(module, base, folder)
+    write_sidecar(folder, manifest, weights=generator / LORA_FILES[0], about=about)
 
 
-def _compact(run_dir: Path, manifest: Mapping[str, Any], out: Path) -> None:
+def _compact(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
     """A small folder that `predict` or `draw` takes in the place of the run."""
     from experiments.deliver.compact import export_compact
 
-    export_compact(run_dir, manifest, out)
+    export_compact(run_dir, manifest, folder)
 
 
 def _fitted_sam(
@@ -137,15 +130,14 @@ def _stable_diffusion(run_dir: Path, manifest: Mapping[str, Any]) -> tuple[Path,
             f"{run_dir}: a run of stage {manifest['stage']}; give a Stable Diffusion generator, "
             "such as runs/store/generator/ID"
         )
-    folder = run_dir / "generator"
-    missing = [name for name in LORA_FILES if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{folder}: {missing[0]} is missing, so this generator is no finished Stable "
-            "Diffusion; fit one with synthesis.generator=stable_diffusion"
-        )
-    settings = manifest.get("config", {}).get("stable_diffusion")
-    return folder, {"stable_diffusion": settings}
+    folder = run_dir / GENERATOR
+    for name in LORA_FILES:
+        if not (folder / name).is_file():
+            raise InputError(
+                f"{folder}: {name} is missing, so this generator is no finished Stable Diffusion; "
+                "fit one with synthesis.generator=stable_diffusion"
+            )
+    return folder, {"stable_diffusion": manifest.get("config", {}).get("stable_diffusion")}
 
 
 FORMATS: dict[str, Callable[[Path, Mapping[str, Any], Path], None]] = {
@@ -156,4 +148,4 @@ FORMATS: dict[str, Callable[[Path, Mapping[str, Any], Path], None]] = {
     "dataset": export_dataset,
     "compact": _compact,
 }
-"""Each writes the new folder `out` whole, from a run's directory and its manifest."""
+"""Each fills a folder, from a run's directory and its manifest."""
