@@ -178,7 +178,7 @@ def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     data, grid = prepare(config, console)
     plan, key = box_plan(config, data.view)
     whole = dataclasses.replace(grid, nodes=grid.nodes | plan.nodes)
-    sweep = execute(config, console, data=data, plan=narrow(plan, stage="box"), whole=whole)
+    sweep = execute(config, console, data=data, plan=narrow(plan, [key]), whole=whole)
     if report_failures(sweep, console):
         raise SystemExit(1)
     folder = sweep.store.sweep_dir(config.name)

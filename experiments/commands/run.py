@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,9 +44,8 @@ def prepare(
 ) -> tuple[Data, Plan]:
     """Check everything that can be checked before torch is imported, then plan.
 
-    Published weights whose content the plan's ids name are fetched where `fetches` is true; where
-    it is not, nothing is to run, and devices need not be there. A base model's branch on the hub
-    becomes its commit in `config`.
+    Published weights that the plan's ids name are fetched; with `fetches` false nothing is to run,
+    and devices need not be there. A base model's branch on the hub becomes its commit in `config`.
 
     Raises:
         InputError, WeightsError: For a user's mistake.
@@ -103,17 +102,20 @@ def execute(
         WeightsError: If a base model on the hub is needed and not available.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
+    whole = whole or plan
     check_gpu_memory(config, plan)
     _fetch_base(config, plan, console)
     launcher = _cluster(config, plan, console)
     with ExitStack() as in_use:
-        sweep = _recorded_sweep(
-            config, console, data=data, plan=plan, whole=whole or plan, in_use=in_use
-        )
-        if not retry_failed:
-            _keep_failures(sweep, console)
+        sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole, in_use=in_use)
+        if not retry_failed and (kept := sweep.recall_failures(kinds=["error"])):
+            say(
+                console,
+                f"{counted(kept, 'stage')} failed before, so not tried again; once the cause is "
+                "fixed, add --retry-failed",
+            )
         if launcher is not None:
-            _take_up(sweep, launcher, console, whole=whole or plan)
+            _take_up(sweep, launcher, console, whole=whole)
         split, n = data.view.split, len(plan.grid)
         say(
             console,
@@ -122,7 +124,7 @@ def execute(
             f"{counted(len(plan.nodes), 'stage')}, {sweep.pending} to do",
         )
         mode, source = mode_and_source(config.wandb)
-        for note in (f"W&B: {mode} ({source})", *data.notes, *(whole or plan).notes):
+        for note in (f"W&B: {mode} ({source})", *data.notes, *whole.notes):
             say(console, note)
         run_live(sweep, console)
     return sweep
@@ -161,8 +163,7 @@ def _take_up(sweep: Sweep, launcher: SlurmLauncher, console: Console, *, whole: 
             run.job, run.state, run.started = job, "running", time.monotonic()
             jobs.add(job)
     if jobs:
-        n_jobs = "1 job is" if len(jobs) == 1 else f"{len(jobs)} jobs are"
-        say(console, f"{n_jobs} still in SLURM's queue and not sent again")
+        say(console, f"{counted(len(jobs), 'job')} still in SLURM's queue and not sent again")
 
 
 def run_live(sweep: Sweep, console: Console) -> None:
@@ -190,8 +191,10 @@ def _recorded_sweep(
 ) -> Sweep:
     """Write down what the sweep refers to, then see what of it is done.
 
-    Where it is to run, its recipe is kept too, and it is in use until `in_use` ends. InputError
-    where it runs already by another plan.
+    Where it is to run, its recipe is kept too, and it is in use until `in_use` ends.
+
+    Raises:
+        InputError: It runs already by another plan.
     """
     store = RunStore(Path(config.store.root))
     folder = store.sweep_dir(config.name)
@@ -212,18 +215,9 @@ def _recorded_sweep(
     return sweep
 
 
-def _keep_failures(sweep: Sweep, console: Console) -> None:
-    """Take a stage that failed by itself for failed, and say how it is tried again."""
-    kept = sweep.recall_failures(kinds=["error"])
-    if kept:
-        what = ("stages have", "are") if kept > 1 else ("stage has", "is")
-        what = f"{kept} {what[0]} failed before and {what[1]} not tried again"
-        say(console, f"{what}; once the cause is fixed, add --retry-failed")
-
-
-def narrow(plan: Plan, *, stage: str = "", keys: Sequence[str] = ()) -> Plan:
-    """The part of a plan that leads to the stages of one kind, or to certain ones."""
-    wanted = [key for key, node in plan.nodes.items() if node.stage == stage or key in keys]
+def narrow(plan: Plan, keys: Iterable[str]) -> Plan:
+    """The part of a plan that leads to certain stages."""
+    wanted = list(keys)
     keep: set[str] = set()
     while wanted:
         key = wanted.pop()
@@ -311,16 +305,16 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
         InputError: If the recipe has no such stage.
     """
     data, plan = prepare(config, console)
-    narrowed = narrow(plan, stage=stage)
-    if not narrowed.nodes:
+    keys = [key for key, node in plan.nodes.items() if node.stage == stage]
+    if not keys:
         raise InputError(
             f"sweep.condition={config.sweep.condition}: these conditions need no generator; add "
             "sweep.condition=[synthetic]"
         )
-    sweep = execute(config, console, data=data, plan=narrowed, whole=plan)
+    sweep = execute(config, console, data=data, plan=narrow(plan, keys), whole=plan)
     failed = report_failures(sweep, console)
-    for run in sweep.runs.values():
-        if run.node.stage == stage and run.is_done:
+    for run in map(sweep.runs.get, keys):
+        if run.is_done:
             say(console, f"{run.node.label}: {os.path.relpath(sweep.run_dir(run))}")
     if failed:
         raise SystemExit(1)

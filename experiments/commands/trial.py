@@ -49,7 +49,7 @@ def trial(
             f"--stage {min(unknown)}: the recipe has no such stage; its {len(plan.nodes)} stages "
             "are the folders STAGE/ID that `sonosweep sweep RECIPE --dry-run --json` lists"
         )
-    plan = narrow(plan, keys=keys)
+    plan = narrow(plan, keys)
     sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     with use_store(sweep.store.root):
         run_live(sweep, console)
