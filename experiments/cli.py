@@ -5,7 +5,6 @@ import typer
 from experiments.commands.arguments import Overrides, Recipe
 from experiments.commands.bench import bench
 from experiments.commands.data import data_app
-from experiments.commands.demo import demo
 from experiments.commands.doctor import doctor
 from experiments.commands.models import draw, export, predict, submit
 from experiments.commands.outputs import figure, table
@@ -13,7 +12,7 @@ from experiments.commands.paper import paper
 from experiments.commands.report import report
 from experiments.commands.score import score
 from experiments.commands.store import clean, dashboard, status
-from experiments.commands.sweep import diffusion, segment, sweep, synthesize
+from experiments.commands.sweep import demo, diffusion, segment, sweep, synthesize
 from experiments.commands.trial import trial
 from experiments.commands.weights import weights_app
 

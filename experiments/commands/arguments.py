@@ -4,12 +4,15 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from datamodules.errors import InputError
+
+if TYPE_CHECKING:
+    from experiments.config.schema import ExperimentConfig
 
 
 def each_once(words: list[str] | None) -> list[str]:
@@ -48,6 +51,13 @@ SweepName = Annotated[str, typer.Argument(help="Folder of a sweep, runs/NAME, or
 StoreRoot = Annotated[Path, typer.Option("--root", help="Folder of the sweeps: store.root.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program.")]
 Prompt = Annotated[str, typer.Option(help="whole_image or predicted_box.")]
+
+
+def load_recipe(recipe: str, overrides: list[str] | None) -> "ExperimentConfig":
+    """A recipe's settings; what reads it takes a third of a second to import, and help has none."""
+    from experiments.config.recipe import load_config
+
+    return load_config(recipe, overrides or [])
 
 
 def stdout_console() -> Console:

@@ -18,12 +18,14 @@ from experiments.commands.arguments import (
     Overrides,
     Recipe,
     download_bars,
+    load_recipe,
     print_json,
     say,
     stderr_console,
     stdout_console,
 )
 from experiments.commands.stopping import ends_by_signal
+from experiments.config.words import counted
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at data, fetch it, or make some.")
 
@@ -79,9 +81,7 @@ def data_split(
 
     With split.n_folds from 2 on it holds every fold.
     """
-    from experiments.config.recipe import load_config
-
-    config = load_config(recipe, overrides or [])
+    config = load_recipe(recipe, overrides)
     from datamodules.split_file import write_split_file
     from experiments.stages.data import load_data
 
@@ -96,12 +96,10 @@ def data_split(
             samples=list(data.samples.values()),
             folds=folds if len(folds) > 1 else (),
         )
-    what = (
-        f"{len(split.train)} train, {len(split.val)} validation and {len(split.test)} test images"
-    )
+    parts = f"{len(split.train)} train, {len(split.val)} validation and {len(split.test)} test"
     if made.folds:
-        what = f"{len(made.folds)} folds that test {len(made.test_ids)} images"
-    what += f" of {made.dataset.cohort}, sha256 {made.sha256}"
+        parts = f"{len(made.folds)} folds that test {len(made.test_ids)}"
+    what = f"{parts} images of {made.dataset.cohort}, sha256 {made.sha256}"
     say(stdout_console(), f"{out}: {name} {version}, {what}")
 
 
@@ -152,59 +150,50 @@ def _print_summary(found: dict[str, Any], console: Console) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    for name, text in _lines(found):
+    for name, text in _lines(found).items():
         table.add_row(name, Text(text))
     doubted = found["implausible"]
     _print_list("Cannot be right; `sonosweep sweep` refuses these data:", doubted, console)
-    console.print(f"{found['root']} ({found['layout']} layout)", markup=False, soft_wrap=True)
+    say(console, f"{found['root']} ({found['layout']} layout)")
     console.print(table)
     _print_list("Findings:", [each for each in found["findings"] if each not in doubted], console)
 
 
 def _print_list(title: str, sentences: list[str], console: Console) -> None:
     if sentences:
-        console.print(title)
-    for sentence in sentences:
-        console.print(f"- {sentence}", markup=False, soft_wrap=True)
+        say(console, "\n- ".join([title, *sentences]))
 
 
-def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(found: dict[str, Any]) -> dict[str, str]:
     frames = ", ".join(
-        f"{count} with {n} frame{'s' if n != '1' else ''}"
-        for n, count in found["frames_per_exam"].items()
+        f"{count} with {counted(int(n), 'frame')}" for n, count in found["frames_per_exam"].items()
     )
-    sizes = list(found["sizes"].items())
-    others = sum(count for _, count in sizes[1:])
-    size_text = f"{sizes[0][0]} ({sizes[0][1]})"
+    (size, count), *others = found["sizes"].items()
+    sizes = f"{size} ({count})"
     if others:
-        size_text += f", {others} in {len(sizes) - 1} other sizes"
-    lines = [
-        ("images", str(found["images"])),
-        ("exams", f"{found['exams']} ({frames})"),
-        ("groups", f"{found['groups']} (exams joined by near-duplicates; splits keep them whole)"),
-        ("annotations", _counts(found["annotations"])),
-        ("open outlines", ", ".join(found["open_outlines"]) or "none"),
-        ("at the border", ", ".join(found["touching_border"]) or "none"),
-        ("sizes", size_text),
-        ("pixel size", _range(found["pixel_size_mm"], digits=4)),
-        ("HC", _range(found["hc_mm"], digits=1)),
-        ("trimesters", _trimesters(found["trimesters"])),
-    ]
+        sizes += f", {sum(n for _, n in others)} in {len(others)} other sizes"
+    trimesters = "unknown (no head circumference)"
+    if any(found["trimesters"].values()):
+        trimesters = f"{_counts(found['trimesters'])} (derived from HC: from 98 and 260 mm)"
+    lines = {
+        "images": str(found["images"]),
+        "exams": f"{found['exams']} ({frames})",
+        "groups": f"{found['groups']} (exams joined by near-duplicates; splits keep them whole)",
+        "annotations": _counts(found["annotations"]),
+        "open outlines": ", ".join(found["open_outlines"]) or "none",
+        "at the border": ", ".join(found["touching_border"]) or "none",
+        "sizes": sizes,
+        "pixel size": _range(found["pixel_size_mm"], digits=4),
+        "HC": _range(found["hc_mm"], digits=1),
+        "trimesters": trimesters,
+    }
     for kind, error in found["hc_error_mm"].items():
         text = f"mean {error['mean']:.4f} mm, max {error['max']:.3f} mm over {error['n']}"
-        lines.append((f"HC fit, {kind.replace('_', ' ')}", text))
-    pairs = ", ".join(" = ".join(pair) for pair in found["duplicates"])
-    lines.append(("near-duplicates", pairs or "none"))
+        lines[f"HC fit, {kind.replace('_', ' ')}"] = text
+    lines["near-duplicates"] = ", ".join(map(" = ".join, found["duplicates"])) or "none"
     if "unlabelled_test_images" in found:
-        lines.append(("unlabelled test", f"{found['unlabelled_test_images']} images"))
-    lines.append(("manifest", f"sha256 {found['manifest_sha256'][:16]}"))
-    return lines
-
-
-def _trimesters(counts: dict[str, int]) -> str:
-    if not any(counts.values()):
-        return "unknown (no head circumference)"
-    return f"{_counts(counts)} (derived from HC: from 98 and 260 mm)"
+        lines["unlabelled test"] = f"{found['unlabelled_test_images']} images"
+    return lines | {"manifest": f"sha256 {found['manifest_sha256'][:16]}"}
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from datamodules.allowed import one_of
 from datamodules.errors import InputError
-from experiments.commands.arguments import each_once, say, stderr_console
+from experiments.commands.arguments import each_once, load_recipe, say, stderr_console
 from experiments.store.columns import OUTPUTS
 
 if TYPE_CHECKING:
@@ -121,9 +121,7 @@ def _folder_of(sources: list[str], *, kind: str) -> tuple[Path, "ExperimentConfi
     A sweep that is named, or whose data folder is not there, gives what its own folder holds: then
     its config comes too.
     """
-    from experiments.config.recipe import load_config
-
-    config, console = load_config(sources[0], each_once(sources[1:])), stderr_console()
+    config, console = load_recipe(sources[0], each_once(sources[1:])), stderr_console()
     if kind == "paper" and "jittered_box" not in config.evaluation.prompts:
         raise InputError(
             f"evaluation.prompts={config.evaluation.prompts}: the paper's numbers are of "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Overrides, say, stderr_console
+from experiments.commands.arguments import Overrides, load_recipe, say, stderr_console
 
 if TYPE_CHECKING:
     from experiments.config.schema import ExperimentConfig
@@ -30,19 +30,16 @@ def paper(
     """Run the paper's 28 fine-tunes as it did, ViT-B and Stable Diffusion, and set its panel beside
     ours: weights are fetched, every GPU here is used, cohorts come from ES_ROOT and AF_ROOT.
     """
-    from experiments.config.recipe import load_config
-
     words = overrides or []
-    config = load_config(recipe, [*cohort_words(words), *words])
-    console = stderr_console()
+    config = load_recipe(recipe, [*cohort_words(words), *words])
+    gpus = _use_gpus(config)
     if dry_run:
         from experiments.runner.forecast import print_dry_run
 
-        _use_gpus(config)
         print_dry_run(config, retry_failed=True, as_json=False)
         return
-    names = _use_gpus(config)
-    if not names and config.sweep.launcher == "local":
+    console = stderr_console()
+    if not gpus and config.sweep.launcher == "local":
         say(
             console,
             "no NVIDIA GPU is used here: the generator alone takes days on a CPU (--dry-run "

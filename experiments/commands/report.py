@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Overrides, Recipe, stdout_console
+from experiments.commands.arguments import Overrides, Recipe, load_recipe, stdout_console
 
 
 def report(
@@ -28,13 +28,11 @@ def report(
 
     Without the data folder, table and figure are written from the sweep's results.csv.
     """
-    from experiments.config.recipe import load_config
-
     if explain is not None and (into is not None or command):
         raise InputError("--explain prints and writes nothing; leave out --into and --command")
     if command and into is None:
         raise InputError(f"--command {command}: the block of a file names it; add --into FILE.md")
-    config, console = load_config(recipe, overrides or []), stdout_console()
+    config, console = load_recipe(recipe, overrides), stdout_console()
     if explain is not None:
         from experiments.results.explain import explain_cell
 

@@ -1,11 +1,13 @@
-"""The command `sweep`, and those that run a part of one. Torch-free."""
+"""The commands `sweep` and `demo`, and those that run a part of a sweep. Torch-free."""
 
+import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Overrides, Recipe, stdout_console
+from experiments.commands.arguments import Overrides, Recipe, load_recipe, stdout_console
 
 
 def sweep(
@@ -23,11 +25,9 @@ def sweep(
     ] = False,
 ) -> None:
     """Run a recipe's trials; write tables, figures and report."""
-    from experiments.config.recipe import load_config
-
     if as_json and not dry_run:
         raise InputError("--json belongs to a dry run; add --dry-run")
-    config = load_config(recipe, overrides or [])
+    config = load_recipe(recipe, overrides)
     if dry_run:
         from experiments.runner.forecast import print_dry_run
 
@@ -36,6 +36,30 @@ def sweep(
     from experiments.commands.run import run_sweep
 
     run_sweep(config, stdout_console(), retry_failed=retry_failed)
+
+
+def demo(overrides: Overrides = None) -> None:
+    """Run the whole job at a small size, on phantoms or on HC18 (HC18_ROOT or data.root=)."""
+    config = load_recipe("demo", overrides)
+    # After the config is known to be good: decoding and drawing libraries take half a second.
+    from experiments.commands.run import run_sweep
+
+    if config.data.root is None and not os.environ.get("HC18_ROOT"):
+        config.data.root = str(_phantoms(Path(config.store.root)))
+        config.name = f"{config.name}-phantom"
+    run_sweep(config, stdout_console(), retry_failed=True)
+
+
+def _phantoms(store_root: Path) -> Path:
+    from datamodules.phantom import write_phantom
+
+    root = store_root / "phantom-data"
+    if not root.exists():
+        with stdout_console().status("no HC18_ROOT: drawing phantoms"):
+            write_phantom(root, n_exams=72, seed=0)
+    if not root.is_dir():
+        raise InputError(f"{root}: is not a folder; remove it and try again")
+    return root
 
 
 def diffusion(recipe: Recipe, overrides: Overrides = None) -> None:
@@ -54,9 +78,7 @@ def segment(recipe: Recipe, overrides: Overrides = None) -> None:
 
 
 def _run_stage(recipe: str, overrides: list[str] | None, *, stage: str) -> None:
-    from experiments.config.recipe import load_config
-
-    config = load_config(recipe, overrides or [])
+    config = load_recipe(recipe, overrides)
     from experiments.commands.run import run_stage
 
     run_stage(config, stdout_console(), stage=stage)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Recipe, each_once, say, stdout_console
+from experiments.commands.arguments import Recipe, each_once, load_recipe, say, stdout_console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,11 +32,10 @@ def trial(
     ] = None,
 ) -> None:
     """Run one trial of a recipe with all that it needs: for agents and cluster jobs."""
-    from experiments.config.recipe import load_config
     from experiments.tracking.agent import AGENT_VARIABLES, log_to_agent
 
     agent = {key: os.environ.pop(key) for key in AGENT_VARIABLES if key in os.environ}
-    config, console = load_config(recipe, trial_overrides(words or [])), stdout_console()
+    config, console = load_recipe(recipe, trial_overrides(words or [])), stdout_console()
     from experiments.commands.run import narrow, prepare, report_failures, run_live
     from experiments.runner.sweep import Sweep
     from experiments.store.guard import use_store
