@@ -1,5 +1,6 @@
 """The command `paper`: the paper's experiment with its own models, by one word. Torch-free."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,12 +79,8 @@ def cohort_words(words: list[str]) -> list[str]:
         except InputError as error:
             raise InputError(f"{variable}: {error}") from error
         found.append(f"{name}={root}")
-    return [f"data.test_cohorts=[{','.join(map(_quoted, found))}]"] if found else []
-
-
-def _quoted(entry: str) -> str:
-    """A text as YAML reads it back, whatever is in the folder's name."""
-    return "'" + entry.replace("'", "''") + "'"
+    # JSON, which YAML reads: whatever is in a folder's name, it comes back.
+    return [f"data.test_cohorts={json.dumps(found, ensure_ascii=False)}"] if found else []
 
 
 def _use_gpus(config: "ExperimentConfig") -> list[str]:

@@ -67,11 +67,7 @@ def trial(
 
 
 def trial_overrides(words: Sequence[str]) -> list[str]:
-    """Turn `condition=real` into `sweep.condition=[real]`; other words stay as they are.
-
-    Raises:
-        InputError: If both kinds of amount are given.
-    """
+    """Turn `condition=real` into `sweep.condition=[real]`; other words stay as they are."""
     from experiments.config.grid import AXES
 
     overrides, amounts = [], {"real_count", "real_fraction"}

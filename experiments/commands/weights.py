@@ -19,7 +19,6 @@ from lightning_modules.errors import MissingWeightsError, WeightsError
 from lightning_modules.weights_table import (
     HUB,
     WEIGHTS,
-    WeightsFile,
     checkpoints_folder,
     file_digest,
     find_cached,
@@ -40,29 +39,22 @@ def weights_list(as_json: AsJson = False) -> None:
     """List the weights that can be had by name, and whether they are here."""
     from lightning_modules.generators.stable_diffusion.weights import find_in_hub_cache
 
-    lines = [
-        {
-            "name": name,
-            "what": row.file,
-            "size_bytes": row.size_bytes,
-            "licence": row.licence,
-            "path": _path_or_none(name),
-        }
+    found = [
+        (name, row.file, row.size_bytes, row.licence, _path_or_none(name))
         for name, row in WEIGHTS.items()
     ]
     for name, model in HUB.items():
-        found = find_in_hub_cache(model.repo, revision=model.revision)
-        what, path = f"{model.repo}@{model.revision}", None if found is None else str(found)
-        line = {"name": name, "what": what, "size_bytes": None}
-        lines.append({**line, "licence": model.licence, "path": path})
+        path = find_in_hub_cache(model.repo, revision=model.revision)
+        found.append((name, f"{model.repo}@{model.revision}", None, model.licence, path))
     if as_json:
-        print_json(lines)
+        keys = ("name", "what", "size_bytes", "licence", "path")
+        lines = [dict(zip(keys, line, strict=True)) for line in found]
+        print_json([line | {"path": line["path"] and str(line["path"])} for line in lines])
         return
     absent = "missing (HF_HUB_OFFLINE is set)" if is_offline() else "to fetch"
-    for line in lines:
-        size = "" if line["size_bytes"] is None else f", {line['size_bytes'] / 2**20:.0f} MiB"
-        say(stdout_console(), f"{line['name']}: {line['path'] or absent}")
-        say(stdout_console(), f"    {line['what']}{size}; {line['licence']}")
+    for name, what, size_bytes, licence, path in found:
+        size = "" if size_bytes is None else f", {size_bytes / 2**20:.0f} MiB"
+        say(stdout_console(), f"{name}: {path or absent}\n    {what}{size}; {licence}")
 
 
 @weights_app.command("fetch")
@@ -100,14 +92,15 @@ def fetch_weights(name: str, console: Console, *, retry: "RetryPolicy | None" = 
         InputError: The server cannot be reached or refuses, the disk is too small, another fetch
             is at work, or what came is not the published file.
     """
-    from datamodules.storage import write_atomic
-
     try:
         return verify_cached(name)
     except MissingWeightsError:
         if is_offline():
             raise
-    row, folder = WEIGHTS[name], checkpoints_folder()
+    from datamodules import download as http
+    from datamodules.storage import write_atomic
+
+    row, folder, retry = WEIGHTS[name], checkpoints_folder(), retry or http.RetryPolicy()
     say(console, row.licence)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +108,15 @@ def fetch_weights(name: str, console: Console, *, retry: "RetryPolicy | None" = 
         raise InputError(
             f"{folder}: cannot be made ({error.strerror}); set TORCH_HOME to a folder of yours"
         ) from error
-    path = _download(row, folder, retry=retry)
+    with http.locked(folder), download_bars() as show:
+        size = row.size_bytes
+        if size is None:
+            size = http.remote_size(row.url, retry=retry)
+        file = http.RemoteFile(name=row.file, size_bytes=size, md5=row.md5, url=row.url)
+        part = http.size_of(folder / f"{row.file}.part")
+        http.require_free(folder, need_bytes=max(0, size - part))
+        told = lambda done: show(row.file, done, size)  # noqa: E731
+        path = http.download(file, folder, retry=retry, progress=told)
     if not row.md5:
         found = file_digest(path, "sha256")
         write_atomic(sha256_file(path), f"{found}  {row.file}\n")
@@ -139,28 +140,8 @@ def fetch_from_hub(model: str, *, revision: str | None, console: Console) -> Pat
     return fetch_base(model, revision=revision)
 
 
-def _download(row: WeightsFile, folder: Path, *, retry: "RetryPolicy | None") -> Path:
-    from datamodules import download as http
-
-    retry = retry or http.RetryPolicy()
-    with http.locked(folder):
-        size = row.size_bytes
-        if size is None:
-            size = http.remote_size(row.url, retry=retry)
-        file = http.RemoteFile(name=row.file, size_bytes=size, md5=row.md5, url=row.url)
-        part = http.size_of(folder / f"{row.file}.part")
-        http.require_free(folder, need_bytes=max(0, size - part))
-        with download_bars() as show:
-            told = lambda done: show(row.file, done, size)  # noqa: E731
-            return http.download(file, folder, retry=retry, progress=told)
-
-
 def _on_hub(name: str) -> tuple[str | None, str | None]:
-    """Model and revision of a name that stands for a model on the hub; None, None for a file.
-
-    Raises:
-        InputError: Neither, with the nearest name.
-    """
+    """Model and revision of a name that stands for a model on the hub; None, None for a file."""
     from lightning_modules.generators.stable_diffusion.weights import is_hub_name
 
     if name in HUB:
@@ -172,8 +153,8 @@ def _on_hub(name: str) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _path_or_none(name: str) -> str | None:
+def _path_or_none(name: str) -> Path | None:
     try:
-        return str(find_cached(name))
+        return find_cached(name)
     except WeightsError:
         return None

@@ -1,5 +1,6 @@
 """What `predict` is given: runs, images of any kind, their pixel sizes and boxes. Torch-free."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ PROMPTS = ("whole_image", "predicted_box")
 """Prompts that need no reference."""
 _WEIGHTS = (".safetensors", ".ckpt", ".pt", ".pth")
 _SAME = 0.01
-_BOX_COLUMNS = ("filename", "x0", "y0", "x1", "y1")
+_CORNERS = ("x0", "y0", "x1", "y1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,8 @@ def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         InputError: Runs without images, one run twice, a sweep's folder, or the package holds no
             model.
     """
+    runs: list[Path] = []
     others = list(places)
-    runs = []
     while others and _is_run(others[0], others=others[1:], is_first=not runs):
         runs.append(others.pop(0))
     if not runs:
@@ -61,9 +62,9 @@ def runs_and_images(places: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     if not others and all((run / "manifest.json").is_file() for run in runs):
         what = "a run" if len(runs) == 1 else f"{len(runs)} runs"
         raise InputError(f"{runs[0]}: {what} and no images; give images or folders after it")
-    twice = next((run for run in runs if [r.resolve() for r in runs].count(run.resolve()) > 1), "")
-    if twice:
-        raise InputError(f"{twice}: given twice, and would count twice; leave one out")
+    for first, second in itertools.combinations(runs, 2):
+        if first.resolve() == second.resolve():
+            raise InputError(f"{first}: given twice, and would count twice; leave one out")
     return runs, others
 
 
@@ -88,11 +89,10 @@ def read_sizes(table: Path | None, *, of_all: float | None) -> Mapping[str, floa
     Raises:
         InputError: `--pixel-size` is given too or no positive number, or the CSV cannot be read.
     """
-    if of_all is not None:
-        if table is not None:
-            raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
-        if not 0 < of_all < math.inf:
-            raise InputError(f"--pixel-size {of_all}: must be above 0, in mm")
+    if of_all is not None and table is not None:
+        raise InputError("--pixel-size and --pixel-sizes are both given; leave one out")
+    if of_all is not None and not 0 < of_all < math.inf:
+        raise InputError(f"--pixel-size {of_all}: must be above 0, in mm")
     return None if table is None else read_pixel_sizes(table)
 
 
@@ -109,11 +109,9 @@ def sizes_of(
         InputError: An image has no row and states no size, or its size cannot be right.
     """
     silent = [name for name, image in given.items() if image.stated_mm is None]
-    rows = (
-        {}
-        if table is None
-        else _rows_of(given, table, needed=silent, label=label, what="pixel sizes")
-    )
+    rows = {}
+    if table is not None:
+        rows = _rows_of(given, table, needed=silent, label=label, what="pixel sizes")
     found: dict[str, float | None] = {}
     for name, image in given.items():
         size, of = image.stated_mm, f"{image.filename} (as its file states)"
@@ -138,12 +136,12 @@ def read_boxes(table: Path | None, *, prompt: str) -> dict[str, Box] | None:
     if prompt != "whole_image":
         raise InputError(f"--prompt {prompt} and --boxes are both given; leave one out")
     boxes = {}
-    for name, cells in read_table(table, required=_BOX_COLUMNS).items():
-        box = tuple(number(cells[column]) for column in _BOX_COLUMNS[1:])
-        if not all(math.isfinite(value) for value in box):
-            shown = ",".join(cells[column].strip() for column in _BOX_COLUMNS[1:])
+    for name, row in read_table(table, required=("filename", *_CORNERS)).items():
+        cells = [row[column].strip() for column in _CORNERS]
+        boxes[name] = tuple(map(number, cells))
+        if not all(map(math.isfinite, boxes[name])):
+            shown = ",".join(cells)
             raise InputError(f"{table}: {name}: the box is {shown!r}; expected four numbers")
-        boxes[name] = box
     return boxes
 
 
@@ -180,9 +178,9 @@ def _rows_of(
     """The row of a table that is each image's, by name: its frame's, or else its file's."""
     found = {}
     for name, image in given.items():
-        row = next((key for key in (image.filename, image.file) if key in table), None)
-        if row is not None:
-            found[name] = row
+        for row in (image.file, image.filename):
+            if row in table:
+                found[name] = row
     missing = [given[name].filename for name in needed if name not in found]
     if missing:
         raise InputError(
@@ -200,20 +198,18 @@ def facts_of(
 ) -> dict[str, Any]:
     """What was done with the files' own values, by file name, for summary.json."""
     images = {image.filename: image for image in given.values()}
-    used = {given[name].filename: size for name, size in sizes.items()}
+    stated = {name: image for name, image in given.items() if image.stated_mm is not None}
     return {
         "scaled_to_8_bit": {n: i.scaled_from for n, i in images.items() if i.scaled_from},
         "windows": {n: i.window for n, i in images.items() if i.window},
         "sizes_not_used": {n: i.no_size_because for n, i in images.items() if i.no_size_because},
         "sizes_not_in_table": [
-            n
-            for n, i in images.items()
-            if table is not None and n not in table and i.file not in table
+            n for n, i in images.items() if table is not None and not {n, i.file} & table.keys()
         ],
         "other_sizes_stated_mm": {
-            n: i.stated_mm
-            for n, i in images.items()
-            if i.stated_mm is not None and abs(used[n] - i.stated_mm) > _SAME * i.stated_mm
+            image.filename: image.stated_mm
+            for name, image in stated.items()
+            if abs(sizes[name] - image.stated_mm) > _SAME * image.stated_mm
         },
     }
 
@@ -223,8 +219,10 @@ def lines_on(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     if scaled := facts["scaled_to_8_bit"]:
         ranges = some_names([f"{name} {low}..{high}" for name, (low, high) in scaled.items()])
-        what = "images of more than 8 bit were scaled from their own range to 0..255"
-        lines.append(f"{len(scaled)} {what}: {ranges}")
+        lines.append(
+            f"{len(scaled)} images of more than 8 bit were scaled from their own range to 0..255: "
+            f"{ranges}"
+        )
     if windows := facts["windows"]:
         first, (centre, width) = next(iter(windows.items()))
         lines.append(
