@@ -34,26 +34,21 @@ def main() -> None:
     try:
         app(prog_name="sonosweep")
     except (InputError, WeightsError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except PermissionError as error:
-        print(
-            f"error: {error.filename}: permission denied; check who may read or write it",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        said = str(error)
     except OSError as error:
-        if error.errno in PATH_ERRORS and error.filename:
-            print(f"error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
-            sys.exit(2)
-        if error.errno not in DISK_ERRORS:
+        if error.errno in DISK_ERRORS:
+            hint = "check the disk, and the same command continues"
+        elif isinstance(error, PermissionError):
+            hint = "check who may read or write it"
+        elif error.errno in PATH_ERRORS and error.filename:
+            hint = "give another path"
+        else:
             raise
-        print(
-            f"error: {error.filename or 'a file'}: {error.strerror}; check the disk, and the same "
-            "command continues",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+        said = f"{error.filename or 'a file'}: {error.strerror}; {hint}"
+    else:
+        return
+    print(f"error: {' '.join(said.split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 Loaded for all tests: what imports torch is imported where it is used.
 """
 
+import csv
 import json
 import sys
 from dataclasses import asdict
@@ -86,6 +87,12 @@ def write_generator(folder, images):
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def predicted(out):
+    """Rows of predictions.csv by file name."""
+    with (out / "predictions.csv").open(newline="") as file:
+        return {row["filename"]: row for row in csv.DictReader(file)}
 
 
 def segment_images(module, paths, *, prompt):

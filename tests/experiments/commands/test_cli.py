@@ -14,18 +14,8 @@ import numpy as np
 import pytest
 
 from datamodules.layouts import LAYOUTS
-from experiments.__main__ import main
 
 CSV = "training_set_pixel_size_and_HC.csv"
-
-
-def run(monkeypatch, capsys, *words: str) -> tuple[int, str, str]:
-    """Run the command in this process; exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
 
 
 def is_one_clear_line(code: int, err: str, words: list[str]) -> None:
@@ -50,8 +40,8 @@ def is_one_clear_line(code: int, err: str, words: list[str]) -> None:
         ),
     ],
 )
-def test_help_names_what_there_is(monkeypatch, capsys, words):
-    code, out, err = run(monkeypatch, capsys, *words)
+def test_help_names_what_there_is(sonosweep, words):
+    code, out, err = sonosweep(*words)
     assert code in (0, 2)
     assert "Usage: sonosweep" in out + err
 
@@ -80,22 +70,22 @@ def test_help_names_what_there_is(monkeypatch, capsys, words):
         ("clean --older-than 99999999d", "--older-than 99999999d: write a number and h, d or w"),
     ],
 )
-def test_words_that_do_not_go_are_one_line(monkeypatch, capsys, tmp_path, words, said):
+def test_words_that_do_not_go_are_one_line(sonosweep, monkeypatch, tmp_path, words, said):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HC18_ROOT", str(tmp_path))
     (tmp_path / "plain.md").write_text("no markers\n")
-    code, out, err = run(monkeypatch, capsys, *shlex.split(words))
+    code, out, err = sonosweep(*shlex.split(words))
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
     assert said in err
     assert [path.name for path in tmp_path.iterdir()] == ["plain.md"]
 
 
-def test_unknown_command_and_option_exit_with_2(monkeypatch, capsys):
-    for words in (("swep",), ("sweep",), ("data", "index"), ("sweep", "demo", "--dry")):
-        code, _, err = run(monkeypatch, capsys, *words)
-        assert code == 2
-        assert "Traceback" not in err
+@pytest.mark.parametrize("words", ["swep", "sweep", "data index", "export RUN", "sweep demo --dry"])
+def test_unknown_command_and_option_exit_with_2(sonosweep, words):
+    code, _, err = sonosweep(*words.split())
+    assert code == 2
+    assert "Traceback" not in err
 
 
 def _drop_row(root: Path) -> None:
@@ -168,9 +158,7 @@ BAD_FOLDERS = {
 
 @pytest.mark.parametrize("case", list(BAD_FOLDERS))
 @pytest.mark.parametrize("command", ["index", "sweep"])
-def test_bad_data_is_one_line_that_names_the_file(
-    monkeypatch, capsys, hc18_folder, tmp_path, case, command
-):
+def test_bad_data_is_one_line_that_names_the_file(sonosweep, hc18_folder, tmp_path, case, command):
     change, words = BAD_FOLDERS[case]
     change(hc18_folder)
     store = tmp_path / "runs"
@@ -186,7 +174,7 @@ def test_bad_data_is_one_line_that_names_the_file(
             "split.train=null",
             "segmenter.backbone=tiny",
         ]
-    code, _, err = run(monkeypatch, capsys, *arguments)
+    code, _, err = sonosweep(*arguments)
     is_one_clear_line(code, err, words)
     assert not [path for path in tmp_path.rglob("*") if path.name == "report.html"]
     assert not list(store.glob("store/*/*"))
@@ -211,7 +199,7 @@ def test_bad_data_is_one_line_that_names_the_file(
     ],
 )
 def test_bad_settings_are_one_line_that_names_the_key(
-    monkeypatch, capsys, hc18_folder, tmp_path, changes, words
+    sonosweep, hc18_folder, tmp_path, changes, words
 ):
     (tmp_path / "@empty").mkdir()
     (tmp_path / "@wrong").write_text("these are not weights")
@@ -227,40 +215,46 @@ def test_bad_settings_are_one_line_that_names_the_key(
     ]
     by_key = {word.partition("=")[0]: word for word in [*base, *changes]}
     filled = [word.replace("=@", f"={tmp_path}/@") for word in by_key.values()]
-    code, _, err = run(monkeypatch, capsys, "sweep", "demo", *filled)
+    code, _, err = sonosweep("sweep", "demo", *filled)
     is_one_clear_line(code, err, words)
     assert not (tmp_path / "@runs" / "demo").exists()
 
 
-def test_a_folder_that_may_not_be_read_is_one_line(monkeypatch, capsys, tmp_path):
-    # The tests may run as a user who may read everything.
-    def refuse(*_, **__):
-        raise PermissionError(13, "Permission denied", str(tmp_path))
+@pytest.fixture
+def failing(monkeypatch):
+    """Let the reading of data end by a system error."""
 
-    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=refuse))
-    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
-    is_one_clear_line(code, err, [str(tmp_path), "permission denied"])
+    def fail(number, *path):
+        def read(_):
+            raise OSError(number, os.strerror(number), *path)
+
+        monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=read))
+
+    return fail
 
 
 @pytest.mark.parametrize(
-    "number", [errno.ENOSPC, errno.EROFS, errno.ESTALE, errno.ENAMETOOLONG, errno.ENOTDIR]
+    ("number", "hint"),
+    [
+        (errno.EACCES, "check who may read or write it"),
+        (errno.ENOSPC, "check the disk"),
+        (errno.EROFS, "check the disk"),
+        (errno.ESTALE, "check the disk"),
+        (errno.ENAMETOOLONG, "give another path"),
+        (errno.ENOTDIR, "give another path"),
+    ],
 )
-def test_a_disk_that_fails_is_one_line(monkeypatch, capsys, tmp_path, number):
-    def fail(*_, **__):
-        raise OSError(number, os.strerror(number), str(tmp_path))
-
-    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=fail))
-    code, _, err = run(monkeypatch, capsys, "data", "index", str(tmp_path))
-    is_one_clear_line(code, err, [str(tmp_path), os.strerror(number)])
+def test_a_disk_that_fails_is_one_line(sonosweep, failing, tmp_path, number, hint):
+    failing(number, str(tmp_path))
+    code, _, err = sonosweep("data", "index", tmp_path)
+    is_one_clear_line(code, err, [f"{tmp_path}: {os.strerror(number)}; {hint}"])
 
 
-def test_another_system_error_is_a_fault_of_ours(monkeypatch, capsys, tmp_path):
-    def fail(*_, **__):
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-    monkeypatch.setitem(LAYOUTS, "hc18", replace(LAYOUTS["hc18"], read=fail))
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        run(monkeypatch, capsys, "data", "index", str(tmp_path))
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOENT])
+def test_another_system_error_is_a_fault_of_ours(sonosweep, failing, tmp_path, number):
+    failing(number)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        sonosweep("data", "index", tmp_path)
 
 
 def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
@@ -285,27 +279,24 @@ def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
     assert ended.stdout == "2 []\n2 []\n", ended.stderr
 
 
-def test_index_prints_for_people_and_for_programs(monkeypatch, capsys, hc18_folder):
+def test_index_prints_for_people_and_for_programs(sonosweep, monkeypatch, hc18_folder):
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["sonosweep", "data", "index", str(hc18_folder), "--json"])
-    with pytest.raises(SystemExit):
-        main()
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(sonosweep("data", "index", hc18_folder, "--json")[1])
     assert (found["images"], found["exams"], found["unlabelled_test_images"]) == (12, 8, 2)
     assert found["frames_per_exam"] == {"1": 5, "2": 2, "3": 1}
     assert found["sizes"] == {"80x54": 12}
-    code, out, _ = run(monkeypatch, capsys, "data", "index", str(hc18_folder))
+    code, out, _ = sonosweep("data", "index", hc18_folder)
     assert code == 0
     assert "8 (5 with 1 frame, 2 with 2 frames, 1 with 3 frames)" in out
     assert "80x54 (12)" in out
 
 
-def test_phantom_command_writes_a_set_that_index_accepts(monkeypatch, capsys, tmp_path):
+def test_phantom_command_writes_a_set_that_index_accepts(sonosweep, tmp_path):
     root = tmp_path / "phantoms"
-    code, out, _ = run(monkeypatch, capsys, "data", "phantom", str(root), "--n-exams", "3")
+    code, out, _ = sonosweep("data", "phantom", root, "--n-exams", "3")
     assert code == 0
     assert str(root) in out.replace("\n", "")
-    code, out, _ = run(monkeypatch, capsys, "data", "index", str(root), "--json")
+    code, out, _ = sonosweep("data", "index", root, "--json")
     assert json.loads(out)["cohort"] == "phantom"
-    code, _, err = run(monkeypatch, capsys, "data", "phantom", str(root))
+    code, _, err = sonosweep("data", "phantom", root)
     is_one_clear_line(code, err, ["phantoms", "not empty"])

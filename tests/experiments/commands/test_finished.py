@@ -3,7 +3,7 @@
 import pytest
 import yaml
 from results_parts import write_finished
-from store_parts import run_command, small_plan
+from store_parts import small_plan
 from toy_recipe import TOY
 
 from datamodules.integrity import file_facts, sealed
@@ -29,46 +29,48 @@ def finished(tmp_path, monkeypatch):
 CELL = "hc18/whole_image/5/real"
 
 
-def test_a_cell_is_explained_by_the_sweeps_name_alone(finished, tmp_path, monkeypatch, capsys):
-    code, out, _ = run_command(monkeypatch, capsys, "report", "demo-phantom", "--explain", CELL)
+def test_a_cell_is_explained_by_the_sweeps_name_alone(finished, tmp_path, monkeypatch, sonosweep):
+    code, out, _ = sonosweep("report", "demo-phantom", "--explain", CELL)
     assert code == 0
     assert "dice_mean 85.00 %" in out
     assert "label of score/a" in out
-    code, _, err = run_command(monkeypatch, capsys, "report", "demo", "--explain", CELL)
+    code, _, err = sonosweep("report", "demo", "--explain", CELL)
     assert code == 2
     assert "runs/demo/results.csv: no results yet" in err
     assert "demo-phantom" in err
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path / "x")
-    code, out, _ = run_command(monkeypatch, capsys, "report", finished, "--explain", CELL)
+    code, out, _ = sonosweep("report", finished, "--explain", CELL)
     assert (code, "label of score/a" in out) == (0, True)
     assert not list((tmp_path / "x").iterdir()), "nothing is written where one looks from"
 
 
-def test_table_and_figure_are_those_of_the_folder(finished, monkeypatch, capsys):
-    code, out, _ = run_command(monkeypatch, capsys, "table", "demo-phantom")
+def test_table_and_figure_are_those_of_the_folder(finished, sonosweep):
+    code, out, _ = sonosweep("table", "demo-phantom")
     assert code == 0
     assert "| real only |" in out
     assert "85.0" in out
-    code, out, _ = run_command(monkeypatch, capsys, "figure", "demo-phantom")
+    code, out, _ = sonosweep("figure", "demo-phantom")
     assert code == 2, "there is none yet"
-    code, out, _ = run_command(monkeypatch, capsys, "figure", finished, "--kind", "ledger")
+    code, out, _ = sonosweep("figure", finished, "--kind", "ledger")
     assert (code, out) == (
         0,
         "runs/demo-phantom/figure_ledger.pdf\nruns/demo-phantom/figure_ledger.png\n",
     )
-    code, _, err = run_command(monkeypatch, capsys, "figure", finished, "--kind", "box")
+    code, _, err = sonosweep("figure", finished, "--kind", "box")
     assert (code, "no box figure" in err) == (2, True)
     # A changed sweep is another one, whose images are needed.
-    code, _, err = run_command(monkeypatch, capsys, "table", "demo-phantom", "unet.steps=3")
+    code, _, err = sonosweep("table", "demo-phantom", "unet.steps=3")
     assert code == 2
     assert "gone" in err
 
 
-def test_report_writes_table_and_figure_without_the_data(finished, tmp_path, monkeypatch, capsys):
+def test_report_writes_table_and_figure_without_the_data(
+    finished, tmp_path, monkeypatch, sonosweep
+):
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path / "x")
-    code, out, _ = run_command(monkeypatch, capsys, "report", finished / "config.yaml")
+    code, out, _ = sonosweep("report", finished / "config.yaml")
     assert code == 0
     assert "the data folder is not there" in out
     assert "| real only |" in (finished / "table.md").read_text()
@@ -77,18 +79,18 @@ def test_report_writes_table_and_figure_without_the_data(finished, tmp_path, mon
     assert not list((tmp_path / "x").iterdir())
 
 
-def test_a_recipe_without_data_names_the_sweeps_that_there_are(finished, monkeypatch, capsys):
+def test_a_recipe_without_data_names_the_sweeps_that_there_are(finished, sonosweep):
     for words in (("report", "demo"), ("table", "demo"), ("figure", "demo")):
-        code, _, err = run_command(monkeypatch, capsys, *words)
+        code, _, err = sonosweep(*words)
         assert code == 2
         assert "demo-phantom" in err
         assert "HC18_ROOT" in err
 
 
-def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypatch, capsys):
+def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, sonosweep):
     write_plan(finished, small_plan())
     for name in ("demo-phantom", finished, finished / "config.yaml"):
-        code, out, _ = run_command(monkeypatch, capsys, "status", name)
+        code, out, _ = sonosweep("status", name)
         assert code == 0
         assert "demo-phantom" in out
 
@@ -104,9 +106,9 @@ def test_status_takes_the_folder_the_name_or_the_kept_recipe(finished, monkeypat
         f"report demo-phantom --explain {CELL}",
     ],
 )
-def test_results_of_a_newer_version_are_not_read(finished, monkeypatch, capsys, words, name):
+def test_results_of_a_newer_version_are_not_read(finished, sonosweep, words, name):
     (finished.parent / name).write_text('{"layout": 2}')
-    code, out, err = run_command(monkeypatch, capsys, *words.split())
+    code, out, err = sonosweep(*words.split())
     assert (code, out) == (2, "")
     said = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
@@ -115,15 +117,13 @@ def test_results_of_a_newer_version_are_not_read(finished, monkeypatch, capsys, 
 
 @pytest.mark.parametrize("words", [["table", "demo-phantom"], ["report", "demo-phantom"]])
 @pytest.mark.parametrize("name", ["results.csv", "per_image.csv"])
-def test_numbers_that_are_not_those_written_are_not_shown(
-    finished, monkeypatch, capsys, words, name
-):
+def test_numbers_that_are_not_those_written_are_not_shown(finished, sonosweep, words, name):
     facts = file_facts(finished, ["results.csv", "per_image.csv"])
     write_json(finished / "outputs.json", sealed({"key": "k", "finding": "", "files": facts}))
-    assert run_command(monkeypatch, capsys, *words)[0] == 0
+    assert sonosweep(*words)[0] == 0
     path, before = finished / name, sorted(finished.iterdir())
     path.write_text(path.read_text().replace("0.8", "0.9", 1))
-    code, _, err = run_command(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert f"{name} is not what was written; `sonosweep report`" in err
     assert sorted(finished.iterdir()) == before

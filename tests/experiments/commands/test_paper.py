@@ -1,11 +1,8 @@
 """`sonosweep paper`: cohorts by their variables, every GPU, a dry run without weights."""
 
-import sys
-
 import pytest
 
 from datamodules.errors import InputError
-from experiments.__main__ import main
 from experiments.commands.paper import _use_gpus, cohort_words
 from experiments.config.recipe import load_config
 from experiments.results.deviations import deviations
@@ -70,12 +67,7 @@ def test_every_gpu_is_used_where_the_recipe_names_none(pretend, monkeypatch):
 
 
 def test_a_dry_run_needs_neither_weights_nor_a_gpu(
-    cohorts,
-    pretend,
-    tmp_path,
-    hc18_folder,
-    monkeypatch,
-    capsys,
+    cohorts, pretend, tmp_path, hc18_folder, monkeypatch, sonosweep
 ):
     pretend(code=9)
     for variable in ("TORCH_HOME", "HF_HOME"):
@@ -83,17 +75,14 @@ def test_a_dry_run_needs_neither_weights_nor_a_gpu(
     words = [f"data.root={hc18_folder}", f"store.root={tmp_path}/runs", "sweep.real_count=[4]"]
     words += ["statistics.primary.real_count=4", "synthesis.generator_count=4"]
     words += ["split.test=3", "split.val=2"]
-    monkeypatch.setattr(sys, "argv", ["sonosweep", "paper", "--dry-run", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    said = capsys.readouterr()
-    assert ended.value.code in (0, None), said.err
-    assert "paper-hc18: hc18" in said.out
-    assert "4 trials, 0 done, real 1, weak 1, strong 1, synthetic stable_diffusion 1" in said.out
-    out = " ".join(said.out.split())
+    code, printed, err = sonosweep("paper", "--dry-run", *words)
+    assert code == 0, err
+    assert "paper-hc18: hc18" in printed
+    assert "4 trials, 0 done, real 1, weak 1, strong 1, synthetic stable_diffusion 1" in printed
+    out = " ".join(printed.split())
     for gpu in ("H200", "H100", "RTX 4090"):
         assert f"on one {gpu} about " in out
     assert "times 1.4, the ratio of published bandwidth; nothing measured" in out
-    assert "sam_vit_b_01ec64.pth (358 MiB) is not here yet" in " ".join(said.err.split())
-    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in said.err
+    assert "sam_vit_b_01ec64.pth (358 MiB) is not here yet" in " ".join(err.split())
+    assert "stable-diffusion-v1-5/stable-diffusion-v1-5" in err
     assert not (tmp_path / "runs").exists()

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import sys
 import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +14,6 @@ from toy_recipe import TOY
 from datamodules import download
 from datamodules.download import RetryPolicy
 from datamodules.errors import InputError
-from experiments.__main__ import main
 from experiments.commands.weights import fetch_weights
 from experiments.config.recipe import load_config
 from lightning_modules.errors import MissingWeightsError, WeightsError
@@ -51,14 +49,6 @@ def server(tmp_path, monkeypatch):
     monkeypatch.setitem(WEIGHTS, "medsam", replace(WEIGHTS["medsam"], url=url))
     yield served
     served.close()
-
-
-def command(monkeypatch, *words):
-    """Run `sonosweep weights` and give its exit code."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", "weights", *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return ended.value.code or 0
 
 
 def test_names_of_sams_files_carry_the_checksum_and_the_base_is_a_commit():
@@ -137,11 +127,12 @@ def test_a_plan_alone_names_what_is_missing_and_fetches_nothing(server):
     assert server.asked == []
 
 
-def test_offline_says_what_is_missing_where_and_how_to_get_it(server, monkeypatch, capsys):
+def test_offline_says_what_is_missing_where_and_how_to_get_it(server, sonosweep, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for words in (["fetch", "vit_b"], ["path", "vit_b"]):
-        assert command(monkeypatch, *words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        code, _, err = sonosweep("weights", *words)
+        (line,) = err.splitlines()
+        assert code == 2
         assert line.startswith("error: vit_b needs sam_vit_b_01ec64.pth")
         assert f"not in {checkpoints_folder()}, and HF_HUB_OFFLINE forbids the network" in line
         assert "`sonosweep weights fetch vit_b`" in line
@@ -149,19 +140,18 @@ def test_offline_says_what_is_missing_where_and_how_to_get_it(server, monkeypatc
     fetch_weights("vit_b", QUIET)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     asked = len(server.asked)
-    assert command(monkeypatch, "path", "vit_b") == 0
     path = checkpoints_folder() / "sam_vit_b_01ec64.pth"
-    assert capsys.readouterr().out.strip() == str(path)
-    assert command(monkeypatch, "list") == 0
-    said = capsys.readouterr().out
+    assert sonosweep("weights", "path", "vit_b")[:2] == (0, f"{path}\n")
+    code, said, _ = sonosweep("weights", "list")
+    assert code == 0
     assert f"vit_b: {path}\n" in said
     assert "vit_h: missing (HF_HUB_OFFLINE is set)\n" in said
     assert len(server.asked) == asked
 
 
-def test_an_unknown_name_gets_the_nearest(server, monkeypatch, capsys):
-    assert command(monkeypatch, "fetch", "vit-b") == 2
-    assert capsys.readouterr().err == "error: weights vit-b: unknown; did you mean vit_b?\n"
+def test_an_unknown_name_gets_the_nearest(server, sonosweep):
+    said = "error: weights vit-b: unknown; did you mean vit_b?\n"
+    assert sonosweep("weights", "fetch", "vit-b") == (2, "", said)
 
 
 def test_a_sweep_fetches_what_its_plan_names(server, tmp_path, hc18_folder, monkeypatch):

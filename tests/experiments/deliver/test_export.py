@@ -289,14 +289,6 @@ def test_documented_commands_run(sonosweep, monkeypatch, write_fit, tmp_path):
     assert done >= 5
 
 
-def test_missing_words_are_told(sonosweep, tiny_run):
-    for words in (("export",), ("export", tiny_run), ("export", tiny_run, "--format", "lora")):
-        code, _, err = sonosweep(*words)
-        assert code == 2
-        assert "Missing" in err
-        assert "Traceback" not in err
-
-
 def test_a_failed_write_leaves_nothing(sonosweep, monkeypatch, tiny_run, tmp_path):
     def fail(state, path):
         path.write_bytes(b"half")

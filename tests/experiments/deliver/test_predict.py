@@ -1,6 +1,5 @@
 """`sonosweep predict`: one's own images of any kind, measured in px and, where known, in mm."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from deliver_parts import HEAD, segment_images
+from deliver_parts import HEAD, predicted, segment_images
 
 from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.head_ellipse import filled_ellipse
@@ -17,12 +16,6 @@ from datamodules.samples import read_hc18
 from experiments.deliver.inference import load_run
 from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
 from experiments.results.pictures import PREDICTION_RGB
-
-
-def table(out):
-    """Rows of predictions.csv by file name."""
-    with (out / "predictions.csv").open(newline="") as file:
-        return {row["filename"]: row for row in csv.DictReader(file)}
 
 
 @pytest.fixture
@@ -104,7 +97,7 @@ def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_pat
     assert (
         "1 images of more than 8 bit were scaled from their own range to 0..255: c.tif" in printed
     )
-    rows = table(out)
+    rows = predicted(out)
     assert list(rows) == ["a.png", "b.jpg", "c.tif", "d.bmp"]
     for row in rows.values():
         assert tuple(row) == COLUMNS
@@ -159,7 +152,7 @@ def test_folder_of_hc18_with_its_csv(sonosweep, hc18_folder, run_dir, hand_made,
     assert code == 0
     assert "12 files are no images and were not read: 001_HC_Annotation.png, " in printed
     samples = {s.image_path.name: s for s in read_hc18(hc18_folder)}
-    rows = table(out)
+    rows = predicted(out)
     assert rows.keys() == samples.keys()
     for name, row in rows.items():
         size = samples[name].pixel_size_mm
@@ -180,9 +173,9 @@ def test_degenerate_predictions_are_named_and_no_error(
         "b.jpg: the predicted mask is empty",
     ]
     assert "no pixel size is known, so hc_mm is empty" in printed
-    row = table(out)["b.jpg"]
+    row = predicted(out)["b.jpg"]
     assert (row["found"], row["hc_px"], row["hc_mm"]) == ("false", "", "")
-    assert table(out)["a.png"]["hc_mm"] == ""
+    assert predicted(out)["a.png"]["hc_mm"] == ""
     assert cv2.imread(str(out / "masks" / "b.png"), cv2.IMREAD_UNCHANGED).max() == 0
 
 

@@ -1,24 +1,17 @@
 """`sonosweep predict` on DICOM and with pixel sizes that cannot be right."""
 
-import csv
 import json
 
 import cv2
 import numpy as np
 import pydicom
 import pytest
-from deliver_parts import HEAD
+from deliver_parts import HEAD, predicted
 from dicom_parts import PATIENT, region, write_dicom
 from pydicom.encaps import encapsulate
 from pydicom.uid import JPEGLosslessSV1
 
 from datamodules.ellipse import perimeter_px
-
-
-def table(out):
-    """Rows of predictions.csv by file name."""
-    with (out / "predictions.csv").open(newline="") as file:
-        return {row["filename"]: row for row in csv.DictReader(file)}
 
 
 @pytest.fixture
@@ -37,7 +30,7 @@ def test_dicom_of_one_frame_and_of_several(sonosweep, run_dir, speckle, hand_mad
     out = tmp_path / "out"
     code, printed, err = sonosweep("predict", run_dir, scans, "--out", out)
     assert code == 0
-    rows = table(out)
+    rows = predicted(out)
     frames = [f"clip_frame{number:02d}" for number in range(1, 13)]
     assert list(rows) == ["IM_1", "a.png", *frames, "w.dcm"]
     for name in frames:
@@ -74,7 +67,7 @@ def test_the_size_that_is_given_counts(sonosweep, run_dir, speckle, hand_made, t
     (tmp_path / "sizes.csv").write_text("\n".join(lines))
     words = ("predict", *places, "--pixel-sizes", tmp_path / "sizes.csv")
     assert sonosweep(*words, "--out", tmp_path / "each")[0] == 0
-    sizes = [float(row["pixel_size_mm"]) for row in table(tmp_path / "each").values()]
+    sizes = [float(row["pixel_size_mm"]) for row in predicted(tmp_path / "each").values()]
     assert sizes == pytest.approx([0.4, 0.5, 0.2, 0.2])
     summary = json.loads((tmp_path / "each" / "summary.json").read_text())
     assert summary["sizes_not_in_table"] == ["b_frame1", "b_frame2"]

@@ -1,7 +1,6 @@
 """Masks made elsewhere: found by name, checked, and scored as our own predictions are."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
@@ -16,22 +15,12 @@ from datamodules.mask_folder import find_masks, read_mask
 from datamodules.samples import read_hc18
 from datamodules.split_file import read_split_file, write_split_file
 from datamodules.splits import Split
-from experiments.__main__ import main
 from experiments.deliver.score import print_score, read_references, score_folder
 from experiments.results.rows import read_rows
 from experiments.results.statistics import SUMMARY, trimester_weighted_mean
 from experiments.stages.evaluation import Scorer
 
 SPLIT = Split(train=("001_HC",), val=("003_HC",), test=("002_HC", "005_HC", "008_HC"))
-
-
-def run(monkeypatch, capsys, *words):
-    """Run the command in this process; exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", ["sonosweep", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    out = capsys.readouterr()
-    return ended.value.code or 0, out.out, out.err
 
 
 @pytest.fixture
@@ -132,14 +121,14 @@ def test_a_full_or_tiny_mask_is_named_as_an_empty_one_is(samples, masks):
 
 
 def test_references_are_read_by_the_bias_that_their_csv_shows(
-    monkeypatch, capsys, hc18_folder, samples, masks
+    sonosweep, hc18_folder, samples, masks
 ):
     """Outlines that were filled up to the line's centre: the same references, the same scores."""
     words = ("score", masks, "--root", hc18_folder, "--json")
-    _, expected, _ = run(monkeypatch, capsys, *words)
+    _, expected, _ = sonosweep(*words)
     for sample in samples:
         cv2.imwrite(str(sample.annotation_path), 255 * annotation_of(sample).mask)
-    _, printed, _ = run(monkeypatch, capsys, *words)
+    _, printed, _ = sonosweep(*words)
     found = json.loads(printed)
     assert found["dice_mean"] == pytest.approx(json.loads(expected)["dice_mean"], abs=1e-9)
     assert "12 of 12 annotations are filled masks, taken as they are" in found["notes"]
@@ -252,12 +241,12 @@ def as_cohort(root, samples, *, with_masks):
     return root
 
 
-def test_without_pixel_sizes_there_are_no_mm(monkeypatch, capsys, samples, masks, tmp_path):
+def test_without_pixel_sizes_there_are_no_mm(sonosweep, samples, masks, tmp_path):
     root = as_cohort(tmp_path / "ours", samples, with_masks=True)
     score = score_folder(masks, samples=read_cohort(root), name="a")
     assert not [name for name in score.measures() if "mm" in name]
     assert "dice_trimester_weighted_mean" not in score.measures()
-    code, out, _ = run(monkeypatch, capsys, "score", masks, "--root", root)
+    code, out, _ = sonosweep("score", masks, "--root", root)
     assert code == 0
     assert "(mm)" not in out
     assert "no pixel sizes: measures in mm are absent" in out
@@ -265,10 +254,10 @@ def test_without_pixel_sizes_there_are_no_mm(monkeypatch, capsys, samples, masks
 
 
 @pytest.mark.parametrize("layout", ["auto", "cohort"])
-def test_cohort_without_masks_is_refused(monkeypatch, capsys, samples, masks, tmp_path, layout):
+def test_cohort_without_masks_is_refused(sonosweep, samples, masks, tmp_path, layout):
     root = as_cohort(tmp_path / "ours", samples, with_masks=False)
     words = ("score", masks, "--root", root, "--layout", layout)
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "no reference masks" in err
     assert "sonosweep submit RUN" in err
@@ -284,18 +273,18 @@ def test_references_of_a_bad_root(hc18_folder, tmp_path):
         read_references(hc18_folder, layout="auto")
 
 
-def test_command_writes_everything_or_nothing(monkeypatch, capsys, hc18_folder, masks, tmp_path):
+def test_command_writes_everything_or_nothing(sonosweep, hc18_folder, masks, tmp_path):
     out = tmp_path / "scored"
     words = ("score", masks, "--root", hc18_folder, "--out", out, "--name", "nnunet")
     bad = masks / "008_HC.png"
     good = bad.read_bytes()
     bad.write_bytes(good[:40])
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
     assert "008_HC.png" in err
     assert not out.exists()
     bad.write_bytes(good)
-    code, printed, _ = run(monkeypatch, capsys, *words, "--json")
+    code, printed, _ = sonosweep(*words, "--json")
     assert code == 0
     found = json.loads(printed)
     assert json.loads((out / "score.json").read_text()) == found
@@ -314,42 +303,40 @@ def test_command_writes_everything_or_nothing(monkeypatch, capsys, hc18_folder, 
     text = (out / "summary.md").read_text()
     assert f"| Dice, mean (%) | {100 * dice[0]:.2f} | {100 * dice[1]:.2f} |" in text
     assert found["trial_id"] in text
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = sonosweep(*words)
     assert code == 2
     assert "exists; choose another folder" in err
-    code, _, err = run(monkeypatch, capsys, *words[:-4], "--missing", "drop")
+    code, _, err = sonosweep(*words[:-4], "--missing", "drop")
     assert code == 2
     assert "--missing drop: unknown" in err
 
 
 def test_a_missing_folder_is_told_before_the_references_are_read(
-    monkeypatch, capsys, hc18_folder, tmp_path
+    sonosweep, monkeypatch, hc18_folder, tmp_path
 ):
     monkeypatch.setattr("datamodules.index.build_index", lambda *_, **__: pytest.fail("was read"))
-    code, _, err = run(monkeypatch, capsys, "score", tmp_path / "no", "--root", hc18_folder)
+    code, _, err = sonosweep("score", tmp_path / "no", "--root", hc18_folder)
     assert (code, err.count("\n")) == (2, 1)
     assert "no: no such folder; give a folder of PNG masks" in err
 
 
-def test_split_of_a_recipe_is_published_and_used(monkeypatch, capsys, hc18_folder, masks, tmp_path):
+def test_split_of_a_recipe_is_published_and_used(sonosweep, hc18_folder, masks, tmp_path):
     path = tmp_path / "split.json"
     words = ("data", "split", "demo", f"data.root={hc18_folder}", f"store.root={tmp_path}/runs")
     words += ("data.subset.n_images=null", "split.test=3", "split.val=2", "split.train=null")
     words += ("--out", path, "--name", "mine", "--version", "0.1")
-    code, printed, err = run(monkeypatch, capsys, *words)
+    code, printed, err = sonosweep(*words)
     assert (code, err) == (0, "")
     published = read_split_file(path)
     assert published.sha256 in printed
     assert (published.name, published.version) == ("mine", "0.1")
     assert len(published.split.test) == 3
-    code, printed, _ = run(
-        monkeypatch, capsys, "score", masks, "--root", hc18_folder, "--split", path, "--json"
-    )
+    code, printed, _ = sonosweep("score", masks, "--root", hc18_folder, "--split", path, "--json")
     assert code == 0
     found = json.loads(printed)
     assert found["n_images"] == 3
     assert found["split"] == {"name": "mine", "version": "0.1", "sha256": published.sha256}
     path.write_text(path.read_text().replace('"mine"', '"other"'))
-    code, _, err = run(monkeypatch, capsys, "score", masks, "--root", hc18_folder, "--split", path)
+    code, _, err = sonosweep("score", masks, "--root", hc18_folder, "--split", path)
     assert (code, err.count("\n")) == (2, 1)
     assert "edited" in err
