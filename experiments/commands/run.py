@@ -98,8 +98,8 @@ def execute(
     of memory or disk space always is.
 
     Raises:
-        InputError: If `sweep.launcher` is slurm on a machine without it.
-        WeightsError: If a base model on the hub is needed and not available.
+        InputError: `sweep.launcher` is slurm on a machine without it.
+        WeightsError: A base model on the hub is needed and not available.
         SystemExit: With code 130 after a signal; everything finished is kept.
     """
     whole = whole or plan

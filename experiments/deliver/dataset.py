@@ -84,11 +84,6 @@ _RIGHTS = {
 def export_dataset(run_dir: Path, manifest: dict[str, Any], folder: Path) -> None:
     """Write a synthetic set as image/, mask/, metadata.jsonl, README.md and croissant.json.
 
-    Args:
-        run_dir: Finished run of a stage that makes pairs, in its store.
-        manifest: Its own.
-        folder: Empty folder to fill.
-
     Raises:
         InputError: The run is no finished synthetic set, holds no pair or lacks a picture, or the
             runs that it was made from are not in the same store.
@@ -160,11 +155,7 @@ def _sizes(run_dir: Path, pairs: Sequence[SyntheticPair]) -> list[tuple[int, ...
 
 
 def _lineage(run_dir: Path, manifest: dict[str, Any]) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Directory and manifest by stage, of a set and of the runs behind it.
-
-    Raises:
-        InputError: A run on the way is not in the store.
-    """
+    """Directory and manifest by stage, of a set and of the runs behind it."""
     store, runs, todo = run_dir.resolve().parents[1], {}, [(run_dir, manifest)]
     while todo:
         folder, about = todo.pop()

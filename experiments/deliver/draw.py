@@ -29,15 +29,8 @@ def draw_command(
     out: Path,
     console: Console,
 ) -> dict[str, Any]:
-    """Write a synthetic set, image/, mask/ and metadata.jsonl, that `synthesis.folder` reads.
-
-    Args:
-        run_dir: Run of a pixel generator, or a folder that `compact` wrote of one.
-        n: Pairs.
-        seed: Another seed gives other outlines and images.
-        image_hw: Rows and columns of the pictures, at least 32 each.
-        out: New folder; there whole or not at all.
-        console: Shows how far it is.
+    """Draw `n` pairs into a new folder that `synthesis.folder` reads; image/ and mask/ hold
+    pictures of `image_hw` px. `run_dir` is a run of a pixel generator, or what `compact` wrote.
 
     Returns:
         What `origin.json` says of the set, but for the images that the generator has seen.
@@ -48,7 +41,8 @@ def draw_command(
     """
     require_new(out)
     manifest = read_manifest(run_dir)
-    folder, images = _fitted_on(run_dir)
+    folder = run_dir / GENERATOR if (run_dir / GENERATOR).is_dir() else run_dir
+    images = _fitted_on(folder)
     # Here, because they are slow to import: a wrong path is refused before that.
     import torch
 
@@ -66,11 +60,12 @@ def draw_command(
     )
     seeds = [keyed_seed("draw", seed, number) for number in range(n)]
     generator_id = str(manifest["id"])
+    n_labels = sum(row["is_labelled"] for row in images)
     origin = {
         "generator": generator_id,
         "data": manifest.get("data") or data_line(manifest),
-        "n_labels": sum(row["is_labelled"] for row in images),
-        "n_unlabelled": sum(not row["is_labelled"] for row in images),
+        "n_labels": n_labels,
+        "n_unlabelled": len(images) - n_labels,
         "seed": seed,
     }
     pairs = []
@@ -100,12 +95,11 @@ def draw_command(
     return {"pairs": n, **origin}
 
 
-def _fitted_on(run_dir: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """The folder of a generator's weights, and a row for each image that it was fitted on."""
-    folder = run_dir / GENERATOR if (run_dir / GENERATOR).is_dir() else run_dir
-    path = folder / GENERATOR_IMAGES
+def _fitted_on(generator: Path) -> list[dict[str, Any]]:
+    """A row for each image that a generator was fitted on."""
+    path = generator / GENERATOR_IMAGES
     try:
-        return folder, json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(
             f"{path}: missing; give a finished pixel generator of this version, "

@@ -92,11 +92,7 @@ def _compact(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
 def _fitted_sam(
     run_dir: Path, manifest: Mapping[str, Any], *, refused: Sequence[str] = ()
 ) -> tuple[SegmenterConfig, "Sam"]:
-    """A fitted SAM that other programs can hold, and its settings; no backbone that is refused.
-
-    Raises:
-        InputError: The run is of another stage or version, or tuned by modules of our own.
-    """
+    """A fitted SAM that other programs can hold, and its settings; no backbone that is refused."""
     stage = manifest["stage"]
     if stage not in ("fit", "fit_unet"):
         raise InputError(

@@ -51,8 +51,8 @@ def load_run(
     """Load a run's segmenter in eval mode, to be asked under a prompt; a SAM encodes fast.
 
     Raises:
-        InputError: See `read_manifest`, `settings_of_run` and `load_fitted`; or one that takes no
-            prompt is to be given boxes, or to refine its own.
+        InputError: It takes no prompt and is asked for one; or see `settings_of_run`,
+            `load_fitted`.
     """
     config = settings_of_run(run_dir, read_manifest(run_dir))
     if (takes_boxes or prompt != "whole_image") and not row_of(config).takes_prompt:

@@ -60,11 +60,9 @@ def prediction_of_mask(
 
     Args:
         mask: (H, W), non-zero is foreground; its largest part counts, see `head_ellipse`.
-        second_mask: (H, W), see `confidence.judge`.
-        image: uint8 (H, W).
+        second_mask, image, runs_dice: See `confidence.judge`.
         filename: Of the image.
         pixel_size_mm: Side of a pixel, mm, > 0; None where it is unknown.
-        runs_dice: How well several runs agree, see `confidence.judge`.
 
     Returns:
         A value for each of `COLUMNS`; and the filled ellipse, or the mask where none fits.
@@ -144,8 +142,13 @@ def predict_command(
                 pixel_size_mm=sizes[name],
                 runs_dice=runs_dice,
             )
-            _write_pictures(folder, grey[name].name, image=image, shape=shape, mask=mask)
             predictions.append(found)
+            # What was measured, its outline on the image, and the network's own mask.
+            overlay = overlay_contours(image, [(shape, PREDICTION_RGB)])
+            pictures = {"masks": shape * 255, "overlays": overlay, "network_masks": mask * 255}
+            for kind, picture in pictures.items():
+                (folder / kind).mkdir(exist_ok=True)
+                (folder / kind / grey[name].name).write_bytes(encode_png(picture))
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
             "out": str(out),
@@ -186,14 +189,3 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     lines += [f"{name}: {reason}" for name, reason in doubtful.items()]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
-
-
-def _write_pictures(
-    folder: Path, name: str, *, image: np.ndarray, shape: np.ndarray, mask: np.ndarray
-) -> None:
-    """Write the shape that was measured, its outline on the image, and the network's own mask."""
-    overlay = overlay_contours(image, [(shape, PREDICTION_RGB)])
-    pictures = {"masks": shape * 255, "overlays": overlay, "network_masks": mask * 255}
-    for kind, picture in pictures.items():
-        (folder / kind).mkdir(exist_ok=True)
-        (folder / kind / name).write_bytes(encode_png(picture))

@@ -95,10 +95,9 @@ def score_folder(
 
     Args:
         predictions: Folder of PNG masks `<id>.png`, `<id>_Annotation.png` or `<id>_mask.png`.
-        samples: Annotated samples of one cohort.
+        samples: Annotated samples of one cohort; with `split` its test images alone are scored, of
+            a cross-test those of every fold.
         name: Condition under which the scores are filed.
-        split: Its test images are scored, of a cross-test those of every fold; all samples without
-            one.
         missing: `empty` counts an image without a mask as an empty prediction, Dice 0.
         notes: What is known of the samples, before what is found here.
         progress: Called with (images scored, images in all).
