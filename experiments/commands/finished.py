@@ -36,7 +36,7 @@ def held_results(config: ExperimentConfig, overrides: Sequence[str]) -> Path | N
     where words change the sweep.
 
     Raises:
-        InputError: If there is neither, and no data folder is named: sweeps with results are.
+        InputError: There is neither, and no data folder is named: sweeps with results are.
     """
     if not all(word.startswith(_NAMING) for word in overrides):
         return None
@@ -75,8 +75,7 @@ def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
     from experiments.results.verdict import verdict_sentences
 
     results, per_image = read_results(folder, output=config.evaluation.output)
-    chosen = config.statistics
-    _, found = write_shown(results, folder, per_image=per_image, statistics=chosen)
+    _, found = write_shown(results, folder, per_image=per_image, statistics=config.statistics)
     say(console, " ".join(verdict_sentences(found, results)))
     say(
         console,
@@ -89,11 +88,7 @@ def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
 
 
 def complete(config: ExperimentConfig, folder: Path, *, kind: str) -> None:
-    """Write the table and figure of a kind in a sweep's own folder, from what it holds.
-
-    Raises:
-        InputError: If the kind cannot be written from what is there.
-    """
+    """Write the table and figure of a kind in a sweep's own folder, from what it holds."""
     results, per_image = read_results(folder, output=config.evaluation.output)
     if kind == "ledger":
         from experiments.results.figure_ledger import write_ledger

@@ -69,23 +69,22 @@ def table(
 
         if kind != "fractions":
             raise InputError(f"--kind {kind}: of a recipe or a sweep; leave it out for files")
-        paths = [Path(source) for source in sources]
-        results = read_results(paths, output="ellipse" if output is None else output)
-        shown = "dice_weighted" if measure is None else measure
-        print(compact_tables(results, measure=shown, format_name=format_name), end="")
+        results = read_results([Path(source) for source in sources], output=output or "ellipse")
+        measure = measure or "dice_weighted"
+        print(compact_tables(results, measure=measure, format_name=format_name), end="")
         return
     if measure is not None:
         raise InputError(f"--measure {measure}: for files; give results.csv of the sweep, or none")
     if format_name not in TABLES[kind]:
         known = ", ".join(TABLES[kind])
         raise InputError(f"--kind {kind} --format {format_name}: no such table; use {known}")
-    shown = [] if output is None else [f"evaluation.output={output}"]
-    folder, held = _folder_of([*sources, *shown], kind=kind)
+    if output is not None:
+        sources = [*sources, f"evaluation.output={output}"]
+    folder, held = _folder_of(sources, kind=kind)
     if held is not None and kind == "fractions":
         from experiments.commands.finished import table_text
 
-        output = held.evaluation.output
-        print(table_text(folder, output=output, format_name=format_name), end="")
+        print(table_text(folder, output=held.evaluation.output, format_name=format_name), end="")
         return
     path = folder / f"table{KINDS[kind]}{FORMATS[format_name]}"
     if not path.is_file():
@@ -139,20 +138,15 @@ def _folder_of(sources: list[str], *, kind: str) -> tuple[Path, "ExperimentConfi
     if folder is not None:
         complete(config, folder, kind=kind)
         return folder, config
-    folder = _run_for(config, console, kind=kind)
-    if kind == "ledger":
-        complete(config, folder, kind=kind)
-    return folder, None
-
-
-def _run_for(config: "ExperimentConfig", console: Console, *, kind: str) -> Path:
-    """Run what an output needs, and give the sweep's folder."""
     if kind == "box":
-        return _run_box(config, console)
+        return _run_box(config, console), None
     from experiments.commands.run import run_sweep
 
     check = check_panel if kind == "paper" else None
-    return run_sweep(config, console, retry_failed=True, check=check)
+    folder = run_sweep(config, console, retry_failed=True, check=check)
+    if kind == "ledger":
+        complete(config, folder, kind=kind)
+    return folder, None
 
 
 def check_panel(data: "Data") -> None:

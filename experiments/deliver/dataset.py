@@ -194,14 +194,13 @@ def _copy_origin(folder: Path, run_dir: Path, manifest: dict[str, Any]) -> None:
         write_origin(folder, images_seen=seen, generator=str(manifest["id"]))
 
 
-def _base_model(run_dir: Path, manifest: dict[str, Any]) -> str:
+def _base_model(run_dir: Path, manifest: dict[str, Any]) -> str | None:
     """The model that a Stable Diffusion started from, without the path on this machine."""
+    if "stable_diffusion" not in manifest["content"]:
+        return None
     # What the run itself keeps: a sweep's block may say another one than the recipe's section.
-    try:
-        config = json.loads((run_dir / GENERATOR / CONFIG_NAME).read_text())["config"]
-    except (OSError, ValueError, KeyError):
-        config = manifest["config"].get("stable_diffusion", {})
-    base, _ = resolve_base(config.get("base_model"))
+    saved = json.loads((run_dir / GENERATOR / CONFIG_NAME).read_text())
+    base, _ = resolve_base(saved["config"].get("base_model"))
     return base if is_hub_name(base) else Path(base).name
 
 
