@@ -32,7 +32,6 @@ from lightning_modules.errors import WeightsError
 from lightning_modules.metrics import dice_score, head_circumference_mm
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.module import SamModule
-from lightning_modules.segmenters.unet.module import UnetModule
 
 PIXEL_SIZE_MM = 1.234567891
 """Of the fixture's test images, 80x54 px."""
@@ -310,32 +309,6 @@ def test_bad_input_of_submit_is_one_line(
     assert message in err
     assert not (tmp_path / "s.csv").exists()
     assert (tmp_path / "old.csv").read_text() == "old"
-
-
-def marked(image):
-    """Logits of an ellipse of 0.3 of the frame's height and width about its centre."""
-    height, width = image.shape[2:]
-    y = (torch.arange(height) + 0.5) / height - 0.5
-    x = (torch.arange(width) + 0.5) / width - 0.5
-    inside = 0.3**2 - y[:, None] ** 2 - x[None] ** 2
-    return (100 * inside).expand(len(image), 1, height, width)
-
-
-def test_submit_of_a_unet(sonosweep, monkeypatch, unet_dir, hc18_folder, tmp_path):
-    monkeypatch.setattr(UnetModule, "forward", lambda self, image: marked(image))
-    out, masks = tmp_path / "s.csv", tmp_path / "masks"
-    words = ["submit", unet_dir, "--test-root", hc18_folder, "--out", out, "--masks", masks]
-    code, printed, err = sonosweep(*words)
-    assert (code, err) == (0, "")
-    assert "2 rows, valid for these test images" in printed
-    rows = validate_submission(out, hc18_folder)
-    assert [row.filename for row in rows] == ["000_HC.png", "001_HC.png"]
-    sizes = {s.sample_id: s.pixel_size_mm for s in read_hc18_test(hc18_folder)}
-    assert rows[0].semi_axes_a_mm == pytest.approx(0.3 * 80 * sizes["000_HC"], rel=0.05)
-    assert rows[0].semi_axes_b_mm == pytest.approx(0.3 * 54 * sizes["000_HC"], rel=0.05)
-    drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
-    assert drawn.shape == (54, 80)
-    assert set(np.unique(drawn)) == {0, 255}
 
 
 def test_a_unet_of_other_settings_is_refused(unet_dir):
