@@ -44,7 +44,6 @@ def score(
     from datamodules.storage import new_folder
     from experiments.deliver.score import (
         MISSING,
-        as_dict,
         print_score,
         read_references,
         score_folder,
@@ -66,7 +65,7 @@ def score(
             progress=lambda done, total: status.update(f"reading references {done}/{total}"),
         )
         index, notes = settled(index, filled_bias_px=filled_bias_px)
-        found = score_folder(
+        scored = score_folder(
             predictions,
             samples=settled_samples(samples, index),
             name=predictions.resolve().name if name is None else name,
@@ -76,8 +75,8 @@ def score(
             progress=lambda done, total: status.update(f"scoring images {done}/{total}"),
         )
         if folder is not None:
-            write_score(found, folder)
+            write_score(scored, folder)
     if as_json:
-        print_json(as_dict(found))
+        print_json(scored.found)
     else:
-        print_score(found, stdout_console())
+        print_score(scored, stdout_console())

@@ -45,25 +45,17 @@ _LINES = (
 class Score:
     """Scores of a folder of masks."""
 
-    name: str
+    where: str
+    """Which images were scored, in words."""
+    found: dict[str, Any]
+    """What score.json holds: measures by their column of results.csv, without those that cannot be
+    measured, of the masks as they are and under `ellipse` of the ellipses fitted to them; and lists
+    of images. `missing` have no file and `empty` no foreground; `no_head`, with its size, has a
+    mask that fills the image or gives no ellipse. Without an ellipse the circumference is 0 mm.
+    """
     per_image: "pd.DataFrame"
     results: "pd.DataFrame"
     """A row for each of `OUTPUTS`, with the columns of a sweep's results.csv."""
-    split: SplitFile | None
-    missing: tuple[str, ...] = ()
-    """Images without a file, counted as empty predictions."""
-    empty: tuple[str, ...] = ()
-    """Images whose file holds no foreground."""
-    no_head: tuple[str, ...] = ()
-    """Images whose mask fills the image or has no outline that an ellipse fits, with its size; the
-    latter count with a circumference of 0 mm, as empty ones do."""
-    notes: tuple[str, ...] = ()
-    """What the reader should know, one sentence each."""
-
-    def measures(self, output: str = "mask") -> dict[str, float]:
-        """Columns of results.csv that exist for these data; no mm without pixel sizes."""
-        row = self.results.set_index("output").loc[output]
-        return {name: float(row[name]) for name, *_ in _LINES if not np.isnan(row[name])}
 
 
 def read_references(root: Path, *, layout: str) -> list[Sample]:
@@ -110,7 +102,7 @@ def score_folder(
         split.check_against(samples)
         chosen = {sample_id: chosen[sample_id] for sample_id in split.test_ids}
     files, not_read = find_masks(predictions, sample_ids=list(chosen), known=samples)
-    absent = tuple(sample_id for sample_id in chosen if sample_id not in files)
+    absent = [sample_id for sample_id in chosen if sample_id not in files]
     if absent and missing == "refuse":
         raise InputError(
             f"{predictions}: {len(absent)} of {len(chosen)} images have no mask "
@@ -132,16 +124,36 @@ def score_folder(
         "draw": 0,
     }
     per_image, results = _tabulate([keys | row for row in rows])
-    return Score(
-        name=name,
-        per_image=per_image,
-        results=results,
-        split=split,
-        missing=absent,
-        empty=tuple(named["empty"]),
-        no_head=tuple(named["no_head"]),
-        notes=(*notes, *not_read),
+    facts = ("name", "version", "sha256")
+    found = {
+        "name": name,
+        "trial_id": keys["trial_id"],
+        "cohort": keys["test_cohort"],
+        "split": None if split is None else {key: getattr(split, key) for key in facts},
+        **_measured(results),
+        "missing": absent,
+        "empty": named["empty"],
+        "no_head": named["no_head"],
+        "notes": [*notes, *not_read],
+    }
+    where = _where(samples[0].cohort, split=split)
+    return Score(where=where, found=found, per_image=per_image, results=results)
+
+
+def _measured(results: "pd.DataFrame") -> dict[str, Any]:
+    """What results.csv says of the masks and of their ellipses; no mm without pixel sizes."""
+    mask, ellipse = (results.set_index("output").loc[output] for output in OUTPUTS)
+    of_mask, of_ellipse = (
+        {name: float(row[name]) for name, *_ in _LINES if not np.isnan(row[name])}
+        for row in (mask, ellipse)
     )
+    return {
+        "n_images": int(mask["n_images"]),
+        "n_exams": int(mask["n_exams"]),
+        **of_mask,
+        "ellipse": {"n_not_fitted": int(ellipse["n_not_fitted"]), **of_ellipse},
+        "trimesters_missing": mask["trimesters_missing"],
+    }
 
 
 def _score_rows(
@@ -199,41 +211,17 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
     return per_image, aggregate(per_image)
 
 
-def as_dict(score: Score) -> dict[str, Any]:
-    """The scores for a program: plain values, and no key for what cannot be measured.
-
-    Those of the masks as they are; under `ellipse` those of the ellipses fitted to them.
-    """
-    row, split = score.results.iloc[0], score.split
-    named = {} if split is None else {k: getattr(split, k) for k in ("name", "version", "sha256")}
-    return {
-        "name": score.name,
-        "trial_id": row["trial_id"],
-        "cohort": row["test_cohort"],
-        "split": named or None,
-        "n_images": int(row["n_images"]),
-        "n_exams": int(row["n_exams"]),
-        **score.measures(),
-        "ellipse": {"n_not_fitted": _n_not_fitted(score), **score.measures("ellipse")},
-        "trimesters_missing": row["trimesters_missing"],
-        "missing": list(score.missing),
-        "empty": list(score.empty),
-        "no_head": list(score.no_head),
-        "notes": list(score.notes),
-    }
-
-
 def print_score(score: Score, console: Console) -> None:
     """Print a small table, and below it what was counted as an empty prediction."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for name in OUTPUTS:
         table.add_column(name, justify="right")
-    for row in _table(score):
+    for row in _table(score.found):
         table.add_row(*row)
-    console.print(f"{score.name} on {_where(score)}", markup=False, soft_wrap=True)
+    console.print(f"{score.found['name']} on {score.where}", markup=False, soft_wrap=True)
     console.print(table)
-    for sentence in _sentences(score):
+    for sentence in _sentences(score.found):
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 
 
@@ -241,64 +229,56 @@ def write_score(score: Score, folder: Path) -> None:
     """Write per_image.csv, results.csv, score.json and summary.md into a folder."""
     score.per_image.to_csv(folder / "per_image.csv", index=False)
     score.results.to_csv(folder / "results.csv", index=False)
-    write_json(folder / "score.json", as_dict(score))
+    write_json(folder / "score.json", score.found)
     write_atomic(folder / "summary.md", _markdown(score))
 
 
-def _n_not_fitted(score: Score) -> int:
-    """Masks that give no ellipse, empty ones among them."""
-    return int(score.results["n_not_fitted"].max())
-
-
-def _table(score: Score) -> list[list[str]]:
+def _table(found: Mapping[str, Any]) -> list[list[str]]:
     """A label and a text for each of `OUTPUTS`, line by line."""
-    row, measures = score.results.iloc[0], [score.measures(name) for name in OUTPUTS]
-    lines = [[name, *([f"{row[f'n_{name}']:.0f}"] * len(OUTPUTS))] for name in ("images", "exams")]
+    lines = [[name, *[str(found[f"n_{name}"])] * len(OUTPUTS)] for name in ("images", "exams")]
     for name, label, factor, digits in _LINES:
-        if name in measures[0]:
-            lines.append([label, *(f"{each[name] * factor:.{digits}f}" for each in measures)])
+        if name in found:
+            values = (found[name], found["ellipse"][name])
+            lines.append([label, *(f"{value * factor:.{digits}f}" for value in values)])
     return lines
 
 
-def _where(score: Score) -> str:
-    cohort, split = score.results["test_cohort"].iloc[0], score.split
+def _where(cohort: str, *, split: SplitFile | None) -> str:
     if split is None:
         return f"all annotated images of {cohort}"
     part = f"the test parts of all {len(split.folds)} folds" if split.folds else "the test part"
     return f"{part} of {cohort}, split {split.name} {split.version} (sha256 {split.sha256:.16})"
 
 
-def _sentences(score: Score) -> list[str]:
+def _sentences(found: Mapping[str, Any]) -> list[str]:
     """What the reader should know; the first ones name what was counted as empty."""
-    absent, known = score.results["trimesters_missing"].iloc[0], score.measures()
-    not_fitted = _n_not_fitted(score)
-    said = list(score.notes)
-    if score.missing:
-        names = ", ".join(score.missing)
-        said.append(f"{len(score.missing)} images have no mask, counted as empty: {names}")
-    if score.empty:
-        said.append(f"{len(score.empty)} masks are empty: {', '.join(score.empty)}")
-    if score.missing or score.empty:
+    said = list(found["notes"])
+    if missing := found["missing"]:
+        said.append(f"{len(missing)} images have no mask, counted as empty: {', '.join(missing)}")
+    if empty := found["empty"]:
+        said.append(f"{len(empty)} masks are empty: {', '.join(empty)}")
+    if missing or empty:
         zero = "Dice 0, circumference 0 mm, Hausdorff distance the image's diagonal"
         said.append(f"an empty prediction is never left out: {zero}")
-    if score.no_head:
+    if no_head := found["no_head"]:
         said.append(
-            f"{len(score.no_head)} masks are no heads: {', '.join(score.no_head)}; where no "
-            "ellipse fits the outline they count with a circumference of 0 mm"
+            f"{len(no_head)} masks are no heads: {', '.join(no_head)}; where no ellipse fits the "
+            "outline they count with a circumference of 0 mm"
         )
-    if absent and "dice_trimester_weighted_mean" in known:
+    absent = found["trimesters_missing"]
+    if absent and "dice_trimester_weighted_mean" in found:
         said.append(f"no image of trimester {absent}; the other weights were scaled up")
-    if not_fitted:
+    if not_fitted := found["ellipse"]["n_not_fitted"]:
         said.append(f"{not_fitted} masks give no ellipse: their own scores stand in its column")
-    if "hc_abs_err_mm_mean" not in known:
+    if "hc_abs_err_mm_mean" not in found:
         said.append("no pixel sizes: measures in mm are absent")
     return said
 
 
 def _markdown(score: Score) -> str:
-    rows = ["| " + " | ".join(row) + " |" for row in _table(score)]
-    head = [f"# {score.name}", "", f"Scored on {_where(score)}, at the original size.", ""]
-    ends = ["", f"Id of the masks: {score.results.iloc[0]['trial_id']}", ""]
-    notes = [f"- {sentence}" for sentence in _sentences(score)]
+    head = [f"# {score.found['name']}", "", f"Scored on {score.where}, at the original size.", ""]
+    rows = ["| " + " | ".join(row) + " |" for row in _table(score.found)]
+    ends = ["", f"Id of the masks: {score.found['trial_id']}", ""]
+    notes = [f"- {sentence}" for sentence in _sentences(score.found)]
     lines = [*head, "| measure | mask | ellipse |", "|---|---|---|", *rows, *ends, *notes]
     return "\n".join(lines).rstrip() + "\n"

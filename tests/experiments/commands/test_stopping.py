@@ -28,7 +28,7 @@ COMMANDS = {
     ),
     "score": (
         ["score", "masks", "--root", "HC18", "--missing", "empty", "--out", "made/out"],
-        "experiments.deliver.score.as_dict",
+        "experiments.deliver.score.write_json",
     ),
     "phantom": (
         ["data", "phantom", "made/out", "--n-exams", "3"],

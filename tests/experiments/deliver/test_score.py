@@ -58,7 +58,7 @@ def test_scores_are_those_of_our_own_evaluation(samples, masks):
     own = score.per_image[score.per_image["output"] == "mask"]
     for column in ("dice", "dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"):
         assert own[column].tolist() == expected[column].tolist()
-    found = score.measures()
+    found = score.found
     assert found["dice_mean"] == pytest.approx(expected["dice"].mean())
     assert found["dice_median"] == pytest.approx(expected["dice"].median())
     assert found["dice_share_below_090"] == pytest.approx((expected["dice"] < 0.9).mean())
@@ -67,7 +67,7 @@ def test_scores_are_those_of_our_own_evaluation(samples, masks):
     assert found["hc_err_mm_mean"] == pytest.approx(expected["hc_err_mm"].mean())
     assert found["hc_abs_err_mm_p95"] == pytest.approx(expected["hc_abs_err_mm"].quantile(0.95))
     assert 0.4 < found["dice_mean"] < 0.95
-    assert score.measures("ellipse")["dice_mean"] == pytest.approx(ellipses["dice"].mean())
+    assert found["ellipse"]["dice_mean"] == pytest.approx(ellipses["dice"].mean())
     assert score.results["n_images"].tolist() == [12, 12]
     assert score.results["n_exams"].tolist() == [8, 8]
 
@@ -75,12 +75,13 @@ def test_scores_are_those_of_our_own_evaluation(samples, masks):
 @pytest.mark.parametrize("suffix", ["", "_Annotation", "_mask"])
 @pytest.mark.parametrize("value", [1, 255])
 def test_names_and_labels(samples, masks, suffix, value):
-    expected = score_folder(masks, samples=samples, name="a").measures()
+    expected = score_folder(masks, samples=samples, name="a").found
     for path in sorted(masks.iterdir()):
         mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) * value
         path.unlink()
         cv2.imwrite(str(masks / f"{path.stem}{suffix}.png"), np.stack([mask] * 3, axis=2))
-    assert score_folder(masks, samples=samples, name="b").measures() == expected
+    found = score_folder(masks, samples=samples, name="a").found
+    assert {**found, "trial_id": None} == {**expected, "trial_id": None}
 
 
 def test_missing_mask_is_refused_or_counted(samples, masks):
@@ -88,7 +89,7 @@ def test_missing_mask_is_refused_or_counted(samples, masks):
     with pytest.raises(InputError, match=r"1 of 12 images have no mask \(004_2HC\)"):
         score_folder(masks, samples=samples, name="a")
     score = score_folder(masks, samples=samples, name="a", missing="empty")
-    assert score.missing == ("004_2HC",)
+    assert score.found["missing"] == ["004_2HC"]
     row = score.per_image.set_index(["sample_id", "output"]).loc["004_2HC", "mask"]
     pixel_size_mm = next(s.pixel_size_mm for s in samples if s.sample_id == "004_2HC")
     assert row["dice"] == 0
@@ -101,7 +102,7 @@ def test_missing_mask_is_refused_or_counted(samples, masks):
 def test_empty_mask_counts(samples, masks):
     cv2.imwrite(str(masks / "001_HC.png"), np.zeros((54, 80), np.uint8))
     score = score_folder(masks, samples=samples, name="a")
-    assert (score.empty, score.missing) == (("001_HC",), ())
+    assert (score.found["empty"], score.found["missing"]) == (["001_HC"], [])
     assert score.per_image["dice"].iloc[0] == 0
     assert len(score.per_image) == 24
 
@@ -112,7 +113,7 @@ def test_a_full_or_tiny_mask_is_named_as_an_empty_one_is(samples, masks):
     cv2.imwrite(str(masks / "001_HC.png"), dot)
     cv2.imwrite(str(masks / "003_HC.png"), np.ones((54, 80), np.uint8))
     score = score_folder(masks, samples=samples, name="a")
-    assert score.no_head == ("001_HC (1 px)", "003_HC (the whole image)")
+    assert score.found["no_head"] == ["001_HC (1 px)", "003_HC (the whole image)"]
     hc_mm = score.per_image.set_index(["sample_id", "output"])["hc_pred_mm"]
     assert (hc_mm["001_HC", "mask"], hc_mm["003_HC", "mask"]) == (0, 0)
     console = Console(width=200, record=True)
@@ -196,15 +197,15 @@ def test_folders_without_usable_masks(samples, tmp_path):
 
 def test_the_ending_of_a_mask_may_be_in_capitals(samples, masks):
     (masks / "001_HC.png").rename(masks / "001_HC.PNG")
-    score = score_folder(masks, samples=samples, name="a")
-    assert (score.missing, score.notes) == ((), ())
+    found = score_folder(masks, samples=samples, name="a").found
+    assert (found["missing"], found["notes"]) == ([], [])
 
 
 def test_outlines_given_for_masks_are_told(samples, masks):
     drawn = cv2.imread(str(masks / "001_HC.png"), cv2.IMREAD_UNCHANGED)
     edge = cv2.morphologyEx(drawn, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
     cv2.imwrite(str(masks / "001_HC.png"), edge)
-    (note,) = score_folder(masks, samples=samples, name="a").notes
+    (note,) = score_folder(masks, samples=samples, name="a").found["notes"]
     assert note.startswith("1 masks look like outlines")
     assert "(001_HC)" in note
 
@@ -215,7 +216,7 @@ def test_split_file_chooses_the_images(samples, masks, tmp_path):
     (masks / "001_HC.png").unlink()
     score = score_folder(masks, samples=samples, name="a", split=read_split_file(path))
     assert images_of(score) == list(SPLIT.test)
-    assert score.notes == ("8 masks of images outside the split's test part were not read",)
+    assert score.found["notes"] == ["8 masks of images outside the split's test part were not read"]
     second = Split(train=SPLIT.test, val=SPLIT.val, test=SPLIT.train[1:])
     folds = tmp_path / "folds.json"
     write_split_file(
@@ -244,13 +245,13 @@ def as_cohort(root, samples, *, with_masks):
 def test_without_pixel_sizes_there_are_no_mm(sonosweep, samples, masks, tmp_path):
     root = as_cohort(tmp_path / "ours", samples, with_masks=True)
     score = score_folder(masks, samples=read_cohort(root), name="a")
-    assert not [name for name in score.measures() if "mm" in name]
-    assert "dice_trimester_weighted_mean" not in score.measures()
+    assert not [name for name in score.found if "mm" in name]
+    assert "dice_trimester_weighted_mean" not in score.found
     code, out, _ = sonosweep("score", masks, "--root", root)
     assert code == 0
     assert "(mm)" not in out
     assert "no pixel sizes: measures in mm are absent" in out
-    assert f"{100 * score.measures()['dice_mean']:.2f}" in out
+    assert f"{100 * score.found['dice_mean']:.2f}" in out
 
 
 @pytest.mark.parametrize("layout", ["auto", "cohort"])
