@@ -13,7 +13,10 @@ from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
 from experiments.config.stored import find_stored, root_of
+from experiments.results.latex import to_latex
 from experiments.results.rows import read_output
+from experiments.results.tables import blocks, footnotes
+from experiments.results.text import to_markdown
 from experiments.store.runs import RunStore, sweeps_with_results
 
 _NAMING = ("store.root=", "evaluation.output=")
@@ -111,10 +114,6 @@ def complete(config: ExperimentConfig, folder: Path, *, kind: str) -> None:
 
 def table_text(folder: Path, *, output: str, format_name: str) -> str:
     """The table of a sweep as Markdown or LaTeX."""
-    from experiments.results.latex import to_latex
-    from experiments.results.tables import blocks, footnotes
-    from experiments.results.text import to_markdown
-
     results, per_image = read_results(folder, output=output)
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
     return {"markdown": to_markdown, "latex": to_latex}[format_name](tables, notes=notes)
