@@ -143,12 +143,7 @@ def predict_command(
                 runs_dice=runs_dice,
             )
             predictions.append(found)
-            # What was measured, its outline on the image, and the network's own mask.
-            overlay = overlay_contours(image, [(shape, PREDICTION_RGB)])
-            pictures = {"masks": shape * 255, "overlays": overlay, "network_masks": mask * 255}
-            for kind, picture in pictures.items():
-                (folder / kind).mkdir(exist_ok=True)
-                (folder / kind / grey[name].name).write_bytes(encode_png(picture))
+            _write_pictures(folder, grey[name].name, image=image, shape=shape, mask=mask)
         write_atomic(folder / "predictions.csv", predictions_text(predictions))
         summary = {
             "out": str(out),
@@ -189,3 +184,14 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     lines += [f"{name}: {reason}" for name, reason in doubtful.items()]
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
+
+
+def _write_pictures(
+    folder: Path, name: str, *, image: np.ndarray, shape: np.ndarray, mask: np.ndarray
+) -> None:
+    """Write the shape that was measured, its outline on the image, and the network's own mask."""
+    overlay = overlay_contours(image, [(shape, PREDICTION_RGB)])
+    pictures = {"masks": shape * 255, "overlays": overlay, "network_masks": mask * 255}
+    for kind, picture in pictures.items():
+        (folder / kind).mkdir(exist_ok=True)
+        (folder / kind / name).write_bytes(encode_png(picture))
