@@ -133,6 +133,7 @@ def test_impossible_values_are_named(rows, hc18_folder, tmp_path, change, messag
         (lambda lines: [*lines, lines[-1]], r"001_HC\.png has two rows"),
         (lambda lines: [lines[0].replace("angle_rad", "angle"), *lines[1:]], "the header is"),
         (lambda lines: [], "the header is ''"),
+        (lambda lines: ["x" * 200_000], "cannot be read as CSV"),
         (lambda lines: [lines[0], lines[1] + ",1", lines[2]], "row 2 has 7 cells, not 6"),
         (lambda lines: [*lines[:2], "001_HC.png,a,1,1,1,1"], r"row 3 \(001_HC\.png\): could not"),
         (lambda lines: [*lines[:2], "001_HC.png,0_1,1,1,1,1"], "'0_1' is not a number; write"),
