@@ -241,13 +241,14 @@ def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_pat
         (["RUN/segmenter.safetensors", "SCANS"], "a file; give the run's directory"),
         (["CUT", "SCANS"], "segmenter.safetensors: damaged or cut short"),
         (["OTHER", "SCANS"], "not of this version"),
+        (["NO_JSON", "SCANS"], "manifest.json: cannot be read"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
     sonosweep, monkeypatch, run_dir, scans, tmp_path, words, message
 ):
     places = {"RUN": run_dir, "SCANS": scans, "CSV": tmp_path / "sizes.csv"}
-    for name in ("EMPTY", "TWIN", "CUT", "OTHER", "FIT"):
+    for name in ("EMPTY", "TWIN", "CUT", "OTHER", "FIT", "NO_JSON"):
         places[name] = tmp_path / name.lower()
         places[name].mkdir()
     (places["FIT"] / "1a").mkdir()
@@ -262,6 +263,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     weights.write_bytes(weights.read_bytes()[:-100])
     manifest = {"stage": "fit", "config": {"segmenter": {"colour": 3}}}
     (places["OTHER"] / "manifest.json").write_text(json.dumps(manifest))
+    (places["NO_JSON"] / "manifest.json").write_text('{"stage": ')
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     given = []
