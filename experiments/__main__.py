@@ -1,6 +1,9 @@
 """Entry point: a user's mistake is one line and exit code 2, never a stack trace."""
 
+import codecs
 import errno
+import locale
+import os
 import sys
 
 DISK_ERRORS = (
@@ -25,8 +28,16 @@ PATH_ERRORS = (
 """What a path answers that cannot be what was asked for."""
 
 
+def in_utf8() -> None:
+    """Start again in Python's UTF-8 mode (PEP 686: the default from 3.15) under another locale."""
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Run the command line."""
+    in_utf8()
     from datamodules.errors import InputError
     from experiments.cli import app
     from lightning_modules.errors import WeightsError

@@ -236,6 +236,20 @@ def test_a_typing_error_is_answered_before_torch_is_imported(tmp_path):
     assert ended.stdout == "2 []\n2 []\n", ended.stderr
 
 
+def test_a_locale_without_utf8_still_reads_and_writes_every_sign(tmp_path):
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from experiments.__main__ import main\n"
+        "sys.argv = ['sonosweep', '--help']\n"
+        "try:\n    main()\nexcept SystemExit as ended:\n"
+        f"    Path({str(tmp_path / 'minus.txt')!r}).write_text(chr(0x2212) * (ended.code == 0))\n"
+    )
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **ascii_only}, check=True)
+    assert (tmp_path / "minus.txt").read_bytes() == "−".encode()
+
+
 def test_index_prints_for_people_and_for_programs(sonosweep, monkeypatch, hc18_folder):
     monkeypatch.setenv("COLUMNS", "200")
     found = json.loads(sonosweep("data", "index", hc18_folder, "--json")[1])
