@@ -60,8 +60,9 @@ class GridConfig:
     devices: list[int] = field(default_factory=list)
     """Ids of the GPUs to run on instead of `workers`, `trainer.devices` of them a stage. Empty: the
     CPU, or the GPU that is there."""
-    per_device: int = 1
-    """Stages at the same time on each of `devices`."""
+    per_device: int | str = "auto"
+    """Stages at the same time on a GPU, a number for each of `devices`. auto: up to four, while the
+    GPU's memory holds what like runs took."""
     retries: int = 1
     """Times that a stage is started again after its process was killed; what fails with an error
     is not, except where memory ran out."""
@@ -72,8 +73,11 @@ class GridConfig:
         if not self.real_fraction and not self.real_count:
             raise ValueError("sweep: give real_fraction or real_count at least one amount")
         above(0, at_most=1).check(self, "real_fraction", section="sweep", hint="5 % is 0.05")
-        counts = ("real_count", "workers", "per_device", "max_failures")
+        counts = ("real_count", "workers", "max_failures")
         at_least(1).check(self, *counts, section="sweep")
+        shared = self.per_device
+        if shared != "auto" and (isinstance(shared, str) or shared < 1):
+            raise ValueError(f"sweep.per_device={shared}: must be a number from 1, or auto")
         at_least(0).check(self, "retries", section="sweep")
         axes = ("condition", "segmenter", "choice", "support", "seed", "generator_seed", "fold")
         check_lists(self, *axes, section="sweep")

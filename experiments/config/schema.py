@@ -275,7 +275,7 @@ class ExperimentConfig:
             raise ValueError(
                 f"trainer.devices={each}: sweep.devices={grid.devices} are no whole groups of them"
             )
-        shares = grid.per_device > 1 or (not grid.devices and grid.workers > 1)
+        shares = grid.per_device not in ("auto", 1) or (not grid.devices and grid.workers > 1)
         if each > 1 and shares and grid.launcher == "local":
             raise ValueError(
                 f"trainer.devices={each}: only one stage at a time; use sweep.per_device=1, and "

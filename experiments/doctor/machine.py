@@ -90,7 +90,7 @@ def check_cores(config: ExperimentConfig) -> Check:
     """Cores and memory that affinity and control groups leave, against the stages at once."""
     import psutil
 
-    from experiments.runner.launchers import slots_of, threads_of
+    from experiments.runner.slots import slots_of, threads_of
 
     quota, limit = cgroup_limits()
     cores = max(1, int(min(len(os.sched_getaffinity(0)), quota)))

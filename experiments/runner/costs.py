@@ -20,7 +20,7 @@ from experiments.config.schema import ExperimentConfig, resolved
 from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
 from experiments.runner.gpus import device_kind
-from experiments.runner.launchers import slots_of, threads_of
+from experiments.runner.slots import slots_of, threads_of
 from experiments.store.provenance import machine
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
 
@@ -59,12 +59,19 @@ class _Measured(NamedTuple):
     traits: str
     place: tuple[Any, ...]
     seconds_per_unit: float
+    gpu_gib: float | None
+    """Most memory of a GPU that its tensors took; None where it ran on none."""
 
 
 def n_slots(config: ExperimentConfig) -> int:
-    """Stages that run at the same time under a recipe's settings."""
-    is_slurm = config.sweep.launcher == "slurm"
-    return config.slurm.max_jobs if is_slurm else len(slots_of(config))
+    """Stages that run at the same time under a recipe's settings, of those that share a GPU as its
+    memory allows one: they share its time too."""
+    if config.sweep.launcher == "slurm":
+        return config.slurm.max_jobs
+    slots = slots_of(config)
+    if config.sweep.per_device != "auto":
+        return len(slots)
+    return len(set(slots)) if config.sweep.devices else config.sweep.workers
 
 
 class Costs:
@@ -81,19 +88,28 @@ class Costs:
 
     def of(self, node: Node) -> Cost:
         """What a unit costs: the median of like runs here, or else the next best."""
+        alike = self._alike(node)
+        here = [run for run in alike if run.place == self._place]
+        if alike:
+            rate = statistics.median(run.seconds_per_unit for run in here or alike)
+            return Cost(rate, "here" if here else "elsewhere")
+        found = self._gpu and reference_cost(node, config=self._config, gpu=self._gpu)
+        return found or Cost(STAGES[node.stage].first_guess_s, "first guess")
+
+    def gpu_gib(self, node: Node) -> float | None:
+        """The most memory of a GPU that like runs took, GiB; None where none has run on one."""
+        return max(
+            (run.gpu_gib for run in self._alike(node) if run.gpu_gib is not None), default=None
+        )
+
+    def _alike(self, node: Node) -> list[_Measured]:
         row, stage = STAGES[node.stage], node.stage
         if stage not in self._runs:
             markers = (self._store / stage).glob("*/DONE.json")
             latest = sorted((path.stat().st_mtime, path) for path in markers)[-RUNS_READ:]
             self._runs[stage] = [run for _, path in latest if (run := _read(path.parent))]
         traits = row.traits_of(content=node.content, upstream=node.upstream, config=self._resolved)
-        alike = [run for run in self._runs[stage] if run.traits == traits]
-        here = [run for run in alike if run.place == self._place]
-        if alike:
-            rate = statistics.median(run.seconds_per_unit for run in here or alike)
-            return Cost(rate, "here" if here else "elsewhere")
-        found = self._gpu and reference_cost(node, config=self._config, gpu=self._gpu)
-        return found or Cost(row.first_guess_s, "first guess")
+        return [run for run in self._runs[stage] if run.traits == traits]
 
     def forget(self, stage: str) -> None:
         """Read the runs of a stage again: one more was finished."""
@@ -112,6 +128,7 @@ def _read(run_dir: Path) -> _Measured | None:
             traits=row.traits_of(content=content, upstream=manifest["upstream"], config=config),
             place=_place(manifest["machine"], *devices),
             seconds_per_unit=float(result["seconds"]) / units,
+            gpu_gib=result.get("gpu_peak_memory_mib", 0.0) / 1024 if "cuda" in devices else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
+from typing import Literal
 
 from datamodules.errors import InputError
 from experiments.config.schema import ExperimentConfig
@@ -19,9 +20,9 @@ def gpu_names() -> list[str]:
     return _asked("name")
 
 
-def gpu_memory_gib() -> list[float | None]:
+def gpu_memory_gib(what: Literal["total", "free"] = "total") -> list[float | None]:
     """Memory of each GPU of `gpu_names`; None where nvidia-smi does not say."""
-    return [float(mib) / 1024 if mib.isdigit() else None for mib in _asked("memory.total")]
+    return [float(mib) / 1024 if mib.isdigit() else None for mib in _asked(f"memory.{what}")]
 
 
 def _asked(field: str) -> list[str]:
@@ -56,7 +57,7 @@ def check_devices(config: ExperimentConfig) -> None:
     name no GPU or use none of those named.
     """
     wanted, trainer, shared = config.sweep.devices, config.trainer, config.sweep.per_device
-    if shared > 1 and not wanted:
+    if shared not in ("auto", 1) and not wanted:
         raise InputError(
             f"sweep.per_device={shared}: says how many stages share each GPU of sweep.devices, "
             "which names none; add sweep.devices=[0], or leave it out"

@@ -12,10 +12,13 @@ from typing import NamedTuple, Protocol
 
 from experiments.config.paths import ROOT
 from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import Node
 from experiments.plan.stage_table import STAGES
 from experiments.runner.distributed import write_request
-from experiments.runner.gpus import device_environment
+from experiments.runner.gpu_room import GpuRoom
+from experiments.runner.gpus import device_environment, device_kind
 from experiments.runner.server import start_first, start_server
+from experiments.runner.slots import slots_of, threads_of
 from experiments.runner.worker import STOPPED, run_node
 from experiments.stages.context import StageContext
 
@@ -52,27 +55,14 @@ class Launcher(Protocol):
         """Jobs that can start now."""
 
     def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
-        """Start jobs of one or more stages, each stage after the one before it."""
+        """Start jobs of one or more stages, each stage after the one before it; those started: all,
+        or the first ones where the next does not fit now."""
+
+    def keep_alone(self, job: Job) -> bool:
+        """Let the stage of a job share no GPU from now on; whether it had shared one."""
 
     def leave(self, jobs: Sequence[Job]) -> str:
         """The sweep was asked to stop: end or leave the jobs; gives a line for the user, or ''."""
-
-
-def slots_of(config: ExperimentConfig) -> list[tuple[int, ...]]:
-    """The places of this machine for a job at a time, each with the ids of its GPUs; without ids
-    for whatever the process sees. A GPU that several share comes up again after all others.
-    """
-    grid, each = config.sweep, config.trainer.devices
-    if not grid.devices:
-        return [()] * grid.workers
-    groups = [tuple(grid.devices[i : i + each]) for i in range(0, len(grid.devices), each)]
-    return groups * grid.per_device
-
-
-def threads_of(config: ExperimentConfig) -> int:
-    """CPU threads of a stage: as set, or an equal share of the cores for each slot."""
-    cores = len(os.sched_getaffinity(0))
-    return config.trainer.threads or max(1, cores // len(slots_of(config)))
 
 
 class LocalLauncher:
@@ -85,20 +75,50 @@ class LocalLauncher:
     def __init__(self, config: ExperimentConfig) -> None:
         self._config = config
         self.slots, self.threads = slots_of(config), threads_of(config)
+        is_sized = config.sweep.per_device == "auto" and len(set(self.slots)) < len(self.slots)
+        # Without a GPU, and where its stages are counted, nothing is asked.
+        self._room = GpuRoom(config) if is_sized and device_kind(config) == "cuda" else None
         self._busy: dict[int, _ProcessJob] = {}
         self._spawner: ForkServerContext | None = None
 
     def free(self) -> int:
-        self._busy = {i: job for i, job in self._busy.items() if job.ended() is None}
+        for number in [i for i, job in self._busy.items() if job.ended() is not None]:
+            ended = self._busy.pop(number)
+            if self._room:
+                self._room.learn(ended.node.stage)
         return len(self.slots) - len(self._busy)
 
     def start(self, jobs: Sequence[Sequence[StageContext]]) -> list[Job]:
         started: list[Job] = []
-        free = (i for i in range(len(self.slots)) if i not in self._busy)
-        for (context,), number in zip(jobs, list(free), strict=False):
-            self._busy[number] = _ProcessJob(self._process(context, self.slots[number]))
-            started.append(self._busy[number])
+        for (context,) in jobs:
+            number = self._slot_for(context.node)
+            if number is None:
+                break
+            job = _ProcessJob(self._process(context, self.slots[number]), context.node)
+            for each in self._beside(number):
+                each.has_shared = job.has_shared = True
+            self._busy[number] = job
+            started.append(job)
         return started
+
+    def keep_alone(self, job: "_ProcessJob") -> bool:
+        if self._room and job.has_shared:
+            self._room.keep_alone(job.node)
+        return self._room is not None and job.has_shared
+
+    def _slot_for(self, node: Node) -> int | None:
+        """The first free place whose GPUs hold the stage beside what runs on them."""
+        for number, devices in enumerate(self.slots):
+            if number in self._busy:
+                continue
+            beside = [job.node for job in self._beside(number)]
+            if self._room is None or self._room.fits(node, beside=beside, devices=devices):
+                return number
+        return None
+
+    def _beside(self, number: int) -> "list[_ProcessJob]":
+        """Jobs on the same GPUs."""
+        return [job for i, job in self._busy.items() if self.slots[i] == self.slots[number]]
 
     def leave(self, jobs: "Sequence[_ProcessJob]") -> str:
         """End all, after time to write a checkpoint."""
@@ -141,8 +161,8 @@ class _Command(subprocess.Popen):
 
 
 class _ProcessJob:
-    def __init__(self, process: BaseProcess | _Command) -> None:
-        self.process = process
+    def __init__(self, process: BaseProcess | _Command, node: Node) -> None:
+        self.process, self.node, self.has_shared = process, node, False
 
     def ended(self) -> End | None:
         code = self.process.exitcode

@@ -155,6 +155,10 @@ class SlurmLauncher:
             self._send(batch)
         return started
 
+    def keep_alone(self, _: Job) -> bool:
+        """False: SLURM gives no job a GPU that another has."""
+        return False
+
     def leave(self, jobs: Sequence[Job]) -> str:
         """Leave the jobs in the queue, and say how they are ended."""
         left = {each.job_id: len({*each.alive} & {*jobs}) for each in self._in_queue()}

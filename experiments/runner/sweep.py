@@ -219,7 +219,7 @@ class Sweep:
         if not chains:
             return
         contexts = [[self._context(self.runs[key]) for key in chain] for chain in chains]
-        for chain, job in zip(chains, self.launcher.start(contexts), strict=True):
+        for chain, job in zip(chains, self.launcher.start(contexts), strict=False):
             for run in map(self.runs.get, chain):
                 run.job, run.state, run.started = job, "running", time.monotonic()
 
@@ -312,6 +312,8 @@ class Sweep:
             run.n_killed += 1
             return f"{ended.words}; it continues from its checkpoint"
         # A launcher's job with stages behind one another is a sweep itself, and has tried that.
+        if failure and failure.kind == "out_of_memory" and self.launcher.keep_alone(run.job):
+            return "out of memory beside other stages; again, alone on its GPU"
         if failure and failure.kind == "out_of_memory" and not self.launcher.chains:
             parts = next_batch_parts(run.batch_parts, limit=self._batch_size(run.node))
             if parts is not None:

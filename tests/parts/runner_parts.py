@@ -62,6 +62,9 @@ class FakeLauncher:
         self.jobs += started
         return started
 
+    def keep_alone(self, job):
+        return False
+
     def leave(self, jobs):
         self.left = list(jobs)
         return "two jobs are left" if jobs else ""

@@ -11,7 +11,8 @@ from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
-from experiments.runner.launchers import LocalLauncher, slots_of
+from experiments.runner.launchers import LocalLauncher
+from experiments.runner.slots import slots_of
 from experiments.runner.sweep import SweepInterruptedError
 from experiments.runner.workload import Workload
 from experiments.store.runs import write_done
