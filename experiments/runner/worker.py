@@ -23,6 +23,7 @@ from experiments.stages.planned import require_as_planned
 from experiments.store import runs
 from experiments.store.fitted import described
 from experiments.store.provenance import code_name, provenance, used_gpu
+from lightning_modules.errors import NonFiniteLossError
 
 STOPPED = 128 + signal.SIGTERM
 """Exit code of a stage that was asked to stop, as a shell gives it."""
@@ -89,8 +90,9 @@ def _share(context: StageContext, *, threads: int) -> int:
         traceback.print_exc()
         # Lightning kills the first process for it, which then says nothing. Other errors here may
         # be of its own end.
-        if kind_of(error, run_dir=context.run_dir) == "out_of_memory":
-            runs.write_failed(context.run_dir, reason_of(error), kind="out_of_memory")
+        kind = kind_of(error, run_dir=context.run_dir)
+        if kind == "out_of_memory" or isinstance(error, NonFiniteLossError):
+            runs.write_failed(context.run_dir, reason_of(error), kind=kind)
     return 1
 
 

@@ -20,6 +20,7 @@ from experiments.runner.worker import run_held
 from experiments.store import provenance
 from experiments.store.provenance import code_state
 from experiments.store.runs import read_failure
+from lightning_modules.errors import NonFiniteLossError
 
 OLD = {"git_sha": "a" * 40, "git_dirty_sha256": None, "lock_sha256": "b"}
 NEW = {"git_sha": "c" * 40, "git_dirty_sha256": "d", "lock_sha256": "b"}
@@ -143,11 +144,13 @@ def test_images_that_an_input_labels_are_compared(stages, reads):
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(RuntimeError("CUDA out of memory"), "out_of_memory"), (RuntimeError("closed by peer"), None)],
+    [
+        (RuntimeError("CUDA out of memory"), "out_of_memory"),
+        (NonFiniteLossError("loss is nan at step 3"), "error"),
+        (RuntimeError("closed by peer"), None),
+    ],
 )
-def test_a_process_that_shares_a_training_says_that_memory_ran_out(
-    stages, monkeypatch, error, kind
-):
+def test_a_process_that_shares_a_training_says_what_went_wrong(stages, monkeypatch, error, kind):
     """The first one is killed for it; another error may come of the first one's end."""
     context = resize(stages)
     monkeypatch.setattr(type(STAGES["resize"]), "load", lambda _: mock.Mock(side_effect=error))
