@@ -30,6 +30,7 @@ from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
 from experiments.stages.data import Data, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
+from experiments.store.layout import check_version
 from experiments.store.runs import RunStore, hold, is_done
 from lightning_modules.errors import MissingWeightsError
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
@@ -63,8 +64,9 @@ def prepare(
         check_devices(config)
     # A mode that W&B does not have is refused before any work.
     resolve_mode(config.wandb)
-    _check_writable(Path(config.store.root))
-    claim_store(Path(config.store.root))
+    root = Path(config.store.root)
+    _check_writable(root.absolute())
+    check_version(root)
     for note in pin_bases(config, asks_hub=fetches):
         say(console, note)
     with console.status("reading the data") as status:
@@ -72,6 +74,8 @@ def prepare(
             config,
             progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
         )
+    # Not before: a wrong path to the data leaves no store behind.
+    claim_store(root)
     while True:
         try:
             with console.status("planning"):
@@ -240,13 +244,11 @@ def report_failures(sweep: Sweep, console: Console) -> bool:
 
 
 def _check_writable(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        words = f"cannot be made ({error.strerror}); choose a folder you may write"
-        raise InputError(f"store.root={root}: {words}") from error
-    if not os.access(root, os.W_OK):
-        raise InputError(f"store.root={root}: not writable; choose another folder")
+    there = next(filter(Path.exists, (root, *root.parents)))
+    if not there.is_dir():
+        raise InputError(f"store.root={root}: {there} is no folder; choose another one")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"store.root={root}: {there} is not writable; choose another folder")
 
 
 def run_sweep(

@@ -20,7 +20,7 @@ def claim_store(root: Path) -> None:
     check_version(root)
     path = root / VERSION_NAME
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"layout": STORE_LAYOUT})
 
 

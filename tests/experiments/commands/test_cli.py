@@ -133,8 +133,7 @@ def test_bad_data_is_one_line_that_names_the_file(
         given += ["data.subset.n_images=null", "split.train=null", "segmenter.backbone=tiny"]
     code, _, err = sonosweep(*given)
     is_one_clear_line(code, err, words)
-    assert not list(tmp_path.rglob("report.html"))
-    assert not list(tmp_path.glob("runs/store/*/*"))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
