@@ -1,12 +1,13 @@
 """The server that forks a sweep's stages: where its sockets lie, and its end. Torch-free."""
 
+import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -19,6 +20,8 @@ LONGEST_ADDRESS = 107 if sys.platform == "linux" else 103
 """Bytes of a socket's path, as the system's `sockaddr_un` has room for."""
 ROOM = len("/pymp-12345678/listener-12345678")
 """What multiprocessing adds to the temporary folder."""
+OTHERS_ROOM = len("/wandb-1234567-1234567-1234567890/socket")
+"""What other libraries add to it at most."""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
 
@@ -68,10 +71,30 @@ def start_server(preload: Sequence[str]) -> ForkServerContext:
     # imports that it would otherwise end.
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        forkserver.ensure_running()
+        with _own_temporary_folder():
+            forkserver.ensure_running()
     finally:
         signal.signal(signal.SIGINT, previous)
     return spawner
+
+
+@contextlib.contextmanager
+def _own_temporary_folder() -> Iterator[None]:
+    """Give a process that starts here multiprocessing's folder, which ends with this process: what
+    libraries leave in it (W&B's folders, for stages end without their exit handlers) goes too."""
+    usual, own = tempfile.gettempdir(), multiprocessing.util.get_temp_dir()
+    kept = {name: os.environ.get(name) for name in ("TMPDIR", "TORCHINDUCTOR_CACHE_DIR")}
+    if Path(own).parent == Path(usual) and len(os.fsencode(own)) + OTHERS_ROOM <= LONGEST_ADDRESS:
+        # Compiled kernels are for later sweeps too.
+        kernels = kept["TORCHINDUCTOR_CACHE_DIR"] or f"{usual}/torchinductor_{os.getuid()}"
+        os.environ |= {"TMPDIR": own, "TORCHINDUCTOR_CACHE_DIR": kernels}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def start_first(process: BaseProcess) -> None:

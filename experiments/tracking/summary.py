@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -115,13 +116,18 @@ def fixed_images(node: Node) -> list[str]:
 def _in_child(folder: Path, request: dict[str, Any], *, timeout_s: float) -> str | None:
     path, log = folder / "wandb-request.json", folder / LOG_NAME
     path.write_text(json.dumps(request, default=str))
-    with log.open("a") as output:
+    with (
+        log.open("a") as output,
+        # W&B's exit handlers, which would remove what it leaves, are not waited for.
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary,
+    ):
         # A session of its own: W&B starts processes that must end with it.
         child = subprocess.Popen(
             [sys.executable, "-m", "experiments.tracking.child", str(path)],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, "TMPDIR": temporary},
             start_new_session=True,
         )
         try:

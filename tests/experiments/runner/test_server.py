@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -68,6 +69,33 @@ def test_no_process_outlives_a_sweep_that_is_killed(tmp_path):
     _, ended = start(tmp_path, "killed")
     assert ended.returncode == -9
     assert ended.stdout, ended.stderr
+
+
+LEAVING = """
+import os, tempfile
+from experiments.runner.server import start_server
+
+def work():
+    tempfile.mkdtemp()
+    os._exit(0)
+
+if __name__ == "__main__":
+    process = start_server([]).Process(target=work)
+    process.start()
+    process.join()
+    print(os.environ.get("TORCHINDUCTOR_CACHE_DIR"), process.exitcode)
+"""
+
+
+def test_what_a_stage_leaves_in_its_temporary_folder_goes_with_the_sweep(tmp_path):
+    (tmp_path / "program.py").write_text(LEAVING)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(Path.cwd())}
+        environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+        words = [sys.executable, tmp_path / "program.py"]
+        said = subprocess.check_output(words, env=environment, text=True, timeout=300)
+        assert said == "None 0\n", "this process's own environment stays"
+        assert not list(Path(folder).iterdir())
 
 
 SHARING = """
