@@ -43,9 +43,9 @@ class StageRow:
     facts that are there, a list by its length; 1 where none is named."""
     traits: tuple[str, ...] = ()
     """Facts that the time of one unit depends on."""
-    batch: tuple[str, ...] = ()
-    """Facts of which the first that is there is the size of its batch, which is computed in parts
-    where memory runs out."""
+    batch: tuple[str | int, ...] = ()
+    """Facts, or numbers, of which the first that is there is the size of its batch, which is
+    computed in parts where memory runs out."""
     artefact: Artefact | None = None
     is_distributed: bool = False
     """Whether `trainer.devices` spreads it over several devices; the others take the first one."""
@@ -76,7 +76,8 @@ class StageRow:
     def batch_size(self, *, content: Mapping[str, Any], config: Any) -> int:
         """Items that it computes at once on one device; 1 where nothing can be made less."""
         facts = {"content": content, "config": config}
-        found = next((size for key in self.batch if (size := value_at(facts, key)) is not None), 1)
+        sizes = (key if isinstance(key, int) else value_at(facts, key) for key in self.batch)
+        found = next((size for size in sizes if size is not None), 1)
         return max(1, found // config.trainer.devices) if self.is_distributed else found
 
 
@@ -91,6 +92,8 @@ def _keys(section: str, *names: str) -> tuple[str, ...]:
     return tuple(f"{section}.{name}" for name in names)
 
 
+EMBED_BATCH, SCORE_BATCH = 16, 8
+"""Images that a GPU embeds at once, and that are scored at once."""
 _PAIRS = ("metadata.jsonl", "image", "mask")
 _WEIGHTS = ("segmenter.safetensors",)
 _NETWORK = ("size_hw", "patch", "block_out_channels", "layers_per_block", "attention")
@@ -105,6 +108,7 @@ STAGES: dict[str, StageRow] = {
         first_guess_s=1.0,
         units=("result.embedded",),
         traits=_keys("content.encoder", "backbone", "precision"),
+        batch=(EMBED_BATCH,),
         is_embedding=True,
     ),
     "generator": StageRow(
@@ -205,6 +209,7 @@ STAGES: dict[str, StageRow] = {
         first_guess_s=0.15,
         units=("content.test", "content.evaluation.jitter_draws"),
         traits=("config.segmenter.backbone", "content.evaluation.prompt", "upstream.embeddings"),
+        batch=(SCORE_BATCH,),
     ),
     "control": StageRow(
         run=f"{_STAGES}.scoring:run_control",
@@ -225,6 +230,7 @@ STAGES: dict[str, StageRow] = {
         first_guess_s=0.3,
         units=("content.test", len(PASSES)),
         traits=("config.segmenter.backbone",),
+        batch=(SCORE_BATCH,),
     ),
 }
 """The stages. Another one is another row, from outside as well: `STAGES["toy"] = StageRow(...)`."""

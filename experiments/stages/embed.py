@@ -14,6 +14,7 @@ from datamodules.embeddings import write_index
 from datamodules.geometry import shrink_mask
 from datamodules.prepared import PreparedImages, prepare_images
 from datamodules.samples import content_hash_of
+from experiments.plan.stage_table import EMBED_BATCH
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of
 from experiments.store.embedding_keys import embedding_key
@@ -21,7 +22,7 @@ from lightning_modules.segmenters.sam.network import build_sam, encode, for_infe
 from lightning_modules.segmenters.sam.tuning import encode_features
 
 # One image at a time is the cheapest on a CPU: larger activations leave its caches.
-BATCH = {"cpu": 1, "cuda": 16}
+BATCH = {"cpu": 1, "cuda": EMBED_BATCH}
 # In fp32 a ViT's attention over 64x64 tokens takes 0.8 GB an image; in bf16 it is not kept.
 LARGE_BATCH = {"fp32": 4, "bf16": 16}
 WRITERS = 8
@@ -65,6 +66,7 @@ def _embed(context: StageContext, *, prepared: PreparedImages, items: Sequence[_
     size = BATCH[device.type]
     if config.image_factor > 1:
         size = min(size, LARGE_BATCH[config.encoder_precision])
+    size = max(1, size // context.batch_parts)
     parts = [items[start : start + size] for start in range(0, len(items), size)]
 
     def frames_of(part: Sequence[_Item]) -> np.ndarray:

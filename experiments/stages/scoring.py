@@ -16,6 +16,7 @@ from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
 from datamodules.settings import Cache, Frame
 from experiments.plan.box_passes import PASSES
+from experiments.plan.stage_table import SCORE_BATCH
 from experiments.stages.context import StageContext
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
 from experiments.stages.fit import frame_of, segmenter_of
@@ -67,7 +68,7 @@ def _loader(context: StageContext, *, frame: Frame) -> DataLoader:
             embeddings=[context.open_embeddings("embeddings")] if cached else None,
             content_hashes=context.content,
         ),
-        batch_size=8,
+        batch_size=max(1, SCORE_BATCH // context.batch_parts),
         n_batches=0,
         seed=0,
     )

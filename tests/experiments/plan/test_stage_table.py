@@ -61,7 +61,7 @@ def test_a_batch_is_shared_by_the_devices_of_a_stage_that_spreads():
     config = load_config(TOY, ["trainer.devices=2", "sweep.workers=1"])
     content = {"segmenter": {"batch_size": 6}}
     assert STAGES["fit"].batch_size(content=content, config=config) == 3
-    assert STAGES["score"].batch_size(content=content, config=config) == 1
+    assert STAGES["control"].batch_size(content=content, config=config) == 1
     stable = load_config(TOY, ["stable_diffusion.sampler.batch_size=7"])
     pixel = stable.synthesis.sampler.batch_size
     assert STAGES["synthesize"].batch_size(content={}, config=stable) == pixel != 7

@@ -1,6 +1,7 @@
 """The stage that embeds: what is kept once, what a view is, and what is embedded again."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from datamodules.embeddings import open_embeddings
 from datamodules.geometry import image_to_frame, mask_to_frame, place
 from datamodules.samples import content_hash_of, hash_as_read
 from datamodules.synthetic import read_synthetic, write_pair
+from experiments.plan.stage_table import STAGES
+from experiments.runner.sweep import next_batch_parts
+from experiments.runner.worker import run_held
+from experiments.stages import embed as embed_module
 from experiments.stages.embed import run_embed
+from experiments.store.runs import read_failure
 from lightning_modules.randomness import keyed_seed
 from lightning_modules.segmenters.sam.network import build_sam, encode
 
@@ -67,6 +73,26 @@ def test_an_embedding_is_the_encoders_of_its_image(stages):
     for sample_id in IDS:
         assert close(found[sample_id], encoded(stages, frame_of(stages, sample_id)[0]))
     assert not close(found[IDS[0]], found[IDS[1]])
+
+
+def test_out_of_memory_the_images_are_embedded_fewer_at_once(stages, monkeypatch):
+    content = {"encoder": {"backbone": "tiny"}, "images": stages.contents(IDS)}
+    context, sizes = stages.context("embed", content), []
+
+    def small(sam, image, **settings):
+        sizes.append(len(image))
+        if len(image) > 2:
+            raise MemoryError
+        return encode(sam, image, **settings)
+
+    monkeypatch.setitem(embed_module.BATCH, "cpu", embed_module.BATCH["cuda"])
+    monkeypatch.setattr(embed_module, "encode", small)
+    assert run_held(context, threads=1) == 1
+    assert read_failure(context.run_dir).kind == "out_of_memory"
+    limit = STAGES["embed"].batch_size(content=content, config=stages.config)
+    assert next_batch_parts(1, limit=limit) == 2
+    assert run_held(replace(context, batch_parts=8), threads=1) == 0
+    assert sizes == [3, 2, 1]
 
 
 def test_an_image_is_embedded_once_whatever_asks_for_it(stages):

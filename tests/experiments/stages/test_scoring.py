@@ -14,6 +14,7 @@ from datamodules.annotation import read_annotation
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import Sample, content_hash_of, read_hc18
 from experiments.plan.stage_table import STAGES
+from experiments.runner.sweep import next_batch_parts
 from experiments.stages.embed import run_embed
 from experiments.stages.evaluation import Protocol, Scorer, evaluate
 from experiments.stages.scoring import constant_logits, mean_mask, run_box, run_control, run_score
@@ -267,6 +268,28 @@ def test_zero_shot_scores_every_test_image_from_its_embedding(stages):
     for name in TEST:
         assert np.array_equal(before[name], after[name])
     assert scored(other)["hausdorff_mm"].tolist() != rows["hausdorff_mm"].tolist()
+
+
+def test_out_of_memory_fewer_images_are_scored_at_once(stages, monkeypatch):
+    module, sizes = SamModule(stages.config.segmenter).eval(), []
+    predict = module.predict
+
+    def watched(batch, boxes):
+        sizes.append(len(batch["image"]))
+        return predict(batch, boxes)
+
+    monkeypatch.setattr(module, "predict", watched)
+    monkeypatch.setattr("experiments.stages.scoring.segmenter_of", lambda *_: module)
+    dice = []
+    for parts in (1, 4):
+        content = content_of(stages, "whole_image", parts=parts)
+        context = replace(stages.context("score", content), batch_parts=parts)
+        run_score(context)
+        dice.append(scored(context)["dice"].tolist())
+    assert sizes == [3, 2, 1]
+    assert dice[0] == pytest.approx(dice[1], abs=1e-3)
+    limit = STAGES["score"].batch_size(content=content, config=stages.config)
+    assert next_batch_parts(4, limit=limit) == 8
 
 
 def test_weights_that_are_no_numbers_fail_the_stage(stages, monkeypatch):
