@@ -60,7 +60,8 @@ class _Measured(NamedTuple):
     place: tuple[Any, ...]
     seconds_per_unit: float
     gpu_gib: float | None
-    """Most memory of a GPU that its tensors took; None where it ran on none."""
+    """Most memory of a GPU that it held for its tensors; None where it ran on none, or an older
+    version did not say."""
 
 
 def n_slots(config: ExperimentConfig) -> int:
@@ -128,10 +129,17 @@ def _read(run_dir: Path) -> _Measured | None:
             traits=row.traits_of(content=content, upstream=manifest["upstream"], config=config),
             place=_place(manifest["machine"], *devices),
             seconds_per_unit=float(result["seconds"]) / units,
-            gpu_gib=result.get("gpu_peak_memory_mib", 0.0) / 1024 if "cuda" in devices else None,
+            gpu_gib=_gpu_gib(result) if "cuda" in devices else None,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError):
         return None
+
+
+def _gpu_gib(result: Mapping[str, Any]) -> float | None:
+    if "gpu" not in result:
+        return 0.0
+    held_mib = result.get("gpu_peak_held_mib")
+    return None if held_mib is None else held_mib / 1024
 
 
 def _place(found: Mapping[str, Any], *devices: Any) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ from experiments.runner.gpus import gpu_memory_gib
 _CONTEXT_GIB = 1.0
 """An allowance for what a process takes beside its tensors: the driver's context and kernels."""
 _SLACK = 1.25
-"""An allowance for fragments, and for more images than the runs before held."""
+"""An allowance for more images than the runs before held."""
 
 
 class GpuRoom:

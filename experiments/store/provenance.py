@@ -99,13 +99,15 @@ def machine() -> dict[str, Any]:
 
 
 def used_gpu() -> dict[str, Any]:
-    """Name and peak memory of the GPU that this process has used; empty where it has used none."""
+    """The GPU that this process has used and its memory at the peak: of tensors, and held for them;
+    empty where it has used none."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
     return {
         "gpu": torch.cuda.get_device_name(),
         "gpu_peak_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20, 1),
+        "gpu_peak_held_mib": round(torch.cuda.max_memory_reserved() / 2**20, 1),
     }
 
 

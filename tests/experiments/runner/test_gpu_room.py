@@ -52,7 +52,7 @@ def finish(root, each, *, peak_gib=None, device="cuda"):
     manifest = {key: getattr(each, key) for key in ("stage", "content", "upstream")}
     manifest |= {"config": {}, "machine": {}, "threads": 1, "devices": 1, "device": device}
     (run_dir / "manifest.json").write_text(json.dumps(manifest))
-    used = {} if peak_gib is None else {"gpu_peak_memory_mib": peak_gib * 1024}
+    used = {} if peak_gib is None else {"gpu": "H200", "gpu_peak_held_mib": peak_gib * 1024}
     write_done(run_dir, {"seconds": 1, "steps": 1, **used})
 
 
@@ -96,11 +96,16 @@ def test_a_stage_that_used_no_gpu_takes_nothing_of_it(pretend, tmp_path):
     assert room_of(tmp_path).fits(warp, beside=[warp, warp], devices=[0])
 
 
-@pytest.mark.parametrize("case", ["runs on a CPU", "memory unknown", "no such GPU"])
+@pytest.mark.parametrize(
+    "case", ["runs on a CPU", "memory unknown", "no such GPU", "an older version"]
+)
 def test_what_is_not_known_is_not_shared(pretend, tmp_path, case):
     pretend("H200", memory="[N/A]" if case == "memory unknown" else MIB_OF_10_GIB)
     each = node("a")
     finish(tmp_path, each, peak_gib=1, device="cpu" if case == "runs on a CPU" else "cuda")
+    if case == "an older version":
+        marker = tmp_path / "store" / each.key / "DONE.json"
+        marker.write_text(marker.read_text().replace("held", "memory"))
     devices = [3] if case == "no such GPU" else [0]
     assert not room_of(tmp_path).fits(each, beside=[each], devices=devices)
 
