@@ -21,15 +21,21 @@ from experiments.bench.measure import Bench, Found, Way
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import UnetModule
 
-ENCODER = "tu-resnet10t"
+ENCODERS = (UnetConfig().encoder_name, "tu-resnet10t")
+"""The default, whose depthwise convolutions are light in arithmetic, and one of whole ones."""
 
 
 def bench_unet(bench: Bench, found: Found) -> None:
     """Seconds an image of training with strong augmentation, from the first step to the last."""
+    for encoder in ENCODERS:
+        _bench_encoder(bench, found, encoder)
+
+
+def _bench_encoder(bench: Bench, found: Found, encoder: str) -> None:
     steps, batch, size_hw = (found.sizes[name] for name in ("steps", "batch", "size_hw"))
     samples = sorted(read_hc18(bench.root()), key=lambda s: s.sample_id)[: found.sizes["images"]]
     config = UnetConfig(
-        encoder_name=ENCODER,
+        encoder_name=encoder,
         encoder_weights=None,
         size_hw=size_hw,
         steps=steps,
@@ -41,7 +47,7 @@ def bench_unet(bench: Bench, found: Found) -> None:
     def plain(number: int) -> None:
         L.seed_everything(number + 1, verbose=False)
         loader = DataLoader(plain_items, batch_size=batch)
-        fit(bench, PlainUnet(), config=config, train_dataloaders=loader)
+        fit(bench, PlainUnet(encoder), config=config, train_dataloaders=loader)
 
     def ours(number: int) -> None:
         datamodule = HC18DataModule(
@@ -66,12 +72,12 @@ def bench_unet(bench: Bench, found: Found) -> None:
 
     units = steps * batch
     found.measure(
-        Way("a plain loop", plain, units),
+        Way(f"a plain loop, {encoder}", plain, units),
         Way(
-            "the stage's module and data",
+            f"the stage's module and data, {encoder}",
             ours,
             units,
-            ratio="an image of training",
+            ratio=f"an image of training, {encoder}",
             target="image",
             flops=flops_of(step) / batch,
             precision="bf16" if bench.is_gpu else "fp32",
@@ -128,9 +134,9 @@ class PlainItems(Dataset):
 class PlainUnet(L.LightningModule):
     """The library's U-Net with its defaults, loss and optimiser as its examples have them."""
 
-    def __init__(self) -> None:
+    def __init__(self, encoder: str) -> None:
         super().__init__()
-        self.network = smp.Unet(ENCODER, encoder_weights=None, in_channels=1, classes=1)
+        self.network = smp.Unet(encoder, encoder_weights=None, in_channels=1, classes=1)
         self.dice = smp.losses.DiceLoss("binary")
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
