@@ -56,7 +56,8 @@ class GridConfig:
     launcher: Literal["local", "slurm"] = "local"
     """Where stages run: processes of this machine, or jobs of a SLURM cluster."""
     workers: int = 1
-    """Stages that run at the same time, each in a process of its own."""
+    """Stages that run at the same time, each in a process of its own; on a GPU `per_device` may
+    start more."""
     devices: list[int] = field(default_factory=list)
     """Ids of the GPUs to run on instead of `workers`, `trainer.devices` of them a stage. Empty: the
     CPU, or the GPU that is there."""

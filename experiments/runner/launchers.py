@@ -106,6 +106,18 @@ class LocalLauncher:
             self._room.keep_alone(job.node)
         return self._room is not None and job.has_shared
 
+    def leave(self, jobs: "Sequence[_ProcessJob]") -> str:
+        """End all, after time to write a checkpoint."""
+        for job in jobs:
+            # A command's first process tells the others.
+            job.process.terminate()
+        for job in jobs:
+            job.process.join(self.stop_grace_s)
+            if job.process.exitcode is None:
+                job.process.kill()
+                job.process.join()
+        return ""
+
     def _slot_for(self, node: Node) -> int | None:
         """The first free place whose GPUs hold the stage beside what runs on them."""
         for number, devices in enumerate(self.slots):
@@ -119,18 +131,6 @@ class LocalLauncher:
     def _beside(self, number: int) -> "list[_ProcessJob]":
         """Jobs on the same GPUs."""
         return [job for i, job in self._busy.items() if self.slots[i] == self.slots[number]]
-
-    def leave(self, jobs: "Sequence[_ProcessJob]") -> str:
-        """End all, after time to write a checkpoint."""
-        for job in jobs:
-            # A command's first process tells the others.
-            job.process.terminate()
-        for job in jobs:
-            job.process.join(self.stop_grace_s)
-            if job.process.exitcode is None:
-                job.process.kill()
-                job.process.join()
-        return ""
 
     def _process(self, context: StageContext, devices: Sequence[int]) -> "BaseProcess | _Command":
         row = STAGES[context.node.stage]
