@@ -316,7 +316,7 @@ class SlurmLauncher:
         config_path = self.folder.parent / "config.yaml"
         chosen = [word for key in chain for word in ("--stage", key)]
         here = [f"store.root={self._root}", "sweep.launcher=local"]
-        here += ["sweep.workers=1", "sweep.devices=[]"]
+        here += ["sweep.workers=1", "sweep.devices=[]", "sweep.per_device=1"]
         if self._config.trainer.threads is None:
             here.append(f"trainer.threads={self._settings.cpus}")
         return ["-m", "experiments", "trial", str(config_path), *chosen, *here]

@@ -47,7 +47,8 @@ def test_jobs_that_start_together_are_one_array_of_single_commands(tmp_path, fak
     assert words[1:] == [
         *("-m", "experiments", "trial", str(tmp_path / "toy" / "config.yaml")),
         *("--stage", fit.key, "--stage", score.key, f"store.root={tmp_path}"),
-        *("sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]", "trainer.threads=3"),
+        *("sweep.launcher=local", "sweep.workers=1", "sweep.devices=[]", "sweep.per_device=1"),
+        "trainer.threads=3",
     ]
 
 
