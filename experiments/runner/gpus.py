@@ -25,6 +25,11 @@ def gpu_memory_gib(what: Literal["total", "free"] = "total") -> list[float | Non
     return [float(mib) / 1024 if mib.isdigit() else None for mib in _asked(f"memory.{what}")]
 
 
+def may_share_gpus() -> bool:
+    """Whether the GPUs take several processes at a time, which clusters may forbid."""
+    return not any("exclusive" in mode.lower() for mode in _asked("compute_mode"))
+
+
 def _asked(field: str) -> list[str]:
     """A field of each visible GPU; of one that is named by its UUID, the UUID."""
     try:

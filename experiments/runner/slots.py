@@ -3,7 +3,7 @@
 import os
 
 from experiments.config.schema import ExperimentConfig
-from experiments.runner.gpus import device_kind
+from experiments.runner.gpus import device_kind, may_share_gpus
 
 MOST_ON_A_GPU = 4
 """Stages that share a GPU at most where `sweep.per_device` is `auto`; each has two cores."""
@@ -25,7 +25,7 @@ def _sharing(config: ExperimentConfig, *, n_groups: int) -> int:
     per_device = config.sweep.per_device
     if per_device != "auto":
         return int(per_device)
-    if config.trainer.devices > 1 or device_kind(config) != "cuda":
+    if config.trainer.devices > 1 or device_kind(config) != "cuda" or not may_share_gpus():
         return 1
     return max(1, min(MOST_ON_A_GPU, len(os.sched_getaffinity(0)) // (2 * n_groups)))
 

@@ -8,11 +8,11 @@ def pretend(tmp_path, monkeypatch):
     """Put an nvidia-smi that lists these GPUs, or fails, first on the path."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def install(*names: str, code: int = 0, memory: str = "[N/A]") -> None:
+    def install(*names: str, code: int = 0, memory: str = "[N/A]", mode: str = "Default") -> None:
         script = tmp_path / "nvidia-smi"
         lines = "".join(f"echo '{name}'\n" for name in names)
         sizes = f"echo '{memory}'\n" * len(names)
-        asked = f'case "$1" in *memory*) {sizes}exit {code};; esac\n'
+        asked = f'case "$1" in *memory*) {sizes}exit {code};; *mode*) echo "{mode}"; exit {code};; esac\n'
         script.write_text(f"#!/bin/sh\n{asked}{lines}exit {code}\n")
         script.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")

@@ -45,6 +45,12 @@ def test_a_gpu_is_shared_by_default(pretend, monkeypatch, overrides, cores, expe
     assert threads_of(config) == threads
 
 
+def test_a_gpu_for_one_process_alone_is_not_shared(pretend, monkeypatch):
+    pretend("H200", memory=MIB_OF_10_GIB, mode="Exclusive_Process")
+    with_cores(monkeypatch, 16)
+    assert slots_of(load_config(TOY, ["sweep.devices=[0]"])) == [(0,)]
+
+
 def finish(root, each, *, peak_gib=None, device="cuda"):
     """Write a run as a stage on such a device leaves it."""
     run_dir = root / "store" / each.key
