@@ -12,7 +12,9 @@ def pretend(tmp_path, monkeypatch):
         script = tmp_path / "nvidia-smi"
         lines = "".join(f"echo '{name}'\n" for name in names)
         sizes = f"echo '{memory}'\n" * len(names)
-        asked = f'case "$1" in *memory*) {sizes}exit {code};; *mode*) echo "{mode}"; exit {code};; esac\n'
+        modes = f"echo '{mode}'\n" * len(names)
+        answers = f"*memory*) {sizes}exit {code};; *mode*) {modes}exit {code};;"
+        asked = f'case "$1" in {answers} esac\n'
         script.write_text(f"#!/bin/sh\n{asked}{lines}exit {code}\n")
         script.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
