@@ -65,8 +65,8 @@ class _Measured(NamedTuple):
 
 
 def n_slots(config: ExperimentConfig) -> int:
-    """Stages that run at the same time under a recipe's settings, of those that share a GPU as its
-    memory allows one: they share its time too."""
+    """Stages that run at the same time under a recipe's settings. Those that share a GPU as its
+    memory allows count as one, for they share its time too."""
     if config.sweep.launcher == "slurm":
         return config.slurm.max_jobs
     slots = slots_of(config)

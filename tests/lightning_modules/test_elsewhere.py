@@ -68,7 +68,6 @@ def test_the_unet(device, light):
 
     batch = unet_parts.make_batch()
     train(make(), make().to(device), batch)
-    make().validation_step(batch)
     make().to(device).validation_step(moved(batch))
     here, there_ = make().eval(), make().to(device).eval()
     with torch.no_grad():

@@ -44,6 +44,17 @@ SETTINGS = [
     "trainer.checkpoint_s=0",
     "trainer.threads=1",
 ]
+TWO_STEPS = [
+    "unet.size_hw=[32,64]",
+    "unet.decoder_channels=[16,8,8,8,8]",
+    "unet.steps=2",
+    "unet.batch_size=2",
+    "unet.warmup_steps=1",
+    "segmenter.steps=2",
+    "generator.steps=2",
+    "synthesis.n_candidates=2",
+]
+"""Every network for two steps, two candidates."""
 # Less to score, where the scores are not what a test is about.
 LEAN = ["evaluation.controls=[]", "evaluation.prompts=[whole_image]"]
 

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
 from sd_parts import tiny_pipeline
-from sweep_parts import LEAN, run
+from sweep_parts import LEAN, TWO_STEPS, run
 
 from experiments.config.conditions import CONDITIONS as ROWS
 from lightning_modules.generators.table import GENERATORS
@@ -14,6 +14,7 @@ from lightning_modules.segmenters.table import SEGMENTERS
 CONDITIONS = {name: row for name, row in ROWS.items() if not row.factors.uses_unlabelled}
 SMALL = (
     *LEAN,
+    *TWO_STEPS,
     "split.val=1",
     "sweep.real_fraction=[]",
     "sweep.real_count=[2]",
@@ -21,14 +22,6 @@ SMALL = (
     f"sweep.segmenter=[{','.join(SEGMENTERS)}]",
     f"sweep.generator=[{','.join(GENERATORS)}]",
     "sweep.workers=2",
-    "unet.size_hw=[32,64]",
-    "unet.decoder_channels=[16,8,8,8,8]",
-    "unet.steps=2",
-    "unet.batch_size=2",
-    "unet.warmup_steps=1",
-    "segmenter.steps=2",
-    "generator.steps=2",
-    "synthesis.n_candidates=2",
     "synthesis.generator_count=3",
     "stable_diffusion.size_hw=[64,64]",
     "stable_diffusion.lora_rank=2",

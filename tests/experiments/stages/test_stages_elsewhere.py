@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from elsewhere import ELSEWHERE, elsewhere
 from folder_parts import write_hc18_folder
-from sweep_parts import LEAN, SETTINGS
+from sweep_parts import LEAN, SETTINGS, TWO_STEPS
 from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
@@ -26,14 +26,6 @@ SMALL = [
     "sweep.condition=[strong,synthetic]",
     "sweep.segmenter=[sam,unet]",
     "statistics.primary.enabled=false",
-    "unet.size_hw=[32,64]",
-    "unet.decoder_channels=[16,8,8,8,8]",
-    "unet.steps=2",
-    "unet.batch_size=2",
-    "unet.warmup_steps=1",
-    "segmenter.steps=2",
-    "generator.steps=2",
-    "synthesis.n_candidates=2",
     "trainer.accelerator=cpu",
     "wandb.mode=disabled",
 ]
@@ -57,7 +49,7 @@ def there(context):
 
 def walk(folder, root, run):
     """A plan's stages one by one, those that fit nothing by `run`; the results of these."""
-    words = {w.partition("=")[0]: w for w in [*SETTINGS, *LEAN, *SMALL]}
+    words = {w.partition("=")[0]: w for w in [*SETTINGS, *LEAN, *TWO_STEPS, *SMALL]}
     config = load_config(TOY, [*words.values(), f"data.root={folder}", f"store.root={root}"])
     data = load_data(config)
     sweep, results = Sweep(config, data=data, plan=make_plan(config, data.view)), {}
