@@ -46,8 +46,8 @@ def train(here, other, batch):
     pairs = zip(here.parameters(), other.parameters(), strict=True)
     gradients = [(a.grad, b.grad) for a, b in pairs if a.grad is not None]
     assert gradients
-    for gradient, other in gradients:
-        assert_same(other, gradient)
+    for gradient, counterpart in gradients:
+        assert_same(counterpart, gradient)
 
 
 def test_the_device_keeps_its_tensors_apart(device):
