@@ -110,7 +110,7 @@ def _draw_in_channel(
     present = sorted({each.trimester or 0 for each in labelled_images(context, ids)})
     # Trimesters in turn, as the training images hold them alike.
     prompts = [trimester_prompt(present[n % len(present)] or None) for n in range(len(seeds))]
-    pictures = module.draw(prompts, seeds=seeds, masks=None, **drawing_of(context)).cpu()
+    pictures = module.draw(prompts, seeds=seeds, masks=None, **drawing_of(context))
     for picture, prompt in zip(pictures, prompts, strict=True):
         outline = extract_ellipse(to_bytes(picture[2]), context.config.extractor)
         image = image_to_original(to_bytes(picture[0]), placement, interpolation="linear")

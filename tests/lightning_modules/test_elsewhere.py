@@ -143,4 +143,7 @@ def test_stable_diffusion(tmp_path, route):
         train(here, other, batch)
         expected = here.eval().draw(masks=masks if route == "sd_mask" else None, **settings)
         masks = there(masks) if route == "sd_mask" else None
-        assert_same(other.eval().draw(masks=masks, **settings), expected)
+        found = other.eval().draw(masks=masks, **settings)
+        # Thousands of images do not fit beside the networks.
+        assert found.device.type == "cpu"
+        assert torch.allclose(found, expected, atol=1e-5)

@@ -319,7 +319,7 @@ class StableDiffusionModule(L.LightningModule):
             progress: Called with (network passes done, all of them) after each.
 
         Returns:
-            (B, 3, H, W) float32 in [0, 1] on the module's device; empty for no prompts.
+            (B, 3, H, W) float32 in [0, 1] on the CPU; empty for no prompts.
 
         Raises:
             ValueError: Masks or seeds of another number or size, or masks that do not fit the

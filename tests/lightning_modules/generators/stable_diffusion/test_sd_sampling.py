@@ -22,6 +22,7 @@ from lightning_modules.generators.stable_diffusion.base import (
 )
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionSamplerConfig
 from lightning_modules.generators.stable_diffusion.sampling import (
+    compiling_pays,
     decode_latents,
     draw_latents,
     make_solver,
@@ -381,3 +382,16 @@ def test_solvers_follow_the_bases_schedule():
         assert made.init_noise_sigma == 1.0
     with pytest.raises(ValueError, match="no solver 'euler'"):
         make_solver("euler", scheduler_config=SCHEDULER_SETTINGS)
+
+
+def test_compiling_pays_from_as_many_images_as_were_measured():
+    guided = _sampler(num_inference_steps=30)
+    latent_hw = (64, 64)
+    assert not compiling_pays(1300, latent_hw=latent_hw, sampler=guided)
+    assert compiling_pays(1330, latent_hw=latent_hw, sampler=guided)
+    # Half the passes without guidance, and a quarter of the positions.
+    unguided = _sampler(num_inference_steps=30, guidance_scale=1.0)
+    assert not compiling_pays(2600, latent_hw=latent_hw, sampler=unguided)
+    assert compiling_pays(2660, latent_hw=latent_hw, sampler=unguided)
+    assert not compiling_pays(5200, latent_hw=(32, 32), sampler=guided)
+    assert compiling_pays(5320, latent_hw=(32, 32), sampler=guided)
