@@ -70,7 +70,7 @@ def _lora(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
 
 
 def _pipeline(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> None:
-    """A whole diffusers pipeline, for `from_pretrained`."""
+    """A whole diffusers pipeline, for `from_pretrained`, LoRA merged by the recipe's scale."""
     generator, about = _stable_diffusion(run_dir, manifest)
     from lightning_modules.generators.stable_diffusion.base import load_base
     from lightning_modules.generators.stable_diffusion.module import load_stable_diffusion

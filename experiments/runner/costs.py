@@ -192,7 +192,7 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | 
         passes, least_s = settings.batch_size * _BACKWARD, float(_costs()[LEAST]["unit_s"])
         if node.stage == "synthesize":
             sampler, least_s = settings.sampler, 0.0
-            passes = sampler.num_inference_steps * (2 if sampler.guidance_scale > 1 else 1)
+            passes = sampler.num_inference_steps * (1 if sampler.guidance_scale == 1 else 2)
         row, gflop = _costs()[node.stage], passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
         unit_s = gpus()[gpu].ratio * float(row["unit_s"]) * gflop / float(row["gflop"])
         return Cost(max(unit_s, least_s), "table")

@@ -75,7 +75,9 @@ def check_gpu_memory(config: ExperimentConfig, plan: Plan) -> None:
     most_images: dict[str, int] = {}
     for node in plan.nodes.values():
         if node.stage == "generator" and not is_done(store.run_dir(node.stage, node.id)):
-            n_images = len(node.content.get("images", ()))
+            # With those that a teacher labelled.
+            read = [node, *(plan.nodes[key] for key in node.upstream.values())]
+            n_images = sum(len(each.content.get("images", ())) for each in read)
             most_images[node.generator] = max(most_images.get(node.generator, 0), n_images)
     for name, n_images in most_images.items():
         settings = config.generator_named(name)

@@ -74,6 +74,11 @@ class PacedCheckpoint(ModelCheckpoint):
         self._least_s, self._written = least_s, time.monotonic()
         self._seen_step = 0
 
+    def on_train_start(self, trainer: Trainer, *args: Any) -> None:
+        """The step that a resumed training stands at has its checkpoint."""
+        super().on_train_start(trainer, *args)
+        self._seen_step = trainer.global_step
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any, **named: Any) -> None:
         """Write one where it is due."""
         step = trainer.global_step
@@ -180,7 +185,14 @@ def make_trainer(
                 # By itself it skips every validation of a short fit, which validates at each step.
                 check_on_train_epoch_end=False,
             ),
-            ModelCheckpoint(filename="best", monitor="val/dice", mode="max", **kept),
+            ModelCheckpoint(
+                filename="best",
+                monitor="val/dice",
+                mode="max",
+                # Likewise: by itself it would look at the last validation of a short fit alone.
+                save_on_train_epoch_end=False,
+                **kept,
+            ),
             # After each validation and at no other time: Lightning skips the validation that is
             # due where a checkpoint was written between it and its step. And after the best one
             # was kept, so that its score is among what is resumed.
@@ -201,7 +213,7 @@ def make_trainer(
         max_epochs=1,
         logger=logger or False,
         callbacks=callbacks,
-        # Ten validations over the training, where a condition stops early at all.
+        # Ten validations over the training, a few more where its steps do not divide by ten, where a condition stops early at all.
         val_check_interval=batch_parts * max(1, steps // 10) if patience is not None else None,
         limit_val_batches=None if patience is not None else 0,
         num_sanity_val_steps=0,

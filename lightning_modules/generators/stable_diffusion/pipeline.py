@@ -9,10 +9,8 @@ from lightning_modules.generators.stable_diffusion.lora import merged_state_dict
 from lightning_modules.generators.stable_diffusion.module import StableDiffusionModule
 
 
-def save_pipeline(
-    module: StableDiffusionModule, base: Base, path: str | Path, *, lora_scale: float = 1.0
-) -> None:
-    """Write a whole pipeline in diffusers' layout, LoRA merged into its UNet.
+def save_pipeline(module: StableDiffusionModule, base: Base, path: str | Path) -> None:
+    """Write a whole pipeline in diffusers' layout, LoRA merged into its UNet by its sampler's scale.
 
     `StableDiffusionPipeline.from_pretrained` loads it; a UNet of `sd_mask` takes 68 channels, which
     only `draw` gives it.
@@ -21,7 +19,6 @@ def save_pipeline(
         module: The fitted generator; its averaged weights are taken.
         base: The base model, loaded anew, without LoRA.
         path: The folder.
-        lora_scale: Factor on LoRA's contribution.
 
     Raises:
         ValueError: `base` has LoRA on it, or is another base model.
@@ -29,7 +26,8 @@ def save_pipeline(
     if base.id != module.base_id:
         raise ValueError(f"base model {base.id}, but the generator was fitted on {module.base_id}")
     with module.averaged_weights():
-        state = merged_state_dict(module.unet, base.unet, lora_scale=lora_scale)
+        scale = module.config.sampler.lora_scale
+        state = merged_state_dict(module.unet, base.unet, lora_scale=scale)
     unet = UNet2DConditionModel.from_config(
         {**base.unet.config, "in_channels": module.unet.conv_in.in_channels}
     )

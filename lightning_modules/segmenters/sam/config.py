@@ -101,7 +101,8 @@ class SegmenterConfig:
     precision: TrainerPrecision = "32-true"
     """Precision of the steps: the decoder's and, where it is trained, the encoder's."""
     encoder_precision: EncoderPrecision = "fp32"
-    """Precision of the frozen image encoder; embeddings are kept as float16 either way."""
+    """Precision of the image encoder where it is frozen, and wherever a fit predicts; in training
+    `bf16` here or in `precision` is enough. Frozen embeddings are kept as float16 either way."""
     synthetic_share: float = 0.5
     """Share of each batch that comes from the synthetic set, where a condition has one."""
     early_stopping_patience: int | None = None

@@ -33,7 +33,6 @@ from lightning_modules.segmenters.sam.tuning import (
     encode_prefix,
     encode_suffix,
     run_encoder,
-    set_training,
 )
 
 Stage = Literal["train", "val", "test"]
@@ -177,7 +176,7 @@ class SamModule(L.LightningModule):
     def train(self, mode: bool = True) -> "SamModule":
         """Switch the decoder only: encoders stay in eval mode, so no statistic moves."""
         super().train(mode)
-        set_training(self.sam.image_encoder, trains_all=mode and self.config.tuning == "full")
+        self.sam.image_encoder.eval()
         self.sam.prompt_encoder.eval()
         return self
 
@@ -302,8 +301,7 @@ class SamModule(L.LightningModule):
                 )
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         # TinyViT in eval mode computes with a copy of its biases, made when the mode was set.
-        trains_all = self.training and self.config.tuning == "full"
-        set_training(self.sam.image_encoder, trains_all=trains_all)
+        self.sam.image_encoder.eval()
         return result
 
     def _trainable_names(self) -> set[str]:

@@ -26,6 +26,9 @@ KEY_BIAS = ".k_proj.bias"
 of its gradient's rounding."""
 UNUSED_ENCODER_PARTS = ("norm_head.", "head.")
 """TinyViT's classifier, which its features do not pass."""
+ATTENTION_BIASES = ".attention_biases"
+"""TinyViT adds a copy of them that no gradient reaches in eval mode, in which encoders are trained
+so that no statistic moves."""
 
 
 class WithAdapter(nn.Module):
@@ -69,7 +72,8 @@ def apply_tuning(sam: Sam, config: SegmenterConfig, *, seed: int) -> None:
             _add_adapters(sam.image_encoder, width=config.adapter_width)
         elif config.tuning == "full":
             for name, parameter in sam.image_encoder.named_parameters():
-                parameter.requires_grad_(not name.startswith(UNUSED_ENCODER_PARTS))
+                is_used = not name.startswith(UNUSED_ENCODER_PARTS)
+                parameter.requires_grad_(is_used and not name.endswith(ATTENTION_BIASES))
     if config.tuning != "decoder":
         # As the images are: LiteMedSAM's training step takes three fifths of the time on a CPU.
         for part in sam.image_encoder.modules():
@@ -174,19 +178,6 @@ def _through(
         else:
             tokens = block(tokens)
     return tokens
-
-
-def set_training(encoder: nn.Module, *, trains_all: bool) -> None:
-    """Bring an encoder into the mode to train it in: eval, so that no statistic moves.
-
-    TinyViT's attention alone is switched where all is trained: in eval mode it adds a copy of its
-    biases that gradients do not reach.
-    """
-    encoder.eval()
-    if trains_all:
-        for module in encoder.modules():
-            if hasattr(module, "attention_biases"):
-                module.train()
 
 
 @torch.no_grad()

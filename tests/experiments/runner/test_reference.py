@@ -103,13 +103,14 @@ def test_a_gpu_too_small_is_said_with_settings_that_fit(pretend, tmp_path, mib, 
 @pytest.mark.parametrize(
     ("n_images", "words", "is_refused"),
     [
-        (100, [], False),
+        # As many again were labelled by a teacher.
+        (50, [], False),
         # 2 MiB each: 1.25 GiB beside 5.2.
-        (640, [], True),
-        (640, ["trainer.resident_gib=0"], False),
-        (640, ["trainer.resident_gib=1"], False),
+        (320, [], True),
+        (320, ["trainer.resident_gib=0"], False),
+        (320, ["trainer.resident_gib=1"], False),
         # Split batches hold nothing.
-        (640, ["stable_diffusion.batch_size=2"], False),
+        (320, ["stable_diffusion.batch_size=2"], False),
     ],
 )
 def test_items_that_stay_on_the_gpu_count_where_no_batch_can_be_split(
@@ -117,8 +118,10 @@ def test_items_that_stay_on_the_gpu_count_where_no_batch_can_be_split(
 ):
     pretend("NVIDIA Small", memory="6144")
     config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
-    generator = node("generator", content={"images": [[str(n), "hash"] for n in range(n_images)]})
-    plan = Plan(nodes={generator.key: generator}, trials=[], notes=[])
+    content = {"images": [[str(n), "hash"] for n in range(n_images)]}
+    teacher = node("pseudo", content=content)
+    generator = node("generator", content=content, upstream={"pseudo": teacher.key})
+    plan = Plan(nodes={each.key: each for each in (teacher, generator)}, trials=[], notes=[])
     said = r"about 6\.4 GiB .* has 6\.0; trainer\.resident_gib=0 fits \(5\.2 GiB\)"
     with pytest.raises(InputError, match=said) if is_refused else nullcontext():
         check_gpu_memory(config, plan)

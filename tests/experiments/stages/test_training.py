@@ -132,6 +132,10 @@ def test_a_short_fit_stops_early_too(tmp_path, monkeypatch):
     # Best at step 4, then twice no better.
     assert steps == 6
     assert run(tmp_path / "short")[1] == 6
+    weight = 0.0
+    for number in range(4):
+        weight -= 0.1 * 2 * (weight - number)
+    assert best_weight(tmp_path / "short") == pytest.approx(weight)
 
 
 def checkpoints(folder) -> list:
@@ -296,6 +300,28 @@ def test_a_step_that_ran_out_of_memory_is_taken_anew_as_a_whole(tmp_path, where)
     fit(trainer_of(tmp_path / "cut"), again, Numbers(), run_dir=tmp_path / "cut")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+def test_a_resumed_training_in_parts_is_never_kept_between_two_parts(tmp_path):
+    """A checkpoint of the step that it stands at would hold the statistics of half a step more."""
+
+    def train(folder, *, kill_after=None):
+        trainer = trainer_of(folder, batch_parts=2)
+        trainer.callbacks += [] if kill_after is None else [Kill(kill_after)]
+        module = Normed()
+        try:
+            fit(trainer, module, Numbers(), run_dir=folder)
+        except SystemExit:
+            assert kill_after is not None
+        return module.state_dict()
+
+    whole = train(tmp_path / "whole")
+    for kill_after in (5, 5):
+        train(tmp_path / "cut", kill_after=kill_after)
+        assert last_checkpoint(tmp_path / "cut").stem == "step=4"
+    again = train(tmp_path / "cut")
+    for name, value in whole.items():
+        assert torch.equal(value, again[name]), name
 
 
 class Lost(torch.utils.data.Dataset):
