@@ -213,7 +213,8 @@ def make_trainer(
         max_epochs=1,
         logger=logger or False,
         callbacks=callbacks,
-        # Ten validations over the training, a few more where its steps do not divide by ten, where a condition stops early at all.
+        # Ten validations over the training, or a few more where its steps do not divide by ten,
+        # where a condition stops early at all.
         val_check_interval=batch_parts * max(1, steps // 10) if patience is not None else None,
         limit_val_batches=None if patience is not None else 0,
         num_sanity_val_steps=0,

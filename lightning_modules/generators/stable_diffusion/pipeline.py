@@ -10,13 +10,13 @@ from lightning_modules.generators.stable_diffusion.module import StableDiffusion
 
 
 def save_pipeline(module: StableDiffusionModule, base: Base, path: str | Path) -> None:
-    """Write a whole pipeline in diffusers' layout, LoRA merged into its UNet by its sampler's scale.
+    """Write a whole pipeline in diffusers' layout, LoRA merged into its UNet as it draws.
 
     `StableDiffusionPipeline.from_pretrained` loads it; a UNet of `sd_mask` takes 68 channels, which
     only `draw` gives it.
 
     Args:
-        module: The fitted generator; its averaged weights are taken.
+        module: The fitted generator; its averaged weights and its sampler's `lora_scale` are taken.
         base: The base model, loaded anew, without LoRA.
         path: The folder.
 
