@@ -40,8 +40,8 @@ class Bounds:
         """Refuse fields of a dataclass that are out of bounds.
 
         Args:
-            config: The dataclass. None passes, as its type says whether None is a value; of a list
-                or tuple each item is looked at.
+            config: The dataclass. None passes, as its type says whether None is a value; of a
+                list, tuple or dict each item is looked at.
             names: Its fields.
             section: What stands before a field's name, as "sweep".
             hint: What the user may want to know besides.
@@ -51,14 +51,13 @@ class Bounds:
         """
         types = {field.name: field.type for field in fields(config)}
         for name in names:
-            found = getattr(config, name)
-            for value in found if isinstance(found, list | tuple) else (found,):
+            for key, value in _items(name, getattr(config, name)):
                 if value is None or value in self:
                     continue
                 words = str(self) if math.isfinite(value) else f"finite and {self}"
                 words += ", or null" if NoneType in get_args(types[name]) else ""
                 words += f" ({hint})" if hint else ""
-                raise ValueError(f"{_key(name, section)}={value}: must be {words}")
+                raise ValueError(f"{_key(key, section)}={value}: must be {words}")
 
 
 def at_least(low: float) -> Bounds:
@@ -110,6 +109,13 @@ def nearest(value: str, known: Iterable[str]) -> str:
     """The hint for a word that is not known."""
     close = difflib.get_close_matches(value, names := list(known), n=1)
     return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
+
+
+def _items(name: str, found: Any) -> list[tuple[str, Any]]:
+    """What a field holds, each with its key."""
+    if isinstance(found, dict):
+        return [(f"{name}.{key}", value) for key, value in found.items()]
+    return [(name, value) for value in (found if isinstance(found, list | tuple) else (found,))]
 
 
 def _key(name: str, section: str) -> str:

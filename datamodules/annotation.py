@@ -13,7 +13,7 @@ from datamodules.dicom import is_dicom, one_dicom_image
 from datamodules.ellipse import Ellipse, contour_distance_px, fit_ellipse, rasterise
 from datamodules.errors import InputError
 from datamodules.grey import grey_of
-from datamodules.mask_values import foreground_of, one_channel
+from datamodules.mask_values import foreground_of, one_channel, require_one_colour
 from datamodules.samples import Sample
 
 # Root mean square distance of the line's centre (or the mask's edge) from the fitted ellipse, above
@@ -72,7 +72,11 @@ def check_png(data: bytes, *, name: str) -> None:
 def _decode_raw(data: bytes, *, name: str) -> np.ndarray:
     """Return uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4) in cv2's channel order."""
     check_png(data, name=name)
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        # Its header asks for more pixels than OpenCV allows.
+        raise InputError(f"{name}: too large to be an image; copy or download it again") from error
     if pixels is None:
         raise InputError(f"{name}: PNG cannot be decoded; copy or download it again")
     return pixels
@@ -138,8 +142,9 @@ def decode_annotation(
     data: bytes, *, name: str, filled_bias_px: float = 0.0, label: int | None = None
 ) -> Annotation:
     """Like `read_annotation`, from the file's bytes; `name` is for the messages."""
-    pixels = one_channel(_decode_raw(data, name=name))
-    foreground = foreground_of(pixels, name=name, label=label)
+    pixels = _decode_raw(data, name=name)
+    require_one_colour(pixels, name=name, label=label)
+    foreground = foreground_of(one_channel(pixels), name=name, label=label)
     return parse_annotation(foreground, name=name, filled_bias_px=filled_bias_px)
 
 
@@ -149,9 +154,9 @@ def parse_annotation(
     """Turn annotated pixels into a mask and an ellipse.
 
     Outline: the ellipse is fitted to the line and rasterised; a closed outline that is no ellipse
-    is filled up to the line's centre instead. Filled: the ellipse is fitted to the mask's edge and
-    its semi-axes shortened by `filled_bias_px`; the mask stays as it is where that is zero or where
-    it is no ellipse.
+    is filled up to the line's centre instead. Filled: holes are filled, the ellipse is fitted to
+    the mask's edge and its semi-axes shortened by `filled_bias_px`; the mask stays as it is where
+    that is zero or where it is no ellipse.
 
     Args:
         foreground: uint8 (H, W) in {0, 1}.
@@ -166,6 +171,8 @@ def parse_annotation(
     at_border = _check_drawn(foreground, name=name)
     try:
         is_filled = _is_filled(foreground)
+        if is_filled:
+            foreground = foreground | _enclosed(foreground)
         ellipse, residual_px = _fit(foreground, is_filled=is_filled)
     except ValueError as error:
         raise InputError(f"{name}: no ellipse fits the annotation; draw the head again") from error

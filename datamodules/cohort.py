@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datamodules.csv_table import read_table
 from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
 from datamodules.dicom import DicomHeader, frame_name, is_dicom_file, read_header
 from datamodules.errors import InputError
@@ -56,11 +57,11 @@ class _Image:
 def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
     """Read an external cohort: image/<name>.png (or DICOM) and mask/<name>_Annotation.png.
 
-    The exam is the file's name up to the first `_Plane`, `_plane`, `_HC` or `_<n>HC`, else the
-    whole name (`Patient00705_Plane3_2_of_3` and `Patient00705_Plane3_3_of_3` are one exam); frames
-    count up in the order of the names. `pixel_sizes.csv`, or else the one other CSV in the folder,
-    gives pixel size and optionally HC in HC18's columns; without a CSV both are None, but for the
-    pixel sizes that DICOM files state.
+    The exam is what the CSV's column `exam` says, where there is one, or the file's name up to the
+    first `_Plane`, `_plane`, `_HC` or `_<n>HC`, else the whole name (`Patient00705_Plane3_2_of_3`
+    and `Patient00705_Plane3_3_of_3` are one exam); frames count up in the order of the names.
+    `pixel_sizes.csv`, or else the one other CSV in the folder, gives pixel size and optionally HC
+    in HC18's columns; without a CSV both are None, but for the pixel sizes that DICOM files state.
 
     Of DICOM of several frames those that have a mask are read, each one sample of the same exam,
     called as by `frame_name`; the CSV names the file, or its frames.
@@ -76,6 +77,7 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
     images, masks = _cohort_images(root)
     csv_path = _cohort_csv(root)
     rows = None if csv_path is None else read_csv(csv_path, required=COLUMNS[:2])
+    exams = {} if csv_path is None else _exams_in(csv_path)
     if rows is not None:
         called = [(each, each.row_name(rows)) for each in images]
         # Frames without a mask need no row.
@@ -90,17 +92,18 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
         if each.annotation not in masks:
             raise InputError(f"{each.path}: no annotation; add mask/{each.annotation}")
         masks.discard(each.annotation)
-        stated = (each.stated_mm(), None) if rows is None else rows[each.row_name(rows)]
+        row = None if rows is None else each.row_name(rows)
+        stated = (each.stated_mm(), None) if row is None else rows[row]
         samples.append(
             Sample(
                 sample_id=each.name,
                 image_path=each.path,
                 annotation_path=root / "mask" / each.annotation,
-                exam_id=_exam_of(image_stem(each.path)),
+                exam_id=exams.get(row) or _exam_of(image_stem(each.path)),
                 frame=1,
                 pixel_size_mm=stated[0],
                 hc_mm=stated[1],
-                cohort=root.resolve().name if name is None else name,
+                cohort=_folder_name(root) if name is None else name,
                 image_frame=each.frame,
             )
         )
@@ -199,6 +202,22 @@ def _exam_of(stem: str) -> str:
     return stem[: end.start()] if end else stem
 
 
+def _folder_name(root: Path) -> str:
+    """As it is called; a link not as what it leads to."""
+    return root.resolve().name if root.name in ("", "..") else root.name
+
+
+def _exams_in(csv_path: Path) -> dict[str, str]:
+    """The exam of each row, where the CSV has a column for it."""
+    cells = {
+        name: row.get("exam") for name, row in read_table(csv_path, required=COLUMNS[:1]).items()
+    }
+    for row, (name, exam) in enumerate(cells.items(), start=2):
+        if exam is not None and not exam.strip():
+            raise InputError(f"{csv_path}: row {row} ({name}): exam is empty; name the exam")
+    return {name: exam.strip() for name, exam in cells.items() if exam is not None}
+
+
 def _number_frames(samples: list[Sample]) -> list[Sample]:
     seen: dict[str, int] = {}
     numbered = []
@@ -211,7 +230,7 @@ def _number_frames(samples: list[Sample]) -> list[Sample]:
 def _cohort_csv(root: Path) -> Path | None:
     if (root / "pixel_sizes.csv").is_file():
         return root / "pixel_sizes.csv"
-    found = sorted(root.glob("*.csv"))
+    found = sorted(path for path in root.glob("*.csv") if path.name[0] != ".")
     if len(found) > 1:
         raise InputError(
             f"{root}: {len(found)} CSV files ({found[0].name}, {found[1].name}...); "

@@ -67,10 +67,14 @@ class DataConfig:
     label: int | None = None
     """Value of the head's pixels where annotations are maps of labels; null takes the larger of two
     values, or what is white."""
+    cohort_labels: dict[str, int] = field(default_factory=dict)
+    """Likewise for test cohorts, by their names; those without one as null."""
     filled_bias_px: float | None = None
     """By how much filled masks reach beyond the head, px; taken off both semi-axes, 0 leaves them
     as they are. null measures it by the CSV's HC where HC18's layout is read (1.4 where that gives
     nothing), and leaves a cohort's masks as they are."""
+    cohort_filled_bias_px: dict[str, float] = field(default_factory=dict)
+    """Likewise for test cohorts, by their names; masks of those without one stay as they are."""
     use_unlabelled: bool = False
     """Whether the layout's images without annotations (HC18's test set) are unlabelled images for
     conditions that read some; near-copies of annotated images are left out."""
@@ -85,8 +89,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         one_of(self.layout, LAYOUTS, option="data.layout")
-        between(0, 65535).check(self, "label", section="data")
-        between(-MAX_BIAS_PX, MAX_BIAS_PX).check(self, "filled_bias_px", section="data")
+        between(0, 65535).check(self, "label", "cohort_labels", section="data")
+        biases = ("filled_bias_px", "cohort_filled_bias_px")
+        between(-MAX_BIAS_PX, MAX_BIAS_PX).check(self, *biases, section="data")
 
 
 @dataclass(kw_only=True)

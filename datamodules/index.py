@@ -23,9 +23,11 @@ from datamodules.duplicates import (
 )
 from datamodules.ellipse import Ellipse, perimeter_px
 from datamodules.errors import InputError
+from datamodules.integrity import sealed, unsealed
 from datamodules.samples import Sample
 
-_VERSION = 2
+_VERSION = 3
+"""Counts up where the same files are read otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +77,22 @@ class Index:
 
     def to_json(self) -> str:
         """Return the index as JSON; the same index gives the same text."""
-        return json.dumps({"version": _VERSION, **asdict(self)}, indent=1) + "\n"
+        return json.dumps(sealed({"version": _VERSION, **asdict(self)}), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Index":
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: not an index, or one of another version.
+            ValueError: not an index, one of another version, or changed since.
         """
         try:
-            content = json.loads(text)
+            content = unsealed(json.loads(text))
             if content["version"] != _VERSION:
                 raise ValueError(f"index version {content['version']}, expected {_VERSION}")
             rows = [_row_from_dict(row) for row in content["rows"]]
             pairs = tuple((first, second) for first, second in content["duplicates"])
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"not an index ({error}); build it again") from error
         return cls(rows=tuple(rows), duplicates=pairs)
 

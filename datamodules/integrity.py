@@ -68,7 +68,10 @@ def read_object(path: Path) -> dict[str, Any] | None:
 def read_sealed(path: Path) -> dict[str, Any] | None:
     """A marker without its hash; None where it is missing, cannot be read or is not that hash's."""
     content = read_object(path)
-    if content is None or SELF not in content:
-        return content
-    known = content.pop(SELF)
-    return content if content_key(content) == known else None
+    return None if content is None else unsealed(content)
+
+
+def unsealed(content: dict[str, Any]) -> dict[str, Any] | None:
+    """What `sealed` was given; None where it is not that any more. Without a hash all passes."""
+    plain = {key: value for key, value in content.items() if key != SELF}
+    return None if content_key(plain) != content.get(SELF, content_key(plain)) else plain

@@ -127,8 +127,8 @@ def _damage_of(folder: Path, state: tuple[tuple[str | int, ...], ...]) -> str | 
     """The same for files in a state, which a process reads once."""
     if not (folder / DONE_NAME).exists():
         return _damage_of_before(folder)
-    marker = read_sealed(folder / DONE_NAME)
-    return f"{DONE_NAME} cannot be read" if marker is None else damaged_file(folder, marker[FILES])
+    facts = (read_sealed(folder / DONE_NAME) or {}).get(FILES)
+    return f"{DONE_NAME} cannot be read" if facts is None else damaged_file(folder, facts)
 
 
 def _damage_of_before(folder: Path) -> str | None:

@@ -122,12 +122,13 @@ def bias_notes(index: Index) -> list[str]:
     if bias_px != 0:
         how = f"made {'smaller' if bias_px > 0 else 'larger'} by {abs(bias_px)} px on every side"
     if measured is None:
-        how += " (assumed: no HC in a CSV tells; data.filled_bias_px sets it)"
+        how += " (assumed: the CSV has too few HC to tell; data.filled_bias_px sets it)"
     found = [f"{len(filled)} of {len(index.rows)} annotations are filled masks, {how}"]
     if measured is not None and abs(measured.median_px - bias_px) > _WORTH_A_NOTE_PX:
         found.append(
             f"by the CSV's HC the filled masks reach {measured.median_px:.2f} px beyond the head; "
-            f"data.filled_bias_px={measured.median_px:.1f} takes that off"
+            f"data.filled_bias_px={measured.median_px:.1f} takes that off (for a test cohort "
+            f"data.cohort_filled_bias_px.NAME={measured.median_px:.1f})"
         )
     return found
 

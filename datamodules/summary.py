@@ -7,6 +7,7 @@ import numpy as np
 
 from datamodules.ellipse import perimeter_px
 from datamodules.index import Index
+from datamodules.notices import notices
 from datamodules.plausible import HC_TOLERANCE_MM, contradicts_csv, doubts
 from datamodules.reading import bias_notes, drawn_ellipse
 from datamodules.samples import trimester
@@ -76,7 +77,7 @@ def _range(values: Sequence[float | None]) -> dict[str, float] | None:
 def _findings(index: Index) -> list[str]:
     """Return one sentence for each thing that the user should know, with the files' names."""
     rows = {row.sample_id: row for row in index.rows}
-    found, errors = bias_notes(index), hc_errors(index)
+    found, errors = [*notices(index), *bias_notes(index)], hc_errors(index)
     drawn = errors.get("filled_uncorrected")
     if drawn is not None and errors["filled"]["mean"] > drawn["mean"]:
         found.append(
@@ -84,7 +85,8 @@ def _findings(index: Index) -> list[str]:
             f"{errors['filled']['mean']:.3g} mm; data.filled_bias_px=0 leaves it out"
         )
     found += [
-        f"{row.sample_id}: the outline runs out of the image; its ellipse is used"
+        f"{row.sample_id}: the outline "
+        f"{'runs out of the image' if row.touches_border else 'is open'}; its ellipse is used"
         for row in index.rows
         if row.is_open
     ]

@@ -123,16 +123,24 @@ def read_metadata(path: Path) -> list[SyntheticPair]:
     Raises:
         InputError: For a line that is not JSON, names no file or holds a value that cannot be.
     """
-    pairs = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    pairs: dict[str, SyntheticPair] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except ValueError as error:
+        raise InputError(f"{path}: not UTF-8; save it as such, or remove it") from error
+    for number, line in enumerate(lines, start=1):
         try:
-            pairs.append(_pair(json.loads(line)))
+            pair = _pair(json.loads(line))
+            is_known = pair.sample_id in pairs
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{path} line {number}: expected a JSON object with `file_name`; "
                 "correct the line or remove metadata.jsonl"
             ) from error
-    return pairs
+        if is_known:
+            raise InputError(f"{path} line {number}: names {pair.sample_id} again; keep one line")
+        pairs[pair.sample_id] = pair
+    return [*pairs.values()]
 
 
 def _pair(row: dict[str, Any]) -> SyntheticPair:

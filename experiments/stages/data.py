@@ -9,11 +9,13 @@ from pathlib import Path
 
 from datamodules.annotation import image_of
 from datamodules.cohort import read_cohort
+from datamodules.config import DataConfig
 from datamodules.errors import InputError
 from datamodules.index import Index, IndexRow, build_index, cross_cohort_duplicates
 from datamodules.layouts import LAYOUTS
+from datamodules.notices import notices
 from datamodules.plausible import doubts
-from datamodules.reading import reads_as, settled, settled_samples
+from datamodules.reading import bias_notes, reads_as, settled, settled_samples
 from datamodules.samples import Sample, content_hash_of, hash_as_read, trimester
 from datamodules.split_file import folds_from_file, read_split_file, split_from_file
 from datamodules.splits import Split, Unit, choose_subset, make_folds, make_split
@@ -55,8 +57,7 @@ def load_data(
     cohorts = _cohorts(config)
     name = next(iter(cohorts))
     as_listed = _by_id(cohorts)
-    reading = {"label": config.data.label, "filled_bias_px": config.data.filled_bias_px}
-    cohorts[name] = reads_as(cohorts[name], **reading)
+    cohorts = _as_said(cohorts, config.data)
     samples = _by_id(cohorts)
     pairs = _foreign_pairs(config, taken=samples)
     files, foreign = _hashes(samples.values()), _hashes(pairs)
@@ -68,6 +69,10 @@ def load_data(
         indices[name], notes = settled(indices[name], filled_bias_px=None)
         cohorts[name] = settled_samples(cohorts[name], indices[name])
         samples = _by_id(cohorts)
+    for cohort, index in indices.items():
+        # What is read otherwise than the main data are is said whole in `notes` already.
+        doubted = [] if cohort == name else bias_notes(index)[1:]
+        notes += [f"{cohort}: {each}" for each in (*notices(index), *doubted)]
     content = _contents(files, samples=samples, as_listed=as_listed)
     if not config.data.allow_implausible:
         roots = [config.data_root(), *(folder for _, folder in config.data.cohorts())]
@@ -166,6 +171,25 @@ def _cohorts(config: ExperimentConfig) -> dict[str, list[Sample]]:
             )
         cohorts[cohort] = members
     return cohorts
+
+
+def _as_said(cohorts: Mapping[str, list[Sample]], data: DataConfig) -> dict[str, list[Sample]]:
+    """The samples with what the settings say of the annotations of each cohort."""
+    name = next(iter(cohorts))
+    labels, biases_px = data.cohort_labels, data.cohort_filled_bias_px
+    for setting, given in (("cohort_labels", labels), ("cohort_filled_bias_px", biases_px)):
+        if other := sorted(given.keys() - (cohorts.keys() - {name})):
+            known = ", ".join(cohorts.keys() - {name}) or "none"
+            raise InputError(
+                f"data.{setting}: no test cohort is called {other[0]}; those of data.test_cohorts: "
+                f"{known}"
+            )
+    own = {name: (data.label, data.filled_bias_px)}
+    said = own | {each: (labels.get(each), biases_px.get(each)) for each in cohorts if each != name}
+    return {
+        cohort: reads_as(members, label=said[cohort][0], filled_bias_px=said[cohort][1])
+        for cohort, members in cohorts.items()
+    }
 
 
 def _by_id(cohorts: Mapping[str, Sequence[Sample]]) -> dict[str, Sample]:

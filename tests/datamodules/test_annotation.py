@@ -82,6 +82,54 @@ def test_a_map_of_labels_needs_the_heads_label(tmp_path):
         read_annotation(path, label=7)
 
 
+@pytest.mark.parametrize(("head_value", "other"), [(128, 255), (255, 128), (255, 127), (2, 255)])
+def test_grey_regions_of_two_values_need_the_heads_label(tmp_path, head_value, other):
+    head, path = rasterise(HEAD, size_hw=(54, 80)), tmp_path / "a.png"
+    labels = head * np.uint8(head_value)
+    labels[:8, :8] = other
+    cv2.imwrite(str(path), labels)
+    with pytest.raises(InputError, match=r"holds the values .*data\.label .*data\.cohort_labels"):
+        read_annotation(path)
+    np.testing.assert_array_equal(read_annotation(path, label=head_value).mask, head)
+
+
+def test_few_grey_values_along_the_edge_are_no_labels(tmp_path):
+    head = rasterise(BIG, size_hw=(540, 800))
+    edge = cv2.dilate(head, np.ones((5, 5), np.uint8)) - head
+    for between in (100, 200):
+        cv2.imwrite(str(tmp_path / "a.png"), head * np.uint8(255) + edge * np.uint8(between))
+        assert dice(read_annotation(tmp_path / "a.png").mask, head) > 0.97
+
+
+def test_regions_of_several_colours_are_refused(tmp_path):
+    head, path = rasterise(HEAD, size_hw=(54, 80)), tmp_path / "a.png"
+    pixels = np.zeros((54, 80, 3), np.uint8)
+    pixels[..., 2] = 128 * head
+    cv2.imwrite(str(path), pixels)
+    np.testing.assert_array_equal(read_annotation(path).mask, head)
+    pixels[:8, :8, 1] = 128
+    cv2.imwrite(str(path), pixels)
+    for label in (None, 128):
+        with pytest.raises(InputError, match="regions of several colours"):
+            read_annotation(path, label=label)
+    pixels[:8, :8, 1] = 200
+    cv2.imwrite(str(path), pixels)
+    np.testing.assert_array_equal(read_annotation(path, label=128).mask, head)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_a_hole_in_a_filled_head_is_filled(share):
+    head = rasterise(BIG, size_hw=(540, 800))
+    hole = Ellipse(
+        center_x_px=380.0, center_y_px=250.0, semi_major_px=224 * share,
+        semi_minor_px=167 * share, theta_rad=0.0,
+    )  # fmt: skip
+    found = parse_annotation(head - rasterise(hole, size_hw=(540, 800)), name="a")
+    assert found.kind == "filled"
+    np.testing.assert_array_equal(found.mask, head)
+    assert perimeter_px(found.ellipse) == pytest.approx(perimeter_px(BIG), abs=0.2)
+
+
 def test_alpha_counts_where_the_colours_say_nothing(tmp_path):
     head, path = rasterise(HEAD, size_hw=(54, 80)), tmp_path / "a.png"
     for colour in (0, 255):

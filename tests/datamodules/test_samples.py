@@ -166,10 +166,32 @@ def test_cohort_exams_and_frames(tmp_path):
     assert read_cohort(tmp_path / "es", name="spain")[0].cohort == "spain"
 
 
+def test_a_column_says_which_images_show_one_patient(tmp_path):
+    root = make_cohort(tmp_path / "es", ["a_HC", "b", "c"])
+    table = "filename,pixel size(mm),Exam\na_HC.png,0.1,p 1\nb.png,0.1,p 1\nc.png,0.1,p2\n"
+    (root / "sizes.csv").write_text(table)
+    found = {s.sample_id: (s.exam_id, s.frame) for s in read_cohort(root)}
+    assert found == {"a_HC": ("p 1", 1), "b": ("p 1", 2), "c": ("p2", 1)}
+    (root / "sizes.csv").write_text(table.replace("p2", " "))
+    with pytest.raises(InputError, match=r"row 4 \(c\.png\): exam is empty"):
+        read_cohort(root)
+
+
+def test_a_linked_cohort_is_called_as_its_link(tmp_path, monkeypatch):
+    root = make_cohort(tmp_path / "spain-2021", ["a"])
+    (tmp_path / "es").symlink_to(root)
+    assert read_cohort(tmp_path / "es")[0].cohort == "es"
+    monkeypatch.chdir(root)
+    for path in (".", "image/..", root):
+        assert read_cohort(path)[0].cohort == "spain-2021"
+
+
 def test_cohort_pixel_sizes(tmp_path):
     root = make_cohort(tmp_path / "c", ["a", "b"])
     (root / "sizes.csv").write_text("filename,pixel size(mm)\na.png,0.1\nb.png,0.2\n")
     assert [(s.pixel_size_mm, s.hc_mm) for s in read_cohort(root)] == [(0.1, None), (0.2, None)]
+    (root / "._sizes.csv").write_bytes(b"\0")
+    assert read_cohort(root)[0].pixel_size_mm == 0.1
     (root / "notes.csv").write_text("what\n")
     with pytest.raises(InputError, match=r"2 CSV files.*pixel_sizes\.csv"):
         read_cohort(root)

@@ -179,6 +179,7 @@ def test_link_pair_copies_where_links_are_not_possible(tmp_path, monkeypatch):
         '{"file_name": "image/gen-00000.png", "ellipse": {"center_x_px": 1.0}}',
         '{"file_name": "image/gen-00000.png", "ellipse": 7}',
         '{"file_name": "image/gen-00000.png", "reasons": null}',
+        '{"file_name": "image/gen-00000.png", "sample_id": ["a"]}',
     ],
 )
 def test_malformed_metadata(tmp_path, line):
@@ -187,6 +188,16 @@ def test_malformed_metadata(tmp_path, line):
     with (root / "metadata.jsonl").open("a") as file:
         file.write(line + "\n")
     with pytest.raises(InputError, match=r"metadata\.jsonl line 2: expected .*`file_name`"):
+        read_synthetic(root)
+
+
+def test_metadata_that_name_a_pair_twice_or_are_no_text(tmp_path):
+    root = write_set(tmp_path / "set")
+    write_metadata(root / "metadata.jsonl", [FULL, FULL])
+    with pytest.raises(InputError, match=rf"line 2: names {FULL.sample_id} again; keep one line"):
+        read_synthetic(root)
+    (root / "metadata.jsonl").write_bytes(b'{"file_name": "image/\xe9.png"}\n')
+    with pytest.raises(InputError, match="not UTF-8"):
         read_synthetic(root)
 
 

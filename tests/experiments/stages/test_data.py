@@ -1,6 +1,7 @@
 """From a folder to what a plan needs: what is remembered, and what makes it be read again."""
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -56,9 +57,17 @@ def test_an_index_is_read_again_only_where_it_can_be(config, monkeypatch):
     assert load_data(config).rows == first.rows
     assert len(read) == 1
     path = kept_index(config)
-    path.write_text(path.read_text().replace('"version": 2', '"version": 0'))
-    assert load_data(config).rows == first.rows
-    assert '"version": 2' in path.read_text()
+    kept = path.read_text()
+    major = re.search(r'"semi_major_px": [\d.]+', kept)[0]
+    # Of another version, changed, and no index.
+    for other in (
+        re.sub('"version": .', '"version": 0', kept),
+        kept.replace(major, major[:-9]),
+        "",
+    ):
+        path.write_text(other)
+        assert load_data(config).rows == first.rows
+        assert path.read_text() == kept
 
 
 def test_an_index_of_files_that_changed_meanwhile_is_not_kept(config, hc18_folder, monkeypatch):
@@ -240,6 +249,58 @@ def test_masks_without_a_bias_are_not_made_smaller_by_a_sweep(config, hc18_folde
     data = load_data(config)
     assert {sample.filled_bias_px for sample in data.samples.values()} == {0.0}
     assert "12 of 12 annotations are filled masks, taken as they are" in data.notes
+
+
+@pytest.fixture
+def cohort(hc18_folder, tmp_path) -> Path:
+    """Other heads as a cohort of filled masks, 2 px too large."""
+    write_phantom(tmp_path / "set", n_exams=6, seed=7, size_hw=(270, 400))
+    root = tmp_path / "es"
+    (root / "mask").mkdir(parents=True)
+    (root / "image").mkdir()
+    rows = ["filename,pixel size(mm),head circumference (mm)"]
+    for sample in read_hc18(tmp_path / "set"):
+        image = root / "image" / f"es{sample.image_path.name}"
+        image.write_bytes(sample.image_path.read_bytes())
+        grown = cv2.dilate(
+            annotation_of(sample).mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
+        )
+        cv2.imwrite(str(root / "mask" / f"{image.stem}_Annotation.png"), grown)
+        rows.append(f"{image.name},{sample.pixel_size_mm},{sample.hc_mm}")
+    (root / "sizes.csv").write_text("\n".join(rows))
+    return root
+
+
+def test_masks_of_a_test_cohort_are_read_as_is_said_of_it(config, cohort):
+    config.data.test_cohorts = [str(cohort)]
+    config.data.allow_implausible = True
+    usual = load_data(config)
+    (note,) = [note for note in usual.notes if note.startswith("es: ")]
+    found = re.search(r"data\.cohort_filled_bias_px\.NAME=([\d.]+)", note)
+    assert float(found[1]) == pytest.approx(2, abs=0.3)
+    config.data.cohort_filled_bias_px = {"es": 2.0}
+    corrected = load_data(config)
+    assert not [note for note in corrected.notes if note.startswith("es: ")]
+    for name, sample in corrected.samples.items():
+        assert sample.filled_bias_px == (2.0 if sample.cohort == "es" else 1.4)
+        is_same = corrected.view.content[name] == usual.view.content[name]
+        assert is_same == (sample.cohort != "es")
+    config.data.cohort_filled_bias_px = {"se": 2.0}
+    with pytest.raises(InputError, match=r"no test cohort is called se; those of .*: es"):
+        load_data(config)
+
+
+def test_maps_of_labels_of_a_test_cohort_need_their_own_label(config, cohort):
+    for path in (cohort / "mask").iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        labels[:20, :20] = 2
+        cv2.imwrite(str(path), labels)
+    config.data.test_cohorts, config.data.allow_implausible = [str(cohort)], True
+    with pytest.raises(InputError, match=r"the values 0, 1, 2; .*data\.cohort_labels\.NAME"):
+        load_data(config)
+    config.data.cohort_labels = {"es": 1}
+    data = load_data(config)
+    assert all(s.label == (1 if s.cohort == "es" else None) for s in data.samples.values())
 
 
 def test_images_without_annotations_join_on_request_but_for_copies_of_annotated_ones(

@@ -1,0 +1,58 @@
+"""What in data may be meant and may be a mistake: a sweep says it and goes on. Pure."""
+
+import re
+from collections import defaultdict
+
+from datamodules.annotation import MAX_RESIDUAL_PX
+from datamodules.index import Index
+
+_FEW = 3
+_NUMBERED = re.compile(r"(?P<stem>.*[^\W_].*?)[ _-]+(?:frame|image|img|slice|view)?[ _-]*\d+", re.I)
+
+
+def notices(index: Index) -> list[str]:
+    """Return a sentence for each thing about exams and shapes that a person should look at.
+
+    All images in one exam, so that no interval can be given; images whose names differ in a last
+    number alone and count as exams of their own; annotations that are no ellipses.
+    """
+    return [*_one_exam(index), *_numbered_exams(index), *_other_shapes(index)]
+
+
+def _one_exam(index: Index) -> list[str]:
+    exams = {row.exam_id for row in index.rows}
+    if len(exams) > 1 or len(index.rows) <= _FEW:
+        return []
+    return [
+        f"all {len(index.rows)} images count as one exam, {min(exams)}, so that there are no "
+        "intervals; a column `exam` in the CSV tells exams apart"
+    ]
+
+
+def _numbered_exams(index: Index) -> list[str]:
+    groups = defaultdict(list)
+    for row in index.rows:
+        if found := _NUMBERED.fullmatch(row.exam_id):
+            groups[found["stem"]].append(row.sample_id)
+    several = [names for names in groups.values() if len(names) > 1]
+    # Images that are numbered through have one stem.
+    if len(several) < 2:
+        return []
+    first, second = several[0][:2]
+    return [
+        f"{first} and {second} count as two exams, as do {sum(map(len, several)) - 2} more images "
+        "whose names differ in their last number; where such images show one patient, say so in a "
+        "column `exam` of the CSV"
+    ]
+
+
+def _other_shapes(index: Index) -> list[str]:
+    known = [row for row in index.rows if row.residual_px is not None]
+    strange = [row for row in known if row.residual_px > MAX_RESIDUAL_PX]
+    if not strange:
+        return []
+    worst = max(strange, key=lambda row: row.residual_px)
+    return [
+        f"{len(strange)} of {len(known)} annotations are no ellipses, {worst.sample_id} least of "
+        f"all ({worst.residual_px:.1f} px off on average); look whether they are heads"
+    ]
