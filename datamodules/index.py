@@ -14,7 +14,7 @@ import numpy as np
 
 from datamodules.annotation import decode_annotation, decode_image, read_bytes
 from datamodules.duplicates import (
-    fingerprint,
+    fingerprints,
     group_ids,
     near_duplicate_pairs,
     near_duplicates_between,
@@ -28,6 +28,7 @@ from datamodules.samples import Sample
 
 _VERSION = 3
 """Counts up where the same files are read otherwise."""
+_PRINTS = ("fingerprint", "content_fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class IndexRow:
         image_sha256: of the file's bytes, with the frame's number where it holds several; likewise
             annotation_sha256.
         fingerprint: of the image, packed; see `pack_fingerprint`.
+        content_fingerprint: likewise of what lies within its black margins.
         group_id: exams joined by near-duplicates share it: the unit of splitting.
     """
 
@@ -65,6 +67,7 @@ class IndexRow:
     image_sha256: str
     annotation_sha256: str | None
     fingerprint: str
+    content_fingerprint: str
     group_id: str
 
 
@@ -147,7 +150,7 @@ def build_index(
 
 
 def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
-    """Return the fields of a row without its group, and the image's fingerprint."""
+    """Return the fields of a row without its group, and the image's fingerprints."""
     data = read_bytes(sample.image_path)
     image = decode_image(data, name=str(sample.image_path), frame=sample.image_frame)
     row = {
@@ -170,8 +173,9 @@ def _decode(sample: Sample) -> tuple[dict, np.ndarray]:
     }
     if sample.annotation_path is not None:
         row |= _decode_annotation(sample, size_hw=image.shape)
-    small = fingerprint(image)
-    return row | {"fingerprint": pack_fingerprint(small)}, small
+    prints = fingerprints(image)
+    packed = dict(zip(_PRINTS, map(pack_fingerprint, prints), strict=True))
+    return row | packed, prints
 
 
 def _sha256_of(data: bytes, sample: Sample) -> str:
@@ -210,7 +214,7 @@ class CrossDuplicate:
     Attributes:
         cohorts: the keys of both in `cross_cohort_duplicates`' argument, in its order.
         sample_ids: one of each.
-        correlation: of their fingerprints, in [-1, 1].
+        correlation: of their fingerprints, in [-1, 1]; see `resemblance`.
     """
 
     cohorts: tuple[str, str]
@@ -230,7 +234,7 @@ def cross_cohort_duplicates(indices: Mapping[str, Index]) -> list[CrossDuplicate
         Pairs in the order of the cohorts and of their rows; none for fewer than two cohorts.
     """
     prints = {
-        cohort: np.stack([unpack_fingerprint(row.fingerprint) for row in index.rows])
+        cohort: np.stack([_prints_of(row) for row in index.rows])
         for cohort, index in indices.items()
     }
     return [
@@ -242,6 +246,10 @@ def cross_cohort_duplicates(indices: Mapping[str, Index]) -> list[CrossDuplicate
         for first, second in combinations(indices, 2)
         for i, j, correlation in near_duplicates_between(prints[first], prints[second])
     ]
+
+
+def _prints_of(row: IndexRow) -> np.ndarray:
+    return np.stack([unpack_fingerprint(getattr(row, name)) for name in _PRINTS])
 
 
 def data_manifest_sha256(index: Index) -> str:

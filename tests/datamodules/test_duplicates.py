@@ -10,6 +10,7 @@ from datamodules.cohort import read_cohort
 from datamodules.duplicates import (
     correlations,
     fingerprint,
+    fingerprints,
     near_duplicates_between,
     pack_fingerprint,
     unpack_fingerprint,
@@ -69,7 +70,7 @@ def test_other_text_is_no_fingerprint(text):
 
 
 def test_pairs_between_two_sets():
-    prints = np.stack([fingerprint(speckle(seed)) for seed in range(4)])
+    prints = np.stack([fingerprints(speckle(seed)) for seed in range(4)])
     found = near_duplicates_between(prints[:3], prints[[3, 2, 0]])
     assert [pair[:2] for pair in found] == [(0, 2), (2, 1)]
     assert all(pair[2] == pytest.approx(1) for pair in found)
@@ -78,6 +79,35 @@ def test_pairs_between_two_sets():
     # More than one block of 1,024.
     many = np.concatenate([np.repeat(prints[:1], 1030, axis=0), prints[1:2]])
     assert [pair[:2] for pair in near_duplicates_between(many, prints[1:2])] == [(1030, 0)]
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    """A square, black above and below, as preprocessed data sets are published."""
+    height, width = image.shape
+    return cv2.copyMakeBorder(image, (width - height) // 2, (width - height) // 2, 0, 0, 0)
+
+
+def smaller_jpeg(image: np.ndarray) -> np.ndarray:
+    small = cv2.resize(image, (360, 360), interpolation=cv2.INTER_AREA)
+    return cv2.imdecode(cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 90])[1], 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        padded,
+        lambda image: image[:, ::-1],
+        lambda image: padded(image)[:, ::-1],
+        lambda image: smaller_jpeg(padded(image)),
+        lambda image: cv2.copyMakeBorder(image, 9, 30, 20, 0, 0),
+    ],
+)
+def test_a_padded_or_mirrored_copy_is_one(change):
+    # As coarse as an ultrasound image is.
+    originals = [cv2.resize(speckle(seed, (27, 40)), (400, 270)) for seed in range(3)]
+    prints = np.stack([fingerprints(image) for image in originals])
+    copy = fingerprints(np.ascontiguousarray(change(originals[1])))[None]
+    assert [pair[:2] for pair in near_duplicates_between(prints, copy)] == [(1, 0)]
 
 
 def test_duplicates_between_cohorts_are_found_through_gain_box_and_size(tmp_path):

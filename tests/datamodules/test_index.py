@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datamodules.cohort import read_cohort
-from datamodules.duplicates import correlations, fingerprint, group_ids, near_duplicate_pairs
+from datamodules.duplicates import correlations, fingerprints, group_ids, near_duplicate_pairs
 from datamodules.errors import InputError
 from datamodules.index import (
     Index,
@@ -47,7 +47,9 @@ def test_correlation_over_common_cells_against_numpy():
 
 
 def test_blank_and_constant_images_resemble_nothing():
-    prints = np.stack([fingerprint(np.full((54, 80), value, np.uint8)) for value in (0, 0, 90, 90)])
+    prints = np.stack(
+        [fingerprints(np.full((54, 80), value, np.uint8)) for value in (0, 0, 90, 90)]
+    )
     assert np.isnan(prints[0]).all()
     assert near_duplicate_pairs(prints) == []
     assert near_duplicate_pairs(prints[:1]) == []
@@ -57,7 +59,7 @@ def test_re_export_with_a_black_box_and_other_gain_is_found():
     first, other = speckle(0), speckle(1)
     again = (first * 0.8 + 5).astype(np.uint8)
     again[35:, 50:] = 0
-    prints = np.stack([fingerprint(image) for image in (first, other, again)])
+    prints = np.stack([fingerprints(image) for image in (first, other, again)])
     assert near_duplicate_pairs(prints) == [(0, 2)]
 
 
