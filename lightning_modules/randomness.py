@@ -47,16 +47,6 @@ def keyed_generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(keyed_seed(*parts))
 
 
-def seed_torch(seed: int) -> None:
-    """Seed what draws on the CPU and on the current GPU, such as dropout.
-
-    As torch.manual_seed does; that prepares further kinds of devices, a millisecond each time.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed(seed)
-
-
 def keyed_randn(
     shape: Sequence[int],
     *,

@@ -1,5 +1,6 @@
 """The stages of a generator, whichever it is: fit it, and draw candidates with their labels."""
 
+import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from experiments.stages.make_pairs import outlines_of
 from experiments.stages.stage_logger import log_lineage, stage_logger
 from experiments.stages.training import fit, last_loss, make_trainer
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
-from lightning_modules.generators.table import imported, row_of
+from lightning_modules.generators.table import row_of
 from lightning_modules.randomness import keyed_seed
 
 
@@ -50,7 +51,7 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     seed_everything(keyed_seed("generator", seed) % 2**32, verbose=False)
     module = row.load_module().start(config, seed=seed)
     if row.prepare is not None:
-        imported(row.prepare)(context, module, ids)
+        pkgutil.resolve_name(row.prepare)(context, module, ids)
     trainer = make_trainer(
         run_dir=context.run_dir,
         config=context.config.trainer,
@@ -95,7 +96,7 @@ def run_synthesize(context: StageContext) -> dict[str, Any]:
     module = row.load_module().load_generator(context.upstream_dir("generator") / GENERATOR, config)
     module = module.to(device_of(context.config))
     ids = context.pick(context.upstream_content("generator")["images"])
-    draw = draw_on_outlines if row.draw is None else imported(row.draw)
+    draw = draw_on_outlines if row.draw is None else pkgutil.resolve_name(row.draw)
     generator_id = Path(context.node.upstream["generator"]).name
     seeds, pairs, refused = candidate_seeds(context), [], []
     for number, drawn in enumerate(draw(context, module, ids)):

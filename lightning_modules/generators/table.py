@@ -13,9 +13,9 @@ methods:
   [0, 1] on filled masks (N, 1, H, W) {0, 1}, each from its own seed.
 """
 
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 from lightning_modules.generators.pixel.config import GeneratorConfig
@@ -50,13 +50,7 @@ class GeneratorRow:
 
     def load_module(self) -> Any:
         """The LightningModule's class."""
-        return imported(self.module)
-
-
-def imported(path: str) -> Any:
-    """What `package.module:name` names."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+        return pkgutil.resolve_name(self.module)
 
 
 GENERATORS: dict[str, GeneratorRow] = {

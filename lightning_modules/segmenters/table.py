@@ -21,9 +21,9 @@ Its LightningModule takes batches of `HC18DataModule` and has, beside Lightning'
 - `module.save(path)` and `Module.load(path, settings)`: in eval mode, on the CPU.
 """
 
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from typing import Any
 
 from lightning_modules.segmenters.sam.config import SegmenterConfig
@@ -55,13 +55,12 @@ class SegmenterRow:
     """Settings that predictions depend on and fits do not, so that `hashed()` leaves them out,
     and what turns each off. They hold for fits under strong augmentation, and are off in runs that
     do not name them."""
-    weights_id: Callable[[Any], str] | None = None
+    weights_id: Callable[[Any], str | None] | None = None
     """Names the weights that it starts from, for ids; None where the seed alone makes them."""
 
     def load_module(self) -> Any:
         """The LightningModule's class."""
-        path, _, name = self.module.partition(":")
-        return getattr(import_module(path), name)
+        return pkgutil.resolve_name(self.module)
 
 
 SEGMENTERS: dict[str, SegmenterRow] = {

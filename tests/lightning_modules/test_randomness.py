@@ -11,7 +11,6 @@ from lightning_modules.randomness import (
     keyed_randint,
     keyed_randn,
     keyed_seed,
-    seed_torch,
 )
 
 
@@ -101,11 +100,3 @@ def test_no_draws_and_an_empty_range():
     assert empty.dtype == torch.int64
     with pytest.raises(ValueError, match="no integers"):
         keyed_randint(3, 3, (1,), seed=0, draws=[0], stream="x")
-
-
-def test_seed_torch_draws_what_manual_seed_draws():
-    seed_torch(17)
-    found = torch.rand(5), torch.nn.functional.dropout(torch.ones(40))
-    torch.manual_seed(17)
-    assert torch.equal(found[0], torch.rand(5))
-    assert torch.equal(found[1], torch.nn.functional.dropout(torch.ones(40)))

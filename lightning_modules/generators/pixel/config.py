@@ -47,7 +47,8 @@ class GeneratorConfig:
     min_snr_gamma: float = 5.0
     """Cap of the signal-to-noise ratio in the loss weight."""
     snr_shift: float = 0.5
-    """Factor on the cosine schedule's alpha/sigma; divide it by 4 for images 4 times as large."""
+    """Factor on the cosine schedule's alpha/sigma; halve it where an image's sides are twice
+    as long."""
     mask_dropout: float = 0.0
     """Share of training items that see no mask, which guidance above 1 needs."""
     ema_decay: float = 0.995

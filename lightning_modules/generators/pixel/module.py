@@ -88,23 +88,11 @@ class DiffusionModule(L.LightningModule):
         """See the function `load_generator`."""
         return load_generator(path)
 
-    def draw_on_masks(
-        self,
-        masks: torch.Tensor,
-        *,
-        seeds: Sequence[int],
-        prompts: Sequence[str],  # noqa: ARG002 - it reads none
-        sampler: SamplerConfig,
-        progress: Progress | None = None,
-    ) -> torch.Tensor:
-        """See `sample`."""
-        return self.sample(masks, seeds=seeds, sampler=sampler, progress=progress)
-
     def forward(
-        self, noisy_image: torch.Tensor, timesteps: torch.Tensor, mask_condition: torch.Tensor
+        self, noisy_image: torch.Tensor, timesteps: torch.Tensor, condition: torch.Tensor
     ) -> torch.Tensor:
         """Predict v (B, 1, H, W) with the weights in training; see `MaskGuidedUNet`."""
-        return self.network(noisy_image, timesteps=timesteps, condition=mask_condition)
+        return self.network(noisy_image, timesteps=timesteps, condition=condition)
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the batch's mean loss."""
@@ -179,11 +167,12 @@ class DiffusionModule(L.LightningModule):
         finally:
             self.ema.restore(parameters)
 
-    def sample(
+    def draw_on_masks(
         self,
         masks: torch.Tensor,
         *,
         seeds: Sequence[int],
+        prompts: Sequence[str] = (),  # noqa: ARG002 - it reads none
         sampler: SamplerConfig,
         progress: Progress | None = None,
     ) -> torch.Tensor:
@@ -192,6 +181,7 @@ class DiffusionModule(L.LightningModule):
         Args:
             masks: (B, 1, H, W) {0, 1} at the generator's size, on the module's device.
             seeds: B integers; an image depends on its mask and seed, not on its batch.
+            prompts: Not read.
             sampler: The solver's settings.
             progress: Called with (network passes done, all of them) after each.
 

@@ -96,7 +96,7 @@ class Base:
     scheduler_config: dict[str, Any]
     """Of the base model's own scheduler: betas and kind of prediction."""
     id: str
-    """As `sd_weights.base_id` names it."""
+    """As `weights.base_id` names it."""
 
 
 def load_base(base_model: str | None, *, revision: str | None = None) -> Base:

@@ -26,7 +26,7 @@ def decode_one_mask(
     image_pe: torch.Tensor,
     sparse: torch.Tensor,
     n_rows: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Decode the mask that SAM gives for an unambiguous prompt.
 
     Args:
@@ -38,7 +38,7 @@ def decode_one_mask(
         n_rows: Upscale the first so many of the h rows, where the rest is padding; None for all.
 
     Returns:
-        Logits (B, 1, 4h, 4w), 0 below n_rows, and the predicted IoU (B,).
+        Logits (B, 1, 4h, 4w), 0 below n_rows.
 
     Source:
         MaskDecoder.predict_masks of segment_anything (first mask), equal to it to 1e-5 of the
@@ -54,8 +54,7 @@ def decode_one_mask(
     n_rows = height if n_rows is None else n_rows
     upscaled = _upscaled(decoder.output_upscaling, keys[:, : n_rows * width])
     logits = _as_image(upscaled.flatten(1, 3) @ mask_weights[:, :, None], size_hw=(n_rows, width))
-    iou = decoder.iou_prediction_head(tokens[:, 0])[:, 0]
-    return functional.pad(logits, (0, 0, 0, 4 * (height - n_rows))), iou
+    return functional.pad(logits, (0, 0, 0, 4 * (height - n_rows)))
 
 
 def _attend_both_ways(
@@ -133,12 +132,8 @@ def _by_head(attention: Attention, weight: torch.Tensor) -> torch.Tensor:
     return weight.unflatten(0, (attention.num_heads, -1))
 
 
-def _width(attention: Attention) -> int:
-    return attention.internal_dim // attention.num_heads
-
-
 def _scale(attention: Attention) -> float:
-    return _width(attention) ** 0.5
+    return (attention.internal_dim // attention.num_heads) ** 0.5
 
 
 def _upscaled(upscaling: nn.Sequential, keys: torch.Tensor) -> torch.Tensor:

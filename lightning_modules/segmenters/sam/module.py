@@ -19,7 +19,7 @@ from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.optimizers import with_schedule
 from lightning_modules.prompt_protocol import PromptProtocol
 from lightning_modules.prompts import drawn_boxes
-from lightning_modules.randomness import keyed_randint, keyed_seed, seed_torch
+from lightning_modules.randomness import keyed_randint
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import (
     BackboneSam,
@@ -55,7 +55,7 @@ class SamModule(L.LightningModule):
 
     Args:
         config: The segmenter's settings, or a plain dict of them as checkpoints hold it.
-        seed: Keys prompts, jitter and dropout.
+        seed: Keys prompts and jitter, and the first weights of LoRA and adapters.
         captures: On a GPU, replay the training step of a batch with embeddings as a CUDA graph:
             for decoder tuning in one process, without accumulated gradients.
         has_encoder: Whether the image encoder is built and loaded; decoder tuning on embeddings
@@ -134,12 +134,10 @@ class SamModule(L.LightningModule):
         if "encoded" not in batch:
             given = {key: batch[key].to(self.device) for key in NEEDED if key in batch}
             batch["encoded"] = self.embed(given)
-        return decode(self.sam, batch["encoded"], boxes_xyxy_px.to(self.device))[0]
+        return decode(self.sam, batch["encoded"], boxes_xyxy_px.to(self.device))
 
-    def forward(
-        self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predict logits (B, 1, H, W) of the frame and the IoU (B,) for one box (B, 4) an image."""
+    def forward(self, batch: dict[str, Any], boxes_xyxy_px: torch.Tensor) -> torch.Tensor:
+        """Predict logits (B, 1, H, W) of the frame for one box (B, 4) an image."""
         return decode(self.sam, self.embed(batch), boxes_xyxy_px)
 
     def embed(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -237,10 +235,6 @@ class SamModule(L.LightningModule):
         """Log loss and Dice under the whole-image prompt."""
         self._step(batch, "test")
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:  # noqa: ARG002
-        """Seed dropout by where the run is, so that a resumed run drops the same."""
-        seed_torch(keyed_seed(self.seed, self.global_step, batch_idx, "dropout"))
-
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW on the trainable weights; linear warm-up, then as `lr_schedule` says."""
         config = self.config
@@ -335,6 +329,6 @@ class BoxLoss(nn.Module):
         )
         # No loss or Dice reads the padding below. A GPU would wait to tell how much there is.
         n_rows = None if mask.is_cuda else int(valid_hw[:, 0].max())
-        logits, _ = decode(self, embedding, boxes, n_rows=n_rows)
+        logits = decode(self, embedding, boxes, n_rows=n_rows)
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
         return loss, dice_from_logits(logits.detach(), mask, valid_hw=valid_hw)

@@ -212,7 +212,7 @@ def decode(
     boxes_xyxy_px: torch.Tensor,
     *,
     n_rows: int | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """Decode a batch of images with one box each, in one call.
 
     Args:
@@ -222,8 +222,7 @@ def decode(
         n_rows: Rows of the frame from its top that are asked for; below them logits may be 0.
 
     Returns:
-        Logits (B, 1, 4h, 4w) and the predicted IoU (B,), both float32: the one mask that SAM gives
-        for an unambiguous prompt. The IoU head is not trained here.
+        Logits (B, 1, 4h, 4w) float32: the one mask that SAM gives for an unambiguous prompt.
 
     Raises:
         ValueError: Not one box per embedding.
@@ -239,14 +238,14 @@ def decode(
         sparse, dense = sam.prompt_encoder(points=None, boxes=boxes_xyxy_px.float(), masks=None)
         image_pe = sam.prompt_encoder.get_dense_pe()
         dense = embeddings.float() + dense
-    logits, iou_pred = decode_one_mask(
+    logits = decode_one_mask(
         sam.mask_decoder,
         embeddings=dense,
         image_pe=image_pe,
         sparse=sparse,
         n_rows=None if n_rows is None else math.ceil(n_rows / EMBEDDING_STRIDE),
     )
-    return logits.float(), iou_pred.float()
+    return logits.float()
 
 
 def _transformer(*, depth: int, mlp_dim: int) -> TwoWayTransformer:

@@ -71,7 +71,9 @@ def test_solver_returns_the_image_that_a_perfect_network_sees():
 
 def test_images_follow_new_masks(trained: DiffusionModule):
     masks = torch.stack([make_pair(index)[1] for index in range(100, 106)])
-    images = trained.sample(masks, seeds=range(6), sampler=SamplerConfig(num_inference_steps=10))
+    images = trained.draw_on_masks(
+        masks, seeds=range(6), sampler=SamplerConfig(num_inference_steps=10)
+    )
     assert images.shape == (6, 1, 32, 48)
     assert images.min() >= 0
     assert images.max() <= 1
@@ -87,14 +89,16 @@ def test_an_image_does_not_depend_on_its_batch(trained: DiffusionModule):
     masks = torch.stack([make_pair(index)[1] for index in range(5)])
     seeds = [11, 12, 13, 14, 2**40]
     sampler = SamplerConfig(num_inference_steps=5, batch_size=5)
-    whole = trained.sample(masks, seeds=seeds, sampler=sampler)
-    again = trained.sample(masks, seeds=seeds, sampler=sampler)
+    whole = trained.draw_on_masks(masks, seeds=seeds, sampler=sampler)
+    again = trained.draw_on_masks(masks, seeds=seeds, sampler=sampler)
     assert torch.equal(whole, again)
     pairs = SamplerConfig(num_inference_steps=5, batch_size=2)
-    assert torch.allclose(trained.sample(masks, seeds=seeds, sampler=pairs), whole, atol=1e-4)
-    alone = trained.sample(masks[4:], seeds=seeds[4:], sampler=sampler)
+    assert torch.allclose(
+        trained.draw_on_masks(masks, seeds=seeds, sampler=pairs), whole, atol=1e-4
+    )
+    alone = trained.draw_on_masks(masks[4:], seeds=seeds[4:], sampler=sampler)
     assert torch.allclose(alone, whole[4:], atol=1e-4)
-    other = trained.sample(masks[4:], seeds=[5], sampler=sampler)
+    other = trained.draw_on_masks(masks[4:], seeds=[5], sampler=sampler)
     assert (other - alone).abs().mean() > 1e-3
 
 
@@ -122,7 +126,7 @@ def test_guidance_of_one_is_the_conditional_output_and_two_is_not(trained: Diffu
 def test_sampling_uses_averaged_weights_and_leaves_the_others(trained: DiffusionModule):
     before = [p.detach().clone() for p in trained.network.parameters()]
     mask, sampler = make_pair(0)[1][None], SamplerConfig(num_inference_steps=2)
-    averaged = trained.sample(mask, seeds=[0], sampler=sampler)
+    averaged = trained.draw_on_masks(mask, seeds=[0], sampler=sampler)
     for mine, theirs in zip(trained.network.parameters(), before, strict=True):
         assert torch.equal(mine, theirs)
     raw = draw_samples(trained.network, mask, seeds=[0], config=trained.config, sampler=sampler)
@@ -133,22 +137,22 @@ def test_progress_counts_network_passes_and_empty_input_gives_none(trained: Diff
     calls = []
     sampler = SamplerConfig(num_inference_steps=3, batch_size=2)
     masks = torch.zeros(3, 1, 32, 48)
-    trained.sample(
+    trained.draw_on_masks(
         masks,
         seeds=[0, 1, 2],
         sampler=sampler,
         progress=lambda done, all_: calls.append((done, all_)),
     )
     assert calls == [(done, 6) for done in range(1, 7)]
-    assert trained.sample(masks[:0], seeds=[], sampler=sampler).shape == (0, 1, 32, 48)
+    assert trained.draw_on_masks(masks[:0], seeds=[], sampler=sampler).shape == (0, 1, 32, 48)
 
 
 def test_wrong_masks_and_seeds_are_refused(trained: DiffusionModule):
     sampler = SamplerConfig(num_inference_steps=2)
     with pytest.raises(ValueError, match="masks have shape"):
-        trained.sample(torch.zeros(1, 1, 48, 32), seeds=[0], sampler=sampler)
+        trained.draw_on_masks(torch.zeros(1, 1, 48, 32), seeds=[0], sampler=sampler)
     with pytest.raises(ValueError, match="2 seeds for 1 masks"):
-        trained.sample(torch.zeros(1, 1, 32, 48), seeds=[0, 1], sampler=sampler)
+        trained.draw_on_masks(torch.zeros(1, 1, 32, 48), seeds=[0, 1], sampler=sampler)
 
 
 # Saving.
@@ -159,8 +163,8 @@ def test_saved_generator_samples_bit_equal(trained: DiffusionModule, tmp_path: P
     loaded = load_generator(tmp_path / "generator")
     assert loaded.config == trained.config
     mask, sampler = make_pair(0)[1][None], SamplerConfig(num_inference_steps=3)
-    expected = trained.sample(mask, seeds=[4], sampler=sampler)
-    assert torch.equal(loaded.sample(mask, seeds=[4], sampler=sampler), expected)
+    expected = trained.draw_on_masks(mask, seeds=[4], sampler=sampler)
+    assert torch.equal(loaded.draw_on_masks(mask, seeds=[4], sampler=sampler), expected)
 
 
 def test_missing_and_damaged_generators_are_named(tmp_path: Path):

@@ -219,10 +219,10 @@ def test_encode_and_decode_refuse_other_shapes(tiny):
 
 def decode_by_loop(sam, embeddings, boxes):
     """segment_anything's own use: one image, one box, the stock arguments."""
-    logits, iou_preds = [], []
+    logits = []
     for embedding, box in zip(embeddings.float(), boxes, strict=True):
         sparse, dense = sam.prompt_encoder(points=None, boxes=box[None], masks=None)
-        low_res_logits, iou_pred = sam.mask_decoder(
+        low_res_logits, _ = sam.mask_decoder(
             image_embeddings=embedding[None],
             image_pe=sam.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
@@ -230,20 +230,17 @@ def decode_by_loop(sam, embeddings, boxes):
             multimask_output=False,
         )
         logits.append(low_res_logits)
-        iou_preds.append(iou_pred[:, 0])
-    return torch.cat(logits), torch.cat(iou_preds)
+    return torch.cat(logits)
 
 
 @torch.no_grad()
 def test_decode_equals_the_loop_over_images(tiny):
     image, valid_hw, boxes = tiny_batch()
     embeddings = encode(tiny, image, valid_hw=valid_hw, precision="fp32")
-    logits, iou_pred = decode(tiny, embeddings, boxes)
-    expected_logits, expected_iou = decode_by_loop(tiny, embeddings, boxes)
+    logits = decode(tiny, embeddings, boxes)
+    expected_logits = decode_by_loop(tiny, embeddings, boxes)
     assert logits.shape == (3, 1, 64, 64)
-    assert iou_pred.shape == (3,)
     assert torch.allclose(logits, expected_logits, atol=1e-5)
-    assert torch.allclose(iou_pred, expected_iou, atol=1e-5)
     # The images differ, so a decoder that showed every box the same image would fail above.
     assert (logits[0] - logits[2]).abs().max() > 0.01
 
@@ -252,7 +249,7 @@ def test_decode_equals_the_loop_over_images(tiny):
 def test_decode_keeps_the_prompt_in_fp32_under_autocast(tiny, monkeypatch):
     image, valid_hw, boxes = tiny_batch()
     embeddings = encode(tiny, image, valid_hw=valid_hw, precision="fp32")
-    expected, _ = decode(tiny, embeddings, boxes)
+    expected = decode(tiny, embeddings, boxes)
     seen = []
 
     def watched(decoder, **given):
@@ -261,10 +258,10 @@ def test_decode_keeps_the_prompt_in_fp32_under_autocast(tiny, monkeypatch):
 
     monkeypatch.setattr(sam_models, "decode_one_mask", watched)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits, iou_pred = decode(tiny, embeddings, boxes)
+        logits = decode(tiny, embeddings, boxes)
     sparse, _ = tiny.prompt_encoder(points=None, boxes=boxes, masks=None)
     assert torch.equal(seen[0]["sparse"], sparse)
-    assert logits.dtype == iou_pred.dtype == torch.float32
+    assert logits.dtype == torch.float32
     assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
 
 
@@ -283,9 +280,9 @@ def test_lite_segments_a_drawn_head_from_a_jittered_box(lite):
     frames = torch.from_numpy(image / np.float32(255))[:, None]
     embeddings = encode(lite, frames, valid_hw=valid_hw, precision="fp32")
     assert embeddings.shape == (2, 256, 64, 64)
-    logits, _ = decode(lite, embeddings, boxes)
+    logits = decode(lite, embeddings, boxes)
     assert logits.shape == (2, 1, FRAME_SIDE_PX["lite"], FRAME_SIDE_PX["lite"])
-    expected, _ = decode_by_loop(lite, embeddings, boxes)
+    expected = decode_by_loop(lite, embeddings, boxes)
     assert torch.allclose(logits, expected, atol=1e-4)
     for item, (_, truth) in enumerate(heads):
         predicted = logits_to_original(logits[item, 0], placements[item]) > 0
@@ -322,4 +319,4 @@ def test_lite_equals_the_package_it_comes_from(lite):
     assert torch.allclose(ours, expected, atol=2e-3)
     boxes = torch.tensor([[50.0, 40, 200, 210]])
     expected_logits = reference(normalised.expand(-1, 3, -1, -1), boxes.numpy())
-    assert (decode(lite, ours, boxes)[0] - expected_logits).abs().max() < 0.05
+    assert (decode(lite, ours, boxes) - expected_logits).abs().max() < 0.05

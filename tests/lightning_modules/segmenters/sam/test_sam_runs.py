@@ -137,7 +137,7 @@ def test_validation_and_test_log_the_whole_image_dice_over_items(tmp_path):
         batch = {key: value[None] for key, value in Heads(3)[index].items()}
         h, w = batch["valid_hw"][0].tolist()
         with torch.no_grad():
-            logits, _ = module(batch, torch.tensor([[0.0, 0, w - 1, h - 1]]))
+            logits = module(batch, torch.tensor([[0.0, 0, w - 1, h - 1]]))
         predicted = (logits[0, 0, :h, :w] > 0).numpy()
         target = batch["mask"][0, 0, :h, :w].numpy() == 1
         dice.append(2 * (predicted & target).sum() / (predicted.sum() + target.sum()))

@@ -87,7 +87,7 @@ def boxes(n: int = 4) -> torch.Tensor:
 def test_a_mode_starts_as_the_stock_network(mode):
     stock, tuned = SamModule(make_config()).eval(), SamModule(make_config(mode)).eval()
     with torch.no_grad():
-        expected, found = stock(batch_of(), boxes())[0], tuned(batch_of(), boxes())[0]
+        expected, found = stock(batch_of(), boxes()), tuned(batch_of(), boxes())
     # The stock embedding is kept as float16.
     assert torch.allclose(found, expected, atol=0.02)
     assert expected.abs().max() > 0.1
@@ -224,8 +224,8 @@ def test_features_before_the_first_trained_block_can_be_cached():
         tokens = encode_prefix(encoder, prepared)
         assert tokens.shape == (4, 8, 8, 32)
         assert torch.equal(encode_suffix(encoder, tokens), encoder(prepared))
-        whole = module(batch, boxes())[0]
-        cached = module({**batch, "embedding": tokens.half()}, boxes())[0]
+        whole = module(batch, boxes())
+        cached = module({**batch, "embedding": tokens.half()}, boxes())
     assert torch.allclose(whole, cached, atol=0.02)
 
 
