@@ -113,11 +113,11 @@ def run_dir(write_fit, tmp_path):
 @pytest.fixture
 def unet_dir(tmp_path):
     """The run of a U-Net with random weights that mark part of every image."""
-    from lightning_modules.segmenters.unet.module import UnetModule, save_unet
+    from lightning_modules.segmenters.unet.module import UnetModule
 
     folder = tmp_path / "store" / "fit_unet" / "u"
     folder.mkdir(parents=True)
-    save_unet(UnetModule(UNET, seed=3).eval(), folder / "segmenter.safetensors")
+    UnetModule(UNET, seed=3).eval().save(folder / "segmenter.safetensors")
     manifest = {"stage": "fit_unet", "config": {"unet": asdict(UNET)}}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder

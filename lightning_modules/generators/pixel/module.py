@@ -1,8 +1,7 @@
 """Train a mask-guided generator of ultrasound images, and draw from it."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lightning_modules.averaging import averaged
 from lightning_modules.errors import WeightsError
 from lightning_modules.generators.pixel.config import GeneratorConfig, SamplerConfig
 from lightning_modules.generators.pixel.network import MaskGuidedUNet, mask_condition
@@ -156,17 +156,6 @@ class DiffusionModule(L.LightningModule):
         """Restore the averaged weights and their step."""
         self.ema.load_state_dict(checkpoint["ema"])
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Put the averaged weights into the network for a while."""
-        parameters = list(self.network.parameters())
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
-
     def draw_on_masks(
         self,
         masks: torch.Tensor,
@@ -197,7 +186,7 @@ class DiffusionModule(L.LightningModule):
         training = self.network.training
         self.network.eval()
         try:
-            with self.averaged_weights():
+            with averaged(self.network.parameters(), self.ema):
                 samples = draw_samples(
                     self.network,
                     masks,
@@ -214,7 +203,7 @@ class DiffusionModule(L.LightningModule):
         """Write the averaged weights and the config into a folder, which is made if need be."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        with self.averaged_weights():
+        with averaged(self.network.parameters(), self.ema):
             state = {
                 name: tensor.contiguous() for name, tensor in self.network.state_dict().items()
             }

@@ -1,7 +1,7 @@
 """Fine-tune Stable Diffusion by LoRA, and draw from it."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch.nn.modules.module import _IncompatibleKeys
 
+from lightning_modules.averaging import averaged
 from lightning_modules.errors import WeightsError
 from lightning_modules.generators.stable_diffusion.base import Base, load_base
 from lightning_modules.generators.stable_diffusion.config import (
@@ -283,19 +284,9 @@ class StableDiffusionModule(L.LightningModule):
     def _trained_names(self) -> set[str]:
         return {name for name, p in self.named_parameters() if p.requires_grad}
 
-    @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
+    def averaged_weights(self) -> AbstractContextManager[None]:
         """Put the averaged weights into the UNet for a while, where there are any."""
-        if self.ema is None:
-            yield
-            return
-        parameters = self.trained_parameters()
-        self.ema.store(parameters)
-        self.ema.copy_to(parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(parameters)
+        return averaged(self.trained_parameters(), self.ema)
 
     @torch.no_grad()
     def draw(

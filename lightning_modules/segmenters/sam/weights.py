@@ -4,7 +4,6 @@ Free of torch, so that the command line can say at once that a file is missing.
 """
 
 import contextlib
-import hashlib
 import zipfile
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -50,12 +49,7 @@ def find_lite_weights(weights_path: str | None = None) -> Path:
     )
     if not path.is_file():
         raise WeightsError(f"LiteMedSAM's weights are not at {path}: {remedy}")
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        reason = error.strerror
-        raise WeightsError(f"LiteMedSAM's weights at {path}: {reason}; {remedy}") from error
+    found = file_digest(path, "sha256")
     if found != LITE_SHA256:
         raise WeightsError(
             f"{path} is not LiteMedSAM's checkpoint: sha256 {LITE_SHA256} expected, "

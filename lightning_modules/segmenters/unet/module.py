@@ -83,12 +83,46 @@ class UnetModule(L.LightningModule):
 
     @classmethod
     def load(cls, path: Path, config: UnetConfig) -> "UnetModule":
-        """See `load_unet`."""
-        return load_unet(path, config)
+        """Load what `save` wrote, in eval mode and on the CPU; nothing is downloaded.
+
+        Args:
+            path: The file.
+            config: The settings that it must have been fitted with.
+
+        Raises:
+            WeightsError: A missing or damaged file, or one of other settings.
+        """
+        damaged = f"{path}: damaged U-Net, delete it and fit again"
+        try:
+            with safe_open(path, framework="pt") as file:
+                settings = file.metadata()
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            fitted, seed = UnetConfig(**json.loads(settings["config"])), int(settings["seed"])
+        except FileNotFoundError as error:
+            raise WeightsError(f"{path}: no U-Net here; fit it again") from error
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+            raise WeightsError(f"{damaged}: {_short(error)}") from error
+        ours, theirs = config.hashed(), fitted.hashed()
+        if ours != theirs:
+            key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+            raise WeightsError(
+                f"{path}: fitted with {key}={theirs.get(key)}, not {ours.get(key)}; fit it again, "
+                "or ask for the settings that it was fitted with"
+            )
+        # Its own weights follow: those of the pretrained encoder are not needed.
+        module = cls(replace(config, encoder_weights=None), seed=seed)
+        module.config = config
+        try:
+            module.network.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            raise WeightsError(f"{damaged}: {_short(error)}") from error
+        return module.eval()
 
     def save(self, path: Path) -> None:
-        """See `save_unet`."""
-        save_unet(self, path)
+        """Write weights, settings and seed to one safetensors file, whose folder exists."""
+        state = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        settings = {"config": json.dumps(asdict(self.config)), "seed": str(self.seed)}
+        save_file(state, path, metadata=settings)
 
     def parts(self) -> dict[str, torch.nn.Module]:
         """Its parts, whose weights are counted."""
@@ -229,10 +263,9 @@ def build_unet(config: UnetConfig, *, seed: int) -> torch.nn.Module:
         except (OSError, RuntimeError) as error:
             if config.encoder_weights is None:
                 raise
-            reason = " ".join(str(error).split())[:200]
             raise WeightsError(
                 f"encoder_weights={config.encoder_weights} of {config.encoder_name} cannot be "
-                f"loaded: {reason}; set encoder_weights to null for random ones"
+                f"loaded: {_short(error)}; set encoder_weights to null for random ones"
             ) from error
     keep_depthwise_in_float32(network)
     # A fifth less CPU time a step than the usual order of the axes.
@@ -250,6 +283,10 @@ def end_at_half(network: torch.nn.Module, *, channels: int) -> None:
     network.segmentation_head = smp.base.SegmentationHead(
         in_channels=channels, out_channels=1, kernel_size=3, upsampling=2
     )
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def standardise(image: torch.Tensor) -> torch.Tensor:
@@ -285,48 +322,3 @@ def change_intensity(
     image = image.clamp(0, 1) ** gamma.view(-1, 1, 1, 1)
     mean = image.mean(dim=(1, 2, 3), keepdim=True)
     return (mean + contrast.view(-1, 1, 1, 1) * (image - mean)).clamp(0, 1)
-
-
-def save_unet(module: UnetModule, path: str | Path) -> None:
-    """Write weights, settings and seed to one safetensors file, whose folder exists."""
-    state = {name: tensor.contiguous() for name, tensor in module.network.state_dict().items()}
-    settings = {"config": json.dumps(asdict(module.config)), "seed": str(module.seed)}
-    save_file(state, path, metadata=settings)
-
-
-def load_unet(path: str | Path, config: UnetConfig) -> UnetModule:
-    """Load what `save_unet` wrote, in eval mode and on the CPU; nothing is downloaded.
-
-    Args:
-        path: The file.
-        config: The settings that it must have been fitted with.
-
-    Raises:
-        WeightsError: A missing or damaged file, or one of other settings.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            settings = file.metadata()
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        fitted, seed = UnetConfig(**json.loads(settings["config"])), int(settings["seed"])
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no U-Net here; fit it again") from error
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path}: damaged U-Net: {reason}; delete it and fit again") from error
-    ours, theirs = config.hashed(), fitted.hashed()
-    if ours != theirs:
-        key = next(key for key in ours | theirs if ours.get(key) != theirs.get(key))
-        raise WeightsError(
-            f"{path}: fitted with {key}={theirs.get(key)}, not {ours.get(key)}; fit it again, or "
-            "ask for the settings that it was fitted with"
-        )
-    # Its own weights follow: those of the pretrained encoder are not needed.
-    module = UnetModule(replace(config, encoder_weights=None), seed=seed)
-    module.config = config
-    try:
-        module.network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise WeightsError(f"{path}: damaged U-Net: {reason}; delete it and fit again") from error
-    return module.eval()

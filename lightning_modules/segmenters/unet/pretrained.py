@@ -3,13 +3,12 @@
 Torch-free until they are loaded.
 """
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_modules.errors import WeightsError
 from lightning_modules.segmenters.unet.config import UnetConfig
-from lightning_modules.weights_table import packaged_path
+from lightning_modules.weights_table import file_digest, packaged_path
 
 if TYPE_CHECKING:
     import torch
@@ -28,11 +27,7 @@ def find_encoder_weights() -> Path:
         WeightsError: The package or its file is missing, unreadable or another one.
     """
     path = packaged_path(PACKAGE, "models", FILE, what="the encoder's weights")
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise WeightsError(f"{path}: {error.strerror}; run `make setup`") from error
+    found = file_digest(path, "sha256")
     if found != SHA256:
         raise WeightsError(
             f"{path} is not the published file: sha256 {SHA256} expected, {found} found; "

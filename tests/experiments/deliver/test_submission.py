@@ -181,7 +181,7 @@ def test_masks_are_those_of_the_evaluation(hc18_folder, run_dir, unet_dir, tmp_p
     if kind == "sam":
         module = SamModule(SegmenterConfig(backbone="tiny")).eval()
         frame = Frame(size_hw=(64, 64), resize_mode="pad")
-        logits_of = lambda batch, boxes: module(batch, boxes)[0]  # noqa: E731
+        logits_of = module
     else:
         module, frame = load_run(unet_dir), Frame(size_hw=UNET.size_hw, resize_mode="squash")
         logits_of = module.predict

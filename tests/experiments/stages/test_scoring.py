@@ -21,7 +21,7 @@ from experiments.stages.scoring import constant_logits, mean_mask, run_box, run_
 from experiments.store.kept_masks import read_prediction
 from lightning_modules.segmenters.sam.module import SamModule
 from lightning_modules.segmenters.unet.config import UnetConfig
-from lightning_modules.segmenters.unet.module import UnetModule, save_unet
+from lightning_modules.segmenters.unet.module import UnetModule
 
 VALID_HW = (43, 64)
 OWN_BOX = Protocol(prompt="predicted_box", jitter_max_px=19)
@@ -362,7 +362,7 @@ def test_a_unet_is_scored_on_the_stages_device(stages, monkeypatch):
     monkeypatch.setattr(stages.config, "unet", unet)
     monkeypatch.setattr("experiments.stages.fit.device_of", lambda _: torch.device("meta"))
     fit, _ = stages.run(lambda _: {}, "fit", {"seed": 0}, of="unet")
-    save_unet(UnetModule(unet, seed=0), fit.run_dir / "segmenter.safetensors")
+    UnetModule(unet, seed=0).save(fit.run_dir / "segmenter.safetensors")
     seen = []
 
     def spy(context, *, segment, **_):

@@ -7,7 +7,7 @@ import torch
 
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.margin import add_margin, remove_margin
-from lightning_modules.segmenters.unet.module import UnetModule, load_unet, save_unet
+from lightning_modules.segmenters.unet.module import UnetModule
 
 SMALL = UnetConfig(
     encoder_name="resnet18",
@@ -49,10 +49,10 @@ def test_a_prediction_sees_the_border_and_a_fit_does_not_depend_on_it(tmp_path) 
     # Standardised: the border is darker than the mean, and constant.
     assert all(torch.all(image[..., :3, :] == image[0, 0, 0, 0]) for image in seen)
     assert all(image[0, 0, 0, 0] < 0 for image in seen)
-    save_unet(module, tmp_path / "unet.safetensors")
+    module.save(tmp_path / "unet.safetensors")
     other = replace(SMALL, margin=0.0)
     assert other.hashed() == SMALL.hashed()
-    assert load_unet(tmp_path / "unet.safetensors", other).config.margin == 0.0
+    assert UnetModule.load(tmp_path / "unet.safetensors", other).config.margin == 0.0
 
 
 def test_a_border_without_an_image_is_refused() -> None:

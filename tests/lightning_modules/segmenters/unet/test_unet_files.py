@@ -20,8 +20,6 @@ from lightning_modules.errors import WeightsError
 from lightning_modules.segmenters.unet.config import UnetConfig
 from lightning_modules.segmenters.unet.module import (
     UnetModule,
-    load_unet,
-    save_unet,
 )
 
 
@@ -30,8 +28,8 @@ def test_saved_unet_predicts_bit_equal(tmp_path):
     module = UnetModule(config, seed=5)
     # Statistics that differ from the initial ones, so that they must be in the file.
     module.train()(make_batch()["image"])
-    save_unet(module, tmp_path / "unet.safetensors")
-    loaded = load_unet(tmp_path / "unet.safetensors", config)
+    module.save(tmp_path / "unet.safetensors")
+    loaded = UnetModule.load(tmp_path / "unet.safetensors", config)
     assert loaded.config == config
     assert loaded.seed == 5
     assert not loaded.training
@@ -43,13 +41,13 @@ def test_loading_does_not_ask_for_pretrained_weights(tmp_path, monkeypatch):
     config = make_config()
     module = UnetModule(config)
     module.config = replace(config, encoder_weights="imagenet")
-    save_unet(module, tmp_path / "unet.safetensors")
+    module.save(tmp_path / "unet.safetensors")
     asked = []
     build = unet.smp.Unet
     monkeypatch.setattr(
         unet.smp, "Unet", lambda **key: asked.append(key["encoder_weights"]) or build(**key)
     )
-    loaded = load_unet(tmp_path / "unet.safetensors", module.config)
+    loaded = UnetModule.load(tmp_path / "unet.safetensors", module.config)
     assert asked == [None]
     assert loaded.config.encoder_weights == "imagenet"
 
@@ -68,22 +66,22 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(monkeypatch):
 def test_missing_damaged_and_foreign_files_are_named(tmp_path):
     config, path = make_config(), tmp_path / "unet.safetensors"
     with pytest.raises(WeightsError, match="no U-Net here"):
-        load_unet(path, config)
-    save_unet(UnetModule(config), path)
+        UnetModule.load(path, config)
+    UnetModule(config).save(path)
     with pytest.raises(WeightsError, match=r"fitted with steps=4, not 5"):
-        load_unet(path, replace(config, steps=5))
+        UnetModule.load(path, replace(config, steps=5))
     settings = {"config": unet.json.dumps(asdict(config)), "seed": "0"}
     state = load_file(path)
     state.pop(FIRST_WEIGHT)
     save_file(state, path, metadata=settings)
     with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
+        UnetModule.load(path, config)
     save_file(state, path)
     with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
+        UnetModule.load(path, config)
     path.write_bytes(b"not weights")
     with pytest.raises(WeightsError, match="damaged U-Net"):
-        load_unet(path, config)
+        UnetModule.load(path, config)
 
 
 @pytest.mark.parametrize(
