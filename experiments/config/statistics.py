@@ -61,7 +61,8 @@ class StatisticsConfig:
     min_effect_mm: float = 0.5
     """Smallest difference of the mean absolute error of the head circumference that counts, mm."""
     bootstrap_samples: int = 2000
-    """Resamples of exams and supports for an interval."""
+    """Resamples of exams and supports for the interval of a comparison or of a trial; rows of
+    several trials take 2,000."""
     level: float = 0.95
     """Nominal coverage of the intervals, in (0, 1)."""
 

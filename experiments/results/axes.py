@@ -14,22 +14,24 @@ SERIES = ("segmenter", "condition", "generator", "choice")
 """Columns of a series, in the order in which rows of one amount are sorted."""
 AXES = tuple(name for name in SERIES if name != "condition")
 """Names of blocks of settings, and of the choice of images; "" where a row depends on none."""
-_FIRST_PROMPTS = ("whole_image", "jittered_box")
-"""The leak-free one first, then the paper's."""
+PLAIN_PROMPT = "whole_image"
+"""The leak-free one."""
+_FIRST_PROMPTS = (PLAIN_PROMPT, "jittered_box")
+"""And then the paper's."""
 
 
 def prompt_label(name: str, *, shown: Sequence[str] = ()) -> str:
     """How tables call a prompt; where several segmenters share the leak-free one, of which some
     take no prompt, it is the image alone.
     """
-    if name == _FIRST_PROMPTS[0] and "segmenter" in shown:
+    if name == PLAIN_PROMPT and "segmenter" in shown:
         return "no prompt (whole image)"
     return f"{name.replace('_', '-')} prompt"
 
 
 def prompt_phrase(name: str, *, shown: Sequence[str] = ()) -> str:
     """How sentences call a prompt, likewise."""
-    if name == _FIRST_PROMPTS[0] and "segmenter" in shown:
+    if name == PLAIN_PROMPT and "segmenter" in shown:
         return "without a prompt (the whole image)"
     return f"prompted with the {name.replace('_', ' ')}"
 
@@ -98,11 +100,12 @@ def baseline_rows(rows: pd.DataFrame, keys: Mapping, *, baseline: str) -> pd.Dat
 
 
 def own_labels(rows: pd.DataFrame) -> pd.Series:
-    """Generator labels as a key of cells: -1 for pairs on the trial's own labels.
+    """Generator labels as a key of cells: -1 but for a fixed number.
 
-    On its own labels a generator may see a few more in one support than in the other.
+    On its own labels a generator may see a few more in one support than in the other, and so may
+    whatever else makes pairs of the folds of a fraction.
     """
-    return rows["n_generator_labels"].mask(rows["pair_labels"] == "own", -1)
+    return rows["n_generator_labels"].where(rows["pair_labels"] == "fixed", -1)
 
 
 def several_generator_labels(rows: pd.DataFrame) -> pd.Series:

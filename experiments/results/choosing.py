@@ -23,6 +23,7 @@ from experiments.results.axes import (
 )
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import with_amounts
+from experiments.results.statistics import holm
 
 _LIKE = ["test_cohort", "prompt", "amount", *(name for name in SERIES if name != "choice")]
 """What both sides of a comparison share."""
@@ -87,8 +88,8 @@ def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -
     condition, segmenter, generator and amount that both have.
 
     Returns:
-        Rows as of `contrasts.contrast_family`, with `against` for the first choice; not adjusted
-        for their number. No rows with a single choice.
+        Rows as of `contrasts.contrast_family`, with `against` for the first choice; p_holm is
+        adjusted for their number, n_family. No rows with a single choice.
     """
     frame = _trained(per_image)
     present = list(dict.fromkeys(frame["choice"]))
@@ -108,7 +109,8 @@ def choice_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig) -
                 keys |= of[choice].iloc[0][["n_real", "real_fraction"]].to_dict()
                 judged = {"level": statistics.level, "min_effect": statistics.min_effect("dice")}
                 rows.append(keys | {"measure": "dice"} | found | judged)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.assign(p_holm=holm(table["p"]), n_family=len(table))
 
 
 def choice_table(

@@ -175,7 +175,9 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
 def _notes(results: pd.DataFrame) -> list[str]:
     done = results[results["status"] == "done"]
     cell = ["test_cohort", TEST_SET, "prompt", *axes.SERIES, "amount"]
-    counts = done.drop_duplicates([*cell, *MODEL]).groupby(cell).size()
+    trained = done[~axes.is_control(done)]
+    counts = (trained if len(trained) else done).drop_duplicates([*cell, *MODEL])
+    counts = counts.groupby(cell).size()
     over = counted_span(counts.min(), counts.max(), "model")
     notes = [
         f"Mean over supports ± standard deviation over {over} a cell (supports and seeds); one "

@@ -89,7 +89,7 @@ def contrast_family(per_image: pd.DataFrame, *, statistics: StatisticsConfig) ->
 
     Returns:
         A row per contrast: test_cohort, prompt, amount, real_fraction, n_real, the columns of
-        `axes.SERIES`, baseline, base (the baseline of the rest), measure, pair_labels,
+        `axes.SERIES`, baseline, base (of its segmenter's rest), measure, pair_labels,
         n_generator_labels, n_more_least and n_more_labels (labelled images that only its generator
         saw, the fewest and the most of a trial), the numbers of `paired_contrast`, p_holm (p
         adjusted for the family; the primary's own p is not), level, min_effect, n_family (contrasts
@@ -100,11 +100,16 @@ def contrast_family(per_image: pd.DataFrame, *, statistics: StatisticsConfig) ->
     rows = _primary_rows(frame, statistics=statistics)
     said = [{name: row[name] for name in _CONTRAST} for row in rows]
     frame = frame[~axes.is_control(frame)]
-    against = baseline_of(frame, statistics=statistics)
-    rivals = [name for name in statistics.rivals if name != against]
+    # A segmenter may lack the condition that the others have.
+    bases = {
+        name: baseline_of(own, statistics=statistics)
+        for name, own in frame.groupby("segmenter", sort=False)
+    }
     for where, part in frame.groupby(_WHERE, sort=False):
         for series, own in axes.each_series(part):
             named = dict(zip(_WHERE, where, strict=True)) | series | {"measure": "dice"}
+            against = bases[series["segmenter"]]
+            rivals = [name for name in statistics.rivals if name != against]
             for baseline in [against, *(rivals if axes.has_synthetic(own).any() else [])]:
                 keys = named | {"baseline": baseline}
                 if series["condition"] != baseline and keys not in said:
@@ -117,7 +122,8 @@ def contrast_family(per_image: pd.DataFrame, *, statistics: StatisticsConfig) ->
     others = table["role"] != "primary"
     table["p_holm"] = table["p"]
     table.loc[others, "p_holm"] = holm(table.loc[others, "p"])
-    return table.assign(n_family=int(others.sum()), base=against)
+    base = table["segmenter"].map(bases).fillna(table["baseline"])
+    return table.assign(n_family=int(others.sum()), base=base)
 
 
 def baseline_of(rows: pd.DataFrame, *, statistics: StatisticsConfig) -> str:

@@ -4,6 +4,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.config.words import counted
 from experiments.results.paper import PAPER_CONDITIONS
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
+from lightning_modules.segmenters.sam.config import SegmenterConfig
 
 _BACKBONES = {
     "lite": "LiteMedSAM (frozen TinyViT encoder at 256x256)",
@@ -20,7 +21,11 @@ def deviations(config: ExperimentConfig) -> list[str]:
 
     Source: the method section of arXiv 2506.23664 and the authors' published code.
     """
-    rows = [*_training(config), *_data(config), *_synthesis(config), *_evaluation(config)]
+    swept = [config.segmenter_named(name) for name in config.segmenter_names()]
+    # The paper's student is a SAM: the first that the sweep has.
+    sam = next((each for each in swept if isinstance(each, SegmenterConfig)), config.segmenter)
+    rows = [*_training(config, ours=sam), *_data(config)]
+    rows += [*_synthesis(config, segmenter=sam), *_evaluation(config)]
     return [
         f"{what}: ours is {ours}; the paper's is {theirs}."
         for what, ours, theirs in rows
@@ -28,8 +33,8 @@ def deviations(config: ExperimentConfig) -> list[str]:
     ]
 
 
-def _training(config: ExperimentConfig) -> list[Row]:
-    ours, augment = config.segmenter, config.augment
+def _training(config: ExperimentConfig, *, ours: SegmenterConfig) -> list[Row]:
+    augment = config.augment
     length, theirs = f"{ours.epochs} epochs of batch {ours.batch_size}", "20 epochs of batch 5"
     if ours.epochs is None:
         length = f"{counted(ours.steps, 'step')} of batch {ours.batch_size} for every amount and "
@@ -80,7 +85,7 @@ def _data(config: ExperimentConfig) -> list[Row]:
     ]
 
 
-def _synthesis(config: ExperimentConfig) -> list[Row]:
+def _synthesis(config: ExperimentConfig, *, segmenter: SegmenterConfig) -> list[Row]:
     synthesis, is_imported = config.synthesis, config.synthesis.folder is not None
     if not any(config.condition(name).is_generated for name in config.sweep.condition):
         return []
@@ -94,7 +99,7 @@ def _synthesis(config: ExperimentConfig) -> list[Row]:
             known = counted(synthesis.folder_labels, "labelled image")
         made = f"unknown: pairs are imported from a folder, whose maker saw {known}"
     else:
-        generator = config.generator_named()
+        generator = config.generator_named(next(iter(config.generator_names()), ""))
         size = "{}x{}".format(*generator.size_hw)
         made = f"a pixel diffusion model of {size}, fitted from scratch on {labels}"
         if isinstance(generator, StableDiffusionConfig):
@@ -109,8 +114,8 @@ def _synthesis(config: ExperimentConfig) -> list[Row]:
         ("Generator", made, theirs),
         ("Check of the pairs", gate, "correction by hand, and 495 of 500 are kept"),
     ]
-    if config.segmenter.epochs is None:
-        share = f"{100 * config.segmenter.synthetic_share:g} %"
+    if segmenter.epochs is None:
+        share = f"{100 * segmenter.synthetic_share:g} %"
         rows.append(("Synthetic part", f"{share} of each batch", "all pairs beside the real ones"))
     return rows
 

@@ -94,7 +94,10 @@ def _interval_and_samples(row: pd.Series) -> str:
 def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str:
     """Say what the primary contrast found, and its other measure beside it."""
     if "primary" not in _roles(primary):
-        return "The recipe's primary contrast has no results: no pair of its trials is done."
+        return (
+            "The recipe's primary contrast has no results: no pair of its trials is done, or none "
+            "has the measure."
+        )
     row = primary.iloc[0]
     prompt = axes.prompt_phrase(row["prompt"], shown=shown)
     text = comparison_sentence(row, against=row["baseline"], shown=shown).removesuffix(".")
@@ -190,16 +193,17 @@ def _comparison_sentences(
     if sentences:
         sentences[0] = f"{where}: {sentences[0][0].lower()}{sentences[0][1:]}"
     few = ["exams"] if smallest["n_exams"].min() < _FEW_EXAMS else []
-    few += ["supports"] if 1 < smallest["n_supports"].min() < _FEW_SUPPORTS else []
+    is_rough = smallest["n_supports"].between(2, _FEW_SUPPORTS - 1)
+    few += ["supports"] if is_rough.any() else []
     if few:
         sentences.append(f"So few {' and '.join(few)} make the interval a rough guide only.")
-    pairs = int(smallest["n_trials"].min())
+    most = smallest.loc[smallest["n_trials"].idxmax()]
     spread = size(smallest["sd_trials"].max(), measure="dice")
+    up_to = "up to " if len(smallest) > 1 else ""
     sentences.append(
-        "Each is one training run: how far the result varies with the images drawn and the seed "
-        "is not measured."
-        if pairs == 1
-        else f"Between {pairs} pairs of trials the change varied by SD {spread}."
+        "Each is one support and seed: how far the result varies with them is not measured."
+        if most["n_trials"] == 1
+        else f"Between {most['n_trials']} pairs of trials the change varied by SD {up_to}{spread}."
     )
     return sentences
 

@@ -73,7 +73,12 @@ def compare_paper(results: pd.DataFrame, *, train_cohort: str = "HC18") -> pd.Da
     done = done.assign(panel=panel)
     # Of a fraction the folds of a model have unequal counts.
     cell = ["panel", "condition", *AXES, "amount"]
-    ours = cell_means(done, ["dice_256_mean"], by=cell).sort_values(cell, kind="stable")
+    order = orders(done)
+    ours = cell_means(done, ["dice_256_mean"], by=cell).sort_values(
+        cell,
+        kind="stable",
+        key=lambda column: column.map(order.get(column.name, sorted(set(column))).index),
+    )
     ours = ours.rename(columns={"dice_256_mean": "ours"})
     theirs = paper_reference().rename(columns={"dice": "paper"})
     theirs = theirs[theirs["panel"].str.startswith(f"{train_cohort.upper()}->")]

@@ -70,17 +70,20 @@ def results_block(sweep: Sweep, tables: list[Block], *, command: str) -> str:
         for i, note in enumerate(block.notes):
             shown.loc[i, columns[-1]] = note or shown.loc[i, columns[-1]]
         lines += [f"**{block.title}**", "", *markdown_table(shown, left=LABELS), ""]
-    host, done = machine(), [run for run in sweep.runs.values() if run.is_done]
+    done = [run for run in sweep.runs.values() if run.is_done]
     results = [sweep.result(run) for run in done]
     manifests = [json.loads((sweep.run_dir(run) / "manifest.json").read_text()) for run in done]
     spent = clock(sum(result["seconds"] for result in results))
     unit = "hours:minutes:seconds" if spent.count(":") == 2 else "minutes:seconds"
     memory = max((result["peak_memory_mib"] for result in results), default=0)
     gpus = sorted({result["gpu"] for result in results if "gpu" in result})
+    # Where the runs were, which may not be where this is written.
+    hosts = [manifest.get("machine") or machine() for manifest in manifests]
+    cores = sorted({f"{host['cores']} cores of {host['cpu']}" for host in hosts})
     commits = sorted({(manifest["git_sha"] or "none")[:10] for manifest in manifests})
     lines.append(
         f"`{command}`: {counted(len(sweep.plan.grid), 'trial')}, {spent} ({unit}) of work "
-        f"in all, at most {memory / 1024:.1f} GiB a process, on {host['cores']} cores of "
-        f"{', '.join([host['cpu'], *gpus])}; commit {', '.join(commits)}."
+        f"in all, at most {memory / 1024:.1f} GiB a process, on {', '.join([*cores, *gpus])}; "
+        f"commit {', '.join(commits)}."
     )
     return "\n".join(lines) + "\n"

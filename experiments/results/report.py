@@ -94,6 +94,7 @@ def render_report(
         differences=difference_tables(contrasts, shown=shown),
         choices=choice_table(per_image, contrasts.choices, shown=shown),
         spreads=spread_table(per_image),
+        has_boxes=(results["prompt"] == "jittered_box").any(),
         controls=control_sentences(results, per_image=per_image),
         budgets=budgets(results),
         statistics=statistics,

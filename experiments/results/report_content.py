@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -144,8 +144,10 @@ def _data_facts(sweep: Sweep) -> dict[str, str]:
 
 
 def _data_summary(sweep: Sweep) -> pd.DataFrame:
-    split, rows = sweep.data.view.split, []
+    split, folds, rows = sweep.data.view.split, sweep.data.view.folds, []
     parts = {"train": split.train, "validation": split.val, "test": split.test}
+    if len(folds) > 1:
+        parts = {f"{name}, fold 1 of {len(folds)}": ids for name, ids in parts.items()}
     parts |= {f"test: {name}": ids for name, ids in sweep.data.view.cohorts.items()}
     for name, ids in parts.items():
         samples = [sweep.data.samples[sample_id] for sample_id in ids]
@@ -180,34 +182,54 @@ def _protocol(sweep: Sweep) -> list[str]:
         mixture = "Real images and synthetic pairs are drawn from one pool."
         if shares:
             said = " or ".join(f"{share:.0%}" for share in shares)
-            mixture = f"Synthetic pairs fill {said} of each batch."
+            mixture = f"Synthetic pairs fill {said} of each batch"
+            conditions = map(config.condition, config.sweep.condition)
+            is_shared = any(each.is_generated and each.is_pseudo for each in conditions)
+            mixture += ", a third beside pseudo-labelled images." if is_shared else "."
         generators = [config.generator_named(name) for name in config.generator_names()]
-        outlines = "drawn from the ellipses of the generator's own labelled images"
+        outlines = "drawn from the ellipses of the images that the generator saw"
+        sees_more = any("pseudo" in run.node.upstream for run in sweep.runs.values())
+        outlines += ", labelled or outlined by a teacher" if sees_more else ""
         if all(getattr(settings, "draws_outlines", False) for settings in generators):
             outlines = "read from the generated pictures"
         lines.append(
-            f"{mixture} Their outlines are {outlines}; the gate's limits and its segmenter come "
-            "from the generator's own labelled images."
+            f"{mixture} Their outlines are {outlines}; the gate's limits come from those images, "
+            "its segmenter from the labelled ones."
         )
     return lines
 
 
 def _provenance(sweep: Sweep) -> dict[str, str]:
-    facts = provenance()
-    machine, versions = facts["machine"], facts["versions"]
+    here = provenance()
     paths = [sweep.run_dir(run) / "manifest.json" for run in sweep.runs.values() if run.is_done]
-    code = sorted({code_name(json.loads(p.read_text())) for p in paths if p.exists()})
+    manifests = [json.loads(path.read_text()) for path in paths if path.exists()]
+    # Of the runs, which may have been made elsewhere; of this process where there are none.
+    made = [here | manifest for manifest in manifests] or [here]
+    code = sorted({code_name(manifest) for manifest in manifests})
+    machines = [facts["machine"] for facts in made]
+    versions = [
+        ", ".join(f"{name} {value}" for name, value in facts["versions"].items() if value)
+        for facts in made
+    ]
     return {
-        "command": facts["command"],
+        "command": here["command"],
         "code": ", ".join(code),
         "mixed code": "runs of several code states" if len(code) > 1 else "no",
-        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
-        f"{machine['system']}",
-        "python": machine["python"],
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items() if value),
-        "lock": facts["lock_sha256"] or "none",
+        "machine": _each(
+            f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, "
+            f"{machine['system']}"
+            for machine in machines
+        ),
+        "python": _each(machine["python"] for machine in machines),
+        "versions": _each(versions),
+        "lock": _each(facts["lock_sha256"] or "none" for facts in made),
         "segmenters": ", ".join(sweep.config.segmenter_names()),
     }
+
+
+def _each(values: Iterable[str]) -> str:
+    """Each value once."""
+    return "; ".join(sorted(set(values)))
 
 
 def _runs(sweep: Sweep) -> pd.DataFrame:

@@ -25,9 +25,12 @@ _N_PAIRS, _N_REJECTED, _N_COPIES = 6, 8, 3
 
 
 def outlined(sample: Sample, *, caption: str | None = None) -> Picture:
-    """An image with its reference outline; its id stands below where nothing else is said."""
-    mask = annotation_of(sample).mask
-    image = overlay_contours(image_of(sample), [(mask, REFERENCE_RGB)])
+    """An image with its reference outline, where it has one; its id stands below where nothing else
+    is said.
+    """
+    has_outline = sample.annotation_path is not None
+    outlines = [(annotation_of(sample).mask, REFERENCE_RGB)] if has_outline else []
+    image = overlay_contours(image_of(sample), outlines)
     return Picture(image=image, caption=sample.sample_id if caption is None else caption)
 
 
@@ -167,7 +170,8 @@ def near_copies(sweep: Sweep) -> tuple[list[tuple[Picture, Picture]], str]:
     folder, couples = sweep.run_dir(gates[0]), []
     kept = read_metadata(folder / "metadata.jsonl")
     for pair in sorted(kept, key=lambda pair: -pair.gate["similarity"])[:_N_COPIES]:
-        real = sweep.data.samples[pair.gate["nearest"]]
+        nearest = pair.gate["nearest"]
+        real = (sweep.data.samples | sweep.data.unlabelled)[nearest]
         near = f"correlation {pair.gate['similarity']:.2f}"
         couples.append(_couple(folder, pair, real, measured=near))
     limits, gate = sweep.result(gates[0])["limits"], sweep.config.gate

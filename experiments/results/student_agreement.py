@@ -40,13 +40,15 @@ def agreement_table(per_image: pd.DataFrame, *, mask_of: MaskOf) -> pd.DataFrame
     rows = rows[rows["prompt"] == prompt]
     shown, lines = shown_axes(rows), []
     for keys, series in each_series(rows) if len(rows) else ():
-        n_students = series.groupby(["n_real", "sample_id"])["trial_id"].nunique()
+        n_students = series.groupby(["amount", "sample_id"])["trial_id"].nunique()
         several = n_students[n_students > 1]
         if several.empty:
             continue
-        largest = several.index.get_level_values("n_real").max()
+        # Of a fraction the folds have unequal numbers of images.
+        sizes = series.groupby("amount")["n_real"].max()
+        largest = sizes[several.index.unique("amount")].idxmax()
         images = several.loc[largest].index
-        here = series[(series["n_real"] == largest) & series["sample_id"].isin(images)]
+        here = series[(series["amount"] == largest) & series["sample_id"].isin(images)]
         cell = {"condition": condition_label(keys["condition"])}
         cell |= {name: axis_label(name, keys[name]) for name in shown}
         cell |= {"real": here["amount"].iloc[0], "students": str(here["trial_id"].nunique())}

@@ -223,7 +223,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "own scores count.": (results["n_not_fitted"] > 0).any(),
         "Weighted Dice, the headline: mean of trimester means with the shares of the HC18 training "
         "set (165, 693 and 141 of 999 images); trimesters are derived from the head "
-        "circumference.": True,
+        "circumference.": results["dice_trimester_weighted_mean"].notna().any(),
         "Dice and its median and share are over images, prompt draws averaged per image. [95 % CI] "
         "is a percentile bootstrap that resamples exams; in a row of several supports it resamples "
         "supports too and is widened for their small number (t quantiles). With one support it "
@@ -231,8 +231,8 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "total labels: distinct labelled images behind a row, its own, those that its generator "
         "and the gate of its synthetic set saw, and those of validation where they chose "
         "anything.": True,
-        "unlabelled: images of the train part whose labels were not read; a teacher fitted on the "
-        "row's labels labelled them.": (results["n_unlabelled"] > 0).any(),
+        "unlabelled: images without labels, or of the train part whose labels were not read; a "
+        "teacher fitted on the row's labels labelled them.": (results["n_unlabelled"] > 0).any(),
         "HC error: absolute difference of the head circumference (ADF).": (
             results["hc_abs_err_mm_mean"].notna().any()
         ),

@@ -7,7 +7,13 @@ import pandas as pd
 
 from experiments.config.conditions import condition_phrase
 from experiments.config.words import counted
-from experiments.results.axes import is_control, series_label
+from experiments.results.axes import (
+    PLAIN_PROMPT,
+    each_place,
+    is_control,
+    prompt_phrase,
+    series_label,
+)
 from experiments.results.cells import cells
 from experiments.results.choosing import choosing_phrase, headline_contrasts
 from experiments.results.contrasts import (
@@ -44,11 +50,12 @@ def verdict_sentences(contrasts: Contrasts, results: pd.DataFrame) -> list[str]:
 
 
 def leading_row(contrasts: Contrasts) -> pd.Series | None:
-    """The primary contrast where it has results, else the first of the others."""
-    primary = primary_rows(contrasts.family)
-    if primary.empty or primary["role"].iloc[0] != "primary":
-        primary = comparisons(contrasts.family)
-    return None if primary.empty else primary.iloc[0]
+    """The primary contrast where it has results, else the first of the others: of the main cohort,
+    under the leak-free prompt where that was scored."""
+    rows = primary_rows(contrasts.family)
+    if rows.empty or rows["role"].iloc[0] != "primary":
+        rows = next((own for *_, own in each_place(comparisons(contrasts.family))), rows[:0])
+    return None if rows.empty else rows.iloc[0]
 
 
 def _nothing_to_compare(contrasts: Contrasts, results: pd.DataFrame) -> str:
@@ -129,6 +136,8 @@ def _compared(row: pd.Series) -> str:
     if row.get("n_more_labels", 0) > 0:
         amount += f", {more_labels(row)} more behind the pairs"
     who = f", segmenter {row['segmenter']}" if row.get("segmenter") else ""
+    if row.get("prompt", PLAIN_PROMPT) != PLAIN_PROMPT:
+        who += f", {prompt_phrase(row['prompt'])}"
     return f"We compared {first} with {second}: {amount}{who}, tested on {row['test_cohort']}."
 
 

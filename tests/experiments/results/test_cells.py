@@ -8,6 +8,7 @@ from test_tables import scores
 from experiments.results.cells import cells
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.statistics import aggregate
+from experiments.results.student_agreement import agreement_table
 
 
 def trials(levels):
@@ -36,3 +37,36 @@ def test_equal_numbers_of_seeds_give_the_plain_mean_to_the_bit():
     results = aggregate(trials(levels))
     found = cells(results)["dice_mean"].iloc[0]
     assert found == results["dice_mean"].mean()
+
+
+def folded(condition, *, n_labels=0.0):
+    """Two folds of one fraction, whose numbers of images differ, of two supports each."""
+    return [
+        scores(
+            [0.90 + 0.01 * fold, 0.92, 0.94],
+            trial_id=f"{condition}-{fold}-{support}",
+            condition=condition,
+            fold=fold,
+            support=support,
+            n_real=32 + fold,
+            n_generator_labels=n_labels and 32 + fold,
+            real_fraction=0.05,
+        ).assign(sample_id=[f"{fold}-{n}" for n in range(3)], exam_id=[f"{fold}{n}" for n in "abc"])
+        for fold in (0, 1)
+        for support in (0, 1)
+    ]
+
+
+def test_the_folds_of_a_fraction_are_one_row_whatever_made_the_pairs():
+    per_image = pd.concat([*folded("real"), *folded("warp", n_labels=1)], ignore_index=True)
+    found = cells(aggregate(per_image), per_image=per_image).set_index("condition")
+    assert found["n_trials"].to_dict() == {"real": 4, "warp": 4}
+    assert found["n_exams"].to_dict() == {"real": 6, "warp": 6}
+    read = []
+
+    def mask_of(trial_id, prompt, sample_id):
+        read.append(sample_id)
+        return np.eye(4, dtype=np.uint8)
+
+    agreement_table(per_image, mask_of=mask_of)
+    assert set(read) == set(per_image["sample_id"])

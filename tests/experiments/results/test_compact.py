@@ -179,6 +179,15 @@ def test_deviations_follow_the_config():
     assert "Generator" not in " ".join(deviations(real))
 
 
+def test_deviations_are_those_of_the_segmenter_that_is_swept():
+    theirs = {"epochs": 20, "batch_size": 5, "learning_rate": 1e-5, "warmup_steps": 0}
+    words = [f"segmenters.mine.{name}={value}" for name, value in theirs.items()]
+    words += ["segmenters.mine.kind=sam", "segmenters.mine.lr_schedule=constant"]
+    text = " ".join(deviations(load_config("paper_curve", [*words, "sweep.segmenter=[mine]"])))
+    assert "Training: ours" not in text
+    assert "Learning rate: ours" not in text
+
+
 def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
     ones = ["evaluation.jitter_draws=1", "split.test=1", "segmenter.steps=1"]
     ones += ["sweep.support=[0]", "sweep.seed=[0]", "data.test_cohorts=[/data/es]"]

@@ -282,7 +282,8 @@ def test_the_first_sentence_is_the_primary_contrast():
     assert "): not shown: smaller than the minimum effect of 2.0 mm. Beside" in small
     assert "no difference" not in small
     assert primary_sentence(primary.iloc[:0]) == (
-        "The recipe's primary contrast has no results: no pair of its trials is done."
+        "The recipe's primary contrast has no results: no pair of its trials is done, or "
+        "none has the measure."
     )
 
 
@@ -344,3 +345,26 @@ def test_recipes_can_set_the_contrast():
 def test_wrong_settings_are_refused(settings, changes, message):
     with pytest.raises(ValueError, match=message):
         settings(**changes)
+
+
+def test_a_segmenter_without_the_common_baseline_has_one_of_its_own():
+    dice = [0.80, 0.85, 0.82, 0.84, 0.83, 0.86]
+    pairs = {"generator": "pixel", "pair_labels": "own", "n_generator_labels": 40}
+    better = [0.83 + 0.001 * n for n in range(6)]
+    per_image = pd.concat(
+        [
+            scores(dice, trial_id="a", segmenter="unet", condition="strong"),
+            scores(
+                better, trial_id="b", segmenter="unet", condition="synthetic_same_budget_strong",
+                **pairs,
+            ),
+            scores(dice, trial_id="c", segmenter="sam", condition="real"),
+            scores(better, trial_id="d", segmenter="sam", condition="strong"),
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+    plain = StatisticsConfig(primary=ContrastConfig(enabled=False))
+    found = contrast_family(per_image, statistics=plain)
+    compared = found[["segmenter", "condition", "baseline", "base"]].to_numpy().tolist()
+    assert ["unet", "synthetic_same_budget_strong", "strong", "strong"] in compared
+    assert ["sam", "strong", "real", "real"] in compared

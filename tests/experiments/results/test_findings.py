@@ -107,7 +107,7 @@ def test_finding_tells_budget_control_failures_and_limits():
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
     assert "(their generator saw 60 labelled images more) raised" in text
     assert "rough guide" in text
-    assert "one training run" in text
+    assert "Each is one support and seed" in text
     assert "already scores 88.0 % Dice" in text
     assert "1 of 5 trials failed" in text
     empty = per_image.iloc[:0]

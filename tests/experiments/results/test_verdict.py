@@ -18,6 +18,7 @@ MAX_WORDS = 25
 def sentences(**changes) -> list[str]:
     row = comparison(0.005, 0.001, 0.009).to_dict()
     row |= {"role": "primary", "baseline": "strong", "test_cohort": "hc18", "measure": "dice"}
+    row |= {"prompt": "whole_image"}
     family = pd.DataFrame([row | {"n_supports": 3} | changes])
     contrasts = Contrasts(family=family, segmenters=pd.DataFrame())
     return verdict_sentences(contrasts, sweep()[0])
@@ -67,6 +68,46 @@ def test_a_sweep_without_a_primary_contrast_leads_with_its_first_comparison():
     assert found[0].startswith("We compared synthetic pairs with real pairs alone")
     nothing = all_contrasts(per_image[per_image["condition"] == "real"], statistics=PLAIN)
     assert verdict_sentences(nothing, results) == ["No two conditions can be compared yet."]
+
+
+def test_the_leak_free_prompt_leads_and_another_one_is_named():
+    _, per_image = sweep()
+    worse = per_image[per_image["prompt"] == "whole_image"]
+    boxes = worse.assign(
+        prompt="jittered_box", dice=worse["dice"] + 0.05 * (worse["condition"] == "synthetic")
+    )
+    both = pd.concat([boxes, worse], ignore_index=True)
+    found = verdict_sentences(all_contrasts(both, statistics=PLAIN), aggregate(both))
+    alone = verdict_sentences(all_contrasts(worse, statistics=PLAIN), aggregate(worse))
+    assert found == alone
+    found = verdict_sentences(all_contrasts(boxes, statistics=PLAIN), aggregate(boxes))
+    assert "prompted with the jittered box" in found[0]
+    assert found[1] != alone[1]
+
+
+def test_the_first_of_several_choices_is_no_gain_where_its_adjusted_p_is_not_small():
+    dice = [0.80, 0.85, 0.82, 0.84, 0.83, 0.86]
+    gains = {"random": [0] * 6, "coverage": [0.02, 0.003, 0.015, 0.006, 0.02, 0.002]}
+    gains["by_pixel_size"] = [0.001, -0.02, 0.01, 0, 0, 0.003]
+    parts = [
+        scores(
+            [d + g for d, g in zip(dice, gains[choice], strict=True)],
+            trial_id=f"{choice}{n}",
+            choice=choice,
+            n_real=n,
+            real_fraction=float("nan"),
+        )
+        for n in (20, 40, 80)
+        for choice in gains
+    ]
+    per_image = pd.concat(parts, ignore_index=True)
+    found = all_contrasts(per_image, statistics=PLAIN)
+    first = found.choices.iloc[0]
+    assert first["low"] > 0
+    assert first["p"] < 0.05 < first["p_holm"]
+    assert verdict_sentences(found, aggregate(per_image))[1].endswith(
+        "after adjustment for 6 comparisons this is not shown."
+    )
 
 
 def test_a_sweep_of_one_condition_is_told_what_to_do():
