@@ -59,10 +59,10 @@ figure-paper: .venv/.installed ## Figure of the same sweep
 	@$(BIN)/sonosweep figure $(if $(filter file,$(origin RECIPE)),paper_curve,$(RECIPE)) --kind paper $(ARGS)
 
 table-paper-full: .venv/.installed ## The same as the paper did it: ViT-B, Stable Diffusion; on GPUs
-	@$(BIN)/sonosweep paper $(ARGS)
+	@$(BIN)/sonosweep paper $(if $(filter file,$(origin RECIPE)),,--recipe $(RECIPE)) $(ARGS)
 
 figure-paper-full: .venv/.installed ## Figure of the same sweep
-	@$(BIN)/sonosweep paper --figure $(ARGS)
+	@$(BIN)/sonosweep paper --figure $(if $(filter file,$(origin RECIPE)),,--recipe $(RECIPE)) $(ARGS)
 
 table-box: .venv/.installed ## Dice and HC error against increasing box jitter
 	@$(BIN)/sonosweep table $(if $(filter file,$(origin RECIPE)),hc18_small,$(RECIPE)) --kind box $(ARGS)

@@ -26,12 +26,21 @@ ABSENT = "the data folder is not there"
 
 
 def named_sweep(source: str, overrides: Sequence[str]) -> Path | None:
-    """Folder of the sweep that a source names; None for a recipe, or where words change it."""
-    if not all(word.startswith(_NAMING) for word in overrides):
-        return None
+    """Folder of the sweep that a source names; None for a recipe.
+
+    Raises:
+        InputError: Words would change the sweep, so that what it holds would be overwritten.
+    """
     path = find_recipe(source, root=root_of(overrides))
-    is_sweep = path != Path(source) and path == find_stored(source, root=root_of(overrides))
-    return path.parent if is_sweep else None
+    if path == Path(source) or path != find_stored(source, root=root_of(overrides)):
+        return None
+    changes = [word for word in overrides if not word.startswith(_NAMING)]
+    if changes and not any(word.startswith("name=") for word in changes):
+        raise InputError(
+            f"{source} {changes[0]}: {source} is a sweep that has run, whose results this would "
+            "replace; give its recipe, or name=... for another sweep"
+        )
+    return None if changes else path.parent
 
 
 def held_results(config: ExperimentConfig, overrides: Sequence[str]) -> Path | None:

@@ -108,8 +108,8 @@ def execute(
     """
     whole = whole or plan
     check_gpu_memory(config, plan)
-    _fetch_base(config, plan, console)
     launcher = _cluster(config, plan, console)
+    _fetch_base(config, plan, console)
     with ExitStack() as in_use:
         sweep = _recorded_sweep(config, console, data=data, plan=plan, whole=whole, in_use=in_use)
         if not retry_failed and (kept := sweep.recall_failures(kinds=["error"])):

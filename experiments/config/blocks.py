@@ -23,7 +23,14 @@ def _kind_of(
     if name not in blocks:
         check_known([name], known=[*blocks, *kinds], key=f"sweep.{where.removesuffix('s')}")
         return name
-    kind = blocks[name].get("kind", name if name in kinds else None)
+    block = blocks[name]
+    if not isinstance(block, Mapping):
+        raise ValueError(
+            f"{where}.{name}={block}: a block is a group of keys; write {where}.{name}.kind=..."
+        )
+    kind = block.get("kind", name if name in kinds else None)
+    if isinstance(kind, list | Mapping):
+        raise ValueError(f"{where}.{name}.kind={kind}: one kind is needed, as a word")
     if kind is None:
         raise ValueError(f"{where}.{name}: say its kind, one of {', '.join(kinds)}")
     check_known([kind], known=kinds, key=f"{where}.{name}.kind")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from datamodules.allowed import above, at_least
+from datamodules.allowed import above, at_least, between
 from datamodules.choices import CHOICES
 from experiments.config.names import check_known, check_lists
 
@@ -82,6 +82,8 @@ class GridConfig:
         at_least(0).check(self, "retries", section="sweep")
         axes = ("condition", "segmenter", "choice", "support", "seed", "generator_seed", "fold")
         check_lists(self, *axes, section="sweep")
+        seeds = ("support", "seed", "generator_seed")
+        between(0, 10**9).check(self, *seeds, section="sweep")
         check_lists(self, "generator", "devices", section="sweep", may_be_empty=True)
         check_known(self.choice, known=CHOICES, key="sweep.choice")
         at_least(0).check(self, "devices", section="sweep", hint="ids of GPUs")

@@ -1,6 +1,7 @@
 """From a recipe and `key=value` words to a checked config. Torch-free, so that it takes no time."""
 
 import difflib
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -161,12 +162,18 @@ def read_old_condition(merged: dict[str, Any]) -> None:
     )
 
 
+_TIMES = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?$")
+"""To YAML 1.1 they are numbers of base 60: `1:30:00` is 5400, of whatever unit."""
+
+
 class _RecipeYaml(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error, and `on` and `off` are words."""
+    """YAML in which a key that stands twice is an error, and `on`, `off` and `1:30` are words."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, pattern) for tag, pattern in found if not tag.endswith(":bool")]
         if first in "yYnNoO"
+        else [("tag:yaml.org,2002:str", _TIMES), *found]
+        if first in "+-0123456789"
         else found
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
@@ -187,7 +194,7 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise InputError(f"{override!r}: expected key=value, as in segmenter.steps=80")
     if text.strip() == "":
-        raise InputError(f"{override}: no value after '='; write null for none")
+        raise InputError(f"{override}: no value after '='; give one, or null where none may be")
     *parents, leaf = key.split(".")
     try:
         value = escaped(_read_value(text, _kind_of((*parents, leaf))))
@@ -258,11 +265,13 @@ def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:
                 hint = f"did you mean {known}?" if close else f"known keys: {known}"
                 raise InputError(f"{where}{before}{name}: unknown key; {hint}")
             _check(item, types[name], key=before + name, where=where)
-    elif isinstance(value, dict) and kind is not Any:
+    elif isinstance(value, dict) and kind is not Any and origin not in (list, tuple):
         raise InputError(f"{where}{key}: is a single value; write {key}=...")
     elif origin in (list, tuple):
         if not isinstance(value, list):
-            raise InputError(f"{where}{key}={value}: a list is needed; write [{value}]")
+            written = "[{key: value}]" if is_dataclass(arguments[0]) else "[a,b]"
+            written = written if isinstance(value, dict) else f"[{value}]"
+            raise InputError(f"{where}{key}={value}: a list is needed; write {written}")
         for number, item in enumerate(value):
             if is_dataclass(arguments[0]):
                 _check(item, arguments[0], key=f"{key}[{number}]", where=where)

@@ -42,6 +42,8 @@ _UNET_GFLOP_PER_PX = 803 / (512 * 512)
 """Of a pass of Stable Diffusion's UNet, counted at 512x512; at 384x576 it is 2 % less."""
 _BACKWARD = 2.08
 """Arithmetic of a LoRA step by that of a forward pass (1,670 by 803 GFLOP)."""
+_CPU_GFLOP_S = 50
+"""A guess of what a core of a CPU computes in float32."""
 
 
 class Cost(NamedTuple):
@@ -95,7 +97,14 @@ class Costs:
             rate = statistics.median(run.seconds_per_unit for run in here or alike)
             return Cost(rate, "here" if here else "elsewhere")
         found = self._gpu and reference_cost(node, config=self._config, gpu=self._gpu)
-        return found or Cost(STAGES[node.stage].first_guess_s, "first guess")
+        return found or Cost(self._first_guess_s(node), "first guess")
+
+    def _first_guess_s(self, node: Node) -> float:
+        """A guess of the table, or of the arithmetic where that alone takes longer."""
+        guess_s, gflop = STAGES[node.stage].first_guess_s, _unet_gflop(node, config=self._config)
+        if gflop is None or device_kind(self._config) != "cpu":
+            return guess_s
+        return max(guess_s, gflop / (_CPU_GFLOP_S * threads_of(self._config)))
 
     def gpu_gib(self, node: Node) -> float | None:
         """The most memory of a GPU that like runs took, GiB; None where none has run on one."""
@@ -185,17 +194,13 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | 
         None where nothing like it was measured: another backbone, a fit without embeddings or
         one that trains the encoder, the pixel generator, a stage that the table does not have.
     """
-    if node.stage in ("generator", "synthesize"):
-        settings = config.generator_named(node.generator)
-        if not isinstance(settings, StableDiffusionConfig):
-            return None
-        passes, least_s = settings.batch_size * _BACKWARD, float(_costs()[LEAST]["unit_s"])
-        if node.stage == "synthesize":
-            sampler, least_s = settings.sampler, 0.0
-            passes = sampler.num_inference_steps * (1 if sampler.guidance_scale == 1 else 2)
-        row, gflop = _costs()[node.stage], passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+    gflop = _unet_gflop(node, config=config)
+    if gflop is not None:
+        row, least_s = _costs()[node.stage], float(_costs()[LEAST]["unit_s"])
         unit_s = gpus()[gpu].ratio * float(row["unit_s"]) * gflop / float(row["gflop"])
-        return Cost(max(unit_s, least_s), "table")
+        return Cost(max(unit_s, least_s if node.stage == "generator" else 0.0), "table")
+    if node.stage in ("generator", "synthesize"):
+        return None
     backbone = {
         "embed": node.content.get("encoder", {}).get("backbone"),
         "fit": node.content.get("segmenter", {}).get("backbone"),
@@ -209,6 +214,20 @@ def reference_cost(node: Node, *, config: ExperimentConfig, gpu: str) -> Cost | 
     row = _costs()[node.stage]
     scale = gpus()[gpu].ratio if row["bound"] == "gpu" else 1.0
     return Cost(scale * float(row["unit_s"]), "table", float(row["fixed_s"]))
+
+
+def _unet_gflop(node: Node, *, config: ExperimentConfig) -> float | None:
+    """Arithmetic of Stable Diffusion's UNet in a unit of a stage, GFLOP: an optimiser step, or an
+    image that is drawn; None for other stages and generators."""
+    if node.stage not in ("generator", "synthesize"):
+        return None
+    settings = config.generator_named(node.generator)
+    if not isinstance(settings, StableDiffusionConfig):
+        return None
+    passes, sampler = settings.batch_size * _BACKWARD, settings.sampler
+    if node.stage == "synthesize":
+        passes = sampler.num_inference_steps * (1 if sampler.guidance_scale == 1 else 2)
+    return passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
 
 
 @lru_cache(maxsize=1)

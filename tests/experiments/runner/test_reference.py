@@ -9,7 +9,7 @@ from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, Plan
 from experiments.runner import memory
-from experiments.runner.costs import gpus, known_gpu, reference_cost
+from experiments.runner.costs import Costs, gpus, known_gpu, reference_cost
 from experiments.runner.memory import check_gpu_memory, training_gib
 from experiments.store.runs import write_done
 
@@ -142,3 +142,16 @@ def test_a_small_gpu_beside_a_large_one_counts_where_it_is_named(
     config = load_config("paper_hc18", [f"store.root={tmp_path}", *words])
     with pytest.raises(InputError, match="NVIDIA Small has 2") if refused else nullcontext():
         check_gpu_memory(config, plan)
+
+
+def test_stable_diffusion_on_a_cpu_is_guessed_by_its_arithmetic(tmp_path):
+    words = [f"store.root={tmp_path}", "trainer.accelerator=cpu"]
+    guesses = []
+    for batch in (1, 4):
+        config = load_config("paper_hc18", [*words, f"stable_diffusion.batch_size={batch}"])
+        cost = Costs(tmp_path, config=config).of(node("generator"))
+        assert cost.source == "first guess"
+        guesses.append(cost.seconds_per_unit)
+    # A step of one image at 512x512 takes 1,670 GFLOP.
+    assert guesses[0] > 5
+    assert guesses[1] == pytest.approx(4 * guesses[0])
