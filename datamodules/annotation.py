@@ -69,8 +69,12 @@ def check_png(data: bytes, *, name: str) -> None:
     raise InputError(f"{name}: PNG cut short after {len(data)} bytes; copy or download it again")
 
 
-def _decode_raw(data: bytes, *, name: str) -> np.ndarray:
-    """Return uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4) in cv2's channel order."""
+def decode_png(data: bytes, *, name: str) -> np.ndarray:
+    """Return a PNG's pixels, uint8 or uint16 (H, W), (H, W, 3) or (H, W, 4), blue first.
+
+    Raises:
+        InputError: no PNG, cut short, damaged or too large; `name` is for the message.
+    """
     check_png(data, name=name)
     try:
         pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
@@ -101,7 +105,7 @@ def decode_image(data: bytes, *, name: str, frame: int | None = None) -> np.ndar
     """
     if is_dicom(data):
         return one_dicom_image(data, name=name, frame=frame).grey
-    return grey_of(_decode_raw(data, name=name)).grey
+    return grey_of(decode_png(data, name=name)).grey
 
 
 def read_image(path: Path, *, frame: int | None = None) -> np.ndarray:
@@ -142,7 +146,7 @@ def decode_annotation(
     data: bytes, *, name: str, filled_bias_px: float = 0.0, label: int | None = None
 ) -> Annotation:
     """Like `read_annotation`, from the file's bytes; `name` is for the messages."""
-    pixels = _decode_raw(data, name=name)
+    pixels = decode_png(data, name=name)
     require_one_colour(pixels, name=name, label=label)
     foreground = foreground_of(one_channel(pixels), name=name, label=label)
     return parse_annotation(foreground, name=name, filled_bias_px=filled_bias_px)

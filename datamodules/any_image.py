@@ -161,18 +161,33 @@ def read_any_image(path: Path) -> AnyImage:
     if kind == "PNG":
         check_png(data, name=str(path))
     image = grey_of(_decode(data, path=path, kind=kind))
-    if kind == "TIFF" and image.scaled_from is not None and _is_white_zero(data):
-        image = replace(image, grey=255 - image.grey)
+    # Its decoder heeds that 0 is white up to 8 bit alone.
+    if kind == "TIFF" and image.scaled_from is not None:
+        is_white_zero = _tags_of(data).get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+        image = replace(image, grey=255 - image.grey) if is_white_zero else image
     return image
 
 
-def _is_white_zero(data: bytes) -> bool:
-    """Whether 0 is white in a TIFF; its decoder heeds that up to 8 bit alone."""
+def _tags_of(data: bytes) -> TiffImagePlugin.ImageFileDirectory_v2:
+    """The tags of a TIFF."""
     tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
     file = io.BytesIO(data)
     file.seek(tags.next)
     tags.load(file)
-    return tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0
+    return tags
+
+
+def _refuse_misread(data: bytes, *, path: Path, dtype: np.dtype) -> None:
+    """Refuse a TIFF that its decoder reads wrongly without a word."""
+    tags = _tags_of(data)
+    bits = max(np.atleast_1d(tags.get(TiffImagePlugin.BITSPERSAMPLE, 8)))
+    samples = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    if bits > 8 and samples > 1 and tags.get(TiffImagePlugin.PLANAR_CONFIGURATION, 1) != 1:
+        raise InputError(f"{path}: a TIFF of {bits} bit in separate planes; save it as PNG")
+    if bits > 8 and samples == 2:
+        raise InputError(f"{path}: a grey TIFF of {bits} bit with alpha; save it without alpha")
+    if samples > 1 and dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: a TIFF in colour of {dtype}; save it with 8 or 16 bit")
 
 
 def _by_pillow(data: bytes, *, path: Path, kind: str) -> np.ndarray:
@@ -220,4 +235,6 @@ def _decode(data: bytes, *, path: Path, kind: str) -> np.ndarray:
         raise InputError(f"{path}: a TIFF that is transparent in parts; save it without alpha")
     if not np.issubdtype(pixels.dtype, np.integer):
         raise InputError(f"{path}: its pixels are {pixels.dtype}; save it with 8 or 16 bit")
+    if kind == "TIFF":
+        _refuse_misread(data, path=path, dtype=pixels.dtype)
     return pixels

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from datamodules.annotation import check_png, read_bytes
+from datamodules.annotation import decode_png, read_bytes
 from datamodules.errors import InputError
 from datamodules.samples import ANNOTATION_SUFFIX, Sample
 
@@ -38,7 +37,11 @@ def find_masks(
     """
     require_folder(folder)
     paths = sorted(path for path in folder.iterdir() if path.name[0] != ".")
-    present = {path.stem: path for path in paths if path.suffix.lower() == ".png"}
+    present: dict[str, Path] = {}
+    for path in paths:
+        if path.suffix.lower() == ".png" and present.setdefault(path.stem, path) is not path:
+            names = f"{present[path.stem].name} and {path.name}"
+            raise InputError(f"{folder}: {names} have one name; leave the mask alone")
     others = [path.name for path in paths if path.name.lower().endswith(_OTHER_FORMATS)]
     if not present:
         found = f" ({others[0]} is of a format that is not read)" if others else ""
@@ -85,14 +88,14 @@ def read_mask(path: Path, *, size_hw: tuple[int, int]) -> np.ndarray:
         uint8 (H, W) in {0, 1}; all zero for an empty prediction.
 
     Raises:
-        InputError: No PNG, another size, or other values.
+        InputError: No PNG, another size, other values, or drawn in the alpha channel.
     """
-    data = read_bytes(path)
-    check_png(data, name=str(path))
-    pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    if pixels is None:
-        raise InputError(f"{path}: PNG cannot be decoded; write it again")
+    pixels = decode_png(read_bytes(path), name=str(path))
     if pixels.ndim == 3:
+        if pixels.shape[2] == 4 and np.ptp(pixels[..., :3]) == 0 and np.ptp(pixels[..., 3]) > 0:
+            raise InputError(
+                f"{path}: the mask is drawn in the alpha channel; write it in grey, 0 and 255"
+            )
         pixels = pixels[..., :3].max(axis=2)
     if pixels.shape != size_hw:
         raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from datamodules.errors import InputError
@@ -36,8 +36,11 @@ def export_compact(run_dir: Path, manifest: Mapping[str, Any], folder: Path) -> 
         InputError: The run holds no fitted segmenter and no fitted pixel generator.
     """
     about = {key: manifest[key] for key in KEPT if key in manifest}
-    n_images = len(manifest.get("content", {}).get("images", []))
+    content = manifest.get("content", {})
+    n_images = content.get("n_images", len(content.get("images", [])))
     about |= {"content": {"n_images": n_images}, "data": data_line(manifest), "weights": "float16"}
+    if extensions := manifest.get("config", {}).get("extensions"):
+        about["config"] = {"extensions": extensions}
     if manifest["stage"] == "generator":
         _write_generator(run_dir / GENERATOR, folder)
     else:
@@ -68,8 +71,14 @@ def _write_generator(source: Path, folder: Path) -> None:
 
 def _save_half(source: Path, target: Path) -> None:
     """The same tensors, those of float32 in float16."""
-    with safe_open(source, framework="pt") as file:
-        about = file.metadata()
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(source, framework="pt") as file:
+            about = file.metadata()
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"{source}: damaged or cut short ({error}); fit it again") from error
     half = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
-    save_file(half, target, metadata=about)
+    try:
+        save_file(half, target, metadata=about)
+    except SafetensorError as error:
+        raise InputError(f"{target}: cannot be written ({error})") from error

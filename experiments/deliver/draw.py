@@ -13,7 +13,7 @@ from datamodules.synthetic import SyntheticPair, write_metadata, write_origin, w
 from experiments.config.paths import MODELS
 from experiments.deliver.sidecar import data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
-from experiments.store.runs import read_manifest
+from experiments.store.runs import read_sound
 from lightning_modules.generators.pixel.config import SamplerConfig
 
 PACKAGED = MODELS / "hc18-generator"
@@ -40,7 +40,7 @@ def draw_command(
         WeightsError: Its weights are damaged.
     """
     require_new(out)
-    manifest = read_manifest(run_dir)
+    manifest = read_sound(run_dir)
     folder = run_dir / GENERATOR if (run_dir / GENERATOR).is_dir() else run_dir
     images = _fitted_on(folder)
     # Here, because they are slow to import: a wrong path is refused before that.
@@ -63,7 +63,7 @@ def draw_command(
     n_labels = sum(row["is_labelled"] for row in images)
     origin = {
         "generator": generator_id,
-        "data": manifest.get("data") or data_line(manifest),
+        "data": data_line(manifest),
         "n_labels": n_labels,
         "n_unlabelled": len(images) - n_labels,
         "seed": seed,

@@ -16,7 +16,7 @@ from datamodules.storage import new_folder
 from experiments.deliver.dataset import export_dataset
 from experiments.deliver.sidecar import about_sam, write_sidecar
 from experiments.store.fitted import GENERATOR, settings_of_run
-from experiments.store.runs import read_manifest
+from experiments.store.runs import read_manifest, read_sound
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import row_of
 
@@ -30,8 +30,10 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "generator.json")
 def export_command(run_dir: Path, *, format_name: str, out: Path, console: Console) -> None:
     """Write a run in one of `FORMATS`, as a folder that is there whole or not at all."""
     one_of(format_name, list(FORMATS), option="--format")
+    # A set of pairs is read whole, and named in its own words.
+    read = read_manifest if format_name == "dataset" else read_sound
     with new_folder(out) as folder, console.status("exporting"):
-        FORMATS[format_name](run_dir, read_manifest(run_dir), folder)
+        FORMATS[format_name](run_dir, read(run_dir), folder)
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     console.print(f"{out}: {format_name}, {size / 2**20:.1f} MiB", markup=False, soft_wrap=True)
 

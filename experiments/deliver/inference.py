@@ -18,7 +18,7 @@ from experiments.deliver.confidence import Box
 from experiments.stages.fit import WEIGHTS_NAME, fitted_segmenter
 from experiments.stages.image_logits import image_logits
 from experiments.store.fitted import settings_of_run
-from experiments.store.runs import read_manifest
+from experiments.store.runs import read_sound
 from lightning_modules.metrics import dice_score
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import for_inference
@@ -54,7 +54,7 @@ def load_run(
         InputError: It takes no prompt and is asked for one; or see `settings_of_run`,
             `load_fitted`.
     """
-    config = settings_of_run(run_dir, read_manifest(run_dir))
+    config = settings_of_run(run_dir, read_sound(run_dir))
     if (takes_boxes or prompt != "whole_image") and not row_of(config).takes_prompt:
         option = "--boxes" if takes_boxes else f"--prompt {prompt}"
         raise InputError(

@@ -83,7 +83,9 @@ def about_sam(config: SegmenterConfig, sam: "Sam") -> dict[str, Any]:
 
 
 def data_line(manifest: Mapping[str, Any]) -> str:
-    """Licence and attribution of the images that a run was fitted on."""
+    """Licence and attribution of the images that a run, or an exported model, was fitted on."""
+    if "data" in manifest:
+        return manifest["data"]
     root = manifest.get("config", {}).get("data", {}).get("root")
     if root is not None and (Path(root) / PHANTOM_MARKER).is_file():
         return PHANTOM_DATA

@@ -25,6 +25,9 @@ def check_weights(config: ExperimentConfig) -> Check:
     offline = config.offline or is_offline()
     blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
     blocks |= {name: config.generator_named(name) for name in config.generator_names()}
+    conditions = [config.condition(name) for _, name in config.arms()]
+    if any(each.is_generated and each.gate != "off" for each in conditions):
+        blocks["gate.judge"] = config.judge()
     checks = {}
     for name, settings in blocks.items():
         try:
@@ -32,7 +35,8 @@ def check_weights(config: ExperimentConfig) -> Check:
         except WeightsError as error:
             check = refused(error)
             check = replace(check, text=f"missing, {check.text}")
-        if check is not None:
+        # The judge's may be those of a segmenter.
+        if check is not None and check not in checks.values():
             checks[name] = check
     marks = {check.mark for check in checks.values()} | {"ok"}
     remedies = dict.fromkeys(check.remedy for check in checks.values() if check.remedy)

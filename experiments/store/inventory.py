@@ -150,7 +150,8 @@ def _index(run_dir: Path) -> set[str] | None:
 
 def _sweeps(root: Path) -> dict[str, KnownSweep]:
     found = {}
-    for folder in _folders(root):
+    # A folder that was moved to another disk, and linked, is a sweep all the same.
+    for folder in sorted(path for path in root.glob("[!.]*") if path.is_dir()):
         path, results = folder / PLAN_NAME, folder / RESULTS_NAME
         has_recipe = path.is_file() or (folder / "config.yaml").is_file()
         if folder.name == "store" or not (has_recipe or results.is_file()):

@@ -193,6 +193,17 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_sound(run_dir: Path) -> dict[str, Any]:
+    """`read_manifest` of a run whose files are what it wrote; else InputError.
+
+    All of them are read; a copy of before, which does not say what they were, passes.
+    """
+    manifest = read_manifest(run_dir)
+    if (found := damage(run_dir, names=None)) is not None:
+        raise InputError(f"{run_dir / found}; its sweep makes it again")
+    return manifest
+
+
 def write_done(run_dir: Path, result: dict[str, Any]) -> None:
     """Put everything in the directory on the disk, then mark it done and say what the files are;
     ValueError for a result that JSON cannot hold.

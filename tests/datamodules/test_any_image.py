@@ -77,22 +77,43 @@ def test_more_than_8_bit_are_scaled_from_their_own_range(grey, tmp_path, ending)
     assert read_any_image(path).grey.max() == 0
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_a_tiff_whose_0_is_white(grey, tmp_path, dtype):
-    ifd = TiffImagePlugin.ImageFileDirectory_v2()
-    size, bits = grey.shape[::-1], 8 * np.dtype(dtype).itemsize
-    data = (np.iinfo(dtype).max - grey.astype(dtype)).tobytes()
-    # Width, height, bits, no compression, 0 is white, strip, channels, rows and bytes of the strip.
-    tags = zip(
-        (256, 257, 258, 259, 262, 273, 277, 278, 279),
-        (*size, bits, 1, 0, 0, 1, size[1], len(data)),
-        strict=True,
-    )
-    for tag, value in tags:
+def write_tiff(path, pixels, **changes):
+    """An uncompressed TIFF of pixels (H, W) or (H, W, samples) with some tags as they are given."""
+    ifd, data = TiffImagePlugin.ImageFileDirectory_v2(), pixels.tobytes()
+    samples = 1 if pixels.ndim == 2 else pixels.shape[2]
+    # Width, height, bits, no compression, 0 is black, strip, channels, rows and bytes of the strip.
+    tags = {256: pixels.shape[1], 257: pixels.shape[0], 258: (8 * pixels.itemsize,) * samples}
+    tags |= {259: 1, 262: 1 if samples < 3 else 2, 273: 0, 277: samples}
+    tags |= {278: pixels.shape[0], 279: len(data)}
+    for tag, value in (tags | {int(key[1:]): value for key, value in changes.items()}).items():
         ifd[tag] = value
     # Pillow counts the strip's place from the end of the tags.
-    (tmp_path / "a.tif").write_bytes(b"II*\0\x08\0\0\0" + ifd.tobytes(8) + data)
-    np.testing.assert_array_equal(read_any_image(tmp_path / "a.tif").grey, grey)
+    path.write_bytes(b"II*\0\x08\0\0\0" + ifd.tobytes(8) + data)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_whose_0_is_white(grey, tmp_path, dtype):
+    pixels = np.iinfo(dtype).max - grey.astype(dtype)
+    path = write_tiff(tmp_path / "a.tif", pixels, _262=0)
+    np.testing.assert_array_equal(read_any_image(path).grey, grey)
+
+
+def test_tiffs_that_the_decoder_misreads_are_refused(grey, tmp_path):
+    path, wide = tmp_path / "a.tif", grey.astype(np.uint16) * 100
+    colour = np.dstack([wide] * 3)
+    np.testing.assert_array_equal(read_any_image(write_tiff(path, colour)).grey, grey)
+    for pixels, changes, words in (
+        (colour, {"_284": 2}, "separate planes"),
+        (
+            np.dstack([wide, np.full_like(wide, 65535)]),
+            {"_338": 2},
+            "grey TIFF of 16 bit with alpha",
+        ),
+        (colour.astype(np.int32), {"_339": (2, 2, 2)}, "in colour of int32|cannot be decoded"),
+    ):
+        with pytest.raises(InputError, match=words):
+            read_any_image(write_tiff(path, pixels, **changes))
 
 
 def test_16_bit_in_colour(grey, tmp_path):

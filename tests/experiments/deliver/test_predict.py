@@ -16,6 +16,7 @@ from datamodules.samples import read_hc18
 from experiments.deliver.inference import load_run
 from experiments.deliver.predict import COLUMNS, prediction_of_mask, predictions_text
 from experiments.results.pictures import PREDICTION_RGB
+from experiments.store.runs import write_done
 
 
 @pytest.fixture
@@ -213,9 +214,32 @@ def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_pat
     )
     assert first.any()
     assert (first != second).mean() < 0.01
+    # Exported again it says of its data what it said.
+    assert sonosweep("export", small, "--format", "compact", "--out", tmp_path / "again")[0] == 0
+    texts = [(each / "manifest.json").read_text() for each in (small, tmp_path / "again")]
+    assert texts[0] == texts[1]
+    assert json.loads(texts[0])["content"] == {"n_images": 1}
     code, _, err = sonosweep("export", unet_dir, "--format", "compact", "--out", tmp_path / "x")
     assert (code, err.count("\n")) == (2, 1)
     assert "no fitted segmenter" in err
+
+
+def test_weights_that_are_not_those_written_are_not_used(sonosweep, unet_dir, scans, tmp_path):
+    run = shutil.copytree(unet_dir, tmp_path / "run")
+    write_done(run, {})
+    assert sonosweep("predict", run, scans, "--out", tmp_path / "whole")[0] == 0
+    weights = run / "segmenter.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-40:] = bytes(40)
+    weights.write_bytes(data)
+    for words in (
+        ("predict", run, scans),
+        ("export", run, "--format", "compact"),
+    ):
+        code, printed, err = sonosweep(*words, "--out", tmp_path / "new")
+        assert (code, printed, err.count("\n")) == (2, "", 1)
+        assert "segmenter.safetensors is not what was written" in err
+        assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

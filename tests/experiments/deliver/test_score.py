@@ -195,6 +195,22 @@ def test_folders_without_usable_masks(samples, tmp_path):
         find_masks(folder, sample_ids=ids, known=samples)
 
 
+def test_a_mask_in_the_alpha_channel_and_two_of_one_name_are_refused(samples, masks):
+    path = masks / "001_HC.png"
+    head = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    for colour in (0, 255):
+        in_alpha = np.dstack([np.full((*head.shape, 3), colour, np.uint8), 255 * (head > 0)])
+        cv2.imwrite(str(path), in_alpha.astype(np.uint8))
+        with pytest.raises(
+            InputError, match=r"001_HC\.png: the mask is drawn in the alpha channel"
+        ):
+            read_mask(path, size_hw=head.shape)
+    (masks / "001_HC.PNG").write_bytes(path.read_bytes())
+    ids = [sample.sample_id for sample in samples]
+    with pytest.raises(InputError, match=r"001_HC\.PNG and 001_HC\.png have one name"):
+        find_masks(masks, sample_ids=ids, known=samples)
+
+
 def test_the_ending_of_a_mask_may_be_in_capitals(samples, masks):
     (masks / "001_HC.png").rename(masks / "001_HC.PNG")
     found = score_folder(masks, samples=samples, name="a").found

@@ -38,11 +38,18 @@ def test_weights_that_are_there_damaged_fetchable_or_missing(tmp_path, monkeypat
     assert (found.mark, "sam: lite_medsam.pth present" in found.text) == ("ok", True)
     found = look(needs.check_weights, "segmenter.weights_path=pyproject.toml")
     assert (found.mark, "sha256" in found.text) == ("missing", True)
-    unet = "sweep.segmenter=[unet]"
+    unet, judge = "sweep.segmenter=[unet]", "gate.judge: lite_medsam.pth present"
     found = look(needs.check_weights, unet)
-    assert (found.mark, found.text) == ("ok", "unet: efficientnet-lite0-57934424.pth present")
+    assert (found.mark, found.text) == (
+        "ok",
+        f"unet: efficientnet-lite0-57934424.pth present, {judge}",
+    )
     found = look(needs.check_weights, unet, "unet.encoder_name=resnet18")
-    assert (found.mark, found.text) == ("warn", "unet: imagenet from the network fetchable")
+    expected = f"unet: imagenet from the network fetchable, {judge}"
+    assert (found.mark, found.text) == ("warn", expected)
+    # Without pairs nothing is judged.
+    found = look(needs.check_weights, unet, "sweep.condition=[real]")
+    assert judge not in found.text
     published = ("segmenter.backbone=vit_b", "sweep.generator=[stable_diffusion]")
     base = "stable_diffusion: stable-diffusion-v1-5/stable-diffusion-v1-5 (hub)"
     found = look(needs.check_weights, *published)

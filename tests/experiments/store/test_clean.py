@@ -139,6 +139,13 @@ def test_what_results_name_stays(root):
         remove(root, Selection(orphans=True))
 
 
+def test_a_sweep_whose_folder_is_a_link_keeps_what_it_refers_to(root, tmp_path):
+    (root / "a").rename(tmp_path / "moved")
+    (root / "a").symlink_to(tmp_path / "moved")
+    assert gone(root, orphans=True) == ORPHANS
+    assert gone(root, sweeps=("a",)) == OF_A
+
+
 @pytest.mark.parametrize(
     ("selection", "expected"),
     [
