@@ -243,7 +243,9 @@ def _read_labels(
                 annotation_path=mask,
                 hc_mm=hc_mm,
                 cohort=COHORT,
+                # As `write_pair` draws it, however the original's is to be read.
                 filled_bias_px=0.0,
+                label=None,
             )
         )
     return SyntheticSet(

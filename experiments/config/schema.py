@@ -246,9 +246,10 @@ class ExperimentConfig:
 
     @property
     def sampler_batch_size(self) -> int:
-        """Images that the sweep's generators draw at once: the least of them."""
+        """Images that the sweep's generators draw at once: the most of them, so that all of them
+        come to single ones where memory runs out."""
         drawn = [self.generator_named(name) for name in self.generator_names()]
-        return min(self.sampler_of(settings).batch_size for settings in drawn)
+        return max(self.sampler_of(settings).batch_size for settings in drawn)
 
     def _check_devices(self) -> None:
         each, grid, trained = self.trainer.devices, self.sweep, {}

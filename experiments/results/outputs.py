@@ -40,15 +40,24 @@ def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     """Rows of every scored trial and control, with their axes; may be empty."""
     # The cohort and the prompt are in both.
     columns, parts = [*dict.fromkeys([*KEYS, *PER_IMAGE])], []
+    # Of the data as they are now: a score may be older than the exams that a CSV names.
+    exams = _exams(sweep)
     for spec in sweep.plan.trials:
         for run in (sweep.runs[key] for key in spec.score_keys.values()):
             if run.is_done:
                 rows = read_csv(sweep.run_dir(run) / "per_image.csv").assign(**spec.axes)
+                known = rows["sample_id"].map(exams)
+                rows["exam_id"] = known.where(known.notna(), rows["exam_id"])
                 # A column without any value must not decide the type of the others.
                 parts.append(rows.dropna(axis="columns", how="all"))
     if not parts:
         return pd.DataFrame(columns=columns)
     return with_defaults(pd.concat(parts, ignore_index=True)).reindex(columns=columns)
+
+
+def _exams(sweep: Sweep) -> dict[str, str]:
+    """The exam of each image."""
+    return {name: sample.exam_id for name, sample in sweep.data.samples.items()}
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
@@ -121,7 +130,7 @@ def write_outputs(sweep: Sweep, console: Console, *, log: Callable[..., str | No
     folder.mkdir(parents=True, exist_ok=True)
     states = [[key, run.is_done, run.reason] for key, run in sweep.runs.items()]
     axes = [spec.axes for spec in sweep.plan.trials]
-    key = content_key([states, axes, resolved(sweep.config), code_state()])
+    key = content_key([states, axes, resolved(sweep.config), code_state(), _exams(sweep)])
     marker = folder / "outputs.json"
     known = _known_outputs(marker, key=key, say=sweep.say)
     if known is None:

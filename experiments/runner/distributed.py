@@ -15,21 +15,20 @@ from experiments.plan.stage_table import STAGES
 from experiments.runner.server import use_short_sockets
 from experiments.runner.worker import run_node
 from experiments.stages.context import StageContext
-
-REQUEST = "request.pkl"
+from experiments.store.runs import REQUEST_NAME
 
 
 def write_request(context: StageContext) -> None:
     """Write a stage into its directory, where the processes of its devices find it."""
     request = context, STAGES[context.node.stage]
-    (context.run_dir / REQUEST).write_bytes(pickle.dumps(request))
+    (context.run_dir / REQUEST_NAME).write_bytes(pickle.dumps(request))
 
 
 def main(arguments: list[str]) -> None:
     """Run the stage, or share in it, and end the process."""
     run_dir, threads = Path(arguments[0]), int(arguments[1])
     use_short_sockets()
-    context, row = pickle.loads((run_dir / REQUEST).read_bytes())
+    context, row = pickle.loads((run_dir / REQUEST_NAME).read_bytes())
     # Nothing is forked here: what runs was imported just now.
     context = replace(context, code=None)
     each = max(1, threads // context.config.trainer.devices)

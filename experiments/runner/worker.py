@@ -123,6 +123,9 @@ def _run(context: StageContext, *, threads: int) -> int:
                 f"the code has changed since the sweep began: this stage runs {code_name(facts)}, "
                 f"on the disk is {code_name(facts['code_on_disk'])}"
             )
+        if not STAGES[node.stage].is_training:
+            # An earlier attempt may have left pairs that this one does not make.
+            runs.discard_results(run_dir)
         runs.write_started(run_dir, {**manifest, **facts})
         result = STAGES[node.stage].load()(context)
         require_as_planned(context)

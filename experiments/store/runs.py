@@ -27,7 +27,17 @@ from experiments.store.layout import check_version
 DONE_NAME, MANIFEST_NAME, RESULTS_NAME = "DONE.json", "manifest.json", "results.csv"
 READ_FOR_TABLES = (MANIFEST_NAME, "per_image.csv", "metadata.jsonl", "fidelity.json")
 """Files of a run that a sweep's outputs are made from."""
-_UNNAMED = (DONE_NAME, "FAILED.json", "log.txt", "status.json", "wandb", "checkpoints")
+REQUEST_NAME = "request.pkl"
+"""What the further processes of a training are to do."""
+_UNNAMED = (
+    DONE_NAME,
+    "FAILED.json",
+    "log.txt",
+    "status.json",
+    "wandb",
+    "checkpoints",
+    REQUEST_NAME,
+)
 """What no marker names: it is no result, or comes and goes."""
 _OWN_NAMES = (".lock", DONE_NAME, "FAILED.json", "log.txt", "status.json")
 """Of these a run has one from its first moment, before its manifest."""

@@ -107,6 +107,7 @@ def test_labels_of_images_that_lie_elsewhere(tmp_path):
         hc_mm=77.0,
         cohort="hc18",
         filled_bias_px=1.4,
+        label=2,
     )
     circle = Ellipse(
         center_x_px=40, center_y_px=27, semi_major_px=20, semi_minor_px=20, theta_rad=0
@@ -125,7 +126,7 @@ def test_labels_of_images_that_lie_elsewhere(tmp_path):
     assert sample.annotation_path == pair_paths(root, pair.sample_id)[1]
     # Of the label, never of the reference; and the mask is taken as it was drawn.
     assert sample.hc_mm == pytest.approx(0.5 * 2 * np.pi * 20)
-    assert sample.filled_bias_px == 0
+    assert (sample.filled_bias_px, sample.label) == (0, None)
     with pytest.raises(InputError, match="ab-001_HC is a label of 001_HC, which is not among"):
         read_synthetic(root)
     sample.annotation_path.unlink()

@@ -49,6 +49,7 @@ class Finished(Sweep):
     def __init__(self, root):
         self.store, self.runs = RunStore(root), {}
         self.plan = SimpleNamespace(trials=[])
+        self.data = SimpleNamespace(samples={})
 
     def add(self, key, *, state="done", reason="", rows=None, **result):
         stage, name = key.split("/")
@@ -107,6 +108,15 @@ def test_rows_carry_the_axes_of_their_trial(sweep):
     # A control has neither a support nor a seed: its rows are not those of seed 0.
     for axis in ("real_fraction", "support", "seed", "generator_seed"):
         assert np.isnan(rows[axis][3])
+
+
+def test_exams_are_those_of_the_data_as_they_are_now(sweep):
+    """A column of the CSV may have joined images since they were scored."""
+    key = sweep.add("score/aaaa", rows=[image(), image(sample_id="002_HC", exam_id="002")])
+    sweep.plan.trials = [trial("real", fit=key, scores={("hc18", "whole_image"): key})]
+    assert collect_per_image(sweep)["exam_id"].tolist() == ["001", "002"]
+    sweep.data.samples = {"002_HC": SimpleNamespace(exam_id="001")}
+    assert collect_per_image(sweep)["exam_id"].tolist() == ["001", "001"]
 
 
 def test_what_is_not_done_has_no_rows(sweep):

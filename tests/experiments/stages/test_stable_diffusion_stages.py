@@ -29,7 +29,7 @@ from experiments.stages.generator import run_generator, run_synthesize
 from experiments.stages.stable_diffusion import BANK_NAME
 from experiments.stages.training import checkpoint_dir
 from experiments.store.provenance import provenance
-from experiments.store.runs import write_started
+from experiments.store.runs import read_result, write_done, write_started
 from lightning_modules.generators.stable_diffusion.config import (
     StableDiffusionConfig,
     StableDiffusionSamplerConfig,
@@ -109,7 +109,9 @@ def test_a_generator_is_exported_as_lora_and_as_a_pipeline(stages, fitted, route
         "config": resolved(stages.config),
         **provenance(),
     }
+    result = read_result(context.run_dir)
     write_started(context.run_dir, manifest)
+    write_done(context.run_dir, result)
     console = Console(file=io.StringIO())
     for name in ("lora", "pipeline"):
         export_command(context.run_dir, format_name=name, out=tmp_path / name, console=console)
