@@ -176,6 +176,7 @@ def parse_annotation(
     try:
         is_filled = _is_filled(foreground)
         if is_filled:
+            # The edge of a hole would count as the head's.
             foreground = foreground | _enclosed(foreground)
         ellipse, residual_px = _fit(foreground, is_filled=is_filled)
     except ValueError as error:

@@ -30,19 +30,20 @@ def _one_exam(index: Index) -> list[str]:
 
 
 def _numbered_exams(index: Index) -> list[str]:
+    exams = {row.exam_id: row.sample_id for row in reversed(index.rows)}
     groups = defaultdict(list)
-    for row in index.rows:
-        if found := _NUMBERED.fullmatch(row.exam_id):
-            groups[found["stem"]].append(row.sample_id)
+    for exam_id in sorted(exams):
+        if found := _NUMBERED.fullmatch(exam_id):
+            groups[found["stem"]].append(exams[exam_id])
     several = [names for names in groups.values() if len(names) > 1]
     # Images that are numbered through have one stem.
     if len(several) < 2:
         return []
     first, second = several[0][:2]
     return [
-        f"{first} and {second} count as two exams, as do {sum(map(len, several)) - 2} more images "
-        "whose names differ in their last number; where such images show one patient, say so in a "
-        "column `exam` of the CSV"
+        f"{first} and {second} are of two exams, as are {sum(map(len, several)) - 2} more images, "
+        "whose names differ in their last number; where such exams are of one patient, say so in "
+        "the CSV, in a column `exam`"
     ]
 
 

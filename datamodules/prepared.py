@@ -24,7 +24,8 @@ from datamodules.samples import Sample
 from datamodules.storage import commit_folder, content_key, is_array, write_json
 from datamodules.unchanged import require_unchanged
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Counts up where the same files give other pictures or masks."""
 ARRAYS = ("images", "masks", "size_hw", "valid_hw")
 IDS_NAME, DONE_NAME = "ids.json", "DONE.json"
 NAMES = (*(f"{name}.npy" for name in ARRAYS), IDS_NAME)

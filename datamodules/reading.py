@@ -122,7 +122,7 @@ def bias_notes(index: Index) -> list[str]:
     if bias_px != 0:
         how = f"made {'smaller' if bias_px > 0 else 'larger'} by {abs(bias_px)} px on every side"
     if measured is None:
-        how += " (assumed: the CSV has too few HC to tell; data.filled_bias_px sets it)"
+        how += " (assumed: by the CSV's HC it cannot be told; data.filled_bias_px sets it)"
     found = [f"{len(filled)} of {len(index.rows)} annotations are filled masks, {how}"]
     if measured is not None and abs(measured.median_px - bias_px) > _WORTH_A_NOTE_PX:
         found.append(

@@ -12,35 +12,49 @@ from datamodules.integrity import FILES, damaged_file, read_sealed
 from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
-from experiments.config.stored import find_stored, root_of
+from experiments.config.stored import STORED_NAME, find_stored, root_of
 from experiments.results.latex import to_latex
 from experiments.results.rows import read_output
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import to_markdown
+from experiments.store.layout import PLAN_NAME
 from experiments.store.runs import RunStore, sweeps_with_results
 
 _NAMING = ("store.root=", "evaluation.output=")
 """Words that say where a sweep is and which of its rows to show; any other one changes it."""
+_PLACING = ("data.root=", "wandb.", "trainer.", "slurm.", "offline=")
+"""Words that change no result."""
 
 ABSENT = "the data folder is not there"
 
 
 def named_sweep(source: str, overrides: Sequence[str]) -> Path | None:
-    """Folder of the sweep that a source names; None for a recipe.
+    """Folder of the sweep that a source names; None for a recipe, or where words change it.
 
     Raises:
-        InputError: Words would change the sweep, so that what it holds would be overwritten.
+        InputError: See `refuse_changes`.
     """
-    path = find_recipe(source, root=root_of(overrides))
-    if path == Path(source) or path != find_stored(source, root=root_of(overrides)):
+    refuse_changes(source, overrides)
+    if not all(word.startswith(_NAMING) for word in overrides):
         return None
-    changes = [word for word in overrides if not word.startswith(_NAMING)]
-    if changes and not any(word.startswith("name=") for word in changes):
+    path = find_recipe(source, root=root_of(overrides))
+    is_sweep = path != Path(source) and path == find_stored(source, root=root_of(overrides))
+    return path.parent if is_sweep else None
+
+
+def refuse_changes(source: str, overrides: Sequence[str]) -> None:
+    """Refuse (InputError) words that change a sweep that has run, under its own name: what its
+    folder holds would be replaced."""
+    path = find_recipe(source, root=root_of(overrides))
+    if path.name != STORED_NAME or not (path.parent / PLAN_NAME).is_file():
+        return
+    changes = [word for word in overrides if not word.startswith((*_NAMING, *_PLACING))]
+    names = [word.removeprefix("name=") for word in changes if word.startswith("name=")]
+    if changes and (names or [path.parent.name])[-1] == path.parent.name:
         raise InputError(
-            f"{source} {changes[0]}: {source} is a sweep that has run, whose results this would "
-            "replace; give its recipe, or name=... for another sweep"
+            f"{source} {changes[0]}: {path.parent.name} is a sweep that has run, whose results "
+            "this would replace; give its recipe, or name=... for another sweep"
         )
-    return None if changes else path.parent
 
 
 def held_results(config: ExperimentConfig, overrides: Sequence[str]) -> Path | None:

@@ -32,6 +32,9 @@ def report(
         raise InputError("--explain prints and writes nothing; leave out --into and --command")
     if command and into is None:
         raise InputError(f"--command {command}: the block of a file names it; add --into FILE.md")
+    from experiments.commands.finished import refuse_changes
+
+    refuse_changes(recipe, overrides or [])
     config, console = load_recipe(recipe, overrides), stdout_console()
     if explain is not None:
         from experiments.results.explain import explain_cell

@@ -35,8 +35,8 @@ def check_weights(config: ExperimentConfig) -> Check:
         except WeightsError as error:
             check = refused(error)
             check = replace(check, text=f"missing, {check.text}")
-        # The judge's may be those of a segmenter.
-        if check is not None and check not in checks.values():
+        is_known = name == "gate.judge" and check in checks.values()
+        if check is not None and not is_known:
             checks[name] = check
     marks = {check.mark for check in checks.values()} | {"ok"}
     remedies = dict.fromkeys(check.remedy for check in checks.values() if check.remedy)

@@ -70,8 +70,7 @@ def load_data(
         cohorts[name] = settled_samples(cohorts[name], indices[name])
         samples = _by_id(cohorts)
     for cohort, index in indices.items():
-        # What is read otherwise than the main data are is said whole in `notes` already.
-        doubted = [] if cohort == name else bias_notes(index)[1:]
+        doubted = [each for each in bias_notes(index)[1:] if each not in notes]
         notes += [f"{cohort}: {each}" for each in (*notices(index), *doubted)]
     content = _contents(files, samples=samples, as_listed=as_listed)
     if not config.data.allow_implausible:
@@ -179,7 +178,7 @@ def _as_said(cohorts: Mapping[str, list[Sample]], data: DataConfig) -> dict[str,
     labels, biases_px = data.cohort_labels, data.cohort_filled_bias_px
     for setting, given in (("cohort_labels", labels), ("cohort_filled_bias_px", biases_px)):
         if other := sorted(given.keys() - (cohorts.keys() - {name})):
-            known = ", ".join(cohorts.keys() - {name}) or "none"
+            known = ", ".join(sorted(cohorts.keys() - {name})) or "none"
             raise InputError(
                 f"data.{setting}: no test cohort is called {other[0]}; those of data.test_cohorts: "
                 f"{known}"

@@ -129,7 +129,7 @@ def damage(run_dir: Path, *, names: Sequence[str] | None = READ_FOR_TABLES) -> s
     chosen = facts if names is None else {name: facts[name] for name in names if name in facts}
     found = damaged_file(run_dir, chosen)
     if found is None and names is None:
-        key = first_absent(run_dir, store=EmbeddingStore(run_dir.parents[1] / "embeddings"))
+        key = first_absent(run_dir, store=EmbeddingStore(run_dir.parent.parent / "embeddings"))
         found = key and f"{INDEX_NAME} names the embedding {key}, which is missing or damaged"
     manifest = run_dir / MANIFEST_NAME
     # A marker of before names no files.
@@ -209,7 +209,7 @@ def read_sound(run_dir: Path) -> dict[str, Any]:
     All of them are read; a copy of before, which does not say what they were, passes.
     """
     manifest = read_manifest(run_dir)
-    if (found := damage(run_dir, names=None)) is not None:
+    if (found := damage(run_dir.resolve(), names=None)) is not None:
         raise InputError(f"{run_dir / found}; its sweep makes it again")
     return manifest
 

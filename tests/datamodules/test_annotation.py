@@ -117,7 +117,7 @@ def test_regions_of_several_colours_are_refused(tmp_path):
     np.testing.assert_array_equal(read_annotation(path, label=128).mask, head)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5])
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5])
 def test_a_hole_in_a_filled_head_is_filled(share):
     head = rasterise(BIG, size_hw=(540, 800))
     hole = Ellipse(

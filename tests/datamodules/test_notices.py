@@ -41,7 +41,11 @@ def test_images_that_all_count_as_one_exam_are_said(index):
 def test_numbered_images_of_one_name_are_said(index, pattern):
     names = [pattern.format(n // 3, n % 3) for n in range(12)]
     (sentence,) = notices(called(index, names))
-    assert sentence.startswith(f"{names[0]} and {names[1]} count as two exams, as do 10 more")
+    assert sentence.startswith(f"{names[0]} and {names[1]} are of two exams, as are 10 more")
+    # Images of one exam are no exams of their own.
+    joined = called(index, names)
+    rows = [replace(row, exam_id=f"site_{n // 3}") for n, row in enumerate(joined.rows)]
+    assert notices(replace(joined, rows=tuple(rows))) == []
 
 
 @pytest.mark.parametrize("pattern", ["{:03d}", "img_{:03d}", "scan{}", "{:03d}_HC"])

@@ -60,10 +60,13 @@ def test_table_and_figure_are_those_of_the_folder(finished, sonosweep):
     code, _, err = sonosweep("figure", finished, "--kind", "box")
     assert (code, "no box figure" in err) == (2, True)
     # A changed sweep would take the place of what the folder holds.
-    for words in (["unet.steps=3"], ["sweep.support=[9]", "store.root=runs"]):
-        code, _, err = sonosweep("table", "demo-phantom", *words)
-        assert (code, err.count("\n")) == (2, 1)
-        assert "demo-phantom is a sweep that has run" in err
+    write_plan(finished, small_plan())
+    for command in ("table", "figure", "report"):
+        for source in ("demo-phantom", finished / "config.yaml"):
+            for words in (["unet.steps=3"], ["sweep.support=[9]", "name=demo-phantom"]):
+                code, _, err = sonosweep(command, source, *words)
+                assert (code, err.count("\n")) == (2, 1)
+                assert "demo-phantom is a sweep that has run" in err
     # Under another name it is a sweep of its own, whose images are needed.
     code, _, err = sonosweep("table", "demo-phantom", "unet.steps=3", "name=other")
     assert code == 2
