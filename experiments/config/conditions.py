@@ -142,6 +142,11 @@ class ConditionConfig:
         return row.is_generated or (row.stage is not None and not row.has_generator)
 
     @property
+    def is_gated(self) -> bool:
+        """Whether a judge looks at its pairs."""
+        return self.is_generated and self.gate != "off"
+
+    @property
     def is_pseudo(self) -> bool:
         """Whether unlabelled images with the labels of a teacher are among its pairs."""
         return PAIRS[self.pairs].is_pseudo

@@ -255,8 +255,7 @@ class ExperimentConfig:
         each, grid, trained = self.trainer.devices, self.sweep, {}
         for name, condition in self.arms():
             trained[self.section_of(name)] = self.segmenter_named(name)
-            factors = self.condition(condition)
-            if factors.is_generated and factors.gate != "off":
+            if self.condition(condition).is_gated:
                 trained["gate.judge"] = self.judge()
         for section, settings in trained.items():
             if each > 1 and not segmenter_row(settings).spreads:

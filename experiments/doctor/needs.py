@@ -26,7 +26,7 @@ def check_weights(config: ExperimentConfig) -> Check:
     blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
     blocks |= {name: config.generator_named(name) for name in config.generator_names()}
     conditions = [config.condition(name) for _, name in config.arms()]
-    if any(each.is_generated and each.gate != "off" for each in conditions):
+    if any(each.is_gated for each in conditions):
         blocks["gate.judge"] = config.judge()
     checks = {}
     for name, settings in blocks.items():

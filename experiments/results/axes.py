@@ -14,24 +14,24 @@ SERIES = ("segmenter", "condition", "generator", "choice")
 """Columns of a series, in the order in which rows of one amount are sorted."""
 AXES = tuple(name for name in SERIES if name != "condition")
 """Names of blocks of settings, and of the choice of images; "" where a row depends on none."""
-PLAIN_PROMPT = "whole_image"
-"""The leak-free one."""
-_FIRST_PROMPTS = (PLAIN_PROMPT, "jittered_box")
-"""And then the paper's."""
+LEAK_FREE_PROMPT = "whole_image"
+"""Knows nothing of the head."""
+_FIRST_PROMPTS = (LEAK_FREE_PROMPT, "jittered_box")
+"""The leak-free one first, then the paper's."""
 
 
 def prompt_label(name: str, *, shown: Sequence[str] = ()) -> str:
     """How tables call a prompt; where several segmenters share the leak-free one, of which some
     take no prompt, it is the image alone.
     """
-    if name == PLAIN_PROMPT and "segmenter" in shown:
+    if name == LEAK_FREE_PROMPT and "segmenter" in shown:
         return "no prompt (whole image)"
     return f"{name.replace('_', '-')} prompt"
 
 
 def prompt_phrase(name: str, *, shown: Sequence[str] = ()) -> str:
     """How sentences call a prompt, likewise."""
-    if name == PLAIN_PROMPT and "segmenter" in shown:
+    if name == LEAK_FREE_PROMPT and "segmenter" in shown:
         return "without a prompt (the whole image)"
     return f"prompted with the {name.replace('_', ' ')}"
 

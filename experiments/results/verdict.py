@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.config.conditions import condition_phrase
 from experiments.config.words import counted
 from experiments.results.axes import (
-    PLAIN_PROMPT,
+    LEAK_FREE_PROMPT,
     each_place,
     is_control,
     prompt_phrase,
@@ -136,7 +136,7 @@ def _compared(row: pd.Series) -> str:
     if row.get("n_more_labels", 0) > 0:
         amount += f", {more_labels(row)} more behind the pairs"
     who = f", segmenter {row['segmenter']}" if row.get("segmenter") else ""
-    if row.get("prompt", PLAIN_PROMPT) != PLAIN_PROMPT:
+    if row.get("prompt", LEAK_FREE_PROMPT) != LEAK_FREE_PROMPT:
         who += f", {prompt_phrase(row['prompt'])}"
     return f"We compared {first} with {second}: {amount}{who}, tested on {row['test_cohort']}."
 
