@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 from experiments.config.paths import REFERENCE
 from experiments.config.schema import ExperimentConfig, resolved
 from experiments.plan.nodes import Node
-from experiments.plan.stage_table import STAGES
+from experiments.plan.stage_table import STAGES, value_at
 from experiments.runner.gpus import device_kind
 from experiments.runner.slots import slots_of, threads_of
 from experiments.store.provenance import machine
@@ -42,6 +42,8 @@ _UNET_GFLOP_PER_PX = 803 / (512 * 512)
 """Of a pass of Stable Diffusion's UNet, counted at 512x512; at 384x576 it is 2 % less."""
 _BACKWARD = 2.08
 """Arithmetic of a LoRA step by that of a forward pass (1,670 by 803 GFLOP)."""
+_ENCODER_GFLOP = {"lite": 75, "vit_b": 972, "medsam": 972, "vit_l": 2986, "vit_h": 5961}
+"""Of an image through a SAM's encoder, counted by torch.utils.flop_counter."""
 _CPU_GFLOP_S = 50
 """A guess of what a core of a CPU computes in float32."""
 
@@ -101,9 +103,10 @@ class Costs:
 
     def _first_guess_s(self, node: Node) -> float:
         """A guess of the table, or of the arithmetic where that alone takes longer."""
-        guess_s, gflop = STAGES[node.stage].first_guess_s, _unet_gflop(node, config=self._config)
-        if gflop is None or device_kind(self._config) != "cpu":
+        guess_s = STAGES[node.stage].first_guess_s
+        if device_kind(self._config) != "cpu":
             return guess_s
+        gflop = _unet_gflop(node, config=self._config) or _encoder_gflop(node, config=self._config)
         return max(guess_s, gflop / (_CPU_GFLOP_S * threads_of(self._config)))
 
     def gpu_gib(self, node: Node) -> float | None:
@@ -228,6 +231,20 @@ def _unet_gflop(node: Node, *, config: ExperimentConfig) -> float | None:
     if node.stage == "synthesize":
         passes = sampler.num_inference_steps * (1 if sampler.guidance_scale == 1 else 2)
     return passes * _UNET_GFLOP_PER_PX * math.prod(settings.size_hw)
+
+
+def _encoder_gflop(node: Node, *, config: ExperimentConfig) -> float:
+    """Arithmetic of a SAM's encoder in a unit of a stage, GFLOP: an image that is embedded or
+    scored, or a step of a fit; 0 where the stage reads embeddings, or has no such encoder."""
+    settings: Any = node.content.get("encoder", {}) if node.stage == "embed" else None
+    if node.stage in ("fit", "score") and "embeddings" not in node.upstream:
+        settings = config.segmenter_named(node.segmenter)
+    gflop = _ENCODER_GFLOP.get(value_at(settings, "backbone"), 0)
+    if node.stage != "fit":
+        return gflop
+    # A backward pass takes about twice the time of a forward pass.
+    is_trained = value_at(settings, "cache") is None
+    return gflop * (value_at(settings, "batch_size") or 0) * (3 if is_trained else 1)
 
 
 @lru_cache(maxsize=1)

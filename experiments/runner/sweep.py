@@ -25,6 +25,7 @@ from experiments.store.runs import (
     Failure,
     FailureKind,
     RunStore,
+    Status,
     damage,
     is_done,
     read_failure,
@@ -37,6 +38,8 @@ FINISHED: tuple[State, ...] = ("done", "reused", "failed", "blocked")
 ROOM_MIB = 512
 """Free space from which on a sweep continues that paused because the disk was full; on a small
 disk, a twentieth of it."""
+PACE_UNITS, PACE_S = 2, 10.0
+"""Units and seconds after which a running stage tells its pace."""
 FULL_MIB = 1
 """Free space below which even the reason of a failure may not have been written."""
 
@@ -55,6 +58,8 @@ class NodeRun:
     what: str = ""
     done: int = 0
     total: int = 0
+    first: tuple[str, int, float] | None = None
+    """What it was at when it first told of units done, how many, and when."""
     n_killed: int = 0
     """Times that its process was killed without having got further."""
     done_when_killed: int = 0
@@ -65,6 +70,24 @@ class NodeRun:
     def is_done(self) -> bool:
         """Whether its result is there."""
         return self.state in ("done", "reused")
+
+    def hear(self, status: Status) -> None:
+        """Take what the running stage says of itself."""
+        self.what, self.done, self.total, _ = status
+        if self.first is None or self.first[0] != self.what or self.done < self.first[1]:
+            # Its first unit pays for what is set up once.
+            began = (self.what, self.done, time.monotonic())
+            self.first = began if self.done else None
+
+    def seconds_left(self) -> float | None:
+        """How long it takes by its own pace, seconds; None before enough is seen of it."""
+        if self.first is None:
+            return None
+        _, n_first, since = self.first
+        n, seconds = self.done - n_first, time.monotonic() - since
+        if n < PACE_UNITS or seconds < PACE_S:
+            return None
+        return seconds / n * (self.total - self.done)
 
 
 class SweepInterruptedError(Exception):
@@ -222,6 +245,7 @@ class Sweep:
         for chain, job in zip(chains, self.launcher.start(contexts), strict=False):
             for run in map(self.runs.get, chain):
                 run.job, run.state, run.started = job, "running", time.monotonic()
+                run.first = None
 
     def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
         keys = run.node.upstream.values()
@@ -278,7 +302,7 @@ class Sweep:
             run_dir = self.run_dir(run)
             status = read_status(run_dir)
             if status is not None:
-                run.what, run.done, run.total, _ = status
+                run.hear(status)
             # In this order: a marker that was written before the end is then always seen.
             ended = run.job.ended()
             # The marker decides: a process that was told to stop may well exit with 0.

@@ -131,6 +131,12 @@ class Workload:
             seconds = START_S + cost.fixed_s + cost.seconds_per_unit * units
             if run.state == "running":
                 seconds = max(seconds - (now - run.started), 0.05 * seconds)
+                by_pace = run.seconds_left()
+                if by_pace is not None and cost.source == "first guess":
+                    seconds = by_pace
+                elif by_pace is not None:
+                    # Whatever comes after what it is at now is in the cost alone.
+                    seconds = max(seconds, by_pace)
             tasks[key] = Task(seconds=seconds, after=tuple(run.node.upstream.values()))
         return tasks
 

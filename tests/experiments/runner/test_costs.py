@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import pytest
 from plan_parts import make_data
 from toy_recipe import TOY
 
@@ -18,7 +19,7 @@ from experiments.runner.workload import units_to_do
 from experiments.store.provenance import machine
 from experiments.store.runs import write_done, write_started
 
-SETTINGS = ("trainer.threads=1", "trainer.accelerator=cpu")
+SETTINGS = ("trainer.threads=1", "trainer.accelerator=cpu", "segmenter.backbone=tiny")
 
 
 @functools.cache
@@ -199,3 +200,20 @@ def test_slots_are_those_of_the_launcher():
     local = load_config(TOY, ["sweep.devices=[0,1,2,3]", "trainer.devices=2"])
     slurm = load_config(TOY, ["sweep.launcher=slurm", "slurm.max_jobs=9"])
     assert (n_slots(local), n_slots(slurm)) == (2, 9)
+
+
+def test_what_runs_an_encoder_is_guessed_by_its_arithmetic_on_a_cpu(tmp_path):
+    def guess(node: Node, **settings: object) -> float:
+        given = [*SETTINGS, *(f"segmenter.{k}={v}" for k, v in settings.items())]
+        return Costs(tmp_path, config=load_config(TOY, given)).of(node).seconds_per_unit
+
+    # 75 GFLOP an image at 50 GFLOP a second; a backward pass takes twice a forward one.
+    lite = {"backbone": "lite", "batch_size": 8}
+    assert guess(FIT, **lite, tuning="full") == pytest.approx(3 * 8 * 75 / 50)
+    assert guess(FIT, **lite, tuning="lora") == pytest.approx(3 * 8 * 75 / 50)
+    assert guess(FIT, **lite, tuning="decoder") == pytest.approx(8 * 75 / 50)
+    embedded = Node(stage="fit", content=fit(40), upstream={"embeddings": "e"}, steps=40)
+    assert guess(embedded, **lite, tuning="decoder") == 0.8
+    assert guess(Node(stage="score", content={}), backbone="lite", tuning="full") == 75 / 50
+    embed = Node(stage="embed", content={"encoder": {"backbone": "vit_h", "precision": "fp32"}})
+    assert guess(embed) == pytest.approx(5961 / 50)

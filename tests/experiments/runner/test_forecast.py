@@ -123,7 +123,7 @@ def test_what_failed_counts_as_the_sweep_takes_it(measured):
 
 def test_how_the_estimate_was_made_is_said(measured, tmp_path_factory):
     assert "at once; by medians of runs here (fit)" in forecast_text(of(measured, chain()))
-    found = of(tmp_path_factory.mktemp("empty"), chain())
+    found = of(tmp_path_factory.mktemp("empty"), chain(), "segmenter.backbone=tiny")
     # 0.8 s a step is the first guess.
     assert found["seconds"] == pytest.approx(48 + 3 * START_S)
     assert "about 0:49 with 1 stage at once; by first guess (fit)" in forecast_text(found)

@@ -12,7 +12,8 @@ from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node
 from experiments.runner.progress import LiveProgress
 from experiments.runner.sweep import NodeRun
-from experiments.store.runs import RunStore
+from experiments.runner.workload import Workload
+from experiments.store.runs import RunStore, Status
 
 LABEL = "score synthetic_same_budget_strong, 20 images, seed 0 on hc18, whole_image"
 
@@ -83,3 +84,37 @@ def test_a_log_without_a_terminal_has_whole_lines(sweep):
     assert sum("] failed" in line for line in lines) == 1
     assert not any("waiting" in line for line in lines)
     assert "\x1b" not in console.file.getvalue()
+
+
+def test_a_running_stage_tells_its_own_pace(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    stage = run(0, "running")
+
+    def hear(what: str, done: int, *, after: float) -> float | None:
+        now[0] += after
+        stage.hear(Status(what, done, 100, 0.0))
+        return stage.seconds_left()
+
+    # What it had done before it was resumed, and the first unit, tell no pace.
+    assert hear("steps", 50, after=1) is None
+    assert hear("steps", 0, after=40) is None
+    assert hear("steps", 1, after=60) is None
+    assert hear("steps", 2, after=15) is None
+    assert hear("steps", 3, after=15) == pytest.approx(15 * 97)
+    assert hear("steps", 11, after=120) == pytest.approx(15 * 89)
+    # Another part of it has another pace.
+    assert hear("images", 1, after=5) is None
+    assert hear("images", 11, after=10) == pytest.approx(89)
+
+
+def test_what_is_left_follows_the_pace_of_what_runs(sweep, monkeypatch):
+    def seconds_left(pace: float | None) -> float:
+        monkeypatch.setattr(NodeRun, "seconds_left", lambda self: pace)
+        return Workload(sweep).seconds_left()
+
+    # One after the other, with the two that run.
+    sweep.config.sweep.workers = 1
+    guessed, slow, fast = seconds_left(None), seconds_left(600.0), seconds_left(0.0)
+    assert slow == pytest.approx(fast + 1200)
+    assert fast < guessed < slow
