@@ -20,19 +20,18 @@ _FIRST_PROMPTS = (LEAK_FREE_PROMPT, "jittered_box")
 """The leak-free one first, then the paper's."""
 
 
-def prompt_label(name: str, *, shown: Sequence[str] = ()) -> str:
-    """How tables call a prompt; where several segmenters share the leak-free one, of which some
-    take no prompt, it is the image alone.
-    """
-    if name == LEAK_FREE_PROMPT and "segmenter" in shown:
-        return "no prompt (whole image)"
+def prompt_label(name: str) -> str:
+    """How tables call a prompt; the leak-free one by what all segmenters share under it, for some
+    take no prompt."""
+    if name == LEAK_FREE_PROMPT:
+        return "no box (whole image)"
     return f"{name.replace('_', '-')} prompt"
 
 
-def prompt_phrase(name: str, *, shown: Sequence[str] = ()) -> str:
+def prompt_phrase(name: str) -> str:
     """How sentences call a prompt, likewise."""
-    if name == LEAK_FREE_PROMPT and "segmenter" in shown:
-        return "without a prompt (the whole image)"
+    if name == LEAK_FREE_PROMPT:
+        return "without a box (the whole image)"
     return f"prompted with the {name.replace('_', ' ')}"
 
 

@@ -142,7 +142,7 @@ def choice_table(
                 bracket = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
                 words[amount] += f" ({mean:+.1f}{bracket})"
         rows.append(words)
-    return f"{cohort}, {prompt_label(prompt, shown=shown)}", pd.DataFrame(rows)
+    return f"{cohort}, {prompt_label(prompt)}", pd.DataFrame(rows)
 
 
 def headline_contrasts(contrasts: pd.DataFrame) -> pd.DataFrame:

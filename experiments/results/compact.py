@@ -163,7 +163,7 @@ def _block(part: pd.DataFrame, *, shown: Measure, named: Sequence[str]) -> Block
     return Block(
         test_cohort=cohort,
         prompt=prompt,
-        title=f"{where}, {axes.prompt_label(prompt, shown=named)}: {shown.title}, {span}",
+        title=f"{where}, {axes.prompt_label(prompt)}: {shown.title}, {span}",
         rows=text.rename(columns={"row": "condition"}),
         heads=["condition", *named],
         headline=shown.title,

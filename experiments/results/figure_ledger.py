@@ -62,7 +62,7 @@ def _our_ledger(
     cohort, prompt, _ = next(axes.each_place(results[results["status"] == "done"]))
     points = points[(points["test_cohort"] == cohort) & (points["prompt"] == prompt)]
     shown = axes.shown_axes(points)
-    return points, shown, f"{cohort}, {axes.prompt_label(prompt, shown=shown)}"
+    return points, shown, f"{cohort}, {axes.prompt_label(prompt)}"
 
 
 def figure_ledger(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> Figure:

@@ -72,7 +72,7 @@ def figure_amounts(results: pd.DataFrame, *, per_image: pd.DataFrame | None = No
                 if segmenter:
                     here = here[here["segmenter"].isin(["", segmenter])]
                 words = [cohort] * (len(cohorts) > 1) + [segmenter] * is_split
-                words.append(axes.prompt_label(prompt, shown=shown))
+                words.append(axes.prompt_label(prompt))
                 if axes.is_control(here).all():
                     words.append("not scored" if here.empty else "controls only")
                 title = ", ".join(words) if len(points) else "no trial has finished"
@@ -162,7 +162,7 @@ def figure_trimesters(per_image: pd.DataFrame, *, prompt: str, test_cohort: str)
     rows = rows[here & rows["trimester"].notna() & (rows["n_real"] > 0)]
     rows = rows.sort_values("n_real", kind="stable")
     counts = rows.groupby("amount", sort=False)["n_real"].agg(["min", "max"])
-    words = axes.prompt_label(prompt, shown=shown)
+    words = axes.prompt_label(prompt)
     named = [name for name in shown if name != "segmenter"]
     grid = []
     for segmenter in segmenters:

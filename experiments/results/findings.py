@@ -99,7 +99,7 @@ def primary_sentence(primary: pd.DataFrame, *, shown: Sequence[str] = ()) -> str
             "has the measure."
         )
     row = primary.iloc[0]
-    prompt = axes.prompt_phrase(row["prompt"], shown=shown)
+    prompt = axes.prompt_phrase(row["prompt"])
     text = comparison_sentence(row, against=row["baseline"], shown=shown).removesuffix(".")
     text = f"Primary contrast, on {row['test_cohort']}, {prompt}: w{text[1:]}"
     if row["n_supports"] == 1:
@@ -112,8 +112,8 @@ def _roles(family: pd.DataFrame) -> set[str]:
     return set(family["role"]) if len(family) else set()
 
 
-def _place(row: pd.Series, *, shown: Sequence[str]) -> str:
-    prompt = axes.prompt_phrase(row["prompt"], shown=shown)
+def _place(row: pd.Series) -> str:
+    prompt = axes.prompt_phrase(row["prompt"])
     with_what = f"{_amount_phrase(row)} and {condition_phrase(row['condition']).rstrip(',')}"
     return f"On {row['test_cohort']}, {prompt}, with {with_what}"
 
@@ -145,14 +145,14 @@ def finding(
         sentences.append(primary_sentence(primary_rows(contrasts.family), shown=shown))
     for _, row in contrasts.segmenters.iterrows():
         what = f"segmenter {row['segmenter']} instead of {row['against']}"
-        sentences.append(f"{_place(row, shown=shown)}: {what} {change_phrase(row)}.")
+        sentences.append(f"{_place(row)}: {what} {change_phrase(row)}.")
     for _, row in headline_contrasts(contrasts.choices).iterrows():
         who = f" and segmenter {row['segmenter']}" if "segmenter" in shown else ""
         what = f"{who}: labelling {choosing_phrase(row, 'instead of')}"
-        sentences.append(f"{_place(row, shown=shown)}{what} {change_phrase(row)}.")
+        sentences.append(f"{_place(row)}{what} {change_phrase(row)}.")
     if len(compared):
         cohort, prompt, own = next(axes.each_place(compared))
-        where = f"On {cohort}, {axes.prompt_phrase(prompt, shown=shown)}"
+        where = f"On {cohort}, {axes.prompt_phrase(prompt)}"
         is_said = has_primary and "primary" in _roles(contrasts.family)
         said = ("primary", "beside") if is_said else ()
         sentences += _comparison_sentences(own, where=where, said=said, shown=shown)

@@ -142,7 +142,7 @@ def difference_tables(
     if len(first):
         others = others[~others["role"].isin(first["role"])]
     for cohort, prompt, compared in each_place(pd.concat([first, others])):
-        tables[f"{cohort}, {prompt_label(prompt, shown=shown)}"] = [
+        tables[f"{cohort}, {prompt_label(prompt)}"] = [
             {"condition": condition_label(row["condition"])}
             | {name: axis_label(name, row[name]) or "–" for name in shown}
             | {"against": condition_label(row["baseline"])}
@@ -154,7 +154,7 @@ def difference_tables(
             {
                 "segmenter": row["segmenter"],
                 "against": row["against"],
-                "where": f"{row['test_cohort']}, {prompt_label(row['prompt'], shown=shown)}",
+                "where": f"{row['test_cohort']}, {prompt_label(row['prompt'])}",
                 "condition": condition_label(row["condition"]),
             }
             | _difference_cells(row)

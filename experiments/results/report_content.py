@@ -126,7 +126,7 @@ def _predictions(sweep: Sweep, per_image: pd.DataFrame) -> tuple[dict[str, list[
     return groups, (
         f"The best mean Dice at the largest amount: {series_label(here.iloc[0], shown=shown)}, "
         f"{counted(spec.n_real, 'real image')} (support {spec.support}), {cohort}, "
-        f"{prompt_label(prompt, shown=shown)}."
+        f"{prompt_label(prompt)}."
     )
 
 

@@ -108,7 +108,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "cohort": means["test_cohort"],
-            "prompt": [prompt_label(name, shown=shown) for name in means["prompt"]],
+            "prompt": [prompt_label(name) for name in means["prompt"]],
             "real": means["amount"],
             **{name: [axis_label(name, each) for each in means[name]] for name in shown},
             "pairs from": means["condition"].map(condition_label),

@@ -179,7 +179,7 @@ def _block(
                 spreads[one.heading] = [_number(sd, one.digits) for sd in sds]
             printed = pd.Series([round(v * one.factor, one.digits) for v in numbers[one.column]])
             best[one.heading] = _best(printed, groups=groups, is_better_high=one.is_better_high)
-    title = f"{where[0]}, {axes.prompt_label(where[1], shown=shown)}"
+    title = f"{where[0]}, {axes.prompt_label(where[1])}"
     title += ", controls only" if all(controls) else ""
     stem = "dice_trimester_weighted" if "weighted 95 % CI" in kept else "dice"
     ends = {end: 100 * numbers[f"{stem}_{end}"].astype(float) for end in ("mean", "low", "high")}

@@ -59,7 +59,7 @@ def crossed(segmenters=("sam", "unet"), generators=("pixel",), amounts=(20, 40))
 def test_rows_go_by_amount_segmenter_condition_and_the_best_is_over_all():
     results, per_image = crossed()
     whole, jittered = blocks(results, per_image=per_image)
-    assert whole.title == "hc18, no prompt (whole image)"
+    assert whole.title == "hc18, no box (whole image)"
     assert jittered.title == "hc18, jittered-box prompt"
     assert whole.rows[["n real", "segmenter", "condition"]].to_numpy().tolist() == [
         ["20", "sam", "real only"],
@@ -88,7 +88,7 @@ def test_a_column_of_generators_where_there_are_several():
     results, per_image = crossed(segmenters=("sam",), generators=("pixel", "stable"))
     assert shown_axes(results) == ["generator"]
     whole, _ = blocks(results, per_image=per_image)
-    assert whole.title == "hc18, whole-image prompt"
+    assert whole.title == "hc18, no box (whole image)"
     assert whole.rows["generator"].tolist() == ["", "pixel", "stable"] * 2 + [""]
     assert "segmenter" not in whole.rows
     text = compact_tables(results, measure="dice", format_name="markdown")
@@ -121,7 +121,7 @@ def test_two_segmenters_share_a_panel_by_line_and_three_have_a_row_each():
     results, per_image = crossed(segmenters=("sam", "unet", "sam_lora"))
     figure = figure_amounts(results, per_image=per_image)
     assert titles(figure)[::2] == [
-        f"{name}, no prompt (whole image); constant mean mask 50.0"
+        f"{name}, no box (whole image); constant mean mask 50.0"
         for name in ("sam", "unet", "sam_lora")
     ]
     assert titles(figure)[3] == "unet, jittered-box prompt, not scored"
@@ -138,8 +138,8 @@ def test_generators_differ_by_the_fill_of_their_marks():
 def test_trimesters_and_the_ledger_tell_segmenters_apart():
     results, per_image = crossed()
     figure = figure_trimesters(per_image, prompt="whole_image", test_cohort="hc18")
-    assert titles(figure)[0] == "sam, 20 real images, no prompt (whole image)"
-    assert titles(figure)[3] == "unet, 40 real images, no prompt (whole image)"
+    assert titles(figure)[0] == "sam, 20 real images, no box (whole image)"
+    assert titles(figure)[3] == "unet, 40 real images, no box (whole image)"
     assert curves(figure.axes[2])["real only"].get_ydata()[0] == pytest.approx(84)  # exam a
     ours = curves(figure_ledger(results, per_image=per_image).axes[0])
     assert ours["+ synthetic, unet"].get_linestyle() == "--"
@@ -188,11 +188,11 @@ def test_findings_name_the_segmenter_and_say_which_is_ahead():
 
     sentences = sentences_of(results, per_image)
     assert sentences[0] == (
-        "On hc18, without a prompt (the whole image), with 40 real images and real pairs alone: "
+        "On hc18, without a box (the whole image), with 40 real images and real pairs alone: "
         "segmenter unet instead of sam raised Dice by 4.0 points (95 % CI 4.0 to 4.0, 6 exams)."
     )
     assert sentences[1].startswith(
-        "On hc18, without a prompt (the whole image): with 20 real images and segmenter sam, "
+        "On hc18, without a box (the whole image): with 20 real images and segmenter sam, "
         "synthetic pairs (their generator saw 60 labelled images more) raised Dice by 1.5 points ("
     )
     assert sentences[2].startswith("With 20 real images and segmenter unet, synthetic pairs (")

@@ -141,7 +141,7 @@ def test_table_sentence_columns_and_lines_name_the_choice(per_image):
     shown = shown_axes(results)
     assert shown == ["choice"]
     title, table = choice_table(per_image, found.choices, shown=shown)
-    assert title == "hc18, whole-image prompt"
+    assert title == "hc18, no box (whole image)"
     assert table["choice"].tolist() == ["random", "by size (oracle)"] * 2
     assert table.loc[0, "5 images"] == "81.2"
     assert table.loc[1, "5 images"].startswith("86.2 (+5.0 [")

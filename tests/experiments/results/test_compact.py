@@ -63,7 +63,7 @@ def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():
     assert "trimester-weighted Dice %, 9 exams" in first
     assert "| real only | 82.0 ± 2.8 | **92.0** |" in first
     assert second.startswith(
-        "whole-image prompt: Dice % (plain mean: no trimester is known), 9 exams"
+        "no box (whole image): Dice % (plain mean: no trimester is known), 9 exams"
     )
     assert "| real only | 72.0 ± 2.8 | **81.0** |" in second
     alone = table(bare, format_name="csv").splitlines()

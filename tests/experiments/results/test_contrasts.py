@@ -265,15 +265,17 @@ def test_the_first_sentence_is_the_primary_contrast():
     primary = primary_rows(contrast_family(family_rows(), statistics=settings))
     text = primary_sentence(primary)
     assert text.startswith(
-        "Primary contrast, on hc18, prompted with the whole image: with 20 real images, synthetic "
-        "pairs on the same label budget, strongly augmented, lowered HC error by 1.3 mm against "
-        "strong augmentation (95 % CI "
+        "Primary contrast, on hc18, without a box (the whole image): with 20 real images, "
+        "synthetic pairs on the same label budget, strongly augmented, lowered HC error by 1.3 mm "
+        "against strong augmentation (95 % CI "
     )
     assert "6 exams, 2 supports). Beside it, not primary, it raised Dice by 3.0 points (" in text
     found = all_contrasts(family_rows(), statistics=settings)
     sentences = finding(found, results=no_results(), per_image=family_rows(), has_primary=True)
     assert sentences[0] == text
-    assert sentences[1].startswith("On hc18, prompted with the whole image: with 20 real images, ")
+    assert sentences[1].startswith(
+        "On hc18, without a box (the whole image): with 20 real images, "
+    )
     single = primary_rows(contrast_family(family_rows().query("support == 0"), statistics=settings))
     assert "one support, so the interval is over exams alone" in primary_sentence(single)
     strict = StatisticsConfig(min_effect_mm=2.0)

@@ -28,7 +28,7 @@ def test_panels_hold_ours_by_total_labels_and_the_papers():
     results, per_image = sweep(FRACTIONS)
     figure = figure_ledger(results, per_image=per_image)
     left, right = figure.axes
-    assert titles(figure)[0] == "ours: hc18, whole-image prompt"
+    assert titles(figure)[0] == "ours: hc18, no box (whole image)"
     ours = curves(left)
     assert ours["real only"].get_xdata() == pytest.approx([45, 205, 805], rel=0.02)
     assert ours["+ synthetic"].get_xdata() == pytest.approx([105, 265, 865], rel=0.02)
@@ -49,8 +49,8 @@ def test_unknown_totals_stand_in_the_table_and_not_in_the_figure():
     figure = figure_ledger(results, per_image=per_image)
     assert set(curves(figure.axes[0])) == {"real only"}
     note = "not drawn, total labels unknown: + synthetic"
-    assert titles(figure)[0] == f"ours: hc18, whole-image prompt; {note}"
-    assert "| ours, hc18, whole-image prompt | + synthetic | unknown |" in table_ledger(results)
+    assert titles(figure)[0] == f"ours: hc18, no box (whole image); {note}"
+    assert "| ours, hc18, no box (whole image) | + synthetic | unknown |" in table_ledger(results)
 
 
 def test_equal_totals_stand_side_by_side_and_a_long_note_is_wrapped():
@@ -81,7 +81,7 @@ def test_the_table_compares_at_equal_labels(tmp_path):
         "and 95.7 % with 100." in text
     )
     assert "| paper, HC18 to AF | + synthetic | 65 | 94.4 |" in text
-    assert "| ours, hc18, whole-image prompt | real only | 45 | 80.0 [" in text
+    assert "| ours, hc18, no box (whole image) | real only | 45 | 80.0 [" in text
     write_ledger(results, tmp_path, per_image=per_image)
     assert (tmp_path / "table_ledger.md").read_text() == text
     for name in ("figure_ledger.png", "figure_ledger.pdf"):

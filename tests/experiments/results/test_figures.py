@@ -62,7 +62,10 @@ def ticks(axis):
 def test_lines_hold_the_numbers_of_the_results_and_bars_their_intervals():
     results, per_image = sweep(FRACTIONS)
     figure = figure_amounts(results, per_image=per_image)
-    assert titles(figure) == ["whole-image prompt", "jittered-box prompt; box only (no image) 88.0"]
+    assert titles(figure) == [
+        "no box (whole image)",
+        "jittered-box prompt; box only (no image) 88.0",
+    ]
     whole, jittered = figure.axes
     real, synthetic = curves(whole).values()
     assert real.get_xdata() == pytest.approx([40, 200, 800], rel=0.02)
@@ -156,15 +159,15 @@ def test_a_prompt_of_controls_alone_has_no_panel():
     whole = (results["prompt"] == "whole_image") | (results["condition"] == "box_only")
     kept = per_image[(per_image["prompt"] == "whole_image") | (per_image["trial_id"] == "box")]
     figure = figure_amounts(results[whole], per_image=kept)
-    assert titles(figure) == ["whole-image prompt"]
+    assert titles(figure) == ["no box (whole image)"]
     # Another cohort has that prompt, so that the panel is there and says why it holds no curve.
     here, images = sweep(FRACTIONS, prompts=("jittered_box",), cohort="es")
     figure = figure_amounts(pd.concat([results[whole], here]), per_image=pd.concat([kept, images]))
     level = "; box only (no image) 88.0"
     assert titles(figure) == [
-        "hc18, whole-image prompt",
+        "hc18, no box (whole image)",
         f"hc18, jittered-box prompt, controls only{level}",
-        "es, whole-image prompt, not scored",
+        "es, no box (whole image), not scored",
         f"es, jittered-box prompt{level}",
     ]
     assert figure.axes[1].get_xticks().tolist() == []

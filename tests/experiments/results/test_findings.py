@@ -103,7 +103,7 @@ def test_finding_tells_budget_control_failures_and_limits():
     results, per_image = sweep()
     found = all_contrasts(per_image, statistics=PLAIN)
     text = " ".join(finding(found, results=results, per_image=per_image))
-    assert text.startswith("On hc18, prompted with the whole image: with 10 % of the real images")
+    assert text.startswith("On hc18, without a box (the whole image): with 10 % of the real images")
     assert "raised Dice by 3.0 points (95 % CI 2.0 to 4.0, 3 exams)" in text
     assert "(their generator saw 60 labelled images more) raised" in text
     assert "rough guide" in text

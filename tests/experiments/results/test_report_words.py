@@ -44,7 +44,7 @@ def test_the_primary_contrast_stands_once_where_it_is_one_of_dice_against_the_ba
     )
     found = all_contrasts(per_image, statistics=StatisticsConfig(primary=primary))
     tables = difference_tables(found)
-    whole = tables["hc18, whole-image prompt"]
+    whole = tables["hc18, no box (whole image)"]
     assert [row["measure"] for row in whole] == ["Dice, points (primary)", "HC error, mm"]
     assert len(tables["hc18, jittered-box prompt"]) == 1
 

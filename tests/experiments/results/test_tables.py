@@ -93,7 +93,7 @@ def test_blocks_put_the_leak_free_prompt_first_and_the_control_where_a_box_is_gi
     results, per_image = sweep()
     made = blocks(results, per_image=per_image)
     assert [b.prompt for b in made] == ["whole_image", "jittered_box"]
-    assert made[0].title == "hc18, whole-image prompt"
+    assert made[0].title == "hc18, no box (whole image)"
     assert made[0].rows["condition"].tolist() == [
         "real only",
         "weak augmentation",

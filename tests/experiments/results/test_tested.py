@@ -43,7 +43,7 @@ def test_what_was_tested_on_other_images_is_tabled_apart_and_says_why(tmp_path):
     second = written(tmp_path / "b", rows("strong", [0.9], test_images="77aa"), seed=1)
     text = table(first, second)
     own, other = text.split(f"### hc18 of {tmp_path / 'b'}, ")
-    assert f"### hc18 of {tmp_path / 'a'}, whole-image prompt: Dice %, 6 exams" in own
+    assert f"### hc18 of {tmp_path / 'a'}, no box (whole image): Dice %, 6 exams" in own
     assert "| constant mean mask" in own
     assert "63.4" in own
     assert "strong augmentation | **90.0** |" in other

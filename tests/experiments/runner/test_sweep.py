@@ -123,7 +123,7 @@ def test_report_puts_the_table_into_a_file_between_its_markers(toy, tmp_path):
 
     assert report().returncode == 0
     text = page.read_text()
-    assert text.startswith("before\n<!-- results -->\n**hc18, whole-image prompt**")
+    assert text.startswith("before\n<!-- results -->\n**hc18, no box (whole image)**")
     assert text.endswith("<!-- /results -->\nafter\n")
     assert "old" not in text
     assert "`make toy`: 4 trials" in text
@@ -289,7 +289,7 @@ def test_pairs_made_by_others_an_external_cohort_and_validation_labels_are_used(
     )
     clinic = results[results["test_cohort"] == "clinic"]
     assert clinic["hc_abs_err_mm_mean"].isna().all(), "no pixel size, no mm"
-    assert "clinic, whole-image prompt" in (store / "clinic" / "table.md").read_text()
+    assert "clinic, no box (whole image)" in (store / "clinic" / "table.md").read_text()
     assert made(store, "generator") == generators
 
 
