@@ -171,7 +171,8 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if left := summary["not_read"]:
         lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
     if all(p["pixel_size_mm"] is None for p in summary["predictions"]):
-        lines.append("no pixel size is known, so hc_mm is empty; give --pixel-size MM")
+        sizes = "--pixel-size MM, or --pixel-sizes CSV (HC18's test_set_pixel_size.csv is one)"
+        lines.append(f"no pixel size is known, so hc_mm is empty; give {sizes}")
     model = "the model of the package" if summary["is_packaged"] else ", ".join(summary["runs"])
     lines.append(f"segmented by {model}")
     lines.append(
