@@ -281,7 +281,7 @@ class Sweep:
             (run_dir / name).unlink(missing_ok=True)
         if damage(run_dir, names=None) is not None:
             (run_dir / DONE_NAME).unlink(missing_ok=True)
-        tags = [spec.tags for spec in self.plan.trials if run.node.key in spec.keys]
+        trials = tuple(spec for spec in self.plan.trials if run.node.key in spec.keys)
         return StageContext(
             config=self.config,
             node=run.node,
@@ -291,8 +291,8 @@ class Sweep:
             rows=self.data.rows,
             content=self.data.view.content,
             sweep=self.config.name,
-            # Of the trials that this stage is a part of.
-            tags=tuple(sorted({self.data.name}.union(*tags))),
+            tags=tuple(sorted({self.data.name}.union(*(spec.tags for spec in trials)))),
+            trials=trials,
             code=self._code,
             batch_parts=run.batch_parts,
         )

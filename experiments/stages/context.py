@@ -11,7 +11,7 @@ from datamodules.index import IndexRow
 from datamodules.samples import Sample
 from datamodules.synthetic import SyntheticSet, read_synthetic
 from experiments.config.schema import ExperimentConfig
-from experiments.plan.nodes import Node
+from experiments.plan.nodes import Node, TrialSpec
 from experiments.store.runs import RunStore, StatusFile
 from lightning_modules.segmenters.table import as_predicting, predicting
 
@@ -39,6 +39,8 @@ class StageContext:
     """Name of the sweep that asked for the run."""
     tags: tuple[str, ...] = ()
     """W&B tags: conditions and amounts that use the run."""
+    trials: tuple[TrialSpec, ...] = ()
+    """Trials that use the run; a generator and what comes before a fit have none."""
     code: dict[str, str | None] | None = None
     """The code that the sweep runs, where that may be older than what is on the disk by now."""
     batch_parts: int = 1

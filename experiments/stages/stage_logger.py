@@ -8,6 +8,7 @@ run's config, because W&B has no inputs there.
 """
 
 import json
+from collections.abc import Iterable
 
 import wandb
 
@@ -15,7 +16,6 @@ import wandb
 import wandb.apis.public
 from lightning.pytorch.loggers import WandbLogger
 
-from experiments.config.conditions import CONDITIONS
 from experiments.config.schema import resolved
 from experiments.plan.fits import UNNAMED
 from experiments.plan.stage_table import STAGES, Artefact
@@ -53,9 +53,8 @@ def stage_run(context: StageContext) -> wandb.Run | None:
     mode, node, content = usable_mode(context.config.wandb), context.node, context.node.content
     if mode == "disabled":
         return None
-    known = {*CONDITIONS, *context.config.conditions}
-    # Several conditions may share a stage.
-    condition = "+".join(tag for tag in context.tags if tag in known) or node.stage
+    # Not of the tags, where the data may have the name of a condition.
+    condition = _all_of(spec.condition for spec in context.trials) or node.stage
     segmenter = "" if node.segmenter in UNNAMED else node.segmenter
     own = {
         "stage": node.stage,
@@ -65,9 +64,10 @@ def stage_run(context: StageContext) -> wandb.Run | None:
         "n_images": len(content.get("images", [])),
         "condition": condition,
         # What curves are grouped by.
-        "arm": f"{segmenter} {condition}".strip(),
+        "arm": _all_of(spec.arm for spec in context.trials) or f"{segmenter} {condition}".strip(),
         "segmenter": node.segmenter,
-        "generator": node.generator,
+        # A fit has none of its own, but that of its pairs.
+        "generator": node.generator or _all_of(spec.generator for spec in context.trials),
     }
     for attempt in dict.fromkeys((mode, "offline")):
         with harmless(f"could not start {attempt}"):
@@ -85,6 +85,11 @@ def stage_run(context: StageContext) -> wandb.Run | None:
             run.define_metric("*", step_metric="trainer/global_step")
             return run
     return None
+
+
+def _all_of(names: Iterable[str]) -> str:
+    """Each name once, as trials may share a stage."""
+    return "+".join(sorted({*names} - {""}))
 
 
 def artifact_name(key: str) -> str:

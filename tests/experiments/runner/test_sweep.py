@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
 from sweep_parts import LEAN, call, command, environment, made, run, scores, weights
+from wandb_parts import inspect
 
 from datamodules.synthetic import write_pair
 from experiments.config.conditions import CONTROLS
@@ -301,6 +302,10 @@ def test_wandb_gets_group_job_type_and_tags_offline(toy):
     n = len([name for name in ids if name.startswith("toy-")])
     assert n == 6, "a generator, a gate, four fits"
     assert all(list(run.glob("*.wandb")) for run in runs)
+    (run, *_) = [path for path in runs if "-toy-synthetic-n4-" in path.name]
+    config = inspect(run)["config"]
+    assert (config["condition"], config["arm"]) == ("synthetic", "synthetic")
+    assert config["generator"] == "pixel"
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from wandb_parts import clean_environment, read_offline
+from wandb_parts import clean_environment, inspect, offline_runs, read_offline, spec
 from wandb_server import WandbServer
 
 from experiments.config.recipe import load_config
@@ -61,7 +61,12 @@ def run_stage(root: Path, printed: Path, environment: dict[str, str], words: lis
         rows={},
         content={},
         sweep="night",
-        tags=("real", "n=4"),
+        # Phantoms are named as a condition is.
+        tags=("n=4", "phantom", "real"),
+        trials=(
+            spec("real", fit="fit/x1", scores={}, generator="second"),
+            spec("real", fit="fit/x1", scores={}, generator="second", support=1),
+        ),
     )
     if stage == "fit":
         stage_run(context)
@@ -140,6 +145,14 @@ def test_offline_a_trial_refers_to_its_weights_and_names_its_inputs(store, log):
     assert "segmenter-x1" in text
     assert f"file://{store.root}/store/fit/x1/segmenter.safetensors" in text
     assert not list((store.run_dir("fit", "x1") / "wandb").rglob("*.safetensors")), "no copy"
+
+
+def test_a_fit_is_grouped_as_its_trials_are(store, log):
+    log("offline", "fit")
+    (run,) = offline_runs(store.run_dir("fit", "x1")).values()
+    config = inspect(run)["config"]
+    assert (config["condition"], config["generator"]) == ("real", "second")
+    assert config["arm"] == "real second"
 
 
 def test_online_weights_are_uploaded_and_the_synthetic_set_is_an_input(store, log):
