@@ -12,7 +12,7 @@ import wandb
 
 from datamodules.storage import content_key
 from experiments.config.schema import WandbConfig
-from experiments.config.wandb_mode import resolve_mode, server_answers, server_url
+from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
 
 INIT_TIMEOUT_S = 20
 MAX_ID = 128
@@ -29,12 +29,18 @@ def clean_id(text: str) -> str:
 
 
 def usable_mode(config: WandbConfig) -> str:
-    """The mode of a run: offline, with a line that says so, where the server does not answer."""
+    """The mode of a run: offline, with a line that says so, without a key or an answer."""
     mode = resolve_mode(config)
-    if mode == "online" and not server_answers():
-        print(f"W&B: {server_url()} does not answer; this run is logged offline", flush=True)
-        return "offline"
-    return mode
+    if mode != "online":
+        return mode
+    if not is_logged_in():
+        lacks = f"no key for {server_url()}"
+    elif not server_answers():
+        lacks = f"{server_url()} does not answer"
+    else:
+        return mode
+    print(f"W&B: {lacks}; this run is logged offline", flush=True)
+    return "offline"
 
 
 def run_config(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from folder_parts import write_hc18_folder
-from wandb_parts import finished_sweep, history, inspect, offline_runs
+from wandb_parts import clean_environment, finished_sweep, history, inspect, offline_runs
+from wandb_server import WandbServer
 
 from experiments.plan.nodes import Node
 from experiments.stages.wandb_run import clean_id
@@ -133,6 +134,17 @@ def test_what_cannot_be_logged_is_said_in_one_line_and_tried_again(tmp_path, hc1
     (folder / "figure.png").write_bytes(figure)
     assert log_sweep(sweep, key="k", finding="") is None
     assert json.loads((folder / "wandb.json").read_text()).keys() == {*known, "analysis"}
+
+
+def test_without_a_key_what_is_to_be_online_is_logged_offline(tmp_path, hc18_folder, monkeypatch):
+    sweep = finished_sweep(hc18_folder, tmp_path / "runs", mode="online")
+    with WandbServer() as server:
+        given = clean_environment(WANDB_BASE_URL=server.url)
+        monkeypatch.setattr(os, "environ", given)
+        assert log_sweep(sweep, key="k", finding="") is None
+    folder = sweep.store.sweep_dir("shown")
+    assert len(offline_runs(folder)) == 4
+    assert f"no key for {server.url}" in (folder / "wandb.log").read_text()
 
 
 def test_a_process_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
