@@ -24,10 +24,11 @@ help: ## Show this help
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)
 
+# An environment keeps the Python that it was made with, unless it is cleared for another one.
 .venv/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "sonosweep needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "Installing the locked packages into .venv (about 6 GB, a few minutes) ..."
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $$([ "$$($(BIN)/python -VV 2>&1)" = "$$($(PYTHON) -VV)" ] || echo --clear) .venv
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

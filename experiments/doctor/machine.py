@@ -53,7 +53,7 @@ def check_python(_: ExperimentConfig) -> Check:
         if not row.specifier.contains(facts[row.name] or "0", prereleases=True)
     ]
     if wrong:
-        return Check("missing", ", ".join(wrong), "make setup [PYTHON=python3.12]", facts)
+        return Check("missing", ", ".join(wrong), "make -B setup [PYTHON=python3.12]", facts)
     text = f"{facts['python']} ({sys.executable}), torch {facts['torch']}; libraries in range"
     return Check("ok", text, facts=facts)
 
@@ -167,7 +167,7 @@ def check_torch(config: ExperimentConfig) -> Check:
         remedy = "try again; look for a slow disk below the Python environment, or busy cores"
         return Check("warn", f"could not be asked: {said}", remedy)
     if code != 0:
-        remedy = "make setup installs torch and torchvision of one build"
+        remedy = "make -B setup installs torch and torchvision of one build"
         return Check("missing", f"cannot be imported: {said}", remedy)
     found = json.loads(said.splitlines()[-1])
     text = f"{found['torch']}, CUDA {found['cuda']}, GPUs: {', '.join(found['gpus']) or 'none'}"

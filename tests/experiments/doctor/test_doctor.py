@@ -115,6 +115,7 @@ def test_libraries_are_held_against_their_ranges(monkeypatch):
     found = look(machine.check_python)
     wrong = "python is 3.10.4, not >=3.11, torch is not installed, not >=2.11"
     assert (found.mark, found.text) == ("missing", wrong)
+    assert found.remedy.startswith("make -B setup"), "what is made by `make setup` is not made anew"
 
 
 def test_the_least_limit_of_the_control_groups_above_counts(tmp_path):
