@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments.store.provenance import code_words
+
 UNITS = ((5400.0, 3600.0, "h"), (1.0, 1.0, "s"), (1e-3, 1e-3, "ms"), (0.0, 1e-6, "us"))
 """From how many seconds on a unit is used, its seconds, and its name."""
 REACHED = {True: "reached", False: "not reached", None: ""}
@@ -58,7 +60,7 @@ def bench_table(content: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gib']} GiB, device {machine.get('gpu') or machine['device']}; torch "
         f"{content['versions']['torch']}; {settings['images']}; {content['date'][:10]}, "
-        f"commit {str(content['code']['git_sha'])[:10]}.",
+        f"{code_words(content['code'])}.",
     ]
     if settings["quick"]:
         lines += ["", "**`--quick`: smallest networks and sizes; these numbers mean nothing.**"]

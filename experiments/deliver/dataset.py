@@ -25,6 +25,7 @@ from datamodules.synthetic import (
 from experiments.config.paths import TEMPLATES
 from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.store.fitted import GENERATOR, GENERATOR_IMAGES
+from experiments.store.provenance import code_words
 from experiments.store.runs import is_done, read_manifest, read_result
 from lightning_modules.generators.stable_diffusion.saved import CONFIG_NAME
 from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
@@ -227,6 +228,7 @@ def _facts(
         "size_category": next(word for top, word in _SIZES if n_pairs < top),
         "n_pairs": n_pairs,
         "run": manifest,
+        "code": code_words(manifest),
         "day": datetime.fromtimestamp(manifest["started"], tz=UTC).date().isoformat(),
         "labels": labels,
         "generator": generator and generator[1],

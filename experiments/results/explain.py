@@ -18,7 +18,7 @@ from experiments.results.measures import MEASURES
 from experiments.results.rows import choose_output, read_output, read_rows, with_amounts
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
-from experiments.store.provenance import code_name
+from experiments.store.provenance import code_words
 from experiments.store.runs import RunStore, sweeps_with_results
 
 _PARTS = {
@@ -167,7 +167,7 @@ def _runs(
     done = read_sealed(run_dir / "DONE.json")
     started = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest["started"]))
     took = clock(done["seconds"]) if done else "not finished"
-    code = f"{'commit' if manifest.get('git_sha') else 'code'} {code_name(manifest)}"
+    code = code_words(manifest)
     lines.append(f"  {manifest['label']}; {code}; started {started}, {took}; command {number}")
     if key.startswith("pseudo/") and done is not None:
         lines.append(f"  {kept_sentence(done)}")

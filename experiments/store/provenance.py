@@ -83,6 +83,11 @@ def code_name(facts: Mapping[str, Any]) -> str:
     return f"{facts['git_sha'][:10]} with changes {dirty}" if dirty else facts["git_sha"][:10]
 
 
+def code_words(facts: Mapping[str, Any]) -> str:
+    """`code_name` after what it names: `commit 0123456789`, or `code` of an installed package."""
+    return f"{'commit' if facts.get('git_sha') else 'code'} {code_name(facts)}"
+
+
 @functools.cache
 def machine() -> dict[str, Any]:
     """Host, processor, memory and system."""

@@ -72,6 +72,8 @@ def test_the_table_is_made_of_the_results(content):
     old = {k: v for k, v in content["results"]["data"].items() if k not in ("published", "same")}
     assert "Published:" not in bench_table(content | {"results": {"data": old}})
     assert {len(line.split("|")) for line in text.splitlines() if line[:3] == "|--"} == {7, 10}
+    installed = {"git_sha": None, "installed": "0.1.0, files 0a1b"}
+    assert ", code 0.1.0, files 0a1b." in bench_table(content | {"code": installed})
     times = (7200, 123.4, 1.234, 0.0456, 2e-6)
     assert [*map(seconds_text, times)] == ["2 h", "123 s", "1.23 s", "45.6 ms", "2 us"]
 

@@ -191,6 +191,14 @@ def test_the_card_says_where_it_comes_from(store, tmp_path):
     assert "**Not for diagnosis.**" in words
 
 
+def test_the_card_names_the_code_of_an_installed_package(store, tmp_path):
+    run_dir = gated(store)
+    manifest = json.loads((run_dir / "manifest.json").read_text())
+    write_started(run_dir, manifest | {"git_sha": None, "installed": "0.1.0, files 0a1b"})
+    export_dataset(run_dir, tmp_path / "out")
+    assert "| sonosweep | 0.1.0, code 0.1.0, files 0a1b |\n" in card_of(tmp_path / "out")[1]
+
+
 @pytest.mark.parametrize(
     ("base_model", "shown"),
     [("/data/secret/sd15.safetensors", "sd15.safetensors"), ("acme/sd-1-5", "acme/sd-1-5")],
