@@ -31,7 +31,9 @@ VIEW_NAME = "wandb-view"
 _DIRECTORY = re.compile(r"(?:offline-)?run-(\d+_\d+)-(.+)")
 _SENT = "*.wandb.synced"
 """W&B's mark of a run that was sent."""
-_ID = re.compile(r"(?:.*-)?([^-]+)-(n\d+)-(.+)")
+_ID = re.compile(r"(.+?)-(n\d+)-(.+)")
+_ID_OF_ANOTHER = re.compile(r"(?:.*-)?([^-]+)-(n\d+)-(.+)")
+"""Of a sweep whose name is not known here: how much of the front is that name cannot be told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +91,11 @@ def _date_and_id(run: LoggedRun) -> tuple[str, str]:
 def short_name(run_id: str, *, sweep: str, stage: str) -> str:
     """A run's id, `<sweep>-synthetic-n20-0bc03dd7-s0`, with what tells it from others in front and
     the stage that logged it, if any: `n20-synthetic-fit-0bc03dd7-s0`."""
-    parts = _ID.fullmatch(run_id)
+    # As ids have it: what stands before the amount may be segmenter, condition, generator, choice.
+    own = run_id.removeprefix(f"{sweep[:60]}-")
+    parts = (_ID_OF_ANOTHER if own == run_id else _ID).fullmatch(own)
     if parts is None:
-        return run_id.removeprefix(f"{sweep}-")
+        return own
     kind, amount, rest = parts.groups()
     words = [amount, kind, rest] if stage in ("", kind) else [amount, kind, stage, rest]
     return "-".join(words)

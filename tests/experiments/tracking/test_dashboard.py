@@ -147,6 +147,8 @@ def test_wandb_reads_a_run_through_its_links(shown):
         ("my-n1-sweep-synthetic-n20-0bc03dd7-s0", "fit", "n20-synthetic-fit-0bc03dd7-s0"),
         ("other-generator-n4-5085eb05-s0", "generator", "n4-generator-5085eb05-s0"),
         ("toy-real-n8-p0-s0-g0-f1-390a6443", "", "n8-real-p0-s0-g0-f1-390a6443"),
+        ("toy-unet-real-n8-p0-s0-g0-390a6443", "", "n8-unet-real-p0-s0-g0-390a6443"),
+        ("toy-real-coverage-n8-p0-s0-g0-390a6443", "", "n8-real-coverage-p0-s0-g0-390a6443"),
         ("toy-mean_mask-0f04c734", "", "mean_mask-0f04c734"),
         ("toy-analysis", "", "analysis"),
     ],
