@@ -24,11 +24,11 @@ def server_url() -> str:
 
 def server_answers() -> bool:
     """Whether the server takes a connection; asked first, because wandb itself waits minutes."""
-    url = urlparse(server_url())
-    port = url.port or (443 if url.scheme == "https" else 80)
     try:
+        url = urlparse(server_url())
+        port = url.port or (443 if url.scheme == "https" else 80)
         socket.create_connection((url.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError:
+    except (OSError, ValueError):  # The latter where the address is none: its port, its host.
         return False
     return True
 
@@ -42,7 +42,7 @@ def is_logged_in() -> bool:
     path = os.path.expanduser(os.environ.get("NETRC") or "~/.netrc")  # noqa: PTH111
     try:
         return netrc.netrc(path).authenticators(urlparse(server_url()).netloc) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):  # The second where it is not in UTF-8.
         return False
 
 

@@ -11,6 +11,7 @@ from experiments.config.wandb_mode import (
     is_logged_in,
     mode_and_source,
     resolve_mode,
+    server_answers,
     server_url,
 )
 from experiments.doctor.needs import check_wandb
@@ -90,6 +91,16 @@ def test_a_server_of_ones_own_as_wandb_login_writes_it(tmp_path, monkeypatch):
     assert not is_logged_in()
     monkeypatch.setenv("WANDB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
     assert is_logged_in()
+
+
+def test_an_address_or_a_file_that_cannot_be_read_is_no_server_and_no_key(tmp_path, monkeypatch):
+    for url in ("http://wandb.lab:eighty", "http://" + 70 * "a" + ".lab", "http://[::1"):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        assert not server_answers()
+    monkeypatch.delenv("WANDB_API_KEY")
+    (tmp_path / "keys").write_bytes("# f\u00fcr".encode("latin-1"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
+    assert mode_and_source(WandbConfig()) == ("offline", "not logged in")
 
 
 def test_doctor_names_a_mode_that_nobody_knows(monkeypatch):
