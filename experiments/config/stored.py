@@ -78,7 +78,9 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
         ran_in = above[0] if above and above[0] / root == folder.parent else None
     if ran_in == Path.cwd() or (ran_in is None and not is_kept):
         return None
-    merged["store"] = {**store, "root": str(path.parent.parent)}
+    # The parent of `.` is `.` again.
+    is_named = path.parent.name not in ("", "..")
+    merged["store"] = {**store, "root": str((path.parent if is_named else folder).parent)}
     if ran_in is None:
         return None
     _change_paths(merged, lambda given: str(ran_in / given), in_folder=ran_in)

@@ -104,14 +104,20 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
     if Path(sweep).suffix == ".csv":
         raise InputError(f"{sweep}: no sweep but rows; give its folder {Path(sweep).parent}")
     if Path(sweep).name == "config.yaml" and Path(sweep).is_file():
-        return Path(sweep).parent
+        return _beside_store(Path(sweep).parent)
     for name in (PLAN_NAME, "config.yaml"):
         for folder in (Path(sweep), root / sweep):
             if (folder / name).is_file():
-                return folder
+                return _beside_store(folder)
     known = sorted(path.parent.name for path in root.glob(f"*/{PLAN_NAME}"))
     hint = f"there is {', '.join(known)}" if known else f"{root} holds none; give --root"
     raise InputError(f"{sweep}: no such sweep; {hint}")
+
+
+def _beside_store(folder: Path) -> Path:
+    """The folder by a path whose parent holds the store, which that of `.` or of a link may not."""
+    is_named = folder.name not in ("", "..")
+    return folder if is_named and (folder.parent / "store").is_dir() else folder.resolve()
 
 
 def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:

@@ -49,6 +49,15 @@ def test_relative_paths_are_relative_to_where_the_sweep_ran(tmp_path, monkeypatc
     assert (found.store.root, found.data.root) == ("runs", "mine")
 
 
+@pytest.mark.parametrize("name", [".", "config.yaml", "../toy"])
+def test_from_within_a_sweeps_folder_its_store_is_beside_it(tmp_path, monkeypatch, name):
+    path = kept(tmp_path, monkeypatch, "store.root=out/runs", *RELATIVE)
+    monkeypatch.chdir(path.parent)
+    found = load_config(name, [])
+    assert (path.parent / found.store.root).resolve() == tmp_path / "out" / "runs"
+    assert found.data.root == str(tmp_path / "hc18")
+
+
 @pytest.mark.parametrize("root", ["absolute", "above"])
 def test_a_store_elsewhere_keeps_absolute_paths(tmp_path, monkeypatch, elsewhere, root):
     work = tmp_path / "work"

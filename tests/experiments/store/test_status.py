@@ -339,6 +339,22 @@ def test_a_sweep_is_found_by_name_and_by_path(folder, monkeypatch):
         read_sweep(find_sweep("night", root=root))
 
 
+def test_from_within_and_through_a_link_the_stages_are_found(busy, tmp_path, monkeypatch):
+    known = find_sweep("night", root=busy.parent)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "link").symlink_to(busy)
+    for folder, name in (
+        (busy, "."),
+        (busy, "config.yaml"),
+        (tmp_path / "elsewhere", "link"),
+        (tmp_path, "runs/night"),
+    ):
+        monkeypatch.chdir(folder)
+        (busy / "config.yaml").touch()
+        assert states(find_sweep(name, root=Path("/nowhere"))) == states(known)
+    assert "done" in states(known).values()
+
+
 def test_nothing_heavy_is_imported(folder):
     script = (
         "import sys\n"
