@@ -19,7 +19,7 @@ export HC18_ROOT ES_ROOT AF_ROOT
 
 help: ## Show this help
 	@awk -F':.*## ' '/^## /{print "\n" substr($$0,4)} /^[a-z-]+:.*## /{printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  ES_ROOT    Test cohort ES of table-paper-full, if any [%s]\n  AF_ROOT    Test cohort AF likewise                  [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  SWEEP      name of a finished or running sweep  [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n' '$(HC18_ROOT)' '$(ES_ROOT)' '$(AF_ROOT)' '$(PYTHON)' '$(RECIPE)' '$(SWEEP)' '$(ARGS)'
+	@printf '\nVariables (make demo HC18_ROOT=/data/hc18):\n  HC18_ROOT  HC18 folder in its official layout   [%s]\n  ES_ROOT    Test cohort ES of table-paper-full, if any [%s]\n  AF_ROOT    Test cohort AF likewise                  [%s]\n  PYTHON     Python 3.11 or later for .venv       [%s]\n  RECIPE     recipe; tables have their own default [%s]\n  SWEEP      name of a finished or running sweep  [%s]\n  ARGS       key=value overrides for the recipe   [%s]\n  JOBS       test files at the same time          [%s]\n' $(foreach name,HC18_ROOT ES_ROOT AF_ROOT PYTHON RECIPE SWEEP ARGS JOBS,'$(subst ','\'',$($(name)))')
 
 ## Set up
 setup: .venv/.installed ## Make .venv from requirements.lock (once; about 6 GB)

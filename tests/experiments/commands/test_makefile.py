@@ -32,6 +32,13 @@ def test_make_alone_prints_help_and_runs_nothing():
     assert make("help").stdout == printed.stdout
 
 
+def test_the_help_shows_values_as_they_are():
+    printed = make("HC18_ROOT=/home/o'brien/hc 18", "ARGS=name='a b' sweep.seed=[0,1]")
+    assert printed.returncode == 0
+    assert "[/home/o'brien/hc 18]" in printed.stdout
+    assert "[name='a b' sweep.seed=[0,1]]" in printed.stdout
+
+
 @pytest.mark.parametrize(
     ("target", "recipe"),
     [
