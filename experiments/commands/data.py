@@ -1,5 +1,6 @@
 """The commands below `sonosweep data`: look at data, fetch it, publish a split, make phantoms."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,10 +121,8 @@ def data_phantom(
     from datamodules.phantom import write_phantom
 
     write_phantom(root, n_exams=n_exams, seed=seed)
-    say(
-        stdout_console(),
-        f"wrote {n_exams} exams to {root}; look at them with: sonosweep data index",
-    )
+    look = shlex.join(["sonosweep", "data", "index", str(root)])
+    say(stdout_console(), f"wrote {n_exams} exams to {root}; look at them with: {look}")
 
 
 @data_app.command("fetch")

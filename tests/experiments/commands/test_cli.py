@@ -262,8 +262,9 @@ def test_index_prints_for_people_and_for_programs(sonosweep, monkeypatch, hc18_f
 
 
 def test_phantom_command_writes_a_set_that_index_accepts(sonosweep, tmp_path):
-    root = tmp_path / "phantoms"
+    root = tmp_path / "my phantoms"
     code, out, _ = sonosweep("data", "phantom", root, "--n-exams", "3")
+    assert out.rstrip().endswith(f"sonosweep data index '{root}'")
     assert code == 0
     assert str(root) in out.replace("\n", "")
     code, out, _ = sonosweep("data", "index", root, "--json")
