@@ -67,8 +67,8 @@ def _weights_of(settings: Any, *, offline: bool) -> Check | None:
         case UnetConfig(encoder_weights=str(name)):
             # Nothing tells whether they lie in the cache.
             remedy = "have them downloaded once where there is a network"
-            facts = {"found": "fetchable"}
-            return Check("warn", f"{name} from the network fetchable", remedy, facts)
+            state = "not fetched offline, perhaps cached" if offline else "fetchable"
+            return Check("warn", f"{name} from the network {state}", remedy, {"found": state})
         case SegmenterConfig(backbone="lite"):
             return _present(find_lite_weights(settings.weights_path))
         case SegmenterConfig(backbone=name) if name in WEIGHTS:

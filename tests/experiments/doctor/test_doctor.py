@@ -47,6 +47,8 @@ def test_weights_that_are_there_damaged_fetchable_or_missing(tmp_path, monkeypat
     found = look(needs.check_weights, unet, "unet.encoder_name=resnet18")
     expected = f"unet: imagenet from the network fetchable, {judge}"
     assert (found.mark, found.text) == ("warn", expected)
+    found = look(needs.check_weights, unet, "unet.encoder_name=resnet18", "offline=true")
+    assert (found.mark, " fetchable" in found.text) == ("warn", False)
     # Without pairs nothing is judged.
     found = look(needs.check_weights, unet, "sweep.condition=[real]")
     assert judge not in found.text
