@@ -5,6 +5,7 @@ Free of wandb until a run reports: the file is written for `wandb sweep`, which 
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -93,5 +94,5 @@ def sweep_file(recipe: str, overrides: Sequence[str]) -> str:
     return (
         f"# {n} runs. Start: wandb sweep FILE, then on each machine the agent that it names.\n"
         "# Trials share one store: what is done is not done again. No controls, table or report:\n"
-        f"# sonosweep sweep {' '.join([recipe, *overrides])}\n"
+        f"# {shlex.join(['sonosweep', 'sweep', recipe, *overrides])}\n"
     ) + yaml.safe_dump(content, sort_keys=False, width=1000)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -68,6 +69,12 @@ def test_fractions_stay_fractions():
     first, last = commands(content)[0], commands(content)[-1]
     assert load_config(TOY, trial_overrides(first[3:])).sweep.real_fraction == [0.05]
     assert load_config(TOY, trial_overrides(last[3:])).sweep.real_fraction == [1.0]
+
+
+def test_the_command_beside_it_can_be_pasted():
+    words = [*WORDS, "data.root=/my data/hc18"]
+    (line,) = [e for e in sweep_file(TOY, words).splitlines() if e.startswith("# sonosweep ")]
+    assert shlex.split(line.removeprefix("# ")) == ["sonosweep", "sweep", TOY, *words]
 
 
 def test_two_kinds_of_amount_are_refused():
