@@ -119,7 +119,8 @@ CASES = {
         },
         note="The plain loop trains the library's default decoder, at the frame's resolution; ours "
         "is the smaller one that `unet.decoder_channels` has by default. Whether the two score the "
-        "same was not measured.",
+        "same was not measured. Neither has loader processes, behind which a plain loop could hide "
+        "its augmentation where cores are to spare.",
     ),
     "evaluation": Case(
         "scoring under five boxes",
