@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.samples import PHANTOM_MARKER
 from datamodules.storage import write_json
 from experiments.bench.cases import CASES
 from experiments.bench.child import start_child
@@ -65,7 +66,9 @@ def _save(bench: Bench, *, date: str, threads: int) -> None:
         ended = datetime.fromtimestamp(files[0].stat().st_mtime, UTC)
         for path in filter(Path.is_file, files):
             path.rename(path.with_stem(f"bench-{ended:%Y%m%dT%H%M%SZ}"))
-    images = "phantoms" if bench.data_root is None else "HC18"
+    root = bench.data_root
+    is_phantom = root is None or (root / PHANTOM_MARKER).is_file()
+    images = "phantoms" if is_phantom else "HC18"
     computes = {"device": bench.device, "threads": threads, "gpu": used_gpu().get("gpu")}
     content = {
         "schema": SCHEMA_VERSION,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
+from datamodules.phantom import write_phantom
 from experiments.bench.cases import CASES
 from experiments.bench.measure import Bench
 from experiments.bench.run import bench_command, check, read_bench
@@ -132,6 +133,14 @@ def test_ctrl_c_leaves_the_results_before_it(tmp_path, monkeypatch):
     assert ended.value.code == 130
     assert list(read_bench(tmp_path)["results"]) == ["machine"]
     assert not list(tmp_path.glob("work-*"))
+
+
+@pytest.mark.usefixtures("quick_machine")
+def test_phantoms_are_not_called_hc18(tmp_path, hc18_folder):
+    write_phantom(tmp_path / "drawn", n_exams=3, seed=0, size_hw=(54, 80))
+    for root, said in ((tmp_path / "drawn", "phantoms"), (hc18_folder, "HC18")):
+        found = bench_command(bench("machine", out=tmp_path / said, data_root=root))
+        assert found["settings"]["images"] == said
 
 
 @pytest.mark.usefixtures("quick_machine")
