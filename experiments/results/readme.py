@@ -10,7 +10,7 @@ from experiments.results.tables import LABELS
 from experiments.results.text import Block, markdown_table
 from experiments.runner.progress import clock
 from experiments.runner.sweep import Sweep
-from experiments.store.provenance import machine
+from experiments.store.provenance import code_name, machine
 
 COLUMNS = [*LABELS, "real", "n real", "total labels", "weighted Dice %", "weighted 95 % CI"]
 COLUMNS += ["Dice %", "mask Dice %", "HD mm", "HC error mm", "exams"]
@@ -80,10 +80,12 @@ def results_block(sweep: Sweep, tables: list[Block], *, command: str) -> str:
     # Where the runs were, which may not be where this is written.
     hosts = [manifest.get("machine") or machine() for manifest in manifests]
     cores = sorted({f"{host['cores']} cores of {host['cpu']}" for host in hosts})
-    commits = sorted({(manifest["git_sha"] or "none")[:10] for manifest in manifests})
+    # An installed package has no commit.
+    code = "commit" if all(manifest["git_sha"] for manifest in manifests) else "code"
+    names = sorted({code_name(manifest) for manifest in manifests})
     lines.append(
         f"`{command}`: {counted(len(sweep.plan.grid), 'trial')}, {spent} ({unit}) of work "
         f"in all, at most {memory / 1024:.1f} GiB a process, on {', '.join([*cores, *gpus])}; "
-        f"commit {', '.join(commits)}."
+        f"{code} {', '.join(names)}."
     )
     return "\n".join(lines) + "\n"
