@@ -119,6 +119,9 @@ class ExperimentConfig:
         for name in self.conditions:
             if name in CONDITIONS or name in CONTROLS:
                 raise ValueError(f"conditions.{name}: this name is taken; use another one")
+        if JUDGE in (*self.segmenters, *self.segmenter_names()):
+            # By this name stages find `gate.judge`: a block of it would never be read.
+            raise ValueError(f"segmenters.{JUDGE}: this name is the gate's; use another one")
         for name in self.segmenters:
             self.segmenter_named(name)
         for name in self.generators:

@@ -83,6 +83,15 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
         ),
         (["segmenters.mine={kind: sam, steps: 0}"], "segmenters.mine.steps=0: must be at least 1"),
         (["segmenters.unet={kind: sam}"], "unet is a kind; use another name"),
+        (["segmenters.judge={kind: unet}"], "segmenters.judge: this name is the gate's"),
+        (
+            ["segmenters.judge={kind: unet}", "sweep.segmenter=[judge]"],
+            "segmenters.judge: this name is the gate's; use another one",
+        ),
+        (
+            ["sweep.segmenter=[sam,judge]"],
+            "segmenters.judge: this name is the gate's; use another one",
+        ),
         (["generators.mine={kind: unet}"], "generators.mine.kind=unet: unknown"),
         (["gate.judge={kind: judge}"], "gate.judge.kind=judge: unknown"),
         (["conditions.strong={pairs: warp}"], "conditions.strong: this name is taken"),
