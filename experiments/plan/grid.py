@@ -34,7 +34,7 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
     """The plan with the stage behind the box figure, and that stage's key.
 
     Its model takes a prompt, and is that of the first choice, support and seed, with the most real
-    images, of the condition `strong` where the recipe has it and else of its first one.
+    images, of the condition `strong` where such a model has it and else of its first one.
 
     Raises:
         InputError: If no segmenter of the recipe takes a prompt.
@@ -43,11 +43,10 @@ def box_plan(config: ExperimentConfig, data: DataView) -> tuple[Plan, str]:
     trials = [t for t in _grid(nodes, fold=fold) if config.takes_prompt(t.segmenter)]
     if not trials:
         raise InputError("sweep.segmenter: the box figure needs one that takes a box; add sam")
-    preferred = "strong" if "strong" in config.sweep.condition else trials[0].condition
-    chosen = max(
-        (t for t in trials if t.condition == preferred),
-        key=lambda t: (t.n_real, -t.support, -t.seed),
-    )
+    # Of these alone: a single arm may be the only one that takes a box.
+    strong = [trial for trial in trials if trial.condition == "strong"]
+    preferred = strong or [trial for trial in trials if trial.condition == trials[0].condition]
+    chosen = max(preferred, key=lambda t: (t.n_real, -t.support, -t.seed))
     return Plan(nodes=nodes.nodes, trials=[chosen]), box(nodes, chosen)
 
 

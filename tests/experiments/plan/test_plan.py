@@ -255,6 +255,14 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
     }
 
 
+def test_the_box_figures_model_may_be_a_single_arm_beside_a_cross_that_takes_no_box():
+    words = ["sweep.segmenter=[unet]", "sweep.condition=[strong]", "sweep.real_fraction=[0.1]"]
+    words.append("sweep.also=[{segmenter: sam, condition: real}]")
+    made, key = box_plan(load_config(TOY, words), make_data())
+    assert [trial.arm for trial in made.trials] == ["real"]
+    assert made.nodes[key].upstream["fit"] == made.trials[0].fit_key
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
