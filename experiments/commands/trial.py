@@ -67,18 +67,26 @@ def trial(
 
 
 def trial_overrides(words: Sequence[str]) -> list[str]:
-    """Turn `condition=real` into `sweep.condition=[real]`; other words stay as they are."""
+    """Turn `condition=real` into `sweep.condition=[real]`; other words stay as they are.
+
+    A condition or a segmenter leaves the recipe's single pairs of the two out.
+    """
     from experiments.config.grid import AXES
 
     overrides, amounts = [], {"real_count", "real_fraction"}
-    if {word.split("=", 1)[0] for word in words} >= amounts:
+    keys = {word.split("=", 1)[0] for word in words if "=" in word}
+    if keys >= amounts:
         raise InputError("real_count and real_fraction are both given; a trial has one amount")
     for word in words:
         name, sign, value = word.partition("=")
         is_axis = name in AXES and bool(sign)
+        if is_axis and f"sweep.{name}" in keys:
+            raise InputError(f"{name} and sweep.{name} are both given; remove one")
         overrides.append(f"sweep.{name}=[{value}]" if is_axis else word)
         if is_axis and name in amounts:
             overrides += [f"sweep.{other}=[]" for other in amounts - {name}]
+    if keys & {"condition", "segmenter"} and "sweep.also" not in keys:
+        overrides.append("sweep.also=[]")
     return overrides
 
 

@@ -77,6 +77,24 @@ def test_the_command_beside_it_can_be_pasted():
     assert shlex.split(line.removeprefix("# ")) == ["sonosweep", "sweep", TOY, *words]
 
 
+def test_a_trial_of_a_named_condition_or_segmenter_brings_no_single_pairs():
+    also = "sweep.also=[{segmenter: unet, condition: strong}]"
+    for words, arms in (
+        (["condition=weak"], [("sam", "weak")]),
+        (["segmenter=unet", "condition=strong"], [("unet", "strong")]),
+        (["support=3"], [("sam", "real"), ("sam", "synthetic"), ("unet", "strong")]),
+        (["condition=weak", also], [("sam", "weak"), ("unet", "strong")]),
+    ):
+        # What the recipe says of them stands before the words of the command line.
+        found = load_config(TOY, [also, *trial_overrides(words)])
+        assert found.arms() == arms
+
+
+def test_an_axis_under_both_of_its_names_is_refused():
+    with pytest.raises(InputError, match=r"condition and sweep\.condition are both given"):
+        trial_overrides(["condition=real", "sweep.condition=[strong]"])
+
+
 def test_two_kinds_of_amount_are_refused():
     with pytest.raises(InputError, match="both given"):
         sweep_file(TOY, ["sweep.real_count=[5]", "sweep.real_fraction=[0.5]"])
