@@ -119,11 +119,6 @@ def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
     """The trials of a fold: one a generator and its seed, where a cell's pairs differ with them."""
     config, grid, trials = nodes.config, nodes.config.sweep, []
     n_train = len(nodes.data.folds[fold].train)
-    if config.synthesis.folder is None and any(
-        config.condition(name).labels == "fixed" for _, name in config.arms()
-    ):
-        n, key = config.synthesis.generator_count, "synthesis.generator_count"
-        check_count(n, n_train=n_train, key=key)
     for (segmenter, condition), (fraction, count), choice, support, seed in product(
         config.arms(), _amounts(config, n_train=n_train), grid.choice, grid.support, grid.seed
     ):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from datamodules.errors import InputError
+from datamodules.splits import check_count
 from experiments.config.conditions import PAIRS, ConditionConfig
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
@@ -254,6 +255,8 @@ def _other_pairs(
                 )
             return _imported(nodes)
         n, support = synthesis.generator_count, synthesis.generator_support
+        n_train = len(nodes.data.folds[cell.fold].train)
+        check_count(n, n_train=n_train, key="synthesis.generator_count")
         ids = nodes.images_of(Cell(condition="", n_real=n, support=support, fold=cell.fold))
     if not factors.is_generated:
         return _made_pairs(nodes, factors, ids=ids, cell=cell)

@@ -337,6 +337,15 @@ def test_the_seed_of_the_generator_is_no_axis_of_pairs_that_none_made():
     assert len(foreign.grid) == 1
 
 
+def test_a_folder_of_pairs_spares_no_other_condition_its_number_of_labels(tmp_path):
+    words = ["synthesis.generator_count=47", f"synthesis.folder={tmp_path}"]
+    data = make_data(foreign_pairs={"a": "1", "b": "2"})
+    assert plan("sweep.condition=[synthetic]", *words, data=data).grid
+    for name in ("real_resized", "synthetic_no_gate"):
+        with pytest.raises(InputError, match=r"synthesis\.generator_count=47.*46"):
+            plan(f"sweep.condition=[synthetic,{name}]", *words, data=data)
+
+
 def test_foreign_pairs_need_no_generator_and_no_gate():
     made = plan("sweep.condition=[synthetic]", data=make_data(foreign_pairs={"a": "1", "b": "2"}))
     assert stages(made) == {
