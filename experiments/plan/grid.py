@@ -71,14 +71,7 @@ def _amounts(config: ExperimentConfig, *, n_train: int) -> list[tuple[float | No
 
 def _notes(config: ExperimentConfig, data: DataView, *, trials: list[TrialSpec]) -> list[str]:
     """What the settings lead to that one may not expect."""
-    notes, primary = _left_out(config, data), config.statistics.primary
-    present = {spec.condition for spec in trials}
-    absent = [name for name in (primary.condition, primary.baseline) if name not in present]
-    if primary.enabled and absent:
-        notes.append(
-            f"note: statistics.primary compares {primary.condition} with {primary.baseline}, and "
-            f"the sweep has no {' and no '.join(absent)}: no comparison is the primary one"
-        )
+    notes = [*_left_out(config, data), *_without_primary(config, trials)]
     for name in config.segmenter_names():
         settings = config.segmenter_named(name)
         rises = getattr(settings, "warmup_steps", 0)
@@ -88,6 +81,32 @@ def _notes(config: ExperimentConfig, data: DataView, *, trials: list[TrialSpec])
                 f"has {settings.steps} steps: it never falls"
             )
     return notes
+
+
+def _without_primary(config: ExperimentConfig, trials: list[TrialSpec]) -> list[str]:
+    """A note where the sweep lacks a side of the primary contrast."""
+    primary, left = config.statistics.primary, trials
+    names = primary.condition, primary.baseline
+    start, end = f"compares {' with '.join(names)}", "no comparison is the primary one"
+    is_there = {
+        "condition": lambda spec: spec.condition in names,
+        "real_count": lambda s: s.real_fraction is None and s.n_real == primary.real_count,
+        "real_fraction": lambda spec: spec.real_fraction == primary.real_fraction,
+        "prompt": lambda spec: primary.prompt in {prompt for _, prompt in spec.score_keys},
+        "segmenter": lambda spec: spec.segmenter == primary.segmenter,
+        "choice": lambda spec: spec.choice == primary.choice,
+        # Without one a trial stands beside those of each.
+        "generator": lambda spec: spec.generator in ("", primary.generator),
+    }
+    del is_there["real_fraction" if primary.real_fraction is None else "real_count"]
+    for key, test in is_there.items() if primary.enabled else ():
+        left = [spec for spec in left if test(spec)]
+        absent = [name for name in names if name not in {spec.condition for spec in left}]
+        if absent:
+            at = "" if key == "condition" else f" at {key}={getattr(primary, key)}"
+            lacks = f"the sweep has no {' and no '.join(absent)}{at}"
+            return [f"note: statistics.primary {start}, and {lacks}: {end}"]
+    return []
 
 
 def _left_out(config: ExperimentConfig, data: DataView) -> list[str]:

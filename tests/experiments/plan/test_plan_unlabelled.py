@@ -125,6 +125,16 @@ def test_what_settings_lead_to_that_one_may_not_expect_is_said():
     (said,) = plan("sweep.condition=[real,strong]").notes
     assert "compares synthetic with real, and the sweep has no synthetic" in said
     assert plan("sweep.condition=[real,synthetic]").notes == []
+    for word, lacks in (
+        ("sweep.real_fraction=[0.2]", "no synthetic and no real at real_fraction=0.1"),
+        ("sweep.support=[1,2]", None),
+        ("statistics.primary.prompt=tight_box", "no synthetic and no real at prompt=tight_box"),
+        ("statistics.primary.segmenter=unet", "no synthetic and no real at segmenter=unet"),
+        ("statistics.primary.generator=stable_diffusion", "no synthetic at generator=stable_d"),
+        ("statistics.primary.choice=coverage", "no synthetic and no real at choice=coverage"),
+    ):
+        found = plan("sweep.condition=[real,synthetic]", word).notes
+        assert [lacks in note for note in found] == ([] if lacks is None else [True])
     (said,) = plan("sweep.condition=[real,synthetic]", "segmenter.warmup_steps=32").notes
     assert "sam: the learning rate rises over warmup_steps=32, and the fit has 32 steps" in said
 
