@@ -62,12 +62,17 @@ def block_settings(
 
 def _changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
     known = [each.name for each in fields(start)]
-    for key in changes:
+    merged = OmegaConf.structured(replace(start))
+    for key, value in escaped(dict(changes)).items():
         if key not in known:
-            raise ValueError(f"{where}.{key}: unknown key; {nearest(key, known)}")
+            raise ValueError(f"{where}.{key}: unknown key; {nearest(str(key), known)}")
+        try:
+            # A list from a command line or a file stands for a tuple here as it does in a recipe.
+            merged = OmegaConf.merge(merged, {key: value})
+        except OmegaConfBaseException as error:
+            why = " ".join(str(error).split("\n", 1)[0].split())
+            raise ValueError(f"{where}.{error.full_key or key}: {why}") from error
     try:
-        # A list from a command line or a file stands for a tuple here as it does in a recipe.
-        merged = OmegaConf.merge(OmegaConf.structured(replace(start)), escaped(dict(changes)))
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ValueError(f"{where}: " + " ".join(str(error).split("\n", 1)[0].split())) from error
