@@ -229,11 +229,14 @@ class Nodes:
         self, cell: Cell, *, ids: list[str], sets: Sequence[Pairs], augment: dict[str, Any]
     ) -> dict[str, str]:
         """What a fit reads instead of images, by role."""
+        who, other = f"condition {cell.condition}", "sweep.segmenter=[unet]"
+        if cell.segmenter == JUDGE:
+            who, other = "gate.judge_augment", "gate.judge.kind=unet"
         for name in ("without", "extra", "moderate_end"):
             if name in augment:
                 raise InputError(
-                    f"condition {cell.condition}: {name}={augment[name]} needs views that are made "
-                    "as they are drawn; set augment.n_views=null, or sweep.segmenter=[unet]"
+                    f"{who}: {name}={augment[name]} needs views that are made as they are drawn; "
+                    f"set augment.n_views=null, or {other}"
                 )
         features = self.settings(cell.segmenter).cache == "features"
         of, what = {"segmenter": cell.segmenter, "features": features}, "train images"

@@ -156,6 +156,9 @@ def test_extra_augmentation_is_that_of_every_strong_fit_and_of_a_condition_that_
     assert named == everywhere
     with pytest.raises(InputError, match=r"extra=\['small_head'\] needs views that are made"):
         plan("sweep.segmenter=[sam]", "augment.extra=[small_head]", *axes[:1], small)
+    judged = ("gate.judge_augment=strong", "sweep.segmenter=[unet]", "augment.extra=[small_head]")
+    with pytest.raises(InputError, match=r"gate\.judge_augment: extra=.*or gate\.judge\.kind=unet"):
+        plan("sweep.condition=[synthetic]", *judged)
     with pytest.raises(InputError, match=r"augment\.extra.*small_heads.*small_head"):
         plan(*axes, small, "augment.extra=[small_heads]")
 
