@@ -310,7 +310,7 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
     keys = [key for key, node in plan.nodes.items() if node.stage == stage]
     if not keys:
         raise InputError(
-            f"sweep.condition={config.sweep.condition}: these conditions need no generator; add "
+            f"sweep.condition={config.sweep.condition}: these conditions need no {stage}; add "
             "sweep.condition=[synthetic]"
         )
     sweep = execute(config, console, data=data, plan=narrow(plan, keys), whole=plan)

@@ -30,6 +30,17 @@ def test_a_running_sweeps_plan_stays_as_it_is(hc18_folder, tmp_path, name):
     assert "trials no longer in the recipe" in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "condition", "absent"),
+    [("synthesize", "synthetic_no_gate", "gate"), ("diffusion", "real", "generator")],
+)
+def test_a_recipe_without_the_stage_that_is_asked_for_is_told_which(
+    hc18_folder, tmp_path, name, condition, absent
+):
+    ended = run(hc18_folder, tmp_path, *LIKE_IT, f"sweep.condition=[{condition}]", name=name)
+    assert (ended.returncode, f"need no {absent};" in ended.stderr) == (2, True), ended.stderr
+
+
 def test_a_cut_recipe_does_not_write_the_outputs_again(hc18_folder, tmp_path, monkeypatch):
     """What it lacks would be the schema's defaults."""
     monkeypatch.setattr(run_module, "run_live", lambda *_: None)
