@@ -80,6 +80,14 @@ def _notes(config: ExperimentConfig, data: DataView, *, trials: list[TrialSpec])
                 f"note: {name}: the learning rate rises over warmup_steps={rises}, and the fit "
                 f"has {settings.steps} steps: it never falls"
             )
+    for segmenter, condition in config.arms():
+        settings, factors = config.segmenter_named(segmenter), config.condition(condition)
+        size, share = settings.batch_size, settings.synthetic_share
+        if factors.pairs != "none" and settings.epochs is None and round(share * size) == size:
+            notes.append(
+                f"note: {condition}: synthetic_share={share} of a batch of {size} leaves no place "
+                f"for a real image: {segmenter} sees none, whatever the amount"
+            )
     return notes
 
 

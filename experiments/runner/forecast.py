@@ -181,11 +181,11 @@ def forecast_text(found: dict[str, Any]) -> str:
             + "".join(f", {name} {n}" for name, n in found["trials"].items())
             + controls
         ),
-        f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7}{'units':>8}{'about':>10}  estimate",
+        f"{'stage':14}{'all':>5}{'done':>6}{'to do':>7} {'units':>7} {'about':>9}  estimate",
     ]
     for each in found["stages"]:
         row = "{stage:14}{total:5}{done:6}{to_do:7}".format(**each)
-        cost = f"{each['units']:8}{clock(each['seconds']):>10}  {each['source']}"
+        cost = f" {each['units']:7} {clock(each['seconds']):>9}  {each['source']}"
         lines.append(row + cost if each["to_do"] else row)
     if found["left_out"]:
         stages = counted(found["left_out"], "stage")

@@ -135,6 +135,10 @@ def test_what_settings_lead_to_that_one_may_not_expect_is_said():
     ):
         found = plan("sweep.condition=[real,synthetic]", word).notes
         assert [lacks in note for note in found] == ([] if lacks is None else [True])
+    # Of a batch of four 0.8 are three, 0.9 all.
+    assert plan("sweep.condition=[real,synthetic]", "segmenter.synthetic_share=0.8").notes == []
+    (said,) = plan("sweep.condition=[real,synthetic]", "segmenter.synthetic_share=0.9").notes
+    assert said.startswith("note: synthetic: synthetic_share=0.9 of a batch of 4 leaves no place")
     (said,) = plan("sweep.condition=[real,synthetic]", "segmenter.warmup_steps=32").notes
     assert "sam: the learning rate rises over warmup_steps=32, and the fit has 32 steps" in said
 
