@@ -109,12 +109,12 @@ def _check_suffix(path: Path) -> None:
     suffix = path.suffix.lower()
     if _is_named_or_dicom(path):
         return
-    what = f"not a {FORMATS} image"
+    what, which = f"not a {FORMATS} image", "the image"
     if suffix in _VIDEOS:
-        what = "a video, not an image"
+        what, which = "a video, not an image", "its frames"
     elif suffix in _VOLUMES:
-        what = "of a format that is not read"
-    raise InputError(f"{path}: {what}; save its frames as PNG")
+        what, which = "of a format that is not read", "its frames"
+    raise InputError(f"{path}: {what}; save {which} as PNG")
 
 
 def read_frames(path: Path) -> Iterator[tuple[int | None, AnyImage]]:

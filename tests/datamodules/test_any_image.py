@@ -231,9 +231,9 @@ def test_names_that_no_table_holds(grey, tmp_path):
     ("name", "what"),
     [
         ("none.png", "no such file or folder"),
-        ("clip.mp4", "a video, not an image"),
+        ("clip.mp4", "a video, not an image; save its frames as PNG"),
         ("x.nii", "of a format that is not read"),
-        ("x.txt", "not a PNG"),
+        ("x.txt", "not a PNG.* image; save the image as PNG"),
         ("empty", "no images; put"),
         ("films", r"no images \(clip.mp4 is none\)"),
     ],
