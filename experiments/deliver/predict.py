@@ -170,9 +170,15 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     lines = lines_on(summary)
     if left := summary["not_read"]:
         lines.append(f"{len(left)} files are no images and were not read: {some_names(left)}")
-    if all(p["pixel_size_mm"] is None for p in summary["predictions"]):
+    unknown = [p["filename"] for p in summary["predictions"] if p["pixel_size_mm"] is None]
+    if len(unknown) == summary["n_images"]:
         sizes = "--pixel-size MM, or --pixel-sizes CSV (HC18's test_set_pixel_size.csv is one)"
         lines.append(f"no pixel size is known, so hc_mm is empty; give {sizes}")
+    elif unknown:
+        lines.append(
+            f"no pixel size is known of {len(unknown)} of {summary['n_images']} images, whose "
+            f"hc_mm is empty; give --pixel-sizes CSV: {some_names(unknown)}"
+        )
     model = "the model of the package" if summary["is_packaged"] else ", ".join(summary["runs"])
     lines.append(f"segmented by {model}")
     lines.append(

@@ -43,6 +43,8 @@ def test_dicom_of_one_frame_and_of_several(sonosweep, run_dir, speckle, hand_mad
     low, high = int(speckle[0].min()) * 9, int(speckle[0].max()) * 9
     assert f"scaled from their own range to 0..255: IM_1 {low}..{high}" in printed
     assert "shown by the window of their file (w.dcm: centre 99, width 80)" in printed
+    assert "no pixel size is known of 3 of " in printed
+    assert "--pixel-sizes CSV: IM_1, a.png, w.dcm" in printed
     overlay = cv2.imread(str(out / "overlays" / "clip_frame03.png"))
     np.testing.assert_array_equal(overlay[0, :, 0], speckle[2][0])
     # Nothing of the patient's, neither in files nor in what is printed.
