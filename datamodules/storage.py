@@ -59,9 +59,20 @@ def is_array(path: Path) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Let an error name the path that was asked for, not the temporary one beside it."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader, or a power cut, sees the old one or the new one."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with told_of(path):
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
@@ -119,7 +130,8 @@ def commit_folder(folder: Path, *, is_named_by_content: bool = True) -> Iterator
     """
     missing = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    with told_of(folder):
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         yield temporary
         for path in sorted(temporary.rglob("*")):

@@ -21,7 +21,7 @@ from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
 from datamodules.plausible import require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
-from datamodules.storage import new_folder, require_new, write_atomic
+from datamodules.storage import new_folder, require_new, told_of, write_atomic
 from datamodules.synthetic import write_png
 from experiments.deliver.inputs import PROMPTS, read_images
 
@@ -132,8 +132,10 @@ def _read_rows(path: Path) -> list[SubmissionRow]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             table = [[cell.strip() for cell in row] for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as CSV ({error})") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as CSV ({error}); save it as UTF-8") from error
     header, *lines = table or [[]]
     if tuple(header) != COLUMNS:
         raise InputError(f"{path}: the header is {','.join(header)!r}, not {','.join(COLUMNS)!r}")
@@ -195,7 +197,8 @@ def submit_command(
         if not out.parent.is_dir():
             raise InputError(f"{out.parent}: no such folder; make it, or choose another file")
         # Before an hour is spent on what cannot be written.
-        tempfile.TemporaryFile(dir=out.parent).close()
+        with told_of(out):
+            tempfile.TemporaryFile(dir=out.parent).close()
     if masks is not None:
         require_new(masks)
         if out in (masks, *masks.parents):

@@ -188,6 +188,16 @@ def test_commit_folder_fails_where_a_file_has_the_name(tmp_path):
     assert names(tmp_path) == ["set"]
 
 
+def test_a_place_that_takes_no_file_is_told_by_the_name_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as told:
+        write_atomic(tmp_path / "gone" / "a.txt", "text")
+    assert told.value.filename == str(tmp_path / "gone" / "a.txt")
+    # No folder can be made there, by anyone.
+    with pytest.raises(FileNotFoundError) as told, commit_folder(Path("/proc/set")):
+        pass
+    assert told.value.filename == "/proc/set"
+
+
 def test_content_key_is_frozen():
     """The hash names folders and runs: a change would orphan everything that is stored."""
     content = {"b": [1, 2.5, None, True], "a": "µ"}
