@@ -107,7 +107,9 @@ def one_of(value: str, known: Iterable[str], *, option: str) -> str:
 
 def nearest(value: str, known: Iterable[str]) -> str:
     """The hint for a word that is not known."""
-    close = difflib.get_close_matches(value, names := list(known), n=1)
+    names = list(dict.fromkeys(known))
+    # Numbers that are written alike need not be near.
+    close = [] if value.isdigit() else difflib.get_close_matches(value, names, n=1)
     return f"did you mean {close[0]}?" if close else f"use one of {', '.join(names)}"
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from datamodules.allowed import above, at_least, between, check_choices, inside, one_of
+from datamodules.allowed import above, at_least, between, check_choices, inside, nearest, one_of
 from datamodules.errors import InputError
 
 Kind = Literal["whole", "part"]
@@ -70,3 +70,8 @@ def test_words_of_a_set():
     assert one_of("a", {"a": 1}, option="--k") == "a"
     with pytest.raises(InputError, match=r"^--k aple: unknown; did you mean apple\?$"):
         one_of("aple", {"apple": 1, "pear": 2}, option="--k")
+
+
+def test_a_number_is_not_taken_for_another_one():
+    assert nearest("20", ["5", "10", "0", "5"]) == "use one of 5, 10, 0"
+    assert nearest("rel", ["real", "strong"]) == "did you mean real?"
