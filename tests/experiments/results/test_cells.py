@@ -21,7 +21,7 @@ def trials(levels):
 
 
 def test_a_support_of_many_seeds_counts_once():
-    rows = trials({(0, seed): 0.95 for seed in range(5)} | {(1, 0): 0.80})
+    rows = trials({(0, seed): 0.95 for seed in range(5)} | {(1, 0): 0.80}).assign(trimester=2)
     (cell,) = cells(aggregate(rows), per_image=rows).to_dict("records")
     assert cell["dice_mean"] == pytest.approx(0.875)
     assert cell["dice_trimester_weighted_mean"] == pytest.approx(0.875)
@@ -30,6 +30,8 @@ def test_a_support_of_many_seeds_counts_once():
     found = crossed_bootstrap(means["dice"], **drawn)
     assert cell["dice_mean"] == pytest.approx(found.value)
     assert (cell["dice_low"], cell["dice_high"]) == pytest.approx((found.low, found.high))
+    weighted = [cell[f"dice_trimester_weighted_{end}"] for end in ("low", "high")]
+    assert weighted == pytest.approx([found.low, found.high]), "all images are alike"
 
 
 def test_equal_numbers_of_seeds_give_the_plain_mean_to_the_bit():

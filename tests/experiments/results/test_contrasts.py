@@ -48,21 +48,39 @@ def test_two_supports_and_two_exams_by_hand():
     assert (found.low, found.high) == (0, 10)
 
 
-def test_quantiles_agree_with_an_explicit_loop():
+def test_exams_that_are_alike_leave_the_error_of_the_supports():
+    # Supports of mean 1 and 3, exams of mean 2 both: what cells vary by is not taken off twice.
+    found = crossed_bootstrap([0, 2, 4, 2], supports=[0, 0, 1, 1], exams=list("abab"))
+    assert (found.value, found.standard_error) == pytest.approx((2, stats.sem([1, 3])))
+
+
+def test_supports_that_are_not_known_are_one():
+    values, exams = [0.1, 0.4, 0.2, 0.8], list("abcd")
+    found = crossed_bootstrap(values, exams=exams, supports=np.full(4, np.nan))
+    assert found == crossed_bootstrap(values, exams=exams, supports=np.zeros(4))
+
+
+# The last two: n/(n-1) of six exams widens; cells that vary alone are never narrowed.
+@pytest.mark.parametrize(
+    ("n_supports", "n_exams", "effects", "level"),
+    [(8, 12, 1, 0.95), (1, 6, 1, 0.8), (5, 7, 0, 0.8)],
+)
+def test_quantiles_agree_with_an_explicit_loop(n_supports, n_exams, effects, level):
     rng = np.random.default_rng(4)
-    supports, exams = crossed(8, 12, frames=2)
-    values = rng.normal(size=8)[supports] + rng.normal(size=12)[exams] + rng.normal(size=192)
-    found = crossed_bootstrap(values, exams=exams, supports=supports, seed=0, n_boot=6000)
-    cells = values.reshape(8, 12, 2)
+    supports, exams = crossed(n_supports, n_exams, frames=2)
+    values = effects * (rng.normal(size=n_supports)[supports] + rng.normal(size=n_exams)[exams])
+    values = values + rng.normal(size=len(values))
+    found = crossed_bootstrap(values, exams=exams, supports=supports, n_boot=6000, level=level)
+    cells = values.reshape(n_supports, n_exams, 2).mean(axis=2)
     means = []
     for _ in range(6000):
-        chosen = rng.integers(12, size=12)
-        means.append(np.mean([cells[s][chosen] for s in rng.integers(8, size=8)]))
+        drawn = rng.integers(n_supports, size=n_supports), rng.integers(n_exams, size=n_exams)
+        means.append(cells[np.ix_(*drawn)].mean())
     widen = max(found.standard_error / np.std(means), 1)
-    tail = stats.norm.cdf(-widen * stats.t.ppf(0.975, found.degrees))
-    low, high = np.quantile(means, [tail, 1 - tail])
-    assert found.low == pytest.approx(low, abs=0.08)
-    assert found.high == pytest.approx(high, abs=0.08)
+    tail = stats.norm.cdf(-widen * stats.t.ppf((1 + level) / 2, found.degrees))
+    expected = np.quantile(means, [tail, 1 - tail])
+    near = {"abs": 0.1 * found.standard_error}
+    assert (found.low, found.high) == pytest.approx(tuple(expected), **near)
 
 
 def test_many_exams_of_one_support_agree_with_the_cluster_bootstrap():
@@ -196,6 +214,21 @@ def test_draws_generator_seeds_and_seeds_are_averaged_per_image():
     assert (found.low, found.high) == pytest.approx((0.015, 0.115))
 
 
+def test_a_support_of_many_seeds_counts_once_and_the_level_is_the_intervals():
+    gains = [(0, seed, [0.01, 0.03]) for seed in range(3)] + [(1, 0, [0.05, 0.07])]
+    rows = pd.concat(
+        [
+            pair([0.5, 0.5], gain, name=f"{support}-{seed}", support=support, seed=seed)
+            for support, seed, gain in gains
+        ]
+    )
+    wide, narrow = (
+        contrast(rows, condition="synthetic", baseline="real", level=level) for level in (0.95, 0.5)
+    )
+    assert (wide.mean, wide.n_trials, wide.n_supports) == (pytest.approx(0.04), 4, 2)
+    assert wide.high - wide.low > 1.2 * (narrow.high - narrow.low) > 0
+
+
 def test_folds_pool_their_exams_and_pair_within_themselves():
     rows = []
     for fold, gain in enumerate(([0.1, 0.1], [0.3, 0.3])):
@@ -203,12 +236,26 @@ def test_folds_pool_their_exams_and_pair_within_themselves():
         part["exam_id"] = f"{fold}" + part["exam_id"]
         part["sample_id"] = f"{fold}" + part["sample_id"]
         rows.append(part)
-    frame = pd.concat(rows)
+    frame = pd.concat(rows, ignore_index=True)
     found = contrast(frame, condition="synthetic", baseline="real")
     assert found.mean == pytest.approx(0.2)
     assert (found.n_images, found.n_exams, found.n_trials) == (4, 4, 1)
     crosswise = frame[frame["condition"].ne("real") | (frame["fold"] == 0)]
     assert contrast(crosswise, condition="synthetic", baseline="real").mean == pytest.approx(0.1)
+    # An external cohort is every fold's: its images do not pair a fold with another one.
+    same = frame.assign(exam_id=frame["exam_id"].str[1:], sample_id=frame["sample_id"].str[1:])
+    found = contrast(same.loc[crosswise.index], condition="synthetic", baseline="real")
+    assert (found.mean, found.n_images) == (pytest.approx(0.1), 2)
+
+
+def test_trials_without_supports_pair_with_their_like_alone():
+    unknown = {"support": np.nan, "seed": np.nan}
+    rows = pair([0.5, 0.6], [0.1, 0.2], name="u", **unknown)
+    found = contrast(rows, condition="synthetic", baseline="real")
+    assert (found.mean, found.n_supports, found.n_trials) == (pytest.approx(0.15), 1, 1)
+    numbered = rows.assign(support=rows["support"].mask(rows["condition"] == "real", 0))
+    with pytest.raises(NoPairError):
+        contrast(numbered, condition="synthetic", baseline="real")
 
 
 PRIMARY = {"baseline": "strong", "condition": "synthetic_same_budget_strong"}

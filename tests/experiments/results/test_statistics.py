@@ -139,9 +139,18 @@ def test_aggregate_groups_by_trial_cohort_and_prompt_and_keeps_absent_mm_absent(
     assert aggregate(rows.iloc[:0]).empty
 
 
-def test_a_key_that_differs_within_a_trial_is_refused():
-    rows = pd.concat([image_rows({"a_HC": 0.9}), image_rows({"b_HC": 0.9}, n_real=80)])
-    with pytest.raises(ValueError, match="n_real"):
+def test_the_interval_of_a_row_resamples_exams_and_090_is_not_below_090():
+    frames = {f"a_{n}": 0.5 for n in range(20)} | {f"b_{n}": 0.9 for n in range(20)}
+    row = aggregate(image_rows(frames)).iloc[0]
+    # Resampled images would give about 0.64 to 0.76.
+    assert (row["dice_low"], row["dice_high"]) == pytest.approx((0.5, 0.9))
+    assert row["dice_share_below_090"] == 0.5
+
+
+@pytest.mark.parametrize("changes", [{"n_real": 80}, {"generator_seed": 0}])
+def test_a_key_that_differs_within_a_trial_is_refused(changes):
+    rows = pd.concat([image_rows({"a_HC": 0.9}), image_rows({"b_HC": 0.9}, **changes)])
+    with pytest.raises(ValueError, match=next(iter(changes))):
         average_draws(rows)
 
 
