@@ -16,7 +16,7 @@ from experiments.results.figures import curve_points
 from experiments.results.findings import finding
 from experiments.results.panels import series_style
 from experiments.results.rows import read_rows, with_defaults
-from experiments.results.statistics import aggregate
+from experiments.results.statistics import aggregate, holm
 from experiments.results.tables import blocks, footnotes
 from experiments.results.verdict import verdict_sentences
 
@@ -107,6 +107,56 @@ def test_one_support_is_judged_over_exams_alone():
     found = unpaired_contrast(*sides)
     assert (found["mean"], found["low"], found["high"]) == pytest.approx((0.02, 0.02, 0.02))
     assert found["n_supports"] == 1
+
+
+UNEVEN = np.array([0.01, 0.02, 0.05, 0.04])
+"""What a choice gains in each exam."""
+
+
+def two_sides(n_supports):
+    gains = (("coverage", UNEVEN), ("random", 0))
+    return [
+        with_defaults(pd.concat(trials(choice, gain=gain, n_supports=n), ignore_index=True))
+        for (choice, gain), n in zip(gains, n_supports, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("n_supports", [(1, 1), (1, 3), (3, 3)])
+def test_an_interval_has_the_level_that_is_asked_for(n_supports):
+    sides = two_sides(n_supports)
+    wide, narrow = (unpaired_contrast(*sides, level=level) for level in (0.95, 0.5))
+    assert wide["mean"] == narrow["mean"] == pytest.approx(0.03)
+    assert wide["high"] - wide["low"] > 1.5 * (narrow["high"] - narrow["low"]) > 0
+
+
+def test_images_that_one_side_lacks_in_a_fold_move_nothing():
+    own, base = two_sides((2, 3))
+    first = own[own["support"] == 0].iloc[[0]].assign(dice=0.0)
+    more = [first.assign(sample_id="other", exam_id="other"), first.assign(fold=1)]
+    found = unpaired_contrast(pd.concat([own, *more]), base)
+    assert found == pytest.approx(unpaired_contrast(own, base))
+
+
+def test_random_is_the_measure_wherever_it_stands_and_p_is_adjusted():
+    parts = []
+    for n_real in (5, 20):
+        parts += trials("coverage", gain=UNEVEN - 0.005 * (n_real == 20), n_real=n_real)
+        parts += trials("random", gain=0, n_real=n_real)
+    found = choice_contrasts(pd.concat(parts, ignore_index=True), statistics=STATISTICS)
+    assert set(found["against"]) == {"random"}
+    assert found["p_holm"].tolist() == pytest.approx(list(holm(found["p"])))
+    assert (found["p_holm"] > found["p"]).any()
+
+
+def test_a_control_stands_in_no_table_of_choices(per_image):
+    control = scores(BASE, trial_id="box", condition="box_only", segmenter="", choice="", n_real=0,
+                     real_fraction=np.nan)  # fmt: skip
+    found = choice_contrasts(per_image, statistics=STATISTICS)
+    tables = [
+        choice_table(rows, found, shown=["choice"])[1]
+        for rows in (per_image, pd.concat([per_image, control], ignore_index=True))
+    ]
+    pd.testing.assert_frame_equal(*tables)
 
 
 def test_each_choice_meets_random_at_the_same_condition_and_amount(per_image):

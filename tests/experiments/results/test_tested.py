@@ -10,6 +10,7 @@ from results_parts import ROW
 from experiments.plan.nodes import Node
 from experiments.results.compact import compact_tables, read_results
 from experiments.results.outputs import add_stages
+from experiments.results.tested import with_test_sets
 
 
 def rows(condition, values, *, trial="", test_images, **changes):
@@ -21,11 +22,11 @@ def rows(condition, values, *, trial="", test_images, **changes):
     return [made | {"dice_mean": value} | changes for value in values]
 
 
-def written(folder, *parts, seed=0):
+def written(folder, *parts, seed=0, root="hc18"):
     folder.mkdir()
     frame = pd.DataFrame([row for part in parts for row in part])
     frame.to_csv(folder / "results.csv", index=False)
-    content = {"data": {"root": "hc18"}, "split": {"seed": seed, "test": 6}}
+    content = {"data": {"root": root}, "split": {"seed": seed, "test": 6}}
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     return folder / "results.csv"
 
@@ -40,7 +41,7 @@ def test_what_was_tested_on_other_images_is_tabled_apart_and_says_why(tmp_path):
         rows("real", [0.8], test_images="12e4"),
         rows("mean_mask", [0.634], test_images="12e4"),
     )
-    second = written(tmp_path / "b", rows("strong", [0.9], test_images="77aa"), seed=1)
+    second = written(tmp_path / "b", rows("strong", [0.9], test_images="77aa"), seed=1, root="my")
     text = table(first, second)
     own, other = text.split(f"### hc18 of {tmp_path / 'b'}, ")
     assert f"### hc18 of {tmp_path / 'a'}, no box (whole image): Dice %, 6 exams" in own
@@ -49,7 +50,7 @@ def test_what_was_tested_on_other_images_is_tabled_apart_and_says_why(tmp_path):
     assert "strong augmentation | **90.0** |" in other
     assert "63.4" not in other
     assert f"tested on different images by {tmp_path / 'a'} and by {tmp_path / 'b'}" in other
-    assert "these differ: split.seed (0 or 1)." in other
+    assert "these differ: data.root (hc18 or my), split.seed (0 or 1)." in other
     plain = table(first, second, format_name="csv").splitlines()
     assert [line.split(",")[2] for line in plain[1:]] == [str(tmp_path / n) for n in "aab"]
     latex = table(first, second, format_name="latex")
@@ -75,6 +76,13 @@ def test_the_same_images_stand_in_one_table_and_folds_are_no_other_images(tmp_pa
     assert "strong augmentation | **90.0** |" in text
     assert "different images" not in text
     assert "left out" not in text, "r0 is done by the first"
+
+
+def test_files_that_share_a_set_join_and_sets_are_numbered_in_a_cohort_by_their_first_row():
+    tested = [("a", "1"), ("a", "2"), ("b", "7"), ("c", "2"), ("c", "3"), ("d", "3")]
+    found = pd.DataFrame(tested, columns=["source", "test_images"]).assign(test_cohort="hc18")
+    found.loc[len(found)] = {"source": "b", "test_images": "9", "test_cohort": "es"}
+    assert with_test_sets(found)["test_set"].tolist() == [0, 0, 1, 0, 0, 0, 0]
 
 
 def test_one_fit_tested_on_two_cohorts_counts_in_both(tmp_path):
