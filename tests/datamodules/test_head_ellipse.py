@@ -1,5 +1,6 @@
 """The ellipse of a predicted mask: exact, bitten, spurred, cut by the border, none."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -23,6 +24,20 @@ def test_a_drawn_ellipse_is_recovered():
     assert found.center_x_px == pytest.approx(HEAD.center_x_px, abs=0.1)
     assert found.center_y_px == pytest.approx(HEAD.center_y_px, abs=0.1)
     assert found.theta_rad == pytest.approx(HEAD.theta_rad, abs=0.01)
+
+
+def test_no_point_of_a_clean_outline_is_left_out_of_the_fit():
+    # It ends four pixels from the right border of a frame that is wider than high.
+    drawn = Ellipse(
+        center_x_px=305, center_y_px=200, semi_major_px=250, semi_minor_px=190, theta_rad=0.0
+    )
+    mask = rasterise(drawn, size_hw=(420, 560))
+    (outline,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    (x, y), axes_px, _ = cv2.fitEllipseDirect(outline.astype(np.float32))
+    found = head_ellipse(mask)
+    assert (found.center_x_px, found.center_y_px) == pytest.approx((x, y), abs=1e-3)
+    halves = [axis / 2 + 0.5 for axis in sorted(axes_px)]
+    assert [found.semi_minor_px, found.semi_major_px] == pytest.approx(halves, abs=1e-3)
 
 
 def test_a_bite_and_a_spur_change_the_axes_by_less_than_a_pixel():
@@ -52,10 +67,31 @@ def test_a_head_cut_by_the_border_is_completed():
     found = head_ellipse(rasterise(cut, size_hw=SIZE_HW))
     assert [found.semi_major_px, found.semi_minor_px] == axes(cut)
     assert found.center_y_px == pytest.approx(40, abs=1)
+    # A prediction may end a pixel or two before the border.
+    short = rasterise(cut, size_hw=SIZE_HW)
+    short[:2] = 0
+    assert head_ellipse(short) == found
+
+
+def test_a_part_that_is_mostly_border_is_taken_with_its_border():
+    mask = np.ones((54, 80), np.uint8)
+    mask[:12, :12][np.add.outer(np.arange(12), np.arange(12)) < 12] = 0
+    found = head_ellipse(mask)
+    assert (found.center_x_px, found.center_y_px) == pytest.approx((39.5, 26.5), abs=1)
+
+
+def test_what_is_possible_goes_by_the_width():
+    # Longer than twice the height, cut at both ends.
+    wide = Ellipse(
+        center_x_px=100, center_y_px=30, semi_major_px=130, semi_minor_px=25, theta_rad=0.0
+    )
+    found = head_ellipse(rasterise(wide, size_hw=(60, 200)))
+    assert found.semi_major_px == pytest.approx(130, abs=2)
 
 
 @pytest.mark.parametrize(
-    "drawn", [np.s_[:0, :0], np.s_[20, 30], np.s_[20:23, 30:33], np.s_[20, 30:90]]
+    "drawn",
+    [np.s_[:0, :0], np.s_[20, 30], np.s_[20:23, 30:33], np.s_[20:25, 30:36], np.s_[20, 30:90]],
 )
 def test_empty_tiny_and_straight_masks_have_none(drawn):
     mask = np.zeros((54, 80), bool)

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -207,16 +208,37 @@ def test_first_order_by_hand():
 
 def test_a_group_counts_for_the_trimester_of_most_of_its_images():
     mixed = [unit("a", 1, stratum=3), unit("b", 1, stratum=1, group="a")]
-    tied = stratified_order([*mixed, unit("c", stratum=1)], salt="x", by="group_id")
-    # Two groups of stratum 1 at 1/4 and 3/4: in the order of their hashes, not 1 before 3.
-    expected = sorted("ac", key=lambda name: hashlib.sha256(f"x:{name}".encode()).digest())
-    assert [g[0].group_id for g in tied] == expected
+    firsts = set()
+    for salt in "uvwxyz":
+        tied = stratified_order([*mixed, unit("c", stratum=1)], salt=salt, by="group_id")
+        # Two groups of stratum 1 at 1/4 and 3/4: in the order of their hashes, not 1 before 3.
+        expected = sorted("ac", key=lambda name: hashlib.sha256(f"{salt}:{name}".encode()).digest())
+        assert [g[0].group_id for g in tied] == expected
+        firsts.add(expected[0])
+    assert firsts == {"a", "c"}
     alone = stratified_order(
         [*mixed, unit("a", 2, stratum=3), unit("c", stratum=3)], salt="y", by="group_id"
     )
     expected = sorted("ac", key=lambda name: hashlib.sha256(f"y:{name}".encode()).digest())
     assert [g[0].group_id for g in alone] == expected
     assert [u.sample_id for u in alone[expected.index("a")]] == ["a_1", "a_2", "b_1"]
+
+
+def test_frames_follow_their_numbers_and_not_their_names():
+    # HC18 calls them 000_HC, 000_2HC, 000_10HC.
+    frames = [replace(unit("000", k), sample_id=f"000_{k if k > 1 else ''}HC") for k in (1, 2, 10)]
+    (group,) = stratified_order(frames[::-1], salt="x", by="exam_id")
+    assert [each.frame for each in group] == [1, 2, 10]
+
+
+def test_joined_exams_change_neither_subset_nor_support():
+    units = random_units(3)
+    apart = [replace(each, group_id=each.exam_id) for each in units]
+    assert apart != units
+    assert support_order(units, support=1) == support_order(apart, support=1)
+    for n_images in (5, 20, len(units) - 1):
+        first, second = (choose_subset(u, name="s", n_images=n_images) for u in (units, apart))
+        assert first == second
 
 
 def test_subset_is_whole_exams_cut_at_its_size():
@@ -316,6 +338,17 @@ def test_folds_spread_the_trimesters(n_folds):
         assert sum(counts) == len(set(exams.values()))
 
 
+def test_groups_are_dealt_to_folds_trimester_after_trimester():
+    units = [unit(f"{k:03d}", stratum=(3, 1, 2, 0)[k % 4]) for k in range(23)]
+
+    def place(each):
+        return each.stratum, hashlib.sha256(f"split:4:{each.group_id}".encode()).digest()
+
+    dealt = [each.sample_id for each in sorted(units, key=place)]
+    folds = make_folds(units, SplitConfig(seed=4, val=2, n_folds=3))
+    assert [set(fold.test) for fold in folds] == [set(dealt[k::3]) for k in range(3)]
+
+
 def test_folds_by_hand():
     """Two of each of three trimesters, two folds: one of each is tested."""
     units = [unit(name, stratum=1 + k // 2) for k, name in enumerate("abcdef")]
@@ -348,6 +381,11 @@ def _rank(name):
 def test_folds_that_do_not_fit(config, message):
     with pytest.raises(InputError, match=message):
         make_folds([unit(f"{n}") for n in range(10)], SplitConfig(**config))
+
+
+def test_folds_are_counted_in_groups_and_not_in_images():
+    with pytest.raises(InputError, match=r"^split\.n_folds=3: the data hold 2 exam groups"):
+        make_folds([unit(exam, frame) for exam in "ab" for frame in (1, 2)], SplitConfig(n_folds=3))
 
 
 def test_fold_config_refuses():
