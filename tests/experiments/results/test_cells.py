@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from test_tables import scores
 
-from experiments.results.cells import cells
+from experiments.results.cells import cell_means, cells, model_means
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.statistics import aggregate
 from experiments.results.student_agreement import agreement_table
@@ -41,6 +41,46 @@ def test_equal_numbers_of_seeds_give_the_plain_mean_to_the_bit():
     assert found == results["dice_mean"].mean()
 
 
+def test_each_seed_of_the_generator_is_a_model():
+    parts = [
+        scores([dice] * 3, trial_id=f"g{seed}", condition="synthetic", generator_seed=seed)
+        for seed, dice in ((0, 0.8), (1, 0.9))
+    ]
+    rows = pd.concat(parts, ignore_index=True)
+    (cell,) = cells(aggregate(rows), per_image=rows).to_dict("records")
+    assert cell["trial_dice"] == pytest.approx((0.8, 0.9))
+    assert cell["dice_sd"] == pytest.approx(0.1 / np.sqrt(2))
+
+
+def test_folds_supports_and_what_is_absent_without_images_by_hand():
+    columns = ["support", "seed", "fold", "test_images", "n_images", "n_real", "n_exams"]
+    columns += ["dice_mean", "hausdorff_mm_mean"]
+    absent = np.nan
+    rows = pd.DataFrame(
+        [
+            (0, 0, 0, "a", 30, 33, 6, 0.9, absent),
+            (0, 0, 1, "b", 10, 32, 4, 0.6, 2.0),
+            (0, 1, 0, "a", 30, 33, absent, 0.7, absent),
+            (0, 1, 1, "b", 10, 32, absent, 0.7, absent),
+            # Of an older file: its folds do not say what they were tested on.
+            (1, 0, 0, None, 10, 31, 5, 0.5, 4.0),
+            (1, 0, 1, None, 10, 34, 6, 0.5, 4.0),
+        ],
+        columns=columns,
+    ).assign(condition="real", generator_seed=absent, trial_id=lambda t: t.index.astype(str))
+    values = ["dice_mean", "hausdorff_mm_mean"]
+    models = model_means(rows, values, by=["condition"])
+    assert models["dice_mean"].tolist() == pytest.approx([(27 + 6) / 40, 0.7, 0.5])
+    assert models["hausdorff_mm_mean"].tolist() == pytest.approx([2, absent, 4], nan_ok=True)
+    assert models["n_real"].tolist() == [32, 32, 31]
+    assert models["n_trials"].tolist() == [2, 2, 2]
+    assert models["n_exams"].tolist() == pytest.approx([10, absent, 11], nan_ok=True)
+    (cell,) = cell_means(rows, values, by=["condition"]).to_dict("records")
+    assert cell["dice_mean"] == pytest.approx(((0.825 + 0.7) / 2 + 0.5) / 2)
+    assert cell["hausdorff_mm_mean"] == pytest.approx((2 + 4) / 2)
+    assert (cell["n_real"], cell["n_trials"], cell["n_exams"]) == (31, 6, 11)
+
+
 def folded(condition, *, n_labels=0.0):
     """Two folds of one fraction, whose numbers of images differ, of two supports each."""
     return [
@@ -64,6 +104,7 @@ def test_the_folds_of_a_fraction_are_one_row_whatever_made_the_pairs():
     found = cells(aggregate(per_image), per_image=per_image).set_index("condition")
     assert found["n_trials"].to_dict() == {"real": 4, "warp": 4}
     assert found["n_exams"].to_dict() == {"real": 6, "warp": 6}
+    assert found["n_generator_labels"].to_dict() == {"real": 0, "warp": 33}, "the most"
     read = []
 
     def mask_of(trial_id, prompt, sample_id):
