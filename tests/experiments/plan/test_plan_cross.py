@@ -5,9 +5,14 @@ from dataclasses import replace
 import pytest
 from plan_parts import make_data, plan
 from sd_parts import tiny_pipeline
+from toy_recipe import TOY
 
 from datamodules.errors import InputError
+from datamodules.splits import Split
+from datamodules.storage import content_key
 from experiments.config.conditions import CONDITIONS
+from experiments.config.recipe import load_config
+from experiments.plan.grid import box_plan
 from experiments.plan.record import planned
 from lightning_modules.generators.table import GENERATORS
 from lightning_modules.segmenters.table import SEGMENTERS
@@ -42,6 +47,69 @@ def test_every_combination_is_a_trial_and_all_segmenters_see_the_same_pairs(tmp_
                 if (name, by) == (condition, generator)
             }
             assert len(pairs) <= 1, (condition, generator)
+
+
+def test_ids_are_those_of_finished_runs():
+    """What is hashed of each stage. Where it changes, all runs of the stage, and of those behind
+    it, are made anew: mean it, and say so by a new version of the stage."""
+    axes = ("sweep.real_fraction=[0.2]", "sweep.support=[1]", "sweep.seed=[2]", "sweep.fold=[1]")
+    axes += ("sweep.generator_seed=[3]", "synthesis.generator_count=9", "split.n_folds=2")
+    conditions = "real_repeated,warp,phantom,real_resized,synthetic_random_subset,few"
+    conditions += ",self_training_2,synthetic_unlabelled"
+    few = "conditions.few={pairs: synthetic, augment: strong, at_most: 7, order: hardest}"
+    base = ("stable_diffusion.base_model=a/b", f"stable_diffusion.revision={'a' * 40}")
+    kinds = ("sweep.segmenter=[unet]", "sweep.generator=[pixel,stable_diffusion]", *base)
+    square = ("segmenter.geometry=squash", "segmenter.early_stopping_patience=3")
+    square += ("segmenter.backbone=vit_tiny", "segmenter.tuning=late_lora")
+    square += ("sweep.condition=[strong,warp]",)
+    own = frozen_data()
+    nodes = dict(box_plan(load_config(TOY, [*axes, *square]), own)[0].nodes)
+    for data, words in (
+        (own, (*kinds, f"sweep.condition=[{conditions}]", few)),
+        (own, square),
+        (own, (*square, "augment.n_views=null")),
+        (replace(own, foreign_pairs={"p": "1", "o": "2"}), ("sweep.condition=[synthetic]",)),
+    ):
+        nodes |= plan(*axes, *words, data=data).nodes
+    ids = {}
+    for node in nodes.values():
+        ids.setdefault(node.stage, []).append(node.id)
+    assert {stage: content_key(sorted(found)) for stage, found in ids.items()} == FROZEN
+
+
+FROZEN = {
+    "box": "b91c25202e64b290",
+    "control": "20a537f79045e2ff",
+    "embed": "811cc0eba36a1f03",
+    "fidelity": "a5528bdbbe6fe3b5",
+    "fit": "162b07679e747448",
+    "gate": "60db2db390258652",
+    "generator": "9f388bad46af69b2",
+    "import_pairs": "3093cbb9b77a2f4f",
+    "phantom": "f1f2d589806b63b8",
+    "pseudo": "a35e0798048db7db",
+    "resize": "3441610c43dd798d",
+    "score": "6ede1ae175f05436",
+    "subset": "220ef594af474e18",
+    "synthesize": "81c1e32d2a3eb955",
+    "warp": "06f6bcc774890a38",
+}
+
+
+def frozen_data():
+    """Two folds, an external cohort, an image without an annotation, and pixel sizes."""
+    data = with_sizes(make_data())
+    ids, more = list(data.units), {"es-0": "es", "free": "free"}
+    folds = tuple(
+        Split(
+            train=tuple(name for name in ids[16:] if name not in test),
+            val=tuple(ids[8 * fold : 8 * fold + 8]),
+            test=tuple(test),
+        )
+        for fold, test in enumerate((ids[16:40], ids[40:64]))
+    )
+    known = {"content": data.content | more, "references": data.references | more}
+    return replace(data, folds=folds, cohorts={"es": ["es-0"]}, unlabelled=("free",), **known)
 
 
 def with_sizes(data, *, test_scale=1.0):
