@@ -17,6 +17,7 @@ from lightning_modules.generators.pixel.spectral import (
 )
 from lightning_modules.noise import alphas_sigmas
 from lightning_modules.pair_jitter import jitter_pairs
+from lightning_modules.randomness import keyed_rand
 
 SMALL = {"size_hw": (32, 48), "patch": 2, "block_out_channels": (16, 32)}
 
@@ -238,6 +239,25 @@ def test_scale_and_shift_stay_within_their_limits():
     shifts = [_moments(m)[1:3] for m in _jitter(bars, max_shift=0.1)[1][:, 0]]
     assert 8 < max(abs(found - x) for found, _ in shifts) <= 16.5
     assert 5 < max(abs(found - y) for _, found in shifts) <= 11.5
+
+
+def test_each_limit_has_its_own_number_of_an_items_draw():
+    area, x, y, angle = _moments(_bar()[0, 0])
+    bars = _bar().expand(6, -1, -1, -1)
+    uniform = keyed_rand((5,), seed=3, draws=torch.arange(6), stream="pair_jitter")
+    turn, scale, *shift = (2 * uniform - 1)[:, :4].unbind(dim=1)
+    found = [_moments(mask) for mask in _jitter(bars, max_rotation_deg=20.0)[1][:, 0]]
+    turns = [math.degrees(each[3] - angle) for each in found]
+    assert turns == pytest.approx((20 * turn).tolist(), abs=0.5)
+    areas = [_moments(mask)[0] / area for mask in _jitter(bars, max_scale=1.2)[1][:, 0]]
+    assert areas == pytest.approx((1.2 ** (2 * scale)).tolist(), rel=0.03)
+    found = [_moments(mask)[1:3] for mask in _jitter(bars, max_shift=0.1)[1][:, 0]]
+    for axis, (start, side) in enumerate(((x, 160), (y, 108))):
+        moves = [each[axis] - start for each in found]
+        assert moves == pytest.approx((0.1 * side * shift[axis]).tolist(), abs=0.5)
+    flipped = _jitter(bars, flip_probability=0.5)[1]
+    is_flipped = [torch.equal(mask, bar.flip(-1)) for mask, bar in zip(flipped, bars, strict=True)]
+    assert is_flipped == (uniform[:, 4] < 0.5).tolist()
 
 
 def test_an_items_motion_depends_on_its_draw_alone():
