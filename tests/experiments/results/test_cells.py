@@ -105,6 +105,8 @@ def test_the_folds_of_a_fraction_are_one_row_whatever_made_the_pairs():
     assert found["n_trials"].to_dict() == {"real": 4, "warp": 4}
     assert found["n_exams"].to_dict() == {"real": 6, "warp": 6}
     assert found["n_generator_labels"].to_dict() == {"real": 0, "warp": 33}, "the most"
+    short = per_image[per_image["trial_id"] != "real-1-1"]
+    assert cells(aggregate(short), per_image=short)["n_exams"].tolist() == [6, 6], "of any model"
     read = []
 
     def mask_of(trial_id, prompt, sample_id):
