@@ -200,6 +200,7 @@ def _not_hc18(root: Path, *, part: str) -> InputError:
         return InputError(f"{root}: HC18 lies further down; give {nested[0].parent}")
     return InputError(
         f"{root}: not HC18, {folder}/ is missing; expected {folder}/ and {HC18_CSV[part]} in it"
+        + ("; a cohort has image/ and mask/" if part == "training" else "")
     )
 
 

@@ -1,5 +1,6 @@
 """The commands that use a fitted model: `export`, `predict`, `draw`, `submit`. Torch-free."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -117,7 +118,7 @@ def draw(
     say(
         stdout_console(),
         f"{out}: {n} pairs; the generator behind them saw {found['n_labels']} labelled images: "
-        f"synthesis.folder={out} synthesis.folder_labels={found['n_labels']}",
+        f"{shlex.quote(f'synthesis.folder={out}')} synthesis.folder_labels={found['n_labels']}",
     )
     say(stdout_console(), f"generator {found['generator']}, {found['data']}")
 

@@ -41,7 +41,8 @@ def clean(
         list[str] | None, typer.Option(help="Select of this stage only, as fit or embeddings.")
     ] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(help="Select what no sweep but this one refers to.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Select what no sweep but this one refers to."),
     ] = None,
     older_than: Annotated[
         str | None, typer.Option(metavar="AGE", help="Select what was last used before 30d.")
@@ -57,12 +58,18 @@ def clean(
     from experiments.runner.slurm_job import refuse_queued
     from experiments.store.clean import Selection, clean_command, parse_age
 
-    for name in sweep or ():
+    # By its folder too, as elsewhere.
+    folders = [Path(name).resolve() for name in sweep or ()]
+    names = [
+        path.name if path.parent == root.resolve() and path.is_dir() else name
+        for path, name in zip(folders, sweep or (), strict=True)
+    ]
+    for name in names:
         refuse_queued(root / name)
     chosen = Selection(
         orphans=orphans,
         stages=tuple(stage or ()),
-        sweeps=tuple(sweep or ()),
+        sweeps=tuple(names),
         older_than_s=None if older_than is None else parse_age(older_than),
     )
     clean_command(root, chosen, yes=yes, console=stdout_console())

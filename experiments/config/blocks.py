@@ -61,11 +61,14 @@ def block_settings(
 
 
 def _changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
-    known = [each.name for each in fields(start)]
+    kinds = {each.name: each.type for each in fields(start)}
     merged = OmegaConf.structured(replace(start))
     for key, value in escaped(dict(changes)).items():
-        if key not in known:
-            raise ValueError(f"{where}.{key}: unknown key; {nearest(str(key), known)}")
+        if key not in kinds:
+            raise ValueError(f"{where}.{key}: unknown key; {nearest(str(key), list(kinds))}")
+        if kinds[key] is bool and not isinstance(value, bool | str):
+            # Any number is true to OmegaConf.
+            raise ValueError(f"{where}.{key}={value}: use true or false")
         try:
             # A list from a command line or a file stands for a tuple here as it does in a recipe.
             merged = OmegaConf.merge(merged, {key: value})

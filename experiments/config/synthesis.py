@@ -42,6 +42,7 @@ class SynthesisConfig:
     def __post_init__(self) -> None:
         self.image_hw = tuple(self.image_hw)
         at_least(1).check(self, "n_candidates", "generator_count", section="synthesis")
+        between(0, 10**9).check(self, "generator_support", section="synthesis")
         at_least(32).check(self, "image_hw", section="synthesis", hint="each side, px")
         at_least(0).check(self, "folder_labels", section="synthesis", hint="for unknown")
 

@@ -184,15 +184,15 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     if run_dir.is_file():
         raise InputError(f"{run_dir}: a file; give the run's directory, {run_dir.parent}")
     if not run_dir.is_dir():
-        raise InputError(f"{run_dir}: no such directory; give a run's, such as runs/store/fit/ID")
+        raise InputError(f"{run_dir}: no such directory; give a run's, as runs/store/STAGE/ID")
     store, path = run_dir.resolve().parent.parent, run_dir / MANIFEST_NAME
     # A copy that lies elsewhere is of no store.
     if store.name == "store":
         check_version(store.parent)
     if not path.is_file():
         raise InputError(
-            f"{run_dir}: manifest.json is missing, so this is no run; give a directory such as "
-            "runs/store/fit/ID"
+            f"{run_dir}: manifest.json is missing, so this is no run; give a directory as "
+            "runs/store/STAGE/ID"
         )
     try:
         manifest = json.loads(path.read_text())

@@ -84,6 +84,10 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
         (["segmenters.mine={kind: sam, 1: 2}"], "segmenters.mine.1: unknown key; use one of back"),
         (["segmenters.mine={kind: sam, steps: 3.7}"], "segmenters.mine.steps: Value '3.7'"),
         (["segmenters.mine={kind: unet, size_hw: [96]}"], "segmenters.mine.size_hw: "),
+        (
+            ["segmenters.mine={kind: unet, light_augmentation: 2}"],
+            "segmenters.mine.light_augmentation=2: use true or false",
+        ),
         (["gate.judge={steps: many}"], "gate.judge.steps: Value 'many'"),
         (
             ["generators.mine={kind: stable_diffusion, sampler: {steps: 1}}"],

@@ -204,6 +204,7 @@ def test_every_shipped_recipe_is_valid(recipe):
         ("sweep.seed.0=x", ["sweep.seed", "a list is needed; write [a,b]"]),
         ("sweep.seed=[-1]", ["sweep.seed=-1", "in [0, 1e+09]"]),
         ("sweep.support=[-1]", ["sweep.support=-1"]),
+        ("synthesis.generator_support=-1", ["synthesis.generator_support=-1"]),
         ("sweep.generator_seed=[99999999999999999999]", ["sweep.generator_seed=99999999999999999"]),
         ("sweep.also={segmenter: sam}", ["sweep.also=", "a list is needed; write [{key: value}]"]),
         ("segmenters.a=5", ["segmenters.a=5", "a group of keys", "segmenters.a.kind="]),

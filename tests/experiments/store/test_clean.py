@@ -305,6 +305,8 @@ def test_a_selection_is_shown_before_it_is_removed(root, monkeypatch, capsys):
     assert clean("--stage", "fits") == (2, "", f"error: --stage fits: {holds}\n")
     said = f"error: --sweep c: no such sweep in {root}; known: a, b\n"
     assert clean("--sweep", "c") == (2, "", said)
+    assert clean("--sweep", root / "a") == clean("--sweep", "a") != clean()
+    assert clean("--sweep", "a")[0] == 0
     assert files(root) == before
     plan_sweep(root, "c", plan_of("score/a"))
     assert reasons(root, stages=("score",)) == {"score/a": "sweeps a, c refer to it"}
