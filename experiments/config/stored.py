@@ -64,8 +64,11 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
         The folder that it ran in, where that is another than the working directory and known: a
         sweep whose `store.root` is absolute keeps absolute paths.
     """
-    # Links stay as they are: `runs` may be one.
+    # Links stay as they are: `runs` may be one. One from elsewhere has no store beside it.
     folder = Path(os.path.normpath(path.absolute())).parent
+    real = folder.resolve()
+    is_linked = not (folder.parent / "store").is_dir() and (real.parent / "store").is_dir()
+    folder = real if is_linked else folder
     if path.name != STORED_NAME or merged.get("name") != folder.name:
         return None
     # The plan is written beside it; a sweep that was copied elsewhere has another root.
@@ -79,7 +82,7 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
     if ran_in == Path.cwd() or (ran_in is None and not is_kept):
         return None
     # The parent of `.` is `.` again.
-    is_named = path.parent.name not in ("", "..")
+    is_named = path.parent.name not in ("", "..") and not is_linked
     merged["store"] = {**store, "root": str((path.parent if is_named else folder).parent)}
     if ran_in is None:
         return None

@@ -58,6 +58,19 @@ def test_from_within_a_sweeps_folder_its_store_is_beside_it(tmp_path, monkeypatc
     assert found.data.root == str(tmp_path / "hc18")
 
 
+@pytest.mark.parametrize("name", ["toy", "other"])
+def test_through_a_link_from_elsewhere_the_store_is_beside_the_sweeps_folder(
+    tmp_path, monkeypatch, elsewhere, name
+):
+    path = kept(tmp_path, monkeypatch, "store.root=out/runs", *RELATIVE)
+    (tmp_path / "out" / "runs" / "store").mkdir()
+    (elsewhere / name).symlink_to(path.parent)
+    monkeypatch.chdir(elsewhere)
+    found = load_config(name, [])
+    assert (elsewhere / found.store.root).resolve() == tmp_path / "out" / "runs"
+    assert found.data.root == str(tmp_path / "hc18")
+
+
 @pytest.mark.parametrize("root", ["absolute", "above"])
 def test_a_store_elsewhere_keeps_absolute_paths(tmp_path, monkeypatch, elsewhere, root):
     work = tmp_path / "work"
