@@ -1,5 +1,6 @@
 # Recipes are one line; everything runs from .venv, which is made once from requirements.lock.
-PYTHON ?= python3
+# Where none is given, an environment that is there and can run this keeps its own.
+PYTHON ?= $(shell .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo .venv/bin/python || echo python3)
 HC18_ROOT ?=
 RECIPE ?= demo
 SWEEP ?= demo

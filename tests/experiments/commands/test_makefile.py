@@ -80,19 +80,23 @@ def test_an_old_python_is_refused_with_one_line(tmp_path):
     assert "needs Python 3.11 or later" in ended.stderr
 
 
-@pytest.mark.parametrize(("version", "cleared"), [("3.12.1", []), ("3.13.0", ["--clear"])])
-def test_an_environment_of_another_python_is_cleared(tmp_path, version, cleared):
+@pytest.mark.parametrize(
+    ("version", "given", "cleared"),
+    [("3.12.1", True, []), ("3.13.0", True, ["--clear"]), ("3.13.0", False, [])],
+)
+def test_an_environment_is_cleared_where_another_python_is_given(tmp_path, version, given, cleared):
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     # In the folder's own environment is 3.12.1; it says so, and takes what pip is told.
-    for name, said in (("wanted", version), (".venv/bin/python", "3.12.1")):
+    for name, said in (("python3", version), (".venv/bin/python", "3.12.1")):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             f'#!/bin/sh\n[ "$1" = -VV ] && echo "Python {said}" || echo "$@" >> {tmp_path}/words\n'
         )
         path.chmod(0o755)
-    assert make("-C", str(tmp_path), "setup", f"PYTHON={tmp_path}/wanted").returncode == 0
+    words = [f"PATH={tmp_path}:{os.environ['PATH']}", *[f"PYTHON={tmp_path}/python3"] * given]
+    assert make("-C", str(tmp_path), "setup", *words).returncode == 0
     made = [line for line in (tmp_path / "words").read_text().splitlines() if "-m venv" in line]
     assert made == [" ".join(["-m venv", *cleared, ".venv"])]
     again = make("-C", str(tmp_path), "setup")
