@@ -152,9 +152,21 @@ class ConditionConfig:
         return PAIRS[self.pairs].is_pseudo
 
     @property
+    def n_sets(self) -> int:
+        """Sets of pairs beside its real images; none where these stand for pairs themselves."""
+        is_made = self.is_generated or PAIRS[self.pairs].stage is not None
+        return self.is_pseudo + is_made
+
+    @property
     def uses_unlabelled(self) -> bool:
         """Whether anything of it reads unlabelled images."""
         return self.is_pseudo or self.images == "unlabelled"
+
+
+def share_of_pairs(share: float, *, n_sets: int) -> float:
+    """Share of a batch that all sets of pairs fill, each of which alone would fill `share`, in its
+    proportion to the real images: of a half, two sets fill two thirds."""
+    return n_sets * share / (1 - share + n_sets * share) if n_sets > 1 else share
 
 
 @dataclass(frozen=True, kw_only=True)

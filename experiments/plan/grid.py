@@ -11,6 +11,7 @@ from itertools import product
 
 from datamodules.errors import InputError
 from datamodules.splits import amount_from_fraction, check_count
+from experiments.config.conditions import share_of_pairs
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.fits import Nodes
 from experiments.plan.nodes import Cell, DataView, Plan, TrialSpec
@@ -82,8 +83,9 @@ def _notes(config: ExperimentConfig, data: DataView, *, trials: list[TrialSpec])
             )
     for segmenter, condition in config.arms():
         settings, factors = config.segmenter_named(segmenter), config.condition(condition)
-        size, share = settings.batch_size, settings.synthetic_share
-        if factors.pairs != "none" and settings.epochs is None and round(share * size) == size:
+        size, share, n_sets = settings.batch_size, settings.synthetic_share, factors.n_sets
+        n_pairs = round(share_of_pairs(share, n_sets=n_sets) * size)
+        if n_sets and settings.epochs is None and n_pairs == size:
             notes.append(
                 f"note: {condition}: synthetic_share={share} of a batch of {size} leaves no place "
                 f"for a real image: {segmenter} sees none, whatever the amount"

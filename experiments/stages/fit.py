@@ -13,6 +13,7 @@ from datamodules.hc18 import HC18DataModule
 from datamodules.samples import Sample
 from datamodules.settings import Cache, Frame, Mixture
 from datamodules.synthetic import SyntheticSet
+from experiments.config.conditions import share_of_pairs
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages.context import StageContext
 from experiments.stages.device import device_of, loading_of
@@ -99,12 +100,6 @@ def run_fit(context: StageContext) -> dict[str, Any]:
         "weights": summary,
         "train_loss": last_loss(trainer),
     }
-
-
-def share_of_pairs(share: float, *, n_sets: int) -> float:
-    """Share of a batch that all sets of pairs fill, each of which alone would fill `share`, in its
-    proportion to the real images: of a half, two sets fill two thirds."""
-    return n_sets * share / (1 - share + n_sets * share) if n_sets > 1 else share
 
 
 def used_pairs(found: SyntheticSet, content: Mapping[str, Any]) -> list[Sample]:

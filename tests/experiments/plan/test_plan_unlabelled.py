@@ -121,6 +121,22 @@ def test_an_amount_without_unlabelled_images_is_left_out_of_their_conditions_alo
         plan("sweep.condition=[strong,self_training]", "sweep.real_fraction=[1.0]")
 
 
+@pytest.mark.parametrize(
+    ("condition", "share", "n_notes"),
+    [
+        ("synthetic_unlabelled_self_training", 0.7, 0),
+        # Of a batch of four two sets fill eight ninths.
+        ("synthetic_unlabelled_self_training", 0.8, 1),
+        # What stands for pairs are real images.
+        ("real_repeated", 0.9, 0),
+    ],
+)
+def test_a_batch_without_a_real_image_is_said_of_all_sets_together(condition, share, n_notes):
+    words = (f"sweep.condition=[{condition}]", f"segmenter.synthetic_share={share}")
+    found = plan(*words, "statistics.primary.enabled=false").notes
+    assert sum("leaves no place for a real image" in note for note in found) == n_notes
+
+
 def test_what_settings_lead_to_that_one_may_not_expect_is_said():
     (said,) = plan("sweep.condition=[real,strong]").notes
     assert "compares synthetic with real, and the sweep has no synthetic" in said

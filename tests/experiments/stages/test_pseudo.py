@@ -14,11 +14,12 @@ from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, rasterise
 from datamodules.samples import trimester
 from datamodules.synthetic import SyntheticPair, SyntheticSet, write_pair
+from experiments.config.conditions import share_of_pairs
 from experiments.plan.fits import EMBEDDINGS_OF
 from experiments.stages import gate_stage, pseudo
 from experiments.stages.context import StageError
 from experiments.stages.embed import run_embed
-from experiments.stages.fit import run_fit, share_of_pairs, used_pairs
+from experiments.stages.fit import run_fit, used_pairs
 from experiments.stages.labelled import labelled_images
 from experiments.stages.make_pairs import outlines_of
 from lightning_modules.metrics import dice_score
