@@ -34,8 +34,11 @@ def server_answers() -> bool:
 
 
 def is_logged_in() -> bool:
-    """Whether the environment, or ~/.netrc or what NETRC names, has a key or a token for W&B."""
+    """Whether W&B has a key or a token: of the environment, of ~/.netrc or what NETRC names, or of
+    its own settings."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    if any(_said(path, "api_key") for path in _settings_files()):
         return True
     # As W&B does: under the server's name and port, and in a file that others may read too, which
     # Python refuses where it finds the file by itself.

@@ -103,6 +103,15 @@ def test_an_address_or_a_file_that_cannot_be_read_is_no_server_and_no_key(tmp_pa
     assert mode_and_source(WandbConfig()) == ("offline", "not logged in")
 
 
+def test_a_key_in_wandbs_own_settings_is_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert not is_logged_in()
+    (tmp_path / "settings").write_text(f"[default]\napi_key = {40 * 'a'}\n")
+    assert is_logged_in()
+
+
 def test_doctor_names_a_mode_that_nobody_knows(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offlin")
     found = check_wandb(load_config(TOY, []))
