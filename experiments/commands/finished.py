@@ -50,9 +50,11 @@ def refuse_changes(source: str, overrides: Sequence[str]) -> None:
         return
     changes = [word for word in overrides if not word.startswith((*_NAMING, *_PLACING))]
     names = [word.removeprefix("name=") for word in changes if word.startswith("name=")]
-    if changes and (names or [path.parent.name])[-1] == path.parent.name:
+    # The folder may be named by `.`.
+    own = Path(os.path.normpath(path.absolute())).parent.name
+    if changes and (names or [own])[-1] == own:
         raise InputError(
-            f"{source} {changes[0]}: {path.parent.name} is a sweep that has run, whose results "
+            f"{source} {changes[0]}: {own} is a sweep that has run, whose results "
             "this would replace; give its recipe, or name=... for another sweep"
         )
 

@@ -6,8 +6,10 @@ from results_parts import write_finished
 from store_parts import small_plan
 from toy_recipe import TOY
 
+from datamodules.errors import InputError
 from datamodules.integrity import file_facts, sealed
 from datamodules.storage import write_json
+from experiments.commands.finished import refuse_changes
 from experiments.config.recipe import load_config
 from experiments.config.schema import resolved
 from experiments.store.plan_file import write_plan
@@ -71,6 +73,15 @@ def test_table_and_figure_are_those_of_the_folder(finished, sonosweep):
     code, _, err = sonosweep("table", "demo-phantom", "unet.steps=3", "name=other")
     assert code == 2
     assert "gone" in err
+
+
+def test_changes_are_refused_from_within_the_folder_too(finished, monkeypatch):
+    write_plan(finished, small_plan())
+    monkeypatch.chdir(finished)
+    for words in (["unet.steps=3"], ["unet.steps=3", "name=demo-phantom"]):
+        with pytest.raises(InputError, match=r"^\. unet\.steps=3: demo-phantom is a sweep"):
+            refuse_changes(".", words)
+    refuse_changes(".", ["unet.steps=3", "name=other"])
 
 
 def test_report_writes_table_and_figure_without_the_data(
