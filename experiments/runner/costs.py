@@ -234,14 +234,16 @@ def _unet_gflop(node: Node, *, config: ExperimentConfig) -> float | None:
 
 
 def _encoder_gflop(node: Node, *, config: ExperimentConfig) -> float:
-    """Arithmetic of a SAM's encoder in a unit of a stage, GFLOP: an image that is embedded or
-    scored, or a step of a fit; 0 where the stage reads embeddings, or has no such encoder."""
+    """Arithmetic of a SAM's encoder in a unit of a stage, GFLOP: an image that is embedded,
+    scored or labelled, or a step of a fit; 0 where the stage reads embeddings, or has no such
+    encoder."""
     settings: Any = node.content.get("encoder", {}) if node.stage == "embed" else None
-    if node.stage in ("fit", "score") and "embeddings" not in node.upstream:
+    if node.stage in ("fit", "score", "pseudo") and "embeddings" not in node.upstream:
         settings = config.segmenter_named(node.segmenter)
     gflop = _ENCODER_GFLOP.get(value_at(settings, "backbone"), 0)
     if node.stage != "fit":
-        return gflop
+        # A teacher looks at each image twice.
+        return gflop * (2 if node.stage == "pseudo" else 1)
     # A backward pass takes about twice the time of a forward pass.
     is_trained = value_at(settings, "cache") is None
     return gflop * (value_at(settings, "batch_size") or 0) * (3 if is_trained else 1)

@@ -215,5 +215,6 @@ def test_what_runs_an_encoder_is_guessed_by_its_arithmetic_on_a_cpu(tmp_path):
     embedded = Node(stage="fit", content=fit(40), upstream={"embeddings": "e"}, steps=40)
     assert guess(embedded, **lite, tuning="decoder") == 0.8
     assert guess(Node(stage="score", content={}), backbone="lite", tuning="full") == 75 / 50
+    assert guess(Node(stage="pseudo", content={}), **lite) == 2 * 75 / 50
     embed = Node(stage="embed", content={"encoder": {"backbone": "vit_h", "precision": "fp32"}})
     assert guess(embed) == pytest.approx(5961 / 50)
