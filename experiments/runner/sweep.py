@@ -58,7 +58,7 @@ class NodeRun:
     what: str = ""
     done: int = 0
     total: int = 0
-    first: tuple[str, int, float] | None = None
+    first_heard: tuple[str, int, float] | None = None
     """What it was at when it first told of units done, how many, and when."""
     n_killed: int = 0
     """Times that its process was killed without having got further."""
@@ -74,16 +74,17 @@ class NodeRun:
     def hear(self, status: Status) -> None:
         """Take what the running stage says of itself."""
         self.what, self.done, self.total, _ = status
-        if self.first is None or self.first[0] != self.what or self.done < self.first[1]:
+        first = self.first_heard
+        if first is None or first[0] != self.what or self.done < first[1]:
             # Its first unit pays for what is set up once.
             began = (self.what, self.done, time.monotonic())
-            self.first = began if self.done else None
+            self.first_heard = began if self.done else None
 
     def seconds_left(self) -> float | None:
         """How long it takes by its own pace, seconds; None before enough is seen of it."""
-        if self.first is None:
+        if self.first_heard is None:
             return None
-        _, n_first, since = self.first
+        _, n_first, since = self.first_heard
         n, seconds = self.done - n_first, time.monotonic() - since
         if n < PACE_UNITS or seconds < PACE_S:
             return None
@@ -245,7 +246,7 @@ class Sweep:
         for chain, job in zip(chains, self.launcher.start(contexts), strict=False):
             for run in map(self.runs.get, chain):
                 run.job, run.state, run.started = job, "running", time.monotonic()
-                run.first = None
+                run.first_heard = None
 
     def _has_inputs(self, run: NodeRun, *, coming: Sequence[str] = ()) -> bool:
         keys = run.node.upstream.values()
