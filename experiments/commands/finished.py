@@ -12,7 +12,7 @@ from datamodules.integrity import FILES, damaged_file, read_sealed
 from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
-from experiments.config.stored import STORED_NAME, find_stored, root_of
+from experiments.config.stored import STORED_NAME, find_stored, own_folder, root_of
 from experiments.results.latex import to_latex
 from experiments.results.rows import read_output
 from experiments.results.tables import blocks, footnotes
@@ -50,8 +50,7 @@ def refuse_changes(source: str, overrides: Sequence[str]) -> None:
         return
     changes = [word for word in overrides if not word.startswith((*_NAMING, *_PLACING))]
     names = [word.removeprefix("name=") for word in changes if word.startswith("name=")]
-    # The folder may be named by `.`.
-    own = Path(os.path.normpath(path.absolute())).parent.name
+    own = own_folder(path.parent).name
     if changes and (names or [own])[-1] == own:
         raise InputError(
             f"{source} {changes[0]}: {own} is a sweep that has run, whose results "

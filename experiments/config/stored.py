@@ -49,6 +49,22 @@ def find_stored(sweep: str, *, root: Path) -> Path | None:
     return next((path for path in known if path.is_file()), None)
 
 
+def own_folder(folder: Path) -> Path:
+    """A sweep's folder by a path that ends in its name and has the store beside it, where there is
+    one: `.` has no name, and a link from elsewhere no store.
+
+    Links stay as they are otherwise: `runs` may be one.
+    """
+
+    def is_beside_store(path: Path) -> bool:
+        return (path.parent / "store").is_dir()
+
+    real = folder.resolve()
+    full = Path(os.path.normpath(folder.absolute()))
+    named = (folder, full) if folder.name not in ("", "..") else (full,)
+    return next((path for path in (*named, real) if is_beside_store(path)), named[0])
+
+
 def root_of(overrides: Sequence[str]) -> Path:
     """`store.root` as the last of some words sets it."""
     given = [word.partition("=")[2] for word in overrides if word.startswith("store.root=")]
@@ -64,11 +80,8 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
         The folder that it ran in, where that is another than the working directory and known: a
         sweep whose `store.root` is absolute keeps absolute paths.
     """
-    # Links stay as they are: `runs` may be one. One from elsewhere has no store beside it.
-    folder = Path(os.path.normpath(path.absolute())).parent
-    real = folder.resolve()
-    is_linked = not (folder.parent / "store").is_dir() and (real.parent / "store").is_dir()
-    folder = real if is_linked else folder
+    own = own_folder(path.parent)
+    folder = Path(os.path.normpath(own.absolute()))
     if path.name != STORED_NAME or merged.get("name") != folder.name:
         return None
     # The plan is written beside it; a sweep that was copied elsewhere has another root.
@@ -81,9 +94,7 @@ def rebase(merged: dict[str, Any], path: Path) -> Path | None:
         ran_in = above[0] if above and above[0] / root == folder.parent else None
     if ran_in == Path.cwd() or (ran_in is None and not is_kept):
         return None
-    # The parent of `.` is `.` again.
-    is_named = path.parent.name not in ("", "..") and not is_linked
-    merged["store"] = {**store, "root": str((path.parent if is_named else folder).parent)}
+    merged["store"] = {**store, "root": str(own.parent)}
     if ran_in is None:
         return None
     _change_paths(merged, lambda given: str(ran_in / given), in_folder=ran_in)

@@ -21,11 +21,11 @@ from experiments.plan.fits import UNNAMED
 from experiments.plan.stage_table import STAGES, Artefact
 from experiments.stages.context import StageContext
 from experiments.stages.wandb_run import (
-    clean_id,
     ends_within,
     harmless,
     open_run,
     run_config,
+    sweep_run_id,
     usable_mode,
 )
 from experiments.store.runs import RunStore
@@ -34,12 +34,13 @@ TIMEOUT_S = 120.0
 
 
 def run_id(context: StageContext) -> str:
-    """`<sweep>-<kind>-n<images>-<hash>-s<seed>`, the same for a continued run; with the kind, as
-    viewers of offline runs list directories by their ids."""
+    """`<sweep>-<kind>-n<images>-<hash>-s<seed>-<store>`, the same for a continued run; with the
+    kind, as viewers of offline runs list directories by their ids."""
     node = context.node
     kind = node.slug or node.stage
     n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
-    return clean_id(f"{context.sweep[:60]}-{kind}-n{n_images}-{node.id[:8]}-s{seed}")
+    name = f"{kind}-n{n_images}-{node.id[:8]}-s{seed}"
+    return sweep_run_id(context.store.root, context.sweep, name)
 
 
 def stage_logger(context: StageContext) -> WandbLogger | None:

@@ -13,6 +13,7 @@ import wandb
 from datamodules.storage import content_key
 from experiments.config.schema import WandbConfig
 from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
+from experiments.store.layout import store_mark
 
 INIT_TIMEOUT_S = 20
 MAX_ID = 128
@@ -26,6 +27,13 @@ def clean_id(text: str) -> str:
     if len(cleaned) <= MAX_ID:
         return cleaned
     return f"{cleaned[: MAX_ID - 9]}-{content_key(text)[:8]}"
+
+
+def sweep_run_id(root: Path, sweep: str, name: str) -> str:
+    """A W&B id for what a sweep on the store below `root` logs, the same each time. It ends in the
+    store's mark: others may run the same recipe into the same project.
+    """
+    return clean_id("-".join(word for word in (sweep[:60], name, store_mark(root)) if word))
 
 
 def usable_mode(config: WandbConfig) -> str:

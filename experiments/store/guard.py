@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,12 +17,12 @@ TRIALS_LOCK = ".trials"
 
 
 def claim_store(root: Path) -> None:
-    """`check_version`, and mark a store that has no version yet."""
+    """`check_version`, and give a store that has no version yet its version and mark."""
     check_version(root)
     path = root / VERSION_NAME
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"layout": STORE_LAYOUT})
+        write_json(path, {"layout": STORE_LAYOUT, "mark": secrets.token_hex(2)})
 
 
 @contextmanager

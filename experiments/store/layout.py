@@ -42,6 +42,14 @@ def check_version(root: Path) -> None:
         raise InputError(f"{path}: damaged ({error}); restore it, or remove it") from error
 
 
+def store_mark(root: Path) -> str:
+    """What tells a store from others of the same content, four hexadecimal digits; empty where it
+    has none, as earlier ones.
+    """
+    mark = (read_object(root / VERSION_NAME) or {}).get("mark")
+    return mark if isinstance(mark, str) else ""
+
+
 def check_sweep(folder: Path) -> None:
     """Refuse (InputError) results that lie beside the plan, or the store, of a newer version.
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from datamodules.errors import InputError
+from experiments.config.stored import own_folder
 from experiments.config.words import counted
 from experiments.store.guard import is_held, is_used
 from experiments.store.layout import PLAN_NAME, check_version
@@ -104,20 +105,14 @@ def find_sweep(sweep: str, *, root: Path) -> Path:
     if Path(sweep).suffix == ".csv":
         raise InputError(f"{sweep}: no sweep but rows; give its folder {Path(sweep).parent}")
     if Path(sweep).name == "config.yaml" and Path(sweep).is_file():
-        return _beside_store(Path(sweep).parent)
+        return own_folder(Path(sweep).parent)
     for name in (PLAN_NAME, "config.yaml"):
         for folder in (Path(sweep), root / sweep):
             if (folder / name).is_file():
-                return _beside_store(folder)
+                return own_folder(folder)
     known = sorted(path.parent.name for path in root.glob(f"*/{PLAN_NAME}"))
     hint = f"there is {', '.join(known)}" if known else f"{root} holds none; give --root"
     raise InputError(f"{sweep}: no such sweep; {hint}")
-
-
-def _beside_store(folder: Path) -> Path:
-    """The folder by a path whose parent holds the store, which that of `.` or of a link may not."""
-    is_named = folder.name not in ("", "..")
-    return folder if is_named and (folder.parent / "store").is_dir() else folder.resolve()
 
 
 def read_sweep(folder: Path, *, log_lines: int = 5) -> SweepStatus:

@@ -20,7 +20,7 @@ from datamodules.samples import Sample
 from datamodules.storage import write_json
 from experiments.config.schema import WandbConfig
 from experiments.results.rows import read_output
-from experiments.stages.wandb_run import clean_id, finish, open_run, run_config, usable_mode
+from experiments.stages.wandb_run import finish, open_run, run_config, sweep_run_id, usable_mode
 from experiments.store.kept_masks import read_prediction
 from experiments.tracking.agent import summary_of
 from experiments.tracking.curves import CURVES, X, curves
@@ -43,7 +43,7 @@ def main(path: Path) -> int:
                 folder,
                 config=config,
                 mode=mode,
-                run_id=clean_id(f"{recipe['name'][:60]}-{job['id']}"),
+                run_id=sweep_run_id(folder.parent, recipe["name"], job["id"]),
                 name=job["name"],
                 group=recipe["name"],
                 job_type=job["job_type"],

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 
 import pytest
 from plan_parts import make_data
@@ -15,7 +16,7 @@ from experiments.plan.grid import box_plan, make_plan
 from experiments.plan.nodes import Plan
 from experiments.plan.record import planned, record_plan, refuse_another
 from experiments.store.guard import claim_store, use_sweep
-from experiments.store.layout import NewerLayoutError, check_version
+from experiments.store.layout import NewerLayoutError, check_version, store_mark
 from experiments.store.plan_file import PlanFile, read_plan, write_plan
 
 
@@ -183,7 +184,9 @@ def test_a_store_is_marked_once(tmp_path, is_old):
     assert (tmp_path / "store").exists() == is_old
     claim_store(tmp_path)
     path = tmp_path / "store" / "VERSION.json"
-    assert json.loads(path.read_text()) == {"layout": 1}
+    content = json.loads(path.read_text())
+    assert content == {"layout": 1, "mark": store_mark(tmp_path)}
+    assert re.fullmatch("[0-9a-f]{4}", content["mark"])
     written = path.stat().st_mtime_ns
     claim_store(tmp_path)
     assert path.stat().st_mtime_ns == written

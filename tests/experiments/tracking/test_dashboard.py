@@ -151,6 +151,8 @@ def test_wandb_reads_a_run_through_its_links(shown):
         ("toy-real-coverage-n8-p0-s0-g0-390a6443", "", "n8-real-coverage-p0-s0-g0-390a6443"),
         ("toy-mean_mask-0f04c734", "", "mean_mask-0f04c734"),
         ("toy-analysis", "", "analysis"),
+        ("toy-real-n4-0bc03dd7-s0-3f9a", "fit", "n4-real-fit-0bc03dd7-s0-3f9a"),
+        ("toy-analysis-3f9a", "", "analysis-3f9a"),
     ],
 )
 def test_short_names(run_id, stage, name):

@@ -12,8 +12,11 @@ from folder_parts import write_hc18_folder
 from wandb_parts import clean_environment, finished_sweep, history, inspect, offline_runs
 from wandb_server import WandbServer
 
+from datamodules.storage import write_json
 from experiments.plan.nodes import Node
-from experiments.stages.wandb_run import clean_id
+from experiments.stages.wandb_run import clean_id, sweep_run_id
+from experiments.store.guard import claim_store
+from experiments.store.layout import VERSION_NAME, store_mark
 from experiments.tracking.summary import fixed_images, log_sweep
 
 
@@ -167,6 +170,18 @@ def test_fixed_images_are_evenly_spaced(n, shown):
     order = np.random.default_rng(0).permutation(n).tolist()
     node = Node(stage="score", content={"test": [[names[k], "hash"] for k in order]})
     assert fixed_images(node) == [names[k] for k in shown]
+
+
+def test_ids_of_two_stores_differ_and_those_of_one_stay(tmp_path):
+    roots = [tmp_path / name for name in ("mine", "yours", "old")]
+    for root in roots[:2]:
+        claim_store(root)
+    # Given, as two drawn ones may be the same.
+    write_json(roots[1] / VERSION_NAME, {"layout": 1, "mark": "0bad"})
+    mine, yours, old = ids = [sweep_run_id(root, "demo", "analysis") for root in roots]
+    assert ids == [sweep_run_id(root, "demo", "analysis") for root in roots]
+    assert mine == f"demo-analysis-{store_mark(roots[0])}"
+    assert (yours, old) == ("demo-analysis-0bad", "demo-analysis")
 
 
 def test_an_id_has_no_character_that_wandb_refuses():
