@@ -6,15 +6,15 @@ kind is a block without changes. Torch-free.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from datamodules.allowed import nearest
 from experiments.config.escaping import escaped
 from experiments.config.names import check_known
+from experiments.config.shapes import check_shape
 
 
 def _kind_of(
@@ -61,14 +61,9 @@ def block_settings(
 
 
 def _changed(start: Any, changes: Mapping[str, Any], *, where: str) -> Any:
-    kinds = {each.name: each.type for each in fields(start)}
+    check_shape(dict(changes), type(start), key=where)
     merged = OmegaConf.structured(replace(start))
     for key, value in escaped(dict(changes)).items():
-        if key not in kinds:
-            raise ValueError(f"{where}.{key}: unknown key; {nearest(str(key), list(kinds))}")
-        if kinds[key] is bool and not isinstance(value, bool | str):
-            # Any number is true to OmegaConf.
-            raise ValueError(f"{where}.{key}={value}: use true or false")
         try:
             # A list from a command line or a file stands for a tuple here as it does in a recipe.
             merged = OmegaConf.merge(merged, {key: value})

@@ -1,6 +1,5 @@
 """From a recipe and `key=value` words to a checked config. Torch-free, so that it takes no time."""
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from experiments.config.escaping import escaped
 from experiments.config.extensions import import_extensions
 from experiments.config.paths import RECIPES
 from experiments.config.schema import ExperimentConfig
+from experiments.config.shapes import check_shape
 from experiments.config.stored import check_seal, find_stored, rebase, root_of
 
 PAPER_EVALUATION = {"prompts": ["jittered_box"], "jitter_draws": 5, "output": "mask"}
@@ -68,7 +68,7 @@ def load_config(recipe: str | None, overrides: list[str]) -> ExperimentConfig:
         if not isinstance(loaded, dict):
             raise InputError(f"{path}: a recipe is a mapping of keys to values; correct it")
         merged = loaded
-        _check(merged, ExperimentConfig, where=f"{path}: ")
+        check_shape(merged, ExperimentConfig, where=f"{path}: ")
         ran_in = rebase(merged, path)
         import_extensions(merged.get("extensions", []), where=str(path), folder=ran_in)
     if any(override.replace(" ", "") == "compat=paper" for override in overrides):
@@ -205,7 +205,7 @@ def _set_override(merged: dict[str, Any], override: str) -> None:
     asked: Any = value
     for part in (leaf, *reversed(parents)):
         asked = {part: asked}
-    _check(asked, ExperimentConfig)
+    check_shape(asked, ExperimentConfig)
     node = merged
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -241,51 +241,6 @@ def _read_value(text: str, kind: Any) -> Any:
     value = yaml.load(text, Loader=_RecipeYaml)
     # Of a block's keys the type is not known: a text at least is not cut at a ` #`.
     return text if isinstance(value, str) and kind is Any and not is_quoted else value
-
-
-def _check(value: Any, kind: Any, *, key: str = "", where: str = "") -> None:
-    """Refuse unknown keys and what is of another shape; OmegaConf's own words name no key."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if is_dataclass(kind) or origin is dict:
-        if not isinstance(value, dict):
-            hint = f"set one of its keys, as {key}.KEY=..."
-            raise InputError(f"{where}{key}={value}: {key} is a group of keys; {hint}")
-        types = dict.fromkeys(value, *arguments[1:])
-        if is_dataclass(kind):
-            types = {field.name: field.type for field in fields(kind)}
-        before = f"{key}." if key else ""
-        for name, item in value.items():
-            if not isinstance(name, str):
-                written = "null" if name is None else str(name).lower()
-                hint = "a name is a text; write it in quotes, or choose another"
-                raise InputError(f"{where}{before}{written}: {hint}")
-            if name not in types:
-                close = difflib.get_close_matches(name, types, n=1)
-                known = ", ".join(before + each for each in close or types)
-                hint = f"did you mean {known}?" if close else f"known keys: {known}"
-                raise InputError(f"{where}{before}{name}: unknown key; {hint}")
-            _check(item, types[name], key=before + name, where=where)
-    elif isinstance(value, dict) and kind is not Any and origin not in (list, tuple):
-        raise InputError(f"{where}{key}: is a single value; write {key}=...")
-    elif origin in (list, tuple):
-        if not isinstance(value, list):
-            written = "[{key: value}]" if is_dataclass(arguments[0]) else "[a,b]"
-            written = written if isinstance(value, dict) else f"[{value}]"
-            raise InputError(f"{where}{key}={value}: a list is needed; write {written}")
-        for number, item in enumerate(value):
-            if is_dataclass(arguments[0]):
-                _check(item, arguments[0], key=f"{key}[{number}]", where=where)
-            elif isinstance(item, list | dict) and arguments[0] in (str, int, float):
-                raise InputError(f"{where}{key}={value}: {item} is not a single value; write [a,b]")
-        count = len(value) if Ellipsis in arguments else len(arguments)
-        if origin is tuple and [type(item) for item in value] != [int] * count:
-            raise InputError(f"{where}{key}={value}: {count} whole numbers are needed")
-    elif value == "???":
-        # OmegaConf's word for a missing value: the schema's default would stand in its place.
-        raise InputError(f"{where}{key}=???: no value; give one, or leave the key out")
-    elif kind is bool and not isinstance(value, bool | str):
-        # Of texts OmegaConf takes `on`, `no` and the like alone; any number is true to it.
-        raise InputError(f"{where}{key}={value}: use true or false")
 
 
 def _explain(error: OmegaConfBaseException) -> str:

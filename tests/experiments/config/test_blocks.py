@@ -79,11 +79,17 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
         (["segmenters.mine={kind: sma}"], "segmenters.mine.kind=sma: unknown; did you mean sam?"),
         (
             ["segmenters.mine={kind: sam, tunning: lora}"],
-            "segmenters.mine.tunning: unknown key; did you mean tuning?",
+            "segmenters.mine.tunning: unknown key; did you mean segmenters.mine.tuning?",
         ),
-        (["segmenters.mine={kind: sam, 1: 2}"], "segmenters.mine.1: unknown key; use one of back"),
+        (["segmenters.mine={kind: sam, 1: 2}"], "segmenters.mine.1: a name is a text"),
         (["segmenters.mine={kind: sam, steps: 3.7}"], "segmenters.mine.steps: Value '3.7'"),
-        (["segmenters.mine={kind: unet, size_hw: [96]}"], "segmenters.mine.size_hw: "),
+        (
+            ["segmenters.mine={kind: unet, size_hw: [96]}"],
+            "size_hw=[96]: 2 whole numbers are needed",
+        ),
+        (["segmenters.mine={kind: unet, size_hw: [96,b]}"], "2 whole numbers are needed"),
+        (["segmenters.mine={kind: unet, size_hw: 96}"], "a list is needed; write [96]"),
+        (["segmenters.mine={kind: unet, steps: [1,2]}"], "segmenters.mine.steps: "),
         (
             ["segmenters.mine={kind: unet, light_augmentation: 2}"],
             "segmenters.mine.light_augmentation=2: use true or false",
@@ -91,9 +97,9 @@ def test_the_condition_unet_of_before_is_read_as_the_segmenter_that_it_was(capsy
         (["gate.judge={steps: many}"], "gate.judge.steps: Value 'many'"),
         (
             ["generators.mine={kind: stable_diffusion, sampler: {steps: 1}}"],
-            "generators.mine.sampler.steps: Key 'steps' not in",
+            "generators.mine.sampler.steps: unknown key",
         ),
-        (["generators.mine={kind: stable_diffusion, sampler: 3}"], "generators.mine.sampler: "),
+        (["generators.mine={kind: stable_diffusion, sampler: 3}"], "is a group of keys"),
         (["segmenters.mine={kind: sam, steps: 0}"], "segmenters.mine.steps=0: must be at least 1"),
         (["segmenters.unet={kind: sam}"], "unet is a kind; use another name"),
         (["segmenters.judge={kind: unet}"], "segmenters.judge: this name is the gate's"),

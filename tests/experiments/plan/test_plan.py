@@ -1,5 +1,6 @@
 """The plan: what is shared, what an id depends on, and whose labels a row counts."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -241,7 +242,8 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
     box, box_key = box_plan(load_config(TOY, words), make_data())
     found = {}
     for node in [*made.nodes.values(), box.nodes[box_key]]:
-        wandb_id = run_id(SimpleNamespace(node=node, sweep="night"))
+        store = SimpleNamespace(root=Path("/nowhere"))
+        wandb_id = run_id(SimpleNamespace(node=node, sweep="night", store=store))
         found[node.label] = wandb_id.replace(node.id[:8], "ID")
     assert found == {
         "embed 5 train images": "night-embed-n5-ID-s0",
