@@ -87,8 +87,9 @@ class Costs:
     def __init__(self, root: Path, *, config: ExperimentConfig, gpu: str | None = None) -> None:
         self._store, self._config, self._gpu = Path(root) / "store", config, gpu
         self._resolved = resolved(config)
-        devices = config.trainer.devices, device_kind(config)
-        self._place = _place(machine(), threads_of(config), *devices)
+        # Once: each asks nvidia-smi, which takes seconds on some machines.
+        self._device, self._threads = device_kind(config), threads_of(config)
+        self._place = _place(machine(), self._threads, config.trainer.devices, self._device)
         self._runs: dict[str, list[_Measured]] = {}
 
     def of(self, node: Node) -> Cost:
@@ -104,10 +105,10 @@ class Costs:
     def _first_guess_s(self, node: Node) -> float:
         """A guess of the table, or of the arithmetic where that alone takes longer."""
         guess_s = STAGES[node.stage].first_guess_s
-        if device_kind(self._config) != "cpu":
+        if self._device != "cpu":
             return guess_s
         gflop = _unet_gflop(node, config=self._config) or _encoder_gflop(node, config=self._config)
-        return max(guess_s, gflop / (_CPU_GFLOP_S * threads_of(self._config)))
+        return max(guess_s, gflop / (_CPU_GFLOP_S * self._threads))
 
     def gpu_gib(self, node: Node) -> float | None:
         """The most memory of a GPU that like runs took, GiB; None where none has run on one."""

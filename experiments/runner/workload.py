@@ -98,7 +98,7 @@ class Workload:
         """`gpu` is one of `costs.gpus`, None for what this machine has."""
         if gpu is None and device_kind(sweep.config) == "cuda":
             gpu = next(filter(None, map(known_gpu, gpu_names())), None)
-        self._config, self._runs = sweep.config, sweep.runs
+        self._at_once, self._runs = n_slots(sweep.config), sweep.runs
         self._costs = Costs(sweep.store.root, config=sweep.config, gpu=gpu)
         self._known: dict[str, Cost] = {}
         # A stage's key is a hash over all of its images: the sweep's own keys are asked instead.
@@ -145,5 +145,5 @@ class Workload:
         now = time.monotonic()
         if now - self._estimated_at >= ESTIMATE_EVERY_S:
             self._estimated_at = now
-            self._seconds = makespan_s(self.tasks(), devices=n_slots(self._config))
+            self._seconds = makespan_s(self.tasks(), devices=self._at_once)
         return self._seconds

@@ -9,9 +9,11 @@ from runner_parts import make_sweep, node, states
 from toy_recipe import TOY
 
 from experiments.config.recipe import load_config
+from experiments.runner import gpus
 from experiments.runner.gpu_room import GpuRoom
 from experiments.runner.launchers import LocalLauncher
 from experiments.runner.slots import slots_of, threads_of
+from experiments.runner.workload import Workload
 from experiments.store.runs import write_done, write_failed
 
 MIB_OF_10_GIB = "10240"
@@ -179,3 +181,12 @@ def test_what_runs_out_of_memory_beside_others_is_tried_alone(pretend, tmp_path,
     assert tries.count(("c", 1)) == 2
     assert ["c"] in made.together
     assert set(states(made.sweep).values()) == {"done"}
+
+
+def test_the_time_left_is_estimated_without_asking_the_driver_again(pretend, tmp_path, monkeypatch):
+    pretend("H200", memory=MIB_OF_10_GIB)
+    sweep, *_ = make_sweep(tmp_path, [node(name) for name in "abcde"], None)
+    left, asked = Workload(sweep), []
+    monkeypatch.setattr(gpus, "_asked", lambda field: asked.append(field) or ["H200"])
+    assert left.seconds_left() > 0
+    assert asked == []
