@@ -8,7 +8,13 @@ from datamodules.errors import ChangedError
 from experiments.store.runs import FailureKind
 
 SHARED_MEMORY = Path("/dev/shm")
-_NO_MEMORY = ("out of memory", "can't allocate", "_status_alloc_failed")
+_NO_MEMORY = (
+    *("out of memory", "can't allocate", "_status_alloc_failed"),
+    # Since cuDNN 9; and what cuBLAS says where not even its handle finds room.
+    *("_allocation_failed", "cublas_status_not_initialized"),
+    # torch passes over each of a convolution's algorithms that finds no memory to work in.
+    "unable to find an engine to execute this computation",
+)
 """What an error says, in small letters, where memory ran out: torch's allocators, and cuBLAS, cuDNN
 and others, which take a GPU's memory by themselves."""
 

@@ -43,6 +43,14 @@ def after(first, second, *, is_translated=False):
             "out_of_memory",
         ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), "out_of_memory"),
+        *(
+            (RuntimeError(words), "out_of_memory")
+            for words in (
+                "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+                "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+                "GET was unable to find an engine to execute this computation",
+            )
+        ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"), "error"),
         (OSError(errno.ENOSPC, FULL), "disk_full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "disk_full"),
