@@ -115,7 +115,7 @@ class HC18DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The training stream; it continues where an interrupted run had stopped."""
-        world_size = self.trainer.world_size if self.trainer else 1
+        world_size = self._world_size
         n_real, n_other = len(self.train_ids), len(self.synthetic)
         if self.mixture.repeat_real:
             n_other = n_real
@@ -196,7 +196,11 @@ class HC18DataModule(LightningDataModule):
 
     def _eval_loader(self, name: str) -> DataLoader:
         # Every process sees every image: exact on uneven sets, where a distributed sampler pads.
-        return self._loader(self._datasets[name], batch_size=self.batch_size, sampler=None)
+        batch_size, parts = self.batch_size, self.loading.batch_parts
+        if parts > 1:
+            # As many as are trained on at once: it may be here that memory ran out.
+            batch_size //= self._world_size * parts
+        return self._loader(self._datasets[name], batch_size=batch_size, sampler=None)
 
     def _loader(self, dataset: Dataset, *, batch_size: int, sampler: object) -> DataLoader:
         is_kept = isinstance(dataset, ResidentItems)
@@ -210,6 +214,10 @@ class HC18DataModule(LightningDataModule):
             persistent_workers=False,
             pin_memory=self._is_on_gpu and not is_kept,
         )
+
+    @property
+    def _world_size(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
 
     @property
     def _is_on_gpu(self) -> bool:

@@ -231,6 +231,16 @@ def test_a_stage_on_the_cpu_leaves_a_gpu_that_is_there_alone(make, monkeypatch):
         assert datamodule.val_dataloader().pin_memory == pins
 
 
+@pytest.mark.parametrize(
+    ("parts", "world_size", "size"), [(1, 1, 4), (2, 1, 2), (4, 1, 1), (2, 2, 1), (1, 2, 4)]
+)
+def test_batches_in_parts_are_validated_in_parts(make, parts, world_size, size):
+    """Otherwise a validation for which memory does not suffice would fail again and again."""
+    datamodule = ready(make(batch_parts=parts))
+    datamodule.trainer = trainer_on("cuda", world_size=world_size)
+    assert datamodule.val_dataloader().batch_size == size
+
+
 def test_two_processes_share_the_batches_of_one(make, pairs):
     whole = list(ready(make(synthetic=pairs)).train_dataloader())
     ranks = []
