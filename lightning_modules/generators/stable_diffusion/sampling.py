@@ -206,6 +206,8 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, *, batch_size: int
         vae: In eval mode; its decoder computes in its own dtype.
         latents: (B, 4, h, w) as `draw_latents` gives them; B may be 0.
         batch_size: Images decoded at once, >= 1; it does not change them but for float rounding.
+            Half as many wherever a GPU's memory holds no more: to draw the latents again would
+            take hours.
 
     Returns:
         (B, 3, 8 h, 8 w) float32 in [0, 1] on the CPU, whose memory holds thousands (8 is SD's VAE;
@@ -221,10 +223,22 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, *, batch_size: int
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     height, width = latents.shape[2] * factor, latents.shape[3] * factor
     decoded = [torch.empty((0, 3, height, width))]
-    for part in latents.split(batch_size) if len(latents) else ():
-        scaled = part.to(vae.device, vae.dtype) / vae.config.scaling_factor
-        decoded.append((vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).cpu())
+    start = 0
+    while start < len(latents):
+        part = latents[start : start + batch_size]
+        try:
+            decoded.append(_decoded(vae, part))
+            start += len(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            batch_size = len(part) // 2
     return torch.cat(decoded)
+
+
+def _decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    scaled = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor
+    return (vae.decode(scaled).sample.float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
 def draw_images(
