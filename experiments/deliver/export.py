@@ -95,10 +95,10 @@ def _fitted_sam(
     run_dir: Path, manifest: Mapping[str, Any], *, refused: Sequence[str] = ()
 ) -> tuple[SegmenterConfig, "Sam"]:
     """A fitted SAM that other programs can hold, and its settings; no backbone that is refused."""
-    stage = manifest["stage"]
-    if stage not in ("fit", "fit_unet"):
+    if manifest["stage"] != "fit":
         raise InputError(
-            f"{run_dir}: a run of stage {stage}; give a fitted SAM, such as runs/store/fit/ID"
+            f"{run_dir}: a run of stage {manifest['stage']}; give a fitted SAM, such as "
+            "runs/store/fit/ID"
         )
     config = settings_of_run(run_dir, manifest)
     if not isinstance(config, SegmenterConfig):

@@ -77,7 +77,7 @@ def _is_run(place: Path, *, others: Sequence[Path], is_first: bool) -> bool:
         )
     if (place / "manifest.json").is_file() or place.suffix in _WEIGHTS:
         return True
-    if place.is_dir() and place.parent.name in ("fit", "fit_unet"):
+    if place.is_dir() and place.parent.name == "fit":
         return True
     is_named_image = place.suffix.lower() in SUFFIXES
     return is_first and bool(others) and not place.exists() and not is_named_image

@@ -5,6 +5,7 @@ wrong numbers without a word.
 """
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,83 +17,76 @@ from datamodules.errors import InputError
 AGAIN = "write it again with `sonosweep report RECIPE`"
 _STATUSES = ("done", "failed", "pending")
 _PLACE = ["trial_id", "test_cohort", "prompt", "output"]
-_NEEDED = ("trial_id", "status", "condition", "real_fraction", "n_real", "n_generator_labels")
-_NEEDED += ("support", "seed", "generator_seed", "test_cohort", "prompt", "n_exams", "dice_mean")
-"""Columns that a table of files cannot do without; older files lack others."""
+_NEEDED = ("trial_id", "condition", "segmenter", "generator", "pair_labels", "real_fraction")
+_NEEDED += ("n_real", "n_generator_labels", "support", "seed", "test_cohort", "prompt")
+_NEEDED_OF_RESULTS = ("status", "generator_seed", "n_exams")
+"""Columns that nothing can be told without."""
 _NUMBERS = {"real_fraction", "support", "seed", "generator_seed", "fold", "draw", "steps"}
 _NUMBERS |= {"seconds", "peak_memory_mib", "dice"}
 _NUMBER_STARTS = ("n_", "dice_", "hausdorff_mm", "hc_")
 _COMPARED = ("dice_mean", "hausdorff_mm_mean", "hc_err_mm_mean", "hc_abs_err_mm_mean")
 """Numbers that are the same whenever one model is scored on the same images."""
 _SCORE = "score_id"
-"""Names the stage that scored a row, so its settings too; absent in older files."""
+"""Names the stage that scored a row, so its settings too; masks made elsewhere have none."""
 _ROUNDING = 1e-9
 
 
-def parse(path: Path, *, dtypes: Mapping[str, str], n_rows: int | None = None) -> pd.DataFrame:
-    """Read a CSV, or its first rows; refuse (InputError) an empty one, no UTF-8 or no CSV."""
+def parse(path: Path, *, dtypes: Mapping[str, str]) -> pd.DataFrame:
+    """Read a CSV whose every row has as many fields as its header: pandas would fill a short one.
+
+    Raises:
+        InputError: The file is empty or cut short, no UTF-8 or no CSV, a column stands twice, or a
+            row has another number of fields.
+    """
     try:
-        rows = pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""], nrows=n_rows)
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: an empty file; {AGAIN}") from None
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as UTF-8, or {AGAIN}") from None
-    except pd.errors.ParserError as error:
+    if text and not text.endswith("\n"):
+        raise InputError(f"{path}: cut short (no newline at its end); {AGAIN}")
+    try:
+        header, *lines = [fields for fields in csv.reader(io.StringIO(text)) if fields] or [[]]
+    except csv.Error as error:
         raise InputError(f"{path}: not readable as CSV ({_line(error)}); {AGAIN}") from None
-    if not isinstance(rows.index, pd.RangeIndex):
-        # pandas takes the first columns for row names.
-        raise InputError(f"{path}: its rows have more fields than its header; {AGAIN}")
-    return rows
+    if not header:
+        raise InputError(f"{path}: an empty file; {AGAIN}")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise InputError(f"{path}: column {_line(twice[0])} stands twice; {AGAIN}")
+    for row, fields in enumerate(lines, start=1):
+        if len(fields) != len(header):
+            count = f"{len(fields)} fields instead of {len(header)}"
+            raise InputError(f"{path}: row {row} has {count}; {AGAIN}")
+    return pd.read_csv(io.StringIO(text), dtype=dtypes, keep_default_na=False, na_values=[""])
 
 
-def check_header(path: Path) -> None:
-    """Refuse (InputError) a file that is no results.csv, or lacks columns of one."""
-    names = parse(path, dtypes={}, n_rows=0).columns
-    unlike = [name for name in ("trial_id", "dice_mean") if name not in names]
-    if unlike:
-        raise InputError(
-            f"{path}: not a results.csv (no {' and '.join(unlike)}); give that of a finished sweep"
-        )
-    absent = [name for name in _NEEDED if name not in names]
+def check_columns(rows: pd.DataFrame, path: Path) -> None:
+    """Refuse (InputError) what is no results.csv or per_image.csv, or lacks columns of one."""
+    if "dice_mean" not in rows and "dice" not in rows:
+        raise InputError(f"{path}: not a results.csv (no dice_mean); give that of a finished sweep")
+    needed = (*_NEEDED, *(_NEEDED_OF_RESULTS if "dice_mean" in rows else ()))
+    absent = [name for name in needed if name not in rows]
     if absent:
         raise InputError(f"{path}: no column {', '.join(absent)}; {AGAIN}")
 
 
-def check_whole(path: Path) -> None:
-    """Refuse (InputError) a file that does not end with a whole line."""
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - 1, 0))
-        last = file.read()
-    # An empty file has a line of its own.
-    if last not in (b"", b"\n", b"\r"):
-        raise InputError(f"{path}: cut short (no newline at its end); {AGAIN}")
-
-
 def check_rows(rows: pd.DataFrame, path: Path) -> None:
-    """Refuse (InputError) values that no file of ours holds, of the columns that are there."""
+    """Refuse (InputError) values that no file of ours holds; `rows` has passed `check_columns`."""
     is_results = "dice_mean" in rows
-    if is_results:
-        _check_fields(path)
-    if "trial_id" in rows:
-        is_blank = rows["trial_id"].fillna("").str.strip() == ""
-        if is_blank.any():
-            raise InputError(f"{path}: row {is_blank.argmax() + 1} has no trial_id; {AGAIN}")
+    is_blank = rows["trial_id"].fillna("").str.strip() == ""
+    if is_blank.any():
+        raise InputError(f"{path}: row {is_blank.argmax() + 1} has no trial_id; {AGAIN}")
     for name in rows:
         if name in _NUMBERS or name.startswith(_NUMBER_STARTS):
             _check_numbers(rows, name, path, is_share=is_results and name.startswith("dice_"))
     if not is_results:
         return
-    if "status" in rows:
-        known = f"not one of {', '.join(_STATUSES)}"
-        _refuse(~rows["status"].isin(_STATUSES), rows, "status", path, why=known)
-        # `sonosweep score` knows no condition or amount.
-        for name in {"test_cohort", "prompt"} & set(rows):
-            is_bare = (rows["status"] == "done") & rows[name].isna()
-            _refuse(is_bare, rows, name, path, why="though it is done")
-    place = [name for name in _PLACE if name in rows]
-    is_twice = rows.duplicated(place)
-    if "trial_id" in rows and is_twice.any():
+    known = f"not one of {', '.join(_STATUSES)}"
+    _refuse(~rows["status"].isin(_STATUSES), rows, "status", path, why=known)
+    for name in ("test_cohort", "prompt"):
+        is_bare = (rows["status"] == "done") & rows[name].isna()
+        _refuse(is_bare, rows, name, path, why="though it is done")
+    is_twice = rows.duplicated([name for name in _PLACE if name in rows])
+    if is_twice.any():
         raise InputError(f"{path}: {_who(rows, is_twice.argmax())} stands twice; {AGAIN}")
 
 
@@ -135,20 +129,6 @@ def check_agree(first: pd.DataFrame, other: pd.DataFrame, *, keys: list[str], so
             )
 
 
-def _check_fields(path: Path) -> None:
-    """Every line has as many fields as the header: pandas would fill a short one with blanks."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file)
-        header = next(lines, [])
-        twice = [name for name in header if header.count(name) > 1]
-        if twice:
-            raise InputError(f"{path}: column {_line(twice[0])} stands twice; {AGAIN}")
-        for row, fields in enumerate((fields for fields in lines if fields), start=1):
-            if len(fields) != len(header):
-                count = f"{len(fields)} fields instead of {len(header)}"
-                raise InputError(f"{path}: row {row} has {count}; {AGAIN}")
-
-
 def _check_numbers(rows: pd.DataFrame, name: str, path: Path, *, is_share: bool) -> None:
     values = rows[name]
     if values.dtype == bool:
@@ -170,7 +150,7 @@ def _refuse(is_bad: pd.Series, rows: pd.DataFrame, name: str, path: Path, *, why
 
 
 def _who(rows: pd.DataFrame, row: int) -> str:
-    return f"trial {_line(rows['trial_id'].iloc[row])}" if "trial_id" in rows else f"row {row + 1}"
+    return f"trial {_line(rows['trial_id'].iloc[row])}"
 
 
 def _line(value: object) -> str:

@@ -22,7 +22,6 @@ from experiments.results.measures import MEASURES, WORDS, Measure
 from experiments.results.rows import SOURCE, TESTED, choose_output, read_rows, with_amounts
 from experiments.results.tested import TEST_SET, apart_notes, set_files, with_test_sets
 from experiments.results.text import Block, counted_span, to_markdown
-from experiments.store.layout import check_sweep
 
 
 def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFrame:
@@ -45,10 +44,9 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
             raise InputError(f"{path}: not a .csv; give either one recipe or results.csv files")
         if not path.is_file():
             raise InputError(f"{path}: no such file; give the results.csv of a finished sweep")
-        # Before its columns, which a newer version may name otherwise.
-        check_sweep(path.parent)
-        checked.check_header(path)
         rows = read_rows(path).assign(**{SOURCE: str(path)})
+        if "dice_mean" not in rows:
+            raise InputError(f"{path}: scores of images; give the results.csv beside it")
         if rows.empty:
             raise InputError(f"{path}: no rows; {checked.AGAIN}")
         odd = set(rows.columns) ^ set(frames[0].columns if frames else rows.columns)

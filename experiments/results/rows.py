@@ -1,20 +1,17 @@
 """The rows of results.csv and per_image.csv: their shared columns, and how files are read."""
 
-import sys
 from pathlib import Path
 
 import pandas as pd
 
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
-from datamodules.errors import InputError
-from experiments.config.conditions import CONDITIONS, CONTROLS
+from experiments.config.conditions import CONTROLS
 from experiments.config.words import counted
 from experiments.results import checked
 from experiments.store.columns import OUTPUTS
 from experiments.store.layout import check_sweep
 
-_BLOCKS = ("segmenter", "generator", "pair_labels")
-AXIS_COLUMNS = (*_BLOCKS, "choice")
+AXIS_COLUMNS = ("segmenter", "generator", "pair_labels", "choice")
 """Blocks of settings of the segmenter and of the generator, "" where a row depends on none; whose
 labels the generator's pairs come from (own, fixed, "" without a generator); and how the labelled
 images were chosen ("" for a control)."""
@@ -22,42 +19,35 @@ KEYS = ["trial_id", "condition", *AXIS_COLUMNS, "real_fraction", "n_real", "n_ge
 KEYS += ["n_val_labels", "n_total_labels", "n_unlabelled"]
 KEYS += ["support", "seed", "generator_seed", "fold", "test_cohort", "prompt", "output"]
 """Columns that per_image.csv and results.csv share: the axes of a trial and of its test. `output`
-is what was scored, of `columns.OUTPUTS`, or "" in files that know masks alone; `fold` is
-0 without cross-testing; with it, the folds of a support and seed test different exams."""
+is what was scored, of `columns.OUTPUTS`, or "" where nothing was; `fold` is 0 without
+cross-testing; with it, the folds of a support and seed test different exams."""
 ZERO_COLUMNS = ("fold", "n_unlabelled")
-"""Whole numbers that are 0 where an older file does not have them."""
+"""Whole numbers that are 0 where nothing else is said."""
 TESTED = "test_images"
 """Column of results.csv: hash of the images that a row was scored on, with all that they are scored
-against; absent in older files."""
+against; None for masks made elsewhere."""
 SOURCE = "source"
 """Column of combined files: the path that a row was read from."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
 _TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing", TESTED]
-_noted: set[Path] = set()
-"""Files whose note was printed."""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read a CSV of ours as it is; ids stay text (an id such as 12e4 is no number)."""
+    """Read a whole CSV of ours; ids stay text (an id such as 12e4 is no number)."""
     return checked.parse(path, dtypes=dict.fromkeys(_TEXT_COLUMNS, "str"))
 
 
 def read_rows(path: Path) -> pd.DataFrame:
     """Read per_image.csv or results.csv with all columns of `KEYS`.
 
-    Files of older versions get fold 0, no unlabelled images, and the axes that their conditions
-    stood for; one line on stderr says so, once a file.
-
     Raises:
-        InputError: For a file without axes that names no trial or condition to tell them from, and
-            for one of a newer version, cut short, or that holds what no file of ours does.
+        InputError: For a file of a newer version, cut short, or that lacks or holds what no file of
+            ours does.
     """
     check_sweep(path.parent)
-    checked.check_whole(path)
     rows = read_csv(path)
+    checked.check_columns(rows, path)
     checked.check_rows(rows, path)
-    if not set(_BLOCKS) <= set(rows.columns):
-        rows = _with_axes(rows, path)
     if "dice_mean" in rows and TESTED not in rows:
         rows = rows.assign(**{TESTED: None})
     return with_defaults(rows)
@@ -71,11 +61,9 @@ def read_output(path: Path, output: str) -> pd.DataFrame:
 def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
     """Keep the rows of results.csv or per_image.csv that score one output, `mask` or `ellipse`.
 
-    Rows that name none stay: those of trials that are not done, and all of older files, which
-    scored masks. Rows of results.csv get the mean Dice of the other output, as `mask_dice_mean`.
+    Rows that name none stay: those of trials that are not done. Rows of results.csv get the mean
+    Dice of the other output, as `mask_dice_mean`.
     """
-    if "output" not in rows:
-        return rows
     named = rows["output"].fillna("")
     if "dice_mean" in rows:
         where = [n for n in ("trial_id", "test_cohort", "prompt", TESTED) if n in rows]
@@ -84,33 +72,6 @@ def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
         dice = dice.rename(columns={"dice_mean": f"{other}_dice_mean"})
         rows = rows.merge(dice, on=where, how="left")
     return rows[named.isin([output, ""])].reset_index(drop=True)
-
-
-def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Columns of a file that was written when a U-Net was a condition, and the rest SAM's."""
-    needed = ["trial_id", "condition", "n_generator_labels"]
-    if absent := [name for name in needed if name not in rows]:
-        raise InputError(
-            f"{path}: no columns {', '.join(_BLOCKS)}, and none of {', '.join(absent)} to "
-            "tell them from; write it again with `sonosweep report RECIPE`"
-        )
-    if path.resolve() not in _noted:
-        _noted.add(path.resolve())
-        print(
-            f"{path}: older file; segmenter and generator are derived from condition",
-            file=sys.stderr,
-        )
-    labels = {name: row.factors.pair_labels for name, row in CONDITIONS.items()}
-    pair_labels = {name: whose for name, whose in labels.items() if whose}
-    without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
-    condition, is_unet = rows["condition"], rows["condition"] == "unet"
-    is_made = condition.isin(pair_labels) & (rows["n_generator_labels"] > 0)
-    return rows.assign(
-        condition=condition.mask(is_unet, "real"),
-        segmenter=is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), ""),
-        generator=is_made.map({True: "pixel", False: ""}),
-        pair_labels=condition.map(pair_labels),
-    )
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

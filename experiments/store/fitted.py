@@ -1,15 +1,13 @@
 """Where a run keeps what was fitted, and the settings of a fitted segmenter. Torch-free."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import InputError
 from experiments.config.extensions import import_extensions
-from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.table import SEGMENTERS, row_of
-from lightning_modules.segmenters.unet.config import UnetConfig
 
 WEIGHTS_NAME = "segmenter.safetensors"
 """A fitted segmenter's weights, in the directory of its run."""
@@ -33,17 +31,9 @@ def settings_of_run(run_dir: Path, manifest: Mapping[str, Any]) -> Any:
     # Its kind may be a row of theirs.
     import_extensions(manifest.get("config", {}).get("extensions", []), where=str(run_dir))
     try:
-        found = manifest.get("segmenter")
-        if found is not None:
-            row = SEGMENTERS[found["kind"]]
-            return row.settings(**{**row.prediction_settings, **found["settings"]})
-        # Runs from before there were kinds.
-        if manifest.get("stage") == "fit_unet":
-            off = SEGMENTERS["unet"].prediction_settings
-            return UnetConfig(**{**off, **manifest["config"]["unet"]})
-        config = SegmenterConfig(**manifest["config"]["segmenter"])
-        tuned = manifest.get("content", {}).get("segmenter", {"tuning": config.tuning})
-        return replace(config, tuning=tuned.get("tuning", "decoder"))
+        found = manifest["segmenter"]
+        row = SEGMENTERS[found["kind"]]
+        return row.settings(**{**row.prediction_settings, **found["settings"]})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{run_dir}: its settings are not of this version ({error}); fit the segmenter again"

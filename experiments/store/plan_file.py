@@ -6,7 +6,6 @@ It is written at every start, so its age is that of the sweep's last use.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
@@ -82,9 +81,10 @@ def read_plan(folder: Path) -> PlanFile:
         content = json.loads(path.read_text())
         check_layout(content, path, known=PLAN_LAYOUT)
         stages = [each | {"upstream": tuple(each["upstream"])} for each in content["nodes"]]
+        trials = [each | {"keys": tuple(each["keys"])} for each in content["trials"]]
         plan = PlanFile(
             stages=tuple(PlannedStage(**each) for each in stages),
-            trials=tuple(map(_trial, content["trials"])),
+            trials=tuple(PlannedTrial(**each) for each in trials),
         )
         _check(plan, folder)
         return plan
@@ -125,11 +125,3 @@ def plan_changes(old: PlanFile, new: PlanFile) -> str | None:
 
 def _grid_keys(plan: PlanFile) -> set[str]:
     return {stage.key for stage in plan.stages if stage.stage != OUTSIDE_THE_GRID}
-
-
-def _trial(content: dict[str, Any]) -> PlannedTrial:
-    content = content | {"keys": tuple(content["keys"])}
-    # Before there were segmenters to choose from, a condition said that it was the U-Net.
-    if "segmenter" not in content and content["condition"] == "unet":
-        content |= {"segmenter": "unet", "condition": "real"}
-    return PlannedTrial(**content)

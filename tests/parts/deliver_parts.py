@@ -6,12 +6,12 @@ Loaded for all tests: what imports torch is imported where it is used.
 import csv
 import json
 import sys
-from dataclasses import asdict
 
 import cv2
 import pytest
 
 from datamodules.ellipse import Ellipse, rasterise
+from experiments.store.fitted import described
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.unet.config import UnetConfig
 
@@ -63,7 +63,8 @@ def write_fit():
             "sweep": "test",
             "git_sha": "abc",
             "content": {"images": [["001_HC", "x"], ["002_2HC", "y"]]},
-            "config": {"segmenter": asdict(config), "data": {"root": None}},
+            "config": {"data": {"root": None}},
+            "segmenter": described(config),
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
         return folder
@@ -115,10 +116,11 @@ def unet_dir(tmp_path):
     """The run of a U-Net with random weights that mark part of every image."""
     from lightning_modules.segmenters.unet.module import UnetModule
 
-    folder = tmp_path / "store" / "fit_unet" / "u"
+    folder = tmp_path / "store" / "fit" / "u"
     folder.mkdir(parents=True)
     UnetModule(UNET, seed=3).eval().save(folder / "segmenter.safetensors")
-    manifest = {"stage": "fit_unet", "config": {"unet": asdict(UNET)}}
+    content = {"images": [["a", "1"]]}
+    manifest = {"stage": "fit", "id": "u", "segmenter": described(UNET), "content": content}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 

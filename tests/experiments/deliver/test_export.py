@@ -28,8 +28,10 @@ from datamodules.phantom import write_phantom
 from datamodules.storage import file_sha256
 from experiments.deliver.sidecar import HC18_DATA, OTHER_DATA, PHANTOM_DATA, data_line
 from experiments.stages.fit import fitted_segmenter
+from experiments.store.fitted import described
 from lightning_modules.segmenters.sam.config import FRAME_SIDE_PX, SegmenterConfig
 from lightning_modules.segmenters.sam.network import build_sam, decode, encoder_input
+from lightning_modules.segmenters.unet.config import UnetConfig
 
 UNIT_MEAN = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
 UNIT_STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
@@ -84,7 +86,7 @@ def vit_run(request, write_fit, tmp_path):
 def vit_case(vit_run):
     """An image of 84x128 in 0..255, a box in it, and the logits of our own way: frame and box."""
     manifest = json.loads((vit_run / "manifest.json").read_text())
-    config = SegmenterConfig(**manifest["config"]["segmenter"])
+    config = SegmenterConfig(**manifest["segmenter"]["settings"])
     module = fitted_segmenter(vit_run, config=config)
     image = torch.rand(84, 128, generator=torch.Generator().manual_seed(4)) * 255
     framed = torch.zeros(1, 1, 128, 128)
@@ -222,12 +224,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(sonosweep, tiny_run, tmp_path,
     manifest = json.loads((tiny_run / "manifest.json").read_text())
     places = {"RUN": tiny_run}
     changed = {
-        "LITE": {"config": {"segmenter": asdict(SegmenterConfig())}},
-        "ADAPTER": {
-            "config": {"segmenter": asdict(SegmenterConfig(backbone="vit_tiny", tuning="adapter"))}
-        },
+        "LITE": {"segmenter": described(SegmenterConfig())},
+        "ADAPTER": {"segmenter": described(SegmenterConfig(backbone="vit_tiny", tuning="adapter"))},
         "PIXEL": {"stage": "generator"},
-        "UNET": {"stage": "fit_unet", "config": {"unet": {}}},
+        "UNET": {"segmenter": described(UnetConfig())},
         "BARE": {},
         "STRANGE": {},
     }

@@ -193,20 +193,12 @@ def test_a_unet_predicts_too(sonosweep, unet_dir, scans, tmp_path):
     assert "is a U-Net, which takes no prompt" in err
 
 
-def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_path):
-    manifest = json.loads((unet_dir / "manifest.json").read_text())
-    settings = {"kind": "unet", "settings": manifest["config"]["unet"]}
-    content = {"images": [["a", "1"]], "segmenter": settings["settings"]}
-    run = tmp_path / "store" / "fit" / "u"
-    run.mkdir(parents=True)
-    shutil.copy(unet_dir / "segmenter.safetensors", run)
-    about = {"stage": "fit", "id": "u", "segmenter": settings, "content": content}
-    (run / "manifest.json").write_text(json.dumps(about))
+def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, run_dir, scans, tmp_path):
     small = tmp_path / "small"
-    assert sonosweep("export", run, "--format", "compact", "--out", small)[0] == 0
-    sizes = [(each / "segmenter.safetensors").stat().st_size for each in (run, small)]
+    assert sonosweep("export", unet_dir, "--format", "compact", "--out", small)[0] == 0
+    sizes = [(each / "segmenter.safetensors").stat().st_size for each in (unet_dir, small)]
     assert sizes[1] < 0.6 * sizes[0]
-    for model in (run, small):
+    for model in (unet_dir, small):
         assert sonosweep("predict", model, scans, "--out", tmp_path / f"of-{model.name}")[0] == 0
     first, second = (
         cv2.imread(str(tmp_path / f"of-{name}" / "network_masks" / "a.png"), cv2.IMREAD_UNCHANGED)
@@ -219,7 +211,7 @@ def test_a_compact_model_predicts_as_its_run(sonosweep, unet_dir, scans, tmp_pat
     texts = [(each / "manifest.json").read_text() for each in (small, tmp_path / "again")]
     assert texts[0] == texts[1]
     assert json.loads(texts[0])["content"] == {"n_images": 1}
-    code, _, err = sonosweep("export", unet_dir, "--format", "compact", "--out", tmp_path / "x")
+    code, _, err = sonosweep("export", run_dir, "--format", "compact", "--out", tmp_path / "x")
     assert (code, err.count("\n")) == (2, 1)
     assert "no fitted segmenter" in err
 
@@ -285,7 +277,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
             shutil.copy(run_dir / name, places[folder] / name)
     weights = places["CUT"] / "segmenter.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    manifest = {"stage": "fit", "config": {"segmenter": {"colour": 3}}}
+    manifest = {"stage": "fit", "segmenter": {"kind": "sam", "settings": {"colour": 3}}}
     (places["OTHER"] / "manifest.json").write_text(json.dumps(manifest))
     (places["NO_JSON"] / "manifest.json").write_text('{"stage": ')
     monkeypatch.chdir(tmp_path)

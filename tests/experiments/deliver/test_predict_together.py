@@ -88,7 +88,7 @@ def test_several_runs(sonosweep, run_dir, unet_dir, scan, tmp_path):
         masks[name] = cv2.imread(str(tmp_path / name / "network_masks" / "scan.png"), -1) > 0
     assert found["one"]["predictions"] == found["same"]["predictions"]
     assert found["one"]["run"] == str(run_dir)
-    assert (found["both"]["run"], found["both"]["run_ids"]) == (None, ["0123", None])
+    assert (found["both"]["run"], found["both"]["run_ids"]) == (None, ["0123", "u"])
     assert found["both"]["runs"] == [str(run_dir), str(unet_dir)]
     # Where both agree, so does their mean.
     ((_, other),) = segment_images(load_run(unet_dir), {"s": scan}, prompt="whole_image")

@@ -319,7 +319,7 @@ def test_a_unet_of_other_settings_is_refused(unet_dir):
         ({"colour": 3}, InputError, "not of this version"),
         (asdict(UNET) | {"steps": 2}, WeightsError, "fitted with steps=1, not 2"),
     ):
-        manifest = {"stage": "fit_unet", "config": {"unet": unet}}
+        manifest = {"stage": "fit", "segmenter": {"kind": "unet", "settings": unet}}
         (unet_dir / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(kind, match=said):
             load_run(unet_dir)

@@ -117,24 +117,6 @@ def test_a_damaged_plan_is_one_line_and_does_not_stop_the_next_start(tmp_path, t
     assert read_plan(tmp_path) == planned(plan())
 
 
-def test_a_plan_of_before_there_were_segmenters_to_choose_from(tmp_path):
-    """Its trials are SAM's, but those whose condition said that they are the U-Net's."""
-    folder = plan_sweep(tmp_path, "old", small_plan())
-    content = json.loads((folder / "plan.json").read_text())
-    for entry in content["trials"]:
-        del entry["segmenter"], entry["generator"]
-    content["trials"][0]["condition"] = "unet"
-    (folder / "plan.json").write_text(json.dumps(content))
-    found = [(t.condition, t.segmenter, t.generator) for t in read_plan(folder).trials]
-    assert found == [
-        ("real", "unet", ""),
-        ("real", "sam", ""),
-        ("real", "sam", ""),
-        ("synthetic", "sam", ""),
-        ("mean_mask", "sam", ""),
-    ]
-
-
 @pytest.mark.parametrize("key", ["../fit", "fit/..", "fit/a0/x", "/fit/a0", "fit", 7, None])
 def test_a_stage_of_another_shape_is_damage(tmp_path, key):
     folder = plan_sweep(tmp_path, "a", small_plan())

@@ -143,7 +143,7 @@ def test_what_is_offline_stays_on_this_machine(tmp_path, said):
 def test_the_main_cohort_is_the_first_and_not_that_of_the_first_letter(monkeypatch):
     rows = [
         {"trial_id": "real", "test_cohort": cohort, "prompt": "whole_image", "sample_id": name}
-        | {"dice": dice, "hc_abs_err_mm": 2.0}
+        | {"dice": dice, "hc_abs_err_mm": 2.0, "output": "ellipse"}
         for cohort, dice in (("hc18", 0.75), ("african", 0.5))
         for name in ("1", "2")
     ]
