@@ -5,6 +5,7 @@ from typing import Literal
 
 from datamodules.allowed import above, at_least, between
 from datamodules.choices import CHOICES
+from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from experiments.config.names import check_known, check_lists
 
 Prompt = Literal["whole_image", "predicted_box", "jittered_box", "tight_box"]
@@ -13,6 +14,25 @@ Control = Literal["box_only", "mean_mask", "zero_shot"]
 AXES = ("condition", "segmenter", "generator", "real_count", "real_fraction")
 AXES += ("choice", "support", "seed", "generator_seed", "fold")
 """Axes of the grid that one trial is named by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A place in the grid."""
+
+    condition: str
+    segmenter: str = "sam"
+    """Its segmenter's block; "" where none is in it."""
+    generator: str = ""
+    """Likewise."""
+    real_fraction: float | None = None
+    n_real: int = 0
+    choice: str = DEFAULT_CHOICE
+    """How its labelled images were chosen; "" for a control."""
+    support: int = 0
+    seed: int = 0
+    generator_seed: int = 0
+    fold: int = 0
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,9 @@ from datamodules.choices import choice_order
 from datamodules.config import AUGMENT_VERSION
 from datamodules.errors import InputError
 from experiments.config.conditions import ConditionConfig
+from experiments.config.grid import Cell
 from experiments.config.schema import JUDGE, ExperimentConfig
-from experiments.plan.nodes import Cell, DataView, Node
+from experiments.plan.nodes import DataView, Node
 from lightning_modules.segmenters.table import predicting, row_of
 
 UNNAMED = ("", "sam", JUDGE)

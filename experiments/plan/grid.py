@@ -12,9 +12,10 @@ from itertools import product
 from datamodules.errors import InputError
 from datamodules.splits import amount_from_fraction, check_count
 from experiments.config.conditions import share_of_pairs
+from experiments.config.grid import Cell
 from experiments.config.schema import ExperimentConfig
 from experiments.plan.fits import Nodes
-from experiments.plan.nodes import Cell, DataView, Plan, TrialSpec
+from experiments.plan.nodes import DataView, Plan, TrialSpec
 from experiments.plan.pairs import pairs_of
 from experiments.plan.scores import box, controls, scores
 from lightning_modules.segmenters.table import row_of

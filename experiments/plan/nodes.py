@@ -6,6 +6,7 @@ from typing import Any
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.splits import Split, Unit
 from datamodules.storage import content_key
+from experiments.config.grid import Cell
 from experiments.plan.stage_table import STAGES
 
 
@@ -43,25 +44,6 @@ class Node:
     def key(self) -> str:
         """`stage/id`."""
         return f"{self.stage}/{self.id}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """A place in the grid."""
-
-    condition: str
-    segmenter: str = "sam"
-    """Its segmenter's block; "" where none is in it."""
-    generator: str = ""
-    """Likewise."""
-    real_fraction: float | None = None
-    n_real: int = 0
-    choice: str = DEFAULT_CHOICE
-    """How its labelled images were chosen; "" for a control."""
-    support: int = 0
-    seed: int = 0
-    generator_seed: int = 0
-    fold: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

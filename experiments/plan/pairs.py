@@ -6,9 +6,10 @@ from typing import Any
 from datamodules.errors import InputError
 from datamodules.splits import check_count
 from experiments.config.conditions import PAIRS, ConditionConfig
+from experiments.config.grid import Cell
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
-from experiments.plan.nodes import Cell, Node
+from experiments.plan.nodes import Node
 from experiments.plan.scores import embed_test
 from lightning_modules.generators.table import row_of
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datamodules.errors import InputError
 from datamodules.storage import write_json
+from experiments.config.grid import Cell
 from experiments.store.layout import PLAN_LAYOUT, PLAN_NAME, check_layout
 from experiments.store.runs import is_run_key, read_result_rows
 
@@ -29,23 +30,11 @@ class PlannedStage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedTrial:
+class PlannedTrial(Cell):
     """A trial of a sweep; see `TrialSpec`."""
 
     id: str
     name: str
-    condition: str
-    segmenter: str = "sam"
-    generator: str = ""
-    """Names of settings of the recipe; empty where the trial has none."""
-    real_fraction: float | None
-    n_real: int
-    choice: str = "random"
-    """How its labelled images were chosen; empty for a control."""
-    support: int
-    seed: int
-    generator_seed: int
-    fold: int
     n_unlabelled: int = 0
     """Unlabelled images that anything of it saw."""
     is_control: bool
