@@ -83,8 +83,7 @@ def check_rows(rows: pd.DataFrame, path: Path) -> None:
     known = f"not one of {', '.join(_STATUSES)}"
     _refuse(~rows["status"].isin(_STATUSES), rows, "status", path, why=known)
     for name in ("test_cohort", "prompt"):
-        is_bare = (rows["status"] == "done") & rows[name].isna()
-        _refuse(is_bare, rows, name, path, why="though it is done")
+        _refuse(rows[name].isna(), rows, name, path, why="which every row has")
     is_twice = rows.duplicated([name for name in _PLACE if name in rows])
     if is_twice.any():
         raise InputError(f"{path}: {_who(rows, is_twice.argmax())} stands twice; {AGAIN}")

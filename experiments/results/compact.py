@@ -60,10 +60,7 @@ def read_results(paths: Sequence[Path], *, output: str = "ellipse") -> pd.DataFr
         frames.append(rows)
     found = pd.concat(frames, ignore_index=True).drop_duplicates(scored, ignore_index=True)
     is_done, places = found["status"] == "done", pd.MultiIndex.from_frame(found[where])
-    # A row that names no cohort and prompt is of a whole trial.
-    is_elsewhere = found["trial_id"].isin(found["trial_id"][is_done]) & found["prompt"].isna()
-    is_elsewhere |= places.isin(places[is_done])
-    return choose_output(found[is_done | ~is_elsewhere], output)
+    return choose_output(found[is_done | ~places.isin(places[is_done])], output)
 
 
 def compact_tables(results: pd.DataFrame, *, measure: str, format_name: str) -> str:

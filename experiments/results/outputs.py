@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.panel import Panel
@@ -16,7 +17,6 @@ from experiments.config.schema import resolved
 from experiments.config.statistics import StatisticsConfig
 from experiments.config.wandb_mode import resolve_mode
 from experiments.config.words import counted
-from experiments.plan.nodes import Plan
 from experiments.results.rows import KEYS, TESTED, choose_output, read_csv, with_defaults
 from experiments.results.statistics import add_trials, aggregate
 from experiments.runner.progress import clock
@@ -61,8 +61,10 @@ def _exams(sweep: Sweep) -> dict[str, str]:
 
 
 def collect_trials(sweep: Sweep) -> pd.DataFrame:
-    """A row a trial: axes, status, reason, cost; one a cohort and prompt where some are scored and
-    others are not. Seconds are those of fitting and scoring."""
+    """A row for each cohort and prompt that a trial is scored under: its axes, status and reason;
+    what the whole trial cost, seconds of fitting and scoring; the stages behind the row, fit_id
+    (absent for a control) and score_id, as `stage/id`; and a hash of the images that it is scored
+    on and of their references."""
     rows = []
     for spec in sweep.plan.trials:
         runs = [sweep.runs[key] for key in spec.keys]
@@ -75,12 +77,14 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
             "seconds": sum(result["seconds"] for result in results) if is_done else None,
             "peak_memory_mib": max((r["peak_memory_mib"] for r in results), default=None),
         }
-        scored = {place: [sweep.runs[key]] for place, key in spec.score_keys.items()}
-        is_mixed = not is_done and any(run.is_done for (run,) in scored.values())
-        for place, needed in (scored if is_mixed else {(None, None): runs}).items():
-            where = dict(zip(("test_cohort", "prompt"), place, strict=True))
-            rows.append(spec.axes | where | _status(needed) | cost)
-    return pd.DataFrame(rows)
+        for (cohort, prompt), key in spec.score_keys.items():
+            needed = [sweep.runs[each] for each in (spec.fit_key, key) if each is not None]
+            tested = content_key(sorted(sweep.plan.nodes[key].content["test"]))
+            row = spec.axes | {"test_cohort": cohort, "prompt": prompt} | _status(needed) | cost
+            rows.append(row | {"fit_id": spec.fit_key, "score_id": key, TESTED: tested})
+    frame = pd.DataFrame(rows)
+    # A column of nothing but None would be one of objects.
+    return frame.where(frame.notna(), np.nan).infer_objects()
 
 
 def _status(runs: Sequence[NodeRun]) -> dict[str, str]:
@@ -92,28 +96,11 @@ def _status(runs: Sequence[NodeRun]) -> dict[str, str]:
     }
 
 
-def add_stages(results: pd.DataFrame, *, plan: Plan) -> pd.DataFrame:
-    """Name the stages behind each row: fit_id (absent for a control) and score_id, as `stage/id`;
-    and what it was scored on, as a hash of the images and their references.
-
-    A trial that has no score yet keeps its fit_id.
-    """
-    where = ["trial_id", "test_cohort", "prompt"]
-    scores = {(t.id, *place): key for t in plan.trials for place, key in t.score_keys.items()}
-    fits = {spec.id: spec.fit_key for spec in plan.trials}
-    found = [scores.get(place) for place in results[where].itertuples(index=False, name=None)]
-    tested = {k: content_key(sorted(plan.nodes[k].content["test"])) for k in set(found) - {None}}
-    return results.assign(
-        fit_id=results["trial_id"].map(fits), score_id=found, **{TESTED: [*map(tested.get, found)]}
-    )
-
-
 def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write per_image.csv and results.csv of both outputs; give the rows of the one to show."""
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
-    results = add_stages(results, plan=sweep.plan)
     write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
     write_atomic(folder / "results.csv", results.to_csv(index=False))
     output = sweep.config.evaluation.output

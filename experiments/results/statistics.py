@@ -27,7 +27,6 @@ SUMMARY += ["dice_trimester_weighted_low", "dice_trimester_weighted_high", "trim
 """Columns of results.csv that are computed from per_image.csv."""
 _SCORED = ["trial_id", "test_cohort", "prompt", "output"]
 """What one row of results.csv is of."""
-_TRIAL_COLUMNS = ["status", "reason", "n_synthetic", "steps", "seconds", "peak_memory_mib"]
 
 
 def cluster_bootstrap_ci(
@@ -174,34 +173,15 @@ def weighted_interval(images: pd.DataFrame, *, n_boot: int = 2000) -> tuple[floa
 
 
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:
-    """Complete the aggregated rows by what only the runner knows.
+    """Put the numbers of `aggregate` beside what only the runner knows.
 
-    `trials` has a row per trial: trial_id, status, reason, steps, seconds, peak_memory_mib and the
-    trial's keys; or one per cohort and prompt of a trial that is scored in part. What has no image
-    row keeps one row without numbers, its cohort and prompt empty where that is the whole trial; a
-    row of `aggregate` without an entry in `trials` (box_only) stays done.
+    `trials` has a row per trial, cohort and prompt, with status, reason, cost and the trial's keys.
+    It becomes a row an output; what is not scored keeps one without numbers.
     """
     where = ["trial_id", "test_cohort", "prompt"]
-    trials = trials.reindex(columns=list(dict.fromkeys([*where, *trials.columns])))
-    # What the runner does not know stays empty.
-    known = trials.reindex(columns=[*where, *_TRIAL_COLUMNS])
-    bare = aggregated.drop(columns=_TRIAL_COLUMNS, errors="ignore")
-    is_whole, places = known["prompt"].isna(), bare[where].drop_duplicates()
-    spread = places.merge(known[is_whole].drop(columns=where[1:]), on="trial_id")
-    known = _stacked(spread, known[~is_whole])
-    done = bare.merge(known, on=where, how="left", validate="many_to_one")
-    done = done.fillna({"status": "done", "reason": ""})
-    is_scored = pd.MultiIndex.from_frame(trials[where]).isin(pd.MultiIndex.from_frame(places))
-    is_known = trials["trial_id"].isin(places["trial_id"])
-    rows = _stacked(done, trials[~np.where(is_whole, is_known, is_scored)])
-    first = ["trial_id", "status", "reason", *KEYS[1:]]
+    rows = trials.merge(aggregated[[*where, "output", *SUMMARY]], on=where, how="left")
+    first = ["trial_id", "status", "reason", *KEYS[1:], *SUMMARY]
     return with_defaults(rows)[first + [name for name in rows.columns if name not in first]]
-
-
-def _stacked(above: pd.DataFrame, below: pd.DataFrame) -> pd.DataFrame:
-    """Two tables as one with the columns of both; an empty one decides no column's type."""
-    rows = pd.concat([part for part in (above, below) if len(part)] or [above], ignore_index=True)
-    return rows.reindex(columns=list(dict.fromkeys([*above.columns, *below.columns])))
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

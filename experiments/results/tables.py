@@ -123,8 +123,8 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
     """Lay the results out as tables: per cohort the whole image first, then the jittered box.
 
     Rows go by amount, segmenter and condition; the controls close their block. A trial that failed
-    or waits is a row of every block it would have been in, or of all blocks where it names no
-    cohort. An axis has a column where the results hold several values.
+    or waits is a row of every block that it would have been in. An axis has a column where the
+    results hold several values.
     """
     results = with_defaults(results)
     summary = cells(results, per_image=per_image).assign(note="")
@@ -132,12 +132,7 @@ def blocks(results: pd.DataFrame, *, per_image: pd.DataFrame | None = None) -> l
     parts = [part for part in (summary, waiting) if len(part)]
     rows = pd.concat(parts, ignore_index=True).reindex(columns=summary.columns)
     common = {"shown": axes.shown_axes(results), "order": axes.orders(results)}
-    made = []
-    for cohort, prompt, _ in axes.each_place(rows):
-        is_here = (rows["test_cohort"] == cohort) & (rows["prompt"] == prompt)
-        here = rows[is_here | rows["prompt"].isna()]
-        made.append(_block(here, where=(cohort, prompt), **common))
-    return made or [_block(rows, where=("", ""), **common)]
+    return [_block(here, where=where, **common) for *where, here in axes.each_place(rows)]
 
 
 def _waiting(rows: pd.DataFrame) -> pd.DataFrame:
@@ -152,7 +147,7 @@ def _waiting(rows: pd.DataFrame) -> pd.DataFrame:
 def _block(
     rows: pd.DataFrame,
     *,
-    where: tuple[str, str],
+    where: Sequence[str],
     shown: Sequence[str],
     order: Mapping[str, Sequence[str]],
 ) -> Block:
@@ -180,16 +175,17 @@ def _block(
             printed = pd.Series([round(v * one.factor, one.digits) for v in numbers[one.column]])
             best[one.heading] = _best(printed, groups=groups, is_better_high=one.is_better_high)
     title = f"{where[0]}, {axes.prompt_label(where[1])}"
-    title += ", controls only" if all(controls) else ""
+    notes = tuple(row["note"] for row in records)
+    title += ", no trial has finished" if all(notes) else ", controls only" if all(controls) else ""
     stem = "dice_trimester_weighted" if "weighted 95 % CI" in kept else "dice"
     ends = {end: 100 * numbers[f"{stem}_{end}"].astype(float) for end in ("mean", "low", "high")}
     return Block(
         test_cohort=where[0],
         prompt=where[1],
-        title=title if where[0] else "no trial has finished",
+        title=title,
         rows=kept,
         heads=[name for name in LABELS if name in kept],
-        notes=tuple(row["note"] for row in records),
+        notes=notes,
         amounts=tuple(
             "" if is_control else counted_span(row["n_real_min"], row["n_real_max"], "real image")
             for row, is_control in zip(records, controls, strict=True)

@@ -64,9 +64,9 @@ def finished_sweep(hc18_folder: Path, root: Path, *, mode: str = "offline") -> S
         score = _stage(sweep, "score", condition, made_by=made_by)
         trial = spec(condition, fit=fit, scores={("hc18", "whole_image"): score})
         sweep.plan.trials.append(trial)
-        place = {"test_cohort": "hc18", "prompt": "whole_image", "status": "done"}
-        means = {"dice_mean": dice, "hc_abs_err_mm_mean": 2.0, "n_exams": 5}
-        results.append(trial.axes | (place | means if dice is not None else {"status": "pending"}))
+        place = {"test_cohort": "hc18", "prompt": "whole_image"}
+        means = {"dice_mean": dice, "hc_abs_err_mm_mean": 2.0, "n_exams": 5, "status": "done"}
+        results.append(trial.axes | place | (means if dice is not None else {"status": "pending"}))
         if dice is None:
             sweep.runs[score].state = "waiting"
             continue

@@ -6,7 +6,7 @@ import pytest
 from test_tables import scores
 
 from experiments.results.compact import compact_tables, read_results
-from experiments.results.rows import choose_output, read_output
+from experiments.results.rows import KEYS, choose_output, read_output
 from experiments.results.statistics import add_trials, aggregate
 from experiments.results.tables import blocks, footnotes
 
@@ -36,9 +36,9 @@ def test_each_output_has_its_row_and_the_ellipse_says_where_it_did_not_fit():
                                                        ("mask", 81.5, 89.8)])  # fmt: skip
 def test_one_output_is_shown_beside_the_mean_of_the_other(output, dice, other):
     images = both()
-    waiting = pd.DataFrame([images.iloc[0].to_dict() | {"trial_id": "t2", "status": "pending"}])
-    waiting = waiting.drop(columns=["test_cohort", "prompt", "output"])
-    trials = pd.concat([pd.DataFrame([{"trial_id": "t1", "status": "done"}]), waiting])
+    known = aggregate(images)[[name for name in KEYS if name != "output"]].iloc[:1]
+    waiting = known.assign(trial_id="t2", status="pending", reason="")
+    trials = pd.concat([known.assign(status="done", reason=""), waiting])
     results = choose_output(add_trials(aggregate(images), trials=trials), output)
     assert results["trial_id"].tolist() == ["t1", "t2"], "what is not done stays"
     (block,) = blocks(results, per_image=choose_output(images, output))

@@ -11,7 +11,6 @@ from datamodules.storage import write_json
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.results.outputs import (
     _known_outputs,
-    add_stages,
     collect_per_image,
     collect_trials,
 )
@@ -48,12 +47,13 @@ class Finished(Sweep):
 
     def __init__(self, root):
         self.store, self.runs = RunStore(root), {}
-        self.plan = SimpleNamespace(trials=[])
+        self.plan = SimpleNamespace(trials=[], nodes={})
         self.data = SimpleNamespace(samples={})
 
     def add(self, key, *, state="done", reason="", rows=None, **result):
         stage, name = key.split("/")
-        node = SimpleNamespace(stage=stage, id=name)
+        node = SimpleNamespace(stage=stage, id=name, content={"test": [["x", key]]})
+        self.plan.nodes[key] = node
         self.runs[key] = NodeRun(node=node, state=state, reason=reason)
         folder = self.store.run_dir(stage, name)
         folder.mkdir(parents=True)
@@ -141,10 +141,11 @@ def test_a_trials_cost_is_that_of_its_fit_and_its_scores(sweep):
         trial("warp", fit=fit, scores={("hc18", "a"): first, ("hc18", "b"): second}),
         control("mean_mask", scores={("hc18", "a"): alone}),
     ]
-    own, beside = collect_trials(sweep).to_dict("records")
+    own, again, beside = collect_trials(sweep).to_dict("records")
     assert (own["status"], own["reason"]) == ("done", "")
     assert (own["seconds"], own["peak_memory_mib"]) == (12.5, 1000.0)
     assert (own["steps"], own["n_synthetic"]) == (40, 7)
+    assert (again["prompt"], again["seconds"]) == ("b", 12.5), "of the whole trial"
     assert (beside["status"], beside["seconds"]) == ("done", 3.0)
     assert np.isnan(beside["steps"])
 
@@ -175,25 +176,33 @@ def test_a_trial_that_is_scored_in_part_is_done_there_and_failed_elsewhere(sweep
     }
 
 
-def test_each_row_names_the_stages_behind_it():
-    scores = {("hc18", "a"): "score/bbbb", ("hc18", "b"): "score/cccc"}
-    trials = [
-        trial("real", fit="fit/aaaa", scores=scores),
-        control("mean_mask", scores={("hc18", "a"): "control/dddd"}),
+def test_each_row_names_the_stages_behind_it(sweep):
+    fit = sweep.add("fit/aaaa")
+    scores = {("hc18", "a"): sweep.add("score/bbbb"), ("hc18", "b"): sweep.add("score/cccc")}
+    sweep.plan.trials = [
+        trial("real", fit=fit, scores=scores),
+        control("mean_mask", scores={("hc18", "a"): sweep.add("control/dddd")}),
     ]
-    real, mean = (spec.id for spec in trials)
-    # A trial without a score yet has neither a cohort nor a prompt.
-    places = [(mean, "hc18", "a"), (real, "hc18", "b"), (real, "hc18", "a"), (real, None, None)]
-    rows = pd.DataFrame(places, columns=["trial_id", "test_cohort", "prompt"])
-    keys = ("score/bbbb", "score/cccc", "control/dddd")
-    nodes = {key: Node(stage="score", content={"test": [["x", key]]}) for key in keys}
-    found = add_stages(rows.assign(dice=0.5), plan=SimpleNamespace(trials=trials, nodes=nodes))
+    found = collect_trials(sweep)
     assert found["test_images"].nunique() == 3
-    assert found["test_images"].isna().tolist() == [False, False, False, True]
-    assert found["score_id"].tolist()[:3] == ["control/dddd", "score/cccc", "score/bbbb"]
-    assert found["score_id"].isna().tolist() == [False, False, False, True]
-    assert found["fit_id"].tolist()[1:] == ["fit/aaaa"] * 3
-    assert found["fit_id"].isna().tolist() == [True, False, False, False]
+    assert found["score_id"].tolist() == ["score/bbbb", "score/cccc", "control/dddd"]
+    assert found["fit_id"].tolist()[:2] == ["fit/aaaa"] * 2
+    assert found["fit_id"].isna().tolist() == [False, False, True]
+    assert found["real_fraction"].dtype == np.float64
+
+
+@pytest.mark.parametrize("changed", [["a", "1"], ["c", "2"]])
+def test_the_hash_is_of_the_images_and_what_they_are_scored_against(sweep, changed):
+    key = sweep.add("score/bbbb")
+    sweep.plan.trials = [control("mean_mask", scores={("hc18", "a"): key})]
+
+    def hashed(*test):
+        sweep.plan.nodes[key].content["test"] = list(test)
+        return collect_trials(sweep)["test_images"][0]
+
+    one, two = ["a", "0"], ["b", "2"]
+    assert hashed(one, two) == hashed(two, one)
+    assert hashed(one, two) != hashed(changed, two)
 
 
 def written(folder):
@@ -246,7 +255,7 @@ def test_a_trial_is_done_when_all_its_stages_are(sweep, fit_state, score_state, 
     (found,) = collect_trials(sweep).to_dict("records")
     assert found["status"] == status
     assert found["reason"] == reason(fit_state if fit_state == "failed" else score_state)
-    assert (found["seconds"] is None) == (status != "done")
+    assert np.isnan(found["seconds"]) == (status != "done")
 
 
 def test_a_trial_is_named_by_what_was_fitted_and_a_control_by_its_score():

@@ -7,6 +7,7 @@ import pytest
 from experiments.config.conditions import CONTROLS
 from experiments.results.cells import cells
 from experiments.results.latex import to_latex
+from experiments.results.rows import KEYS as SHARED
 from experiments.results.rows import read_rows
 from experiments.results.statistics import (
     add_trials,
@@ -64,8 +65,8 @@ def sweep():
     made = {"condition": "synthetic", "n_generator_labels": 60, "generator_seed": 0} | PIXEL
     box = {"condition": "box_only", "real_fraction": np.nan, "n_real": 0, "n_val_labels": 0}
     box |= {"segmenter": ""}
-    rows = []
-    for prompt, shift in (("jittered_box", 0.05), ("whole_image", 0.0)):
+    rows, prompts = [], ("jittered_box", "whole_image")
+    for prompt, shift in zip(prompts, (0.05, 0.0), strict=True):
         real = [0.80 + shift, 0.90 + shift, 0.70 + shift]
         rows.append(scores(real, trial_id="r1", prompt=prompt))
         better = [d + gain for d, gain in zip(real, [0.02, 0.03, 0.04], strict=True)]
@@ -78,10 +79,13 @@ def sweep():
     late = {"trial_id": "s2", "real_fraction": 1.0, "n_real": 400, "steps": 0} | made
     late |= {"status": "failed", "reason": "loss | NaN at step_7"}
     waiting = {"trial_id": "w", "status": "pending", "reason": "", "condition": "weak"}
-    trials = [*({"trial_id": name} | done for name in ("r1", "s1", "r2")), late, waiting]
-    frame = pd.DataFrame([with_total(KEYS | trial) for trial in trials])
-    frame = frame.assign(seconds=10.0, peak_memory_mib=500.0)
-    return add_trials(aggregate(per_image), trials=frame), per_image
+    scored = aggregate(per_image)
+    known = scored[[name for name in SHARED if name != "output"]].assign(**done)
+    places = [{"test_cohort": "hc18", "prompt": prompt} for prompt in prompts]
+    missed = [with_total(KEYS | trial | place) for trial in (late, waiting) for place in places]
+    trials = pd.concat([known, pd.DataFrame(missed)], ignore_index=True)
+    trials = trials.assign(seconds=10.0, peak_memory_mib=500.0)
+    return add_trials(scored, trials=trials), per_image
 
 
 def row_of(block, condition, real):
@@ -156,11 +160,11 @@ def test_failed_and_pending_trials_stand_in_every_block_with_their_reason():
 def test_a_sweep_in_which_everything_failed_still_has_its_table():
     failed = {"trial_id": "r", "status": "failed", "reason": "no space"}
     results = pd.DataFrame([with_total(KEYS | failed)])
-    results = results.assign(test_cohort=None, prompt=None, n_exams=np.nan)
+    results = results.assign(test_cohort="hc18", prompt="whole_image", n_exams=np.nan)
     for name in ("dice_mean", "hc_abs_err_mm_mean"):
         results[name] = np.nan
     (block,) = blocks(results)
-    assert block.title == "no trial has finished"
+    assert block.title == "hc18, no box (whole image), no trial has finished"
     assert block.notes == ("failed: no space",)
     assert "failed: no space" in to_markdown([block], notes=footnotes(results))
 

@@ -1,15 +1,10 @@
 """Results of sweeps on different test images: never in one table."""
 
-from types import SimpleNamespace
-
 import pandas as pd
-import pytest
 import yaml
 from results_parts import ROW
 
-from experiments.plan.nodes import Node
 from experiments.results.compact import compact_tables, read_results
-from experiments.results.outputs import add_stages
 from experiments.results.tested import with_test_sets
 
 
@@ -64,11 +59,11 @@ def test_the_same_images_stand_in_one_table_and_folds_are_no_other_images(tmp_pa
         *(rows("real", [0.8], trial=f"r{n}", test_images=f"f{n}", fold=n) for n in (0, 1)),
     )
     # The same folds, of which one is not done yet.
-    waiting = {"status": "pending", "test_cohort": None, "prompt": None, "output": None}
+    waiting = {"status": "pending", "output": None}
     second = written(
         tmp_path / "b",
         rows("strong", [0.9], test_images="f1", fold=1),
-        rows("real", [None], trial="r0", test_images=None, **waiting),
+        rows("real", [None], trial="r0", test_images="f0", **waiting),
     )
     text = table(first, second)
     assert text.count("###") == 1
@@ -109,17 +104,3 @@ def test_files_without_the_column_are_read_and_said_to_be_without(tmp_path):
     assert table(first, more).count("###") == 2
     named = written(tmp_path / "d", rows("warp", [0.9], test_images="d"))
     assert table(first, named).count("###") == 2
-
-
-@pytest.mark.parametrize("changed", [["a", "1"], ["c", "2"]])
-def test_the_hash_is_of_the_images_and_what_they_are_scored_against(changed):
-    def hashed(*test):
-        trial = SimpleNamespace(id="t", fit_key="fit/f", score_keys={("hc18", "box"): "score/x"})
-        node = Node(stage="score", content={"test": list(test)})
-        row = pd.DataFrame({"trial_id": ["t"], "test_cohort": ["hc18"], "prompt": ["box"]})
-        plan = SimpleNamespace(trials=[trial], nodes={"score/x": node})
-        return add_stages(row, plan=plan)["test_images"].iloc[0]
-
-    one, two = ["a", "0"], ["b", "2"]
-    assert hashed(one, two) == hashed(two, one)
-    assert hashed(one, two) != hashed(changed, two)

@@ -206,8 +206,9 @@ def test_a_report_before_anything_is_done_says_so(toy, tmp_path):
     assert ended.returncode == 0, ended.stderr
     results = pd.read_csv(tmp_path / "toy" / "results.csv")
     assert set(results["status"]) == {"pending"}
-    # Four trials and three controls.
-    assert len(results) == 7
+    # Four trials and a control under two prompts each, and two controls under one.
+    assert len(results) == 12
+    assert results["trial_id"].nunique() == 7
     for name in OUTPUTS:
         assert (tmp_path / "toy" / name).stat().st_size > 0
     assert "no trial has finished" in (tmp_path / "toy" / "table.md").read_text()
