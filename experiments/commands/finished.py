@@ -4,17 +4,15 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
 from rich.console import Console
 
 from datamodules.errors import InputError
-from datamodules.integrity import FILES, damaged_file, read_sealed
 from experiments.commands.arguments import say
 from experiments.config.recipe import find_recipe
 from experiments.config.schema import ExperimentConfig
 from experiments.config.stored import STORED_NAME, find_stored, own_folder, root_of
 from experiments.results.latex import to_latex
-from experiments.results.rows import read_output
+from experiments.results.rows import read_sweep
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import to_markdown
 from experiments.store.layout import PLAN_NAME
@@ -83,25 +81,12 @@ def held_results(config: ExperimentConfig, overrides: Sequence[str]) -> Path | N
     )
 
 
-def read_results(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows of results.csv and per_image.csv of a sweep that score one output."""
-    names = ("results.csv", "per_image.csv")
-    for name in names:
-        if not (folder / name).is_file():
-            raise InputError(f"{folder / name}: not there; `sonosweep report` writes it")
-    written = (read_sealed(folder / "outputs.json") or {}).get(FILES, {})
-    found = damaged_file(folder, {name: written[name] for name in names if name in written})
-    if found is not None:
-        raise InputError(f"{folder / found}; `sonosweep report`, with the data, writes it again")
-    return tuple(read_output(folder / name, output) for name in names)
-
-
 def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
     """Write tables and figure of a sweep from its results.csv and per_image.csv, and say so."""
     from experiments.results.outputs import write_shown
     from experiments.results.verdict import verdict_sentences
 
-    results, per_image = read_results(folder, output=config.evaluation.output)
+    results, per_image = read_sweep(folder, output=config.evaluation.output)
     _, found = write_shown(results, folder, per_image=per_image, statistics=config.statistics)
     say(console, " ".join(verdict_sentences(found, results)))
     say(
@@ -116,7 +101,7 @@ def rewrite(config: ExperimentConfig, folder: Path, console: Console) -> None:
 
 def complete(config: ExperimentConfig, folder: Path, *, kind: str) -> None:
     """Write the table and figure of a kind in a sweep's own folder, from what it holds."""
-    results, per_image = read_results(folder, output=config.evaluation.output)
+    results, per_image = read_sweep(folder, output=config.evaluation.output)
     if kind == "ledger":
         from experiments.results.figure_ledger import write_ledger
 
@@ -138,6 +123,6 @@ def complete(config: ExperimentConfig, folder: Path, *, kind: str) -> None:
 
 def table_text(folder: Path, *, output: str, format_name: str) -> str:
     """The table of a sweep as Markdown or LaTeX."""
-    results, per_image = read_results(folder, output=output)
+    results, per_image = read_sweep(folder, output=output)
     tables, notes = blocks(results, per_image=per_image), footnotes(results)
     return {"markdown": to_markdown, "latex": to_latex}[format_name](tables, notes=notes)

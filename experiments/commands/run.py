@@ -291,11 +291,11 @@ def write_again(
     sweep.recall_failures()
     write_outputs(sweep, console)
     if into is not None:
-        from experiments.commands.finished import read_results
         from experiments.results.readme import replace_block, results_block
+        from experiments.results.rows import read_sweep
         from experiments.results.tables import blocks
 
-        results, per_image = read_results(folder, output=config.evaluation.output)
+        results, per_image = read_sweep(folder, output=config.evaluation.output)
         block = results_block(sweep, blocks(results, per_image=per_image), command=command)
         replace_block(into, block, kind="results", name=config.name)
 

@@ -15,11 +15,11 @@ from experiments.config.words import counted
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells, rows_of
 from experiments.results.measures import MEASURES
-from experiments.results.rows import choose_output, read_output, read_rows, with_amounts
+from experiments.results.rows import read_sweep, with_amounts
 from experiments.results.self_training import kept_sentence
 from experiments.runner.progress import clock
 from experiments.store.provenance import code_words
-from experiments.store.runs import RunStore, sweeps_with_results
+from experiments.store.runs import RunStore
 
 _PARTS = {
     "cohort": "test_cohort",
@@ -46,7 +46,8 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
         InputError: For a part that is not in the results, or a sweep without results.
     """
     store = RunStore(Path(config.store.root))
-    results, per_image = _read(store, config)
+    folder = store.sweep_dir(config.name)
+    results, per_image = read_sweep(folder, output=config.evaluation.output)
     chosen = choose(results, cell)
     found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []
@@ -69,25 +70,6 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     for command, number in commands.items():
         lines += [f"command {number}:", command]
     return "\n".join(lines).rstrip("\n")
-
-
-def _read(store: RunStore, config: ExperimentConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
-    folder, output = store.sweep_dir(config.name), config.evaluation.output
-    path = folder / "results.csv"
-    if not path.is_file():
-        known = sweeps_with_results(store.root)
-        others = f"; the sweeps with results are {', '.join(known)}" if known else ""
-        raise InputError(
-            f"{path}: no results yet; run `sonosweep sweep` with this recipe first, or name "
-            f"another sweep{others}"
-        )
-    results = read_rows(path)
-    if missing := [column for column in ("fit_id", "score_id") if column not in results]:
-        raise InputError(
-            f"{path}: written by an older version, without {', '.join(missing)}; write it again "
-            "with `sonosweep report`"
-        )
-    return choose_output(results, output), read_output(folder / "per_image.csv", output)
 
 
 def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:

@@ -5,11 +5,14 @@ from pathlib import Path
 import pandas as pd
 
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
+from datamodules.errors import InputError
+from datamodules.integrity import FILES, damaged_file, read_sealed
 from experiments.config.conditions import CONTROLS
 from experiments.config.words import counted
 from experiments.results import checked
 from experiments.store.columns import OUTPUTS
 from experiments.store.layout import check_sweep
+from experiments.store.runs import sweeps_with_results
 
 AXIS_COLUMNS = ("segmenter", "generator", "pair_labels", "choice")
 """Blocks of settings of the segmenter and of the generator, "" where a row depends on none; whose
@@ -56,6 +59,27 @@ def read_rows(path: Path) -> pd.DataFrame:
 def read_output(path: Path, output: str) -> pd.DataFrame:
     """`read_rows`, and of these one output's; see `choose_output`."""
     return choose_output(read_rows(path), output)
+
+
+def read_sweep(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read results.csv and per_image.csv of a sweep, of each the rows of one output.
+
+    Raises:
+        InputError: They are not there, or not what the sweep wrote; or as `read_rows` does.
+    """
+    names = ("results.csv", "per_image.csv")
+    for name in names:
+        if not (folder / name).is_file():
+            known = ", ".join(sweeps_with_results(folder.parent)) or "none"
+            raise InputError(
+                f"{folder / name}: no results yet; run `sonosweep sweep` with this recipe first, "
+                f"or name another sweep; those with results: {known}"
+            )
+    written = (read_sealed(folder / "outputs.json") or {}).get(FILES, {})
+    found = damaged_file(folder, {name: written[name] for name in names if name in written})
+    if found is not None:
+        raise InputError(f"{folder / found}; `sonosweep report`, with the data, writes it again")
+    return tuple(read_output(folder / name, output) for name in names)
 
 
 def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
