@@ -73,8 +73,8 @@ def segment_together(
     *,
     prompt: Prompt,
     boxes: Mapping[str, Box] | None = None,
-    view_zoom: float = 1.0,
-) -> Iterator[tuple[str, np.ndarray, float]]:
+    view_zooms: Sequence[float] = (1.0,),
+) -> Iterator[tuple[str, list[np.ndarray], float]]:
     """Segment images one by one, at their own size, by the mean logits of several segmenters.
 
     Args:
@@ -83,11 +83,11 @@ def segment_together(
         paths: Image by name.
         prompt: See `image_logits`. Neither knows where the head is; a U-Net takes `whole_image`.
         boxes: The prompt of each image instead, by name.
-        view_zoom: See `image_logits`.
+        view_zooms: Of each view that is segmented, see `image_logits`.
 
     Yields:
-        The name; the mask, uint8 (H, W) in {0, 1}, all zero where nothing was found; and the
-        smallest Dice of it with one segmenter's own mask, 1 for a single one.
+        The name; the mask of each view, uint8 (H, W) in {0, 1}, all zero where nothing was found;
+        and the smallest Dice of the first with one segmenter's own mask, 1 for a single one.
 
     Raises:
         InputError: An image cannot be read, or the logits are not finite.
@@ -98,13 +98,17 @@ def segment_together(
     for name, path in paths.items():
         image = read_image(path)
         box = None if boxes is None else boxes[name]
-        asked = {"name": name, "prompt": prompt, "box": box, "view_zoom": view_zoom}
+        asked = {"name": name, "prompt": prompt, "box": box}
         try:
-            each = [image_logits(module, image, **asked) for module in modules]
+            views = [
+                [image_logits(module, image, **asked, view_zoom=zoom) for module in modules]
+                for zoom in view_zooms
+            ]
         except FloatingPointError as error:
             raise InputError(str(error)) from error
-        mask = np.mean(each, axis=0) > 0
-        yield name, mask.astype(np.uint8), min(dice_score(own > 0, mask) for own in each)
+        masks = [np.mean(each, axis=0) > 0 for each in views]
+        agreement = min(dice_score(own > 0, masks[0]) for own in views[0])
+        yield name, [mask.astype(np.uint8) for mask in masks], agreement
 
 
 def segmented(
@@ -116,24 +120,16 @@ def segmented(
     boxes: Mapping[str, Box] | None = None,
     view_zooms: Sequence[float] = (1.0,),
 ) -> Iterator[tuple[str, list[np.ndarray], float]]:
-    """`segment_together` by runs; shows how many, in place or by a line now and then in a log.
-
-    Yields:
-        The name, the mask of each view, and how well the runs agree in the first.
-    """
+    """`segment_together` by runs; shows how many, in place or by a line now and then in a log."""
     with console.status("loading the segmenter"):
         takes_boxes = boxes is not None
         modules = [load_run(run, prompt=prompt, takes_boxes=takes_boxes) for run in runs]
-    views = [
-        segment_together(modules, paths, prompt=prompt, boxes=boxes, view_zoom=zoom)
-        for zoom in view_zooms
-    ]
+    asked = {"prompt": prompt, "boxes": boxes, "view_zooms": view_zooms}
     last = time.monotonic()
     with console.status("segmenting") as status:
-        for done, found in enumerate(zip(*views, strict=True), start=1):
+        for done, found in enumerate(segment_together(modules, paths, **asked), start=1):
             status.update(f"segmenting images {done}/{len(paths)}")
             if not console.is_terminal and time.monotonic() - last >= _PLAIN_EVERY_S:
                 last = time.monotonic()
                 console.print(f"segmented {done} of {len(paths)} images")
-            names, masks, runs_dice = zip(*found, strict=True)
-            yield names[0], list(masks), runs_dice[0]
+            yield found

@@ -100,7 +100,7 @@ def segment_images(module, paths, *, prompt):
     """Name and mask of each image by one segmenter."""
     from experiments.deliver.inference import segment_together
 
-    for name, mask, _ in segment_together([module], paths, prompt=prompt):
+    for name, (mask,), _ in segment_together([module], paths, prompt=prompt):
         yield name, mask
 
 
@@ -130,10 +130,11 @@ def hand_made(monkeypatch):
     """A head in every image, but for those that the test puts here by stem."""
     masks = {}
 
-    def segment(modules, paths, *, prompt, boxes=None, view_zoom=1.0):
+    def segment(modules, paths, *, prompt, boxes=None, view_zooms=(1.0,)):
         for name, path in paths.items():
             size_hw = cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape
-            yield name, masks.get(name, rasterise(HEAD, size_hw=size_hw)), 1.0
+            mask = masks.get(name, rasterise(HEAD, size_hw=size_hw))
+            yield name, [mask] * len(view_zooms), 1.0
 
     monkeypatch.setattr("experiments.deliver.inference.segment_together", segment)
     return masks

@@ -48,14 +48,14 @@ def test_logits_of_different_frames_are_averaged_at_the_images_size(scan):
         ByHand((32, 32), 5, -1), ByHand((64, 96), -1, -2), ByHand((16, 24), -1, -2)
     )  # fmt: skip
     asked = {"prompt": "whole_image"}
-    ((name, mask, dice),) = segment_together([sure, other, third], {"a": scan}, **asked)
+    ((name, (mask,), dice),) = segment_together([sure, other, third], {"a": scan}, **asked)
     expected = np.zeros((54, 80), np.uint8)
     expected[:, :40] = 1
     assert name == "a"
     assert (mask[:, :38] == expected[:, :38]).all()
     assert (mask[:, 42:] == expected[:, 42:]).all()
     assert dice == 0
-    ((_, mask, dice),) = segment_together([sure, ByHand((8, 8), 1, -9)], {"a": scan}, **asked)
+    ((_, (mask,), dice),) = segment_together([sure, ByHand((8, 8), 1, -9)], {"a": scan}, **asked)
     assert mask.any()
     assert 0.9 < dice < 1
     assert next(segment_together([sure], {"a": scan}, **asked))[2] == 1
@@ -103,8 +103,7 @@ def test_boxes_are_those_of_the_image(scan):
     box = (10, 5, 69, 49)
     module = ByHand((108, 160), 1, 1)
     asked = {"prompt": "whole_image", "boxes": {"a": box}}
-    list(segment_together([module], {"a": scan}, **asked))
-    list(segment_together([module], {"a": scan}, **asked, view_zoom=0.8))
+    list(segment_together([module], {"a": scan}, **asked, view_zooms=(1.0, 0.8)))
     assert module.boxes[0] == pytest.approx([20, 10, 139, 99])
     # Edges from 19.5 and 9.5 to 139.5 and 99.5 move towards the middle, 79.5 and 53.5.
     assert module.boxes[1] == pytest.approx([32, 18.8, 127, 89.8])
