@@ -1,5 +1,6 @@
 """The rows of results.csv and per_image.csv: their shared columns, and how files are read."""
 
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pandas as pd
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
 from datamodules.errors import InputError
 from datamodules.integrity import FILES, damaged_file, read_sealed
-from experiments.config.conditions import CONTROLS
+from experiments.config.conditions import CONDITIONS, CONTROLS
 from experiments.config.words import counted
 from experiments.results import checked
 from experiments.store.columns import OUTPUTS
@@ -33,6 +34,10 @@ SOURCE = "source"
 """Column of combined files: the path that a row was read from."""
 _TEXT_COLUMNS = ["trial_id", "sample_id", "exam_id", "condition", *AXIS_COLUMNS, "test_cohort"]
 _TEXT_COLUMNS += ["prompt", "output", "status", "reason", "trimesters_missing", TESTED]
+_TOLD_FROM = {"condition", "n_generator_labels"}
+"""What segmenter and generator of an older file are told from."""
+_noted: set[Path] = set()
+"""Files whose note was printed."""
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -43,12 +48,15 @@ def read_csv(path: Path) -> pd.DataFrame:
 def read_rows(path: Path) -> pd.DataFrame:
     """Read per_image.csv or results.csv with all columns of `KEYS`.
 
+    Files from before segmenters and generators were columns get what their conditions stood for;
+    one line on stderr says so, once a file.
+
     Raises:
         InputError: For a file of a newer version, cut short, or that lacks or holds what no file of
             ours does.
     """
     check_sweep(path.parent)
-    rows = read_csv(path)
+    rows = _with_axes(read_csv(path), path)
     checked.check_columns(rows, path)
     checked.check_rows(rows, path)
     if "dice_mean" in rows and TESTED not in rows:
@@ -96,6 +104,29 @@ def choose_output(rows: pd.DataFrame, output: str) -> pd.DataFrame:
         dice = dice.rename(columns={"dice_mean": f"{other}_dice_mean"})
         rows = rows.merge(dice, on=where, how="left")
     return rows[named.isin([output, ""])].reset_index(drop=True)
+
+
+def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Columns of a file that was written when a U-Net was a condition, and the rest SAM's."""
+    if {"segmenter", "generator", "pair_labels"} & {*rows} or not {*rows} >= _TOLD_FROM:
+        return rows
+    if path.resolve() not in _noted:
+        _noted.add(path.resolve())
+        print(
+            f"{path}: older file; segmenter and generator are derived from condition",
+            file=sys.stderr,
+        )
+    labels = {name: row.factors.pair_labels for name, row in CONDITIONS.items()}
+    pair_labels = {name: whose for name, whose in labels.items() if whose}
+    without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
+    condition, is_unet = rows["condition"], rows["condition"] == "unet"
+    is_made = condition.isin(pair_labels) & (rows["n_generator_labels"] > 0)
+    return rows.assign(
+        condition=condition.mask(is_unet, "real"),
+        segmenter=is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), ""),
+        generator=is_made.map({True: "pixel", False: ""}),
+        pair_labels=condition.map(pair_labels),
+    )
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

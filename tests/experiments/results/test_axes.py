@@ -19,10 +19,10 @@ from experiments.results.findings import finding
 from experiments.results.latex import to_latex
 from experiments.results.paper import compare_paper, table_paper
 from experiments.results.report_synthesis import gate_effect
-from experiments.results.rows import with_defaults
+from experiments.results.rows import KEYS, read_rows, with_defaults
 from experiments.results.spreads import spread_table
 from experiments.results.statistics import aggregate
-from experiments.results.tables import blocks
+from experiments.results.tables import blocks, footnotes
 from experiments.results.text import to_markdown
 
 BASE = [0.80, 0.82, 0.84, 0.81, 0.83, 0.79]
@@ -267,6 +267,47 @@ def test_the_gate_is_compared_within_a_segmenter():
     table = gate_effect(aggregate(pd.concat(folds)).assign(n_synthetic=60))
     assert table["Dice %"].tolist() == ["80.0", "80.0"]
     assert table["trials"].tolist() == ["2", "2"]
+
+
+def old_file(path):
+    """A file of the version in which a U-Net was a condition."""
+    rows = [scores([0.8, 0.9], trial_id="r"), scores([0.8, 0.9], trial_id="u", condition="unet")]
+    labels = {"synthetic": 60, "synthetic_same_budget": 40, "real_resized": 60, "warp": 0}
+    for name, count in (labels | {"box_only": 0}).items():
+        rows.append(scores([0.8, 0.9], trial_id=name, condition=name, n_generator_labels=count))
+    frame = aggregate(pd.concat(rows)).drop(columns=["segmenter", "generator", "pair_labels"])
+    frame.assign(status="done").to_csv(path, index=False)
+    return frame
+
+
+def test_old_files_are_given_their_axes_and_it_is_said_once(tmp_path, capsys):
+    old_file(tmp_path / "results.csv")
+    for _ in range(2):
+        rows = read_rows(tmp_path / "results.csv")
+    assert rows[["condition", "segmenter", "generator", "pair_labels"]].to_numpy().tolist() == [
+        ["real", "sam", "", ""],
+        ["real", "unet", "", ""],
+        ["synthetic", "sam", "pixel", "fixed"],
+        ["synthetic_same_budget", "sam", "pixel", "own"],
+        ["real_resized", "sam", "pixel", "fixed"],
+        ["warp", "sam", "", ""],
+        ["box_only", "", "", ""],
+    ]
+    assert set(KEYS) <= set(rows)
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert f"{tmp_path / 'results.csv'}: older file" in said.err
+    assert said.out == ""
+    assert footnotes(rows)
+
+
+def test_a_file_that_names_no_condition_is_refused_in_a_line(tmp_path):
+    frame = old_file(tmp_path / "results.csv")
+    for name in ("condition", "trial_id"):
+        frame.drop(columns=name).to_csv(tmp_path / "bad.csv", index=False)
+        with pytest.raises(InputError, match=rf"bad.csv: no column .*{name}") as refused:
+            read_rows(tmp_path / "bad.csv")
+        assert "\n" not in str(refused.value)
 
 
 def test_folds_of_a_fraction_are_one_model_though_their_train_parts_differ_in_size():
