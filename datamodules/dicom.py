@@ -7,7 +7,6 @@ and the errors here name the file and the fault alone.
 import contextlib
 import io
 import logging
-import math
 import warnings
 from collections.abc import Iterator, MutableSequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
+from datamodules.dicom_header import holds_more_pixels, pixel_size_of
 from datamodules.errors import InputError
 from datamodules.grey import AnyImage, grey_of
 
@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 SUFFIXES = (".dcm", ".dicom")
 _PREAMBLE = 128
 _MARK = b"DICM"
-_CM = 3
-"""The code of centimetres in a region's physical units."""
-_PLANE = 1
-"""The code of a two-dimensional image in a region's spatial format."""
-_SAME = 0.01
-"""Relative difference up to which two lengths of a pixel are one."""
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _GREYS = ("MONOCHROME1", "MONOCHROME2")
 
@@ -116,12 +110,18 @@ def open_dicom(data: bytes, *, name: str) -> DicomFile:
         n_frames = int(dataset.get("NumberOfFrames") or 1)
         kind = str(dataset.get("PhotometricInterpretation", ""))
         has_pixels = "PixelData" in dataset
+        has_more = has_pixels and holds_more_pixels(dataset)
     if not has_pixels or n_frames < 1:
         raise InputError(f"{name}: a DICOM file without an image, or cut short; leave it out")
     if kind not in (*_GREYS, *_COLOURS, "PALETTE COLOR"):
         raise InputError(
             f"{name}: its colours are none of {', '.join((*_GREYS, *_COLOURS))} and PALETTE COLOR; "
             "save its images as PNG"
+        )
+    if has_more:
+        raise InputError(
+            f"{name}: holds more pixels than its rows, columns and number of frames speak of, so "
+            "that some would be lost; export it again, or save its images as PNG"
         )
     return DicomFile(name=name, dataset=dataset, n_frames=n_frames)
 
@@ -220,65 +220,6 @@ def one_dicom_image(data: bytes, *, name: str, frame: int | None = None) -> AnyI
             "meant as files of their own"
         )
     return next(file.frames(only=frame))
-
-
-def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
-    """Return the side of a pixel in mm and "", or None and why there is none ("" if none is given).
-
-    The calibration of the ultrasound regions counts where one is two-dimensional and in
-    centimetres; else PixelSpacing, that of the shared functional groups, or ImagerPixelSpacing. It
-    must be one length: regions that differ and pixels that are not square give None.
-    """
-    found = _region_sizes(dataset) or _spacings(dataset)
-    if not found:
-        return None, _aspect(dataset)
-    sizes = [size for pair in found for size in pair]
-    if not all(math.isfinite(size) and size > 0 for size in sizes):
-        return None, "its pixel size is no pair of positive numbers"
-    for across, down in found:
-        if abs(across - down) > _SAME * max(across, down):
-            return None, f"its pixels are not square ({across:.4g} x {down:.4g} mm)"
-    if max(sizes) - min(sizes) > _SAME * max(sizes):
-        each = ", ".join(f"{across:.4g}" for across, _ in found)
-        return None, f"its ultrasound regions differ in pixel size ({each} mm)"
-    return sum(sizes) / len(sizes), ""
-
-
-def _region_sizes(dataset: "Dataset") -> list[tuple[float, float]]:
-    """Width and height of a pixel in mm of each region that is measured in lengths."""
-    found = []
-    for region in dataset.get("SequenceOfUltrasoundRegions") or ():
-        units = (region.get("PhysicalUnitsXDirection"), region.get("PhysicalUnitsYDirection"))
-        if units == (_CM, _CM) and region.get("RegionSpatialFormat", _PLANE) == _PLANE:
-            deltas = (region.get("PhysicalDeltaX"), region.get("PhysicalDeltaY"))
-            # The sign is a direction.
-            found.append(tuple(10 * abs(float("nan" if d is None else d)) for d in deltas))
-    return found
-
-
-def _aspect(dataset: "Dataset") -> str:
-    """What PixelAspectRatio says of pixels without lengths; "" where they are square."""
-    ratio = dataset.get("PixelAspectRatio")
-    if not isinstance(ratio, MutableSequence) or len(ratio) != 2:
-        return ""
-    down, across = (float(value) for value in ratio)
-    if not (down > 0 and across > 0) or abs(across - down) <= _SAME * max(across, down):
-        return ""
-    return f"its pixels are not square (height to width {down:g}:{across:g})"
-
-
-def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:
-    """Width and height of a pixel in mm by the image's spacing, which names the rows' first."""
-    holders = [(dataset, "PixelSpacing")]
-    for groups in dataset.get("SharedFunctionalGroupsSequence") or ():
-        holders += [(m, "PixelSpacing") for m in groups.get("PixelMeasuresSequence") or ()]
-    holders.append((dataset, "ImagerPixelSpacing"))
-    for holder, key in holders:
-        spacing = holder.get(key)
-        if spacing:
-            is_pair = isinstance(spacing, MutableSequence) and len(spacing) == 2
-            return [tuple(map(float, spacing))[::-1] if is_pair else (math.nan, math.nan)]
-    return []
 
 
 def _inside_regions(dataset: "Dataset", size_hw: tuple[int, ...]) -> np.ndarray:

@@ -255,6 +255,25 @@ def test_what_cannot_be_read_is_one_line_without_the_patient(grey, tmp_path, cap
         read_any_image(tmp_path / "whole.dcm")
 
 
+@pytest.mark.parametrize("syntax", [None, RLELossless])
+def test_pixels_that_would_be_lost_are_refused(grey, tmp_path, syntax):
+    path = write_dicom(tmp_path / "film.dcm", np.stack([grey] * 3))
+    data = pydicom.dcmread(path)
+    if syntax is not None:
+        data.compress(syntax)
+    for n_frames in (None, 2):
+        data.NumberOfFrames = n_frames
+        data.save_as(path)
+        assert "holds more pixels" in said_of(path)
+    data.NumberOfFrames = 3
+    data.save_as(path)
+    assert said_of(path) == ""
+    if syntax is None:
+        data.Rows = 27
+        data.save_as(path)
+        assert "holds more pixels" in said_of(path)
+
+
 def said_of(path):
     """What is said of a file that cannot be read; "" where it can."""
     try:
