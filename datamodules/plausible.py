@@ -78,6 +78,14 @@ def require_pixel_size(pixel_size_mm: float, *, size_hw: tuple[int, int], of: st
     raise InputError(f"{of}: {found}{why}; give the side of a pixel in mm")
 
 
+def hc_doubt(hc_mm: float) -> str:
+    """Why a measured circumference can be no fetal head's; "" where it can."""
+    if not _outside(hc_mm, HC_RANGE_MM):
+        return ""
+    low, high = HC_RANGE_MM
+    return f"an HC of {hc_mm:.1f} mm is outside {low:g} to {high:g} mm; is the pixel size right?"
+
+
 def _contradictions(rows: Sequence[IndexRow]) -> list[str]:
     off = [row for row in rows if contradicts_csv(row)]
     if len(off) <= _NAMED:

@@ -15,6 +15,7 @@ from datamodules.annotation import read_image
 from datamodules.any_image import find_images
 from datamodules.ellipse import perimeter_px, rasterise
 from datamodules.mask_folder import some_names
+from datamodules.plausible import hc_doubt
 from datamodules.storage import new_folder, require_new, write_atomic, write_json
 from experiments.deliver.confidence import VIEW_ZOOM, judge
 from experiments.deliver.inputs import (
@@ -83,6 +84,8 @@ def prediction_of_mask(
     found |= {**asdict(ellipse), "hc_px": perimeter_px(ellipse)}
     if pixel_size_mm is not None:
         found |= {f"{name}_mm": found[f"{name}_px"] * pixel_size_mm for name in _LENGTHS}
+        if doubt := hc_doubt(found["hc_mm"]):
+            found |= {"doubtful": True, "reason": "; ".join(filter(None, [reason, doubt]))}
     return found, rasterise(ellipse, size_hw=mask.shape)
 
 

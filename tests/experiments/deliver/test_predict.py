@@ -53,6 +53,11 @@ def test_measures_of_a_known_head():
     assert found["theta_rad"] == pytest.approx(2.6, abs=0.04)
     assert found["hc_px"] == pytest.approx(perimeter_px(HEAD), rel=0.015)
     assert found["hc_mm"] == pytest.approx(found["hc_px"] / 2)
+    small = measured(mask, pixel_size_mm=0.05)
+    assert small["doubtful"]
+    assert small["reason"] == (
+        f"an HC of {small['hc_mm']:.1f} mm is outside 30 to 420 mm; is the pixel size right?"
+    )
     unknown = measured(mask, pixel_size_mm=None)
     assert [unknown[name] for name in ("hc_mm", "center_x_mm", "semi_major_mm")] == [None] * 3
 
@@ -90,7 +95,7 @@ def test_ellipse_outside_the_image_is_not_a_head():
 
 def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_path):
     out = tmp_path / "new" / "out"
-    words = ("predict", run_dir, scans, "--out", out, "--pixel-size", 0.25)
+    words = ("predict", run_dir, scans, "--out", out, "--pixel-size", 0.5)
     code, printed, _ = sonosweep(*words)
     assert code == 0
     assert "4 masks and overlays, predictions.csv; a head in 4 of 4 images" in printed
@@ -103,7 +108,7 @@ def test_one_image_in_every_format(sonosweep, run_dir, scans, hand_made, tmp_pat
     for row in rows.values():
         assert tuple(row) == COLUMNS
         assert row["found"] == "true"
-        assert float(row["hc_mm"]) == pytest.approx(0.25 * float(row["hc_px"]), abs=1e-5)
+        assert float(row["hc_mm"]) == pytest.approx(0.5 * float(row["hc_px"]), abs=1e-5)
         assert float(row["hc_px"]) == pytest.approx(perimeter_px(HEAD), rel=0.015)
         assert row["doubtful"] == "false"
         assert float(row["confidence"]) > 0.9
