@@ -1,6 +1,7 @@
 """Files and folders that are there whole or not at all, and names from content."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -118,7 +119,13 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """
     require_new(folder)
     with commit_folder(folder, is_named_by_content=False) as temporary:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            # What writing raises on a full disk names no file, or one that is gone by then.
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.filename = str(folder)
+            raise
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def main() -> None:
         said = str(error)
     except OSError as error:
         if error.errno in DISK_ERRORS:
-            hint = "check the disk, and the same command continues"
+            hint = "check the disk, and give the same command again"
         elif isinstance(error, PermissionError):
             hint = "check who may read or write it"
         elif error.errno in PATH_ERRORS and error.filename:

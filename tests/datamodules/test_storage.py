@@ -77,6 +77,13 @@ def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch, call, fails):
     assert names(tmp_path) == []
 
 
+def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "out"):
+        Path("/dev/full").write_bytes(b"x")
+    assert caught.value.filename == str(tmp_path / "out")
+    assert names(tmp_path) == []
+
+
 def test_text_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     """A power cut between rename and write-back would leave an empty file under the name."""
     events = []
