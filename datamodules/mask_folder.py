@@ -10,7 +10,10 @@ from datamodules.errors import InputError
 from datamodules.samples import ANNOTATION_SUFFIX, Sample
 
 SUFFIXES = ("", ANNOTATION_SUFFIX, "_mask")
-_OTHER_FORMATS = (".nii.gz", ".nii", ".mha", ".nrrd", ".npz", ".npy", ".tif", ".tiff", ".jpg")
+_OTHER_FORMATS = (
+    *(".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".npz", ".npy", ".dcm"),
+    *(".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
+)
 
 
 def require_folder(folder: Path) -> None:

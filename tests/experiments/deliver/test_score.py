@@ -179,6 +179,7 @@ def test_folders_without_usable_masks(samples, tmp_path):
     (folder / "001_HC.nii.gz").write_bytes(b"")
     with pytest.raises(InputError, match=r"001_HC\.nii\.gz is of a format that is not read"):
         find_masks(folder, sample_ids=ids, known=samples)
+    (folder / "002_HC.BMP").write_bytes(b"")
     (folder / "case_7.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"\(001_HC\.png is expected, case_7\.png was found\)"):
         find_masks(folder, sample_ids=ids, known=samples)
@@ -187,7 +188,7 @@ def test_folders_without_usable_masks(samples, tmp_path):
     files, notes = find_masks(folder, sample_ids=ids, known=samples)
     assert files == {"001_HC": folder / "001_HC.png"}
     assert notes == [
-        "1 files are no PNG and were not read (001_HC.nii.gz)",
+        "2 files are no PNG and were not read (001_HC.nii.gz, 002_HC.BMP)",
         "1 PNG files of no known image were not read (case_7)",
     ]
     (folder / "001_HC_mask.png").write_bytes(b"")
