@@ -14,9 +14,15 @@ def notices(index: Index) -> list[str]:
     """Return a sentence for each thing about exams and shapes that a person should look at.
 
     All images in one exam, so that no interval can be given; images whose names differ in a last
-    number alone and count as exams of their own; annotations that are no ellipses.
+    number alone and count as exams of their own; annotations that are no ellipses, or the same file
+    for different images.
     """
-    return [*_one_exam(index), *_numbered_exams(index), *_other_shapes(index)]
+    return [
+        *_one_exam(index),
+        *_numbered_exams(index),
+        *_other_shapes(index),
+        *_one_annotation(index),
+    ]
 
 
 def _one_exam(index: Index) -> list[str]:
@@ -56,4 +62,21 @@ def _other_shapes(index: Index) -> list[str]:
     return [
         f"{len(strange)} of {len(known)} annotations are no ellipses, {worst.sample_id} least of "
         f"all ({worst.residual_px:.1f} px off on average); look whether they are heads"
+    ]
+
+
+def _one_annotation(index: Index) -> list[str]:
+    groups = defaultdict(list)
+    for row in index.rows:
+        if row.annotation_sha256 is not None:
+            groups[row.annotation_sha256].append(row)
+    # Of two copies of an image the annotations are copies too.
+    several = [rows for rows in groups.values() if len({row.group_id for row in rows}) > 1]
+    if not several:
+        return []
+    first, second = several[0][:2]
+    return [
+        f"{sum(map(len, several))} images share their annotation with another one, such as "
+        f"{first.sample_id} and {second.sample_id}, whose files are the same; look whether they "
+        "are theirs"
     ]

@@ -55,11 +55,20 @@ def test_images_that_are_numbered_through_need_no_word(index, pattern):
 
 def test_annotations_that_are_no_heads_are_said(index, hc18_folder):
     samples = read_hc18(hc18_folder)
-    for sample in samples[:2]:
+    for number, sample in enumerate(samples[:2]):
         mask = np.zeros((54, 80), np.uint8)
-        mask[10:44, 12:60] = 255
+        mask[10:44, 12 + number : 60] = 255
         cv2.imwrite(str(sample.annotation_path), mask)
     found = build_index([replace(sample, hc_mm=None) for sample in samples])
     (sentence,) = notices(found)
     assert sentence.startswith("2 of 12 annotations are no ellipses, 001_HC least of all (")
     assert sentence in summary(found)["findings"]
+
+
+def test_one_annotation_for_different_images_is_said(hc18_folder):
+    samples = read_hc18(hc18_folder)
+    for sample in samples[1:3]:
+        sample.annotation_path.write_bytes(samples[0].annotation_path.read_bytes())
+    found = build_index([replace(sample, hc_mm=None) for sample in samples])
+    (sentence,) = notices(found)
+    assert sentence.startswith("3 images share their annotation with another one, such as 001_HC")
