@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datamodules.csv_table import read_table
+from datamodules.csv_table import plain, read_table
 from datamodules.dicom import SUFFIXES as DICOM_SUFFIXES
 from datamodules.dicom import DicomHeader, frame_name, is_dicom_file, read_header
 from datamodules.errors import InputError
@@ -21,6 +21,10 @@ from datamodules.samples import (
     require_utf8,
 )
 
+_EXAM = "exam"
+# As `plain` gives columns: without spaces, in small letters.
+_MEANT_AS_EXAM = re.compile(r"(exam|patient|subject|case)s?[_-]?(id|no|nr|num|number|name)?")
+_MEANT_AS_HC = re.compile(r"(head[_-]?circumference|hc)[^a-z]*(mm|cm)?[^a-z]*")
 _EXAM_END = re.compile(r"_(?:[Pp]lane|\d*HC)")
 
 
@@ -76,6 +80,8 @@ def read_cohort(root: Path, *, name: str | None = None) -> list[Sample]:
     root = Path(root)
     images, masks = _cohort_images(root)
     csv_path = _cohort_csv(root)
+    if csv_path is not None:
+        _refuse_other_spellings(csv_path)
     rows = None if csv_path is None else read_csv(csv_path, required=COLUMNS[:2])
     exams = {} if csv_path is None else _exams_in(csv_path)
     if rows is not None:
@@ -207,6 +213,19 @@ def _folder_name(root: Path) -> str:
     return root.resolve().name if root.name in ("", "..") else root.name
 
 
+def _refuse_other_spellings(csv_path: Path) -> None:
+    """Refuse a column that is meant as one that may be left out, and would be passed over."""
+    found = read_table(csv_path, required=COLUMNS[:1])
+    columns = next(iter(found.values()), {}).keys()
+    for wanted, meaning in ((_EXAM, _MEANT_AS_EXAM), (COLUMNS[2], _MEANT_AS_HC)):
+        other = next(filter(meaning.fullmatch, columns), None)
+        if other is not None and plain(wanted) not in columns:
+            raise InputError(
+                f"{csv_path}: the column {other!r} would not be read; call it {wanted!r} where "
+                "that is what it holds, or leave it out"
+            )
+
+
 def _exams_in(csv_path: Path) -> dict[str, str]:
     """The exam of each row, where the CSV has a column for it."""
     cells = {
@@ -230,7 +249,8 @@ def _number_frames(samples: list[Sample]) -> list[Sample]:
 def _cohort_csv(root: Path) -> Path | None:
     if (root / "pixel_sizes.csv").is_file():
         return root / "pixel_sizes.csv"
-    found = sorted(path for path in root.glob("*.csv") if path.name[0] != ".")
+    named = [path for path in root.iterdir() if path.name[0] != "."]
+    found = sorted(path for path in named if path.suffix.lower() == ".csv")
     if len(found) > 1:
         raise InputError(
             f"{root}: {len(found)} CSV files ({found[0].name}, {found[1].name}...); "

@@ -29,7 +29,10 @@ FILLED_BIAS_PX = 1.40
 SECOND_TRIMESTER_FROM_HC_MM = 98.0
 THIRD_TRIMESTER_FROM_HC_MM = 260.0
 
-_PICTURES = (".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif")
+_PICTURES = (
+    *(".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".gif"),
+    *(".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"),
+)
 _HC18_NAME = re.compile(r"(?P<exam>.+)_(?P<frame>\d*)HC")
 COLUMNS = ("filename", "pixel size(mm)", "head circumference (mm)")
 
@@ -218,7 +221,7 @@ def png_names(folder: Path) -> list[str]:
 def refuse_other_pictures(paths: Iterable[Path]) -> None:
     """Raise InputError for a picture that would be passed over: no PNG, or called `.PNG`."""
     for path in paths:
-        if path.suffix != ".png" and path.suffix.lower() in (".png", *_PICTURES):
+        if path.suffix != ".png" and path.name.lower().endswith((".png", *_PICTURES)):
             raise InputError(
                 f"{path}: data are read from files that end in .png alone; save it as one, or "
                 "take it out of the folder"

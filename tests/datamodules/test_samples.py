@@ -177,6 +177,28 @@ def test_a_column_says_which_images_show_one_patient(tmp_path):
         read_cohort(root)
 
 
+@pytest.mark.parametrize(
+    ("column", "wanted"),
+    [
+        ("Patient ID", "exam"),
+        ("subject_id", "exam"),
+        ("head circumference (cm)", "head circumference (mm)"),
+        ("HC", "head circumference (mm)"),
+    ],
+)
+def test_a_column_that_would_be_passed_over_is_refused(tmp_path, column, wanted):
+    root = make_cohort(tmp_path / "es", ["a", "b"])
+    table = f"filename,pixel size(mm),device,{column}\na.png,0.1,x,1\nb.png,0.1,x,1\n"
+    (root / "sizes.csv").write_text(table)
+    with pytest.raises(InputError, match="would not be read; call it") as error:
+        read_cohort(root)
+    assert f"call it '{wanted}'" in str(error.value)
+    # Beside the one that is read, it is the user's own.
+    both = table.replace(f",{column}", f",{column},{wanted}").replace("x,1", "x,1,7")
+    (root / "sizes.csv").write_text(both)
+    assert len(read_cohort(root)) == 2
+
+
 def test_a_linked_cohort_is_called_as_its_link(tmp_path, monkeypatch):
     root = make_cohort(tmp_path / "spain-2021", ["a"])
     (tmp_path / "es").symlink_to(root)
@@ -190,6 +212,7 @@ def test_cohort_pixel_sizes(tmp_path):
     root = make_cohort(tmp_path / "c", ["a", "b"])
     (root / "sizes.csv").write_text("filename,pixel size(mm)\na.png,0.1\nb.png,0.2\n")
     assert [(s.pixel_size_mm, s.hc_mm) for s in read_cohort(root)] == [(0.1, None), (0.2, None)]
+    (root / "sizes.csv").rename(root / "SIZES.CSV")
     (root / "._sizes.csv").write_bytes(b"\0")
     assert read_cohort(root)[0].pixel_size_mm == 0.1
     (root / "notes.csv").write_text("what\n")
@@ -214,7 +237,10 @@ def test_defects_of_a_cohort_are_named(tmp_path):
         read_cohort(root / "image")
 
 
-@pytest.mark.parametrize("name", ["image/c.PNG", "image/c.jpg", "mask/c_Annotation.PNG"])
+@pytest.mark.parametrize(
+    "name",
+    ["image/c.PNG", "image/c.jpg", "mask/c_Annotation.PNG", "image/c.nii.gz", "mask/c.mha"],
+)
 def test_a_picture_that_would_be_passed_over_is_refused(tmp_path, name):
     root = make_cohort(tmp_path / "c", ["a", "b"])
     (root / name).write_bytes(b"")
