@@ -142,15 +142,22 @@ def submit(
     ] = None,
 ) -> None:
     """Segment unlabelled test images into HC18's submission file, or check such a file."""
-    from experiments.deliver.submission import print_verdict, submit_command, validate_submission
+    from experiments.deliver.submission import (
+        doubt_of,
+        print_verdict,
+        submit_command,
+        validate_submission,
+    )
 
     if test_root is None:
         raise InputError("--test-root is missing; give the folder of the test images")
     if (run is None) == (check is None):
         raise InputError("give either RUN, a fitted segmenter's directory, or --check FILE.csv")
     if check is not None:
-        n_rows = len(validate_submission(check, test_root))
-        print_verdict(check, n_rows=n_rows, console=stdout_console())
+        rows = validate_submission(check, test_root)
+        print_verdict(check, n_rows=len(rows), console=stdout_console())
+        if doubt := doubt_of(rows):
+            say(stdout_console(), doubt)
         return
     submit_command(
         run,

@@ -15,11 +15,11 @@ from rich.console import Console
 from datamodules.allowed import one_of
 from datamodules.annotation import image_of
 from datamodules.cohort import image_names, image_stem
-from datamodules.ellipse import Ellipse, rasterise
+from datamodules.ellipse import Ellipse, perimeter_px, rasterise
 from datamodules.errors import InputError
 from datamodules.head_ellipse import head_ellipse
 from datamodules.mask_folder import some_names
-from datamodules.plausible import require_pixel_size
+from datamodules.plausible import HC_RANGE_MM, require_pixel_size
 from datamodules.samples import HC18_CSV, Sample, read_hc18_test
 from datamodules.storage import new_folder, require_new, told_of, write_atomic
 from datamodules.synthetic import write_png
@@ -126,6 +126,24 @@ def validate_submission(path: Path, test_root: Path) -> list[SubmissionRow]:
         if wrong := _fault(row, size_hw=size_hw, pixel_size_mm=sample.pixel_size_mm):
             raise InputError(f"{path}: {row.filename}: {wrong}; correct the row")
     return rows
+
+
+def doubt_of(rows: Sequence[SubmissionRow]) -> str:
+    """Say it where the median circumference of a submission is no fetal head's; "" otherwise.
+
+    Each row for itself may be as bad as its segmenter.
+    """
+    keys = [field.name for field in fields(Ellipse)]
+    # In mm in place of px, so that the perimeter is too.
+    ellipses = [Ellipse(**dict(zip(keys, astuple(row)[1:], strict=True))) for row in rows]
+    median_mm = float(np.median([perimeter_px(ellipse) for ellipse in ellipses]))
+    low, high = HC_RANGE_MM
+    if low <= median_mm <= high:
+        return ""
+    return (
+        f"its median HC is {median_mm:.1f} mm, outside {low:g} to {high:g} mm; are these the "
+        "semi-axes in mm?"
+    )
 
 
 def _read_rows(path: Path) -> list[SubmissionRow]:

@@ -223,6 +223,16 @@ def test_submit_writes_a_file_that_checks(sonosweep, hc18_folder, run_dir, hand_
     code, printed, _ = sonosweep(*words)
     assert code == 0
     assert "2 rows, valid" in printed
+    assert "median HC" not in printed
+    whole = out.read_text()
+    names, values = zip(*(line.split(",", 1) for line in whole.splitlines()[1:]), strict=True)
+    in_cm = [[f"{float(v) / 10:.6f}" for v in line.split(",")] for line in values]
+    lines = [",".join([name, *cells]) for name, cells in zip(names, in_cm, strict=True)]
+    out.write_text("\n".join([whole.splitlines()[0], *lines]) + "\n")
+    code, printed, _ = sonosweep(*words)
+    assert code == 0
+    assert "its median HC is 14.0 mm, outside 30 to 420 mm; are these" in printed
+    out.write_text(whole)
     out.write_text(out.read_text().replace("001_HC", "007_HC"))
     code, _, err = sonosweep(*words)
     assert (code, err.count("\n")) == (2, 1)
