@@ -88,14 +88,25 @@ def code_words(facts: Mapping[str, Any]) -> str:
     return f"{'commit' if facts.get('git_sha') else 'code'} {code_name(facts)}"
 
 
+def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name; with family and model where the name alone tells no generation, as in
+    virtual machines: fits on two of them differ."""
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    facts = {
+        key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
+    }
+    name = facts.get("model name", "") or platform.processor() or platform.machine()
+    if re.search(r"\d", name) or not {"cpu family", "model"} <= facts.keys():
+        return name
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})"
+
+
 @functools.cache
 def machine() -> dict[str, Any]:
     """Host, processor, memory and system."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*:(.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
     return {
         "host": socket.gethostname(),
-        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
+        "cpu": processor(),
         "cores": psutil.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "system": platform.platform(),

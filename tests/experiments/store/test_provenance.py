@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from experiments.store import provenance
-from experiments.store.provenance import code_name, code_state
+from experiments.store.provenance import code_name, code_state, processor
 
 
 def git(folder, *words):
@@ -52,3 +52,21 @@ def test_another_projects_repository_is_not_the_codes(installed):
     # The difference of what lies beside it is not its own.
     assert found["git_dirty_sha256"] is None
     assert code_name(found) == found["git_sha"][:10]
+
+
+@pytest.mark.parametrize(
+    ("lines", "name"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC", "AMD EPYC (family 26, model 2)"),
+        ("cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7763", "AMD EPYC 7763"),
+        ("model name\t: Some core", "Some core"),
+    ],
+)
+def test_a_processor_is_told_from_one_of_another_generation(tmp_path, lines, name):
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\n{lines}\nflags\t\t: fpu: vme\n\n")
+    assert processor(path) == name
+
+
+def test_a_system_without_that_file_names_its_processor_too(tmp_path):
+    assert processor(tmp_path / "none")
