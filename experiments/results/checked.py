@@ -45,7 +45,9 @@ def parse(path: Path, *, dtypes: Mapping[str, str]) -> pd.DataFrame:
     if text and not text.endswith("\n"):
         raise InputError(f"{path}: cut short (no newline at its end); {AGAIN}")
     try:
-        header, *lines = [fields for fields in csv.reader(io.StringIO(text)) if fields] or [[]]
+        # Strict, as pandas is, about a quote that does not end.
+        read = csv.reader(io.StringIO(text), strict=True)
+        header, *lines = [fields for fields in read if fields] or [[]]
     except csv.Error as error:
         raise InputError(f"{path}: not readable as CSV ({_line(error)}); {AGAIN}") from None
     if not header:
