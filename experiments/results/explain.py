@@ -14,6 +14,7 @@ from experiments.config.schema import ExperimentConfig
 from experiments.config.words import counted
 from experiments.results.axes import AXES, SERIES, each_series, shown_axes
 from experiments.results.cells import cells, rows_of
+from experiments.results.checked import AGAIN
 from experiments.results.measures import MEASURES
 from experiments.results.rows import read_sweep, with_amounts
 from experiments.results.self_training import kept_sentence
@@ -48,6 +49,8 @@ def explain_cell(config: ExperimentConfig, cell: str) -> str:
     store = RunStore(Path(config.store.root))
     folder = store.sweep_dir(config.name)
     results, per_image = read_sweep(folder, output=config.evaluation.output)
+    if "score_id" not in results:
+        raise InputError(f"{folder / 'results.csv'}: no column score_id; {AGAIN}")
     chosen = choose(results, cell)
     found, shown = cells(chosen, per_image=per_image), shown_axes(results)
     lines: list[str] = []

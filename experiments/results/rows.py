@@ -120,7 +120,9 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
     pair_labels = {name: whose for name, whose in labels.items() if whose}
     without = [name for name, row in CONTROLS.items() if not row.has_segmenter]
     condition, is_unet = rows["condition"], rows["condition"] == "unet"
-    is_made = condition.isin(pair_labels) & (rows["n_generator_labels"] > 0)
+    # What is no number is refused later.
+    n_labels = pd.to_numeric(rows["n_generator_labels"], errors="coerce")
+    is_made = condition.isin(pair_labels) & (n_labels > 0)
     return rows.assign(
         condition=condition.mask(is_unet, "real"),
         segmenter=is_unet.map({True: "unet", False: "sam"}).mask(condition.isin(without), ""),

@@ -310,6 +310,13 @@ def test_a_file_that_names_no_condition_is_refused_in_a_line(tmp_path):
         assert "\n" not in str(refused.value)
 
 
+def test_an_old_file_with_a_word_for_a_number_is_refused_in_a_line(tmp_path):
+    frame = old_file(tmp_path / "results.csv").assign(n_generator_labels="many", status="done")
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(InputError, match="n_generator_labels of trial r is many, no number"):
+        read_rows(tmp_path / "results.csv")
+
+
 def test_folds_of_a_fraction_are_one_model_though_their_train_parts_differ_in_size():
     common = {"real_fraction": 0.1, "segmenter": "sam"}
     first, second = (

@@ -8,6 +8,7 @@ from results_parts import LONG, write_finished
 from test_self_training import KEPT
 from toy_recipe import TOY
 
+from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.results.explain import explain_cell
 from experiments.store.runs import RunStore
@@ -61,3 +62,11 @@ def test_a_run_without_a_manifest_is_named(config, tmp_path):
     text = explain_cell(config, "hc18/whole_image/5/real")
     assert text.count("manifest.json is missing") == 1
     assert text.endswith(f"command 1:\n{LONG}")
+
+
+def test_rows_that_name_no_runs_are_refused_in_a_line(config, tmp_path):
+    path = RunStore(tmp_path).sweep_dir(config.name) / "results.csv"
+    rows = pd.read_csv(path).drop(columns="score_id")
+    rows.to_csv(path, index=False)
+    with pytest.raises(InputError, match="no column score_id; write it again with"):
+        explain_cell(config, "hc18/whole_image/5/real")
