@@ -79,6 +79,8 @@ def collect_trials(sweep: Sweep) -> pd.DataFrame:
         }
         for (cohort, prompt), key in spec.score_keys.items():
             needed = [sweep.runs[each] for each in (spec.fit_key, key) if each is not None]
+            # A score outlives its fit, which may be damaged or gone.
+            needed = needed[-1:] if needed[-1].is_done else needed
             tested = content_key(sorted(sweep.plan.nodes[key].content["test"]))
             row = spec.axes | {"test_cohort": cohort, "prompt": prompt} | _status(needed) | cost
             rows.append(row | {"fit_id": spec.fit_key, "score_id": key, TESTED: tested})

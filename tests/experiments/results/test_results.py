@@ -258,6 +258,18 @@ def test_a_trial_is_done_when_all_its_stages_are(sweep, fit_state, score_state, 
     assert np.isnan(found["seconds"]) == (status != "done")
 
 
+@pytest.mark.parametrize("state", ["waiting", "failed"])
+def test_what_is_scored_is_done_though_its_fit_is_to_be_made_again(sweep, state):
+    fit = sweep.add("fit/aaaa", state=state)
+    scores = [sweep.add("score/bbbb", rows=[image()]), sweep.add("score/cccc", state="waiting")]
+    places = {("hc18", "whole_image"): scores[0], ("es", "whole_image"): scores[1]}
+    sweep.plan.trials = [trial("real", fit=fit, scores=places)]
+    found = add_trials(aggregate(collect_per_image(sweep)), trials=collect_trials(sweep))
+    other = "failed" if state == "failed" else "pending"
+    assert found["status"].tolist() == ["done", other]
+    assert found["dice_mean"].notna().tolist() == [True, False]
+
+
 def test_a_trial_is_named_by_what_was_fitted_and_a_control_by_its_score():
     node = Node(stage="fit", content={"a": 1})
     spec = trial("real", fit=node.key, scores={("hc18", "a"): "score/ffff"})
