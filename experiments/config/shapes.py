@@ -54,7 +54,8 @@ def check_shape(value: Any, kind: Any, *, key: str = "", where: str = "") -> Non
             elif isinstance(item, list | dict) and arguments[0] in (str, int, float):
                 raise InputError(f"{where}{key}={value}: {item} is not a single value; write [a,b]")
         count = len(value) if Ellipsis in arguments else len(arguments)
-        if origin is tuple and [type(item) for item in value] != [int] * count:
+        is_whole = arguments[0] is int
+        if origin is tuple and is_whole and [type(item) for item in value] != [int] * count:
             raise InputError(f"{where}{key}={value}: {count} whole numbers are needed")
     elif value == "???":
         # OmegaConf's word for a missing value: the schema's default would stand in its place.

@@ -1,10 +1,13 @@
 """Named blocks of segmenters and generators, conditions of a recipe's own, and what is refused."""
 
+from dataclasses import dataclass
+
 import pytest
 from toy_recipe import TOY
 
 from datamodules.errors import InputError
 from experiments.config.recipe import load_config
+from experiments.config.shapes import check_shape
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.unet.config import UnetConfig
 
@@ -142,6 +145,18 @@ def test_what_stands_for_nothing_is_one_line(words, message):
         load_config(TOY, words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tuple_of_an_extensions_settings_may_hold_other_than_whole_numbers():
+    @dataclass
+    class Settings:
+        betas: tuple[float, float] = (0.9, 0.99)
+        names: tuple[str, ...] = ("a",)
+
+    given = {"betas": [0.5, 1], "names": ["b", "c"]}
+    check_shape(given, Settings)
+    with pytest.raises(InputError, match="a list is needed"):
+        check_shape({"betas": 0.5}, Settings)
 
 
 def test_two_blocks_of_one_name_are_refused(tmp_path):
