@@ -90,13 +90,13 @@ def code_words(facts: Mapping[str, Any]) -> str:
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name; with family and model where the name alone tells no generation, as in
-    virtual machines: fits on two of them differ."""
+    virtual machines: fits on two of them differ. A clock rate tells none."""
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     facts = {
         key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)
     }
     name = facts.get("model name", "") or platform.processor() or platform.machine()
-    if re.search(r"\d", name) or not {"cpu family", "model"} <= facts.keys():
+    if re.search(r"\d", name.partition("@")[0]) or not {"cpu family", "model"} <= facts.keys():
         return name
     return f"{name} (family {facts['cpu family']}, model {facts['model']})"
 

@@ -59,6 +59,10 @@ def test_another_projects_repository_is_not_the_codes(installed):
     [
         ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC", "AMD EPYC (family 26, model 2)"),
         ("cpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7763", "AMD EPYC 7763"),
+        (
+            "cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Intel(R) Xeon(R) CPU @ 2.20GHz",
+            "Intel(R) Xeon(R) CPU @ 2.20GHz (family 6, model 85)",
+        ),
         ("model name\t: Some core", "Some core"),
     ],
 )
