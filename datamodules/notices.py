@@ -74,7 +74,8 @@ def _one_annotation(index: Index) -> list[str]:
     several = [rows for rows in groups.values() if len({row.group_id for row in rows}) > 1]
     if not several:
         return []
-    first, second = several[0][:2]
+    first = several[0][0]
+    second = next(row for row in several[0] if row.group_id != first.group_id)
     return [
         f"{sum(map(len, several))} images share their annotation with another one, such as "
         f"{first.sample_id} and {second.sample_id}, whose files are the same; look whether they "

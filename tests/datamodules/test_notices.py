@@ -72,3 +72,7 @@ def test_one_annotation_for_different_images_is_said(hc18_folder):
     found = build_index([replace(sample, hc_mm=None) for sample in samples])
     (sentence,) = notices(found)
     assert sentence.startswith("3 images share their annotation with another one, such as 001_HC")
+    # The first two are one image.
+    copy = replace(found.rows[1], group_id=found.rows[0].group_id)
+    (sentence,) = notices(replace(found, rows=(found.rows[0], copy, *found.rows[2:])))
+    assert f"{found.rows[0].sample_id} and {found.rows[2].sample_id}, whose" in sentence
