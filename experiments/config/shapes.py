@@ -2,7 +2,8 @@
 
 import difflib
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_origin
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from datamodules.errors import InputError
 
@@ -41,7 +42,7 @@ def check_shape(value: Any, kind: Any, *, key: str = "", where: str = "") -> Non
                 hint = f"did you mean {known}?" if close else f"known keys: {known}"
                 raise InputError(f"{where}{before}{name}: unknown key; {hint}")
             check_shape(item, types[name], key=before + name, where=where)
-    elif isinstance(value, dict) and kind is not Any and origin not in (list, tuple):
+    elif isinstance(value, dict) and origin not in (list, tuple) and not _takes_keys(kind):
         raise InputError(f"{where}{key}: is a single value; write {key}=...")
     elif origin in (list, tuple):
         if not isinstance(value, list):
@@ -63,3 +64,12 @@ def check_shape(value: Any, kind: Any, *, key: str = "", where: str = "") -> Non
     elif kind is bool and not isinstance(value, bool | str):
         # Of texts OmegaConf takes `on`, `no` and the like alone; any number is true to it.
         raise InputError(f"{where}{key}={value}: use true or false")
+
+
+def _takes_keys(kind: Any) -> bool:
+    """Whether a group of keys is a value of a type, or of one of its alternatives."""
+    alternatives = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return any(
+        each in (Any, dict) or is_dataclass(each) or get_origin(each) is dict
+        for each in alternatives
+    )

@@ -147,16 +147,21 @@ def test_what_stands_for_nothing_is_one_line(words, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_tuple_of_an_extensions_settings_may_hold_other_than_whole_numbers():
+def test_settings_of_an_extension_may_have_other_shapes_than_our_own():
     @dataclass
     class Settings:
         betas: tuple[float, float] = (0.9, 0.99)
         names: tuple[str, ...] = ("a",)
+        weights: dict[str, float] | None = None
+        judge: UnetConfig | None = None
+        limit: int | None = None
 
-    given = {"betas": [0.5, 1], "names": ["b", "c"]}
+    given = {"betas": [0.5, 1], "names": ["b", "c"], "weights": {"a": 0.5}, "judge": {"steps": 1}}
     check_shape(given, Settings)
     with pytest.raises(InputError, match="a list is needed"):
         check_shape({"betas": 0.5}, Settings)
+    with pytest.raises(InputError, match="limit: is a single value"):
+        check_shape({"limit": {"a": 1}}, Settings)
 
 
 def test_two_blocks_of_one_name_are_refused(tmp_path):
