@@ -58,6 +58,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     check_sweep(path.parent)
     rows = _with_axes(read_csv(path), path)
     checked.check_columns(rows, path)
+    rows = _with_places(rows)
     checked.check_rows(rows, path)
     if "dice_mean" in rows and TESTED not in rows:
         rows = rows.assign(**{TESTED: None})
@@ -76,13 +77,14 @@ def read_sweep(folder: Path, *, output: str) -> tuple[pd.DataFrame, pd.DataFrame
         InputError: They are not there, or not what the sweep wrote; or as `read_rows` does.
     """
     names = ("results.csv", "per_image.csv")
-    for name in names:
-        if not (folder / name).is_file():
-            known = ", ".join(sweeps_with_results(folder.parent)) or "none"
-            raise InputError(
-                f"{folder / name}: no results yet; run `sonosweep sweep` with this recipe first, "
-                f"or name another sweep; those with results: {known}"
-            )
+    if not (folder / names[0]).is_file():
+        known = ", ".join(sweeps_with_results(folder.parent)) or "none"
+        raise InputError(
+            f"{folder / names[0]}: no results yet; run `sonosweep sweep` with this recipe first, "
+            f"or name another sweep; those with results: {known}"
+        )
+    if not (folder / names[1]).is_file():
+        raise InputError(f"{folder / names[1]}: not there; `sonosweep report` writes it")
     written = (read_sealed(folder / "outputs.json") or {}).get(FILES, {})
     found = damaged_file(folder, {name: written[name] for name in names if name in written})
     if found is not None:
@@ -129,6 +131,18 @@ def _with_axes(rows: pd.DataFrame, path: Path) -> pd.DataFrame:
         generator=is_made.map({True: "pixel", False: ""}),
         pair_labels=condition.map(pair_labels),
     )
+
+
+def _with_places(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row for each place of the file in place of one of a whole trial, which older files have of
+    what is not done."""
+    where = ["test_cohort", "prompt"]
+    is_whole = rows[where].isna().all(axis="columns") & (rows.get("status") != "done")
+    places = rows.loc[~is_whole, where].drop_duplicates()
+    if "dice_mean" not in rows or not is_whole.any() or places.empty:
+        return rows
+    spread = rows[is_whole].drop(columns=where).merge(places, how="cross")
+    return pd.concat([rows[~is_whole], spread], ignore_index=True)[rows.columns]
 
 
 def with_defaults(rows: pd.DataFrame) -> pd.DataFrame:

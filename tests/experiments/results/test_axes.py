@@ -301,6 +301,26 @@ def test_old_files_are_given_their_axes_and_it_is_said_once(tmp_path, capsys):
     assert footnotes(rows)
 
 
+def test_in_old_files_a_trial_that_is_not_done_stands_in_every_place(tmp_path):
+    frame = old_file(tmp_path / "results.csv").assign(status="done")
+    boxes = frame[:2].assign(prompt="jittered_box")
+    failed = frame[:1].assign(trial_id="f", status="failed", test_cohort=None, prompt=None)
+    both = pd.concat([frame, boxes, failed.assign(dice_mean=None)])
+    both.to_csv(tmp_path / "results.csv", index=False)
+    rows = read_rows(tmp_path / "results.csv")
+    assert len(rows) == len(both) + 1
+    found = rows[rows["trial_id"] == "f"]
+    assert found["prompt"].tolist() == ["whole_image", "jittered_box"]
+    assert found["status"].tolist() == ["failed"] * 2
+    assert rows["dice_mean"].isna().sum() == 2
+    titles = [block.notes for block in blocks(rows)]
+    assert all(any("failed" in note for note in notes) for notes in titles)
+    # Where nothing is done, there is no place to put it.
+    both[-1:].to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(InputError, match="test_cohort"):
+        read_rows(tmp_path / "results.csv")
+
+
 def test_a_file_that_names_no_condition_is_refused_in_a_line(tmp_path):
     frame = old_file(tmp_path / "results.csv")
     for name in ("condition", "trial_id"):
