@@ -97,7 +97,10 @@ def choose(results: pd.DataFrame, cell: str) -> pd.DataFrame:
         if word == "*":
             continue
         names = _names(chosen, part)
-        is_here = (names == word.replace(" ", "").lower()).any(axis="columns")
+        wanted = word.replace(" ", "").lower()
+        if part == "amount":
+            wanted = wanted.removesuffix("s").removesuffix("image")
+        is_here = (names == wanted).any(axis="columns")
         if not is_here.any():
             known = [name for column in names for name in names[column].unique() if name]
             raise InputError(f"--explain {cell}: no {part} {word}; {nearest(word, known)}")
@@ -118,11 +121,12 @@ def _series_words(keys: Mapping, shown: Sequence[str]) -> list[str]:
 
 
 def _names(rows: pd.DataFrame, part: str) -> pd.DataFrame:
-    """What each row may be called in a part of a cell's name: two columns for an amount."""
+    """What each row may be called in a part of a cell's name: an amount by its number or share."""
     if part != "amount":
         return rows[[_PARTS[part]]].fillna("").apply(lambda names: names.str.lower())
     counts = rows["n_real"].map("{:.0f}".format)
-    return pd.DataFrame({"count": counts, "amount": rows["amount"].str.replace(" ", "")})
+    shares = rows["amount"].where(rows["amount"].str.contains("%"), "").str.replace(" ", "")
+    return pd.DataFrame({"count": counts, "share": shares})
 
 
 def _numbers(row: pd.Series) -> list[str]:

@@ -221,6 +221,9 @@ def test_a_cell_of_several_segmenters_is_named_with_its_own():
         choose(results, "hc18/whole_image/20/sam/synthetic")
     with pytest.raises(InputError, match="no segmenter une; did you mean unet"):
         choose(results, "hc18/whole_image/20/une/real")
+    with pytest.raises(InputError, match=r"no amount 21; (did you mean|use one of) 20(, \d+)*\??$"):
+        choose(results, "hc18/whole_image/21/unet/real")
+    assert len(choose(results, "hc18/whole_image/20 images/unet/real")) == 1
 
 
 def test_a_cell_of_several_choices_is_named_with_its_own():
