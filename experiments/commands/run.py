@@ -195,7 +195,8 @@ def _recorded_sweep(
 ) -> Sweep:
     """Write down what the sweep refers to, then see what of it is done.
 
-    Where it is to run, its recipe is kept too, and it is in use until `in_use` ends.
+    Its recipe is kept too where it is to run, or the one kept is not that of this plan, as after a
+    report of done stages under a new name. Where it is to run it is in use until `in_use` ends.
 
     Raises:
         InputError: It runs already by another plan.
@@ -209,10 +210,11 @@ def _recorded_sweep(
         folder.mkdir(parents=True, exist_ok=True)
         if in_use is not None:
             in_use.enter_context(use_sweep(folder))
-            kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
-            write_atomic(folder / STORED_NAME, with_seal(kept))
         write_splits(data.view.folds, folder / "split.json")
-        change = record_plan(folder, whole)
+        change, recipe = record_plan(folder, whole), folder / STORED_NAME
+        if in_use is not None or change is not None or not recipe.exists():
+            kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)
+            write_atomic(recipe, with_seal(kept))
         sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     if change is not None:
         say(console, change)

@@ -38,8 +38,14 @@ _LINE = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
 _UNKNOWN = ("#b8a400", "8")
 _LINES = ("-", "--", "-.", ":")
 """Of each choice of images of the first segmenter of a figure, then of the second..."""
-_FILLS = ("full", "none", "left", "right", "bottom", "top")
-"""Of the markers of the first generator of a figure, the second..."""
+_SIDES = ("left", "right", "bottom", "top")
+_FILLS: tuple[Mapping[str, object], ...] = (
+    {},
+    # White, for the bars would be seen through it; and larger, to be told from a full one.
+    {"markerfacecolor": "white", "markersize": 6},
+    *({"fillstyle": side, "markerfacecoloralt": "white", "markersize": 6} for side in _SIDES),
+)
+"""Markers of the first generator of a figure, of the second..."""
 _LEGEND_IN, _LEGEND_NAME_IN = 0.24, 2.3
 """Height of a line of the legend, and width of its longest name with the mark."""
 _LETTERS_PER_INCH = 13
@@ -80,16 +86,19 @@ def condition_style(condition: str) -> dict[str, str]:
     return {"color": color, "marker": marker}
 
 
-def series_style(keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def series_style(
+    keys: Mapping[str, str], *, order: Mapping[str, Sequence[str]]
+) -> dict[str, object]:
     """Style of a series: colour and marker by condition, line by segmenter and choice of images,
     fill by generator.
     """
     # The first name is "", of rows that depend on none.
     place = {name: max(order[name].index(keys[name]) - 1, 0) for name in AXES}
     line = place["segmenter"] * max(len(order["choice"]) - 1, 1) + place["choice"]
-    return condition_style(keys["condition"]) | {
+    return {
+        **condition_style(keys["condition"]),
         "linestyle": _LINES[line % len(_LINES)],
-        "fillstyle": _FILLS[place["generator"] % len(_FILLS)],
+        **_FILLS[place["generator"] % len(_FILLS)],
     }
 
 

@@ -4,6 +4,7 @@ import pytest
 from sweep_parts import LEAN, call, run
 
 from experiments.commands import run as run_module
+from experiments.config.recipe import load_config
 from experiments.store.guard import use_sweep
 
 LIKE_IT = [*LEAN, "wandb.mode=disabled"]
@@ -28,6 +29,8 @@ def test_a_running_sweeps_plan_stays_as_it_is(hc18_folder, tmp_path, name):
     ended = run(hc18_folder, store, *LIKE_IT, OTHER, name="report")
     assert ended.returncode == 0
     assert "trials no longer in the recipe" in ended.stdout + ended.stderr
+    # What the folder keeps is the recipe of what it shows, though nothing of it has run.
+    assert load_config("toy", [f"store.root={store}"]).sweep.condition == ["real"]
 
 
 @pytest.mark.parametrize(

@@ -131,8 +131,9 @@ def test_two_segmenters_share_a_panel_by_line_and_three_have_a_row_each():
 def test_generators_differ_by_the_fill_of_their_marks():
     results, per_image = crossed(segmenters=("sam",), generators=("pixel", "stable"))
     axis = figure_amounts(results, per_image=per_image).axes[0]
-    fills = {name: line.get_fillstyle() for name, line in curves(axis).items()}
-    assert (fills["+ synthetic, pixel"], fills["+ synthetic, stable"]) == ("full", "none")
+    marks = [curves(axis)[f"+ synthetic, {name}"] for name in ("pixel", "stable")]
+    assert [mark.get_markerfacecolor() for mark in marks] == [marks[0].get_color(), "white"]
+    assert marks[0].get_markersize() < marks[1].get_markersize()
 
 
 def test_trimesters_and_the_ledger_tell_segmenters_apart():
