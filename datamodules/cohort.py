@@ -24,7 +24,7 @@ from datamodules.samples import (
 _EXAM = "exam"
 # As `plain` gives columns: without spaces, in small letters.
 _MEANT_AS_EXAM = re.compile(r"(exam|patient|subject|case)s?[_-]?(id|no|nr|num|number|name)?")
-_MEANT_AS_HC = re.compile(r"(head[_-]?circumference|hc)[^a-z]*(mm|cm)?[^a-z]*")
+_MEANT_AS_HC = re.compile(r"(head[_-]?circumference|hc)[^a-z]*(mm|cm|px|pixels?)?[^a-z]*")
 _EXAM_END = re.compile(r"_(?:[Pp]lane|\d*HC)")
 
 
@@ -181,6 +181,7 @@ def image_names(folder: Path) -> list[str]:
     # A link to nothing is no image that may be passed over: reading it says so.
     files = [path for path in folder.iterdir() if path.is_file() or not path.exists()]
     named = [path for path in files if path.name[0] != "."]
+    _refuse_folders(folder)
     images = sorted(path for path in named if path.suffix == ".png" or _is_dicom(path))
     refuse_other_pictures(sorted(set(named).difference(images)))
     if not images:
@@ -192,6 +193,20 @@ def image_names(folder: Path) -> list[str]:
         if other != path:
             raise InputError(f"{other} and {path.name} have one name; rename or remove one")
     return [path.name for path in images]
+
+
+def _refuse_folders(folder: Path) -> None:
+    """Refuse pictures in a folder below, which would be passed over."""
+    for below in sorted(folder.iterdir()):
+        if below.is_dir() and below.name[0] not in "._" and any(map(_is_picture, below.iterdir())):
+            raise InputError(
+                f"{below}: folders in {folder.name}/ are not looked into; move its images up, or "
+                "take it out"
+            )
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() == ".png" or (path.is_file() and _is_dicom(path))
 
 
 def image_stem(path: Path) -> str:

@@ -20,9 +20,11 @@ def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
 
     The calibration of the ultrasound regions counts where one is two-dimensional and in
     centimetres; else PixelSpacing, that of the shared functional groups, or ImagerPixelSpacing. It
-    must be one length: regions that differ and pixels that are not square give None.
+    must be one length: regions that differ, from each other or from PixelSpacing, and pixels that
+    are not square give None.
     """
-    found = _region_sizes(dataset) or _spacings(dataset)
+    regions = _region_sizes(dataset)
+    found = regions or _spacings(dataset)
     if not found:
         return None, _aspect(dataset)
     sizes = [size for pair in found for size in pair]
@@ -34,7 +36,13 @@ def pixel_size_of(dataset: "Dataset") -> tuple[float | None, str]:
     if max(sizes) - min(sizes) > _SAME * max(sizes):
         each = ", ".join(f"{across:.4g}" for across, _ in found)
         return None, f"its ultrasound regions differ in pixel size ({each} mm)"
-    return sum(sizes) / len(sizes), ""
+    size = sum(sizes) / len(sizes)
+    other = _spacings(dataset, with_imager=False) if regions else []
+    # As of a picture that was made smaller with one of the two left as it was.
+    if any(abs(length - size) > _SAME * size for pair in other for length in pair):
+        across = other[0][0]
+        return None, f"its ultrasound regions say {size:.4g} mm a pixel, PixelSpacing {across:.4g}"
+    return size, ""
 
 
 def _region_sizes(dataset: "Dataset") -> list[tuple[float, float]]:
@@ -60,12 +68,12 @@ def _aspect(dataset: "Dataset") -> str:
     return f"its pixels are not square (height to width {down:g}:{across:g})"
 
 
-def _spacings(dataset: "Dataset") -> list[tuple[float, float]]:
+def _spacings(dataset: "Dataset", *, with_imager: bool = True) -> list[tuple[float, float]]:
     """Width and height of a pixel in mm by the image's spacing, which names the rows' first."""
     holders = [(dataset, "PixelSpacing")]
     for groups in dataset.get("SharedFunctionalGroupsSequence") or ():
         holders += [(m, "PixelSpacing") for m in groups.get("PixelMeasuresSequence") or ()]
-    holders.append((dataset, "ImagerPixelSpacing"))
+    holders += [(dataset, "ImagerPixelSpacing")] if with_imager else []
     for holder, key in holders:
         spacing = holder.get(key)
         if spacing:

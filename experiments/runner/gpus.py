@@ -31,21 +31,25 @@ def may_share_gpus() -> bool:
 
 
 def _asked(field: str) -> list[str]:
-    """A field of each visible GPU; of one that is named by its UUID, the UUID."""
+    """A field of each visible GPU; of a part of one (MIG), what names it."""
     try:
-        words = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+        words = ["nvidia-smi", f"--query-gpu=uuid,{field}", "--format=csv,noheader,nounits"]
         listed = subprocess.check_output(
             words, stderr=subprocess.DEVNULL, text=True, timeout=QUERY_TIMEOUT_S
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    lines = [line.strip() for line in listed.splitlines() if line.strip()]
+    pairs = [line.strip().split(", ", 1) for line in listed.splitlines() if ", " in line]
     visible = _visible()
     if visible is None:
-        return lines
-    # An entry may be a UUID, which is not asked for.
-    known = itertools.takewhile(lambda x: not x.isdigit() or int(x) < len(lines), visible)
-    return [lines[int(entry)] if entry.isdigit() else entry for entry in known]
+        return [value for _, value in pairs]
+    known = itertools.takewhile(lambda x: not x.isdigit() or int(x) < len(pairs), visible)
+    found = []
+    for entry in known:
+        # CUDA takes the beginning of a UUID too.
+        of_uuid = (value for uuid, value in pairs if uuid.startswith(entry))
+        found.append(pairs[int(entry)][1] if entry.isdigit() else next(of_uuid, entry))
+    return found
 
 
 def device_kind(config: ExperimentConfig) -> str:

@@ -184,6 +184,7 @@ def test_a_column_says_which_images_show_one_patient(tmp_path):
         ("subject_id", "exam"),
         ("head circumference (cm)", "head circumference (mm)"),
         ("HC", "head circumference (mm)"),
+        ("HC (px)", "head circumference (mm)"),
     ],
 )
 def test_a_column_that_would_be_passed_over_is_refused(tmp_path, column, wanted):
@@ -197,6 +198,20 @@ def test_a_column_that_would_be_passed_over_is_refused(tmp_path, column, wanted)
     both = table.replace(f",{column}", f",{column},{wanted}").replace("x,1", "x,1,7")
     (root / "sizes.csv").write_text(both)
     assert len(read_cohort(root)) == 2
+
+
+def test_pictures_in_a_folder_below_are_not_passed_over(tmp_path):
+    root = make_cohort(tmp_path / "es", ["a"])
+    for name in ("notes", ".cache"):
+        (root / "image" / name).mkdir()
+    (root / "image" / "notes" / "read me.txt").touch()
+    (root / "image" / ".cache" / "a.png").touch()
+    assert len(read_cohort(root)) == 1
+    (root / "image" / "p2").mkdir()
+    (root / "image" / "a.png").rename(root / "image" / "p2" / "b.png")
+    (root / "image" / "a.png").write_bytes((root / "image" / "p2" / "b.png").read_bytes())
+    with pytest.raises(InputError, match=r"image/p2: folders in image/ are not looked into"):
+        read_cohort(root)
 
 
 def test_a_linked_cohort_is_called_as_its_link(tmp_path, monkeypatch):

@@ -10,9 +10,11 @@ def pretend(tmp_path, monkeypatch):
 
     def install(*names: str, code: int = 0, memory: str = "[N/A]", mode: str = "Default") -> None:
         script = tmp_path / "nvidia-smi"
-        lines = "".join(f"echo '{name}'\n" for name in names)
-        sizes = f"echo '{memory}'\n" * len(names)
-        modes = f"echo '{mode}'\n" * len(names)
+        uuids = [f"GPU-{k}{k}{k}" for k in range(len(names))]
+        lines, sizes, modes = (
+            "".join(f"echo '{pair[0]}, {pair[1]}'\n" for pair in zip(uuids, values, strict=True))
+            for values in (names, [memory] * len(names), [mode] * len(names))
+        )
         answers = f"*memory*) {sizes}exit {code};; *mode*) {modes}exit {code};;"
         asked = f'case "$1" in {answers} esac\n'
         script.write_text(f"#!/bin/sh\n{asked}{lines}exit {code}\n")

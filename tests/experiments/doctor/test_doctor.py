@@ -208,7 +208,7 @@ def seen(*gpus, warning=""):
 def test_torch_in_a_process_of_its_own(bare, monkeypatch, answer, word, mark, words):
     asked = mock.Mock(return_value=answer)
     monkeypatch.setattr(machine, "ask", asked)
-    bare("nvidia-smi", "echo NVIDIA H200")
+    bare("nvidia-smi", "echo GPU-8f, NVIDIA H200")
     found = look(machine.check_torch, word)
     assert (found.mark, words in found.text) == (mark, True)
     assert asked.call_args.kwargs == {"timeout_s": machine.PROBE_TIMEOUT_S}

@@ -27,6 +27,8 @@ def test_a_tool_that_fails_or_is_missing_means_none(pretend, monkeypatch, tmp_pa
     ("visible", "expected"),
     [
         *[("1", ["b"]), ("2,0", ["c", "a"]), ("GPU-8f,0", ["GPU-8f", "a"]), ("", [])],
+        # A UUID, whole or its beginning.
+        *[("GPU-222,GPU-000", ["c", "a"]), ("GPU-1", ["b"])],
         ("MIG-1a,MIG-1b", ["MIG-1a", "MIG-1b"]),
         # CUDA takes none from the first on that it does not know.
         *[("-1", []), ("NoDevFiles", []), ("1,-1,0", ["b"]), ("0,3,1", ["a"])],
