@@ -42,6 +42,21 @@ def test_documents_name_only_files_that_exist():
     assert not lost
 
 
+def test_links_to_a_heading_find_it():
+    def anchors(page):
+        heads = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+    lost, found = [], 0
+    for page in PAGES:
+        for name, anchor in re.findall(r"\]\(([^):#]*\.md)?#([^)]+)\)", page.read_text()):
+            found += 1
+            if anchor not in anchors(page.parent / name if name else page):
+                lost.append(f"{page.name}: {name}#{anchor}")
+    assert found > 10
+    assert not lost
+
+
 def test_documents_name_only_targets_that_exist():
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = "\n".join(page.read_text() for page in PAGES)
