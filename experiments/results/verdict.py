@@ -3,6 +3,8 @@
 Each has at most 25 words. `findings` says the rest, below.
 """
 
+import math
+
 import pandas as pd
 
 from experiments.config.conditions import condition_phrase
@@ -31,7 +33,7 @@ from experiments.results.rows import with_amounts
 _TRIAL = ["fold", "support", "seed"]
 """What pairs the trials of two rows."""
 _P_BELOW = 0.05
-"""Below this an adjusted p shows a difference."""
+"""Below this a p, adjusted where there are several, shows a difference."""
 
 
 def verdict_sentences(contrasts: Contrasts, results: pd.DataFrame) -> list[str]:
@@ -157,10 +159,13 @@ def _came_out(row: pd.Series) -> str:
         moved = "rose" if found == "raised" else "fell"
         is_gain = (found == "raised") == (measure == "dice")
         text = f"{name} {moved} by {size(abs(row['mean']), measure=measure)}"
-        n_family = row.get("n_family", 1)
-        is_one_of_many = row.get("role") != "primary" and n_family > 1
-        if is_one_of_many and row["p_holm"] >= _P_BELOW:
+        n_family, p = row.get("n_family", 1), row.get("p_holm", math.nan)
+        if p >= _P_BELOW and row.get("role") != "primary" and n_family > 1:
             return f"{text}; after adjustment for {n_family} comparisons this is not shown."
+        # With few supports the interval may be too short; the t-test is not.
+        if p >= _P_BELOW:
+            side = "above" if found == "raised" else "below"
+            return f"{text}; its interval lies {side} zero, but with p {p:.3g} this is not shown."
         return f"{text}: a {'gain' if is_gain else 'loss'}."
     why = "; neither a gain nor a loss is shown"
     if is_too_small(row):

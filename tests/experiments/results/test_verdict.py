@@ -130,9 +130,22 @@ def test_one_of_several_comparisons_is_no_gain_where_its_adjusted_p_is_not_small
         "Dice rose by 0.5 points; after adjustment for 6 comparisons this is not shown."
     )
     assert sentences(**many, p_holm=0.049)[1] == "Dice rose by 0.5 points: a gain."
-    # The primary one is not adjusted.
-    primary = sentences(role="primary", n_family=6, p_holm=0.137)
-    assert primary[1] == "Dice rose by 0.5 points: a gain."
+
+
+def test_an_interval_beyond_zero_is_no_gain_where_its_p_is_not_small():
+    """With three supports an interval ends at the extremes of the resamples and may be too short;
+    a p that is not adjusted counts just as well."""
+    primary = {"role": "primary", "n_family": 6}
+    assert sentences(**primary, p_holm=0.137)[1] == (
+        "Dice rose by 0.5 points; its interval lies above zero, but with p 0.137 this is not shown."
+    )
+    assert sentences(**primary, p_holm=0.049)[1] == "Dice rose by 0.5 points: a gain."
+    alone = {"role": "other", "n_family": 1, "base": "strong"}
+    fell = {"mean": -0.005, "low": -0.009, "high": -0.001}
+    assert sentences(**alone, **fell, p_holm=0.0504)[1] == (
+        "Dice fell by 0.5 points; its interval lies below zero, but with p 0.0504 this is not "
+        "shown."
+    )
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
