@@ -162,7 +162,7 @@ def _came_out(row: pd.Series) -> str:
         n_family, p = row.get("n_family", 1), row.get("p_holm", math.nan)
         if p >= _P_BELOW and row.get("role") != "primary" and n_family > 1:
             return f"{text}; after adjustment for {n_family} comparisons this is not shown."
-        # With few supports the interval may be too short; the t-test is not.
+        # Near zero the two can disagree: the interval is as skewed as the data.
         if p >= _P_BELOW:
             side = "above" if found == "raised" else "below"
             return f"{text}; its interval lies {side} zero, but with p {p:.3g} this is not shown."

@@ -79,14 +79,14 @@ def test_many_exams_of_one_support_agree_with_the_cluster_bootstrap():
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
 
 
-def coverage(kind, *, sd_support, n_trials=150):
+def coverage(kind, *, sd_support, n_supports=5, n_trials=150):
     rng = np.random.default_rng(17)
-    supports, exams = crossed(5, 30)
+    supports, exams = crossed(n_supports, 30)
     hits = 0
     for trial in range(n_trials):
-        values = sd_support * rng.normal(size=5)[supports] + rng.normal(size=30)[exams]
-        values += rng.normal(size=150)
-        axis = supports if kind == "crossed" else np.zeros(150)
+        values = sd_support * rng.normal(size=n_supports)[supports] + rng.normal(size=30)[exams]
+        values += rng.normal(size=len(values))
+        axis = supports if kind == "crossed" else np.zeros(len(values))
         found = crossed_bootstrap(values, exams=exams, supports=axis, seed=trial, n_boot=400)
         hits += found.low <= 0 <= found.high
     return hits / n_trials
@@ -96,6 +96,26 @@ def test_coverage_with_few_supports_is_near_its_level():
     assert coverage("crossed", sd_support=1.0) >= 0.90
     assert coverage("crossed", sd_support=0.2) >= 0.90
     assert coverage("exams alone", sd_support=1.0) < 0.65
+    # Three that differ more than exams do: t's place lies beyond the resamples.
+    assert coverage("crossed", sd_support=3.0, n_supports=3) >= 0.90
+
+
+def test_three_supports_far_apart_have_the_interval_of_the_t_test():
+    """Exams that hardly differ: the means of the supports are all that there is."""
+    supports, exams = crossed(3, 20)
+    noise = 1e-3 * np.random.default_rng(3).normal(size=60)
+    values = np.array([0.2, 0.5, 0.9])[supports] + noise
+    found = crossed_bootstrap(values, exams=exams, supports=supports)
+    means = values.reshape(3, 20).mean(axis=1)
+    reach = stats.t.ppf(0.975, 2) * stats.sem(means)
+    # No mean of such values lies beyond them.
+    assert (found.low, found.high) == (values.min(), values.max())
+    assert reach > found.value - found.low
+    wide = np.append(values, [-5.0, 5.0])
+    found = crossed_bootstrap(
+        wide, exams=np.append(exams, [20, 20]), supports=np.append(supports, [0, 0])
+    )
+    assert found.low < means.min() and found.high > means.max()
 
 
 def test_weights_are_those_of_the_weighted_mean():
@@ -122,17 +142,18 @@ def test_weights_are_those_of_the_weighted_mean():
 
 
 def test_a_resample_without_a_stratum_does_not_stretch_the_interval():
-    # Two exams in a bad stratum: without them the mean would be 0.9, which is another quantity.
-    kwargs = {"supports": np.zeros(10), "weights": {1: 1, 2: 1}, "seed": 0}
-    values = [0.1, 0.2] + [0.9] * 8
-    strata = [1, 1] + [2] * 8
-    found = crossed_bootstrap(values, exams=np.arange(10), strata=strata, **kwargs)
-    assert (found.value, found.low, found.high) == pytest.approx((0.525, 0.5, 0.55))
-    assert found.degrees == pytest.approx(1)  # all of the variance comes from two exams
-    assert found.standard_error == pytest.approx(0.5 * stats.sem([0.1, 0.2]))
+    # Four exams in a bad stratum: without them the mean would be 0.9, which is another quantity.
+    kwargs = {"supports": np.zeros(12), "weights": {1: 1, 2: 1}, "seed": 0}
+    values = [0.1, 0.2] * 2 + [0.9] * 8
+    strata = [1] * 4 + [2] * 8
+    found = crossed_bootstrap(values, exams=np.arange(12), strata=strata, **kwargs)
+    assert found.value == pytest.approx(0.525)
+    assert 0.45 < found.low < 0.5 and 0.55 < found.high < 0.6
+    assert found.degrees == pytest.approx(3)  # all of the variance comes from four exams
+    assert found.standard_error == pytest.approx(0.5 * stats.sem([0.1, 0.2] * 2))
     # One exam in a stratum says nothing about the next one.
-    lonely = crossed_bootstrap(values, exams=np.arange(10), strata=[1] + [2] * 9, **kwargs)
-    assert lonely.value == pytest.approx((0.1 + (0.2 + 8 * 0.9) / 9) / 2)
+    lonely = crossed_bootstrap(values, exams=np.arange(12), strata=[1] + [2] * 11, **kwargs)
+    assert lonely.value == pytest.approx((0.1 + (0.5 + 8 * 0.9) / 11) / 2)
     assert np.isnan([lonely.low, lonely.high, lonely.p]).all()
 
 
