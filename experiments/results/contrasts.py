@@ -178,8 +178,8 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
     at the largest amount that both have.
 
     Returns:
-        Rows as of `contrast_family`, with `against` for the first segmenter; not adjusted for their
-        number. No rows where no two segmenters share images.
+        Rows as of `contrast_family`, with `against` for the first segmenter; p_holm is adjusted for
+        these rows. None where no two segmenters share images.
     """
     frame = with_amounts(per_image)
     frame = frame[~axes.is_control(frame) & (frame["segmenter"] != "")]
@@ -198,7 +198,8 @@ def segmenter_contrasts(per_image: pd.DataFrame, *, statistics: StatisticsConfig
             keys = {"test_cohort": cohort, "prompt": prompt, "segmenter": name, "measure": "dice"}
             keys |= best[alike].to_dict() | {"against": first}
             rows += _row(own, base, keys=keys, role="other", statistics=statistics)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table if table.empty else table.assign(p_holm=holm(table["p"]), n_family=len(table))
 
 
 def _primary_rows(frame: pd.DataFrame, *, statistics: StatisticsConfig) -> list[dict]:

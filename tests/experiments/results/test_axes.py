@@ -18,6 +18,7 @@ from experiments.results.figures import figure_amounts, figure_trimesters
 from experiments.results.findings import finding
 from experiments.results.latex import to_latex
 from experiments.results.paper import compare_paper, table_paper
+from experiments.results.report import difference_tables
 from experiments.results.report_synthesis import gate_effect
 from experiments.results.rows import KEYS, read_rows, with_defaults
 from experiments.results.spreads import spread_table
@@ -206,6 +207,20 @@ def test_findings_name_the_segmenter_and_say_which_is_ahead():
     first = sentences_of(results, per_image)[0]
     assert "segmenter sam instead of unet changed Dice by +0.5 points (" in first
     assert first.endswith("not shown.")
+
+
+def test_several_segmenters_are_a_family_of_their_own():
+    _, per_image = crossed(segmenters=("unet", "sam", "sam_lora"))
+    off = np.where(per_image["segmenter"] == "sam", [0.0, 0.05] * (len(per_image) // 2), 0.0)
+    found = all_contrasts(per_image.assign(dice=per_image["dice"] - off), statistics=PLAIN)
+    table = found.segmenters.set_index("segmenter")
+    assert table.index.tolist() == ["sam", "sam_lora"]
+    sam = table.loc["sam"]
+    assert (sam["n_family"], sam["p_holm"]) == (2, pytest.approx(max(table["p"])))
+    assert table["p_holm"].min() == pytest.approx(2 * table["p"].min())
+    shown = difference_tables(found)["Segmenters on the same real images, at the largest amount "
+                                     "that both have"]  # fmt: skip
+    assert shown[0]["adjusted p"] == f"{sam['p_holm']:.3f}"
 
 
 def test_a_cell_of_several_segmenters_is_named_with_its_own():
