@@ -41,12 +41,12 @@ class HC18DataModule(LightningDataModule):
 
     Args:
         samples: All annotated real samples by id; they also give `index`.
-        train_ids: Images to train on.
-        val_ids: Images to validate on; may be empty.
-        test_ids: Images to test on, by cohort.
         frame: Input size of the network, and how an image is resized to it.
         cache: Prepared images, cached embeddings and known file hashes.
         batch_size: Items in a batch over all processes.
+        train_ids: Images to train on.
+        val_ids: Images to validate on.
+        test_ids: Images to test on, by cohort. Any of the three may be left out.
         n_batches: Batches in the training, each of one optimiser step.
         seed: Seed of the order.
         mixture: Composition of training batches.
@@ -61,18 +61,19 @@ class HC18DataModule(LightningDataModule):
         self,
         *,
         samples: Mapping[str, Sample],
-        train_ids: Sequence[str],
-        val_ids: Sequence[str],
-        test_ids: Mapping[str, Sequence[str]],
         frame: Frame,
         cache: Cache,
         batch_size: int,
-        n_batches: int,
-        seed: int,
+        train_ids: Sequence[str] = (),
+        val_ids: Sequence[str] = (),
+        test_ids: Mapping[str, Sequence[str]] | None = None,
+        n_batches: int = 0,
+        seed: int = 0,
         mixture: Mixture = Mixture(),  # noqa: B008 - frozen
         loading: Loading = Loading(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
+        test_ids = test_ids or {}
         parts = {"train": set(train_ids), "val": set(val_ids)}
         parts |= {f"test {name}": set(ids) for name, ids in test_ids.items()}
         _refuse_overlap(parts)

@@ -70,8 +70,6 @@ def fine_tune(
         loader = _Loader(
             samples={},
             train_ids=[part.sample_ids[row] for part, row in dataset.rows],
-            val_ids=[],
-            test_ids={},
             frame=Frame(size_hw=(side, side), resize_mode="pad"),
             cache=Cache(folder=Path(folder)),
             batch_size=BATCH_SIZE,

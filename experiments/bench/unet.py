@@ -53,8 +53,6 @@ def _bench_encoder(bench: Bench, found: Found, encoder: str) -> None:
         datamodule = HC18DataModule(
             samples={sample.sample_id: sample for sample in samples},
             train_ids=[sample.sample_id for sample in samples],
-            val_ids=[],
-            test_ids={},
             frame=Frame(size_hw=size_hw, resize_mode="squash"),
             cache=Cache(folder=bench.work / "unet"),
             batch_size=batch,

@@ -132,7 +132,6 @@ def _datamodule(context: StageContext, config: Any) -> HC18DataModule:
         samples=context.samples,
         train_ids=ids,
         val_ids=context.pick(content["val"]),
-        test_ids={},
         frame=frame_of(context),
         cache=Cache(
             folder=context.cache_dir,

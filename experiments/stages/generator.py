@@ -37,8 +37,6 @@ def run_generator(context: StageContext) -> dict[str, Any]:
     datamodule = HC18DataModule(
         samples=context.samples,
         train_ids=ids,
-        val_ids=[],
-        test_ids={},
         frame=Frame(size_hw=config.size_hw, resize_mode="squash"),
         cache=Cache(folder=context.cache_dir, content_hashes=context.content),
         batch_size=config.batch_size,

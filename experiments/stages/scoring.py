@@ -59,8 +59,6 @@ def _loader(context: StageContext, *, frame: Frame) -> DataLoader:
     content, cached = context.node.content, "embeddings" in context.node.upstream
     datamodule = HC18DataModule(
         samples=context.samples,
-        train_ids=[],
-        val_ids=[],
         test_ids={content["cohort"]: context.pick(content["test"])},
         frame=frame,
         cache=Cache(
@@ -69,8 +67,6 @@ def _loader(context: StageContext, *, frame: Frame) -> DataLoader:
             content_hashes=context.content,
         ),
         batch_size=max(1, SCORE_BATCH // context.batch_parts),
-        n_batches=0,
-        seed=0,
     )
     datamodule.setup()
     return datamodule.test_dataloader()[0]
