@@ -14,7 +14,7 @@ from experiments.results.axes import SERIES, own_labels
 from experiments.results.measures import MEASURES
 from experiments.results.resampling import crossed_bootstrap
 from experiments.results.rows import TESTED, with_amounts
-from experiments.results.statistics import average_draws, summarise, weighted_interval
+from experiments.results.statistics import average_draws, summarise, weighted_dice
 from experiments.store.columns import OUTPUTS
 
 MODEL = ["support", "seed", "generator_seed"]
@@ -165,5 +165,5 @@ def _pooled_intervals(images: pd.DataFrame | None) -> dict[str, float]:
     by_image = images.fillna({"support": -1}).groupby(["support", "sample_id", "exam_id"])
     means = by_image.agg({"dice": "mean", "trimester": "first"}).reset_index()
     plain = crossed_bootstrap(means["dice"], exams=means["exam_id"], supports=means["support"])
-    weighted = weighted_interval(means)
-    return dict(zip(_INTERVALS, (plain.low, plain.high, *weighted), strict=True))
+    ends = [end for found in (plain, weighted_dice(means)) for end in (found.low, found.high)]
+    return dict(zip(_INTERVALS, ends, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from experiments.results.resampling import crossed_bootstrap
+from experiments.results.resampling import Estimate, crossed_bootstrap
 from experiments.results.rows import KEYS, with_defaults
 
 TRIMESTER_COUNTS: Mapping[int, int] = {1: 165, 2: 693, 3: 141}
@@ -67,32 +67,6 @@ def cluster_bootstrap_ci(
     return float(low), float(high)
 
 
-def trimester_weighted_mean(
-    values: ArrayLike, trimesters: ArrayLike
-) -> tuple[float, tuple[int, ...]]:
-    """Mean of trimester means, weighted by the shares of the HC18 training set.
-
-    A test part that happens to hold few first-trimester heads cannot hide their failures.
-
-    Args:
-        values: (N,) numbers, any unit.
-        trimesters: (N,) of 1, 2, 3 or NaN (unknown: left out).
-
-    Returns:
-        The mean, NaN if no value has a trimester; and the trimesters without a value: the other
-        weights were scaled up to sum to 1.
-    """
-    frame = pd.DataFrame({"value": np.asarray(values, dtype=np.float64)})
-    frame["trimester"] = pd.to_numeric(pd.Series(np.asarray(trimesters)), errors="coerce")
-    means = frame.groupby("trimester")["value"].mean()
-    weights = pd.Series(TRIMESTER_COUNTS, dtype=np.float64)
-    missing = tuple(weights.index.difference(means.index))
-    if len(missing) == len(weights):
-        return float("nan"), missing
-    weights = weights.drop([*missing])
-    return float(np.average(means.loc[weights.index], weights=weights)), missing
-
-
 def average_draws(per_image: pd.DataFrame) -> pd.DataFrame:
     """Average the prompt draws of each image: a row per trial, cohort, prompt, output and image.
 
@@ -139,8 +113,8 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
     """
     dice, exams = images["dice"], images["exam_id"]
     low, high = cluster_bootstrap_ci(dice, exams, n_boot=n_boot)
-    weighted, missing = trimester_weighted_mean(dice, images["trimester"])
-    weighted_low, weighted_high = weighted_interval(images, n_boot=n_boot)
+    weighted = weighted_dice(images, n_boot=n_boot)
+    known = set(pd.to_numeric(images["trimester"], errors="coerce"))
     lacking = (
         int((images[name] < 1).sum()) if images[name].notna().any() else float("nan")
         for name in ("found", "fitted")
@@ -150,18 +124,21 @@ def summarise(images: pd.DataFrame, *, n_boot: int = 2000) -> dict[str, float | 
         *(dice.mean(), dice.median(), low, high, (dice < 0.9).mean()),
         *images[["dice_256", "hausdorff_mm", "hc_err_mm", "hc_abs_err_mm"]].mean(),
         images["hc_abs_err_mm"].quantile(0.95),
-        *(weighted, weighted_low, weighted_high),
-        ",".join(map(str, missing)),
+        *(weighted.value, weighted.low, weighted.high),
+        ",".join(str(number) for number in TRIMESTER_COUNTS if number not in known),
     )
     return dict(zip(SUMMARY, numbers, strict=True))
 
 
-def weighted_interval(images: pd.DataFrame, *, n_boot: int = 2000) -> tuple[float, float]:
-    """Interval of the trimester-weighted mean Dice over exams and, with several, supports.
+def weighted_dice(images: pd.DataFrame, *, n_boot: int = 2000) -> Estimate:
+    """Mean of the trimesters' mean Dice, weighted by their shares in the HC18 training set, with
+    its interval over exams and, with several, supports.
 
+    A test part that happens to hold few first-trimester heads cannot hide their failures. Images
+    of an unknown trimester are left out; without a trimester the other weights are scaled up.
     `images` are dice, exam_id, trimester and support, a row per image and support.
     """
-    found = crossed_bootstrap(
+    return crossed_bootstrap(
         images["dice"],
         exams=images["exam_id"],
         supports=images["support"].fillna(-1),
@@ -169,7 +146,6 @@ def weighted_interval(images: pd.DataFrame, *, n_boot: int = 2000) -> tuple[floa
         weights=TRIMESTER_COUNTS,
         n_boot=n_boot,
     )
-    return found.low, found.high
 
 
 def add_trials(aggregated: pd.DataFrame, *, trials: pd.DataFrame) -> pd.DataFrame:

@@ -17,8 +17,7 @@ from experiments.results.statistics import (
     average_draws,
     cluster_bootstrap_ci,
     holm,
-    trimester_weighted_mean,
-    weighted_interval,
+    weighted_dice,
 )
 
 
@@ -95,8 +94,10 @@ def test_coverage_of_the_interval_is_near_its_level():
     ],
 )
 def test_trimester_weights_are_the_shares_of_hc18(values, trimesters, mean, missing):
-    found = trimester_weighted_mean(values, trimesters)
-    assert found == (pytest.approx(mean, nan_ok=True), missing)
+    dice = {f"exam{number}_HC": value for number, value in enumerate(values)}
+    row = aggregate(image_rows(dice, trimester=2).assign(trimester=trimesters)).iloc[0]
+    assert row["dice_trimester_weighted_mean"] == pytest.approx(mean, nan_ok=True)
+    assert row["trimesters_missing"] == ",".join(map(str, missing))
 
 
 def test_aggregate_averages_draws_per_image_first():
@@ -238,7 +239,8 @@ def test_the_weighted_mean_has_its_interval():
     low, high = row["dice_trimester_weighted_low"], row["dice_trimester_weighted_high"]
     assert low < row["dice_trimester_weighted_mean"] < high
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
-    assert weighted_interval(rows) == (low, high)
+    found = weighted_dice(rows)
+    assert (found.low, found.high) == (low, high)
     unknown = aggregate(rows.assign(trimester=np.nan)).iloc[0]
     assert np.isnan(unknown["dice_trimester_weighted_low"])
 

@@ -13,7 +13,7 @@ from experiments.results.statistics import (
     add_trials,
     aggregate,
     cluster_bootstrap_ci,
-    weighted_interval,
+    weighted_dice,
 )
 from experiments.results.tables import blocks, footnotes
 from experiments.results.text import to_markdown
@@ -138,7 +138,8 @@ def test_the_headline_has_its_interval_where_each_trimester_has_two_exams():
     rows.loc[3:, ["exam_id", "sample_id"]] = [["d", "d_1"], ["e", "e_1"], ["f", "f_1"]]
     rows.loc[3:, "dice"] += 0.02
     (block,) = blocks(aggregate(rows))
-    low, high = weighted_interval(rows)
+    found = weighted_dice(rows)
+    low, high = found.low, found.high
     assert block.rows.loc[0, "weighted 95 % CI"] == f"[{100 * low:.1f}, {100 * high:.1f}]"
     (lonely,) = blocks(aggregate(rows.iloc[:3]))
     assert "weighted 95 % CI" not in lonely.rows.columns
