@@ -36,6 +36,11 @@ class PairSource:
     is_pseudo: bool = False
     """Whether unlabelled images with the labels of a teacher are among them."""
 
+    @property
+    def is_made(self) -> bool:
+        """Whether a set of pairs is made, by a generator or by the stage."""
+        return self.is_generated or self.stage is not None
+
 
 PAIRS: dict[str, PairSource] = {
     "none": PairSource(),
@@ -90,24 +95,23 @@ class ConditionConfig:
         check_known(self.without, known=AUGMENT_PARTS, key="without")
         check_known(self.extra, known=AUGMENT_EXTRAS, key="extra")
         at_least(1).check(self, "at_most")
-        pairs = f"pairs={self.pairs}"
-        if self.gate != "on" and not self.is_generated:
+        source, pairs = self.source, f"pairs={self.pairs}"
+        if self.gate != "on" and not source.is_generated:
             self._refuse("gate", f"{pairs} pass no gate; leave it out")
-        if self.labels != "own" and not self.has_generator:
+        if self.labels != "own" and not source.has_generator:
             self._refuse("labels", f"{pairs} are made from the trial's own labels")
         if self.pairs == "repeat" and self.augment != "none":
             self._refuse("augment", "pairs=repeat is the control of unchanged images; use none")
-        makes_none = self.is_pseudo or not (self.is_generated or PAIRS[self.pairs].stage)
-        if self.at_most is not None and makes_none:
+        if self.at_most is not None and (source.is_pseudo or not source.is_made):
             self._refuse("at_most", f"{pairs} makes none; leave it out")
-        if self.order != "drawn" and not self.is_generated:
+        if self.order != "drawn" and not source.is_generated:
             self._refuse("order", f"{pairs} pass no gate; leave it out")
         if self.order != "drawn" and (self.at_most is None or self.gate != "on"):
             self._refuse("order", "needs at_most and gate=on")
         for factor in ("without", "extra"):
             if getattr(self, factor) and self.augment == "none":
                 self._refuse(factor, "augment=none has no parts; leave it out")
-        if self.images == "unlabelled" and not self.is_generated:
+        if self.images == "unlabelled" and not source.is_generated:
             self._refuse("images", f"{pairs} fit no generator; leave it out")
         if self.uses_unlabelled and self.labels != "own":
             why = "unlabelled images get their labels from the trial's own student; use labels=own"
@@ -121,46 +125,35 @@ class ConditionConfig:
         raise ValueError(f"{factor}={getattr(self, factor)}: {why}")
 
     @property
-    def is_generated(self) -> bool:
-        """Whether a generator is fitted for it."""
-        return PAIRS[self.pairs].is_generated
-
-    @property
-    def has_generator(self) -> bool:
-        """Whether its pairs differ with the generator, be it only by its size."""
-        return PAIRS[self.pairs].has_generator
+    def source(self) -> PairSource:
+        """What makes its pairs."""
+        return PAIRS[self.pairs]
 
     @property
     def pair_labels(self) -> str:
         """Whose labels a generator's pairs come from: own, fixed, or "" without a generator."""
-        return self.labels if self.has_generator else ""
+        return self.labels if self.source.has_generator else ""
 
     @property
     def draws_outlines(self) -> bool:
         """Whether pairs of it lie on new outlines, in images of `synthesis.image_hw`."""
-        row = PAIRS[self.pairs]
-        return row.is_generated or (row.stage is not None and not row.has_generator)
+        row = self.source
+        return row.is_generated or (row.is_made and not row.has_generator)
 
     @property
     def is_gated(self) -> bool:
         """Whether a judge looks at its pairs."""
-        return self.is_generated and self.gate != "off"
-
-    @property
-    def is_pseudo(self) -> bool:
-        """Whether unlabelled images with the labels of a teacher are among its pairs."""
-        return PAIRS[self.pairs].is_pseudo
+        return self.source.is_generated and self.gate != "off"
 
     @property
     def n_sets(self) -> int:
         """Sets of pairs beside its real images; none where these stand for pairs themselves."""
-        is_made = self.is_generated or PAIRS[self.pairs].stage is not None
-        return self.is_pseudo + is_made
+        return self.source.is_pseudo + self.source.is_made
 
     @property
     def uses_unlabelled(self) -> bool:
         """Whether anything of it reads unlabelled images."""
-        return self.is_pseudo or self.images == "unlabelled"
+        return self.source.is_pseudo or self.images == "unlabelled"
 
 
 def share_of_pairs(share: float, *, n_sets: int) -> float:

@@ -25,7 +25,7 @@ def pin_bases(config: ExperimentConfig, *, asks_hub: bool) -> list[str]:
     Raises:
         WeightsError: Nothing gives the commit.
     """
-    if not any(config.condition(name).is_generated for _, name in config.arms()):
+    if not any(config.condition(name).source.is_generated for _, name in config.arms()):
         return []
     # All of them first: a block starts from the section, which is changed below.
     named = {name: config.generator_named(name) for name in config.generator_names()}

@@ -155,8 +155,8 @@ def _grid(nodes: Nodes, *, fold: int) -> list[TrialSpec]:
         factors = config.condition(condition)
         if factors.uses_unlabelled and count == n_train and not nodes.data.unlabelled:
             continue
-        generators = config.generator_names() if factors.has_generator else [""]
-        generator_seeds = grid.generator_seed if factors.is_generated else [0]
+        generators = config.generator_names() if factors.source.has_generator else [""]
+        generator_seeds = grid.generator_seed if factors.source.is_generated else [0]
         found: dict[str | None, TrialSpec] = {}
         for generator, generator_seed in product(generators, generator_seeds):
             cell = Cell(

@@ -5,7 +5,7 @@ from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.splits import check_count
-from experiments.config.conditions import PAIRS, ConditionConfig
+from experiments.config.conditions import ConditionConfig
 from experiments.config.grid import Cell
 from experiments.config.schema import JUDGE
 from experiments.plan.fits import Nodes, Pairs
@@ -180,7 +180,7 @@ def _imported(nodes: Nodes) -> Pairs:
 
 def _made_pairs(nodes: Nodes, factors: ConditionConfig, *, ids: list[str], cell: Cell) -> Pairs:
     """Pairs that need no network: warped, procedural, or the real ones at the generator's size."""
-    row, content = PAIRS[factors.pairs], {"images": nodes.contents(ids)}
+    row, content = factors.source, {"images": nodes.contents(ids)}
     if factors.draws_outlines:
         n, size = nodes.config.synthesis.n_candidates, list(nodes.config.synthesis.image_hw)
         content |= {"n": n, "seed": cell.support, "image_hw": size}
@@ -197,9 +197,9 @@ def pairs_of(nodes: Nodes, factors: ConditionConfig, *, cell: Cell) -> list[Pair
     pseudo, sets = None, []
     if factors.uses_unlabelled:
         pseudo = pseudo_labels(nodes, rounds=factors.rounds, cell=cell)
-    if factors.is_pseudo:
+    if factors.source.is_pseudo:
         sets.append(pseudo)
-    if factors.is_generated or PAIRS[factors.pairs].stage is not None:
+    if factors.source.is_made:
         seen = pseudo if factors.images == "unlabelled" else None
         sets.append(_other_pairs(nodes, factors, cell=cell, pseudo=seen))
     return sets
@@ -259,7 +259,7 @@ def _other_pairs(
         n_train = len(nodes.data.folds[cell.fold].train)
         check_count(n, n_train=n_train, key="synthesis.generator_count")
         ids = nodes.images_of(Cell(condition="", n_real=n, support=support, fold=cell.fold))
-    if not factors.is_generated:
+    if not factors.source.is_generated:
         return _made_pairs(nodes, factors, ids=ids, cell=cell)
     source = _Source(cell=cell, ids=ids, pseudo=pseudo)
     if factors.gate == "off":

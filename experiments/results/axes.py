@@ -118,7 +118,7 @@ def several_generator_labels(rows: pd.DataFrame) -> pd.Series:
 
 def has_synthetic(rows: pd.DataFrame) -> pd.Series:
     """Whether pairs that a generator made are in a row; of a recipe's own condition, any pairs."""
-    resized = [name for name, row in CONDITIONS.items() if not row.factors.is_generated]
+    resized = [name for name, row in CONDITIONS.items() if not row.factors.source.is_generated]
     return (rows["pair_labels"] != "") & ~rows["condition"].isin(resized)
 
 

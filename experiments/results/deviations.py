@@ -87,7 +87,7 @@ def _data(config: ExperimentConfig) -> list[Row]:
 
 def _synthesis(config: ExperimentConfig, *, segmenter: SegmenterConfig) -> list[Row]:
     synthesis, is_imported = config.synthesis, config.synthesis.folder is not None
-    if not any(config.condition(name).is_generated for name in config.sweep.condition):
+    if not any(config.condition(name).source.is_generated for name in config.sweep.condition):
         return []
     labels = counted(synthesis.generator_count, "labelled image")
     drawn = counted(synthesis.n_candidates, "candidate")

@@ -183,8 +183,8 @@ def _protocol(sweep: Sweep) -> list[str]:
         if shares:
             said = " or ".join(f"{share:.0%}" for share in shares)
             mixture = f"Synthetic pairs fill {said} of each batch"
-            conditions = map(config.condition, config.sweep.condition)
-            is_shared = any(each.is_generated and each.is_pseudo for each in conditions)
+            sources = [config.condition(name).source for name in config.sweep.condition]
+            is_shared = any(each.is_generated and each.is_pseudo for each in sources)
             mixture += ", a third beside pseudo-labelled images." if is_shared else "."
         generators = [config.generator_named(name) for name in config.generator_names()]
         outlines = "drawn from the ellipses of the images that the generator saw"

@@ -123,7 +123,7 @@ def gate_effect(results: pd.DataFrame) -> pd.DataFrame:
 def _with_another_gate(present: Iterable[str]) -> list[str]:
     """Conditions that are there beside another one that differs from them by its gate alone."""
     rows = {name: CONDITIONS[name].factors for name in present if name in CONDITIONS}
-    gated = {n: repr(replace(row, gate="on")) for n, row in rows.items() if row.is_generated}
+    gated = {n: repr(replace(row, gate="on")) for n, row in rows.items() if row.source.is_generated}
     return [name for name in gated if [*gated.values()].count(gated[name]) > 1]
 
 

@@ -288,7 +288,7 @@ def _refuse_turned_pairs(config: ExperimentConfig, index: Index) -> None:
     """Heads of standing images, drawn in lying ones, are cut by the border; and the other way."""
     conditions = [config.condition(name) for _, name in config.arms()]
     has_folder = config.synthesis.folder is not None
-    if not any(c.draws_outlines and not (c.is_generated and has_folder) for c in conditions):
+    if not any(c.draws_outlines and not (c.source.is_generated and has_folder) for c in conditions):
         return
     height, width = config.synthesis.image_hw
     sizes = [row.size_hw for row in index.rows]

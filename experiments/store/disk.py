@@ -55,10 +55,12 @@ def disk_need_gib(config: ExperimentConfig) -> float:
         n_embedded += len(strengths) * n_views
     generators = [config.generator_named(name) for name in config.generator_names()]
     repeats = len(grid.fold) * len(grid.generator_seed) * len(generators)
-    n_shared = repeats * any(each.is_generated and each.labels == "fixed" for each in factors)
+    n_shared = repeats * any(
+        each.source.is_generated and each.labels == "fixed" for each in factors
+    )
     own = [each for each in factors if each.labels == "own"]
     # One a kind of image; of unlabelled ones, one a teacher and round.
-    made = {(f.images, f.rounds * (f.images == "unlabelled")) for f in own if f.is_generated}
+    made = {(f.images, f.rounds * (f.images == "unlabelled")) for f in own if f.source.is_generated}
     n_teachers = len(grid.seed) * len(config.segmenter_names())
     n_kinds = sum(n_teachers if images == "unlabelled" else 1 for images, _ in made)
     n_generators = n_shared + n_amounts * n_supports * repeats * n_kinds

@@ -30,8 +30,8 @@ def test_factors_of_the_papers_condition_and_of_equal_budgets():
     )
     equal = CONDITIONS["synthetic_same_budget_strong"].factors
     assert (equal.labels, equal.augment) == ("own", "strong")
-    assert CONDITIONS["real_resized"].factors.has_generator
-    assert not CONDITIONS["real_resized"].factors.is_generated
+    assert CONDITIONS["real_resized"].factors.source.has_generator
+    assert not CONDITIONS["real_resized"].factors.source.is_generated
     assert CONDITIONS["strong"].factors.pairs == "none"
 
 

@@ -33,7 +33,7 @@ def test_every_combination_is_a_trial_and_all_segmenters_see_the_same_pairs(tmp_
         (segmenter, condition, generator)
         for segmenter in SEGMENTERS
         for condition, row in CONDITIONS.items()
-        for generator in (GENERATORS if row.factors.has_generator else [""])
+        for generator in (GENERATORS if row.factors.source.has_generator else [""])
     }
     assert len({spec.fit_key for spec in found.values()}) == len(found) == len(made.grid)
     assert len({spec.id for spec in found.values()}) == len(found)

@@ -60,7 +60,7 @@ def test_every_combination_is_fitted_and_scored(crossed):
         (segmenter, condition, generator)
         for segmenter in SEGMENTERS
         for condition, row in CONDITIONS.items()
-        for generator in (GENERATORS if row.factors.has_generator else [""])
+        for generator in (GENERATORS if row.factors.source.has_generator else [""])
     }
     assert found == expected
     assert results["fit_id"].nunique() == len(expected)
