@@ -6,6 +6,7 @@ Free of torch, and of the network: who fetches them is `sonosweep weights` and a
 import hashlib
 import importlib.util
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,9 +31,10 @@ class WeightsFile:
     licence: str
 
     @property
-    def size_text(self) -> str:
-        """Its size for people."""
-        return "size unknown" if self.size_bytes is None else f"{self.size_bytes / _MIB:.0f} MiB"
+    def what(self) -> str:
+        """Its name and size for people."""
+        size = "size unknown" if self.size_bytes is None else f"{self.size_bytes / _MIB:.0f} MiB"
+        return f"{self.file} ({size})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,18 @@ class HubModel:
     revision: str
     """A commit, so that the name stands for one content."""
     licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartWeights:
+    """The file or model that a network of some settings starts from."""
+
+    what: str
+    """For people."""
+    find: Callable[[], Path | None]
+    """Where it lies, None where it is to be fetched; WeightsError where it cannot be used."""
+    fetch: str = ""
+    """What `sonosweep weights fetch` calls it; "" where that does not have it."""
 
 
 _SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
@@ -110,7 +124,7 @@ def find_cached(name: str) -> Path:
     """
     row, path = WEIGHTS[name], checkpoints_folder() / WEIGHTS[name].file
     if not path.is_file():
-        where = f"{name} needs {row.file} ({row.size_text}), which is not in {path.parent}"
+        where = f"{name} needs {row.what}, which is not in {path.parent}"
         if is_offline():
             remedy = f"`sonosweep weights fetch {name}` without it fetches the file"
             where = f"{where}, and HF_HUB_OFFLINE forbids the network"

@@ -13,7 +13,7 @@ from rich.console import Console
 from datamodules.errors import InputError
 from datamodules.storage import write_atomic
 from experiments.commands.arguments import say
-from experiments.commands.weights import fetch_from_hub, fetch_weights
+from experiments.commands.weights import fetch
 from experiments.config.escaping import escaped
 from experiments.config.schema import JUDGE, ExperimentConfig, resolved
 from experiments.config.stored import STORED_NAME, as_stored, with_seal
@@ -33,11 +33,8 @@ from experiments.store.guard import claim_store, use_sweep
 from experiments.store.layout import check_version
 from experiments.store.runs import RunStore, hold, is_done
 from lightning_modules.errors import MissingWeightsError
-from lightning_modules.generators.stable_diffusion.weights import is_hub_name, resolve_base
-from lightning_modules.segmenters.sam.config import SegmenterConfig
-from lightning_modules.segmenters.sam.weights import find_lite_weights
-from lightning_modules.segmenters.unet.config import UnetConfig
-from lightning_modules.segmenters.unet.pretrained import find_encoder_weights, is_carried
+from lightning_modules.generators.table import row_of as generator_row
+from lightning_modules.segmenters.table import row_of as segmenter_row
 
 
 def prepare(
@@ -54,12 +51,10 @@ def prepare(
     if config.offline:
         # The one place that all processes and libraries look at.
         os.environ["HF_HUB_OFFLINE"] = "1"
-    for name in (*config.segmenter_names(), JUDGE):
-        settings = config.segmenter_named(name)
-        if isinstance(settings, SegmenterConfig) and settings.backbone == "lite":
-            find_lite_weights(settings.weights_path)
-        if isinstance(settings, UnetConfig) and is_carried(settings):
-            find_encoder_weights()
+    for settings in map(config.segmenter_named, (*config.segmenter_names(), JUDGE)):
+        start = segmenter_row(settings).starts_from(settings)
+        if start is not None and not start.fetch:
+            start.find()
     if fetches:
         check_devices(config)
     # A mode that W&B does not have is refused before any work.
@@ -83,7 +78,7 @@ def prepare(
         except MissingWeightsError as missing:
             if not fetches:
                 raise
-            fetch_weights(missing.name, console)
+            fetch(missing.name, console)
 
 
 def execute(
@@ -141,11 +136,10 @@ def _fetch_base(config: ExperimentConfig, plan: Plan, console: Console) -> None:
     wanted = {n.generator for n in asks if not is_done(store.run_dir(n.stage, n.id))}
     for name in sorted(wanted):
         settings = config.generator_named(name)
-        base_model, revision = resolve_base(settings.base_model, revision=settings.revision)
-        if not is_hub_name(base_model):
-            continue
-        with console.status(f"looking for {base_model} in the hub's cache and on the hub"):
-            fetch_from_hub(base_model, revision=revision, console=console)
+        start = generator_row(settings).starts_from(settings)
+        if start is not None and start.fetch:
+            with console.status(f"looking for {start.fetch} in the hub's cache and on the hub"):
+                fetch(start.fetch, console)
 
 
 def _cluster(config: ExperimentConfig, plan: Plan, console: Console) -> SlurmLauncher | None:

@@ -63,12 +63,8 @@ def weights_fetch(name: Name) -> None:
 
     A name OWNER/MODEL or OWNER/MODEL@REVISION is a base model of Stable Diffusion on the hub.
     """
-    console, (model, revision) = stdout_console(), _on_hub(name)
-    if model is None:
-        path = fetch_weights(name, console)
-    else:
-        path = fetch_from_hub(model, revision=revision, console=console)
-    say(console, f"{name}: {path}")
+    console = stdout_console()
+    say(console, f"{name}: {fetch(name, console)}")
 
 
 @weights_app.command("path")
@@ -81,6 +77,15 @@ def weights_path(name: Name) -> None:
     if path is None:
         raise WeightsError(f"{name}: not in the hub's cache; `sonosweep weights fetch {name}`")
     print(path)
+
+
+def fetch(name: str, console: Console) -> Path:
+    """Bring weights of a name as `weights fetch` takes it into their cache, where they are not
+    there; see `fetch_weights` and `fetch_from_hub`."""
+    model, revision = _on_hub(name)
+    if model is None:
+        return fetch_weights(name, console)
+    return fetch_from_hub(model, revision=revision, console=console)
 
 
 def fetch_weights(name: str, console: Console, *, retry: "RetryPolicy | None" = None) -> Path:

@@ -13,25 +13,21 @@ from experiments.config.schema import ExperimentConfig
 from experiments.config.wandb_mode import is_logged_in, resolve_mode, server_answers, server_url
 from experiments.doctor.checks import Check, ask, refused
 from experiments.store.disk import disk_need_gib
-from lightning_modules.errors import MissingWeightsError, WeightsError
+from lightning_modules.errors import WeightsError
+from lightning_modules.generators.table import row_of as generator_row
+from lightning_modules.segmenters.table import row_of as segmenter_row
+from lightning_modules.weights_table import StartWeights, is_offline
 
 SLURM_COMMANDS = ("sbatch", "srun", "squeue", "sinfo")
 
 
 def check_weights(config: ExperimentConfig) -> Check:
     """Each of the sweep's weights: present, fetchable when the sweep starts, or missing."""
-    from lightning_modules.weights_table import is_offline
-
     offline = config.offline or is_offline()
-    blocks = {name: config.segmenter_named(name) for name in config.segmenter_names()}
-    blocks |= {name: config.generator_named(name) for name in config.generator_names()}
-    conditions = [config.condition(name) for _, name in config.arms()]
-    if any(each.is_gated for each in conditions):
-        blocks["gate.judge"] = config.judge()
     checks = {}
-    for name, settings in blocks.items():
+    for name, start in _starts(config).items():
         try:
-            check = _weights_of(settings, offline=offline)
+            check = None if start is None else _weights_of(start, offline=offline)
         except WeightsError as error:
             check = refused(error)
             check = replace(check, text=f"missing, {check.text}")
@@ -48,69 +44,31 @@ def check_weights(config: ExperimentConfig) -> Check:
     )
 
 
-def _weights_of(settings: Any, *, offline: bool) -> Check | None:
-    """The weights that a block of settings starts from; None for random ones.
-
-    Raises:
-        WeightsError: A file that was named cannot be used.
-    """
-    from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
-    from lightning_modules.segmenters.sam.config import SegmenterConfig
-    from lightning_modules.segmenters.sam.weights import find_lite_weights, find_weights
-    from lightning_modules.segmenters.unet.config import UnetConfig
-    from lightning_modules.segmenters.unet.pretrained import find_encoder_weights, is_carried
-    from lightning_modules.weights_table import WEIGHTS, verify_cached
-
-    match settings:
-        case UnetConfig() if is_carried(settings):
-            return _present(find_encoder_weights())
-        case UnetConfig(encoder_weights=str(name)):
-            # Nothing tells whether they lie in the cache.
-            remedy = "have them downloaded once where there is a network"
-            state = "not fetched offline, perhaps cached" if offline else "fetchable"
-            return Check("warn", f"{name} from the network {state}", remedy, {"found": state})
-        case SegmenterConfig(backbone="lite"):
-            return _present(find_lite_weights(settings.weights_path))
-        case SegmenterConfig(backbone=name) if name in WEIGHTS:
-            try:
-                path = find_weights(name, settings.weights_path)
-                if settings.weights_path is None:
-                    verify_cached(name)
-            except MissingWeightsError as error:
-                what = f"{WEIGHTS[name].file} ({WEIGHTS[name].size_text})"
-                return _absent(what, fetch=error.name, offline=offline)
-            return _present(path)
-        case StableDiffusionConfig():
-            return _base_of(settings, offline=offline)
-    return None
+def _starts(config: ExperimentConfig) -> dict[str, StartWeights | None]:
+    """What each block of settings starts from, the judge last."""
+    segmenters = {name: config.segmenter_named(name) for name in config.segmenter_names()}
+    generators = {name: config.generator_named(name) for name in config.generator_names()}
+    found = {name: segmenter_row(each).starts_from(each) for name, each in segmenters.items()}
+    found |= {name: generator_row(each).starts_from(each) for name, each in generators.items()}
+    if any(config.condition(name).is_gated for _, name in config.arms()):
+        judge = config.judge()
+        found["gate.judge"] = segmenter_row(judge).starts_from(judge)
+    return found
 
 
-def _base_of(settings: Any, *, offline: bool) -> Check:
-    from lightning_modules.generators.stable_diffusion.weights import (
-        find_base,
-        find_in_hub_cache,
-        is_hub_name,
-        resolve_base,
-    )
-
-    name, revision = resolve_base(settings.base_model, revision=settings.revision)
-    if not is_hub_name(name):
-        return _present(find_base(name).path)
-    path = find_in_hub_cache(name, revision=revision)
+def _weights_of(start: StartWeights, *, offline: bool) -> Check:
+    """Whether weights are here; WeightsError for a file that cannot be used."""
+    path = start.find()
     if path is not None:
-        return _present(path, what=f"{name} (hub)")
-    at = "" if revision is None else f"@{revision}"
-    return _absent(f"{name} (hub)", fetch=f"{name}{at}", offline=offline)
-
-
-def _present(path: Path, *, what: str = "") -> Check:
-    return Check("ok", f"{what or path.name} present", facts={"found": str(path)})
-
-
-def _absent(what: str, *, fetch: str, offline: bool) -> Check:
+        return Check("ok", f"{start.what} present", facts={"found": str(path)})
+    if not start.fetch:
+        # Nothing tells whether they lie in the cache.
+        remedy = "have them downloaded once where there is a network"
+        state = "not fetched offline, perhaps cached" if offline else "fetchable"
+        return Check("warn", f"{start.what} {state}", remedy, {"found": state})
     mark, state = ("missing", "missing, offline") if offline else ("warn", "fetchable")
-    remedy = f"sonosweep weights fetch {fetch} fetches it beforehand"
-    return Check(mark, f"{what} {state}", remedy, {"found": state})
+    remedy = f"sonosweep weights fetch {start.fetch} fetches it beforehand"
+    return Check(mark, f"{start.what} {state}", remedy, {"found": state})
 
 
 def check_demo_data(config: ExperimentConfig) -> Check:

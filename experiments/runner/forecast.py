@@ -24,11 +24,7 @@ from experiments.runner.workload import Workload, makespan_s
 from experiments.stages.data import Data, load_data
 from experiments.store.disk import disk_need_gib
 from experiments.store.layout import check_version
-from lightning_modules.generators.stable_diffusion.weights import (
-    find_in_hub_cache,
-    is_hub_name,
-    resolve_base,
-)
+from lightning_modules.generators.table import row_of
 from lightning_modules.segmenters.sam.weights import missing_weights_named
 from lightning_modules.weights_table import WEIGHTS
 
@@ -48,12 +44,8 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         data = load_data(config, progress=show, keeps=False)
         with missing_weights_named() as missing:
             plan = make_plan(config, data.view)
-    notes = [
-        f"{WEIGHTS[name].file} ({WEIGHTS[name].size_text}) is not here yet: the sweep fetches it "
-        "when it starts"
-        for name in dict.fromkeys(missing)
-    ]
-    notes += _absent_bases(config, plan)
+    absent = [*(WEIGHTS[name].what for name in dict.fromkeys(missing)), *_absent(config, plan)]
+    notes = [f"{what} is not here yet: the sweep fetches it when it starts" for what in absent]
     for note in (*data.notes, *plan.notes, *pinned, *notes):
         console.print(note, markup=False, soft_wrap=True)
     found = forecast(config, data=data, plan=plan, retry_failed=retry_failed)
@@ -63,16 +55,12 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         print(forecast_text(found), end="")
 
 
-def _absent_bases(config: ExperimentConfig, plan: Plan) -> list[str]:
-    """Models of the hub that the plan starts from and that are not in the hub's cache."""
+def _absent(config: ExperimentConfig, plan: Plan) -> list[str]:
+    """Models that the plan's generators start from and that are yet to be fetched."""
     named = {n.generator for n in plan.nodes.values() if "base_id" in n.content}
     settings = [config.generator_named(name) for name in sorted(named)]
-    bases = {resolve_base(each.base_model, revision=each.revision) for each in settings}
-    return [
-        f"{model} is not in the hub's cache yet: the sweep fetches it when it starts"
-        for model, revision in bases
-        if is_hub_name(model) and find_in_hub_cache(model, revision=revision) is None
-    ]
+    starts = [row_of(each).starts_from(each) for each in settings]
+    return list(dict.fromkeys(each.what for each in starts if each and each.find() is None))
 
 
 def forecast(

@@ -20,7 +20,8 @@ from typing import Any
 
 from lightning_modules.generators.pixel.config import GeneratorConfig
 from lightning_modules.generators.stable_diffusion.config import StableDiffusionConfig
-from lightning_modules.generators.stable_diffusion.weights import base_id
+from lightning_modules.generators.stable_diffusion.weights import base_id, base_start
+from lightning_modules.weights_table import StartWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class GeneratorRow:
     """Whether a sentence on the image changes what it draws."""
     weights_id: Callable[[Any], str] | None = None
     """Names the weights that it starts from, for ids; None where the seed alone makes them."""
+    starts_from: Callable[[Any], StartWeights | None] = lambda _: None
+    """Finds these weights; None where there is no file of them."""
     prepare: str | None = None
     """Function (context, module, ids) before the training, as `package.module:function`."""
     draw: str | None = None
@@ -68,6 +71,7 @@ GENERATORS: dict[str, GeneratorRow] = {
         content_key="stable_diffusion",
         reads_prompts=True,
         weights_id=lambda settings: base_id(settings.base_model, revision=settings.revision),
+        starts_from=lambda settings: base_start(settings.base_model, revision=settings.revision),
         prepare="experiments.stages.stable_diffusion:attach_latents",
         draw="experiments.stages.stable_diffusion:draw_candidates",
     ),

@@ -27,9 +27,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_modules.segmenters.sam.config import SegmenterConfig
-from lightning_modules.segmenters.sam.weights import encoder_id
+from lightning_modules.segmenters.sam.weights import backbone_start, encoder_id
 from lightning_modules.segmenters.unet.config import PREDICTION_SETTINGS, UnetConfig
-from lightning_modules.segmenters.unet.pretrained import weights_id
+from lightning_modules.segmenters.unet.pretrained import encoder_start, weights_id
+from lightning_modules.weights_table import StartWeights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class SegmenterRow:
     do not name them."""
     weights_id: Callable[[Any], str | None] | None = None
     """Names the weights that it starts from, for ids; None where the seed alone makes them."""
+    starts_from: Callable[[Any], StartWeights | None] = lambda _: None
+    """Finds these weights; None where there is no file of them."""
 
     def load_module(self) -> Any:
         """The LightningModule's class."""
@@ -73,6 +76,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         has_zero_shot=True,
         spreads=True,
         weights_id=lambda settings: encoder_id(settings.backbone, settings.weights_path),
+        starts_from=lambda settings: backbone_start(settings.backbone, settings.weights_path),
     ),
     "unet": SegmenterRow(
         label="U-Net",
@@ -85,6 +89,7 @@ SEGMENTERS: dict[str, SegmenterRow] = {
         spreads=False,
         prediction_settings=PREDICTION_SETTINGS,
         weights_id=weights_id,
+        starts_from=encoder_start,
     ),
 }
 

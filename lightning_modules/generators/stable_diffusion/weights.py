@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lightning_modules.errors import WeightsError
-from lightning_modules.weights_table import DEFAULT_BASE, file_digest
+from lightning_modules.weights_table import DEFAULT_BASE, StartWeights, file_digest
 
 NETWORKS = ("unet", "vae", "text_encoder")
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
@@ -82,6 +82,18 @@ def is_hub_name(base_model: str) -> bool:
         HUB_NAME.fullmatch(base_model) is not None
         and not Path(base_model).exists()
         and not base_model.endswith((".safetensors", ".ckpt", ".bin", ".pt", ".pth"))
+    )
+
+
+def base_start(base_model: str | None, *, revision: str | None = None) -> StartWeights:
+    """Where a base model lies; of the hub's, in its cache."""
+    name, revision = resolve_base(base_model, revision=revision)
+    if not is_hub_name(name):
+        return StartWeights(what=Path(name).name, find=lambda: find_base(name).path)
+    return StartWeights(
+        what=f"{name} (hub)",
+        find=lambda: find_in_hub_cache(name, revision=revision),
+        fetch=name if revision is None else f"{name}@{revision}",
     )
 
 

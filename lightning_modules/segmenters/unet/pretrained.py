@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_modules.errors import WeightsError
 from lightning_modules.segmenters.unet.config import UnetConfig
-from lightning_modules.weights_table import file_digest, packaged_path
+from lightning_modules.weights_table import StartWeights, file_digest, packaged_path
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +44,16 @@ def is_carried(config: UnetConfig) -> bool:
 def weights_id(config: UnetConfig) -> str | None:
     """What the encoder starts from, for ids; None where the settings say it."""
     return SHA256 if is_carried(config) else None
+
+
+def encoder_start(config: UnetConfig) -> StartWeights | None:
+    """What the encoder starts from; what the package does not carry timm gets by itself."""
+    if is_carried(config):
+        return StartWeights(what=FILE, find=find_encoder_weights)
+    name = config.encoder_weights
+    return (
+        None if name is None else StartWeights(what=f"{name} from the network", find=lambda: None)
+    )
 
 
 def fill_encoder(encoder: "torch.nn.Module") -> None:
