@@ -162,7 +162,7 @@ def check_panel(data: "Data") -> None:
 
 
 def _run_box(config: "ExperimentConfig", console: Console) -> Path:
-    from experiments.commands.run import execute, narrow, prepare, report_failures
+    from experiments.commands.run import execute, prepare, report_failures
     from experiments.plan.grid import box_plan
     from experiments.results.figure_box import write_box_outputs
     from experiments.results.rows import choose_output, read_csv
@@ -170,7 +170,7 @@ def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     data, grid = prepare(config, console)
     plan, key = box_plan(config, data.view)
     whole = dataclasses.replace(grid, nodes=grid.nodes | plan.nodes)
-    sweep = execute(config, console, data=data, plan=narrow(plan, [key]), whole=whole)
+    sweep = execute(config, console, data=data, plan=plan.narrowed([key]), whole=whole)
     if report_failures(sweep, console):
         raise SystemExit(1)
     folder = sweep.store.sweep_dir(config.name)

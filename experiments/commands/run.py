@@ -1,9 +1,8 @@
 """Run a recipe from its config to its outputs: what `sweep`, `demo` and the single stages share."""
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -215,20 +214,6 @@ def _recorded_sweep(
     return sweep
 
 
-def narrow(plan: Plan, keys: Iterable[str]) -> Plan:
-    """The part of a plan that leads to certain stages."""
-    wanted = list(keys)
-    keep: set[str] = set()
-    while wanted:
-        key = wanted.pop()
-        if key not in keep:
-            keep.add(key)
-            wanted += plan.nodes[key].upstream.values()
-    nodes = {key: node for key, node in plan.nodes.items() if key in keep}
-    trials = [spec for spec in plan.trials if keep.issuperset(spec.keys)]
-    return dataclasses.replace(plan, nodes=nodes, trials=trials)
-
-
 def report_failures(sweep: Sweep, console: Console) -> bool:
     """Name what failed; whether anything did."""
     failed = [run for run in sweep.runs.values() if run.state in ("failed", "blocked")]
@@ -309,7 +294,7 @@ def run_stage(config: ExperimentConfig, console: Console, *, stage: str) -> None
             f"sweep.condition={config.sweep.condition}: these conditions need no {stage}; add "
             "sweep.condition=[synthetic]"
         )
-    sweep = execute(config, console, data=data, plan=narrow(plan, keys), whole=plan)
+    sweep = execute(config, console, data=data, plan=plan.narrowed(keys), whole=plan)
     failed = report_failures(sweep, console)
     for run in map(sweep.runs.get, keys):
         if run.is_done:

@@ -1,6 +1,7 @@
 """The words of a plan: a stage and its id, a trial of the grid, and what is known of the data."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datamodules.choices import DEFAULT as DEFAULT_CHOICE
@@ -129,6 +130,23 @@ class Plan:
     def grid(self) -> list[TrialSpec]:
         """The trials without the controls."""
         return [spec for spec in self.trials if not spec.is_control]
+
+    def behind(self, keys: Iterable[str]) -> set[str]:
+        """Stages and all that they are made from."""
+        wanted, found = list(keys), set[str]()
+        while wanted:
+            key = wanted.pop()
+            if key not in found:
+                found.add(key)
+                wanted += self.nodes[key].upstream.values()
+        return found
+
+    def narrowed(self, keys: Iterable[str]) -> "Plan":
+        """The part of the plan that leads to certain stages."""
+        keep = self.behind(keys)
+        nodes = {key: node for key, node in self.nodes.items() if key in keep}
+        trials = [spec for spec in self.trials if keep.issuperset(spec.keys)]
+        return replace(self, nodes=nodes, trials=trials)
 
 
 @dataclass(frozen=True, kw_only=True)

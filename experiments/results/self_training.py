@@ -1,12 +1,13 @@
 """What self-training kept: the stages that labelled unlabelled images, a row each."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
 from datamodules.choices import DEFAULT, choice_label
-from experiments.plan.nodes import Node, TrialSpec
+from experiments.plan.nodes import TrialSpec
 from experiments.runner.sweep import Sweep
 
 TRUE_DICE = "true Dice (reported, never used)"
@@ -14,10 +15,10 @@ TRUE_DICE = "true Dice (reported, never used)"
 
 def kept_labels(sweep: Sweep) -> pd.DataFrame:
     """A row of text per finished set of pseudo-labels, in the order of the plan."""
-    supports: dict[str, list[str]] = {}
-    for spec in sweep.plan.trials:
-        for key in _behind(sweep, spec.fit_key) if spec.fit_key else ():
-            supports.setdefault(key, []).append(_support(spec))
+    plan, supports = sweep.plan, defaultdict[str, dict[str, None]](dict)
+    for spec in plan.trials:
+        for key in plan.behind([spec.fit_key] if spec.fit_key else []):
+            supports[key][_support(spec)] = None
     rows = []
     for key, run in sweep.runs.items():
         if run.node.stage != "pseudo" or not run.is_done:
@@ -27,8 +28,9 @@ def kept_labels(sweep: Sweep) -> pd.DataFrame:
         rows.append(
             {
                 "teacher": teacher.title,
-                "support": ", ".join(dict.fromkeys(supports.get(key, []))) or "–",
-                "round": str(_round(sweep, run.node)),
+                "support": ", ".join(supports[key]) or "–",
+                # Each teacher but the first comes from the labels of the round before.
+                "round": str(sum(plan.nodes[k].stage == "pseudo" for k in plan.behind([key]))),
                 "unlabelled": str(done["n_unlabelled"]),
                 "kept": f"{done['n_kept']} ({100 * done['n_kept'] / done['n_unlabelled']:.0f} %)",
                 **{f"kept of trimester {number}": _share(done, number) for number in "123"},
@@ -58,16 +60,3 @@ def _share(done: Mapping[str, Any], trimester: str) -> str:
 def _support(spec: TrialSpec) -> str:
     choice = "" if spec.choice == DEFAULT else f" {choice_label(spec.choice)}"
     return f"{spec.support}{choice}" + (f" fold {spec.fold}" if spec.fold else "")
-
-
-def _behind(sweep: Sweep, key: str) -> set[str]:
-    """A stage and all that it was made from."""
-    below = sweep.runs[key].node.upstream.values()
-    return {key}.union(*(_behind(sweep, each) for each in below))
-
-
-def _round(sweep: Sweep, node: Node) -> int:
-    """1 where the teacher saw labels alone, one more than the round that its pairs come from."""
-    teacher = sweep.runs[node.upstream["teacher"]].node
-    below = [sweep.runs[key].node for key in teacher.upstream.values()]
-    return 1 + max((_round(sweep, each) for each in below if each.stage == "pseudo"), default=0)

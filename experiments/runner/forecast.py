@@ -125,10 +125,7 @@ def _sums(plan: Plan, *, done: Collection[str], work: Workload) -> list[dict[str
 def _shared(plan: Plan) -> list[dict[str, Any]]:
     """What others read and more than one trial needs: stages of one label, each of which as many
     trials need, in one entry."""
-    needed: dict[str, set[str]] = {}
-    for key, node in plan.nodes.items():
-        needed[key] = {key}.union(*map(needed.get, node.upstream.values()))
-    trials = Counter(k for spec in plan.grid for k in set().union(*map(needed.get, spec.keys)))
+    trials = Counter(key for spec in plan.grid for key in plan.behind(spec.keys))
     inputs = {key for node in plan.nodes.values() for key in node.upstream.values()}
     alike = Counter((plan.nodes[key].label, trials[key]) for key in plan.nodes if key in inputs)
     return [

@@ -1,8 +1,6 @@
 """What the report says of self-training: a row per teacher, rounds and supports told apart."""
 
-from types import SimpleNamespace
-
-from experiments.plan.nodes import Node, TrialSpec
+from experiments.plan.nodes import Node, Plan, TrialSpec
 from experiments.results.self_training import TRUE_DICE, kept_labels, kept_sentence
 from experiments.runner.sweep import NodeRun, Sweep
 from experiments.store.runs import RunStore, write_done
@@ -22,10 +20,11 @@ class Taught(Sweep):
 
     def __init__(self, root):
         self.store, self.runs = RunStore(root), {}
-        self.plan = SimpleNamespace(trials=[])
+        self.plan = Plan(nodes={}, trials=[])
 
     def add(self, stage, *, of, result=None, title="", state="done", **upstream):
         node = Node(stage=stage, content={"of": of}, upstream=upstream, title=title)
+        self.plan.nodes[node.key] = node
         self.runs[node.key] = NodeRun(node=node, state=state)
         if result is not None:
             folder = self.store.run_dir(stage, node.id)
