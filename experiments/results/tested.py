@@ -19,20 +19,18 @@ def with_test_sets(results: pd.DataFrame) -> pd.DataFrame:
     a fold may be missing. Rows of older files name none: they count as tested on the same images
     as other such rows on as many exams.
     """
+    from scipy.sparse import csgraph  # slow to import, needed here only
+
     results = results.reset_index(drop=True)
     known = results.reindex(columns=["n_exams", TESTED, SOURCE])
     tested = known[TESTED].fillna("unknown, " + known["n_exams"].astype(str))
     sources = known[SOURCE].fillna("")
     numbers = pd.Series(0, index=results.index)
     for _, rows in results.groupby("test_cohort", sort=False).groups.items():
-        sets: list[set[str]] = []
-        for _, own in tested[rows].groupby(sources[rows], sort=False):
-            joined = [known for known in sets if known & set(own)]
-            place = sets.index(joined[0]) if joined else len(sets)
-            sets = [known for known in sets if known not in joined]
-            sets.insert(place, set(own).union(*joined))
-        of = {image_set: number for number, found in enumerate(sets) for image_set in found}
-        numbers[rows] = tested[rows].map(of)
+        # Files and sets of images are joined by the rows; parts are numbered as files appear.
+        counts = pd.crosstab(sources[rows], tested[rows]).loc[sources[rows].unique()]
+        _, parts = csgraph.connected_components((counts @ counts.T).to_numpy(), directed=False)
+        numbers[rows] = sources[rows].map(dict(zip(counts.index, parts, strict=True)))
     return results.assign(**{TEST_SET: numbers})
 
 

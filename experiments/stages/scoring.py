@@ -21,7 +21,7 @@ from experiments.stages.context import StageContext
 from experiments.stages.evaluation import Protocol, Scorer, Segment, box_only_logits, evaluate
 from experiments.stages.fit import frame_of, segmenter_of
 from experiments.store.columns import OUTPUTS, PER_IMAGE
-from experiments.store.kept_masks import KeptPredictions
+from experiments.store.kept_masks import pack, write_predictions
 
 MEAN_MASK_HW = (270, 400)
 
@@ -34,7 +34,7 @@ def run_score(context: StageContext) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _score(context: StageContext, *, segment: Segment, frame: Frame) -> dict[str, Any]:
-    status, kept = context.status(), KeptPredictions()
+    status, kept = context.status(), dict[str, np.ndarray]()
     protocol = Protocol(**context.node.content["evaluation"])
     rows = evaluate(
         segment,
@@ -42,12 +42,12 @@ def _score(context: StageContext, *, segment: Segment, frame: Frame) -> dict[str
         cohort=context.node.content["cohort"],
         protocol=protocol,
         scorer=Scorer(samples=context.samples, frame_hw=frame.size_hw, mode=frame.resize_mode),
-        keep=lambda sample_id, mask: kept.add(protocol.prompt, sample_id, mask),
+        keep=lambda sample_id, mask: kept.update({sample_id: pack(mask)}),
         progress=lambda done, total: status.update("test images", done=done, total=total),
     )
     table = pd.DataFrame(rows, columns=list(PER_IMAGE))
     table.to_csv(context.run_dir / "per_image.csv", index=False)
-    kept.write(context.run_dir)
+    write_predictions(context.run_dir, kept, prompt=protocol.prompt)
     dice = {
         f"dice_{name}": float(table.loc[table["output"] == name, "dice"].mean()) for name in OUTPUTS
     }

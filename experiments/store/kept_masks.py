@@ -1,5 +1,6 @@
 """Kept predictions: packed bits, compressed. Torch-free, because reports read them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,20 +8,15 @@ import numpy as np
 NAME = "predictions.npz"
 
 
-class KeptPredictions:
-    """Collects masks by prompt and image, and writes them as one file."""
+def pack(mask: np.ndarray) -> np.ndarray:
+    """A mask, uint8 (H, W) in {0, 1}, as bits: 335 test images are 18 MB before compression."""
+    return np.packbits(mask, axis=1)
 
-    def __init__(self) -> None:
-        self._packed: dict[str, np.ndarray] = {}
 
-    def add(self, prompt: str, sample_id: str, mask: np.ndarray) -> None:
-        """Keep a mask, uint8 (H, W) in {0, 1}."""
-        # Bits, not bytes: a test set of 335 images is then 18 MB before compression.
-        self._packed[f"{prompt}/{sample_id}"] = np.packbits(mask, axis=1)
-
-    def write(self, run_dir: Path) -> None:
-        """Write everything that was kept."""
-        np.savez_compressed(run_dir / NAME, **self._packed)
+def write_predictions(run_dir: Path, packed: Mapping[str, np.ndarray], *, prompt: str) -> None:
+    """Write the masks of a prompt, packed, by image."""
+    masks = {f"{prompt}/{sample_id}": mask for sample_id, mask in packed.items()}
+    np.savez_compressed(run_dir / NAME, **masks)
 
 
 def read_prediction(

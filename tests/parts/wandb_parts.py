@@ -18,7 +18,7 @@ from experiments.config.recipe import load_config
 from experiments.plan.nodes import Node, TrialSpec
 from experiments.runner.sweep import NodeRun
 from experiments.store.columns import PER_IMAGE
-from experiments.store.kept_masks import KeptPredictions
+from experiments.store.kept_masks import pack, write_predictions
 from experiments.store.runs import RunStore, write_done, write_started
 
 TEST_IDS = ["001_HC", "002_HC", "002_2HC", "003_HC", "004_HC", "005_HC"]
@@ -107,14 +107,14 @@ def _score_rows(trial, *, dice):
 
 
 def _keep(run_dir: Path) -> None:
-    kept = KeptPredictions()
+    kept = {}
     for name in TEST_IDS:
         if name == "004_HC":
             continue
         mask = np.zeros((54, 80), np.uint8)
         mask[10:40, 20:60] = 1
-        kept.add("whole_image", name, mask)
-    kept.write(run_dir)
+        kept[name] = pack(mask)
+    write_predictions(run_dir, kept, prompt="whole_image")
 
 
 def clean_environment(**changes: str) -> dict[str, str]:
