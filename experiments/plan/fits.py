@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -81,7 +81,7 @@ class Nodes:
     def references(self, ids: Sequence[str]) -> list[list[str]]:
         return [[sample_id, self.data.references[sample_id]] for sample_id in ids]
 
-    def encoder(self, segmenter: str, *, features: bool = False) -> dict[str, Any]:
+    def encoder(self, segmenter: str, *, cache: str = "embedding") -> dict[str, Any]:
         """What an embedding depends on beside its image; the kind must have a frozen encoder."""
         settings = self.settings(segmenter)
         found: dict[str, Any] = {
@@ -91,7 +91,7 @@ class Nodes:
         }
         if settings.geometry != "pad":
             found["geometry"] = settings.geometry
-        if features:
+        if cache == "features":
             found["features"] = "late_lora"
         return found
 
@@ -118,12 +118,12 @@ class Nodes:
         what: str,
         segmenter: str,
         strength: str | None = None,
-        features: bool = False,
+        cache: str = "embedding",
     ) -> str:
         """Embeddings of real images, with augmented views where a strength is given."""
         content: dict[str, Any] = {
             "images": self.contents(sorted(ids)),
-            "encoder": self.encoder(segmenter, features=features),
+            "encoder": self.encoder(segmenter, cache=cache),
         }
         n, label = len(ids), f"embed {len(ids)} {what}"
         if strength is not None:
@@ -133,32 +133,25 @@ class Nodes:
             if strength != "mirror":
                 content["augment"]["version"] = AUGMENT_VERSION
             n, label = n * n_views, f"embed {n_views - 1} {strength} views of {n} {what}"
-        return self._embed(content, {}, label=label, n=n, segmenter=segmenter)
+        node = Node(stage="embed", content=content, label=label, steps=n, segmenter=segmenter)
+        return self._named(node)
 
-    def embed_pairs(self, pairs: Pairs, *, segmenter: str, features: bool = False) -> str:
+    def embed_pairs(self, pairs: Pairs, *, segmenter: str, cache: str = "embedding") -> str:
         """Embeddings of the pairs that a condition may add."""
-        content = {"encoder": self.encoder(segmenter, features=features)}
-        label, upstream = f"embed {pairs.n} {pairs.what}", {"pairs": pairs.embedded or pairs.key}
-        return self._embed(content, upstream, label=label, n=pairs.n, segmenter=segmenter)
-
-    def _embed(
-        self,
-        content: dict[str, Any],
-        upstream: dict[str, str],
-        *,
-        label: str,
-        n: int,
-        segmenter: str,
-    ) -> str:
-        label += f" ({segmenter})" if segmenter not in UNNAMED else ""
         node = Node(
             stage="embed",
-            content=content,
-            upstream=upstream,
-            label=label,
-            steps=n,
+            content={"encoder": self.encoder(segmenter, cache=cache)},
+            upstream={"pairs": pairs.embedded or pairs.key},
+            label=f"embed {pairs.n} {pairs.what}",
+            steps=pairs.n,
             segmenter=segmenter,
         )
+        return self._named(node)
+
+    def _named(self, node: Node) -> str:
+        """Add a stage under a label that names its segmenter, where that is not the usual one."""
+        if node.segmenter not in UNNAMED:
+            node = replace(node, label=f"{node.label} ({node.segmenter})")
         return self.add(node)
 
     def fit(
@@ -188,8 +181,7 @@ class Nodes:
         if augment and (settings.cache is None or self.config.augment.n_views is None):
             content["augment"] = augment
             if settings.cache is not None:
-                features = settings.cache == "features"
-                content["encoder"] = self.encoder(segmenter, features=features)
+                content["encoder"] = self.encoder(segmenter, cache=settings.cache)
         elif settings.cache is not None:
             upstream = self._embedded(cell, ids=ids, sets=sets, augment=augment)
         upstream |= {role: each.key for role, each in zip(EMBEDDINGS_OF, sets, strict=False)}
@@ -239,8 +231,8 @@ class Nodes:
                     f"{who}: {name}={augment[name]} needs views that are made as they are drawn; "
                     f"set augment.n_views=null, or {other}"
                 )
-        features = self.settings(cell.segmenter).cache == "features"
-        of, what = {"segmenter": cell.segmenter, "features": features}, "train images"
+        of = {"segmenter": cell.segmenter, "cache": self.settings(cell.segmenter).cache}
+        what = "train images"
         found = {"embeddings": self.embed(ids, what=what, **of)}
         if val := self.validation(cell):
             found["val_embeddings"] = self.embed(val, what="validation images", **of)

@@ -33,12 +33,12 @@ def box(nodes: Nodes, trial: TrialSpec) -> str:
 
 
 def embed_test(
-    nodes: Nodes, cohort: str, *, segmenter: str, fold: int, features: bool = False
+    nodes: Nodes, cohort: str, *, segmenter: str, fold: int, cache: str = "embedding"
 ) -> str:
     """Embeddings of a cohort's test images."""
     ids = _test_ids(nodes, cohort, fold=fold)
     what = f"test images of {cohort}"
-    return nodes.embed(ids, what=what, segmenter=segmenter, features=features)
+    return nodes.embed(ids, what=what, segmenter=segmenter, cache=cache)
 
 
 def _cached_test(
@@ -47,8 +47,7 @@ def _cached_test(
     """The input that spares the encoder, by role; none where a trial has an encoder of its own."""
     if cache is None:
         return {}
-    features = cache == "features"
-    key = embed_test(nodes, cohort, segmenter=segmenter, fold=fold, features=features)
+    key = embed_test(nodes, cohort, segmenter=segmenter, fold=fold, cache=cache)
     return {"embeddings": key}
 
 
