@@ -84,7 +84,6 @@ class TrialStages:
             samples=self.data.samples,
             rows=self.data.rows,
             content=self.data.view.content,
-            sweep="bench",
         )
         shutil.rmtree(context.run_dir, ignore_errors=True)
         context.run_dir.mkdir(parents=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from datamodules.errors import InputError
-from experiments.commands.arguments import Overrides, Recipe, load_recipe, stdout_console
+from experiments.commands.arguments import AsJson, Overrides, Recipe, load_recipe, stdout_console
 
 
 def sweep(
@@ -20,9 +20,7 @@ def sweep(
         bool,
         typer.Option("--dry-run", help="Print what would be done and how long; start nothing."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the dry run as JSON for a program.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run a recipe's trials; write tables, figures and report."""
     if as_json and not dry_run:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from datamodules.annotation import image_of
 from datamodules.errors import InputError
@@ -17,6 +16,7 @@ from datamodules.samples import Sample
 from datamodules.split_file import SplitFile
 from datamodules.storage import content_key, file_sha256, write_atomic, write_json
 from experiments.store.columns import OUTPUTS
+from experiments.store.screen import print_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,14 +213,8 @@ def _tabulate(rows: Sequence[Mapping[str, Any]]) -> "tuple[pd.DataFrame, pd.Data
 
 def print_score(score: Score, console: Console) -> None:
     """Print a small table, and below it what was counted as an empty prediction."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    for name in OUTPUTS:
-        table.add_column(name, justify="right")
-    for row in _table(score.found):
-        table.add_row(*row)
     console.print(f"{score.found['name']} on {score.where}", markup=False, soft_wrap=True)
-    console.print(table)
+    print_table(console, ("", *OUTPUTS), _table(score.found), numbers=OUTPUTS)
     for sentence in _sentences(score.found):
         console.print(f"- {sentence}", markup=False, soft_wrap=True)
 

@@ -291,7 +291,6 @@ class Sweep:
             unlabelled=self.data.unlabelled,
             rows=self.data.rows,
             content=self.data.view.content,
-            sweep=self.config.name,
             tags=tuple(sorted({self.data.name}.union(*(spec.tags for spec in trials)))),
             trials=trials,
             code=self._code,

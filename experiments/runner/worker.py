@@ -110,7 +110,7 @@ def _run(context: StageContext, *, threads: int) -> int:
             **{key: getattr(node, key) for key in ("stage", "id", "label", "content", "upstream")},
             "config": resolved(context.config),
             **({"segmenter": described(context.segmenter)} if node.segmenter else {}),
-            "sweep": context.sweep,
+            "sweep": context.config.name,
             "started": started,
             "threads": threads,
             "devices": context.config.trainer.devices,

@@ -35,8 +35,6 @@ class StageContext:
     """Their index rows."""
     content: dict[str, str]
     """Their content hashes."""
-    sweep: str
-    """Name of the sweep that asked for the run."""
     tags: tuple[str, ...] = ()
     """W&B tags: conditions and amounts that use the run."""
     trials: tuple[TrialSpec, ...] = ()

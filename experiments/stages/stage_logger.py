@@ -40,7 +40,7 @@ def run_id(context: StageContext) -> str:
     kind = node.slug or node.stage
     n_images, seed = len(node.content.get("images", [])), node.content.get("seed", 0)
     name = f"{kind}-n{n_images}-{node.id[:8]}-s{seed}"
-    return sweep_run_id(context.store.root, context.sweep, name)
+    return sweep_run_id(context.store.root, context.config.name, name)
 
 
 def stage_logger(context: StageContext) -> WandbLogger | None:
@@ -78,7 +78,7 @@ def stage_run(context: StageContext) -> wandb.Run | None:
                 mode=attempt,
                 run_id=run_id(context),
                 name=node.label,
-                group=context.sweep,
+                group=context.config.name,
                 job_type=node.stage,
                 tags=context.tags,
                 content=run_config(resolved(context.config), own),

@@ -67,7 +67,7 @@ def node(label: str, *upstream: Node, stage: str = "fit") -> Node:
 def start(launcher: SlurmLauncher, *chains: list[Node]) -> list[SlurmJob]:
     """Send jobs, each of a chain of stages."""
     config = launcher._config
-    shared = {"config": config, "store": RunStore(Path(config.store.root)), "sweep": "toy"}
+    shared = {"config": config, "store": RunStore(Path(config.store.root))}
     images = {"samples": {}, "rows": {}, "content": {}}
     return launcher.start(
         [[StageContext(node=each, **shared, **images) for each in chain] for chain in chains]

@@ -47,7 +47,6 @@ class Stages:
             unlabelled=self.data.unlabelled,
             rows=self.data.rows,
             content=self.data.view.content,
-            sweep="test",
         )
         context.run_dir.mkdir(parents=True, exist_ok=True)
         return context

@@ -243,7 +243,9 @@ def test_labels_and_wandb_ids_name_what_was_fitted():
     found = {}
     for node in [*made.nodes.values(), box.nodes[box_key]]:
         store = SimpleNamespace(root=Path("/nowhere"))
-        wandb_id = run_id(SimpleNamespace(node=node, sweep="night", store=store))
+        wandb_id = run_id(
+            SimpleNamespace(node=node, config=SimpleNamespace(name="night"), store=store)
+        )
         found[node.label] = wandb_id.replace(node.id[:8], "ID")
     assert found == {
         "embed 5 train images": "night-embed-n5-ID-s0",

@@ -48,7 +48,7 @@ def run_stage(root: Path, printed: Path, environment: dict[str, str], words: lis
     redirect_output(printed)
     mode, stage, *upstream = words
     context = StageContext(
-        config=load_config("demo", [f"store.root={root}", f"wandb.mode={mode}"]),
+        config=load_config("demo", ["name=night", f"store.root={root}", f"wandb.mode={mode}"]),
         node=Named(
             stage=stage,
             content={"seed": 0},
@@ -60,7 +60,6 @@ def run_stage(root: Path, printed: Path, environment: dict[str, str], words: lis
         samples={},
         rows={},
         content={},
-        sweep="night",
         # Phantoms are named as a condition is.
         tags=("n=4", "phantom", "real"),
         trials=(
