@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from lightning import LightningModule
 
-from datamodules.prepared import prepare_images
-from datamodules.samples import Sample, content_hash_of
+from datamodules.hc18 import HC18DataModule
+from datamodules.samples import Sample
+from datamodules.settings import Cache, Frame
 from experiments.stages.context import StageContext
 from lightning_modules.losses import cross_entropy
 from lightning_modules.metrics import dice_score
@@ -35,35 +35,33 @@ def label_agreement(
         judge: On the stage's device, in eval mode.
         role: Input that holds the images' embeddings, where the judge reads embeddings.
     """
-    settings, status = context.segmenter, context.status()
-    place = {
-        "content_hashes": [content_hash_of(sample) for sample in samples],
-        "frame_hw": settings.frame_hw,
-        "mode": settings.resize_mode,
-        "cache_dir": context.cache_dir,
-    }
-    prepared, images, embeddings = prepare_images(samples, **place), None, None
-    if settings.cache == "embedding":
-        embeddings = context.open_embeddings(role)
-    else:
-        images = prepare_images(samples, **place, factor=settings.image_factor).images
+    settings = context.segmenter
+    is_cached = settings.cache == "embedding"
+    datamodule = HC18DataModule(
+        samples={sample.sample_id: sample for sample in samples},
+        test_ids={role: [sample.sample_id for sample in samples]},
+        frame=Frame(
+            size_hw=settings.frame_hw,
+            resize_mode=settings.resize_mode,
+            image_factor=1 if is_cached else settings.image_factor,
+        ),
+        cache=Cache(
+            folder=context.cache_dir,
+            embeddings=[context.open_embeddings(role)] if is_cached else None,
+        ),
+        batch_size=1,
+    )
+    datamodule.setup()
+    prompt, status = context.config.gate.prompt, context.status()
     offsets = torch.full((1, 4), getattr(settings, "jitter_max_px", 0) / 2)
     found: dict[str, Agreement] = {}
-    for row, sample_id in enumerate(prepared.sample_ids):
-        mask = torch.from_numpy(prepared.masks[row].astype(np.float32))[None, None]
-        valid_hw = torch.from_numpy(np.array(prepared.valid_hw[row]))[None]
-        batch = {"valid_hw": valid_hw}
-        if embeddings is not None:
-            batch["embedding"] = torch.from_numpy(np.array(embeddings[sample_id]))[None]
-        else:
-            batch["image"] = torch.from_numpy(images[row].astype(np.float32) / 255)[None, None]
-        boxes = prompt_boxes(
-            context.config.gate.prompt, mask=mask, valid_hw=valid_hw, offsets=offsets
-        )
+    for done, batch in enumerate(datamodule.test_dataloader()[0], start=1):
+        mask, valid_hw = batch["mask"], batch["valid_hw"]
+        boxes = prompt_boxes(prompt, mask=mask, valid_hw=valid_hw, offsets=offsets)
         logits = judge.predict(batch, boxes).cpu()
-        found[sample_id] = Agreement(
-            dice=dice_score((logits > 0)[0, 0].numpy(), prepared.masks[row]),
+        found[batch["sample_id"][0]] = Agreement(
+            dice=dice_score((logits > 0)[0, 0].numpy(), mask[0, 0].numpy() > 0),
             cross_entropy=cross_entropy(logits, mask, valid_hw=valid_hw).item(),
         )
-        status.update("images", done=row + 1, total=len(samples))
+        status.update("images", done=done, total=len(samples))
     return found
