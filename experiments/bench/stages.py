@@ -64,7 +64,7 @@ class TrialStages:
         words = [*common_overrides(bench, name=name, backbone=backbone), *overrides]
         self.config, self.device = load_config(None, words), bench.device
         self.data, self.store = load_data(self.config), RunStore(Path(self.config.store.root))
-        self.plan = make_plan(self.config, self.data.view)
+        self.plan = make_plan(self.config, self.data)
 
     def run(self, stage: str, *, last: bool = False, n: int | None = None) -> Seconds:
         """Run a stage anew as its worker does, in this process, from its manifest to its marker.
@@ -83,7 +83,7 @@ class TrialStages:
             store=self.store,
             samples=self.data.samples,
             rows=self.data.rows,
-            content=self.data.view.content,
+            content=self.data.content,
         )
         shutil.rmtree(context.run_dir, ignore_errors=True)
         context.run_dir.mkdir(parents=True)

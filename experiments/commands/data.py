@@ -94,7 +94,7 @@ def data_split(
 
     with stderr_console().status("reading the data"):
         data = load_data(config)
-        split, folds = data.view.split, data.view.folds
+        split, folds = data.split, data.folds
         made = write_split_file(
             out,
             name=name,

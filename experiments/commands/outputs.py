@@ -168,7 +168,7 @@ def _run_box(config: "ExperimentConfig", console: Console) -> Path:
     from experiments.results.rows import choose_output, read_csv
 
     data, grid = prepare(config, console)
-    plan, key = box_plan(config, data.view)
+    plan, key = box_plan(config, data)
     whole = dataclasses.replace(grid, nodes=grid.nodes | plan.nodes)
     sweep = execute(config, console, data=data, plan=plan.narrowed([key]), whole=whole)
     if report_failures(sweep, console):

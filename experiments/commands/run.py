@@ -73,7 +73,7 @@ def prepare(
     while True:
         try:
             with console.status("planning"):
-                return data, make_plan(config, data.view)
+                return data, make_plan(config, data)
         except MissingWeightsError as missing:
             if not fetches:
                 raise
@@ -114,7 +114,7 @@ def execute(
             )
         if launcher is not None:
             _take_up(sweep, launcher, console, whole=whole)
-        split, n = data.view.split, len(plan.grid)
+        split, n = data.split, len(plan.grid)
         say(
             console,
             f"{config.name}: {data.name}, {len(split.train)} train, {len(split.val)} validation "
@@ -203,7 +203,7 @@ def _recorded_sweep(
         folder.mkdir(parents=True, exist_ok=True)
         if in_use is not None:
             in_use.enter_context(use_sweep(folder))
-        write_splits(data.view.folds, folder / "split.json")
+        write_splits(data.folds, folder / "split.json")
         change, recipe = record_plan(folder, whole), folder / STORED_NAME
         if in_use is not None or change is not None or not recipe.exists():
             kept = yaml.safe_dump(escaped(as_stored(resolved(config))), sort_keys=False)

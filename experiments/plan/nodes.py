@@ -1,6 +1,6 @@
 """The words of a plan: a stage and its id, a trial of the grid, and what is known of the data."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,7 +165,7 @@ class DataView:
     """The split, or one a fold."""
     cohorts: dict[str, list[str]]
     """Sample ids of each external test cohort."""
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: Collection[str] = ()
     """Ids of images without annotations that every trial may read beside its unlabelled ones."""
     foreign_pairs: dict[str, str] | None = None
     """Content hash of each pair in `synthesis.folder`, where one is given."""

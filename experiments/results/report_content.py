@@ -144,11 +144,11 @@ def _data_facts(sweep: Sweep) -> dict[str, str]:
 
 
 def _data_summary(sweep: Sweep) -> pd.DataFrame:
-    split, folds, rows = sweep.data.view.split, sweep.data.view.folds, []
+    split, folds, rows = sweep.data.split, sweep.data.folds, []
     parts = {"train": split.train, "validation": split.val, "test": split.test}
     if len(folds) > 1:
         parts = {f"{name}, fold 1 of {len(folds)}": ids for name, ids in parts.items()}
-    parts |= {f"test: {name}": ids for name, ids in sweep.data.view.cohorts.items()}
+    parts |= {f"test: {name}": ids for name, ids in sweep.data.cohorts.items()}
     for name, ids in parts.items():
         samples = [sweep.data.samples[sample_id] for sample_id in ids]
         counts = Counter(trimester(sample.hc_mm) for sample in samples)
@@ -174,7 +174,7 @@ def _protocol(sweep: Sweep) -> list[str]:
         says = f"takes {length} of {settings.batch_size} images and its last weights count; no "
         says += "validation label chooses anything."
         if settings.early_stopping_patience is not None:
-            n_val = len(sweep.data.view.split.val)
+            n_val = len(sweep.data.split.val)
             says = f"may stop early on {n_val} validation images, which the table counts."
         lines.append(f"{whose} {says}")
     if any(run.node.stage == "gate" for run in sweep.runs.values()):

@@ -157,7 +157,7 @@ def sample_pairs(sweep: Sweep) -> list[Picture]:
 
 def real_pairs(sweep: Sweep) -> list[Picture]:
     """Some real images of the train part."""
-    return [outlined(sweep.data.samples[name]) for name in sweep.data.view.split.train[:_N_PAIRS]]
+    return [outlined(sweep.data.samples[name]) for name in sweep.data.split.train[:_N_PAIRS]]
 
 
 def near_copies(sweep: Sweep) -> tuple[list[tuple[Picture, Picture]], str]:

@@ -43,7 +43,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
         data = load_data(config, progress=show, keeps=False)
         with missing_weights_named() as missing:
-            plan = make_plan(config, data.view)
+            plan = make_plan(config, data)
     absent = [*(WEIGHTS[name].what for name in dict.fromkeys(missing)), *_absent(config, plan)]
     notes = [f"{what} is not here yet: the sweep fetches it when it starts" for what in absent]
     for note in (*data.notes, *plan.notes, *pinned, *notes):
@@ -69,7 +69,7 @@ def forecast(
     """All that a dry run says, as JSON: what a plan still takes by the runs in its store.
     `retry_failed` tells whether what failed by an error of its own is tried again.
     """
-    sweep, split = Sweep(config, data=data, plan=plan), data.view.split
+    sweep, split = Sweep(config, data=data, plan=plan), data.split
     if not retry_failed:
         sweep.recall_failures(kinds=["error"])
     done = {key for key, run in sweep.runs.items() if run.state == "reused"}

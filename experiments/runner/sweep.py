@@ -290,7 +290,7 @@ class Sweep:
             samples=self.data.samples,
             unlabelled=self.data.unlabelled,
             rows=self.data.rows,
-            content=self.data.view.content,
+            content=self.data.content,
             tags=tuple(sorted({self.data.name}.union(*(spec.tags for spec in trials)))),
             trials=trials,
             code=self._code,

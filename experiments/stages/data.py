@@ -29,20 +29,17 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(DataView):
     """All that a sweep knows of its images."""
 
-    name: str
-    """Cohort of the main data."""
     samples: dict[str, Sample]
     rows: dict[str, IndexRow]
-    view: DataView
     indices: dict[str, Index]
     """Index by cohort."""
     notes: tuple[str, ...] = ()
     """What the user should know of how annotations are read."""
     unlabelled: dict[str, Sample] = field(default_factory=dict)
-    """Images that have no annotation, by an id of their own; `rows` has them too."""
+    """Images that have no annotation, by an id of their own; `rows` and `content` have them too."""
 
 
 def load_data(
@@ -93,7 +90,8 @@ def load_data(
         key: content_key([content[key], s.pixel_size_mm, s.hc_mm, s.filled_bias_px])
         for key, s in samples.items()
     }
-    view = DataView(
+    rows = [*(row for index in indices.values() for row in index.rows), *extra_rows]
+    return Data(
         name=name,
         units=units,
         content=content,
@@ -105,16 +103,10 @@ def load_data(
             if cohort != name
         },
         foreign_pairs=foreign or None,
-        unlabelled=tuple(sample.sample_id for sample in extra),
-    )
-    rows = [*(row for index in indices.values() for row in index.rows), *extra_rows]
-    return Data(
-        name=name,
         samples=samples,
         unlabelled={sample.sample_id: sample for sample in extra},
         rows={row.sample_id: row for row in rows},
         indices=indices,
-        view=view,
         notes=tuple(notes),
     )
 

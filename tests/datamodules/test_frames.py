@@ -241,7 +241,7 @@ def test_embeddings_and_views_are_of_large_images(stages):
         assert found[name].shape == (256, 8, 8)
         assert np.abs(found[name] - encoded(image)).max() < 2e-3
         for view in (1, 2):
-            seed = keyed_seed("view", "strong", view, stages.data.view.content[name])
+            seed = keyed_seed("view", "strong", view, stages.data.content[name])
             moved = [np.zeros_like(image), np.zeros_like(mask)]
             for part, seen in zip(
                 moved,

@@ -79,8 +79,7 @@ def node(label, *upstream, stage="fit", batch_size=4):
 
 def make_sweep(tmp_path, nodes, act, *overrides, **launcher):
     config = load_config(TOY, [f"store.root={tmp_path}", *overrides])
-    view = SimpleNamespace(content={})
-    data = SimpleNamespace(name="hc18", samples={}, unlabelled={}, rows={}, view=view)
+    data = SimpleNamespace(name="hc18", samples={}, unlabelled={}, rows={}, content={})
     plan = Plan(nodes={each.key: each for each in nodes}, trials=[])
     lines = []
     fake = FakeLauncher(act, **launcher)

@@ -34,7 +34,7 @@ class Stages:
 
     def contents(self, ids: list[str]) -> list[list[str]]:
         """Ids with their hashes, as a node holds them."""
-        return [[sample_id, self.data.view.content[sample_id]] for sample_id in ids]
+        return [[sample_id, self.data.content[sample_id]] for sample_id in ids]
 
     def context(self, stage: str, content: dict, *, of: str = "", **upstream: str) -> StageContext:
         """The context of a stage, its folder made; `of` is its segmenter's block."""
@@ -46,7 +46,7 @@ class Stages:
             samples=self.data.samples,
             unlabelled=self.data.unlabelled,
             rows=self.data.rows,
-            content=self.data.view.content,
+            content=self.data.content,
         )
         context.run_dir.mkdir(parents=True, exist_ok=True)
         return context

@@ -35,7 +35,7 @@ def generator_on(config, tmp_path):
         context = SimpleNamespace(
             samples=data.samples,
             rows=data.rows,
-            content=data.view.content,
+            content=data.content,
             node=SimpleNamespace(upstream={}),
         )
         images = images_behind(context, list(ids))
@@ -47,7 +47,7 @@ def generator_on(config, tmp_path):
 def test_a_set_is_drawn_without_the_data_and_compact_draws_the_same(
     sonosweep, generator_on, config, hc18_folder, tmp_path
 ):
-    train = load_data(config).view.split.train
+    train = load_data(config).split.train
     run_dir, compact = generator_on(train), tmp_path / "compact"
     assert sonosweep("export", run_dir, "--format", "compact", "--out", compact)[0] == 0
     hc18_folder.rename(tmp_path / "elsewhere")
@@ -71,12 +71,12 @@ def test_a_set_is_drawn_without_the_data_and_compact_draws_the_same(
 def test_a_set_does_not_train_where_its_generator_saw_the_test(
     sonosweep, generator_on, config, tmp_path
 ):
-    split = load_data(config).view.split
+    split = load_data(config).split
     for name, ids in (("clean", split.train), ("leaky", [*split.train, split.test[0]])):
         words = ("--n", 2, *SIZE, "--out", tmp_path / name)
         assert sonosweep("draw", generator_on(ids, name=f"{name}-run"), *words)[0] == 0
     config.synthesis.folder = str(tmp_path / "clean")
-    assert len(load_data(config).view.foreign_pairs) == 2
+    assert len(load_data(config).foreign_pairs) == 2
     config.synthesis.folder = str(tmp_path / "leaky")
     with pytest.raises(InputError, match=rf"fitted on 1 of \d+ test images \({split.test[0]}"):
         load_data(config)
@@ -95,7 +95,7 @@ def test_the_packages_generator_draws_and_keeps_away_from_hc18(sonosweep, real_h
 
 
 def test_what_cannot_draw_is_said_in_a_line(sonosweep, generator_on, config, tmp_path):
-    run_dir = generator_on(load_data(config).view.split.train)
+    run_dir = generator_on(load_data(config).split.train)
     (run_dir / "generator" / "images.json").unlink()
     export = ("export", run_dir, "--format", "compact", "--out")
     for command in (("draw", run_dir, "--out"), export):

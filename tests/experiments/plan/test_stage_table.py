@@ -81,9 +81,7 @@ def test_a_stage_from_outside_runs_in_a_sweep(tmp_path):
     first = Node(stage="toy", content={"a": 1}, label="toy")
     second = Node(stage="toy", content={}, upstream={"toy": first.key}, label="toy again", steps=1)
     config = load_config(TOY, [f"store.root={tmp_path}", "trainer.accelerator=cpu"])
-    data = SimpleNamespace(
-        name="hc18", samples={}, unlabelled={}, rows={}, view=SimpleNamespace(content={})
-    )
+    data = SimpleNamespace(name="hc18", samples={}, unlabelled={}, rows={}, content={})
     plan = Plan(nodes={node.key: node for node in (first, second)}, trials=[])
     sweep = Sweep(config, data=data, plan=plan)
     sweep.run(lambda: None)

@@ -104,10 +104,8 @@ def test_a_row_without_an_image_is_named_only_where_there_is_one():
 @pytest.mark.parametrize(("choice", "is_said"), [("random", True), ("coverage", False)])
 def test_the_order_of_random_images_is_told_where_there_are_any(choice, is_said):
     config = load_config("hc18_fractions", [f"sweep.choice=[{choice}]"])
-    view = SimpleNamespace(split=SimpleNamespace(val=[]))
-    lines = report_content._protocol(
-        SimpleNamespace(config=config, data=SimpleNamespace(view=view), runs={})
-    )
+    data = SimpleNamespace(split=SimpleNamespace(val=[]))
+    lines = report_content._protocol(SimpleNamespace(config=config, data=data, runs={}))
     assert any("goes exam after exam" in line for line in lines) == is_said
     assert "goes exam after exam" not in page_of(*sweep(), protocol=["as it is"])
 

@@ -55,7 +55,7 @@ def config_of(root: Path, *changes: str):
 
 
 def data_of() -> Data:
-    return Data(name="hc18", samples={}, rows={}, view=make_data(), indices={})
+    return Data(**vars(make_data()), samples={}, rows={}, indices={})
 
 
 def of(root: Path, plan: Plan, *changes: str, retry_failed: bool = True) -> dict:

@@ -33,7 +33,7 @@ def stages(tmp_path):
 
 def resize(stages):
     """The context of a stage that opens images and annotations, and no network."""
-    ids = list(stages.data.view.split.train)
+    ids = list(stages.data.split.train)
     return stages.context("resize", {"images": stages.contents(ids), "native_hw": [32, 48]})
 
 
@@ -91,7 +91,7 @@ def alter(path):
 @pytest.mark.parametrize("what", ["image_path", "annotation_path"])
 def test_a_stage_whose_images_changed_is_not_done(stages, what):
     context = resize(stages)
-    path = getattr(stages.data.samples[stages.data.view.split.train[1]], what)
+    path = getattr(stages.data.samples[stages.data.split.train[1]], what)
     whole = alter(path)
     assert run_held(context, threads=1) == 1
     failure = read_failure(context.run_dir)
@@ -109,7 +109,7 @@ def test_a_stage_whose_images_changed_is_not_done(stages, what):
 
 def test_an_image_that_is_gone_is_a_change_too(stages, monkeypatch):
     context = resize(stages)
-    path = stages.data.samples[stages.data.view.split.train[0]].image_path
+    path = stages.data.samples[stages.data.split.train[0]].image_path
     load = STAGES["resize"].load()
 
     def losing(context):
@@ -125,14 +125,14 @@ def test_an_image_that_is_gone_is_a_change_too(stages, monkeypatch):
 
 
 def test_images_that_a_stage_does_not_name_may_change(stages):
-    alter(stages.data.samples[stages.data.view.split.test[0]].image_path)
+    alter(stages.data.samples[stages.data.split.test[0]].image_path)
     assert run_held(resize(stages), threads=1) == 0
 
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_images_that_an_input_labels_are_compared(stages, reads):
     """A teacher's label stands beside the real image, which the content does not name."""
-    name, other = stages.data.view.split.train[:2]
+    name, other = stages.data.split.train[:2]
     source = stages.context("pseudo", {"images": stages.contents([name])}).run_dir
     write_metadata(source / "metadata.jsonl", [SyntheticPair(sample_id="p", image_of=name)])
     context = stages.context(

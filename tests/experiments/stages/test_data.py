@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -19,6 +20,7 @@ from datamodules.synthetic import write_pair
 from experiments.__main__ import main
 from experiments.config.recipe import load_config
 from experiments.config.schema import ExperimentConfig
+from experiments.plan.nodes import DataView
 from experiments.stages import data as data_module
 from experiments.stages.data import load_data, write_splits
 
@@ -39,11 +41,11 @@ def kept_index(config: ExperimentConfig) -> Path:
 
 
 def test_a_corrected_pixel_size_changes_the_reference_and_not_the_content(config, hc18_folder):
-    before = load_data(config).view
+    before = load_data(config)
     path = hc18_folder / CSV
     name, pixel_size, _ = path.read_text().splitlines()[1].split(",")
     path.write_text(path.read_text().replace(pixel_size, f"{float(pixel_size) * 1.01:.9f}"))
-    after = load_data(config).view
+    after = load_data(config)
     assert after.content == before.content
     changed = {key for key in after.references if after.references[key] != before.references[key]}
     assert changed == {name.removesuffix(".png")}
@@ -100,18 +102,18 @@ def test_pairs_of_others_are_checked_before_anything_runs(config, tmp_path, name
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     config.synthesis.folder = str(folder)
     if words is None:
-        assert set(load_data(config).view.foreign_pairs) == {name}
+        assert set(load_data(config).foreign_pairs) == {name}
     else:
         with pytest.raises(InputError, match=words):
             load_data(config)
 
 
 def test_every_exam_is_tested_once_over_the_folds(config, tmp_path):
-    single = load_data(config).view
+    single = load_data(config)
     assert len(single.folds) == 1
     assert single.split is single.folds[0]
     config.split.n_folds = 3
-    view = load_data(config).view
+    view = load_data(config)
     tested = [sample_id for fold in view.folds for sample_id in fold.test]
     assert sorted(tested) == sorted(view.units)
     exams = [{view.units[i].exam_id for i in fold.test} for fold in view.folds]
@@ -140,14 +142,14 @@ def test_published_folds_are_read_back_the_same(config, tmp_path, monkeypatch, c
     printed = capsys.readouterr().out
     assert f"mine 1, 3 folds that test 12 images of hc18, sha256 {published.sha256}" in printed
     config.split.n_folds = 3
-    dealt = load_data(config).view.folds
+    dealt = load_data(config).folds
     assert published.folds == dealt
     config.split.seed, config.split.val = 7, 1
-    assert load_data(config).view.folds != dealt
+    assert load_data(config).folds != dealt
     config.split.file = str(path)
-    assert load_data(config).view.folds == dealt
+    assert load_data(config).folds == dealt
     config.split.n_folds = 1
-    assert load_data(config).view.folds == dealt[:1]
+    assert load_data(config).folds == dealt[:1]
     config.split.n_folds = 2
     with pytest.raises(InputError, match=r"split\.n_folds=2: .*holds 3 folds"):
         load_data(config)
@@ -156,7 +158,7 @@ def test_published_folds_are_read_back_the_same(config, tmp_path, monkeypatch, c
 def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folder, tmp_path):
     """Every fold's models are tested on it, and over the folds every image is trained on."""
     config.split.n_folds = 3
-    view = load_data(config).view
+    view = load_data(config)
     copied = view.folds[0].test[0]
     assert copied in view.folds[1].train + view.folds[1].val + view.folds[2].train
     image = cv2.imread(str(hc18_folder / "training_set" / f"{copied}.png"), cv2.IMREAD_GRAYSCALE)
@@ -168,7 +170,7 @@ def test_an_external_copy_of_any_folds_train_image_is_refused(config, hc18_folde
 
 
 def test_pairs_of_others_may_copy_train_images_but_no_test_image(config, hc18_folder, tmp_path):
-    split = load_data(config).view.split
+    split = load_data(config).split
     mask = cv2.ellipse(np.zeros((54, 80), np.uint8), (40, 27), (20, 14), 0, 0, 360, 1, -1)
 
     def copy_of(sample_id: str, name: str) -> str:
@@ -178,7 +180,7 @@ def test_pairs_of_others_may_copy_train_images_but_no_test_image(config, hc18_fo
         return str(tmp_path / name)
 
     config.synthesis.folder = copy_of(split.train[0], "fair")
-    assert set(load_data(config).view.foreign_pairs) == {"pair-1"}
+    assert set(load_data(config).foreign_pairs) == {"pair-1"}
     config.synthesis.folder = copy_of(split.test[0], "leak")
     with pytest.raises(
         InputError, match=f"pair-1 is a near-copy of the test image {split.test[0]}"
@@ -231,14 +233,16 @@ def test_masks_that_are_read_otherwise_have_other_hashes(config, tmp_path):
     assert filled
     assert {usual.samples[key].filled_bias_px for key in filled} == {1.4}
     config.data.filled_bias_px = 1.4
-    assert load_data(config).view == usual.view
+    said = load_data(config)
+    for name in (field.name for field in fields(DataView)):
+        assert getattr(said, name) == getattr(usual, name)
     config.data.filled_bias_px = 0.0
     config.data.allow_implausible = True  # A pixel of bias is much at this size.
     other = load_data(config)
-    assert all(other.view.content[key] != usual.view.content[key] for key in filled)
+    assert all(other.content[key] != usual.content[key] for key in filled)
     assert {other.samples[key].filled_bias_px for key in filled} == {0.0}
     config.data.filled_bias_px, config.data.label = None, 255
-    assert all(load_data(config).view.content[key] != usual.view.content[key] for key in filled)
+    assert all(load_data(config).content[key] != usual.content[key] for key in filled)
 
 
 def test_masks_without_a_bias_are_not_made_smaller_by_a_sweep(config, hc18_folder):
@@ -283,7 +287,7 @@ def test_masks_of_a_test_cohort_are_read_as_is_said_of_it(config, cohort):
     assert not [note for note in corrected.notes if note.startswith("es: ")]
     for name, sample in corrected.samples.items():
         assert sample.filled_bias_px == (2.0 if sample.cohort == "es" else 1.4)
-        is_same = corrected.view.content[name] == usual.view.content[name]
+        is_same = corrected.content[name] == usual.content[name]
         assert is_same == (sample.cohort != "es")
     config.data.cohort_filled_bias_px = {"se": 2.0}
     with pytest.raises(InputError, match=r"no test cohort is called se; those of .*: es"):
@@ -309,7 +313,7 @@ def test_images_without_annotations_join_on_request_but_for_copies_of_annotated_
     assert load_data(config).unlabelled == {}
     config.data.use_unlabelled = True
     data = load_data(config)
-    assert data.view.unlabelled == ("unlabelled-000_HC", "unlabelled-001_HC")
+    assert [*data.unlabelled] == ["unlabelled-000_HC", "unlabelled-001_HC"]
     # Two images of one name stay two, and no stage that reads masks gets these.
     own = data.unlabelled["unlabelled-001_HC"].image_path
     assert data.samples["001_HC"].image_path != own
@@ -318,7 +322,7 @@ def test_images_without_annotations_join_on_request_but_for_copies_of_annotated_
     # An exam of its own, though HC18 calls one of its training exams so too.
     assert data.rows["unlabelled-001_HC"].group_id == "unlabelled-001"
     own.write_bytes((hc18_folder / "training_set" / "001_HC.png").read_bytes())
-    assert load_data(config).view.unlabelled == ("unlabelled-000_HC",)
+    assert [*load_data(config).unlabelled] == ["unlabelled-000_HC"]
     for path in [*own.parent.iterdir(), own.parent]:
         path.rmdir() if path.is_dir() else path.unlink()
     with pytest.raises(InputError, match=r"data\.use_unlabelled: .*no image without an annotation"):

@@ -59,7 +59,7 @@ def stages(tmp_path_factory):
 
 def contexts(stages) -> dict:
     """The stages of the one trial, by kind."""
-    plan = make_plan(stages.config, stages.data.view)
+    plan = make_plan(stages.config, stages.data)
     found = {}
     for node in plan.nodes.values():
         context = stages.context(node.stage, node.content, **node.upstream)
@@ -171,7 +171,7 @@ def test_the_weights_of_other_batches_differ_by_more(stages, fit_context, at_onc
 
 
 def test_a_generator_in_parts_sees_the_same_batches(stages):
-    ids = list(stages.data.view.split.train)
+    ids = list(stages.data.split.train)
     content = {"images": stages.contents(ids), "seed": 0}
     weights, losses = [], []
     for parts in (1, 2):
@@ -190,7 +190,7 @@ def test_a_unet_out_of_memory_is_fitted_in_parts_and_says_so(stages, monkeypatch
     small_net = {"size_hw": (32, 64), "decoder_channels": (16, 8, 8, 8, 8)}
     unet = UnetConfig(**small_net, steps=3, warmup_steps=1, batch_size=4)
     monkeypatch.setattr(stages.config, "unet", unet)
-    ids, sizes = list(stages.data.view.split.train), []
+    ids, sizes = list(stages.data.split.train), []
     step = UnetModule.training_step
 
     def small(self, batch):
@@ -246,7 +246,7 @@ def test_mixed_precision_over_two_processes(stages, fit_context, kind):
     if kind == "generator":
         config.sweep = replace(config.sweep, condition=["synthetic"])
         config.synthesis = replace(config.synthesis, generator_count=4)
-    plan = make_plan(config, stages.data.view)
+    plan = make_plan(config, stages.data)
     node = next(n for n in plan.nodes.values() if n.stage == kind)
     context = replace(fit_context, config=config, node=node)
     context.run_dir.mkdir(parents=True)

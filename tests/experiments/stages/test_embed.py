@@ -135,7 +135,7 @@ def test_a_view_has_the_mask_of_its_own_picture(stages, strength):
         frame, label = frame_of(stages, sample_id)
         assert close(found[sample_id], encoded(stages, frame)), "view 0 is the image itself"
         for view in (1, 2):
-            seed = keyed_seed("view", strength, view, stages.data.view.content[sample_id])
+            seed = keyed_seed("view", strength, view, stages.data.content[sample_id])
             image, mask = augment_view(frame[:43], label[:43], strength=strength, seed=seed)
             embedding, kept_image, kept_mask = found.view(sample_id, view)
             assert np.array_equal(kept_image[:43], image)

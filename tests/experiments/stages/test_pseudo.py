@@ -103,7 +103,7 @@ def test_images_that_never_had_an_annotation_are_labelled_too(tmp_path, monkeypa
     stages = Stages(folder, tmp_path / "runs", "data.use_unlabelled=true")
     teacher = DarkInside(frame_hw=(64, 96), resize_mode="squash", image_factor=1)
     monkeypatch.setattr(pseudo, "fitted_segmenter", lambda *_, **__: teacher)
-    ids = list(stages.data.view.unlabelled)
+    ids = list(stages.data.unlabelled)
     content = {"images": stages.contents(ids), "self_training": RULES | {"min_agreement": 0.1}}
     upstream = {"teacher": stages.context("fit", {}).node.key}
     context, result = stages.run(pseudo.run_pseudo, "pseudo", content, of="unet", **upstream)

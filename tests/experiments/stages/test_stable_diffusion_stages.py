@@ -62,7 +62,7 @@ def stages(tmp_path_factory):
 
 def nodes_of(stages, route: str):
     stages.config.stable_diffusion = replace(stages.config.stable_diffusion, route=route)
-    plan = make_plan(stages.config, stages.data.view)
+    plan = make_plan(stages.config, stages.data)
     return {
         stage: next(n for n in plan.nodes.values() if n.stage == stage)
         for stage in ("generator", "synthesize")

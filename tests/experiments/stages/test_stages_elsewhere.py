@@ -52,7 +52,7 @@ def walk(folder, root, run):
     words = {w.partition("=")[0]: w for w in [*SETTINGS, *LEAN, *TWO_STEPS, *SMALL]}
     config = load_config(TOY, [*words.values(), f"data.root={folder}", f"store.root={root}"])
     data = load_data(config)
-    sweep, results = Sweep(config, data=data, plan=make_plan(config, data.view)), {}
+    sweep, results = Sweep(config, data=data, plan=make_plan(config, data)), {}
     for key, node_run in sweep.runs.items():
         stage, context = STAGES[node_run.node.stage], sweep._context(node_run)
         context.run_dir.mkdir(parents=True)
