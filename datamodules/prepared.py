@@ -152,6 +152,15 @@ def _discard(folder: Path, found: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
 
 
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """An array uint8 to be filled, which has its room on the disk: a full one would otherwise end
+    the process by a signal, at the first page that finds none."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
 def _write(
     temporary: Path,
     samples: Sequence[Sample],
@@ -162,12 +171,7 @@ def _write(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     shape = (len(samples), frame_hw[0] * factor, frame_hw[1] * factor)
-    images = np.lib.format.open_memmap(
-        temporary / "images.npy", mode="w+", dtype=np.uint8, shape=shape
-    )
-    masks = np.lib.format.open_memmap(
-        temporary / "masks.npy", mode="w+", dtype=np.uint8, shape=shape
-    )
+    images, masks = (_new_array(temporary / f"{n}.npy", shape) for n in ("images", "masks"))
     placements = []
     for row, sample in enumerate(samples):
         image = image_of(sample)

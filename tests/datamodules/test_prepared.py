@@ -234,6 +234,20 @@ def test_hashes_may_be_of_how_files_are_read_and_of_other_samples_files(hc18_fol
     assert found.sample_ids == [sample.sample_id]
 
 
+def test_arrays_have_their_room_on_the_disk_before_they_are_filled(hc18_folder, tmp_path):
+    """A page of a map that finds none ends the process by SIGBUS, which tells nobody why."""
+    rooms = []
+
+    def look(done, total):
+        paths = (tmp_path / "cache").glob(".prepared-*/*s.npy")
+        rooms.append([(f.st_blocks * 512, f.st_size) for f in (path.stat() for path in paths)])
+
+    samples = read_hc18(hc18_folder)
+    prepare(samples, tmp_path / "cache", frame_hw=(256, 256), progress=look)
+    assert len(rooms[0]) == 2
+    assert all(taken >= size > 12 * 256 * 256 for taken, size in rooms[0])
+
+
 def test_arrays_are_mapped_and_read_only(hc18_folder, tmp_path):
     prepare(read_hc18(hc18_folder)[:2], tmp_path)
     (folder,) = tmp_path.glob("prepared-*")
