@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datamodules.storage import write_json
 from experiments.store.layout import STORE_LAYOUT, VERSION_NAME, check_version
+from experiments.store.runs import hold
 
 LOCK_NAME = ".lock"
 TRIALS_LOCK = ".trials"
@@ -17,12 +18,14 @@ TRIALS_LOCK = ".trials"
 
 
 def claim_store(root: Path) -> None:
-    """`check_version`, and give a store that has no version yet its version and mark."""
+    """`check_version`, and give a store that has no version yet its version and mark, which the
+    first of several processes draws."""
     check_version(root)
     path = root / VERSION_NAME
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"layout": STORE_LAYOUT, "mark": secrets.token_hex(2)})
+        with hold(path.parent):
+            if not path.exists():
+                write_json(path, {"layout": STORE_LAYOUT, "mark": secrets.token_hex(2)})
 
 
 @contextmanager

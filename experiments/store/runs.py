@@ -290,7 +290,8 @@ class StatusFile:
         if now - self._last < 0.5 and done < total:
             return
         self._last = now
-        temporary = self._path.with_suffix(f".{os.getpid()}")
+        # No name of a result, should the process end here.
+        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         temporary.write_text(json.dumps(Status(what, done, total, time.time())._asdict()))
         temporary.replace(self._path)
 

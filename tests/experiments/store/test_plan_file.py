@@ -4,6 +4,9 @@ import dataclasses
 import functools
 import json
 import re
+import secrets
+import threading
+import time
 
 import pytest
 from plan_parts import make_data
@@ -172,6 +175,27 @@ def test_a_store_is_marked_once(tmp_path, is_old):
     written = path.stat().st_mtime_ns
     claim_store(tmp_path)
     assert path.stat().st_mtime_ns == written
+
+
+def test_two_first_sweeps_draw_one_mark(tmp_path, monkeypatch):
+    token_hex, marks = secrets.token_hex, []
+
+    def slow(n):
+        time.sleep(0.2)
+        return token_hex(n)
+
+    def claim():
+        claim_store(tmp_path)
+        marks.append(store_mark(tmp_path))
+
+    monkeypatch.setattr(secrets, "token_hex", slow)
+    threads = [threading.Thread(target=claim) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert marks == [store_mark(tmp_path)] * 3
+    assert marks[0]
 
 
 @pytest.mark.parametrize(

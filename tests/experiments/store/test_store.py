@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -167,6 +168,18 @@ def test_status_is_written_at_most_twice_a_second(run_dir, monkeypatch):
         status.update("steps", done=done, total=10)
         assert read_status(run_dir)[:3] == ("steps", shown, 10)
     assert [path.name for path in run_dir.iterdir()] == ["status.json"]
+
+
+def test_a_status_that_was_cut_off_is_no_result(run_dir, monkeypatch):
+    """A file that goes or comes after the marker was written would make a finished run damaged."""
+    write_started(run_dir, {"stage": "fit"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            StatusFile(run_dir).update("steps", done=1, total=2)
+    write_done(run_dir, {})
+    files = json.loads((run_dir / "DONE.json").read_text())["files"]
+    assert list(files) == ["manifest.json"]
 
 
 def finished(run_dir):
