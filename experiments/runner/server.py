@@ -1,9 +1,11 @@
 """The server that forks a sweep's stages: where its sockets lie, and its end. Torch-free."""
 
 import contextlib
+import fcntl
 import multiprocessing
 import multiprocessing.util
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +25,8 @@ ROOM = len("/pymp-12345678/listener-12345678")
 OTHERS_ROOM = len("/wandb-1234567-1234567-1234567890/socket")
 """What other libraries add to it at most."""
 SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+OWNER = "sonosweep"
+"""In a sweep's temporary folder: locked by the processes that use it, until the last one ends."""
 
 
 def socket_folder() -> str:
@@ -63,6 +67,7 @@ def start_server(preload: Sequence[str]) -> ForkServerContext:
     from it answers SIGINT, which a terminal sends to all of them: this process ends them.
     """
     use_short_sockets()
+    _own(Path(multiprocessing.util.get_temp_dir()))
     spawner = multiprocessing.get_context("forkserver")
     spawner.set_forkserver_preload(list(preload))
     # After its processes were waited for, and before the folder of its socket is removed.
@@ -76,6 +81,27 @@ def start_server(preload: Sequence[str]) -> ForkServerContext:
     finally:
         signal.signal(signal.SIGINT, previous)
     return spawner
+
+
+def _own(folder: Path) -> None:
+    """Lock a temporary folder, and remove those beside it that killed sweeps have left."""
+    for marker in folder.parent.glob(f"pymp-*/{OWNER}"):
+        with contextlib.suppress(OSError), marker.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(marker.parent, ignore_errors=True)
+    # It has its name once it is locked.
+    descriptor, unnamed = tempfile.mkstemp(dir=folder)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    Path(unnamed).rename(folder / OWNER)
+
+
+def share_temporary_folder() -> None:
+    """Keep the folder of the sweep that this process was forked for until this one ends too."""
+    if multiprocessing.parent_process() is None:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(Path(multiprocessing.util.get_temp_dir()) / OWNER, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from experiments.config.extensions import import_extensions
 from experiments.config.schema import resolved
 from experiments.plan.stage_table import STAGES, StageRow
 from experiments.runner.failures import kind_of, reason_of
+from experiments.runner.server import share_temporary_folder
 from experiments.stages.context import StageContext
 from experiments.stages.planned import require_as_planned
 from experiments.store import runs
@@ -47,6 +48,7 @@ def run_node(
     os.environ.update(environment)
     import_extensions(context.config.extensions)
     STAGES[context.node.stage] = row
+    share_temporary_folder()
     context.run_dir.mkdir(parents=True, exist_ok=True)
     redirect_output(context.run_dir / "log.txt")
     # Ctrl-C reaches the whole group; the parent answers it by a SIGTERM, which Lightning takes

@@ -98,6 +98,53 @@ def test_what_a_stage_leaves_in_its_temporary_folder_goes_with_the_sweep(tmp_pat
         assert not list(Path(folder).iterdir())
 
 
+KILLED = """
+import os, signal, sys, tempfile, time
+from experiments.runner.server import share_temporary_folder, start_server
+
+def work(end):
+    share_temporary_folder()
+    end.send(tempfile.gettempdir())
+    time.sleep(3600 if sys.argv[1] == "stays" else 0)
+
+if __name__ == "__main__":
+    spawner = start_server([])
+    here, there = spawner.Pipe()
+    process = spawner.Process(target=work, args=(there,))
+    process.start()
+    print(here.recv(), process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_sweep_leaves_goes_at_the_next_start(tmp_path):
+    """Once the last of its stages has ended, which may need it to write a checkpoint."""
+    (tmp_path / "program.py").write_text(KILLED)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        environment = {**os.environ, "TMPDIR": folder, "PYTHONPATH": str(Path.cwd())}
+        foreign = Path(folder) / "pymp-foreign"
+        foreign.mkdir()
+
+        def left(word):
+            """The folders there, that of a killed sweep and the process id of its stage."""
+            words = [sys.executable, tmp_path / "program.py", word]
+            with (tmp_path / "said").open("w+") as said:
+                subprocess.run(words, env=environment, stdout=said, timeout=300, check=False)
+                said.seek(0)
+                own, stage = said.read().split()
+            return {*Path(folder).iterdir()}, Path(own), int(stage)
+
+        found, stays, stage = left("stays")
+        try:
+            assert found == {foreign, stays}
+            found, first, _ = left("ends")
+            assert found == {foreign, stays, first}
+            found, second, _ = left("ends")
+            assert found == {foreign, stays, second}
+        finally:
+            os.kill(stage, signal.SIGKILL)
+
+
 SHARING = """
 import os, signal, sys, time
 from pathlib import Path
