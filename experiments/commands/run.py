@@ -27,7 +27,7 @@ from experiments.runner.memory import check_gpu_memory
 from experiments.runner.progress import LiveProgress
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
-from experiments.stages.data import Data, load_data, write_splits
+from experiments.stages.data import Data, keep_indices, load_data, write_splits
 from experiments.store.guard import claim_store, use_sweep
 from experiments.store.layout import check_version
 from experiments.store.runs import RunStore, hold, is_done
@@ -41,6 +41,7 @@ def prepare(
 ) -> tuple[Data, Plan]:
     """Check everything that can be checked before torch is imported, then plan.
 
+    Nothing is written into the store: a refused sweep leaves none behind.
     Published weights that the plan's ids name are fetched; with `fetches` false nothing is to run,
     and devices need not be there. A base model's branch on the hub becomes its commit in `config`.
 
@@ -68,8 +69,6 @@ def prepare(
             config,
             progress=lambda done, total: status.update(f"indexing images {done}/{total}"),
         )
-    # Not before: a wrong path to the data leaves no store behind.
-    claim_store(root)
     while True:
         try:
             with console.status("planning"):
@@ -78,6 +77,12 @@ def prepare(
             if not fetches:
                 raise
             fetch(missing.name, console)
+
+
+def begin_writing(config: ExperimentConfig, data: Data) -> None:
+    """Make the store of a sweep that is not refused, and keep what was indexed for it."""
+    claim_store(Path(config.store.root))
+    keep_indices(data)
 
 
 def execute(
@@ -196,6 +201,7 @@ def _recorded_sweep(
     """
     store = RunStore(Path(config.store.root))
     folder = store.sweep_dir(config.name)
+    begin_writing(config, data)
     # `clean` holds this too: it removes nothing that is found done here. So does whoever starts the
     # same sweep: of two at once the later one sees the plan of the other.
     with hold(store.root / "store"):

@@ -36,7 +36,7 @@ def trial(
 
     agent = {key: os.environ.pop(key) for key in AGENT_VARIABLES if key in os.environ}
     config, console = load_recipe(recipe, trial_overrides(words or [])), stdout_console()
-    from experiments.commands.run import prepare, report_failures, run_live
+    from experiments.commands.run import begin_writing, prepare, report_failures, run_live
     from experiments.runner.sweep import Sweep
     from experiments.store.guard import use_store
 
@@ -49,6 +49,7 @@ def trial(
             "are the folders STAGE/ID that `sonosweep sweep RECIPE --dry-run --json` lists"
         )
     plan = plan.narrowed(keys)
+    begin_writing(config, data)
     sweep = Sweep(config, data=data, plan=plan, say=lambda line: say(console, line))
     with use_store(sweep.store.root):
         run_live(sweep, console)

@@ -41,7 +41,7 @@ def print_dry_run(config: ExperimentConfig, *, retry_failed: bool, as_json: bool
     pinned = pin_bases(config, asks_hub=False)
     with console.status("reading the data") as status:
         show = lambda done, total: status.update(f"indexing images {done}/{total}")  # noqa: E731
-        data = load_data(config, progress=show, keeps=False)
+        data = load_data(config, progress=show)
         with missing_weights_named() as missing:
             plan = make_plan(config, data)
     absent = [*(WEIGHTS[name].what for name in dict.fromkeys(missing)), *_absent(config, plan)]

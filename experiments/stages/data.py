@@ -40,16 +40,15 @@ class Data(DataView):
     """What the user should know of how annotations are read."""
     unlabelled: dict[str, Sample] = field(default_factory=dict)
     """Images that have no annotation, by an id of their own; `rows` and `content` have them too."""
+    new_indices: dict[Path, Index] = field(default_factory=dict)
+    """What was indexed anew, by the place that `keep_indices` gives it."""
 
 
-def load_data(
-    config: ExperimentConfig, *, progress: Progress | None = None, keeps: bool = True
-) -> Data:
+def load_data(config: ExperimentConfig, *, progress: Progress | None = None) -> Data:
     """Read, check, index and split the data of a sweep; InputError for anything wrong with them.
 
-    The structure is checked before any image is decoded. An index is kept in the store under the
-    hash of its files, so unchanged files are not decoded again; without `keeps` it is only read
-    from there.
+    The structure is checked before any image is decoded, and nothing is written. What
+    `keep_indices` has kept of the same files is not decoded again.
     """
     cohorts = _cohorts(config)
     name = next(iter(cohorts))
@@ -59,7 +58,8 @@ def load_data(
     pairs = _foreign_pairs(config, taken=samples)
     files, foreign = _hashes(samples.values()), _hashes(pairs)
     folder = Path(config.store.root) / "store" / "index"
-    index_of = partial(_index, folder=folder, keeps=keeps, progress=progress)
+    new: dict[Path, Index] = {}
+    index_of = partial(_index, folder=folder, new=new, progress=progress)
     indices = {cohort: index_of(members, content=files) for cohort, members in cohorts.items()}
     notes: list[str] = []
     if config.data.filled_bias_px is None:
@@ -108,7 +108,15 @@ def load_data(
         rows={row.sample_id: row for row in rows},
         indices=indices,
         notes=tuple(notes),
+        new_indices=new,
     )
+
+
+def keep_indices(data: Data) -> None:
+    """Keep what was indexed anew in the store, each index under the hash of its files."""
+    for path, index in data.new_indices.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, index.to_json())
 
 
 def _unlabelled(
@@ -218,10 +226,11 @@ def _index(
     *,
     content: Mapping[str, str],
     folder: Path,
-    keeps: bool,
+    new: dict[Path, Index],
     progress: Progress | None,
 ) -> Index:
-    """The index of the samples, from the store where the same files were indexed before."""
+    """The index of the samples, from the store where the same files were indexed before; else it is
+    added to `new`."""
     names = ("exam_id", "frame", "pixel_size_mm", "hc_mm", "cohort", "filled_bias_px")
     facts = attrgetter("sample_id", *names)
     # No label is not named, so that what was indexed before is found.
@@ -233,12 +242,9 @@ def _index(
         # One of another version is built again.
         with contextlib.suppress(ValueError):
             return Index.from_json(path.read_text())
-    index = build_index(samples, progress=progress)
+    new[path] = build_index(samples, progress=progress)
     require_unchanged(samples, [content[s.sample_id] for s in samples])
-    if keeps:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, index.to_json())
-    return index
+    return new[path]
 
 
 def write_splits(folds: Sequence[Split], path: Path) -> None:

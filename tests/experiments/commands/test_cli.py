@@ -173,7 +173,7 @@ def test_bad_settings_are_one_line_that_names_the_key(
     filled = [word.replace("=@", f"={tmp_path}/@") for word in by_key.values()]
     code, _, err = sonosweep("sweep", "demo", *filled)
     is_one_clear_line(code, err, words)
-    assert not (tmp_path / "@runs" / "demo").exists()
+    assert not (tmp_path / "@runs").exists()
 
 
 @pytest.fixture

@@ -40,8 +40,10 @@ def test_a_running_sweeps_plan_stays_as_it_is(hc18_folder, tmp_path, name):
 def test_a_recipe_without_the_stage_that_is_asked_for_is_told_which(
     hc18_folder, tmp_path, name, condition, absent
 ):
-    ended = run(hc18_folder, tmp_path, *LIKE_IT, f"sweep.condition=[{condition}]", name=name)
+    store = tmp_path / "runs"
+    ended = run(hc18_folder, store, *LIKE_IT, f"sweep.condition=[{condition}]", name=name)
     assert (ended.returncode, f"need no {absent};" in ended.stderr) == (2, True), ended.stderr
+    assert not store.exists()
 
 
 def test_a_cut_recipe_does_not_write_the_outputs_again(hc18_folder, tmp_path, monkeypatch):
