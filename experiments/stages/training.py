@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
@@ -55,15 +56,25 @@ class CountInParts(Callback):
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are on the disk before the one before them is removed."""
+    """Checkpoints that are on the disk before the one before them is removed, whole or not at all.
+
+    Lightning writes them into the temporary folder, which may be small, and moves them.
+    """
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+        self,
+        checkpoint: dict[str, Any],
+        path: str | Path,
+        storage_options: Any | None = None,  # noqa: ARG002 - Lightning's signature
     ) -> None:
-        """Save as Lightning does, then wait for the disk."""
-        super().save_checkpoint(checkpoint, path, storage_options)
-        fsync_path(Path(path))
-        fsync_path(Path(path).parent)
+        """Save beside, wait for the disk, then give it its name."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}")
+        torch.save(checkpoint, partial)
+        fsync_path(partial)
+        partial.replace(path)
+        fsync_path(path.parent)
 
 
 class PacedCheckpoint(ModelCheckpoint):

@@ -1,6 +1,9 @@
 """The Trainer of a stage: what a training that may stop early continues with after a kill."""
 
+import errno
 import itertools
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +26,29 @@ from experiments.stages.training import (
 STEPS = 20
 # Validated after steps 2, 4, 6...: the best is the second, and two worse ones follow it.
 VAL_DICE = {2: 0.5, 4: 0.9, 6: 0.8, 8: 0.7}
+
+
+def test_a_checkpoint_is_written_beside_and_has_its_name_once_it_is_whole(tmp_path, monkeypatch):
+    """The temporary folder may be full, or on another disk than the store."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    path = tmp_path / "checkpoints" / "step=1.ckpt"
+    saver = training.DurableCheckpointIO()
+    saver.save_checkpoint({"weight": torch.ones(1)}, path)
+    first = path.read_bytes()
+
+    def cut(checkpoint, target):
+        Path(target).write_bytes(first[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", cut)
+        with pytest.raises(OSError, match="No space"):
+            saver.save_checkpoint({"weight": torch.zeros(1)}, path)
+    assert path.read_bytes() == first
+    assert last_checkpoint(tmp_path) == path
+    saver.save_checkpoint({"weight": torch.zeros(1)}, path)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert torch.load(path)["weight"] == 0
 
 
 class Toy(LightningModule):
@@ -175,7 +201,12 @@ def test_a_checkpoint_is_on_the_disk_before_the_last_one_goes(tmp_path, monkeypa
 
     monkeypatch.setattr(training, "fsync_path", recorded)
     run(tmp_path / "run")
-    synced = [event for event in events if event[0].startswith("step=")]
+    # Each file, then the folder that has its name.
+    synced = [
+        (name.removeprefix("."), named)
+        for (name, _), (_, named) in itertools.pairwise(events)
+        if name.startswith(".step=")
+    ]
     assert len(synced) >= 3
     for (before, _), (name, there) in itertools.pairwise(synced):
         assert {before, name} <= {*there}
