@@ -40,6 +40,9 @@ ROOM_MIB = 512
 disk, a twentieth of it."""
 PACE_UNITS, PACE_S = 2, 10.0
 """Units and seconds after which a running stage tells its pace."""
+UNSEEN_S = 60.0
+"""Seconds until the next attempt where a disk is full that shows enough free space: by a quota, or
+because it is another one than the store's."""
 FULL_MIB = 1
 """Free space below which even the reason of a failure may not have been written."""
 
@@ -122,7 +125,8 @@ class Sweep:
         self.halted = ""
         """Why no more is started; empty while all goes well."""
         self._failures_in_row: list[NodeRun] = []
-        self._paused = False
+        self._paused_until: float | None = None
+        """Since the disk is full: the time before which it is not asked again."""
         self._stop = False
         self._code: dict[str, str | None] | None = None
         """The code that runs: as found before the server imports it, which forks the stages."""
@@ -348,7 +352,7 @@ class Sweep:
             is_full = shutil.disk_usage(self.store.root).free < FULL_MIB * 2**20
         if not is_full:
             return ""
-        self._paused = True
+        self._paused_until = time.monotonic() + (UNSEEN_S if self._has_room() else 0.0)
         return (
             f"the disk is full, the sweep pauses; free some of {self.store.root} and it continues, "
             "or end it and start it again later"
@@ -369,15 +373,19 @@ class Sweep:
     def _batch_size(self, node: Node) -> int:
         return STAGES[node.stage].batch_size(content=node.content, config=self.config)
 
+    def _has_room(self) -> bool:
+        usage = shutil.disk_usage(self.store.root)
+        return usage.free >= min(ROOM_MIB * 2**20, usage.total / 20)
+
     def _is_paused(self) -> bool:
         """Whether the disk is still full."""
-        if not self._paused:
+        if self._paused_until is None:
             return False
-        usage = shutil.disk_usage(self.store.root)
-        if usage.free >= min(ROOM_MIB * 2**20, usage.total / 20):
-            self._paused = False
-            self.say("there is room on the disk again; the sweep continues")
-        return self._paused
+        if time.monotonic() < self._paused_until or not self._has_room():
+            return True
+        self._paused_until = None
+        self.say("there is room on the disk again; the sweep continues")
+        return False
 
 
 def parts_within(wanted: int, *, limit: int) -> int:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import time
 from unittest import mock
 
 import pytest
@@ -13,7 +14,7 @@ from datamodules.errors import InputError
 from experiments.config.recipe import load_config
 from experiments.runner.launchers import LocalLauncher
 from experiments.runner.slots import slots_of
-from experiments.runner.sweep import SweepInterruptedError
+from experiments.runner.sweep import UNSEEN_S, SweepInterruptedError
 from experiments.runner.workload import Workload
 from experiments.store.runs import write_done
 
@@ -71,6 +72,30 @@ def test_a_full_disk_pauses_until_there_is_room(tmp_path, monkeypatch, free_mib,
     assert fake.started == [["a"], ["a"], ["b"]]
     assert "the disk is full, the sweep pauses" in lines[0]
     assert "continues" in lines[1]
+
+
+def test_a_full_disk_that_shows_room_is_not_asked_at_once_again(tmp_path, monkeypatch):
+    """A quota is full, or the disk of the temporary folder; each attempt costs a start."""
+    now = [100.0]
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2**40))
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def look():
+        now[0] += 1
+
+    tries = []
+
+    def act(context):
+        tries.append(now[0])
+        return ("disk_full", "OSError: quota") if len(tries) < 3 else "done"
+
+    sweep, _, lines = make_sweep(tmp_path, [node("a")], act)
+    sweep.run(look)
+    assert states(sweep) == {"a": "done"}
+    assert tries[1] - tries[0] >= UNSEEN_S
+    assert tries[2] - tries[1] >= UNSEEN_S
+    assert len(lines) == 4
 
 
 def test_a_chain_holds_what_follows_but_no_other_training(tmp_path):
