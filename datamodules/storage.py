@@ -70,13 +70,13 @@ def told_of(path: Path) -> Iterator[None]:
         raise
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader, or a power cut, sees the old one or the new one."""
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a power cut, sees the old one or the new one."""
     with told_of(path):
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files for the owner alone; results are for all who may read the folder.

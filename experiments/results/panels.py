@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from datamodules.storage import write_atomic
 from experiments.config.conditions import ROWS
 from experiments.results.axes import AXES
 
@@ -184,5 +185,7 @@ def png_bytes(figure: Figure) -> bytes:
 
 def save_figure(figure: Figure, *, stem: Path) -> None:
     """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
-    stem.with_suffix(".png").write_bytes(png_bytes(figure))
-    figure.savefig(stem.with_suffix(".pdf"), metadata={"CreationDate": None})
+    pdf = BytesIO()
+    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    write_atomic(stem.with_suffix(".png"), png_bytes(figure))
+    write_atomic(stem.with_suffix(".pdf"), pdf.getvalue())

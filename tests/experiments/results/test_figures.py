@@ -1,8 +1,12 @@
+import os
+from unittest import mock
+
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from test_tables import PIXEL, scores
 
 from experiments.config.conditions import CONTROLS, ROWS
@@ -186,6 +190,17 @@ def test_files_are_the_same_on_two_runs(tmp_path):
         assert first == (tmp_path / "b").with_suffix(suffix).read_bytes()
         assert b"Matplotlib" not in first or suffix == ".pdf"
         assert b"CreationDate" not in first
+
+
+def test_a_stop_while_a_figure_is_written_leaves_the_old_one(tmp_path, monkeypatch):
+    for suffix in (".png", ".pdf"):
+        (tmp_path / f"a{suffix}").write_text("old")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=KeyboardInterrupt))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            save_figure(Figure(), stem=tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pdf", "a.png"]
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"old"}
 
 
 def test_conditions_have_styles_of_their_own():
