@@ -292,8 +292,12 @@ class StatusFile:
         self._last = now
         # No name of a result, should the process end here.
         temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(Status(what, done, total, time.time())._asdict()))
-        temporary.replace(self._path)
+        try:
+            temporary.write_text(json.dumps(Status(what, done, total, time.time())._asdict()))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def read_status(run_dir: Path) -> Status | None:

@@ -1,5 +1,6 @@
 """Run directories: markers, locks that end with their holder, status."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -180,6 +181,13 @@ def test_a_status_that_was_cut_off_is_no_result(run_dir, monkeypatch):
     write_done(run_dir, {})
     files = json.loads((run_dir / "DONE.json").read_text())["files"]
     assert list(files) == ["manifest.json"]
+
+
+def test_a_status_on_a_full_disk_leaves_nothing(run_dir, monkeypatch):
+    monkeypatch.setattr(Path, "replace", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        StatusFile(run_dir).update("steps", done=1, total=2)
+    assert not list(run_dir.iterdir())
 
 
 def finished(run_dir):
