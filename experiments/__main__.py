@@ -9,13 +9,14 @@ import sys
 DISK_ERRORS = (
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EROFS,
     errno.EIO,
     errno.ESTALE,
     errno.ENOTCONN,
     errno.ENODEV,
 )
-"""What a full, read-only or lost disk answers."""
+"""What a full, read-only or lost disk answers, and a limit on the size of files."""
 
 PATH_ERRORS = (
     errno.ENAMETOOLONG,

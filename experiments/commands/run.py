@@ -25,6 +25,7 @@ from experiments.plan.record import record_plan, refuse_another
 from experiments.runner.gpus import check_devices
 from experiments.runner.memory import check_gpu_memory
 from experiments.runner.progress import LiveProgress
+from experiments.runner.server import socket_folder
 from experiments.runner.slurm import SlurmLauncher
 from experiments.runner.sweep import Sweep, SweepInterruptedError
 from experiments.stages.data import Data, keep_indices, load_data, write_splits
@@ -57,6 +58,7 @@ def prepare(
             start.find()
     if fetches:
         check_devices(config)
+        socket_folder()
     # A mode that W&B does not have is refused before any work.
     resolve_mode(config.wandb)
     root = Path(config.store.root)

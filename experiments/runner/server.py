@@ -33,7 +33,13 @@ def socket_folder() -> str:
     """The temporary folder, or a shorter one where its path is too long for a socket's; InputError
     where none can be written.
     """
-    folder = tempfile.gettempdir()
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise InputError(
+            f"TMPDIR={os.environ.get('TMPDIR', '')}: {error.strerror}; set it to a folder that can "
+            "be written"
+        ) from error
     if len(os.fsencode(folder)) + ROOM <= LONGEST_ADDRESS:
         return folder
     for short in SHORT_FOLDERS:

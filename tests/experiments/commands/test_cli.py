@@ -195,6 +195,7 @@ def failing(monkeypatch):
         (errno.EACCES, "check who may read or write it"),
         (errno.ENOSPC, "check the disk"),
         (errno.EROFS, "check the disk"),
+        (errno.EFBIG, "check the disk"),
         (errno.ESTALE, "check the disk"),
         (errno.ENAMETOOLONG, "give another path"),
         (errno.ENOTDIR, "give another path"),

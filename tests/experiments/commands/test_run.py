@@ -1,5 +1,7 @@
 """What starts of one sweep after another, or beside it, do to what its folder holds."""
 
+import tempfile
+
 import pytest
 from sweep_parts import LEAN, call, run
 
@@ -43,6 +45,17 @@ def test_a_recipe_without_the_stage_that_is_asked_for_is_told_which(
     store = tmp_path / "runs"
     ended = run(hc18_folder, store, *LIKE_IT, f"sweep.condition=[{condition}]", name=name)
     assert (ended.returncode, f"need no {absent};" in ended.stderr) == (2, True), ended.stderr
+    assert not store.exists()
+
+
+def test_no_folder_for_temporary_files_is_one_line(hc18_folder, tmp_path, monkeypatch):
+    store, none = tmp_path / "runs", tmp_path / "none"
+    monkeypatch.setenv("TMPDIR", str(none))
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(none)])
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    ended = run(hc18_folder, store, *LIKE_IT)
+    said = f"error: TMPDIR={none}: No usable temporary directory found in ['{none}']; set it to"
+    assert (ended.returncode, ended.stderr.startswith(said)) == (2, True), ended.stderr
     assert not store.exists()
 
 
