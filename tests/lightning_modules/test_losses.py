@@ -134,6 +134,9 @@ def test_dice_by_hand():
     assert whole.item() == pytest.approx(4 / 6)
     part = dice_from_logits(logits, target, valid_hw=torch.tensor([[1, 2]]))
     assert part.item() == pytest.approx(2 / 3)
+    # Half or less of a pixel is background.
+    soft = dice_from_logits(logits, target - 0.5, valid_hw=torch.tensor([[1, 4]]))
+    assert soft.item() == 0
 
 
 def test_dice_of_empty_and_full_masks():

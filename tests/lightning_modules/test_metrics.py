@@ -110,6 +110,13 @@ def test_hausdorff_by_a_tree_equals_that_by_a_distance_transform(monkeypatch, de
     assert found[0] == found[1] > 0
 
 
+def test_a_pixel_beside_a_hole_by_its_corner_alone_is_no_boundary():
+    holed = FULL.copy()
+    holed[9, 9] = False
+    # (9, 10) and (10, 9) are boundary, 9 px from the border; (10, 10) would be 10 px from it.
+    assert hausdorff_distance_mm(holed, FULL, pixel_size_mm=1) == 9
+
+
 def test_hausdorff_is_between_boundaries_not_between_filled_masks():
     ring = FULL.copy()
     ring[20:30, 30:50] = False

@@ -12,6 +12,7 @@ from lightning_modules.noise import (
     image_from_velocity,
     low_discrepancy_timesteps,
     min_snr_weights,
+    prediction_weights,
     velocity,
 )
 
@@ -87,6 +88,20 @@ def test_min_snr_weights_equal_the_papers_quotient_over_the_schedule():
     snr = alphas_cumprod / (1 - alphas_cumprod)
     weights = min_snr_weights(alphas_cumprod, torch.arange(1000), gamma=5.0)
     assert torch.allclose(weights, snr.clamp(max=5.0) / (snr + 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("gamma", "is_velocity", "expected"),
+    [
+        (None, True, [1.0, 1.0]),
+        (5.0, True, [0.8, 0.5]),
+        (5.0, False, [1.0, 5 / 9]),  # SNR 4, below the cap, and 9: min(1, 5 / SNR)
+    ],
+)
+def test_weights_of_a_prediction_of_hand_values(gamma, is_velocity, expected):
+    alphas_cumprod, timesteps = torch.tensor([0.8, 0.9]), torch.tensor([0, 1])
+    found = prediction_weights(alphas_cumprod, timesteps, gamma=gamma, is_velocity=is_velocity)
+    assert found.tolist() == pytest.approx(expected)
 
 
 def test_guidance_of_one_is_none_of_zero_is_unconditional_and_two_extrapolates():

@@ -7,9 +7,11 @@ from scipy import ndimage
 
 from lightning_modules.prompts import (
     boxes_from_masks,
+    drawn_boxes,
     ellipse_in_box_mask,
     jitter_boxes,
     largest_components,
+    predicted_boxes,
     prompt_boxes,
     whole_image_boxes,
 )
@@ -148,6 +150,28 @@ def test_a_speck_does_not_widen_the_box():
     assert boxes_from_masks(mask.float(), valid_hw=VALID_HW).tolist() == [[2, 1, 59, 39]]
     empty = largest_components(torch.zeros(1, 1, 54, 80, dtype=torch.bool))
     assert boxes_from_masks(empty, valid_hw=VALID_HW).tolist() == [[0, 0, 79, 53]]
+
+
+def test_the_predicted_box_is_that_of_the_largest_part_inside_the_image():
+    logits = torch.full((2, 1, 54, 80), -1.0)
+    logits[0, 0, 10:20, 30:50] = 1.0
+    logits[0, 0, 0, 0] = 9.0
+    logits[0, 0, 40:, :] = 1.0  # in the padding, and larger than the head
+    boxes = predicted_boxes(logits, valid_hw=torch.tensor([[40, 80], [54, 60]]))
+    assert boxes.tolist() == [[30, 10, 49, 19], [0, 0, 59, 53]]
+
+
+def test_each_items_box_is_of_the_protocol_that_was_drawn_for_it():
+    mask = torch.zeros(3, 1, 54, 80)
+    mask[:, 0, 10:20, 30:50] = 1
+    boxes = drawn_boxes(
+        ("tight_box", "whole_image"),
+        mask=mask,
+        valid_hw=VALID_HW.expand(3, 2),
+        offsets=torch.zeros(3, 4),
+        choice=torch.tensor([1, 0, 1]),
+    )
+    assert boxes.tolist() == [[0, 0, 79, 53], [30, 10, 49, 19], [0, 0, 79, 53]]
 
 
 def test_ellipse_in_box_by_hand():

@@ -16,7 +16,7 @@ from lightning_modules.generators.pixel.spectral import (
     to_image,
 )
 from lightning_modules.noise import alphas_sigmas
-from lightning_modules.pair_jitter import jitter_pairs
+from lightning_modules.pair_jitter import jitter_matrices, jitter_pairs
 from lightning_modules.randomness import keyed_rand
 
 SMALL = {"size_hw": (32, 48), "patch": 2, "block_out_channels": (16, 32)}
@@ -239,6 +239,19 @@ def test_scale_and_shift_stay_within_their_limits():
     shifts = [_moments(m)[1:3] for m in _jitter(bars, max_shift=0.1)[1][:, 0]]
     assert 8 < max(abs(found - x) for found, _ in shifts) <= 16.5
     assert 5 < max(abs(found - y) for _, found in shifts) <= 11.5
+
+
+def test_the_middle_goes_by_the_shift_however_the_rest_turns_and_grows():
+    shift = torch.tensor([[0.1, -0.2]])
+    matrices = jitter_matrices(
+        (108, 160),
+        rotation_rad=torch.tensor([0.4]),
+        scale=torch.tensor([1.5]),
+        shift=shift,
+        flip=torch.tensor([True]),
+    )
+    back = matrices[:, :, :2] @ (2 * shift).unsqueeze(-1) + matrices[:, :, 2:]
+    assert torch.allclose(back, torch.zeros(1, 2, 1), atol=1e-6)
 
 
 def test_each_limit_has_its_own_number_of_an_items_draw():

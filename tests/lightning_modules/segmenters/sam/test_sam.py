@@ -204,6 +204,11 @@ def test_learning_rate_by_hand():
     assert [factor(step) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1]
     assert factor(8) == pytest.approx(0.5)
     assert factor(12) == factor(99) == 0
+    constant = [
+        learning_rate_factor(step, warmup_steps=2, steps=4, schedule="constant")
+        for step in range(6)
+    ]
+    assert constant == [0.5, 1, 1, 1, 0, 0]
     assert learning_rate_factor(0, warmup_steps=0, steps=1) == 1
     assert learning_rate_factor(3, warmup_steps=9, steps=4) == pytest.approx(4 / 9)
 
