@@ -150,6 +150,24 @@ def test_distribution_of_one_ellipse_stays_near_it_and_transfers():
     assert axes.std() > 1
     assert np.median(axes) == pytest.approx(213, rel=0.05)
     assert np.median([e.center_x_px for e in drawn]) == pytest.approx(406.5, abs=15)
+    assert np.median([e.center_y_px for e in drawn]) == pytest.approx(271.5, abs=15)
+    # A sixth of the draws on either side end one bandwidth away from what was seen.
+    ends = np.log([axes.min() / 213, axes.max() / 213])
+    np.testing.assert_allclose(ends, distribution.bandwidth[0] * np.array([-1, 1]))
+    small, large = (
+        distribution.sample(np.random.default_rng(1), size_hw=size)
+        for size in ((54, 80), (540, 800))
+    )
+    assert large.center_x_px == pytest.approx(10 * (small.center_x_px + 0.5) - 0.5)
+    assert large.center_y_px == pytest.approx(10 * (small.center_y_px + 0.5) - 0.5)
+
+
+def test_a_round_head_stays_within_the_axes_seen():
+    distribution = EllipseDistribution.fit([make(a=20, b=20)], size_hws=[(54, 80)])
+    rng = np.random.default_rng(0)
+    drawn = [distribution.sample(rng, size_hw=(54, 80)) for _ in range(200)]
+    most = 20 * math.exp(distribution.bandwidth[0])
+    assert max(each.semi_major_px for each in drawn) == pytest.approx(most)
 
 
 def test_distribution_jitters_less_with_more_ellipses_and_stays_in_range():
@@ -160,6 +178,9 @@ def test_distribution_jitters_less_with_more_ellipses_and_stays_in_range():
     few = EllipseDistribution.fit(ellipses[:3], size_hws=[(54, 80)] * 3)
     many = EllipseDistribution.fit(ellipses, size_hws=[(54, 80)] * 60)
     assert (many.bandwidth < few.bandwidth).all()
+    # Scott's factor, halved.
+    spread = np.log([each.semi_major_px for each in ellipses]).std()
+    assert many.bandwidth[0] == pytest.approx(0.5 * 60 ** (-1 / 9) * spread)
     drawn = [many.sample(rng, size_hw=(54, 80)) for _ in range(500)]
     margin = math.exp(many.bandwidth[0])
     axes = [e.semi_major_px for e in ellipses]
@@ -181,6 +202,12 @@ def test_balanced_sizes_are_drawn_from_each_tercile_equally_often():
     assert set(rows) == set(range(15))
     few = EllipseDistribution.fit(ellipses[:2], size_hws=[(54, 80)] * 2, balance_sizes=True)
     assert {few.sample_with_source(rng, size_hw=(54, 80))[1] for _ in range(20)} == {0, 1}
+
+
+def test_terciles_go_by_the_area_in_any_order_of_the_ellipses():
+    ellipses = [make(a=20, b=9), make(a=10, b=10), make(a=30, b=5)]
+    fitted = EllipseDistribution.fit(ellipses, size_hws=[(54, 80)] * 3, balance_sizes=True)
+    assert fitted.groups.tolist() == [2, 0, 1]
 
 
 def test_distribution_repeats_with_the_generator_and_refuses_nothing():
