@@ -87,6 +87,16 @@ def test_what_is_possible_goes_by_the_width():
     )
     found = head_ellipse(rasterise(wide, size_hw=(60, 200)))
     assert found.semi_major_px == pytest.approx(130, abs=2)
+    # In a narrow image, up to twice its width.
+    for semi_major_px, is_found in ((90, True), (140, False)):
+        tall = Ellipse(
+            center_x_px=30,
+            center_y_px=150,
+            semi_major_px=semi_major_px,
+            semi_minor_px=25,
+            theta_rad=np.pi / 2,
+        )
+        assert (head_ellipse(rasterise(tall, size_hw=(300, 60))) is not None) is is_found
 
 
 @pytest.mark.parametrize(
