@@ -320,6 +320,14 @@ def test_old_files_are_given_their_axes_and_it_is_said_once(tmp_path, capsys):
     assert footnotes(rows)
 
 
+def test_pairs_of_an_old_file_that_name_no_label_are_of_no_generator(tmp_path):
+    frame = old_file(tmp_path / "results.csv").assign(status="done", n_generator_labels=None)
+    frame.to_csv(tmp_path / "results.csv", index=False)
+    rows = read_rows(tmp_path / "results.csv")
+    assert set(rows["generator"]) == {""}
+    assert "fixed" in set(rows["pair_labels"])
+
+
 def test_in_old_files_a_trial_that_is_not_done_stands_in_every_place(tmp_path):
     frame = old_file(tmp_path / "results.csv").assign(status="done")
     boxes = frame[:2].assign(prompt="jittered_box")
@@ -334,6 +342,10 @@ def test_in_old_files_a_trial_that_is_not_done_stands_in_every_place(tmp_path):
     assert rows["dice_mean"].isna().sum() == 2
     titles = [block.notes for block in blocks(rows)]
     assert all(any("failed" in note for note in notes) for notes in titles)
+    # A trial that is done was scored somewhere.
+    both.assign(status="done").to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(InputError, match="test_cohort"):
+        read_rows(tmp_path / "results.csv")
     # Where nothing is done, there is no place to put it.
     both[-1:].to_csv(tmp_path / "results.csv", index=False)
     with pytest.raises(InputError, match="test_cohort"):

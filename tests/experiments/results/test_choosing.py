@@ -10,7 +10,12 @@ from test_verdict import MAX_WORDS
 
 from experiments.config.statistics import ContrastConfig, StatisticsConfig
 from experiments.results.axes import shown_axes
-from experiments.results.choosing import choice_contrasts, choice_table, unpaired_contrast
+from experiments.results.choosing import (
+    choice_contrasts,
+    choice_table,
+    headline_contrasts,
+    unpaired_contrast,
+)
 from experiments.results.contrasts import all_contrasts
 from experiments.results.figures import curve_points
 from experiments.results.findings import finding
@@ -53,23 +58,24 @@ def per_image():
 
 
 def test_unpaired_supports_by_hand():
-    # Differences by exam 0.02, 0.04; supports of the first side -1, 1 and of the second -3, 3
-    # hundredths around their means: variances 0.0002 / 2 and 0.0018 / 2, of the exams 0.0002 / 2.
+    # Differences by exam 0.02, 0.04, 0.06; supports of the first side -1, 1 and of the second -3,
+    # 3 hundredths around their means: variances 0.0002 / 2 and 0.0018 / 2, of the exams 0.0004 / 3.
     def side(dice, step, choice):
         parts = [scores(np.array(dice) + sign * step, trial_id=f"{choice}{sign}", choice=choice,
                         support=sign) for sign in (-1, 1)]  # fmt: skip
         return with_defaults(pd.concat(parts))
 
     found = unpaired_contrast(
-        side([0.82, 0.84], 0.01, "coverage"), side([0.8, 0.8], 0.03, "random")
+        side([0.82, 0.84, 0.86], 0.01, "coverage"), side([0.8, 0.8, 0.8], 0.03, "random")
     )
-    error = np.sqrt(0.0001 + 0.0001 + 0.0009)
-    degrees = error**4 / (0.0001**2 + 0.0001**2 + 0.0009**2)
+    exams = 0.0004 / 3
+    error = np.sqrt(exams + 0.0001 + 0.0009)
+    degrees = error**4 / (exams**2 / 2 + 0.0001**2 + 0.0009**2)
     reach = stats.t.ppf(0.975, degrees) * error
-    assert found["mean"] == pytest.approx(0.03)
-    assert (found["low"], found["high"]) == pytest.approx((0.03 - reach, 0.03 + reach))
-    assert found["p"] == pytest.approx(2 * stats.t.sf(0.03 / error, degrees))
-    assert (found["n_images"], found["n_exams"], found["n_supports"]) == (2, 2, 2)
+    assert found["mean"] == pytest.approx(0.04)
+    assert (found["low"], found["high"]) == pytest.approx((0.04 - reach, 0.04 + reach))
+    assert found["p"] == pytest.approx(2 * stats.t.sf(0.04 / error, degrees))
+    assert (found["n_images"], found["n_exams"], found["n_supports"]) == (3, 3, 2)
 
 
 def test_a_support_counts_once_however_many_seeds_it_has():
@@ -135,6 +141,7 @@ def test_images_that_one_side_lacks_in_a_fold_move_nothing():
     more = [first.assign(sample_id="other", exam_id="other"), first.assign(fold=1)]
     found = unpaired_contrast(pd.concat([own, *more]), base)
     assert found == pytest.approx(unpaired_contrast(own, base))
+    assert found["n_supports"] == 2
 
 
 def test_random_is_the_measure_wherever_it_stands_and_p_is_adjusted():
@@ -166,6 +173,21 @@ def test_each_choice_meets_random_at_the_same_condition_and_amount(per_image):
     ]
     assert found["mean"].to_numpy() == pytest.approx(0.05)
     assert choice_contrasts(per_image[per_image["choice"] == "random"], statistics=STATISTICS).empty
+
+
+def test_the_headline_is_the_first_condition_at_the_fewest_labels_by_the_recipes_threshold():
+    parts = []
+    for condition in ("strong", "real"):
+        for n_real in (20, 5):
+            parts += trials("random", gain=0, condition=condition, n_real=n_real)
+            parts += trials("by_size", gain=UNEVEN, condition=condition, n_real=n_real)
+    statistics = StatisticsConfig(min_effect_dice=0.02, level=0.9, bootstrap_samples=200)
+    found = choice_contrasts(pd.concat(parts, ignore_index=True), statistics=statistics)
+    assert len(found) == 4
+    assert set(found["min_effect"]) == {0.02}
+    assert set(found["level"]) == {0.9}
+    (row,) = headline_contrasts(found).to_dict("records")
+    assert (row["choice"], row["condition"], row["n_real"]) == ("by_size", "strong", 5)
 
 
 def test_conditions_are_compared_within_a_choice(per_image):

@@ -12,6 +12,7 @@ from experiments.config.recipe import load_config
 from experiments.results.compact import compact_tables
 from experiments.results.deviations import deviations
 from experiments.results.explain import choose
+from experiments.results.measures import MEASURES
 from experiments.results.paper import compare_paper
 
 
@@ -52,6 +53,24 @@ def test_cells_are_mean_and_deviation_and_the_best_is_bold():
     plain = table(RESULTS, format_name="csv").splitlines()
     assert plain[0] == "test_cohort,prompt,measure,condition,5 images,20 images"
     assert plain[1] == "hc18,whole_image,trimester-weighted Dice %,real only,82.0 ± 2.8,92.0"
+
+
+@pytest.mark.parametrize(
+    ("measure", "column", "real", "strong"),
+    [
+        ("dice", "dice_mean", "82.0 ± 2.8", "**90.0**"),
+        ("dice_256", "dice_256_mean", "82.0 ± 2.8", "**90.0**"),
+        ("share_below_090", "dice_share_below_090", "**82.0 ± 2.8**", "90.0"),
+        ("hc_abs_err_mm", "hc_abs_err_mm_mean", "**0.82 ± 0.03**", "0.90"),
+        ("hausdorff_mm", "hausdorff_mm_mean", "**0.82 ± 0.03**", "0.90"),
+    ],
+)
+def test_a_measures_word_its_unit_and_which_end_of_it_is_the_best(measure, column, real, strong):
+    rows = RESULTS.rename(columns={"dice_trimester_weighted_mean": column})
+    rows = rows.assign(**{name: 0.1 for name in MEASURES if name != column})
+    markdown = table(rows, measure=measure)
+    assert f"| real only | {real} | " in markdown
+    assert f"| strong augmentation | {strong} | – |" in markdown
 
 
 def test_a_cohort_without_trimesters_shows_its_plain_mean_and_says_so():

@@ -287,6 +287,9 @@ def test_ours_stand_beside_theirs_under_the_jittered_box_at_256():
     assert where.loc[("HC18->ES", "real", 5), "ours"] == pytest.approx(79.0)  # dice_256
     assert np.isnan(where.loc[("HC18->ES", "real", 30), "paper"])
     assert np.isnan(where.loc[("HC18->AF", "real", 5), "ours"])
+    failed = es.assign(trial_id="failed", seed=9, status="failed", dice_256_mean=np.nan)
+    beside = compare_paper(pd.concat([es, failed]))["n_trials"].dropna()
+    assert beside.tolist() == compare_paper(es)["n_trials"].dropna().tolist()
     markdown, latex = table_paper(compared)
     assert "| HC18 to ES | real only | ours | 3 | 79.0 | – | – | 81.0 |" in markdown
     assert "| HC18 to ES | real only | paper | – | 90.5 | 93.0 | 94.0 | – | 94.8 |" in markdown

@@ -32,10 +32,10 @@ class Taught(Sweep):
             write_done(folder, result)
         return node.key
 
-    def trial(self, fit_key, *, support):
+    def trial(self, fit_key, *, support, fold=0):
         counts = {"real_fraction": None, "n_real": 20, "n_total_labels": 20, "support": support}
         counts |= dict.fromkeys(("n_generator_labels", "n_val_labels"), 0)
-        counts |= dict.fromkeys(("seed", "generator_seed", "fold"), 0)
+        counts |= dict.fromkeys(("seed", "generator_seed"), 0) | {"fold": fold}
         self.plan.trials.append(
             TrialSpec(**counts, condition="self_training", fit_key=fit_key, score_keys={})
         )
@@ -62,6 +62,16 @@ def test_each_set_of_labels_has_its_teacher_round_and_support(tmp_path):
     assert found["mean agreement"][0] == "0.941"
     assert found[TRUE_DICE].tolist() == ["0.968", "0.968", "–"]
     assert kept_sentence(worse).endswith("no annotation to compare with")
+
+
+def test_supports_of_several_folds_are_told_apart(tmp_path):
+    sweep = Taught(tmp_path)
+    teacher = sweep.add("fit", of=0, title="strong")
+    labels = sweep.add("pseudo", of=0, result=KEPT, teacher=teacher)
+    student = sweep.add("fit", of=1, title="last", pairs=labels)
+    for fold in (0, 2, 2):
+        sweep.trial(student, support=1, fold=fold)
+    assert kept_labels(sweep)["support"].tolist() == ["1, 1 fold 2"]
 
 
 def test_a_sweep_without_self_training_has_no_row(tmp_path):

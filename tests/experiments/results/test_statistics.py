@@ -287,6 +287,16 @@ def test_spreads_hold_the_other_axes():
     assert text["SD over box draws"] == "0.71 (2)"
     assert text["SD over generator seeds"] == ""
     assert spread_table(rows.iloc[:0]).empty
+    # The variances are averaged, not their roots: 0.005 and 0.045 to 0.025.
+    wider = rows.assign(dice=rows["dice"] + 0.2 * rows["support"] * (rows["seed"] > 0))
+    few = wider[wider["seed"].isin([0, 1]) & (wider["draw"] == 0)]
+    assert spread_table(few)["SD over supports"].tolist() == ["15.81 (2)"]
+    # Generators of 20 and of 60 labels are two rows.
+    other = rows.assign(dice=rows["dice"] + 0.1, n_generator_labels=60, trial_id="other")
+    both = pd.concat([rows.assign(n_generator_labels=20), other]).assign(
+        condition="synthetic", generator="pixel", pair_labels="fixed"
+    )
+    assert spread_table(both)["mean"].tolist() == ["67.5", "77.5"]
 
 
 def test_spreads_pool_folds_before_they_look_at_supports():

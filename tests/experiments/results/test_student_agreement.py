@@ -39,7 +39,12 @@ def test_students_are_compared_pair_by_pair_on_the_same_images():
         ("a", "2_HC"): square(0, 50),
         ("b", "2_HC"): square(0, 50),
     }
-    three = {"a": {"1_HC": 0.9, "2_HC": 0.7}, "b": {"1_HC": 0.6, "2_HC": 0.5}, "c": {"1_HC": 0.9}}
+    # Of 3_HC one student has a mask, which agrees with none.
+    three = {
+        "a": {"1_HC": 0.9, "2_HC": 0.7, "3_HC": 0.1},
+        "b": {"1_HC": 0.6, "2_HC": 0.5},
+        "c": {"1_HC": 0.9},
+    }
     per_image = pd.concat(
         [
             rows("strong", 20, three),
