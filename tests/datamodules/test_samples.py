@@ -4,7 +4,7 @@ import pytest
 
 from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
-from datamodules.samples import HC18_CSV, read_hc18, read_hc18_test, trimester
+from datamodules.samples import FILLED_BIAS_PX, HC18_CSV, read_hc18, read_hc18_test, trimester
 
 CSV = HC18_CSV["training"]
 BLANK = np.zeros((54, 80), np.uint8)
@@ -21,6 +21,7 @@ def test_hc18_samples(hc18_folder):
     third = samples["004_3HC"]
     assert (third.exam_id, third.frame, third.hc_mm, third.cohort) == ("004", 3, 170.0, "hc18")
     assert samples["004_HC"].frame == 1
+    assert third.filled_bias_px == FILLED_BIAS_PX
     assert third.image_path == hc18_folder / "training_set" / "004_3HC.png"
     assert third.annotation_path == hc18_folder / "training_set" / "004_3HC_Annotation.png"
     tests = read_hc18(hc18_folder, part="test")

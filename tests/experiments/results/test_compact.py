@@ -207,6 +207,25 @@ def test_deviations_are_those_of_the_segmenter_that_is_swept():
     assert "Learning rate: ours" not in text
 
 
+def test_an_optimiser_and_an_output_like_the_papers_are_no_deviation():
+    words = ["segmenter.weight_decay=0.1"]
+    ours = " ".join(deviations(load_config("paper_curve", words)))
+    assert "Optimiser: ours is AdamW; the paper's is Adam." in ours
+    assert "Output that is scored: ours is the ellipse fitted to each mask; the paper's is" in ours
+    words = ["segmenter.weight_decay=0", "evaluation.output=mask"]
+    theirs = " ".join(deviations(load_config("paper_curve", words)))
+    assert "Optimiser" not in theirs
+    assert "Output that is scored" not in theirs
+
+
+def test_pairs_of_others_pass_no_gate_and_fill_their_share_of_a_batch():
+    words = ["synthesis.folder=/data/pairs", "segmenter.synthetic_share=0.25"]
+    text = " ".join(deviations(load_config("paper_curve", words)))
+    assert "whose maker saw an unknown number of labelled images" in text
+    assert "Check of the pairs: ours is none; the paper's" in text
+    assert "Synthetic part: ours is 25 % of each batch; the paper's" in text
+
+
 def test_a_deviation_is_a_sentence_whose_number_fits_its_noun():
     ones = ["evaluation.jitter_draws=1", "split.test=1", "segmenter.steps=1"]
     ones += ["sweep.support=[0]", "sweep.seed=[0]", "data.test_cohorts=[/data/es]"]

@@ -293,6 +293,10 @@ def test_ours_stand_beside_theirs_under_the_jittered_box_at_256():
     markdown, latex = table_paper(compared)
     assert "| HC18 to ES | real only | ours | 3 | 79.0 | – | – | 81.0 |" in markdown
     assert "| HC18 to ES | real only | paper | – | 90.5 | 93.0 | 94.0 | – | 94.8 |" in markdown
+    # A box needs no image: its level stands at every amount.
+    levels = [line for line in markdown.splitlines() if "HC18 to ES | box only" in line]
+    assert len(levels) == 1
+    assert levels[0].count("| 87.0 ") == 8
     assert "read off its figure by eye" in markdown
     assert latex.count("\\\\") == 1 + sum(
         line.startswith("| HC18") for line in markdown.split("\n")
