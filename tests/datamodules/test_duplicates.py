@@ -6,11 +6,14 @@ import cv2
 import numpy as np
 import pytest
 
+from datamodules import duplicates
 from datamodules.cohort import read_cohort
 from datamodules.duplicates import (
     correlations,
     fingerprint,
     fingerprints,
+    group_ids,
+    near_duplicate_pairs,
     near_duplicates_between,
     pack_fingerprint,
     unpack_fingerprint,
@@ -79,6 +82,20 @@ def test_pairs_between_two_sets():
     # More than one block of 1,024.
     many = np.concatenate([np.repeat(prints[:1], 1030, axis=0), prints[1:2]])
     assert [pair[:2] for pair in near_duplicates_between(many, prints[1:2])] == [(1030, 0)]
+
+
+def test_pairs_within_a_set_of_more_than_one_block(monkeypatch):
+    names = np.arange(1030.0)
+    names[[1027, 1029]] = names[[3, 1026]]
+    monkeypatch.setattr(duplicates, "resemblance", lambda a, b: 0.98 * (a[:, None] == b[None]))
+    assert near_duplicate_pairs(names) == [(3, 1027), (1026, 1029)]
+    assert near_duplicate_pairs(names, threshold=0.99) == []
+
+
+def test_exams_that_are_joined_by_others_are_one_group():
+    exams = ["d", "b", "c", "a", "e", "d"]
+    assert group_ids(exams, pairs=[(0, 1), (2, 3), (0, 2)]) == ["a", "a", "a", "a", "e", "a"]
+    assert group_ids(exams, pairs=[]) == exams
 
 
 def padded(image: np.ndarray) -> np.ndarray:

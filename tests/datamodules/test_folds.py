@@ -71,6 +71,9 @@ def test_folds_by_hand():
     assert make_folds(units[::-1], SplitConfig(n_folds=2, val=1)) == folds
     fewer = make_folds(units, SplitConfig(n_folds=2, val=1, train=1))
     assert [fold.train for fold in fewer] == [fold.train[:1] for fold in folds]
+    # Shares are of all images, not of those that the fold does not test.
+    shares = make_folds(units, SplitConfig(n_folds=2, val=0.2, train=0.3))
+    assert [(len(fold.val), len(fold.train)) for fold in shares] == [(1, 2)] * 2
 
 
 def _rank(name):

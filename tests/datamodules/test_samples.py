@@ -1,10 +1,21 @@
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from datamodules.cohort import read_cohort
 from datamodules.errors import InputError
-from datamodules.samples import FILLED_BIAS_PX, HC18_CSV, read_hc18, read_hc18_test, trimester
+from datamodules.samples import (
+    FILLED_BIAS_PX,
+    HC18_CSV,
+    PHANTOM_MARKER,
+    content_hash_of,
+    hash_as_read,
+    read_hc18,
+    read_hc18_test,
+    trimester,
+)
 
 CSV = HC18_CSV["training"]
 BLANK = np.zeros((54, 80), np.uint8)
@@ -30,6 +41,20 @@ def test_hc18_samples(hc18_folder):
         ("001_HC", None, None),
     ]
     assert tests[0].pixel_size_mm == 1.234567891
+
+
+def test_a_procedural_set_is_never_called_hc18(hc18_folder):
+    (hc18_folder / PHANTOM_MARKER).write_text("{}")
+    assert {sample.cohort for sample in read_hc18(hc18_folder)} == {"phantom"}
+
+
+def test_frames_of_a_file_and_other_ways_to_read_it_have_hashes_of_their_own(hc18_folder):
+    sample = read_hc18(hc18_folder)[0]
+    frames = [replace(sample, image_frame=frame) for frame in (None, 1, 2)]
+    assert len({content_hash_of(each) for each in frames}) == 3
+    assert content_hash_of(replace(sample, label=1)) == content_hash_of(sample)
+    ways = [sample, replace(sample, filled_bias_px=0.0), replace(sample, label=2)]
+    assert len({hash_as_read("files", each) for each in ways}) == 3
 
 
 def test_hc18_test_part_in_the_order_of_its_csv(hc18_folder):
@@ -82,6 +107,7 @@ def test_tolerated_csv_spellings(hc18_folder, change):
         (lambda t: t + "001_HC.png,0.1,100\r\n", "row 14 repeats 001_HC.png"),
         (lambda t: t.replace(",70.00", ",nan"), "001_HC.png.*head circumference.*'nan'"),
         (lambda t: t.replace(",70.00", ",-70"), "001_HC.png.*'-70'; expected a positive"),
+        (lambda t: t.replace(",70.00", ",0"), "001_HC.png.*'0'; expected a positive"),
         (lambda t: t.replace(",70.00", ","), "001_HC.png.*''"),
         (lambda t: t.replace(",70.00", ",7_0"), "001_HC.png.*'7_0'; expected a positive"),
         (lambda t: t.replace(",70.00", ""), "row 2 has 2 of 3 cells"),

@@ -219,6 +219,7 @@ def test_subset_is_whole_exams_cut_at_its_size():
 def test_fractions_by_hand():
     assert amount_from_fraction(0.05, n_train=561) == 28
     assert amount_from_fraction(1.0, n_train=561) == 561
+    assert amount_from_fraction(0.07, n_train=110) == 8  # of 7.7
     assert amount_from_fraction(1e-6, n_train=561) == 1
     assert check_count(5, n_train=5, key="sweep.real_count") == 5
 
