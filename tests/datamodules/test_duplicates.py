@@ -12,7 +12,6 @@ from datamodules.duplicates import (
     correlations,
     fingerprint,
     fingerprints,
-    group_ids,
     near_duplicate_pairs,
     near_duplicates_between,
     pack_fingerprint,
@@ -66,6 +65,14 @@ def test_darkest_cells_and_blank_ones_stay_apart():
     assert (unpack_fingerprint(pack_fingerprint(bright)) == 255).all()
 
 
+def test_a_cell_of_which_half_is_black_is_blank():
+    image = np.full((128, 128), 90, np.uint8)
+    image[:2, 0] = image[0, 2] = 0
+    cells = fingerprint(image)
+    assert np.isnan(cells[0])
+    assert cells[1] == 67.5
+
+
 @pytest.mark.parametrize("text", ["", "AAAA", "no base64!"])
 def test_other_text_is_no_fingerprint(text):
     with pytest.raises(ValueError, match=r"fingerprint|base64"):
@@ -90,12 +97,6 @@ def test_pairs_within_a_set_of_more_than_one_block(monkeypatch):
     monkeypatch.setattr(duplicates, "resemblance", lambda a, b: 0.98 * (a[:, None] == b[None]))
     assert near_duplicate_pairs(names) == [(3, 1027), (1026, 1029)]
     assert near_duplicate_pairs(names, threshold=0.99) == []
-
-
-def test_exams_that_are_joined_by_others_are_one_group():
-    exams = ["d", "b", "c", "a", "e", "d"]
-    assert group_ids(exams, pairs=[(0, 1), (2, 3), (0, 2)]) == ["a", "a", "a", "a", "e", "a"]
-    assert group_ids(exams, pairs=[]) == exams
 
 
 def padded(image: np.ndarray) -> np.ndarray:

@@ -46,6 +46,13 @@ def test_correlation_over_common_cells_against_numpy():
             assert found[i, j] == pytest.approx(expected, abs=1e-6)
 
 
+def test_cells_that_are_too_few_say_nothing():
+    prints = np.full((2, 100), np.nan)
+    for count, expected in ((4, 0.0), (5, 1.0)):
+        prints[:, :count] = np.arange(count)
+        assert correlations(prints[:1], prints[1:]).item() == pytest.approx(expected)
+
+
 def test_blank_and_constant_images_resemble_nothing():
     prints = np.stack(
         [fingerprints(np.full((54, 80), value, np.uint8)) for value in (0, 0, 90, 90)]
@@ -67,6 +74,7 @@ def test_groups_join_exams_transitively():
     exams = ["a", "b", "b", "c", "d", "e"]
     assert group_ids(exams, pairs=[(0, 1), (2, 3)]) == ["a", "a", "a", "a", "d", "e"]
     assert group_ids(exams, pairs=[]) == exams
+    assert group_ids(["d", "b", "c", "a"], pairs=[(0, 1), (2, 3), (0, 2)]) == ["a"] * 4
 
 
 def test_index_of_a_folder(hc18_folder):

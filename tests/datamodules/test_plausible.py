@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from datamodules.errors import InputError
 from datamodules.index import Index, build_index
 from datamodules.phantom import write_phantom
-from datamodules.plausible import doubts
+from datamodules.plausible import contradicts_csv, doubts, require_pixel_size
 from datamodules.samples import read_hc18
 from datamodules.summary import summary
 
@@ -73,6 +74,36 @@ def test_large_pixels_of_small_images_pass_where_the_heads_fit(index):
     assert doubts(index) == []
     huge = replace(index.rows[0], pixel_size_mm=7.7, hc_mm=None, hc_fit_mm=900.0)
     assert len(doubts(replace(index, rows=(huge,)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("hc_mm", "hc_fit_mm", "expected"),
+    [
+        (50.0, 51.9, False),  # 2 mm, though 3.8 %
+        (50.0, 52.1, True),
+        (200.0, 203.9, False),  # 2 %, though 3.9 mm
+        (200.0, 195.9, True),
+        (None, 1.0, False),
+    ],
+)
+def test_an_hc_contradicts_another_beyond_both_tolerances(index, hc_mm, hc_fit_mm, expected):
+    row = replace(index.rows[0], hc_mm=hc_mm, hc_fit_mm=hc_fit_mm)
+    assert contradicts_csv(row) is expected
+
+
+@pytest.mark.parametrize("size_hw", [(54, 80), (80, 54)])
+def test_a_large_pixel_passes_where_the_longer_side_is_a_field(size_hw):
+    require_pixel_size(3.7, size_hw=size_hw, of="a.png")
+    with pytest.raises(InputError, match=r"a\.png: .*3\.8 mm is outside .* would be 304 mm"):
+        require_pixel_size(3.8, size_hw=size_hw, of="a.png")
+
+
+def test_a_pixel_size_in_centimetres_is_called_that():
+    require_pixel_size(0.02, size_hw=(540, 800), of="a.png")
+    with pytest.raises(InputError, match=r"0\.015 mm is outside .*; probably centimetres"):
+        require_pixel_size(0.015, size_hw=(540, 800), of="a.png")
+    with pytest.raises(InputError, match=r"0\.0015 mm is outside 0\.02 to 1 mm; give"):
+        require_pixel_size(0.0015, size_hw=(540, 800), of="a.png")
 
 
 @pytest.mark.parametrize("size_hw", [(54, 80), (270, 400)])

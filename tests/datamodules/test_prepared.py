@@ -180,9 +180,10 @@ def test_whatever_changes_the_content_changes_the_folder(hc18_folder, tmp_path):
     prepare(samples, cache, mode="squash")
     prepare(samples, cache, frame_hw=(64, 65))
     prepare([replace(sample, filled_bias_px=0.0) for sample in samples], cache)
-    assert len(folders()) == 7
+    prepare([replace(sample, label=255) for sample in samples], cache)
+    assert len(folders()) == 8
     assert prepare(samples[::-1], cache).sample_ids == [s.sample_id for s in samples[::-1]]
-    assert len(folders()) == 7
+    assert len(folders()) == 8
 
 
 def test_touching_or_moving_files_changes_nothing(hc18_folder, tmp_path):
