@@ -96,6 +96,12 @@ def test_labels_without_opening_an_annotation(taught):
     kept = [trimester(stages.data.rows[p.image_of].hc_mm) for p in found.pairs.values()]
     assert result["kept_by_trimester"] == {str(k): kept.count(k) for k in (1, 2, 3)}
     assert result["images_by_trimester"] == {"1": 2, "2": 2, "3": 0}
+    # Of all that have an ellipse, also of those that agree less.
+    agreed = [pair.gate["agreement"] for pair in found.pairs.values()]
+    assert 0 < result["mean_agreement"] < np.mean(agreed)
+    # What agrees just as well as is asked for is kept.
+    _, again = labelled(taught, min_agreement=min(agreed))
+    assert again["n_kept"] == result["n_kept"]
 
 
 def test_images_that_never_had_an_annotation_are_labelled_too(tmp_path, monkeypatch):
@@ -129,6 +135,7 @@ def test_outlines_are_those_of_labels_and_of_the_teacher(taught):
     assert [each.real_id for each in known[: len(OWN)]] == OWN
     assert {each.real_id for each in known[len(OWN) :]} <= set(UNLABELLED)
     assert len(outlines_of(context, OWN).features) == len(known) == len(OWN) + result["n_kept"]
+    assert {each.size_hw for each in known} == {(54, 80)}
     # The trimester of such an image is that of its label.
     pixel_size_mm = stages.data.samples[known[-1].real_id].pixel_size_mm
     assert known[-1].sample.hc_mm != stages.data.samples[known[-1].real_id].hc_mm
