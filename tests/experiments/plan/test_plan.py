@@ -201,6 +201,28 @@ def test_rows_count_distinct_labels():
     assert other.trials[1].n_total_labels == len(union) > 20
 
 
+def test_amounts_and_the_mean_mask_are_of_each_folds_own_train_part():
+    (split,) = make_data().folds
+    smaller = Split(train=split.train[:20], val=split.val, test=split.test)
+    made = plan(
+        "split.n_folds=2",
+        "sweep.fold=[0,1]",
+        "sweep.condition=[real]",
+        "sweep.real_fraction=[0.5]",
+        "evaluation.controls=[mean_mask]",
+        data=make_data(folds=(split, smaller)),
+    )
+    assert [spec.n_real for spec in made.grid] == [23, 10]
+    controls = [spec for spec in made.trials if spec.is_control]
+    assert [(spec.fold, spec.n_total_labels) for spec in controls] == [(0, 46), (1, 20)]
+
+
+def test_blocks_of_one_encoder_are_one_control_named_by_the_first():
+    other = "segmenters.other={kind: sam, backbone: lite, steps: 9}"
+    made = plan(other, "sweep.segmenter=[sam,other]", "evaluation.controls=[zero_shot]")
+    assert [spec.segmenter for spec in made.trials if spec.is_control] == ["sam"]
+
+
 def test_validation_labels_count_only_where_they_choose():
     assert plan().trials[0].n_val_labels == 0
     early = plan("segmenter.early_stopping_patience=3")
@@ -267,6 +289,14 @@ def test_the_box_figures_model_may_be_a_single_arm_beside_a_cross_that_takes_no_
     assert made.nodes[key].upstream["fit"] == made.trials[0].fit_key
 
 
+def test_the_box_figures_model_is_the_first_strong_one_with_the_most_images():
+    words = ["sweep.condition=[real,strong]", "sweep.support=[2,1]", "sweep.seed=[4,3]"]
+    made, _ = box_plan(load_config(TOY, words), make_data())
+    (trial,) = made.trials
+    assert (trial.condition, trial.n_real) == ("strong", N_TRAIN)
+    assert (trial.support, trial.seed) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("override", "changed"),
     [
@@ -324,6 +354,8 @@ def test_the_seed_of_the_generator_is_no_axis_of_real_trials():
     made = plan("sweep.generator_seed=[0,1]", "sweep.real_fraction=[0.5]")
     conditions = [spec.condition for spec in made.trials if not spec.is_control]
     assert conditions == ["real", "synthetic", "synthetic"]
+    other = plan("sweep.generator_seed=[3]", "sweep.real_fraction=[0.5]")
+    assert [spec.generator_seed for spec in other.grid] == [0, 3]
 
 
 def test_the_seed_of_the_generator_is_no_axis_of_pairs_that_none_made():
@@ -361,6 +393,12 @@ def test_foreign_pairs_need_no_generator_and_no_gate():
     }
     assert made.trials[0].n_generator_labels is None
     assert made.trials[0].n_total_labels is None
+    assert {spec.generator for spec in made.grid} == {""}
+    words = ("synthesis.folder_labels=60", "segmenter.early_stopping_patience=3")
+    known = plan("sweep.condition=[synthetic]", *words, data=make_data(foreign_pairs={"a": "1"}))
+    assert [(t.n_generator_labels, t.n_total_labels) for t in known.grid] == [
+        (60, t.n_real + 60 + 10) for t in known.grid
+    ]
 
 
 def test_what_is_done_to_foreign_pairs_asks_for_no_generator():

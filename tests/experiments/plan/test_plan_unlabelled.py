@@ -151,6 +151,10 @@ def test_what_settings_lead_to_that_one_may_not_expect_is_said():
     ):
         found = plan("sweep.condition=[real,synthetic]", word).notes
         assert [lacks in note for note in found] == ([] if lacks is None else [True])
+    # A share that is as many images is another amount.
+    count = ("statistics.primary.real_count=5", "statistics.primary.real_fraction=null")
+    (said,) = plan("sweep.condition=[real,synthetic]", *count).notes
+    assert "no synthetic and no real at real_count=5" in said
     # Of a batch of four 0.8 are three, 0.9 all.
     assert plan("sweep.condition=[real,synthetic]", "segmenter.synthetic_share=0.8").notes == []
     (said,) = plan("sweep.condition=[real,synthetic]", "segmenter.synthetic_share=0.9").notes
