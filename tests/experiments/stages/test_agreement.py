@@ -5,11 +5,15 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+import torch
 from folder_parts import write_hc18_folder
 from stage_parts import Stages
 
-from datamodules.annotation import read_annotation
+from datamodules.annotation import annotation_of, read_annotation
+from datamodules.geometry import mask_to_frame, place
 from experiments.stages.agreement import label_agreement
+from experiments.stages.context import StageContext
+from lightning_modules.prompts import boxes_from_masks, jitter_boxes
 
 IDS = ["001_HC", "002_HC", "003_HC"]
 
@@ -22,6 +26,43 @@ class Bright:
 
     def predict(self, batch, boxes):
         return 20 * (batch["image"] - 0.5)
+
+
+class Asked:
+    """A judge that keeps what it is asked."""
+
+    def __init__(self):
+        self.batches, self.boxes = [], []
+
+    def predict(self, batch, boxes):
+        self.batches.append(batch)
+        self.boxes.append(boxes)
+        return torch.zeros(1, 1, 64, 64)
+
+
+def test_a_judge_gets_each_samples_embedding_and_its_box_pushed_by_the_mean_jitter(
+    hc18_folder, tmp_path, monkeypatch
+):
+    stages = Stages(hc18_folder, tmp_path / "runs", "gate.prompt=jittered_box")
+    context, judge, roles = stages.context("gate", {}, of="sam"), Asked(), []
+    known = {name: np.full((1, 2, 2), number) for number, name in enumerate(IDS)}
+    monkeypatch.setattr(
+        StageContext, "open_embeddings", lambda _, role: roles.append(role) or known
+    )
+    samples = [stages.data.samples[name] for name in IDS]
+    label_agreement(context, samples, judge=judge, role="real_embeddings")
+    assert roles == ["real_embeddings"]
+    assert [int(batch["embedding"].max()) for batch in judge.batches] == [0, 1, 2]
+    settings = context.segmenter
+    for sample, batch, box in zip(samples, judge.batches, judge.boxes, strict=True):
+        mask = annotation_of(sample).mask
+        placement = place(mask.shape, frame_hw=settings.frame_hw, mode=settings.resize_mode)
+        tight = boxes_from_masks(
+            torch.from_numpy(mask_to_frame(mask, placement))[None, None], valid_hw=batch["valid_hw"]
+        )
+        offsets = torch.full((1, 4), settings.jitter_max_px / 2)
+        assert torch.equal(box, jitter_boxes(tight, offsets=offsets, valid_hw=batch["valid_hw"]))
+        assert not torch.equal(box, tight)
 
 
 @pytest.fixture(scope="module")

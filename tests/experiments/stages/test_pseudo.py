@@ -12,7 +12,7 @@ from stage_parts import Stages
 
 from datamodules.annotation import read_image
 from datamodules.ellipse import Ellipse, rasterise
-from datamodules.samples import trimester
+from datamodules.samples import content_hash_of, trimester
 from datamodules.synthetic import SyntheticPair, SyntheticSet, write_pair
 from experiments.config.conditions import share_of_pairs
 from experiments.plan.fits import EMBEDDINGS_OF
@@ -136,6 +136,8 @@ def test_outlines_are_those_of_labels_and_of_the_teacher(taught):
     assert {each.real_id for each in known[len(OWN) :]} <= set(UNLABELLED)
     assert len(outlines_of(context, OWN).features) == len(known) == len(OWN) + result["n_kept"]
     assert {each.size_hw for each in known} == {(54, 80)}
+    last = known[-1]
+    assert last.content_hash == content_hash_of(last.sample) != context.content[last.real_id]
     # The trimester of such an image is that of its label.
     pixel_size_mm = stages.data.samples[known[-1].real_id].pixel_size_mm
     assert known[-1].sample.hc_mm != stages.data.samples[known[-1].real_id].hc_mm

@@ -346,6 +346,16 @@ def test_the_box_stage_makes_the_passes_that_its_cost_counts(stages, monkeypatch
     rows = scored(context)
     assert len(rows) == STAGES["box"].units_of(content=content, config={}, result=result)
     assert result == {"images": 3, "passes": 15}
+    # Each is scored under its own jitter, and the mean mask is that of the train part.
+    model = rows[(rows["what"] == "ellipse") & (rows["prompt"] == "jittered_box")]
+    by_jitter = model.groupby("jitter_px")["dice"].mean()
+    assert by_jitter[0] > by_jitter[20] > by_jitter[80]
+    constant = content_of(
+        stages, "whole_image", kind="mean_mask", frame_side_px=256, images=stages.contents(TRAIN)
+    )
+    control, _ = stages.run(run_control, "control", constant)
+    mean_mask = rows[rows["what"] == "mean_mask"]["dice"]
+    assert mean_mask.tolist() == pytest.approx(scored(control)["dice"].tolist(), abs=0.02)
     passes = rows[["what", "prompt", "jitter_px"]].drop_duplicates().fillna(-1)
     jitters = [(what, "jittered_box", px) for px in (0, 5, 10, 20, 40, 80) for what in BOXED]
     assert [*passes.itertuples(index=False, name=None)] == [
