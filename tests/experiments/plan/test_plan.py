@@ -201,28 +201,6 @@ def test_rows_count_distinct_labels():
     assert other.trials[1].n_total_labels == len(union) > 20
 
 
-def test_amounts_and_the_mean_mask_are_of_each_folds_own_train_part():
-    (split,) = make_data().folds
-    smaller = Split(train=split.train[:20], val=split.val, test=split.test)
-    made = plan(
-        "split.n_folds=2",
-        "sweep.fold=[0,1]",
-        "sweep.condition=[real]",
-        "sweep.real_fraction=[0.5]",
-        "evaluation.controls=[mean_mask]",
-        data=make_data(folds=(split, smaller)),
-    )
-    assert [spec.n_real for spec in made.grid] == [23, 10]
-    controls = [spec for spec in made.trials if spec.is_control]
-    assert [(spec.fold, spec.n_total_labels) for spec in controls] == [(0, 46), (1, 20)]
-
-
-def test_blocks_of_one_encoder_are_one_control_named_by_the_first():
-    other = "segmenters.other={kind: sam, backbone: lite, steps: 9}"
-    made = plan(other, "sweep.segmenter=[sam,other]", "evaluation.controls=[zero_shot]")
-    assert [spec.segmenter for spec in made.trials if spec.is_control] == ["sam"]
-
-
 def test_validation_labels_count_only_where_they_choose():
     assert plan().trials[0].n_val_labels == 0
     early = plan("segmenter.early_stopping_patience=3")
@@ -287,14 +265,6 @@ def test_the_box_figures_model_may_be_a_single_arm_beside_a_cross_that_takes_no_
     made, key = box_plan(load_config(TOY, words), make_data())
     assert [trial.arm for trial in made.trials] == ["real"]
     assert made.nodes[key].upstream["fit"] == made.trials[0].fit_key
-
-
-def test_the_box_figures_model_is_the_first_strong_one_with_the_most_images():
-    words = ["sweep.condition=[real,strong]", "sweep.support=[2,1]", "sweep.seed=[4,3]"]
-    made, _ = box_plan(load_config(TOY, words), make_data())
-    (trial,) = made.trials
-    assert (trial.condition, trial.n_real) == ("strong", N_TRAIN)
-    assert (trial.support, trial.seed) == (1, 3)
 
 
 @pytest.mark.parametrize(

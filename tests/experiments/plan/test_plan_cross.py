@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from plan_parts import make_data, plan
+from plan_parts import N_TRAIN, make_data, plan
 from sd_parts import tiny_pipeline
 from toy_recipe import TOY
 
@@ -261,3 +261,33 @@ def test_a_unets_fit_names_the_content_of_the_weights_that_it_starts_from(change
     fits = [node for node in made.nodes.values() if node.stage == "fit"]
     assert fits
     assert {node.content.get("weights_sha256") for node in fits} == {expected}
+
+
+def test_the_box_figures_model_is_the_first_strong_one_with_the_most_images():
+    words = ["sweep.condition=[real,strong]", "sweep.support=[2,1]", "sweep.seed=[4,3]"]
+    made, _ = box_plan(load_config(TOY, words), make_data())
+    (trial,) = made.trials
+    assert (trial.condition, trial.n_real) == ("strong", N_TRAIN)
+    assert (trial.support, trial.seed) == (1, 3)
+
+
+def test_amounts_and_the_mean_mask_are_of_each_folds_own_train_part():
+    (split,) = make_data().folds
+    smaller = Split(train=split.train[:20], val=split.val, test=split.test)
+    made = plan(
+        "split.n_folds=2",
+        "sweep.fold=[0,1]",
+        "sweep.condition=[real]",
+        "sweep.real_fraction=[0.5]",
+        "evaluation.controls=[mean_mask]",
+        data=make_data(folds=(split, smaller)),
+    )
+    assert [spec.n_real for spec in made.grid] == [23, 10]
+    controls = [spec for spec in made.trials if spec.is_control]
+    assert [(spec.fold, spec.n_total_labels) for spec in controls] == [(0, 46), (1, 20)]
+
+
+def test_blocks_of_one_encoder_are_one_control_named_by_the_first():
+    other = "segmenters.other={kind: sam, backbone: lite, steps: 9}"
+    made = plan(other, "sweep.segmenter=[sam,other]", "evaluation.controls=[zero_shot]")
+    assert [spec.segmenter for spec in made.trials if spec.is_control] == ["sam"]
