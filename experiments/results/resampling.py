@@ -88,7 +88,8 @@ def crossed_bootstrap(
     # A resample without a stratum is of another mean; passing its weight on would shift the tail.
     means = means[np.isfinite(means)]
     error, degrees = _standard_error(table)
-    low, high, p = _judge(means, value=value, error=error, degrees=degrees, level=level)
+    judged = {"value": value, "error": error, "degrees": degrees, "level": level}
+    low, high, p = _judge(means, **judged, n_supports=n_supports)
     low, high = max(low, np.min(values)), min(high, np.max(values))
     found = {"standard_error": error, "degrees": degrees, "low": low, "high": high, "p": p}
     return Estimate(value=value, **counts, **found)
@@ -181,7 +182,13 @@ def _standard_error(table: _Table) -> tuple[float, float]:
 
 
 def _judge(
-    means: np.ndarray, *, value: float, error: float, degrees: float, level: float
+    means: np.ndarray,
+    *,
+    value: float,
+    error: float,
+    degrees: float,
+    level: float,
+    n_supports: int,
 ) -> tuple[float, float, float]:
     from scipy.stats import norm, t  # slow to import, needed here only
 
@@ -189,9 +196,11 @@ def _judge(
     if spread <= 1e-12 * max(abs(value), 1e-300) or error == 0:
         return value, value, 1.0 if value == 0 else 0.0
     # The bootstrap's own spread lacks the factor n/(n-1) of each axis; it is never narrowed.
-    widen, reach = max(error / spread, 1.0), t.ppf((1 + level) / 2, degrees)
-    tail = norm.cdf(-widen * reach)
+    widen, upper = max(error / spread, 1.0), (1 + level) / 2
+    tail = norm.cdf(-widen * t.ppf(upper, degrees))
     low, high = np.quantile(means, [tail, 1 - tail])
-    if tail * len(means) < 1:
+    if n_supports > 1 and tail * len(means) < 1:
+        # Not by the few exams of a stratum, whose degrees may be one.
+        reach = t.ppf(upper, max(degrees, n_supports - 1))
         low, high = min(low, value - reach * error), max(high, value + reach * error)
     return float(low), float(high), float(2 * t.sf(abs(value) / error, degrees))

@@ -143,6 +143,23 @@ def test_weights_are_those_of_the_weighted_mean():
     assert flat.value == flat.low == flat.high == pytest.approx((693 * 0.9 + 141 * 0.5) / 834)
 
 
+def test_two_exams_of_a_stratum_do_not_stretch_the_interval_to_all_there_is():
+    """Of one support, or of three that agree: Student's t of one degree would reach 12.7 errors."""
+    values, strata = [0.1, 0.2] + [0.9] * 8, [1, 1] + [2] * 8
+    for n in (1, 3):
+        found = crossed_bootstrap(
+            values * n,
+            exams=[*range(10)] * n,
+            supports=np.repeat(np.arange(n), 10),
+            strata=strata * n,
+            weights={1: 1, 2: 1},
+        )
+        assert found.degrees < 2.1
+        assert found.standard_error == pytest.approx(0.5 * stats.sem([0.1, 0.2]))
+        reach = 1.0 if n == 1 else stats.t.ppf(0.975, 2)
+        assert found.high - found.value == pytest.approx(reach * found.standard_error)
+
+
 def test_a_resample_without_a_stratum_does_not_stretch_the_interval():
     # Four exams in a bad stratum: without them the mean would be 0.9, which is another quantity.
     kwargs = {"supports": np.zeros(12), "weights": {1: 1, 2: 1}, "seed": 0}
