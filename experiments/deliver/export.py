@@ -3,6 +3,7 @@
 Torch-free until a format's own function runs: a wrong word is refused before that.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -135,7 +136,9 @@ def _stable_diffusion(run_dir: Path, manifest: Mapping[str, Any]) -> tuple[Path,
                 f"{folder}: {name} is missing, so this generator is no finished Stable Diffusion; "
                 "fit one with synthesis.generator=stable_diffusion"
             )
-    return folder, {"stable_diffusion": manifest.get("config", {}).get("stable_diffusion")}
+    # Of the run's own file: a sweep's block may say another one than the recipe's section.
+    saved = json.loads((folder / LORA_FILES[1]).read_text())
+    return folder, {"stable_diffusion": saved["config"]}
 
 
 FORMATS: dict[str, Callable[[Path, Mapping[str, Any], Path], None]] = {

@@ -101,12 +101,15 @@ def test_a_generator_is_exported_as_lora_and_as_a_pipeline(stages, fitted, route
     context, _ = fitted[route]
     nodes_of(stages, route)
     node = context.node
+    config = resolved(stages.config)
+    # A block of `generators` may say another one than the recipe's section.
+    config["stable_diffusion"]["lora_rank"] = 99
     manifest = {
         "stage": node.stage,
         "id": node.id,
         "content": node.content,
         "upstream": node.upstream,
-        "config": resolved(stages.config),
+        "config": config,
         **provenance(),
     }
     result = read_result(context.run_dir)
@@ -115,7 +118,10 @@ def test_a_generator_is_exported_as_lora_and_as_a_pipeline(stages, fitted, route
     console = Console(file=io.StringIO())
     for name in ("lora", "pipeline"):
         export_command(context.run_dir, format_name=name, out=tmp_path / name, console=console)
-        assert (tmp_path / name / "sonosweep.json").is_file()
+        sidecar = json.loads((tmp_path / name / "sonosweep.json").read_text())
+        fitted_by = sidecar["stable_diffusion"]
+        assert fitted_by["route"] == route
+        assert fitted_by["lora_rank"] == stages.config.stable_diffusion.lora_rank
     is_mask = route == "sd_mask"
     assert (tmp_path / "lora" / "conv_in.safetensors").is_file() == is_mask
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "pipeline" / "unet")
