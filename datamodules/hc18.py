@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.augment import Strength, augment_batch
 from datamodules.errors import InputError
@@ -36,8 +36,9 @@ class HC18DataModule(LightningDataModule):
         sample_id: list of B names.
         embedding: fp16 (B, C, eh, ew), where `embeddings` is given.
 
-    Use `Trainer(use_distributed_sampler=False)`: the order is this module's own. `batch_size` is
-    that of all processes together. The training is one epoch of `n_batches` batches.
+    The order is this module's own, whatever `Trainer(use_distributed_sampler)` says. `batch_size`
+    is that of all processes together. The training is one epoch of `n_batches` batches; of several
+    epochs each has as many, and goes on with the order of the one before.
 
     Args:
         samples: All annotated real samples by id; they also give `index`.
@@ -47,7 +48,7 @@ class HC18DataModule(LightningDataModule):
         train_ids: Images to train on.
         val_ids: Images to validate on.
         test_ids: Images to test on, by cohort. Any of the three may be left out.
-        n_batches: Batches in the training, each of one optimiser step.
+        n_batches: Batches in an epoch, each of one optimiser step.
         seed: Seed of the order.
         mixture: Composition of training batches.
         loading: Data loading.
@@ -116,7 +117,7 @@ class HC18DataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """The training stream; it continues where an interrupted run had stopped."""
-        world_size = self._world_size
+        world_size, first_batch = self._world_size, self._batches_seen()
         n_real, n_other = len(self.train_ids), len(self.synthetic)
         if self.mixture.repeat_real:
             n_other = n_real
@@ -132,7 +133,9 @@ class HC18DataModule(LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=world_size,
-            first_batch=self._batches_seen(),
+            first_batch=first_batch,
+            # Processes that load take their first items before Lightning sets the epoch.
+            epoch=max(self._epoch, first_batch // max(1, self.n_batches)),
         )
         batch_size = self.batch_size // world_size // self.loading.batch_parts
         dataset = self._datasets["train"]
@@ -177,13 +180,18 @@ class HC18DataModule(LightningDataModule):
 
     def _strength(self, draws: torch.Tensor) -> Strength:
         """How strongly a batch is augmented; every item of it belongs to one step."""
-        left = self.n_batches - int(draws[0]) // self.batch_size
-        if self.mixture.augment == "strong" and left <= self.mixture.moderate_end * self.n_batches:
+        # Without end (-1 epochs) there is no moderate one.
+        n_batches = self.n_batches * self.trainer.max_epochs
+        left = n_batches - int(draws[0]) // self.batch_size
+        if self.mixture.augment == "strong" and 0 < left <= self.mixture.moderate_end * n_batches:
             return "moderate"
         return self.mixture.augment
 
     def _items_to_keep(self, dataset: FrameDataset, stream: TrainingStream) -> ResidentItems | None:
         if not self.loading.resident_bytes:
+            return None
+        # Which items come up is known of one epoch in this order.
+        if self.trainer and (self.trainer.max_epochs != 1 or self.trainer.overfit_batches):
             return None
         items = ResidentItems(dataset, keys=stream)
         return items if items.n_bytes() <= self.loading.resident_bytes else None
@@ -191,9 +199,11 @@ class HC18DataModule(LightningDataModule):
     def _batches_seen(self) -> int:
         if self.trainer is None or not self.trainer.fit_loop.restarting:
             return 0
+        loop = self.trainer.fit_loop
         # `completed` is one short in a checkpoint that was written at a batch's end.
-        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        return seen // self.loading.batch_parts
+        seen = loop.epoch_loop.batch_progress.current.processed // self.loading.batch_parts
+        # Of the epoch begun last: one that has ended is `processed` as well.
+        return max(0, loop.epoch_progress.current.ready - 1) * self.n_batches + seen
 
     def _eval_loader(self, name: str) -> DataLoader:
         # Every process sees every image: exact on uneven sets, where a distributed sampler pads.
@@ -201,7 +211,11 @@ class HC18DataModule(LightningDataModule):
         if parts > 1:
             # As many as are trained on at once: it may be here that memory ran out.
             batch_size //= self._world_size * parts
-        return self._loader(self._datasets[name], batch_size=batch_size, sampler=None)
+        dataset, sampler = self._datasets[name], None
+        if self._world_size > 1:
+            # Lightning leaves one that is distributed as it is, here over one process.
+            sampler = DistributedSampler(dataset, num_replicas=1, rank=0, shuffle=False)
+        return self._loader(dataset, batch_size=batch_size, sampler=sampler)
 
     def _loader(self, dataset: Dataset, *, batch_size: int, sampler: object) -> DataLoader:
         is_kept = isinstance(dataset, ResidentItems)
@@ -219,6 +233,11 @@ class HC18DataModule(LightningDataModule):
     @property
     def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _epoch(self) -> int:
+        # As Lightning tells samplers; its `current_epoch` is one short after an epoch's checkpoint.
+        return self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0
 
     @property
     def _is_on_gpu(self) -> bool:

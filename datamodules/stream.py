@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
 from datamodules.keyed import text_seed
 
@@ -13,7 +13,7 @@ def _permutation(n: int, *, seed: int, stream: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-class TrainingStream(Sampler[tuple[int, int]]):
+class TrainingStream(DistributedSampler):
     """Yields (dataset index, draw) for every item of every batch, real items first.
 
     Each batch holds `round(synthetic_share * batch_size)` synthetic items where there are any.
@@ -21,19 +21,24 @@ class TrainingStream(Sampler[tuple[int, int]]):
     synthetic items, which take equal parts of the places over the training. `draw` numbers the
     items of the whole training, whatever the number of processes; it keys their noise, jitter and
     augmentation. With several processes each takes every world_size-th item of the global batch,
-    so 1 x 8 and 2 x 4 see the same items.
+    so 1 x 8 and 2 x 4 see the same items. It is a `DistributedSampler` by name alone: Lightning and
+    others leave such a one as it is, and would divide the items of any other once more.
+
+    A later epoch, by `set_epoch`, goes on where the one before it ends.
 
     Args:
         n_real: Real items, dataset indices 0 to n_real - 1; at least one.
         n_synthetic: Synthetic items, dataset indices from n_real on; may be 0. Several numbers
             are pools, one after the other; an empty pool takes no place.
         batch_size: Items in a global batch, over all processes.
-        n_batches: Batches in the whole training.
+        n_batches: Batches in the whole training, or in each of its epochs.
         synthetic_share: Share of a batch in [0, 1] that synthetic items fill.
         seed: Seed of the order.
         rank: Number of this process.
         world_size: Number of processes; must divide `batch_size`.
-        first_batch: Batches that an interrupted run has already seen; they are skipped.
+        first_batch: Batches that an interrupted run has already seen, over all epochs; they are
+            skipped.
+        epoch: Number of the epoch, from 0.
 
     Raises:
         ValueError: If `world_size` does not divide `batch_size` or there is no real item.
@@ -51,6 +56,7 @@ class TrainingStream(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         first_batch: int = 0,
+        epoch: int = 0,
     ) -> None:
         if n_real < 1:
             raise ValueError("a training stream needs at least one real item")
@@ -63,7 +69,7 @@ class TrainingStream(Sampler[tuple[int, int]]):
         self.batch_size, self.n_batches = batch_size, n_batches
         self.synthetic_per_batch = round(synthetic_share * batch_size) if self.pools else 0
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.first_batch = first_batch
+        self.first_batch, self.epoch = first_batch, epoch
 
     def __len__(self) -> int:
         # The full length also on resume: Lightning counts batches from the start of the epoch.
@@ -71,7 +77,8 @@ class TrainingStream(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         real_per_batch = self.batch_size - self.synthetic_per_batch
-        for batch in range(self.first_batch, self.n_batches):
+        first = self.epoch * self.n_batches
+        for batch in range(max(first, self.first_batch), first + self.n_batches):
             real = self._pass(batch * real_per_batch, real_per_batch, n=self.n_real, stream=0)
             items = [*real, *self._synthetic(batch)]
             for slot in range(self.rank, self.batch_size, self.world_size):

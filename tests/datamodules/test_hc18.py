@@ -215,7 +215,10 @@ def trainer_on(device, *, world_size=1, global_rank=0):
     return SimpleNamespace(
         world_size=world_size,
         global_rank=global_rank,
-        fit_loop=SimpleNamespace(restarting=False),
+        fit_loop=SimpleNamespace(
+            restarting=False,
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)),
+        ),
         strategy=SimpleNamespace(root_device=torch.device(device)),
     )
 
