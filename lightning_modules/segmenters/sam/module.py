@@ -18,7 +18,7 @@ from lightning_modules.loss_watch import LossWatch
 from lightning_modules.losses import dice_cross_entropy_loss, dice_from_logits
 from lightning_modules.optimizers import with_schedule
 from lightning_modules.prompt_protocol import PromptProtocol
-from lightning_modules.prompts import drawn_boxes
+from lightning_modules.prompts import drawn_boxes, whole_image_boxes
 from lightning_modules.randomness import keyed_randint
 from lightning_modules.segmenters.sam.config import SegmenterConfig
 from lightning_modules.segmenters.sam.network import (
@@ -83,8 +83,7 @@ class SamModule(L.LightningModule):
         self.sam = build_sam(config, has_encoder=has_encoder)
         apply_tuning(self.sam, config, seed=seed)
         # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
-        means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
-        self.train_dice, self.val_dice, self.test_dice = means
+        self.train_dice, self.val_dice = (MeanMetric(nan_strategy="disable") for _ in range(2))
         self.captures = captures and config.tuning == "decoder"
         self._captured = CapturedStep(self._training_loss)
         self._is_captured = False
@@ -196,11 +195,17 @@ class SamModule(L.LightningModule):
             loss_of = BoxLoss(self.sam, prompts=("whole_image",))
             offsets, choice = valid_hw.new_zeros(len(mask), 4), valid_hw.new_zeros(len(mask))
         loss, dice = loss_of(self.embed(batch), mask, valid_hw, offsets, choice)
-        dice_metric, size = getattr(self, f"{stage}_dice"), len(mask)
-        dice_metric.update(dice)
-        if stage != "train":
-            self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
-            self.log(f"{stage}/dice", dice_metric, on_step=False, on_epoch=True, batch_size=size)
+        size = len(mask)
+        if stage == "train":
+            self.train_dice.update(dice)
+            return loss
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        if stage == "test":
+            # One metric of several loaders would mix their cohorts.
+            self.log("test/dice", dice.mean(), batch_size=size, sync_dist=True)
+            return loss
+        self.val_dice.update(dice)
+        self.log("val/dice", self.val_dice, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def _training_loss(self) -> "BoxLoss":
@@ -231,9 +236,18 @@ class SamModule(L.LightningModule):
         """Log loss and Dice under the whole-image prompt."""
         self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any]) -> None:
-        """Log loss and Dice under the whole-image prompt."""
+    def test_step(
+        self,
+        batch: dict[str, Any],
+        batch_idx: int = 0,  # noqa: ARG002 - Lightning's signature
+        dataloader_idx: int = 0,  # noqa: ARG002 - it names the cohort's keys by itself
+    ) -> None:
+        """Log loss and Dice under the whole-image prompt, a cohort at a time."""
         self._step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Logits (B, 1, H, W) of `predict`, under the whole-image prompt."""
+        return self.predict(batch, whole_image_boxes(batch["valid_hw"]))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW on the trainable weights; linear warm-up, then as `lr_schedule` says."""

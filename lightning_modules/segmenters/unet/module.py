@@ -66,8 +66,7 @@ class UnetModule(L.LightningModule):
         self.save_hyperparameters({"config": asdict(config), "seed": seed})
         self.network = build_unet(config, seed=seed)
         # A Dice of 0/1 masks is finite; to look for NaN would wait for the GPU.
-        means = [MeanMetric(nan_strategy="disable") for _ in range(3)]
-        self.train_dice, self.val_dice, self.test_dice = means
+        self.train_dice, self.val_dice = (MeanMetric(nan_strategy="disable") for _ in range(2))
 
     @classmethod
     def start(
@@ -198,11 +197,16 @@ class UnetModule(L.LightningModule):
         valid_hw, size = batch["valid_hw"], len(mask)
         logits = self(image)
         loss = dice_cross_entropy_loss(logits, mask, valid_hw=valid_hw)
-        dice = getattr(self, f"{stage}_dice")
-        dice.update(dice_from_logits(logits.detach(), mask, valid_hw=valid_hw))
+        dice = dice_from_logits(logits.detach(), mask, valid_hw=valid_hw)
         if not is_train:
             self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
-        self.log(f"{stage}/dice", dice, on_step=False, on_epoch=True, batch_size=size)
+        if stage == "test":
+            # One metric of several loaders would mix their cohorts.
+            self.log("test/dice", dice.mean(), batch_size=size, sync_dist=True)
+            return loss
+        metric = self.train_dice if is_train else self.val_dice
+        metric.update(dice)
+        self.log(f"{stage}/dice", metric, on_step=False, on_epoch=True, batch_size=size)
         return loss
 
     def training_step(self, batch: dict[str, Any]) -> torch.Tensor:
@@ -213,9 +217,18 @@ class UnetModule(L.LightningModule):
         """Log loss and Dice of the images as they are."""
         self._step(batch, "val")
 
-    def test_step(self, batch: dict[str, Any]) -> None:
-        """Log loss and Dice of the images as they are."""
+    def test_step(
+        self,
+        batch: dict[str, Any],
+        batch_idx: int = 0,  # noqa: ARG002 - Lightning's signature
+        dataloader_idx: int = 0,  # noqa: ARG002 - it names the cohort's keys by itself
+    ) -> None:
+        """Log loss and Dice of the images as they are, a cohort at a time."""
         self._step(batch, "test")
+
+    def predict_step(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Logits (B, 1, H, W) of `predict`."""
+        return self.predict(batch)
 
     def configure_callbacks(self) -> list[L.Callback]:
         """Refuse losses and weights that are not finite."""
