@@ -1,8 +1,7 @@
-"""Tables as LaTeX: the text cells of `tables` under booktabs rules and siunitx columns."""
+"""Tables as LaTeX: the text cells of `tables` under booktabs rules."""
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from experiments.results.tables import COLUMNS
@@ -12,6 +11,10 @@ _MARKS = (
     "±: standard deviation over the trials of a row (supports and seeds). Bold: the best of the "
     "trained rows of one amount, as printed, which is no test of a difference."
 )
+_SMALL = "\\scriptsize\\setlength{\\tabcolsep}{2pt}"
+"""Stands inside the float, which forgets the size of the text around it."""
+_SHRUNK = "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{"
+"""A table wider than the page is made as wide as the page."""
 _SPECIAL = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "\\": "\\textbackslash{}"}
@@ -20,15 +23,16 @@ _SPECIAL = str.maketrans(
 
 
 def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
-    """Write the blocks as LaTeX tables (packages booktabs and siunitx) with the notes below.
+    """Write the blocks as LaTeX tables (packages booktabs and graphicx) with the notes below.
 
-    The standard deviation over trials follows its mean after ±. Headings are short and the reason
-    of a failure stands below, so that a landscape page holds it.
+    The standard deviation over trials follows its mean after ±. Headings are short, and the notes
+    say what they stand for. The notes, with the reason of a failure, are part of the last table's
+    float, so that they move with it.
     """
-    parts = ["% Needs \\usepackage{booktabs,siunitx}; landscape A4, margins of 1 cm."]
-    parts.append("{\\scriptsize\\setlength{\\tabcolsep}{3pt}")
+    head = "% Needs \\usepackage{booktabs,graphicx}; meant for landscape A4 with margins of 1 cm,"
+    parts = [f"{head} shrunk where the page is narrower."]
     reasons: dict[str, None] = {}
-    marks = []
+    marks, shortened = [], {}
     for block in tables:
         marked = ((block.spreads != "") | block.best).any()
         marks = [_MARKS] if marked.any() else marks
@@ -42,15 +46,22 @@ def to_latex(tables: Sequence[Block], *, notes: Sequence[str]) -> str:
                 names = [*block.rows.loc[i, list(block.heads)], block.amounts[i]]
                 reasons[f"{', '.join(filter(None, names))}: {note}."] = None
         short = {name: COLUMNS[name].latex or name for name in frame}
-        parts.append(
-            latex_table(
-                frame.rename(columns=short),
-                caption=block.title,
-                label=f"tab:{block.test_cohort}-{block.prompt}",
-                best=block.best.loc[:, marked].rename(columns=short),
-            )
+        shortened |= {name: text for name, text in short.items() if text != name}
+        table = latex_table(
+            frame.rename(columns=short),
+            caption=block.title,
+            label=f"tab:{block.test_cohort}-{block.prompt}",
+            best=block.best.loc[:, marked].rename(columns=short),
         )
-    return "\n".join([*parts, *latex_notes([*notes, *marks, *reasons]), "}", ""])
+        table = table.replace("\\begin{tabular}", f"{_SMALL}\n{_SHRUNK}\\begin{{tabular}}")
+        parts.append(table.replace("\\end{tabular}", "\\end{tabular}}"))
+    headings = "; ".join(f"{text}: {name}" for name, text in shortened.items())
+    said = [f"Headings. {headings}."] if headings else []
+    below = latex_notes([*said, *notes, *marks, *reasons])
+    if tables:
+        parts[-1] = parts[-1].removesuffix("\\end{table}\n")
+        below = ["\\par\\medskip\\raggedright", *below, "\\end{table}"]
+    return "\n".join([*parts[:-1], parts[-1].rstrip("\n"), *below, ""])
 
 
 def latex_notes(notes: Sequence[str]) -> list[str]:
@@ -68,7 +79,7 @@ def latex_cell(text: str, is_best: bool) -> str:
 def latex_table(
     frame: pd.DataFrame, *, caption: str, label: str, best: pd.DataFrame | None = None
 ) -> str:
-    """Write text cells as a booktabs table; columns of plain numbers become siunitx S columns.
+    """Write text cells as a booktabs table; columns of plain numbers are set flush right.
 
     In the columns of `best` the cells that it marks are bold, and ± is mathematics.
     """
@@ -78,16 +89,12 @@ def latex_table(
     )
     numeric = [name for name in frame if name not in marked and _is_numeric(frame[name])]
     style = frame.style.hide(axis="index").format(escape="latex")
-    style = style.format(lambda text: text or "{--}", subset=numeric)
+    style = style.format(lambda text: text or "--", subset=numeric)
     style = style.format(str, subset=marked)
     style = style.format_index(escape="latex", axis=1)
-    kinds = [
-        _number_column(frame[name]) if name in numeric else "r" if name in marked else "l"
-        for name in frame
-    ]
+    kinds = ["r" if name in numeric or name in marked else "l" for name in frame]
     return style.to_latex(
         hrules=True,
-        siunitx=True,
         caption=latex_text(caption),
         label=label,
         position="htbp",
@@ -98,14 +105,7 @@ def latex_table(
 
 def _is_numeric(cells_of_column: pd.Series) -> bool:
     filled = cells_of_column[cells_of_column != ""]
-    numbers = pd.to_numeric(filled, errors="coerce")  # siunitx knows no infinity
-    return len(filled) > 0 and bool(np.isfinite(numbers).all())
-
-
-def _number_column(cells_of_column: pd.Series) -> str:
-    halves = [text.partition(".")[::2] for text in cells_of_column]
-    whole, part = (max(len(half) for half in side) for side in zip(*halves, strict=True))
-    return f"S[table-format={whole}.{part}]"
+    return len(filled) > 0 and bool(pd.to_numeric(filled, errors="coerce").notna().all())
 
 
 def latex_text(text: str) -> str:

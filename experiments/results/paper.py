@@ -121,7 +121,9 @@ def table_paper(compared: pd.DataFrame, *, deviations: Sequence[str] = ()) -> tu
     markdown = "\n".join([*lines, "", *bullets(notes), ""])
     caption = "Mean Dice (%) at 256x256 under the jittered box by real images, the paper's and ours"
     latex = latex_table(text, caption=caption, label="tab:paper")
-    return markdown, "\n".join([latex.rstrip("\n"), *latex_notes(notes), ""])
+    return markdown, "\n".join(
+        ["% Needs \\usepackage{booktabs}.", latex.rstrip("\n"), *latex_notes(notes), ""]
+    )
 
 
 def figure_paper(compared: pd.DataFrame) -> Figure:

@@ -100,5 +100,27 @@ def test_one_row_is_plain():
     text = to_latex([table(condition("real", [0.8, 0.9]))], notes=["As it is."])
     assert "textbf" not in text
     assert "pm" not in text
-    assert "S[table-format=2.1]" in text
-    assert text.endswith("\\noindent As it is.\\par\n}\n")
+    assert text.endswith("\\noindent As it is.\\par\n\\end{table}\n")
+
+
+def test_it_needs_no_package_that_its_first_line_does_not_name():
+    text = to_latex([table(condition("real", [0.8, 0.9]))], notes=[])
+    assert text.startswith("% Needs \\usepackage{booktabs,graphicx};")
+    assert "S[" not in text
+
+
+def test_size_and_notes_are_inside_the_float():
+    one = table(condition("real", [0.8, 0.9]))
+    text = to_latex([one, one], notes=["As it is."])
+    # A float sets its own size, so a size before it is lost.
+    assert "\\scriptsize" not in text[: text.index("\\begin{table}")]
+    assert text.count("\\scriptsize") == text.count("\\resizebox{") == 2
+    assert text.count("\\end{tabular}}\n") == 2
+    assert text.index("As it is.") < text.rindex("\\end{table}")
+    assert text.index("As it is.") > text.index("\\end{table}")
+
+
+def test_short_headings_are_said_in_full():
+    text = to_latex([table(condition("real", [0.8, 0.9]))], notes=[])
+    assert "n: n real; gen.: generator labels; val.: validation labels;" in text
+    assert "@256 \\%: Dice@256 \\%" in text
