@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -21,6 +22,9 @@ _MOST_STYLES = 2
 """With more segmenters, each has a row of panels; two are told apart by their lines."""
 _LOG_FROM = 8
 """Ratio of the largest to the smallest amount from which the axis is logarithmic."""
+
+_MOST_STEP = 0.025
+"""Between the series of an amount, as a share of the axis."""
 
 
 def curve_points(
@@ -91,9 +95,9 @@ def amount_panel(
 ) -> Panel:
     """Lay out Dice against an amount; controls, which have none, are levels named in the title.
 
-    A single amount has its series side by side, several have them a hundredth of the axis apart, so
-    that their intervals stand beside each other. The axis is logarithmic where amounts span a
-    factor of 8.
+    A single amount has its series side by side, several have them up to a fortieth of the axis
+    apart, so that their intervals stand beside each other and near their own amount. The axis is
+    logarithmic where amounts span a factor of 8.
 
     Args:
         points: Of `curve_points`, of one cohort and prompt.
@@ -106,10 +110,14 @@ def amount_panel(
     lines = points[~is_level].dropna(subset=["x"])
     series, low, high = list(axes.each_series(lines)), lines["x"].min(), lines["x"].max()
     is_log = bool(high / low >= _LOG_FROM) if len(lines) else False
-    step, curves = 1.0 if low == high else 0.01 * (high - low), []
+    step, curves = _step(lines["x"], n_series=len(series), is_log=is_log), []
     for k, (keys, own) in enumerate(series):
         place = k - (len(series) - 1) / 2
-        here = own["x"] * (high / low) ** (0.01 * place) if is_log else own["x"] + step * place
+        here = (
+            own["x"] * (high / low) ** (step * place)
+            if is_log
+            else own["x"] + (high - low or 1) * step * place
+        )
         label, style = axes.series_label(keys, shown=shown), series_style(keys, order=order)
         curves.append(Curve(label=label, points=own.assign(x=here), style=style))
     return Panel(
@@ -120,6 +128,14 @@ def amount_panel(
         ticks=_tick_names(lines, x=x),
         is_log_x=is_log,
     )
+
+
+def _step(x: pd.Series, *, n_series: int, is_log: bool) -> float:
+    """Between the series of an amount, as a share of the axis; 1 for a single amount."""
+    places = np.unique(np.log(x) if is_log else x)
+    if len(places) < 2:
+        return 1.0
+    return min(_MOST_STEP, 0.4 * float(np.diff(places).min() / np.ptp(places)) / n_series)
 
 
 def level_curves(points: pd.DataFrame, *, shown: Sequence[str]) -> list[Curve]:
@@ -199,6 +215,7 @@ def _trimester_curves(images: pd.DataFrame, *, order: Mapping, shown: Sequence[s
             place = trimester + step * (k - (len(series) - 1) / 2)
             points.append([place, *(100 * value for value in dice)])
         table = pd.DataFrame(points, columns=["x", "y", "low", "high"])
-        style = series_style(keys, order=order) | {"linestyle": "", "markersize": 5}
-        curves.append(Curve(label=axes.series_label(keys, shown=shown), points=table, style=style))
+        label = axes.series_label(keys, shown=shown)
+        style = series_style(keys, order=order) | {"markersize": 5}
+        curves.append(Curve(label=label, points=table, style=style, is_joined=False))
     return curves

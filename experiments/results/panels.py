@@ -34,6 +34,8 @@ _RC_PARAMS = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    # TrueType, which journals ask for; matplotlib's default of Type 3 is often refused.
+    "pdf.fonttype": 42,
 }
 _LINE = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
 _UNKNOWN = ("#b8a400", "8")
@@ -47,8 +49,10 @@ _FILLS: tuple[Mapping[str, object], ...] = (
     *({"fillstyle": side, "markerfacecoloralt": "white", "markersize": 6} for side in _SIDES),
 )
 """Markers of the first generator of a figure, of the second..."""
-_LEGEND_IN, _LEGEND_NAME_IN = 0.24, 2.3
-"""Height of a line of the legend, and width of its longest name with the mark."""
+_LEGEND_IN, _MARK_IN, _LEGEND_LETTERS_PER_INCH = 0.24, 0.6, 16
+"""Height of a line of the legend, width of a mark with the space around, and letters of a name."""
+_SINGLE_IN, _BESIDE_IN = (3.0, 2.9), (4.1, 3.1)
+"""Width and height of a panel that has none beside it, and of others."""
 _LETTERS_PER_INCH = 13
 """Of a title."""
 
@@ -62,7 +66,9 @@ class Curve:
     """y, and where there are any x (ascending), low and high (NaN where unknown), and trials: for
     each point the y of its trials."""
     style: Mapping[str, object]
-    """Of matplotlib's line."""
+    """Of matplotlib's line; its dashes are those of the intervals too."""
+    is_joined: bool = True
+    """Whether a line joins the points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +112,22 @@ def series_style(
 def draw_panels(
     grid: Sequence[Sequence[Panel]],
     *,
-    size_in: tuple[float, float] = (4.1, 3.1),
+    size_in: tuple[float, float] | None = None,
     share_y: Literal["none", "row", "all"] = "none",
 ) -> Figure:
-    """Draw rows of panels of one size (width, height) with one legend below all of them."""
+    """Draw rows of panels of one size (width, height) with one legend below all of them.
+
+    Without a size, panels one beside another suit a page, and a single column of panels one column
+    of a paper: at 85 mm its letters are 7 points high.
+    """
     n_rows, n_columns = len(grid), len(grid[0])
+    size_in = size_in or (_SINGLE_IN if n_columns == 1 else _BESIDE_IN)
     panels = [panel for row in grid for panel in row]
     names = {curve.label for panel in panels for curve in panel.curves}
     width = 1.2 + size_in[0] * n_columns
     # A figure of one panel is too narrow for four names in a row.
-    n_names = max(1, min(4, int(width / _LEGEND_NAME_IN)))
+    name_width = _MARK_IN + max(map(len, names), default=0) / _LEGEND_LETTERS_PER_INCH
+    n_names = max(1, min(4, int(width / name_width)))
     height = 0.7 + size_in[1] * n_rows + _LEGEND_IN * math.ceil(len(names) / n_names)
     with matplotlib.rc_context(_RC_PARAMS):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -145,7 +157,11 @@ def _draw_curves(axis: Axes, panel: Panel) -> None:
         if "low" in points:
             bars = np.array([points["y"] - points["low"], points["high"] - points["y"]])
             bars = np.nan_to_num(bars).clip(min=0)
-        axis.errorbar(points["x"], points["y"], bars, label=curve.label, **{**_LINE, **curve.style})
+        style = {**_LINE, **curve.style} | ({} if curve.is_joined else {"linestyle": ""})
+        _, _, drawn = axis.errorbar(points["x"], points["y"], bars, label=curve.label, **style)
+        for intervals in drawn:
+            # Points of one place have no line that would tell them apart.
+            intervals.set_linestyle(curve.style.get("linestyle") or "-")
         for x, each in zip(points["x"], points.get("trials", ()), strict=False):
             if len(each) > 1:
                 axis.scatter([x] * len(each), each, s=7, color=curve.style["color"], alpha=0.5)
@@ -179,13 +195,14 @@ def _set_x_axis(axis: Axes, panel: Panel, *, x: Sequence[float]) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """Render a figure as PNG without the software's name or a date."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def save_figure(figure: Figure, *, stem: Path) -> None:
     """Write `stem`.png and `stem`.pdf; equal figures give equal bytes."""
     pdf = BytesIO()
-    figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+    with matplotlib.rc_context(_RC_PARAMS):
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
     write_atomic(stem.with_suffix(".png"), png_bytes(figure))
     write_atomic(stem.with_suffix(".pdf"), pdf.getvalue())
