@@ -66,7 +66,7 @@ def gather(
 
 def _figures(sweep: Sweep, per_image: pd.DataFrame, *, figure_png: bytes) -> list[Picture]:
     caption = "Dice against the number of real images; bars are 95 % intervals over exams, and "
-    caption += "over supports too where a point has several."
+    caption += "over supports too where a point has several. Small dots are its single trials."
     figures = [Picture(image=figure_png, caption=caption)]
     where = {"prompts": sweep.config.evaluation.prompts, "test_cohort": sweep.data.name}
     prompt = shown_prompt(per_image[per_image["trimester"].notna()], **where)

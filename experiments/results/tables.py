@@ -209,6 +209,7 @@ def footnotes(results: pd.DataFrame) -> list[str]:
     """Say what the columns mean, as far as these results need it."""
     results = with_defaults(results)
     needed = ["trimesters_missing", "dice_trimester_weighted_mean", "n_not_found", "n_not_fitted"]
+    needed += ["hausdorff_mm_mean"]
     results = results.reindex(columns=results.columns.union(needed, sort=False))
     present, chosen = set(results["condition"]), set(results["choice"])
     folds, is_short = results["fold"].nunique(), results["trimesters_missing"].fillna("") != ""
@@ -229,6 +230,12 @@ def footnotes(results: pd.DataFrame) -> list[str]:
         "anything.": True,
         "unlabelled: images without labels, or of the train part whose labels were not read; a "
         "teacher fitted on the row's labels labelled them.": (results["n_unlabelled"] > 0).any(),
+        "Support: one draw of the labelled images. Trial: one model, scored. Share below 0.9: of "
+        "the test images, those with a lower Dice. p95: 95th percentile over images. Dice@256: at "
+        "256x256 pixels.": True,
+        "HD: Hausdorff distance, the largest between the outlines.": (
+            results["hausdorff_mm_mean"].notna().any()
+        ),
         "HC error: absolute difference of the head circumference (ADF).": (
             results["hc_abs_err_mm_mean"].notna().any()
         ),

@@ -183,7 +183,7 @@ def test_a_column_with_a_long_text_is_read_from_the_left():
     table = pd.DataFrame({"n": ["1", "2"], "how to read it": ["short", 8 * "so long "]})
     assert wordy_columns(table) == [False, True]
     text = page(kept_labels=table)
-    assert '<th>n</th><th class="words">how to read it</th>' in text
+    assert '<th scope="col">n</th><th scope="col" class="words">how to read it</th>' in text
     assert '<td>1</td><td class="words">short</td>' in text
 
 
@@ -245,3 +245,13 @@ def test_the_prompt_that_is_pictured_has_a_trained_model():
     assert shown_prompt(rows, **order) == "whole_image"
     for none in (per_image[is_control], per_image.iloc[:0], per_image.assign(test_cohort="es")):
         assert shown_prompt(none, **order) is None
+
+
+def test_tables_are_read_by_keyboard_and_screen_reader_and_fit_a_printed_page():
+    text = page()
+    headings = re.findall(r"<th\b[^>]*>", text)
+    assert headings
+    assert all('scope="col"' in each for each in headings)
+    assert "></th>" not in text
+    assert text.count('class="scroll"') == text.count('class="scroll" tabindex="0" role="region"')
+    assert "@page { size: A4 landscape" in text

@@ -357,3 +357,9 @@ def test_an_infinite_distance_is_printed():
     place = [name.strip(" {}\\") for name in header.split("&")].index("HD mm")
     spec = text.split("\\begin{tabular}{")[1].split("}\n")[0]
     assert spec[place] == "r"
+
+
+def test_the_notes_say_what_the_headings_mean():
+    notes = " ".join(footnotes(aggregate(scores([0.8, 0.9], trial_id="r"))))
+    for word in ("Support:", "Trial:", "Share below 0.9:", "p95:", "Dice@256:", "HD:"):
+        assert word in notes
