@@ -41,6 +41,8 @@ class StepLoss(L.Callback):
         self._step, mean, self._parts = trainer.global_step, self._parts, None
         if trainer.world_size > 1:
             # Not Lightning's reduce, whose barrier would let a GPU wait at every step.
+            # A copy: other callbacks read the process's own loss.
+            mean = mean.clone()
             torch.distributed.all_reduce(mean)
             mean = mean / trainer.world_size
         self._mean = mean

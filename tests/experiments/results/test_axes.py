@@ -79,7 +79,7 @@ def test_rows_go_by_amount_segmenter_condition_and_the_best_is_over_all():
     assert "| real only | unet | – | 20 |" in to_markdown([whole], notes=[])
     assert "real only & unet &  & 20 &" in to_latex([whole], notes=[])
     page = page_of(results, per_image, statistics=PLAIN)
-    assert "<th>segmenter</th>" in page
+    assert '<th scope="col">segmenter</th>' in page
     assert "Segmenters on the same real images" in page
     text = spread_table(per_image)
     assert text["segmenter"].tolist().count("unet") == 4

@@ -55,7 +55,7 @@ def test_intervals_are_headed_by_their_level():
     for rows in difference_tables(all_contrasts(per_image, statistics=at)).values():
         assert "90 % CI" in rows[0]
     page = page_of(results, per_image, statistics=at)
-    assert "<th>90 % CI</th>" in page
+    assert '<th scope="col">90 % CI</th>' in page
     assert "90 % interval</th>" in page
     assert "95 % interval</th>" not in page
 
