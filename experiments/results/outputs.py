@@ -35,6 +35,9 @@ COMPARISON = ("table_paper.md", "table_paper.tex", "table_paper.csv")
 COMPARISON += ("figure_paper.png", "figure_paper.pdf")
 """Written beside them where the paper has numbers to compare with."""
 
+_WHOLE = ("support", "seed", "generator_seed", "fold", "draw", "trimester", "steps")
+"""Columns of whole numbers, beside those that begin with `n_`."""
+
 
 def collect_per_image(sweep: Sweep) -> pd.DataFrame:
     """Rows of every scored trial and control, with their axes; may be empty."""
@@ -103,10 +106,20 @@ def write_tables_csv(sweep: Sweep, folder: Path) -> tuple[pd.DataFrame, pd.DataF
     per_image = collect_per_image(sweep)
     aggregated = aggregate(per_image, n_boot=sweep.config.statistics.bootstrap_samples)
     results = add_trials(aggregated, trials=collect_trials(sweep))
-    write_atomic(folder / "per_image.csv", per_image.to_csv(index=False))
-    write_atomic(folder / "results.csv", results.to_csv(index=False))
+    write_atomic(folder / "per_image.csv", csv_text(per_image))
+    write_atomic(folder / "results.csv", csv_text(results))
     output = sweep.config.evaluation.output
     return choose_output(per_image, output), choose_output(results, output)
+
+
+def csv_text(rows: pd.DataFrame) -> str:
+    """As CSV; whole numbers stay whole where some are missing, as those of controls are."""
+    whole = {
+        name: "Int64"
+        for name in rows.select_dtypes("float")
+        if (name in _WHOLE or name.startswith("n_")) and (rows[name].dropna() % 1 == 0).all()
+    }
+    return rows.astype(whole).to_csv(index=False)
 
 
 def write_outputs(sweep: Sweep, console: Console, *, log: Callable[..., str | None]) -> None:
