@@ -49,6 +49,8 @@ _FILLS: tuple[Mapping[str, object], ...] = (
     *({"fillstyle": side, "markerfacecoloralt": "white", "markersize": 6} for side in _SIDES),
 )
 """Markers of the first generator of a figure, of the second..."""
+DOTS_PER_INCH = 200
+"""Of a PNG."""
 _LEGEND_IN, _MARK_IN, _LEGEND_LETTERS_PER_INCH = 0.24, 0.6, 16
 """Height of a line of the legend, width of a mark with the space around, and letters of a name."""
 _SINGLE_IN, _BESIDE_IN = (3.0, 2.9), (4.1, 3.1)
@@ -195,7 +197,7 @@ def _set_x_axis(axis: Axes, panel: Panel, *, x: Sequence[float]) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """Render a figure as PNG without the software's name or a date."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -26,6 +26,7 @@ from experiments.results.cells import cells
 from experiments.results.choosing import choice_table
 from experiments.results.contrasts import Contrasts, comparisons, level_text, primary_rows, verdict
 from experiments.results.findings import finding, interval, size
+from experiments.results.panels import DOTS_PER_INCH
 from experiments.results.pictures import PREDICTION_RGB, REFERENCE_RGB, encode_png
 from experiments.results.rows import generator_alone, with_defaults
 from experiments.results.spreads import spread_table
@@ -36,6 +37,7 @@ from experiments.results.verdict import comparison_table, verdict_sentences
 HC18_ATTRIBUTION = f"{HC18_LICENCE} Pictures here are resized and carry outlines."
 PHANTOM_BANNER = "Procedural phantoms: the numbers say nothing about patients."
 _LONGEST_SIDE_PX = 520
+_SHOWN_PER_INCH = 130
 _LONG_TEXT = 60
 
 
@@ -79,6 +81,7 @@ def render_report(
     )
     environment.filters |= {"data_uri": data_uri, "cell": cell_text, "label": condition_label}
     environment.filters |= {"words": wordy_columns, "strip": interval_strip}
+    environment.filters |= {"chart_width": chart_width_px}
     kind = content["data_kind"]
     return environment.get_template("report.html.j2").render(
         content=defaultdict(tuple, content),
@@ -101,6 +104,12 @@ def render_report(
         attributions=[HC18_ATTRIBUTION] if kind == "hc18" else [],
         colors={"reference": REFERENCE_RGB, "prediction": PREDICTION_RGB},
     )
+
+
+def chart_width_px(png: bytes) -> int:
+    """Width of a drawn figure on the page, so that letters are of one size in all of them."""
+    width_px = int.from_bytes(png[16:20], "big")  # PNG's header
+    return round(width_px / DOTS_PER_INCH * _SHOWN_PER_INCH)
 
 
 def data_uri(image: NDArray[np.uint8] | bytes) -> str:

@@ -145,7 +145,7 @@ def trained_on(datamodule, *, training=True) -> list[dict]:
     """The training's batches as a Trainer hands them over."""
     datamodule.trainer = None
     batches = list(ready(datamodule).train_dataloader())
-    datamodule.trainer = SimpleNamespace(training=training)
+    datamodule.trainer = SimpleNamespace(training=training, max_epochs=1)
     return [datamodule.on_after_batch_transfer(batch, 0) for batch in batches]
 
 

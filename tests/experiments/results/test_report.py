@@ -6,13 +6,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from results_parts import page_of
 from test_tables import sweep
 
+from experiments.results.panels import png_bytes
 from experiments.results.pictures import encode_png
 from experiments.results.report import (
     Picture,
     budgets,
+    chart_width_px,
     control_sentences,
     data_uri,
     status_line,
@@ -255,3 +258,10 @@ def test_tables_are_read_by_keyboard_and_screen_reader_and_fit_a_printed_page():
     assert "></th>" not in text
     assert text.count('class="scroll"') == text.count('class="scroll" tabindex="0" role="region"')
     assert "@page { size: A4 landscape" in text
+
+
+def test_letters_of_all_charts_are_of_one_size():
+    narrow, wide = (
+        png_bytes(Figure(figsize=(width_in, 1), layout="constrained")) for width_in in (4, 8)
+    )
+    assert chart_width_px(narrow) == chart_width_px(wide) / 2 == 520
