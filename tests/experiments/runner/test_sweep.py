@@ -1,6 +1,7 @@
 """Whole sweeps at toy size, from the command line: outputs, reuse, failure, kill and resume."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from wandb_parts import inspect
 
 from datamodules.synthetic import write_pair
 from experiments.config.conditions import CONTROLS
+from experiments.config.paths import ROOT
 
 OUTPUTS = [
     "results.csv",
@@ -55,6 +57,18 @@ def test_every_output_is_there_and_named_on_the_last_screen(toy):
     assert "toy/report.html" in printed
     assert "train, 2 validation and 4 test images; 4 trials in" in printed
     assert "W&B: offline (not logged in)" in printed
+
+
+def test_the_columns_of_the_files_are_those_of_their_document(toy):
+    _, store, _ = toy
+    shared, per_image, results = (ROOT / "docs" / "columns.md").read_text().split("| meaning |")[1:]
+    documented = [
+        re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", part, flags=re.M)))
+        for part in (shared, per_image, results)
+    ]
+    for name, own in (("per_image.csv", documented[1]), ("results.csv", documented[2])):
+        columns = pd.read_csv(store / "toy" / name, nrows=0).columns
+        assert sorted(columns) == sorted(documented[0] + own)
 
 
 def test_results_have_a_row_per_trial_and_prompt_and_the_controls(toy):
